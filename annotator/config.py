@@ -1,0 +1,132 @@
+"""Configurations: typed, strict, found by name in the package or by path.
+
+A YAML file sets fields of one dataclass. An unknown key or a value of the wrong kind is a `UserError` that
+names the key and what it may be.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from annotator.errors import UserError
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class AmvurConfig:
+    """Section 3.3; the switches of Table 5."""
+
+    kind: Literal["attention", "fully_connected"] = "attention"  # Table 5 A is fully connected
+    cross_attention: bool = True
+    self_attention: bool = True
+    positional: Literal["template", "index"] = "template"  # Table 5 B and C: index
+    tokens: int = 195  # vertices that are tokens; 0 = every vertex, as the paper writes it
+    upsampling: Literal["fixed", "learned"] = "fixed"  # from tokens to vertices
+    width: int = 128  # d of formulas (9) and (10)
+    heads: int = 1
+    # sigma_J^2 from sigma_V^2: the paper's, or as if neighbouring vertices erred alike.
+    joint_variance: Literal["independent", "shared"] = "independent"
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """Weak perspective, section 3.1."""
+
+    # Off: V and J3 are in camera axes already, so r would be a second global rotation.
+    rotation: bool = False
+    annotation_noise: float = 0.01  # std of a 2D label, crop half-sides; the floor of Sigma_2
+
+
+@dataclass(frozen=True)
+class TextureConfig:
+    """Section 3.4; the switch of Table 6."""
+
+    kind: Literal["occlusion_aware", "global", "none"] = "occlusion_aware"  # "global" is Table 6's HAND
+    # Beside the first convolution's features, sample the photo's own colours, and start from them.
+    photo_colour: bool = True
+    tokens: int = 195  # keys of the self-attention; 0 = every vertex
+    width: int = 64
+    raster_px: int = 128  # side of the image in which vertices see or hide each other
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Everything the network's shape depends on, apart from the hand model's own size."""
+
+    backbone: str = "efficientnet_b0"
+    imagenet: bool = False  # start the backbone from public ImageNet weights, where they can be reached
+    crop_px: int = 128
+    variant: Literal["prior_net", "amvur", "both"] = "both"  # the three rows of Tables 1 and 2
+    amvur: AmvurConfig = field(default_factory=AmvurConfig)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    texture: TextureConfig = field(default_factory=TextureConfig)
+    seed: int = 0  # of the weights before training
+
+
+def from_dict(kind: type[Config], values: Any, where: str) -> Config:
+    """Build a configuration dataclass from parsed YAML or JSON; `where` names it in errors.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong kind.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected keys and values, found {values!r}")
+    hints = get_type_hints(kind)
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}"
+            raise UserError(f"{where}: unknown key '{key}'; {hint}")
+    built = {}
+    for key, value in values.items():
+        hint = hints[key]
+        if is_dataclass(hint):
+            built[key] = from_dict(hint, value, f"{where}: {key}")  # type: ignore[arg-type]
+            continue
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                raise UserError(f"{where}: {key} is {value!r}, may be {', '.join(map(str, get_args(hint)))}")
+        elif hint is float and type(value) is int:
+            value = float(value)
+        elif type(value) is not hint:
+            raise UserError(f"{where}: {key} is {value!r}, must be {hint.__name__}")
+        built[key] = value
+    return kind(**built)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The inverse of `from_dict`."""
+    return asdict(config)
+
+
+def config_folder() -> Path:
+    """Where the shipped configurations lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def read_config(kind: type[Config], group: str, name: str) -> Config:
+    """Read `configs/GROUP/NAME.yaml`, or the YAML file `name` is a path to.
+
+    Raises:
+        UserError: no such configuration, not YAML, or wrong inside.
+    """
+    shipped = config_folder() / group
+    path = Path(name) if name.endswith((".yaml", ".yml")) else shipped / f"{name}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(p.relative_to(shipped).with_suffix("").as_posix() for p in shipped.rglob("*.yaml")))
+        raise UserError(f"no configuration '{name}': give a path to a .yaml file, or one of {names}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"{path}: not YAML ({first_line})") from None
+    return from_dict(kind, {} if values is None else values, str(path))

@@ -1,0 +1,155 @@
+"""The frames of the project and every map between them: photo, crop, camera.
+
+- **Photo**: pixels after EXIF rotation, x right, y down; pixel centres lie at half integers, so the
+  photo covers [0, width] x [0, height].
+- **Crop**: the square cut around a hand, -1 to 1 on both axes, x right, y down. A left hand's crop is
+  mirrored (x changes sign), because the network knows right hands only.
+- **Camera**: x right, y down, z forward, millimetres. Hands are wrist-relative here.
+
+A weak-perspective camera maps camera to crop: `J2 = s * (Rot(r) J3)_xy + t` (paper, section 3.1).
+Functions take NumPy arrays unless they say "tensors"; leading dimensions broadcast.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+if TYPE_CHECKING:  # decoders use this file, and start seconds sooner without torch
+    from torch import Tensor
+
+Floats = NDArray[np.floating]
+
+#: What a crop shows beyond the photo's edge: ImageNet's mean colour, the network's zero.
+OUTSIDE_RGB = (124, 116, 104)
+
+#: A focal length nobody gave, as a multiple of the photo's longer side: an ordinary phone for a whole
+#: scene; longer where the photo itself is the crop, which was cut from a wider view (at 1.2 a hand that
+#: fills the photo would stand 25 cm from the lens).
+ASSUMED_FOCAL_SCENE = 1.2
+ASSUMED_FOCAL_CROP = 5.0
+
+
+class CropFrame(NamedTuple):
+    """Where square crops lie in their photos: B crops, or one (then the fields have no B)."""
+
+    centre_px: Floats  # (B, 2)
+    half_side_px: Floats  # (B,)
+    mirrored: NDArray[np.bool_]  # (B,) true where the crop's x axis points left in the photo
+
+    def flipped(self) -> CropFrame:
+        """The mirror image of each crop, in the same place."""
+        return self._replace(mirrored=~np.asarray(self.mirrored))
+
+    def crop_from_photo(self, points_px: ArrayLike) -> Floats:
+        """Photo pixels (B, N, 2) to crop coordinates (B, N, 2)."""
+        points = np.asarray(points_px, np.float64)
+        half_side = np.asarray(self.half_side_px)[..., None, None]
+        return (points - np.asarray(self.centre_px)[..., None, :]) / half_side * self._sign()
+
+    def photo_from_crop(self, points: ArrayLike) -> Floats:
+        """Crop coordinates (B, N, 2) to photo pixels (B, N, 2)."""
+        half_side = np.asarray(self.half_side_px)[..., None, None]
+        return np.asarray(points) * self._sign() * half_side + np.asarray(self.centre_px)[..., None, :]
+
+    def _sign(self) -> Floats:
+        x = np.where(self.mirrored, -1.0, 1.0)
+        return np.stack([x, np.ones_like(x)], -1)[..., None, :]
+
+
+def square_around(box_xyxy: ArrayLike, padding: float) -> CropFrame:
+    """The square crop around a box (4,) in photo pixels, its side `padding` times the box's longer side."""
+    x0, y0, x1, y1 = np.asarray(box_xyxy, np.float64)
+    half_side = max(x1 - x0, y1 - y0) / 2 * padding
+    return CropFrame(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), np.float64(half_side), np.bool_(False))
+
+
+def cut(pixels: NDArray[np.uint8], frame: CropFrame, crop_px: int, photo_width: int) -> NDArray[np.uint8]:
+    """Resample one crop: (crop_px, crop_px, 3) uint8, `OUTSIDE_RGB` beyond the photo's edge, never mirrored.
+
+    `pixels` (H, W, 3) may be a scaled-down photo; `frame` is in pixels of the full one, `photo_width` wide.
+    """
+    height, width = pixels.shape[:2]
+    scale = width / photo_width
+    cx, cy = np.asarray(frame.centre_px) * scale
+    half = float(frame.half_side_px) * scale
+    box = (cx - half, cy - half, cx + half, cy + half)
+    left, top, right, bottom = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
+    inside = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
+    if (left, top, right, bottom) == inside:
+        canvas = Image.fromarray(pixels)
+    else:
+        canvas = Image.new("RGB", (right - left, bottom - top), OUTSIDE_RGB)
+        if inside[0] < inside[2] and inside[1] < inside[3]:
+            part = pixels[inside[1] : inside[3], inside[0] : inside[2]]
+            canvas.paste(Image.fromarray(np.ascontiguousarray(part)), (inside[0] - left, inside[1] - top))
+        box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    # Pillow's resize widens its filter when it shrinks, so that small crops of big photos don't alias.
+    return np.asarray(canvas.resize((crop_px, crop_px), Image.Resampling.BILINEAR, box=box))
+
+
+def project_weak(points_mm: Tensor, scale: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
+    """Tensors: camera (B, N, 3) to crop (B, N, 3), keeping a depth in the same unit as x and y.
+
+    `scale` (B,) in crop half-sides per millimetre, `rotation` (B, 3, 3), `translation` (B, 2) in crop
+    half-sides. x and y are the paper's `s * (Rot(r) J)_xy + t`; z is `s * (Rot(r) J)_z`, smaller is nearer.
+    """
+    turned = points_mm @ rotation.transpose(-1, -2) * scale[:, None, None]
+    offset = turned.new_zeros(len(turned), 1, 3)
+    offset[:, 0, :2] = translation
+    return turned + offset
+
+
+def mirror_points(points: Floats) -> Floats:
+    """The mirror image in the plane x = 0, of points in camera or crop axes (..., 2 or 3)."""
+    mirrored = np.array(points)
+    mirrored[..., 0] *= -1
+    return mirrored
+
+
+def mirror_rotvec(rotvec: Floats) -> Floats:
+    """The rotation (..., 3) that does to mirrored points what `rotvec` does to the points themselves."""
+    return np.asarray(rotvec) * np.array([1.0, -1.0, -1.0])
+
+
+def assumed_focal_px(width: int, height: int, photo_is_crop: bool) -> float:
+    """A focal length for a photo that came with none (photo pixels)."""
+    return max(width, height) * (ASSUMED_FOCAL_CROP if photo_is_crop else ASSUMED_FOCAL_SCENE)
+
+
+def camera_translation(points_mm: Floats, points_px: Floats, focal_px: Floats, centre_px: Floats) -> Floats:
+    """`cam_t_mm` (B, 3): where the wrist stands before a pinhole camera.
+
+    The translation under which `points_mm` (B, N, 3) project closest to `points_px` (B, N, 2): of
+    `focal (x + tx) = u (z + tz)` with `u` measured from the principal point `centre_px` (B, 2), the least-squares
+    solution, refined once with the depths it found so that what is minimised is pixels.
+    """
+    focal = np.asarray(focal_px, np.float64)[:, None]
+    uv = np.asarray(points_px, np.float64) - np.asarray(centre_px)[:, None]
+    xyz = np.asarray(points_mm, np.float64)
+    batch, count = uv.shape[:2]
+    design = np.zeros((batch, count, 2, 3))
+    design[..., 0, 0] = design[..., 1, 1] = focal
+    design[..., 2] = -uv
+    target = uv * xyz[..., 2:] - focal[..., None] * xyz[..., :2]
+    weight = np.ones((batch, count, 1))
+    translation = np.zeros((batch, 3))
+    for _ in range(3):
+        a = (design * weight[..., None]).reshape(batch, -1, 3)
+        b = (target * weight).reshape(batch, -1, 1)
+        normal = a.transpose(0, 2, 1) @ a
+        translation = np.linalg.solve(normal, a.transpose(0, 2, 1) @ b)[..., 0]
+        depth = np.maximum(xyz[..., 2:] + translation[:, None, 2:], 1.0)
+        weight = depth.mean(1, keepdims=True) / depth
+    return translation
+
+
+def project_pinhole(points_mm: Floats, cam_t_mm: Floats, focal_px: Floats, centre_px: Floats) -> Floats:
+    """Camera points (B, N, 3), moved by `cam_t_mm` (B, 3), to photo pixels (B, N, 2)."""
+    moved = np.asarray(points_mm) + np.asarray(cam_t_mm)[:, None]
+    focal = np.asarray(focal_px)[:, None, None]
+    return focal * moved[..., :2] / moved[..., 2:] + np.asarray(centre_px)[:, None]

@@ -1,0 +1,170 @@
+"""Labels, schema version 1: one row per hand, plain Arrow types, the same whoever reads them.
+
+Fixed-size lists with plain element types, so that pandas, polars, DuckDB and Hugging Face `datasets` read the
+files as they are. Big columns are rounded to a power of two of a millimetre and stored
+byte-stream-split under zstd: equal high bytes then lie together.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA_VERSION = 1
+
+STATUSES = ("ok", "no_hand", "unreadable", "failed")
+
+#: Closed list of `reason`: null for ok, else why there is no hand in this row.
+REASONS = (
+    *("missing", "no_permission", "empty", "not_a_photo", "truncated", "corrupt", "too_large", "unsupported"),
+    *("no_hand_found", "internal_error"),
+)
+
+BOX_SOURCES = ("detector", "list", "photo")
+
+#: What is rounded to which power of two (millimetres or pixels); at most half of it is lost.
+ROUNDING = {
+    "vertices_mm": 1 / 16,
+    "vertices_std_mm": 1 / 8,
+    "joints3d_mm": 1 / 16,
+    "joints3d_std_mm": 1 / 16,
+    "joints2d_px": 1 / 16,
+    "joints2d_std_px": 1 / 16,
+}
+
+#: Floats whose bytes compress better apart; the path is the one Parquet gives to nested lists.
+_SPLIT = tuple(f"{name}.list.element.list.element" for name in ROUNDING)
+
+CAMERA = pa.struct(
+    [
+        ("scale", pa.float32()),  # crop half-sides per millimetre
+        ("rotation", pa.list_(pa.float32(), 3)),  # axis-angle, radians
+        ("translation", pa.list_(pa.float32(), 2)),  # crop half-sides
+        ("cam_t_mm", pa.list_(pa.float32(), 3)),
+        ("focal_px", pa.float32()),
+        ("focal_source", pa.string()),  # given or assumed
+    ]
+)
+
+
+def label_schema(vertex_count: int, metadata: Mapping[str, str] | None = None) -> pa.Schema:
+    """The columns of a label file for a hand of V vertices; `metadata` goes into the file's own."""
+    xyz = pa.list_(pa.float32(), 3)
+    joints3d = pa.list_(xyz, 21)
+    joints2d = pa.list_(pa.list_(pa.float32(), 2), 21)
+    vertices = pa.list_(xyz, vertex_count)
+    return pa.schema(
+        [
+            ("image_uri", pa.string()),
+            ("image_id", pa.string()),
+            ("frame_index", pa.int32()),
+            ("frame_time_s", pa.float64()),
+            ("hand_index", pa.int8()),
+            ("status", pa.string()),
+            ("reason", pa.string()),
+            ("error", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("box_xyxy", pa.list_(pa.float32(), 4)),
+            ("box_source", pa.string()),
+            ("crop_xyxy", pa.list_(pa.float32(), 4)),
+            ("is_right", pa.bool_()),
+            ("side_score", pa.float32()),
+            ("detection_score", pa.float32()),
+            ("joints3d_mm", joints3d),
+            ("joints3d_std_mm", joints3d),
+            ("joints2d_px", joints2d),
+            ("joints2d_std_px", joints2d),
+            ("vertices_mm", vertices),
+            ("vertices_std_mm", vertices),
+            ("pose", pa.list_(pa.float32(), 48)),
+            ("betas", pa.list_(pa.float32(), 10)),
+            ("camera", CAMERA),
+            ("vertex_rgb", pa.list_(pa.list_(pa.uint8(), 3), vertex_count)),
+            ("vertex_visible", pa.list_(pa.bool_(), vertex_count)),
+            ("visible_fraction", pa.float32()),
+            ("joint_std_mm", pa.float32()),
+            ("max_joint_std_mm", pa.float32()),
+            ("vertex_std_mm", pa.float32()),
+        ],
+        metadata=dict(metadata or {}),
+    )
+
+
+def labels_to_table(
+    rows: Sequence[Mapping[str, Any]], hands: Mapping[str, Any], hand_rows: Sequence[int], schema: pa.Schema
+) -> pa.Table:
+    """Rows of photos joined with the hands found in some of them.
+
+    Args:
+        rows: one mapping a row, scalar columns only; an absent column is null.
+        hands: column to an array over hands (n, ...), or None for a column the model does not give; `camera` to a
+            mapping of its fields.
+        hand_rows: the row of each hand. Columns of `hands` are null in every other row.
+        schema: from `label_schema`. Values are rounded as `ROUNDING` says.
+    """
+    missing = np.ones(len(rows), bool)
+    missing[list(hand_rows)] = False
+    columns = []
+    for field in schema:
+        if field.name in hands:
+            values = _rounded(hands[field.name], ROUNDING.get(field.name))
+            columns.append(_scattered(values, field.type, np.asarray(hand_rows, np.int64), missing))
+        else:
+            columns.append(pa.array([row.get(field.name) for row in rows], field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _rounded(values: Any, step: float | None) -> Any:
+    if step is None or values is None:
+        return values
+    rounded = np.multiply(values, np.float32(1 / step), dtype=np.float32)
+    np.rint(rounded, out=rounded)
+    rounded *= np.float32(step)
+    return rounded
+
+
+def _scattered(values: Any, kind: pa.DataType, hand_rows: np.ndarray, missing: np.ndarray) -> pa.Array:
+    """An Arrow array over rows from values over hands: plain, nested fixed-size lists, or a struct of those."""
+    if values is None:
+        return pa.nulls(len(missing), kind)
+    if pa.types.is_struct(kind):
+        parts = [_scattered(values[f.name], f.type, hand_rows, missing) for f in kind]
+        return pa.StructArray.from_arrays(parts, fields=list(kind), mask=pa.array(missing))
+    if pa.types.is_string(kind):
+        by_row: list[str | None] = [None] * len(missing)
+        for row, value in zip(hand_rows, values, strict=True):
+            by_row[row] = value
+        return pa.array(by_row, kind)
+    sizes, element = [], kind
+    while pa.types.is_fixed_size_list(element):
+        sizes.append(element.list_size)
+        element = element.value_type
+    dense = np.zeros((len(missing), *sizes), element.to_pandas_dtype())
+    dense[hand_rows] = values
+    if not sizes:
+        return pa.array(dense, kind, mask=missing)
+    array = pa.array(dense.reshape(-1))
+    for size in reversed(sizes[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    return pa.FixedSizeListArray.from_arrays(array, type=kind, mask=pa.array(missing))
+
+
+def encode_table(table: pa.Table) -> bytes:
+    """The bytes of a Parquet file; the same table gives the same bytes."""
+    split = [path for path in _SPLIT if path.split(".")[0] in table.column_names]
+    dictionary = ["status", "reason", "box_source", "camera.focal_source"]
+    sink = io.BytesIO()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        use_dictionary=[name for name in dictionary if name.split(".")[0] in table.column_names],
+        use_byte_stream_split=split,
+    )
+    return sink.getvalue()

@@ -1,0 +1,110 @@
+"""Writing whole files: a reader sees all of a file or none of it, on disk and on any fsspec URL."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import fsspec
+
+from annotator.errors import UserError
+
+
+def is_local(url: str) -> bool:
+    """Whether a path or URL is on this machine's disks."""
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> Path:
+    """The path behind a local path or `file://` URL."""
+    return Path(url.removeprefix("file://"))
+
+
+def join(folder: str, *parts: str) -> str:
+    """A path or URL below a folder."""
+    return "/".join([folder.rstrip("/"), *parts])
+
+
+def write_whole(url: str, data: bytes, scratch: str | None = None) -> None:
+    """Write a file in one step: on disk a rename, elsewhere one put of bytes that are complete already.
+
+    Args:
+        url: where to.
+        data: all of it.
+        scratch: on disk, the folder for the unfinished file, on the same file system; beside `url` if none.
+    """
+    if not is_local(url):
+        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem.pipe_file(path, data)
+        return
+    target = local_path(url)
+    folder = local_path(scratch) if scratch else target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, unfinished = tempfile.mkstemp(dir=folder, prefix=f".{target.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files only their owner can read; labels are for whoever the folder is for.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(unfinished).chmod(0o666 & ~umask)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Path(unfinished).replace(target)
+    except BaseException:
+        Path(unfinished).unlink(missing_ok=True)
+        raise
+
+
+def read_range(url: str, start: int, length: int) -> bytes:
+    """`length` bytes of a file from `start`."""
+    if is_local(url):
+        with local_path(url).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return filesystem.cat_file(path, start=start, end=start + length)
+
+
+def read_whole(url: str) -> bytes | None:
+    """A file's bytes, None where there is no such file."""
+    try:
+        with fsspec.open(url, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def names_in(folder: str) -> set[str]:
+    """Names of the entries of a folder; none where it does not exist."""
+    if is_local(folder):
+        path = local_path(folder)
+        return {entry.name for entry in os.scandir(path)} if path.is_dir() else set()
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    try:
+        return {name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
+    except FileNotFoundError:
+        return set()
+
+
+def check_writable(folder: str) -> None:
+    """Make a folder and try it.
+
+    Raises:
+        UserError: it can't be made, is a file, or can't be written to.
+    """
+    probe = join(folder, ".amvur-probe")
+    try:
+        if is_local(folder):
+            local_path(folder).mkdir(parents=True, exist_ok=True)
+        write_whole(probe, b"")
+        if is_local(folder):
+            local_path(probe).unlink()
+        else:
+            filesystem, path = fsspec.core.url_to_fs(probe)
+            filesystem.rm_file(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"can't write to '{folder}': {reason}; give a folder that can be written to") from None

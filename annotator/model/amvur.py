@@ -1,0 +1,112 @@
+"""AMVUR (section 3.3): attention-based mesh vertices uncertainty regression, the model-free half.
+
+Token of vertex i: `[g ; v0_i]`, of joint k: `[g ; j0_k]`, where v0 and j0 are the template at zero pose and
+shape (the positional encoding). Vertices ask joints, then vertices ask vertices, each with a residual:
+
+    A = softmax(Q_V K_J^T / sqrt(d)),   F'  = A U_J  + F_V      (9)
+    S = softmax(Q_F' K_F'^T / sqrt(d)), F'' = S U_F' + F'       (10)
+
+Two MLPs give mu_V and log sigma_V^2 of q(V | I) = N(mu_V, sigma_V^2). Joints follow through R:
+mu_J = R mu_V and sigma_J^2 = (R * R) sigma_V^2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from annotator.config import AmvurConfig
+from annotator.hand.layer import HandLayer
+from annotator.hand.model import HandModel
+from annotator.hand.regressor import coarse_tokens
+from annotator.model.attention import Attention, Tokens
+from annotator.model.prior_net import mean_hand
+
+#: What an untrained network believes of its error; the mean hand is about this far off.
+START_STD_MM = 20.0
+
+
+@dataclass
+class Gaussian:
+    """N(mean, std^2) per coordinate, millimetres, camera axes, wrist-relative."""
+
+    mean_mm: Tensor  # (B, N, 3)
+    std_mm: Tensor  # (B, N, 3)
+
+
+def joints_from_vertices(vertices: Gaussian, R: Tensor, joint_variance: str) -> Gaussian:
+    """q(J3 | I) from q(V | I): mean R mu_V, variance (R * R) sigma_V^2 (section 3.1).
+
+    The paper's variance ("independent") takes neighbouring vertices' errors as independent and comes out
+    several times too small; "shared" takes them as equal: sigma_J = |R| sigma_V.
+    """
+    if joint_variance == "independent":
+        return Gaussian(R @ vertices.mean_mm, (R.square() @ vertices.std_mm.square()).clamp_min(1e-12).sqrt())
+    return Gaussian(R @ vertices.mean_mm, R.abs() @ vertices.std_mm)
+
+
+class Amvur(nn.Module):
+    """Global feature g (B, feature_dim) to q(V | I) over all V vertices.
+
+    Tokens may be a subset of the vertices (`config.tokens`): then a linear map, fitted on posed meshes,
+    carries the offsets from tokens to vertices. mu_V is the mean hand plus what the MLP says in centimetres,
+    so that an untrained network gives the mean hand; it is wrist-relative by construction.
+    """
+
+    def __init__(self, feature_dim: int, hand: HandModel, layer: HandLayer, config: AmvurConfig) -> None:
+        super().__init__()
+        self.config = config
+        start = mean_hand(layer, hand)
+        self.register_buffer("start_mm", start.vertices_mm[0].detach(), persistent=False)
+        self.register_buffer("R", torch.as_tensor(hand.joint_regressor), persistent=False)
+        token_vertices, upsample = coarse_tokens(hand, config.tokens or hand.vertex_count)
+        upsample_t = torch.as_tensor(upsample)
+        # Log standard deviations must not overshoot: their map has no negative weights.
+        spread = upsample_t.clamp_min(0)
+        self.register_buffer("spread", spread / spread.sum(1, keepdim=True), persistent=False)
+        if config.upsampling == "learned":
+            self.upsample = nn.Parameter(upsample_t)
+        else:
+            self.register_buffer("upsample", upsample_t, persistent=False)
+        count = len(token_vertices)
+        if config.kind == "fully_connected":
+            self.direct = nn.Sequential(nn.Linear(feature_dim, 512), nn.ReLU(), nn.Linear(512, count * 6))
+            last = [self.direct[-1]]
+        else:
+            template = torch.as_tensor(hand.v_template)
+            joints = self.R @ template
+            # Decimetres from the wrist: numbers of the size that g's are.
+            places = (template[torch.as_tensor(token_vertices)] - joints[:1]) * 10
+            joint_places = (joints - joints[:1]) * 10
+            width = config.width
+            self.vertex_tokens = Tokens(feature_dim, places, width, config.positional)
+            if config.cross_attention:
+                self.joint_tokens = Tokens(feature_dim, joint_places, width, config.positional)
+                self.cross = Attention(width, config.heads)
+            if config.self_attention:
+                self.self_attention = Attention(width, config.heads)
+            self.mean = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
+            self.log_variance = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
+            last = [self.mean[-1], self.log_variance[-1]]
+        for linear in last:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, g: Tensor) -> Gaussian:
+        """G (B, feature_dim) -> q(V | I), (B, V, 3)."""
+        if self.config.kind == "fully_connected":
+            offsets, log_variance = self.direct(g).unflatten(-1, (-1, 6)).split(3, -1)
+        else:
+            features = self.vertex_tokens(g)  # F_V (B, T, width)
+            if self.config.cross_attention:
+                features = features + self.cross(features, self.joint_tokens(g))  # (9)
+            if self.config.self_attention:
+                features = features + self.self_attention(features, features)  # (10)
+            offsets, log_variance = self.mean(features), self.log_variance(features)
+        vertices_mm = self.start_mm + 10 * (self.upsample @ offsets.float())
+        vertices_mm = vertices_mm - self.R[:1] @ vertices_mm  # the wrist is the origin
+        # exp(7) is 33 m of standard deviation, exp(-7) 18 um: bounds for numbers, not for hands.
+        log_std = (self.spread @ log_variance.float()).clamp(-14, 14) / 2
+        return Gaussian(vertices_mm, START_STD_MM * log_std.exp())

@@ -1,0 +1,94 @@
+"""The weak-perspective camera C = (s, r, t) of section 3.1 and what it makes of q(J3): formula (6).
+
+`J2 = s (Rot(r) J3)_xy + t` in crop coordinates. Units inside the network: s in crop half-sides per
+decimetre, r in radians, t in crop half-sides, all of the size of 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import roma
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from annotator.config import CameraConfig
+from annotator.frames import project_weak
+from annotator.model.amvur import Gaussian
+from annotator.model.prior_net import PriorHand
+
+#: Standard deviation of p(C | I), the 1 of formula (4): a tenth of each of the units above.
+PRIOR_STD = 0.1
+
+#: How much of the crop the mean hand fills before training: crops are padded boxes.
+START_FILL = 0.8
+
+
+@dataclass
+class Camera:
+    """B weak-perspective cameras, Gaussian in each of their six numbers."""
+
+    scale_per_mm: Tensor  # (B,) crop half-sides per millimetre
+    rotvec: Tensor  # (B, 3) radians
+    translation: Tensor  # (B, 2) crop half-sides
+    std: Tensor  # (B, 6) of (s per decimetre, r, t)
+
+    def rotation(self) -> Tensor:
+        """(B, 3, 3), Rodrigues."""
+        return roma.rotvec_to_rotmat(self.rotvec)
+
+    def project(self, points_mm: Tensor) -> Tensor:
+        """Camera axes (B, N, 3) to crop coordinates and depth (B, N, 3)."""
+        return project_weak(points_mm, self.scale_per_mm, self.rotation(), self.translation)
+
+
+class CameraHead(nn.Module):
+    """g (B, feature_dim) to a camera.
+
+    Starts at the camera that puts the mean hand in the middle of the crop. With `constant_std` it is
+    prior-net's head, p(C | I) = N(head, 1); without, q(C | I) with a standard deviation of its own.
+    """  # noqa: D403
+
+    def __init__(
+        self, feature_dim: int, start: PriorHand, config: CameraConfig, constant_std: bool, width: int = 128
+    ) -> None:
+        super().__init__()
+        self.with_rotation = config.rotation
+        self.constant_std = constant_std
+        self.mlp = nn.Sequential(nn.Linear(feature_dim, width), nn.ReLU(), nn.Linear(width, 6 if constant_std else 12))
+        nn.init.zeros_(self.mlp[-1].weight)
+        nn.init.zeros_(self.mlp[-1].bias)
+        corners = torch.stack([start.vertices_mm[0].amin(0), start.vertices_mm[0].amax(0)])[:, :2]
+        scale_per_mm = 2 * START_FILL / (corners[1] - corners[0]).max()
+        scale = scale_per_mm * 100
+        translation = -corners.mean(0) * scale_per_mm
+        # softplus keeps s positive; this is its inverse.
+        raw = torch.cat([scale.expm1().log().view(1), torch.zeros(3), translation])
+        self.register_buffer("start", raw.detach(), persistent=False)
+
+    def forward(self, g: Tensor) -> Camera:
+        """G (B, feature_dim) -> B cameras."""
+        out = self.mlp(g).float()
+        mean = out[:, :6] + self.start
+        rotvec = mean[:, 1:4] if self.with_rotation else torch.zeros_like(mean[:, 1:4])
+        std = torch.full_like(mean, PRIOR_STD) if self.constant_std else PRIOR_STD * (out[:, 6:].clamp(-14, 14) / 2).exp()
+        if not self.with_rotation:
+            std = std * torch.tensor([1.0, 0, 0, 0, 1, 1], device=std.device)
+        return Camera(softplus(mean[:, 0]) / 100, rotvec, mean[:, 4:], std)
+
+
+def joints2d_covariance(joints: Gaussian, camera: Camera, annotation_noise: float) -> Tensor:
+    """Sigma_2 of formula (6): (B, 21, 2, 2), crop half-sides squared.
+
+    s^2 [Rot diag(sigma_J^2) Rot^T]_xy, the camera's own doubt to first order in s and t, and the noise of a
+    2D label. Doubt in r adds nothing here: its target is 0 under a tight prior.
+    """
+    rotation = camera.rotation()
+    rows = camera.scale_per_mm[:, None, None] * rotation[:, :2]  # (B, 2, 3)
+    covariance = torch.einsum("bik,bnk,bjk->bnij", rows, joints.std_mm.square(), rows)
+    xy_dm = (joints.mean_mm @ rotation.transpose(-1, -2))[..., :2] / 100
+    variance = camera.std.square()
+    covariance = covariance + variance[:, :1, None, None] * xy_dm[..., :, None] * xy_dm[..., None, :]
+    diagonal = variance[:, 4:] + annotation_noise**2  # (B, 2)
+    return covariance + torch.diag_embed(diagonal)[:, None]

@@ -1,0 +1,200 @@
+"""Checkpoints: one safetensors file whose header carries everything else as JSON.
+
+The header's `amvur` entry holds the format version, the network's configuration, the hand model's id, how
+far it was trained, and the calibration of its uncertainties. One file can't lose its other half, and nothing
+in it can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from annotator.config import NetworkConfig, from_dict, read_config, to_dict
+from annotator.errors import UserError
+from annotator.hand import HandModel, load_hand
+from annotator.model.network import Network
+from annotator.model.pretrained import try_pretrained
+
+CHECKPOINT_VERSION = 1
+
+#: A name that starts a network from its configuration alone: `untrained:NAME`.
+UNTRAINED = "untrained:"
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """Calibrated std = scale * std ** exponent, millimetres (2D: pixels of a unit crop half-side)."""
+
+    scale: float = 1.0
+    exponent: float = 1.0
+
+    def __call__(self, std: np.ndarray) -> np.ndarray:
+        """Any shape to the same shape."""
+        if self == PowerLaw():
+            return std
+        return self.scale * std**self.exponent
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Maps from the network's std to measured error, fitted on held-out data; `fitted_on` is null until then."""
+
+    vertices: PowerLaw = field(default_factory=PowerLaw)
+    joints3d: PowerLaw = field(default_factory=PowerLaw)
+    joints2d: PowerLaw = field(default_factory=PowerLaw)
+    fitted_on: str = ""
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself."""
+
+    network: NetworkConfig
+    hand_id: str
+    trained_steps: int = 0
+    calibration: Calibration = field(default_factory=Calibration)
+
+    @property
+    def trained(self) -> bool:
+        """False for weights that never saw a photo: their hand is the mean hand."""
+        return self.trained_steps > 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network ready to predict, its hand, and where both come from."""
+
+    network: Network
+    hand: HandModel
+    info: CheckpointInfo
+    id: str  # hash of the file's bytes
+
+    def to_bytes(self) -> bytes:
+        """The bytes of the safetensors file."""
+        return _to_bytes(self.network, self.info)
+
+
+def _to_bytes(network: Network, info: CheckpointInfo) -> bytes:
+    header = {
+        "version": CHECKPOINT_VERSION,
+        "network": to_dict(info.network),
+        "hand_id": info.hand_id,
+        "trained_steps": info.trained_steps,
+        "calibration": asdict(info.calibration),
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    return safetensors.torch.save(tensors, metadata={"amvur": json.dumps(header, sort_keys=True)})
+
+
+def _id(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def untrained(name: str, hand: str | None = None) -> Checkpoint:
+    """A network as its configuration starts it (`configs/network/NAME.yaml`): gives the mean hand.
+
+    Raises:
+        UserError: no such configuration, or no such hand.
+    """
+    config = read_config(NetworkConfig, "network", name)
+    model = load_hand(hand or "open")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = Network(config, model)
+    if config.imagenet:
+        try_pretrained(network.backbone, config.backbone)
+    info = CheckpointInfo(config, model.id)
+    return Checkpoint(network.eval(), model, info, _id(_to_bytes(network, info)))
+
+
+def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoint:
+    """Load a checkpoint by path or URL (`.safetensors`), or by name.
+
+    `default` is what ships with the package: until weights do, an untrained network. `untrained:NAME` starts
+    from a network configuration. `hand` is needed where the checkpoint was made with MANO (`mano:PATH`).
+
+    Raises:
+        UserError: no such file, a damaged one, one from a newer version, or one made with another hand model.
+    """
+    if name == "default":
+        return untrained("default", hand)
+    if name.startswith(UNTRAINED):
+        return untrained(name.removeprefix(UNTRAINED), hand)
+    if not name.endswith(".safetensors"):
+        raise UserError(
+            f"checkpoint '{name}': give a .safetensors file, 'default', or '{UNTRAINED}NAME' with a network configuration"
+        )
+    try:
+        with fsspec.open(name, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise UserError(f"checkpoint '{name}': there is no such file") from None
+    except OSError as error:
+        raise UserError(f"checkpoint '{name}': can't be read ({error.strerror or error})") from None
+    info = read_info(name, data)
+    model = load_hand(hand or _hand_of(name, info))
+    if model.id != info.hand_id:
+        raise UserError(
+            f"checkpoint '{name}' was made with hand model {info.hand_id}, but '{hand or 'open'}' is {model.id}: "
+            "give the hand it was made with (--hand)"
+        )
+    network = Network(info.network, model)
+    tensors = safetensors.torch.load(data)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise UserError(f"checkpoint '{name}': its weights don't fit its own configuration ({first})") from None
+    return Checkpoint(network.eval(), model, info, _id(data))
+
+
+def _hand_of(name: str, info: CheckpointInfo) -> str:
+    kind = info.hand_id.split("-")[0]
+    if kind != "open":
+        raise UserError(f"checkpoint '{name}' was made with hand model {info.hand_id}: give it with --hand {kind}:PATH")
+    return kind
+
+
+def read_info(name: str, data: bytes) -> CheckpointInfo:
+    """Parse a checkpoint's header; `name` is for errors.
+
+    Raises:
+        UserError: not a safetensors file, cut off, not made by amvur, or made by a newer one.
+    """
+    try:
+        # Checks the whole layout, lengths included, without copying a tensor.
+        safetensors.deserialize(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"checkpoint '{name}': damaged or cut off ({error})") from None
+    if "amvur" not in metadata:
+        raise UserError(f"checkpoint '{name}': safetensors, but not a checkpoint that amvur wrote")
+    header = json.loads(metadata["amvur"])
+    if header["version"] > CHECKPOINT_VERSION:
+        raise UserError(
+            f"checkpoint '{name}' has format version {header['version']}, this amvur reads up to {CHECKPOINT_VERSION}: "
+            "install a newer amvur"
+        )
+    return CheckpointInfo(
+        network=from_dict(NetworkConfig, header["network"], f"checkpoint '{name}': network"),
+        hand_id=header["hand_id"],
+        trained_steps=header["trained_steps"],
+        calibration=from_dict(Calibration, header["calibration"], f"checkpoint '{name}': calibration"),
+    )
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
+    """Write a checkpoint as one file, whole or not at all."""
+    from annotator.io.storage import write_whole
+
+    write_whole(str(path), checkpoint.to_bytes())

@@ -1,0 +1,116 @@
+"""The network: backbone, prior-net, AMVUR, camera, texture and side, joined (Figure 1 of the paper)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from annotator.config import NetworkConfig
+from annotator.hand.layer import HandLayer
+from annotator.hand.model import HandModel
+from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
+from annotator.model.backbone import build_backbone
+from annotator.model.camera import Camera, CameraHead, joints2d_covariance
+from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_hand
+from annotator.model.side import SideHead
+from annotator.model.texture import GlobalTexture, OcclusionAwareTexture
+from annotator.render import rasterize, visible_vertices
+
+
+@dataclass
+class Prediction:
+    """What the network says of B crops. Camera axes, wrist-relative millimetres; crop coordinates -1..1."""
+
+    vertices: Gaussian  # q(V | I), (B, V, 3); prior-net's own with its constant std in the prior_net variant
+    joints3d: Gaussian  # q(J3 | I), (B, 21, 3)
+    camera: Camera  # q(C | I)
+    joints2d: Tensor  # (B, 21, 2) crop
+    joints2d_covariance: Tensor  # (B, 21, 2, 2), Sigma_2, crop half-sides squared
+    prior: PriorHand | None  # p(V | I), p(J3 | I); None in the amvur variant
+    prior_camera: Camera | None  # p(C | I)
+    visible: Tensor  # (B, V) bool, not hidden by the hand itself
+    rgb: Tensor | None  # (B, V, 3) in 0..1; None without a texture
+    is_right: Tensor  # (B,) probability that the crop shows a right hand
+
+
+class Network(nn.Module):
+    """Crops of right hands in, hands out. `config.variant` picks the row of Tables 1 and 2."""
+
+    def __init__(self, config: NetworkConfig, hand: HandModel) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config.backbone)
+        feature_dim = self.backbone.feature_dim
+        layer = HandLayer(hand)
+        start = mean_hand(layer, hand)
+        if config.variant != "amvur":
+            self.prior_net = PriorNet(feature_dim, hand, layer)
+            self.prior_camera = CameraHead(feature_dim, start, config.camera, constant_std=True)
+        if config.variant != "prior_net":
+            self.amvur = Amvur(feature_dim, hand, layer, config.amvur)
+            self.camera = CameraHead(feature_dim, start, config.camera, constant_std=False)
+        self.side = SideHead(feature_dim)
+        self.texture: nn.Module | None = None
+        if config.texture.kind == "occlusion_aware":
+            self.texture = OcclusionAwareTexture(feature_dim, self.backbone.shallow_dim, hand, config.texture)
+        elif config.texture.kind == "global":
+            self.texture = GlobalTexture(feature_dim, hand)
+        self.register_buffer("faces", torch.as_tensor(hand.faces).long(), persistent=False)
+        self.register_buffer("R", torch.as_tensor(hand.joint_regressor), persistent=False)
+
+    def forward(self, images: Tensor) -> Prediction:
+        """Images (B, 3, crop_px, crop_px), RGB in 0..1, to a `Prediction` (its fields give the shapes)."""
+        g, X = self.backbone(images)
+        variant = self.config.variant
+        prior = self.prior_net(g) if variant != "amvur" else None
+        prior_camera = self.prior_camera(g) if variant != "amvur" else None
+        if variant == "prior_net":
+            assert prior is not None
+            vertices = Gaussian(prior.vertices_mm, torch.full_like(prior.vertices_mm, PRIOR_STD_MM))
+            joints3d = Gaussian(prior.joints3d_mm, torch.full_like(prior.joints3d_mm, PRIOR_STD_MM))
+            camera = prior_camera
+        else:
+            vertices = self.amvur(g)
+            joints3d = joints_from_vertices(vertices, self.R, self.config.amvur.joint_variance)
+            camera = self.camera(g)
+        joints2d = camera.project(joints3d.mean_mm)[..., :2]
+        covariance = joints2d_covariance(joints3d, camera, self.config.camera.annotation_noise)
+        points = camera.project(vertices.mean_mm)
+        visible = self._visible(points)
+        return Prediction(
+            vertices=vertices,
+            joints3d=joints3d,
+            camera=camera,
+            joints2d=joints2d,
+            joints2d_covariance=covariance,
+            prior=prior,
+            prior_camera=prior_camera,
+            visible=visible,
+            rgb=self._colour(images, X, g, points[..., :2], visible),
+            is_right=self.side(g),
+        )
+
+    @torch.no_grad()
+    def _visible(self, points: Tensor) -> Tensor:
+        fragments = rasterize(points.float(), self.faces, self.config.texture.raster_px)
+        return visible_vertices(fragments.face_ids, self.faces, points.shape[1])
+
+    def _colour(self, images: Tensor, X: Tensor, g: Tensor, points: Tensor, visible: Tensor) -> Tensor | None:
+        if self.texture is None:
+            return None
+        if isinstance(self.texture, GlobalTexture):
+            return self.texture(g)
+        return self.texture(images, X, g, points, visible)
+
+
+def draw_meshes(vertices: Gaussian, count: int, R: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw `count` meshes from q(V | I): (count, B, V, 3) millimetres, wrist-relative.
+
+    q is a product over coordinates, so each draw is as rough as the model is unsure; means over draws are not.
+    """
+    shape = (count, *vertices.mean_mm.shape)
+    noise = torch.randn(shape, generator=generator, device=vertices.mean_mm.device, dtype=vertices.mean_mm.dtype)
+    drawn = vertices.mean_mm + vertices.std_mm * noise
+    return drawn - R[:1] @ drawn

@@ -1,0 +1,76 @@
+"""Prior-net (sections 3.1 and 3.3): the model-based half, whose hand is the mean of p(V | I).
+
+`g` -> global rotation, pose, shape -> hand layer -> `V_p`, `J_p = R V_p`;
+p(V | I) = N(V_p, 1) and p(J3 | I) = N(J_p, 1), with centimetres as the unit of that 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import roma
+import torch
+from torch import Tensor, nn
+
+from annotator.hand.layer import HandLayer
+from annotator.hand.model import HandModel
+
+#: Turns the rest frame (fingers -x, palm -y) to an upright hand whose palm faces the camera.
+UPRIGHT = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+
+#: Standard deviation of p(V | I) and p(J3 | I), the 1 of formulas (3) and (5): a centimetre.
+PRIOR_STD_MM = 10.0
+
+
+@dataclass
+class PriorHand:
+    """What prior-net says of B hands; camera axes, wrist-relative."""
+
+    vertices_mm: Tensor  # (B, V, 3), V_p
+    joints3d_mm: Tensor  # (B, 21, 3), J_p = R V_p
+    rotations: Tensor  # (B, 16, 3, 3), the wrist's first, then MANO's joints
+    betas: Tensor  # (B, 10)
+
+    def pose(self) -> Tensor:
+        """(B, 48) absolute axis-angle, as labels hold it."""
+        return roma.rotmat_to_rotvec(self.rotations).flatten(1)
+
+
+class PriorNet(nn.Module):
+    """Global feature (B, feature_dim) to a parametric hand.
+
+    The global rotation is six numbers made orthonormal (no jump anywhere, unlike axis-angle), the fingers
+    are coefficients along the hand model's pose components in units of their standard deviation, the shape
+    is betas. The last layer starts at zero, so an untrained prior-net gives the mean hand, upright.
+    """
+
+    def __init__(self, feature_dim: int, hand: HandModel, layer: HandLayer, width: int = 512) -> None:
+        super().__init__()
+        self.layer = layer
+        self.mlp = nn.Sequential(nn.Linear(feature_dim, width), nn.ReLU(), nn.Linear(width, 6 + 45 + 10))
+        nn.init.zeros_(self.mlp[-1].weight)
+        nn.init.zeros_(self.mlp[-1].bias)
+        self.register_buffer("upright", torch.tensor(UPRIGHT), persistent=False)
+        components = hand.hands_components * hand.hands_std[:, None]
+        self.register_buffer("pose_mean", torch.as_tensor(hand.hands_mean), persistent=False)
+        self.register_buffer("pose_components", torch.as_tensor(components), persistent=False)
+        self.register_buffer("no_turn", torch.eye(3)[:, :2], persistent=False)
+
+    def forward(self, g: Tensor) -> PriorHand:
+        """G (B, feature_dim) to B hands."""
+        turn, coefficients, betas = self.mlp(g).float().split([6, 45, 10], -1)
+        # Gram-Schmidt on two columns that start as the identity's.
+        wrist = roma.special_gramschmidt(turn.view(-1, 3, 2) + self.no_turn) @ self.upright
+        fingers = roma.rotvec_to_rotmat((self.pose_mean + coefficients @ self.pose_components).view(-1, 15, 3))
+        rotations = torch.cat([wrist[:, None], fingers], 1)
+        vertices_mm, joints3d_mm = self.layer(rotations, betas)
+        return PriorHand(vertices_mm, joints3d_mm, rotations, betas)
+
+
+def mean_hand(layer: HandLayer, hand: HandModel) -> PriorHand:
+    """The mean hand (B = 1), upright, palm to the camera: where every regression starts."""
+    fingers = roma.rotvec_to_rotmat(torch.as_tensor(hand.hands_mean).view(1, 15, 3))
+    rotations = torch.cat([torch.tensor(UPRIGHT).view(1, 1, 3, 3), fingers], 1)
+    betas = torch.zeros(1, 10)
+    vertices_mm, joints3d_mm = layer(rotations, betas)
+    return PriorHand(vertices_mm, joints3d_mm, rotations, betas)

@@ -1,0 +1,83 @@
+"""Occlusion-aware hand texture regression (section 3.4).
+
+The mesh is rasterized; the triangles that win a pixel make their vertices visible. Reverse interpolation
+brings features from pixels to vertices, and visibility keeps a hidden vertex from taking the colour of
+what covers it:
+
+    f_i = [ bilinear(X, proj(v_i)) * visible_i ; g ]     (11)
+
+Self-attention (10) fills in the hidden ones, an MLP gives RGB.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import grid_sample
+
+from annotator.config import TextureConfig
+from annotator.hand.model import HandModel
+from annotator.hand.regressor import farthest_points
+from annotator.model.attention import Attention, Tokens
+
+
+def reverse_interpolate(features: Tensor, points: Tensor) -> Tensor:
+    """Sample a map (B, C, H, W) bilinearly at crop points (B, N, 2) -> (B, N, C); the edge beyond the edge."""
+    sampled = grid_sample(features, points[:, None], padding_mode="border", align_corners=False)
+    return sampled[:, :, 0].transpose(1, 2)
+
+
+class OcclusionAwareTexture(nn.Module):
+    """Formula (11), self-attention, MLP: one colour per vertex.
+
+    Two departures, both kept small: the token also knows its vertex's place on the hand (hidden vertices
+    would otherwise all ask the same question), and with `config.photo_colour` the photo's own colours are
+    sampled beside X and the MLP corrects them, so that even untrained weights show the photo's skin.
+    """
+
+    def __init__(self, feature_dim: int, shallow_dim: int, hand: HandModel, config: TextureConfig) -> None:
+        super().__init__()
+        self.photo_colour = config.photo_colour
+        width = config.width
+        template = torch.as_tensor(hand.v_template)
+        places = (template - template.mean(0)) * 10
+        self.tokens = Tokens(feature_dim, places, width, "template")
+        self.from_pixels = nn.Linear(shallow_dim + 3 * config.photo_colour, width)
+        self.self_attention = Attention(width)
+        keys = farthest_points(hand.v_template, config.tokens or hand.vertex_count)
+        self.register_buffer("keys", torch.as_tensor(keys), persistent=False)
+        self.colour = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
+        nn.init.zeros_(self.colour[-1].weight)
+        nn.init.zeros_(self.colour[-1].bias)
+
+    def forward(self, images: Tensor, X: Tensor, g: Tensor, points: Tensor, visible: Tensor) -> Tensor:
+        """Colours (B, V, 3) in 0..1.
+
+        Args:
+            images: (B, 3, H, W) RGB in 0..1. X: (B, shallow_dim, H', W'). g: (B, feature_dim).
+            points: (B, V, 2) projected vertices, crop coordinates. visible: (B, V) bool.
+        """
+        seen = visible[..., None].to(X.dtype)
+        pixels = reverse_interpolate(X, points) * seen
+        logits = 0.0
+        if self.photo_colour:
+            photo = reverse_interpolate(images, points) * seen
+            pixels = torch.cat([pixels, photo], -1)
+            # A hidden vertex starts from the mean of those seen, grey if none is.
+            mean_seen = (photo.sum(1, keepdim=True) + 0.5e-3) / (seen.sum(1, keepdim=True) + 1e-3)
+            logits = (photo + mean_seen * (1 - seen)).clamp(0.01, 0.99).logit()
+        features = self.tokens(g) + self.from_pixels(pixels)
+        features = features + self.self_attention(features, features[:, self.keys])
+        return (logits + self.colour(features).float()).sigmoid()
+
+
+class GlobalTexture(nn.Module):
+    """Colours from the global feature alone, knowing no occlusion: Table 6's HAND."""
+
+    def __init__(self, feature_dim: int, hand: HandModel, width: int = 512) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(feature_dim, width), nn.ReLU(), nn.Linear(width, hand.vertex_count * 3))
+
+    def forward(self, g: Tensor) -> Tensor:
+        """G (B, feature_dim) -> (B, V, 3) in 0..1."""
+        return self.mlp(g).float().sigmoid().unflatten(-1, (-1, 3))
