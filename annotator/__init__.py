@@ -1,1 +1,32 @@
-"""."""
+"""Label hand photos: 3D joints, mesh, calibrated uncertainty and texture.
+
+    import annotator
+    labels = annotator.load("default").predict(["hand.jpg"])
+
+`load` gives a predictor for arrays and paths, `annotate` runs the whole job from a folder of photos to a label folder.
+Both are imported when first used: the package itself is light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from annotator.errors import UserError
+
+if TYPE_CHECKING:
+    from annotator.pipeline import annotate
+    from annotator.predictor import load
+
+__all__ = ["UserError", "annotate", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from annotator.predictor import load
+
+        return load
+    if name == "annotate":
+        from annotator.pipeline import annotate
+
+        return annotate
+    raise AttributeError(f"module 'annotator' has no attribute '{name}'")

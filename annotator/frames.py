@@ -73,8 +73,13 @@ def cut(pixels: NDArray[np.uint8], frame: CropFrame, crop_px: int, photo_width: 
 
     `pixels` (H, W, 3) may be a scaled-down photo; `frame` is in pixels of the full one, `photo_width` wide.
     """
+    scale = pixels.shape[1] / photo_width
+    # Whole-number shrinking first bounds the canvas, whatever the size and shape of the photo.
+    shrink = int(float(frame.half_side_px) * scale / crop_px)
+    if shrink > 1:
+        pixels = np.asarray(Image.fromarray(pixels).reduce(shrink))
+        scale /= shrink
     height, width = pixels.shape[:2]
-    scale = width / photo_width
     cx, cy = np.asarray(frame.centre_px) * scale
     half = float(frame.half_side_px) * scale
     box = (cx - half, cy - half, cx + half, cy + half)

@@ -59,8 +59,12 @@ class FolderSource:
         yield from self._below(self.folder, "")
 
     def _below(self, folder: str, prefix: str) -> Iterator[Entry]:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            self._skip(f"{prefix} ({error.strerror})")
+            return
         for item in found:
             name = prefix + item.name
             if item.is_dir(follow_symlinks=False):
@@ -69,9 +73,12 @@ class FolderSource:
             elif _is_photo(item):
                 yield Entry(item.path, readable(name))
             else:
-                self.skipped_count += 1
-                if len(self.skipped) < 5:
-                    self.skipped.append(readable(name))
+                self._skip(name)
+
+    def _skip(self, name: str) -> None:
+        self.skipped_count += 1
+        if len(self.skipped) < 5:
+            self.skipped.append(readable(name))
 
 
 def _is_photo(item: os.DirEntry[str]) -> bool:

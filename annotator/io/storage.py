@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -87,6 +88,12 @@ def names_in(folder: str) -> set[str]:
         return {name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
     except FileNotFoundError:
         return set()
+
+
+def remove_folder(folder: str) -> None:
+    """Remove a folder of ours and all in it, if it is there."""
+    if is_local(folder):
+        shutil.rmtree(local_path(folder), ignore_errors=True)
 
 
 def check_writable(folder: str) -> None:

@@ -16,7 +16,7 @@ from annotator.model.camera import Camera, CameraHead, joints2d_covariance
 from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_hand
 from annotator.model.side import SideHead
 from annotator.model.texture import GlobalTexture, OcclusionAwareTexture
-from annotator.render import rasterize, visible_vertices
+from annotator.render import nearest_faces, visible_vertices
 
 
 @dataclass
@@ -94,8 +94,8 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def _visible(self, points: Tensor) -> Tensor:
-        fragments = rasterize(points.float(), self.faces, self.config.texture.raster_px)
-        return visible_vertices(fragments.face_ids, self.faces, points.shape[1])
+        face_ids = nearest_faces(points, self.faces, self.config.texture.raster_px)
+        return visible_vertices(face_ids, self.faces, points.shape[1])
 
     def _colour(self, images: Tensor, X: Tensor, g: Tensor, points: Tensor, visible: Tensor) -> Tensor | None:
         if self.texture is None:

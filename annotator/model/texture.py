@@ -44,7 +44,7 @@ class OcclusionAwareTexture(nn.Module):
         self.tokens = Tokens(feature_dim, places, width, "template")
         self.from_pixels = nn.Linear(shallow_dim + 3 * config.photo_colour, width)
         self.self_attention = Attention(width)
-        keys = farthest_points(hand.v_template, config.tokens or hand.vertex_count)
+        keys = farthest_points(hand.v_template, config.tokens or hand.vertex_count, hand.tip_vertices.tolist())
         self.register_buffer("keys", torch.as_tensor(keys), persistent=False)
         self.colour = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
         nn.init.zeros_(self.colour[-1].weight)

@@ -1,0 +1,71 @@
+"""Crops: what the network sees of photos, with where each lies in its photo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.frames import assumed_focal_px, cut, square_around
+
+#: A crop's side over its box's longer side. A photo that is itself the crop is taken whole.
+BOX_PADDING = 1.3
+
+
+@dataclass
+class Crops:
+    """n square crops of one size, none mirrored."""
+
+    pixels: NDArray[np.uint8]  # (n, crop_px, crop_px, 3) RGB
+    centre_px: NDArray[np.float64]  # (n, 2) photo pixels
+    half_side_px: NDArray[np.float64]  # (n,)
+    box_xyxy: NDArray[np.float64]  # (n, 4) the hand's box, photo pixels
+    photo_size_px: NDArray[np.float64]  # (n, 2) width, height
+    focal_px: NDArray[np.float64]  # (n,)
+    focal_given: NDArray[np.bool_]  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, rows: Any) -> Crops:
+        return Crops(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    @staticmethod
+    def stack(crops: Sequence[Crops]) -> Crops:
+        """Join crops of one size."""
+        return Crops(*(np.concatenate([getattr(c, f.name) for c in crops]) for f in fields(Crops)))
+
+
+def crop_photo(
+    pixels: NDArray[np.uint8],
+    width: int,
+    height: int,
+    crop_px: int,
+    box_xyxy: Sequence[float] | None = None,
+    focal_px: float | None = None,
+) -> Crops:
+    """Cut one hand out of a photo (n = 1).
+
+    Args:
+        pixels: (H, W, 3), the photo or a scaled-down version of it.
+        width: of the photo itself. height: likewise.
+        crop_px: side of the crop.
+        box_xyxy: the hand's box in photo pixels; without, the photo is the crop.
+        focal_px: the photo's focal length, if it is known.
+    """
+    whole = box_xyxy is None
+    box = np.array([0, 0, width, height] if box_xyxy is None else box_xyxy, np.float64)
+    frame = square_around(box, 1.0 if whole else BOX_PADDING)
+    focal = focal_px if focal_px is not None else assumed_focal_px(width, height, photo_is_crop=whole)
+    return Crops(
+        pixels=cut(pixels, frame, crop_px, width)[None],
+        centre_px=np.asarray(frame.centre_px)[None],
+        half_side_px=np.array([frame.half_side_px]),
+        box_xyxy=box[None],
+        photo_size_px=np.array([[width, height]], np.float64),
+        focal_px=np.array([focal]),
+        focal_given=np.array([focal_px is not None]),
+    )

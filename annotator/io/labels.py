@@ -1,0 +1,67 @@
+"""A label folder from the outside: its files, what its metadata says, and what lies beside the rows.
+
+    LABELS/data/*.parquet   the rows, and nothing else
+    LABELS/faces.parquet    the triangles of every mesh in it, for right hands; a left hand's winding is reversed
+    LABELS/_run.json        settings and outcomes
+    LABELS/_entries/        which photo is in which file
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from annotator.io.schema import ROUNDING, SCHEMA_VERSION, encode_table
+from annotator.io.storage import join, write_whole
+
+if TYPE_CHECKING:
+    from annotator.model.checkpoint import Checkpoint
+
+
+def label_metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    """What every label file says of itself, under the key `amvur` in its Parquet metadata (JSON)."""
+    info = checkpoint.info
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        "checkpoint": checkpoint.id,
+        "trained_steps": info.trained_steps,
+        "hand": checkpoint.hand.id,
+        "calibration": asdict(info.calibration),
+        "std_is_constant": info.network.variant == "prior_net",
+        "crop_px": info.network.crop_px,
+        "shapes": {"joints3d_mm": [21, 3], "joints2d_px": [21, 2], "vertices_mm": [checkpoint.hand.vertex_count, 3]},
+        "rounding": ROUNDING,
+    }
+    return {"amvur": json.dumps(facts, sort_keys=True)}
+
+
+def write_faces(labels: str, faces: np.ndarray) -> None:
+    """Write the triangles (F, 3) of the hand model."""
+    columns = {name: faces[:, k].astype(np.int32) for k, name in enumerate(("a", "b", "c"))}
+    write_whole(join(labels, "faces.parquet"), encode_table(pa.table(columns)))
+
+
+def read_faces(labels: str) -> np.ndarray:
+    """The triangles (F, 3) int64 of a label folder's meshes."""
+    with fsspec.open(join(labels, "faces.parquet"), "rb") as file:
+        table = pq.read_table(file)
+    return np.stack([table[name].to_numpy() for name in ("a", "b", "c")], 1).astype(np.int64)
+
+
+def read_columns(labels: str, file_name: str, columns: list[str] | None = None) -> pa.Table:
+    """Some columns of one label file."""
+    with fsspec.open(join(labels, "data", file_name), "rb") as file:
+        return pq.read_table(file, columns=columns)
+
+
+def outcome_rows(labels: str, file_names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """`status` and `reason` of every row of some label files."""
+    for name in sorted(file_names):
+        yield from read_columns(labels, name, ["status", "reason"]).to_pylist()

@@ -1,0 +1,232 @@
+"""The job: a source of photos to a label folder, on Ray Data.
+
+    manifest -> decode (tasks) -> predict (actors, one model each) -> write (tasks)
+
+What travels between the stations is one row a shard, so that the engine can neither split nor join what must be
+committed together. A shard's label file is its commit (see `io/manifest.py`): the same command again does what is
+missing and nothing else, however the last run ended.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from annotator import stations
+from annotator.errors import UserError
+from annotator.io.labels import label_metadata, outcome_rows, write_faces
+from annotator.io.manifest import Manifest, ShardRef
+from annotator.io.schema import SCHEMA_VERSION, label_schema
+from annotator.io.sources import FolderSource
+from annotator.io.storage import check_writable, join, names_in, remove_folder
+from annotator.model.checkpoint import Checkpoint, load_checkpoint
+from annotator.predictor import Predictor, Side
+from annotator.run_record import RunRecord, RunSettings, check_settings, read_run_record, write_run_record
+from annotator.stations import ShardReport, count_outcomes
+
+#: Decoding and writing are tasks of half a core each.
+DECODER_CPUS = 0.5
+
+OBJECT_STORE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """How the work is spread; changes speed, never labels."""
+
+    workers: int | None = None  # model actors; one per GPU, or one in all on CPUs
+    threads: int | None = None  # of each model actor; the cores shared out among the actors
+    batch_size: int = 32
+    shard_size: int = 256  # photos a label file
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told after every shard."""
+
+    photos: int  # labelled so far, earlier runs included
+    total: int
+    outcomes: dict[str, int]  # of all of them
+    rate: float  # photos per second of this run
+
+
+def annotate(
+    source: str,
+    labels: str,
+    *,
+    checkpoint: str = "default",
+    hand: str | None = None,
+    side: Side = "auto",
+    compute: ComputeOptions = ComputeOptions(),  # noqa: B008 - frozen
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RunRecord:
+    """Label every photo of a folder into `labels`; run it again to go on where it stopped.
+
+    Args:
+        source: a folder of photos.
+        labels: the label folder, made if need be.
+        checkpoint: as for `annotator.load`. hand: likewise.
+        side: which hands the photos show; `auto` asks the network.
+        compute: workers, threads and sizes.
+        on_progress: called after every shard.
+
+    Returns:
+        The label folder's record: settings, and how many photos ended in what.
+
+    Raises:
+        UserError: a mistake in the arguments, before any work.
+    """
+    photos = FolderSource(source)
+    if next(iter(photos), None) is None:
+        raise UserError(f"there are no photos in '{source}' ({photos.skipped_count} files of other kinds)")
+    record = read_run_record(labels)
+    if record is None:
+        check_writable(labels)
+    loaded = load_checkpoint(checkpoint, hand)
+    settings = RunSettings(
+        schema_version=SCHEMA_VERSION,
+        source=photos.folder,
+        checkpoint=loaded.id,
+        trained_steps=loaded.info.trained_steps,
+        hand=loaded.hand.id,
+        vertex_count=loaded.hand.vertex_count,
+        side=side,
+        crop_px=loaded.info.network.crop_px,
+    )
+    if record is None:
+        record = RunRecord(settings)
+        write_run_record(labels, record)
+        write_faces(labels, loaded.hand.faces)
+    else:
+        check_settings(labels, record.settings, settings)
+    manifest = Manifest(labels)
+    manifest.add(photos, compute.shard_size)
+    done = names_in(join(labels, "data"))
+    pending = manifest.pending(done)
+    if not pending and record.photos == manifest.entry_count:
+        return record
+    check_writable(labels)
+    outcomes = Counter(count_outcomes(outcome_rows(labels, done)))
+    before = outcomes.total()
+    started = time.monotonic()
+    if pending:
+        with embedded_ray():
+            for report in _run(labels, pending, loaded, side, compute):
+                outcomes.update(report.outcomes)
+                if on_progress:
+                    photos_done = outcomes.total()
+                    rate = (photos_done - before) / (time.monotonic() - started)
+                    on_progress(Progress(photos_done, manifest.entry_count, dict(outcomes), rate))
+    record.outcomes = dict(sorted(outcomes.items()))
+    record.skipped_files = photos.skipped_count
+    record.seconds = round(record.seconds + time.monotonic() - started, 1)
+    write_run_record(labels, record)
+    remove_folder(join(labels, "_tmp"))
+    return record
+
+
+def _run(
+    labels: str, pending: list[ShardRef], checkpoint: Checkpoint, side: Side, compute: ComputeOptions
+) -> Iterator[ShardReport]:
+    """Send shards through the stations; yields a report as each is committed."""
+    import ray
+
+    cpus, gpus = ray.cluster_resources().get("CPU", 1), int(ray.cluster_resources().get("GPU", 0))
+    workers = compute.workers or gpus or 1
+    threads = compute.threads or max(1, int(cpus) // workers)
+    crop_px = checkpoint.info.network.crop_px
+    schema = label_schema(checkpoint.hand.vertex_count, label_metadata(checkpoint))
+
+    def decode(row: dict[str, Any]) -> dict[str, Any]:
+        return _packed(stations.decode_shard(labels, ShardRef(**row), crop_px))
+
+    def write(row: dict[str, Any]) -> dict[str, Any]:
+        return _packed(stations.write_shard(labels, _unpacked(row), schema))
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    rows = ray.data.from_items([asdict(ref) for ref in pending], override_num_blocks=len(pending))
+    reports = (
+        rows.map(decode, num_cpus=DECODER_CPUS)
+        .map(
+            _PredictActor,
+            fn_constructor_args=(ray.put(checkpoint), threads, compute.batch_size, side),
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+            # What an actor leaves of its cores goes to decoders and writers: with all of two cores
+            # taken, they would wait for ever.
+            num_cpus=max(DECODER_CPUS, threads - 1),
+            num_gpus=1 if gpus else 0,
+        )
+        .map(write, num_cpus=DECODER_CPUS)
+    )
+    try:
+        for row in reports.iter_rows():
+            yield _unpacked(row)
+    except ray.exceptions.RayError as error:
+        cause = _root_cause(error)
+        if isinstance(cause, OSError):
+            raise UserError(
+                f"labels could not be written to '{labels}': {cause.strerror or cause}; "
+                "what is there stays, run the same command again to go on"
+            ) from error
+        raise
+
+
+class _PredictActor:
+    """One model on one device, fed shard by shard."""
+
+    def __init__(self, checkpoint: Checkpoint, threads: int, batch_size: int, side: Side) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.predictor = Predictor(checkpoint, device, batch_size)
+        self.side = side
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return _packed(stations.predict_shard(self.predictor, _unpacked(row), self.side))
+
+
+def _packed(shard: Any) -> dict[str, Any]:
+    # One opaque value: Arrow would otherwise guess a schema for every shard anew.
+    return {"shard": pickle.dumps(shard, protocol=5)}
+
+
+def _unpacked(row: dict[str, Any]) -> Any:
+    return pickle.loads(row["shard"])
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None or getattr(error, "cause", None) is not None:
+        error = error.__cause__ or error.cause  # type: ignore[attr-defined]
+    return error
+
+
+@contextmanager
+def embedded_ray() -> Iterator[None]:
+    """A local Ray for the time of the block, unless one runs in this process already."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    import ray.data
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        # Bounds what waits between stations, and so the memory of a run of any length.
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

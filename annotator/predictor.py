@@ -1,0 +1,223 @@
+"""Crops in, labels out: the network, left hands, calibration and the frames of a label, without files or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from annotator import frames
+from annotator.errors import UserError
+from annotator.frames import CropFrame
+from annotator.io.crops import Crops, crop_photo
+from annotator.io.decode import decode_photo, read_photo
+from annotator.model.checkpoint import Checkpoint, load_checkpoint
+from annotator.model.network import Prediction, draw_meshes
+
+Side = Literal["auto", "left", "right"]
+
+
+@dataclass
+class Predictor:
+    """A checkpoint that labels crops, in batches, on one device."""
+
+    checkpoint: Checkpoint
+    device: torch.device
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        self.network = self.checkpoint.network.to(self.device).eval()
+
+    @torch.inference_mode()
+    def predict_crops(self, crops: Crops, side: Side = "auto", samples: int = 0) -> dict[str, Any]:
+        """Label columns (`io/schema.py`) of n crops: name to array (n, ...).
+
+        With `samples` also `vertices_samples_mm` (n, samples, V, 3): meshes drawn from q(V | I).
+        """
+        parts = [
+            self._predict_batch(crops[start : start + self.batch_size], side, samples)
+            for start in range(0, len(crops), self.batch_size)
+        ]
+        return _concatenate(parts) if parts else {}
+
+    def predict(
+        self,
+        images: Sequence[np.ndarray | str | Path],
+        samples: int = 0,
+        side: Side = "auto",
+        boxes_xyxy: Sequence[Sequence[float]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Label photos: arrays (H, W, 3) uint8 RGB, or paths. One dictionary of label columns a photo.
+
+        Args:
+            images: photos, each showing one hand.
+            samples: how many meshes to draw from q(V | I) beside its mean.
+            side: which hands they are; `auto` asks the network.
+            boxes_xyxy: the hand's box in each photo, in pixels; without, the photo itself is the crop.
+
+        Raises:
+            annotator.io.decode.PhotoError: a photo that can't be read.
+            UserError: an array that is not (H, W, 3) uint8.
+        """
+        cut = []
+        for index, image in enumerate(images):
+            pixels = _pixels(image)
+            height, width = pixels.shape[:2]
+            box = None if boxes_xyxy is None else boxes_xyxy[index]
+            cut.append(crop_photo(pixels, width, height, self.checkpoint.info.network.crop_px, box))
+        if not cut:
+            return []
+        columns = self.predict_crops(Crops.stack(cut), side, samples)
+        return [_row(columns, index) for index in range(len(cut))]
+
+    def _predict_batch(self, crops: Crops, side: Side, samples: int) -> dict[str, Any]:
+        mirrored = np.full(len(crops), side == "left")
+        columns = self._label(crops, mirrored, samples)
+        right = columns.pop("right_probability")
+        if side != "auto":
+            return {**columns, "side_score": None}
+        # The network knows right hands: what it takes for a left one is mirrored and asked again.
+        left = np.flatnonzero(right < 0.5)
+        if len(left):
+            again = self._label(crops[left], np.ones(len(left), bool), samples)
+            again.pop("right_probability")
+            _overwrite(columns, left, again)
+        return {**columns, "side_score": np.maximum(right, 1 - right)}
+
+    def _label(self, crops: Crops, mirrored: NDArray[np.bool_], samples: int) -> dict[str, Any]:
+        """Predict crops, mirrored where told, and bring everything back to the photo's own frame."""
+        images = torch.from_numpy(crops.pixels).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        flip = torch.from_numpy(mirrored).to(self.device)
+        if mirrored.any():
+            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        prediction = self.network(images.contiguous(memory_format=torch.channels_last))
+        columns = _label_columns(prediction, crops, mirrored, self.checkpoint)
+        if samples:
+            generator = torch.Generator(self.device).manual_seed(0)
+            drawn = draw_meshes(prediction.vertices, samples, self.network.R, generator)
+            columns["vertices_samples_mm"] = _mirror_where(drawn.transpose(0, 1).cpu().numpy(), mirrored)
+        return columns
+
+
+def _label_columns(
+    prediction: Prediction, crops: Crops, mirrored: NDArray[np.bool_], checkpoint: Checkpoint
+) -> dict[str, Any]:
+    calibration = checkpoint.info.calibration
+    frame = CropFrame(crops.centre_px, crops.half_side_px, mirrored)
+    joints3d_mm = _mirror_where(_numpy(prediction.joints3d.mean_mm), mirrored)
+    joints3d_std_mm = calibration.joints3d(_numpy(prediction.joints3d.std_mm))
+    joints3d_std_mm[:, 0] = 0  # the wrist is the origin by definition
+    vertices_std_mm = calibration.vertices(_numpy(prediction.vertices.std_mm))
+    joints2d_px = frame.photo_from_crop(_numpy(prediction.joints2d))
+    variance2d = _numpy(prediction.joints2d_covariance.diagonal(dim1=-2, dim2=-1))
+    joints2d_std = calibration.joints2d(np.sqrt(variance2d)) * crops.half_side_px[:, None, None]
+    camera = prediction.camera
+    rotvec, translation = _numpy(camera.rotvec), _numpy(camera.translation)
+    rotvec = np.where(mirrored[:, None], frames.mirror_rotvec(rotvec), rotvec)
+    visible = _numpy(prediction.visible)
+    per_joint = np.linalg.norm(joints3d_std_mm[:, 1:], axis=-1)
+    prior = prediction.prior
+    photo_centre_px = crops.photo_size_px / 2
+    turned = joints3d_mm @ _rotations(rotvec).transpose(0, 2, 1)
+    return {
+        "right_probability": _numpy(prediction.is_right),
+        "box_xyxy": crops.box_xyxy,
+        "crop_xyxy": np.concatenate(
+            [crops.centre_px - crops.half_side_px[:, None], crops.centre_px + crops.half_side_px[:, None]], 1
+        ),
+        "is_right": ~mirrored,
+        "detection_score": None,
+        "joints3d_mm": joints3d_mm,
+        "joints3d_std_mm": joints3d_std_mm,
+        "joints2d_px": joints2d_px,
+        "joints2d_std_px": joints2d_std,
+        "vertices_mm": _mirror_where(_numpy(prediction.vertices.mean_mm), mirrored),
+        "vertices_std_mm": vertices_std_mm,
+        "pose": None if prior is None else _numpy(prior.pose()),
+        "betas": None if prior is None else _numpy(prior.betas),
+        "camera": {
+            "scale": _numpy(camera.scale_per_mm),
+            "rotation": rotvec,
+            "translation": _mirror_where(translation, mirrored),
+            "cam_t_mm": frames.camera_translation(turned, joints2d_px, crops.focal_px, photo_centre_px),
+            "focal_px": crops.focal_px,
+            "focal_source": np.where(crops.focal_given, "given", "assumed"),
+        },
+        "vertex_rgb": None if prediction.rgb is None else _numpy((prediction.rgb * 255).round().byte()),
+        "vertex_visible": visible,
+        "visible_fraction": visible.mean(1),
+        "joint_std_mm": per_joint.mean(1),
+        "max_joint_std_mm": per_joint.max(1),
+        "vertex_std_mm": np.linalg.norm(vertices_std_mm, axis=-1).mean(1),
+    }
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()
+
+
+def _rotations(rotvec: np.ndarray) -> np.ndarray:
+    import roma
+
+    return roma.rotvec_to_rotmat(torch.from_numpy(np.ascontiguousarray(rotvec))).numpy()
+
+
+def _mirror_where(points: np.ndarray, mirrored: NDArray[np.bool_]) -> np.ndarray:
+    if not mirrored.any():
+        return points
+    where = mirrored.reshape(-1, *(1,) * (points.ndim - 1))
+    return np.where(where, frames.mirror_points(points), points)
+
+
+def _pixels(image: np.ndarray | str | Path) -> NDArray[np.uint8]:
+    if isinstance(image, (str, Path)):
+        return decode_photo(read_photo(str(image))).pixels
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise UserError(f"a photo must be an array (height, width, 3) of uint8 RGB, got {image.dtype} {image.shape}")
+    return image
+
+
+def _concatenate(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    def join(values: list[Any]) -> Any:
+        if values[0] is None:
+            return None
+        if isinstance(values[0], dict):
+            return _concatenate(values)
+        return np.concatenate(values)
+
+    return {name: join([part[name] for part in parts]) for name in parts[0]}
+
+
+def _overwrite(columns: dict[str, Any], rows: NDArray[np.int64], new: dict[str, Any]) -> None:
+    for name, values in columns.items():
+        if isinstance(values, dict):
+            _overwrite(values, rows, new[name])
+        elif values is not None:
+            values[rows] = new[name]
+
+
+def _row(columns: dict[str, Any], index: int) -> dict[str, Any]:
+    return {
+        name: None if values is None else _row(values, index) if isinstance(values, dict) else values[index]
+        for name, values in columns.items()
+    }
+
+
+def load(checkpoint: str = "default", hand: str | None = None, device: str | None = None) -> Predictor:
+    """Load a checkpoint, ready to predict.
+
+    Args:
+        checkpoint: `default`, `untrained:NAME`, or the path or URL of a `.safetensors` checkpoint.
+        hand: needed where the checkpoint was made with MANO: `mano:PATH`.
+        device: `cpu`, `cuda`, `cuda:1`, ...; a GPU where there is one, if not given.
+
+    Raises:
+        UserError: no such checkpoint, a damaged one, or the wrong hand model.
+    """
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Predictor(load_checkpoint(checkpoint, hand), chosen)

@@ -1,0 +1,84 @@
+"""`_run.json`: with which settings a label folder is made, and what became of its photos so far.
+
+A folder holds labels of one kind. Its settings are written before the first label; a run with others is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from annotator.errors import UserError
+from annotator.io.storage import join, names_in, read_whole, write_whole
+
+FILE = "_run.json"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Whatever changes a label; two runs into one folder must agree in all of it."""
+
+    schema_version: int
+    source: str
+    checkpoint: str  # id
+    trained_steps: int
+    hand: str  # id
+    vertex_count: int
+    side: str
+    crop_px: int
+
+
+@dataclass
+class RunRecord:
+    """Settings and outcomes of a label folder."""
+
+    settings: RunSettings
+    outcomes: dict[str, int] = field(default_factory=dict)  # rows by "ok" or "status: reason"
+    skipped_files: int = 0  # files of the source that are no photos
+    seconds: float = 0.0  # of labelling, start-up left out, over all runs
+
+    @property
+    def photos(self) -> int:
+        """How many photos have a row."""
+        return sum(self.outcomes.values())
+
+
+def read_run_record(labels: str) -> RunRecord | None:
+    """The record of a label folder, None where the folder is empty or does not exist.
+
+    Raises:
+        UserError: the folder holds something else, or labels of a newer schema.
+    """
+    data = read_whole(join(labels, FILE))
+    if data is None:
+        if names_in(labels):
+            raise UserError(f"'{labels}' holds something that is not a label set: give an empty or a new folder")
+        return None
+    try:
+        values: dict[str, Any] = json.loads(data)
+        settings = RunSettings(**values.pop("settings"))
+        return RunRecord(settings, **values)
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"'{join(labels, FILE)}' is damaged or from another version of amvur: give a new folder") from None
+
+
+def check_settings(labels: str, old: RunSettings, new: RunSettings) -> None:
+    """Refuse to mix labels.
+
+    Raises:
+        UserError: names the first setting that differs.
+    """
+    for name, was in asdict(old).items():
+        now = getattr(new, name)
+        if was != now:
+            raise UserError(
+                f"'{labels}' was labelled with {name} {was!r}, this run has {now!r}: "
+                "use the same settings to go on, or another folder"
+            )
+
+
+def write_run_record(labels: str, record: RunRecord) -> None:
+    """Write `_run.json` in one step."""
+    data = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
+    write_whole(join(labels, FILE), data.encode())

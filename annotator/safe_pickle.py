@@ -1,0 +1,297 @@
+"""Read a pickle that may be hostile: a closed list of globals, and none of them is ever run.
+
+A pickle is a program. Here each global that a file may name is answered by a stand-in of ours that
+checks its arguments and keeps them (`StoredArray` for a NumPy array, `StoredObject` for an instance);
+the real functions never see the file. Even admitted NumPy functions could be abused: an array of any
+subtype, of objects, or of a shape that fills the memory.
+
+Python's own unpickler in C is not used: it takes extension codes from a cache without asking, and
+one opcode can make it reserve gigabytes. The one in Python runs here with a closed list of opcodes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from annotator.errors import UserError
+
+#: (module, name) as written in the file -> the stand-in that takes its arguments.
+Globals = Mapping[tuple[str, str], Callable[..., Any]]
+
+#: Over four times the size of the official MANO file.
+MAX_BYTES = 16 * 2**20
+
+_MAX_DIMENSIONS = 8
+_DTYPES = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"])
+
+# No extension codes, persistent ids, out-of-band buffers, old-style instances or keyword arguments; no sets
+# (a nested tuple can take for ever to hash); no BYTEARRAY8, which reserves memory before it reads.
+_ADMITTED_OPCODES = """
+    PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE
+    INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    BINBYTES SHORT_BINBYTES BINBYTES8
+    EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS
+    GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE
+    GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD
+"""
+_OPCODE_NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
+
+
+class RefusedError(Exception):
+    """What the file asks for is not admitted; the message says what."""
+
+
+class _CutShortError(Exception):
+    """The file ends before the pickle does."""
+
+
+def _plain(value: object) -> str:
+    """What the file says, short and printable, on one line."""
+    text = value if type(value) is str else type(value).__name__
+    return ascii(text)[1:-1][:100]
+
+
+class StoredObject:
+    """An instance of an admitted class, inert: its state is kept as a mapping, no method is run."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+
+    def take_state(self, state: object) -> None:
+        """Keep what the file sets on the instance; refuse anything but named fields."""
+        if type(state) is not dict or not all(type(key) is str for key in state):
+            raise RefusedError("sets the state of an object by something other than named fields")
+        self.state = state
+
+
+class StoredDtype:
+    """`numpy.dtype(code, align, copy)`, numeric or bool only."""
+
+    def __init__(self, code: object, align: object = False, copy: object = False) -> None:
+        if type(code) is not str or code not in _DTYPES:
+            kind = "objects" if type(code) is str and code.startswith("O") else _plain(code)
+            raise RefusedError(f"holds a NumPy array of {kind}, not of numbers")
+        self.dtype = np.dtype(code)
+
+    def take_state(self, state: object) -> None:
+        """Take the byte order from NumPy's state tuple; refuse sub-arrays and named fields."""
+        match state:
+            case (int(), "<" | ">" | "|" as order, None, None, None, *_):
+                self.dtype = self.dtype.newbyteorder(order)
+            case _:
+                raise RefusedError("holds a NumPy array of structured values, not of numbers")
+
+
+class StoredArray:
+    """A NumPy array as the file stores it: its shape, dtype, order and bytes, checked against each other."""
+
+    def __init__(self, subtype: object, shape: object, code: object) -> None:
+        if not (isinstance(subtype, Global) and subtype.name == "ndarray"):
+            raise RefusedError("asks numpy to make something that is not a plain array")
+        self.shape: tuple[int, ...] = (0,)
+        self._dtype = np.dtype(float)
+        self._fortran = False
+        self._raw: str | bytes = b""
+
+    def take_state(self, state: object) -> None:
+        """Take (version, shape, dtype, is_fortran, bytes); the bytes must fill the shape exactly."""
+        match state:
+            case (
+                int(),
+                tuple(shape),
+                StoredDtype(dtype=dtype),
+                bool() | 0 | 1 as fortran,
+                str() | bytes() as raw,
+            ):
+                pass
+            case _:
+                raise RefusedError("holds a NumPy array whose state is not numbers")
+        if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
+            raise RefusedError("holds a NumPy array of an impossible shape")
+        # NumPy forbids sizes of 0 beside ones whose product overflows.
+        largest = math.prod(n for n in shape if n > 0) * dtype.itemsize
+        if largest > MAX_BYTES or math.prod(shape) * dtype.itemsize != len(raw):
+            raise RefusedError(
+                f"holds a NumPy array of shape {str(shape)[:80]} with {len(raw):,} bytes of data"
+            )
+        self.shape, self._dtype, self._fortran, self._raw = shape, dtype, bool(fortran), raw
+
+    def array(self) -> np.ndarray:
+        """A copy of the array, in the machine's byte order.
+
+        Made only when asked for: a small file can name the same bytes a million times.
+        """
+        # Python 2's bytes come as latin1 text. Text beyond latin1 is forged, and its values mean nothing.
+        raw = self._raw.encode("latin1", "replace") if isinstance(self._raw, str) else self._raw
+        flat = np.frombuffer(raw, self._dtype).astype(self._dtype.newbyteorder("="))
+        return flat.reshape(self.shape, order="F" if self._fortran else "C")
+
+
+def never(*_: object) -> None:
+    """Stand-in for a global that files name but never call, such as `numpy.ndarray`."""
+    raise RefusedError("calls a class that it may only name")
+
+
+#: A plain array of numbers or bools, as NumPy 1 writes it and as NumPy 2 does.
+NUMPY_ARRAYS: Globals = {
+    ("numpy", "dtype"): StoredDtype,
+    ("numpy", "ndarray"): never,
+    ("numpy.core.multiarray", "_reconstruct"): StoredArray,
+    ("numpy._core.multiarray", "_reconstruct"): StoredArray,
+}
+
+
+@dataclass(frozen=True)
+class Global:
+    """An admitted global on the unpickler's stack: it can be called or named, not changed."""
+
+    module: str
+    name: str
+    stand_in: Callable[..., Any]
+
+
+class _Admitted(dict[int, Callable[[Any], None]]):
+    """Opcode -> what runs it."""
+
+    def __missing__(self, code: int) -> Callable[[Any], None]:
+        opcode = _OPCODE_NAMES.get(code)
+        if opcode is None:
+            raise pickle.UnpicklingError
+        raise RefusedError(f"uses the pickle opcode {opcode}, which is not admitted")
+
+
+class _ExactReader(io.BytesIO):
+    """Raises where a file would quietly give less than it was asked for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if size is not None and len(data) < size:
+            raise _CutShortError
+        return data
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        if not line.endswith(b"\n"):
+            raise _CutShortError
+        return line
+
+
+class _SafeUnpickler(pickle._Unpickler):
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, stream: io.BytesIO, admitted: Globals) -> None:
+        # latin1: Python 2 wrote bytes and text as the same thing.
+        super().__init__(stream, fix_imports=False, encoding="latin1")
+        self._admitted = admitted
+
+    def find_class(self, module: str, name: str) -> Global:
+        # One look-up of the two names as they stand: a dotted name is never followed.
+        try:
+            return Global(module, name, self._admitted[module, name])
+        except KeyError:
+            raise RefusedError(
+                f"names the global `{_plain(f'{module}.{name}')}`, which is not admitted"
+            ) from None
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        function = self.stack.pop()
+        if not isinstance(function, Global) or type(arguments) is not tuple:
+            raise RefusedError("calls something that is not a global")
+        self.stack.append(function.stand_in(*arguments))
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if not isinstance(target, StoredObject | StoredDtype | StoredArray):
+            raise RefusedError("sets the state of something that has none")
+        target.take_state(state)
+
+    def load_setitem(self) -> None:
+        value = self.stack.pop()
+        key = self.stack.pop()
+        self._put([key, value])
+
+    def load_setitems(self) -> None:
+        self._put(self.pop_mark())
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append({})
+        self._put(items)
+
+    def _put(self, items: list[Any]) -> None:
+        mapping = self.stack[-1]
+        if type(mapping) is not dict:
+            raise RefusedError("sets items of something that is not a dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # A nested tuple as a key can take for ever to hash.
+            if not isinstance(key, str | bytes | int):
+                raise RefusedError("holds a dict whose keys are not names or numbers")
+            mapping[key] = value
+
+    dispatch = _Admitted(
+        {
+            code: run
+            for code, run in pickle._Unpickler.dispatch.items()
+            if _OPCODE_NAMES[code] in _ADMITTED_OPCODES.split()
+        }
+        | {
+            pickle.REDUCE[0]: load_reduce,
+            pickle.NEWOBJ[0]: load_reduce,
+            pickle.BUILD[0]: load_build,
+            pickle.SETITEM[0]: load_setitem,
+            pickle.SETITEMS[0]: load_setitems,
+            pickle.DICT[0]: load_dict,
+        }
+    )
+
+
+def load(stream: BinaryIO, admitted: Globals, name: str, max_bytes: int = MAX_BYTES) -> Any:
+    """Read one pickle whose globals are all in `admitted`; nothing that the file names is run.
+
+    Args:
+        stream: binary, read from where it stands; at most `max_bytes` are taken.
+        admitted: what stands in for each global, found by its module and name exactly as written in the
+            file (`("__builtin__", "set")` for a file from Python 2). The stand-ins check their arguments.
+        name: what the errors call the file.
+        max_bytes: a file longer than this is refused. An object costs the file one byte and memory about
+            sixty, so keep it near the size of honest files.
+
+    Returns:
+        The top-level object: dicts, lists, tuples, numbers, strings (bytes of Python 2 read as latin1), and
+        whatever the stand-ins returned.
+
+    Raises:
+        UserError: the file is empty, not a pickle, cut short, damaged or too large, or asks for something
+            that is not admitted, which the message names.
+    """
+    data = stream.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UserError(f"{name}: larger than {max_bytes:,} bytes, more than such a file should hold")
+    if not data:
+        raise UserError(f"{name}: the file is empty")
+    has_header = data.startswith(pickle.PROTO)
+    if not has_header and data[0] not in _SafeUnpickler.dispatch:
+        raise UserError(f"{name}: not a pickle file")
+    try:
+        return _SafeUnpickler(_ExactReader(data), admitted).load()
+    except RefusedError as error:
+        raise UserError(f"{name}: refused, because it {error}") from None
+    except MemoryError:
+        raise
+    except _CutShortError:
+        reason = "cut short" if has_header else "not a pickle file, or one that was cut short"
+    except Exception:  # whatever damaged data makes an unpickler stumble over
+        reason = "damaged: not a readable pickle" if has_header else "not a pickle file, or a damaged one"
+    raise UserError(f"{name}: {reason}")

@@ -1,0 +1,105 @@
+"""The stations a shard passes: decode, predict, write. Plain functions on one shard; they know no engine.
+
+    ShardRef --decode_shard--> DecodedShard --predict_shard--> LabelledShard --write_shard--> ShardReport
+
+Every entry leaves as a row, whatever became of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from annotator.io.crops import Crops, crop_photo
+from annotator.io.decode import PhotoError, decode_photo, read_photo
+from annotator.io.manifest import ShardRef, read_shard
+from annotator.io.schema import encode_table, labels_to_table
+from annotator.io.storage import join, write_whole
+
+if TYPE_CHECKING:  # decoders and writers start seconds sooner without torch
+    from annotator.predictor import Predictor, Side
+
+
+@dataclass
+class DecodedShard:
+    """Rows for every entry of a shard, and the crops of those that could be read."""
+
+    ref: ShardRef
+    rows: list[dict[str, Any]]
+    crops: Crops | None  # None where no entry could be read
+    hand_rows: list[int]  # the row of each crop
+
+
+@dataclass
+class LabelledShard:
+    """A decoded shard whose crops have become label columns."""
+
+    ref: ShardRef
+    rows: list[dict[str, Any]]
+    hands: dict[str, Any]
+    hand_rows: list[int]
+
+
+@dataclass
+class ShardReport:
+    """What became of a shard's entries."""
+
+    shard: int
+    outcomes: dict[str, int]  # "ok", or "status: reason"
+
+
+def decode_shard(labels: str, ref: ShardRef, crop_px: int) -> DecodedShard:
+    """Read, decode and cut every photo of a shard; one that can't be read gets its row at once."""
+    rows: list[dict[str, Any]] = []
+    cut: list[Crops] = []
+    hand_rows: list[int] = []
+    for entry in read_shard(labels, ref):
+        row: dict[str, Any] = {"image_uri": entry.uri, "image_id": entry.id, "hand_index": -1}
+        try:
+            photo = decode_photo(read_photo(entry.path), min_side_px=crop_px)
+            crop = crop_photo(photo.pixels, photo.width, photo.height, crop_px)
+        except PhotoError as error:
+            row |= {"status": "unreadable", "reason": error.reason, "error": str(error)}
+        except Exception as error:  # a defect of ours must cost one photo, not the run
+            row |= {"status": "failed", "reason": "internal_error", "error": _one_line(error)}
+        else:
+            row |= {"width": photo.width, "height": photo.height, "box_source": "photo"}
+            hand_rows.append(len(rows))
+            cut.append(crop)
+        rows.append(row)
+    return DecodedShard(ref, rows, Crops.stack(cut) if cut else None, hand_rows)
+
+
+def predict_shard(predictor: Predictor, shard: DecodedShard, side: Side) -> LabelledShard:
+    """Label the crops of a shard."""
+    hands: dict[str, Any] = {}
+    if shard.crops is not None:
+        try:
+            hands = predictor.predict_crops(shard.crops, side)
+        except Exception as error:
+            for row in shard.hand_rows:
+                shard.rows[row] |= {"status": "failed", "reason": "internal_error", "error": _one_line(error)}
+        else:
+            for row in shard.hand_rows:
+                shard.rows[row] |= {"status": "ok", "hand_index": 0}
+    return LabelledShard(shard.ref, shard.rows, hands, shard.hand_rows if hands else [])
+
+
+def write_shard(labels: str, shard: LabelledShard, schema: pa.Schema) -> ShardReport:
+    """Write a shard's label file in one step: its appearance commits the shard."""
+    table = labels_to_table(shard.rows, shard.hands, shard.hand_rows, schema)
+    write_whole(join(labels, "data", shard.ref.file_name), encode_table(table), scratch=join(labels, "_tmp"))
+    return ShardReport(shard.ref.number, count_outcomes(shard.rows))
+
+
+def count_outcomes(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """How many rows ended in what: `ok`, or `status: reason`."""
+    return dict(Counter(row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}" for row in rows))
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]

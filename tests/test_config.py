@@ -1,0 +1,48 @@
+"""Configurations: strict, and found by name."""
+
+from pathlib import Path
+
+import pytest
+
+from annotator.config import NetworkConfig, config_folder, from_dict, read_config, to_dict
+from annotator.errors import UserError
+
+
+def test_dictionaries_round_trip():
+    config = NetworkConfig(crop_px=96, variant="amvur")
+    assert from_dict(NetworkConfig, to_dict(config), "here") == config
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"bakbone": "resnet50"}, "unknown key 'bakbone'; did you mean 'backbone'?"),
+        ({"zzz": 1}, "known keys are backbone"),
+        ({"amvur": {"widht": 3}}, "amvur: unknown key 'widht'; did you mean 'width'?"),
+        ({"crop_px": "big"}, "crop_px is 'big', must be int"),
+        ({"crop_px": True}, "crop_px is True, must be int"),
+        ({"variant": "all"}, "variant is 'all', may be prior_net, amvur, both"),
+        ({"amvur": 3}, "amvur: expected keys and values, found 3"),
+        ([1], "expected keys and values"),
+    ],
+)
+def test_mistakes_name_the_key_and_what_it_may_be(values, words):
+    with pytest.raises(UserError) as error:
+        from_dict(NetworkConfig, values, "my.yaml")
+    assert words in str(error.value) and str(error.value).startswith("my.yaml") and "\n" not in str(error.value)
+
+
+def test_files_that_are_missing_or_not_yaml_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="no configuration 'nope'.*default"):
+        read_config(NetworkConfig, "network", "nope")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(UserError, match="not YAML"):
+        read_config(NetworkConfig, "network", str(broken))
+
+
+@pytest.mark.parametrize(
+    "name", sorted(p.relative_to(config_folder() / "network").with_suffix("").as_posix() for p in Path(config_folder() / "network").rglob("*.yaml"))
+)
+def test_every_shipped_network_configuration_reads(name):
+    assert isinstance(read_config(NetworkConfig, "network", name), NetworkConfig)

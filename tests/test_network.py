@@ -1,0 +1,241 @@
+"""The network against formulas written out again, and what every switch of the paper's tables must do."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import roma
+import torch
+
+from annotator.config import AmvurConfig, CameraConfig, NetworkConfig, TextureConfig
+from annotator.hand import load_hand
+from annotator.hand.anatomy import chirality
+from annotator.model.amvur import Gaussian, joints_from_vertices
+from annotator.model.attention import Attention, Tokens
+from annotator.model.camera import Camera, joints2d_covariance
+from annotator.model.network import Network, draw_meshes
+from annotator.model.texture import OcclusionAwareTexture, reverse_interpolate
+
+HAND = load_hand("open")
+V = HAND.vertex_count
+
+
+def network(**changes):
+    torch.manual_seed(0)
+    config = dataclasses.replace(NetworkConfig(crop_px=64), **changes)
+    return Network(config, HAND).eval()
+
+
+def stirred(net, seed=1):
+    """Weights as training might leave them: no layer at its zero start."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if not name.startswith("backbone"):
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+def images(count=2, size=64, seed=0):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_attention_is_softmax_of_scaled_products():
+    torch.manual_seed(0)
+    attention, asking, asked = Attention(8), torch.randn(2, 5, 8), torch.randn(2, 3, 8)
+    with torch.no_grad():
+        q, k, u = attention.query(asking), attention.key(asked), attention.value(asked)
+    expected = torch.zeros(2, 5, 8)
+    for b in range(2):
+        for i in range(5):
+            weights = torch.tensor([math.exp(q[b, i] @ k[b, j] / math.sqrt(8)) for j in range(3)])
+            expected[b, i] = (weights / weights.sum()) @ u[b]
+    torch.testing.assert_close(attention(asking, asked), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_two_heads_attend_on_their_own():
+    torch.manual_seed(0)
+    attention, tokens = Attention(8, heads=2), torch.randn(1, 4, 8)
+    q, k, u = attention.query(tokens), attention.key(tokens), attention.value(tokens)
+    halves = [
+        torch.softmax(q[..., h] @ k[..., h].transpose(1, 2) / 2.0, -1) @ u[..., h]
+        for h in (slice(0, 4), slice(4, 8))
+    ]
+    torch.testing.assert_close(attention(tokens, tokens), torch.cat(halves, -1), atol=1e-5, rtol=1e-5)
+
+
+def test_tokens_equal_one_product_with_feature_and_place_joined():
+    torch.manual_seed(0)
+    places, g = torch.randn(7, 3), torch.randn(2, 11)
+    tokens = Tokens(11, places, 5, "template")
+    joined = torch.cat([g[:, None].expand(2, 7, 11), places.expand(2, 7, 3)], -1)
+    weight = torch.cat([tokens.from_feature.weight, tokens.from_place.weight], 1)
+    torch.testing.assert_close(tokens(g), joined @ weight.T + tokens.from_feature.bias, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["prior_net", "amvur", "both"])
+def test_an_untrained_network_gives_the_mean_hand_whatever_the_photo(variant):
+    net = network(variant=variant)
+    with torch.inference_mode():
+        a, b = net(images(seed=0)), net(images(seed=5))
+    torch.testing.assert_close(a.vertices.mean_mm, b.vertices.mean_mm)
+    joints = a.joints3d.mean_mm[0].numpy()
+    assert np.linalg.norm(joints[0]) < 1e-3
+    assert 120 < np.linalg.norm(joints[12]) < 220  # middle tip
+    assert joints[12, 1] < -100 and joints[2, 0] > 10  # fingers up, a right thumb to the right: palm to the camera
+    assert chirality(joints[None])[0] > 0
+    assert a.joints2d.abs().max() < 1 and a.joints2d.std() > 0.1  # in the crop, and filling it
+    if variant != "amvur":
+        assert a.prior.pose().shape == (2, 48)
+        torch.testing.assert_close(a.prior.pose()[0, 3:], torch.from_numpy(HAND.hands_mean), atol=1e-4, rtol=1e-4)
+
+
+SWITCHES = {
+    "B0, both": {},
+    "prior-net": {"variant": "prior_net"},
+    "AMVUR": {"variant": "amvur"},
+    "Table 5 A": {"amvur": AmvurConfig(kind="fully_connected")},
+    "Table 5 B": {"amvur": AmvurConfig(cross_attention=False, positional="index")},
+    "Table 5 C": {"amvur": AmvurConfig(positional="index")},
+    "no self-attention": {"amvur": AmvurConfig(self_attention=False)},
+    "every vertex a token": {"amvur": AmvurConfig(tokens=0), "texture": TextureConfig(tokens=0)},
+    "learned upsampling": {"amvur": AmvurConfig(upsampling="learned")},
+    "shared joint variance": {"amvur": AmvurConfig(joint_variance="shared", heads=4)},
+    "camera rotation": {"camera": CameraConfig(rotation=True)},
+    "Table 6 HAND": {"texture": TextureConfig(kind="global")},
+    "the paper's texture": {"texture": TextureConfig(photo_colour=False)},
+    "no texture": {"texture": TextureConfig(kind="none")},
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_every_switch_gives_whole_predictions_and_trains_all_its_weights(switch):
+    net = stirred(network(**SWITCHES[switch]))
+    prediction = net(images())
+    assert prediction.vertices.mean_mm.shape == (2, V, 3)
+    assert prediction.joints3d.std_mm.shape == (2, 21, 3) and (prediction.joints3d.std_mm >= 0).all()
+    assert prediction.joints2d_covariance.shape == (2, 21, 2, 2)
+    assert prediction.visible.shape == (2, V) and 0.2 < prediction.visible.float().mean() < 0.95
+    assert (prediction.rgb is None) == (switch == "no texture")
+    for gaussian in (prediction.vertices, prediction.joints3d):
+        torch.testing.assert_close(
+            (net.R @ prediction.vertices.mean_mm)[:, 0], torch.zeros(2, 3), atol=1e-3, rtol=0
+        )
+        assert gaussian.mean_mm.isfinite().all()
+    loss = prediction.vertices.mean_mm.square().mean() + prediction.vertices.std_mm.mean()
+    loss = loss + prediction.joints2d.square().mean() + prediction.joints2d_covariance.sum() + prediction.is_right.sum()
+    for part in (prediction.prior, prediction.prior_camera):
+        if part is not None:
+            loss = loss + sum(t.square().mean() for t in vars(part).values() if t.requires_grad)
+    if prediction.rgb is not None:
+        loss = loss + prediction.rgb.square().mean()
+    loss.backward()
+    without = [name for name, p in net.named_parameters() if p.grad is None]
+    assert not without
+
+
+def test_switches_change_the_weights_they_name():
+    asked = ("B0, both", "Table 5 B", "no self-attention", "prior-net", "AMVUR", "Table 5 C")
+    names = {s: {n for n, _ in network(**SWITCHES[s]).named_parameters()} for s in asked}
+    assert any(n.startswith("amvur.cross") for n in names["B0, both"])
+    assert not any(n.startswith(("amvur.cross", "amvur.joint_tokens")) for n in names["Table 5 B"])
+    assert not any(n.startswith("amvur.self_attention") for n in names["no self-attention"])
+    assert not any(n.startswith(("amvur", "camera.")) for n in names["prior-net"])
+    assert not any(n.startswith("prior_net") for n in names["AMVUR"])
+    assert "amvur.vertex_tokens.index" in names["Table 5 C"]
+
+
+def test_joint_variance_is_the_papers_and_matches_draws():
+    torch.manual_seed(0)
+    vertices = Gaussian(torch.randn(1, V, 3) * 50, torch.rand(1, V, 3) * 5 + 1)
+    R = torch.from_numpy(HAND.joint_regressor)
+    joints = joints_from_vertices(vertices, R, "independent")
+    drawn = R @ (vertices.mean_mm + vertices.std_mm * torch.randn(4000, V, 3))
+    torch.testing.assert_close(joints.std_mm[0], drawn.std(0), rtol=0.06, atol=0.02)
+    shared = joints_from_vertices(vertices, R, "shared")
+    assert (shared.std_mm >= joints.std_mm - 1e-5).all()
+
+
+def test_sigma_2_matches_draws_of_joints_and_cameras():
+    generator = torch.Generator().manual_seed(0)
+    joints = Gaussian(torch.randn(1, 21, 3, generator=generator) * 60, torch.full((1, 21, 3), 4.0))
+    rotvec = torch.tensor([[0.2, -0.4, 0.3]])
+    camera = Camera(torch.tensor([0.009]), rotvec, torch.tensor([[0.1, -0.2]]), torch.tensor([[0.03, 0, 0, 0, 0.02, 0.05]]))
+    covariance = joints2d_covariance(joints, camera, annotation_noise=0.01)[0]
+    count = 200_000
+    noise = torch.randn(count, 6, generator=generator)
+    scale = (camera.scale_per_mm * 100 + 0.03 * noise[:, :1]) / 100
+    translation = camera.translation + noise[:, 1:3] * torch.tensor([0.02, 0.05])
+    rotation = roma.rotvec_to_rotmat(rotvec)[0]
+    for k in (0, 8, 20):
+        drawn = joints.mean_mm[0, k] + 4.0 * torch.randn(count, 3, generator=generator)
+        points = scale * (drawn @ rotation.T)[:, :2] + translation
+        points = points + 0.01 * torch.randn(count, 2, generator=generator)
+        torch.testing.assert_close(points.T.cov(), covariance[k], rtol=0.03, atol=2e-5)
+
+
+def test_reverse_interpolation_reads_a_ramp_exactly():
+    centres = (torch.arange(8) + 0.5) / 8 * 2 - 1  # crop coordinates of pixel centres
+    ramp = torch.stack([centres.expand(8, 8), centres[:, None].expand(8, 8)])[None]
+    points = torch.rand(1, 20, 2, generator=torch.Generator().manual_seed(0)) * 1.6 - 0.8
+    torch.testing.assert_close(reverse_interpolate(ramp, points), points, atol=1e-5, rtol=0)
+
+
+def test_a_hidden_vertex_does_not_take_the_colour_of_what_covers_it():
+    torch.manual_seed(0)
+    texture = OcclusionAwareTexture(6, 4, HAND, TextureConfig(tokens=20))
+    for parameter in texture.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    g, X = torch.randn(1, 6), torch.randn(1, 4, 16, 16)
+    points, visible = torch.rand(1, V, 2) * 1.5 - 0.75, torch.rand(1, V) > 0.5
+    red, blue = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
+    red[:, 0], blue[:, 2] = 1, 1
+    # Only hidden vertices look at the right half; what is there must change nothing.
+    points[..., 0] = torch.where(visible, -points[..., 0].abs() - 0.2, points[..., 0].abs() + 0.2)
+    mixed = red.clone()
+    mixed[..., 16:] = blue[..., 16:]
+    torch.testing.assert_close(texture(red, X, g, points, visible), texture(mixed, X, g, points, visible))
+    changed = X.clone()
+    changed[..., 9:] += 1
+    torch.testing.assert_close(texture(red, X, g, points, visible), texture(red, changed, g, points, visible))
+    assert not torch.allclose(texture(red, X, g, points, visible), texture(blue, X, g, points, visible))
+
+
+def test_untrained_texture_shows_the_photos_own_colours():
+    photo = torch.zeros(1, 3, 64, 64)
+    photo[:, 0] = 0.8
+    photo[:, 1:] = 0.3
+    with torch.inference_mode():
+        rgb = network()(photo).rgb
+    torch.testing.assert_close(rgb, torch.tensor([0.8, 0.3, 0.3]).expand(1, V, 3), atol=0.02, rtol=0)
+
+
+def test_the_backs_vertices_are_hidden_when_the_palm_faces_the_camera():
+    with torch.inference_mode():
+        prediction = network()(images(1))
+    normals_z = torch.zeros(V)
+    corners = prediction.vertices.mean_mm[0][torch.from_numpy(HAND.faces).long()]
+    face_normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    for k in range(3):
+        normals_z.index_add_(0, torch.from_numpy(HAND.faces[:, k]).long(), face_normals[:, 2])
+    facing, away = normals_z < -1, normals_z > 1  # z points away from the camera
+    visible = prediction.visible[0]
+    assert visible[facing].float().mean() > 0.85
+    assert visible[away].float().mean() < 0.3
+
+
+def test_drawn_meshes_have_the_mean_and_spread_of_q():
+    net = stirred(network())
+    with torch.inference_mode():
+        vertices = net(images()).vertices
+    drawn = draw_meshes(vertices, 3000, net.R, torch.Generator().manual_seed(0))
+    assert drawn.shape == (3000, 2, V, 3)
+    torch.testing.assert_close((net.R @ drawn)[..., 0, :], torch.zeros(3000, 2, 3), atol=2e-3, rtol=0)
+    standard_error = vertices.std_mm / math.sqrt(3000)
+    assert ((drawn.mean(0) - vertices.mean_mm).abs() < 6 * standard_error + 1.5).all()
+    # Recentring on the wrist adds the wrist's own spread, the same for all vertices.
+    wrist_variance = net.R[:1].square() @ vertices.std_mm.square()
+    far = net.R[0] == 0
+    expected = (vertices.std_mm.square() + wrist_variance).sqrt()
+    torch.testing.assert_close(drawn.std(0)[:, far], expected[:, far], rtol=0.1, atol=0.05)
