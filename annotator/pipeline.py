@@ -9,6 +9,7 @@ missing and nothing else, however the last run ended.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import time
@@ -151,6 +152,7 @@ def _run(
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # failures come as exceptions, once
     context.print_on_execution_start = False
     rows = ray.data.from_items([asdict(ref) for ref in pending], override_num_blocks=len(pending))
     reports = (
@@ -182,12 +184,13 @@ def _run(
 class _PredictActor:
     """One model on one device, fed shard by shard."""
 
-    def __init__(self, checkpoint: Checkpoint, threads: int, batch_size: int, side: Side) -> None:
+    def __init__(self, checkpoint_ref: Any, threads: int, batch_size: int, side: Side) -> None:
+        import ray
         import torch
 
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.predictor = Predictor(checkpoint, device, batch_size)
+        self.predictor = Predictor(ray.get(checkpoint_ref), device, batch_size)
         self.side = side
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -213,20 +216,34 @@ def _root_cause(error: BaseException) -> BaseException:
 def embedded_ray() -> Iterator[None]:
     """A local Ray for the time of the block, unless one runs in this process already."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     import ray.data
 
     if ray.is_initialized():
         yield
         return
-    ray.init(
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        # Bounds what waits between stations, and so the memory of a run of any length.
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
+    with _quiet_stderr():  # Ray's C++ announces its log level there; failures are exceptions
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            # Bounds what waits between stations, and so the memory of a run of any length.
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)

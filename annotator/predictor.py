@@ -15,7 +15,7 @@ from annotator import frames
 from annotator.errors import UserError
 from annotator.frames import CropFrame
 from annotator.io.crops import Crops, crop_photo
-from annotator.io.decode import decode_photo, read_photo
+from annotator.io.decode import Photo, decode_photo, read_photo
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.network import Prediction, draw_meshes
 
@@ -64,12 +64,13 @@ class Predictor:
             annotator.io.decode.PhotoError: a photo that can't be read.
             UserError: an array that is not (H, W, 3) uint8.
         """
+        crop_px = self.checkpoint.info.network.crop_px
         cut = []
         for index, image in enumerate(images):
-            pixels = _pixels(image)
-            height, width = pixels.shape[:2]
             box = None if boxes_xyxy is None else boxes_xyxy[index]
-            cut.append(crop_photo(pixels, width, height, self.checkpoint.info.network.crop_px, box))
+            # As the job does it: a whole photo may be decoded smaller, one with a box in it not.
+            photo = _photo(image, min_side_px=crop_px if box is None else None)
+            cut.append(crop_photo(photo.pixels, photo.width, photo.height, crop_px, box))
         if not cut:
             return []
         columns = self.predict_crops(Crops.stack(cut), side, samples)
@@ -174,12 +175,12 @@ def _mirror_where(points: np.ndarray, mirrored: NDArray[np.bool_]) -> np.ndarray
     return np.where(where, frames.mirror_points(points), points)
 
 
-def _pixels(image: np.ndarray | str | Path) -> NDArray[np.uint8]:
+def _photo(image: np.ndarray | str | Path, min_side_px: int | None) -> Photo:
     if isinstance(image, (str, Path)):
-        return decode_photo(read_photo(str(image))).pixels
+        return decode_photo(read_photo(str(image)), min_side_px)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise UserError(f"a photo must be an array (height, width, 3) of uint8 RGB, got {image.dtype} {image.shape}")
-    return image
+    return Photo(image, width=image.shape[1], height=image.shape[0])
 
 
 def _concatenate(parts: list[dict[str, Any]]) -> dict[str, Any]:

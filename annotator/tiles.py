@@ -13,7 +13,7 @@ from PIL import Image
 
 from annotator.frames import CropFrame, cut, project_weak
 from annotator.io.decode import PhotoError, decode_photo, read_photo
-from annotator.render import draw
+from annotator.render.shading import draw
 
 Picture = NDArray[np.uint8]
 

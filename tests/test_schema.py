@@ -98,7 +98,7 @@ def test_duckdb_reads_every_column(written):
     np.testing.assert_array_equal(first[6], hands["vertex_rgb"][0])
     assert first[8] is None and first[9] is True
     assert missing[1] == "no_hand" and missing[2] is None and missing[5] is None and missing[9] is None
-    assert duckdb.sql(f"select count(*) from '{folder}/*.parquet' where max_joint_std_mm < 8.5").fetchone() == (1,)
+    assert duckdb.sql(f"select count(*) from '{folder}/*.parquet' where max_joint_std_mm < 8.5").fetchall() == [(1,)]
 
 
 def test_pandas_and_polars_read_arrays(written):

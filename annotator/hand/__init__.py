@@ -1,1 +1,28 @@
-"""."""
+"""Parametric hand models in MANO's layout, and the one layer that poses them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from annotator.errors import UserError
+from annotator.hand.model import BONES, JOINT_NAMES, HandModel
+
+__all__ = ["BONES", "JOINT_NAMES", "HandModel", "load_hand"]
+
+
+def load_hand(name: str) -> HandModel:
+    """The hand called `open`, or MANO from a file the user brings: `mano:PATH`.
+
+    Raises:
+        UserError: for any other name, or a file that is not MANO's.
+    """
+    if name == "open":
+        from annotator.hand.open_hand import open_hand
+
+        return open_hand()
+    kind, _, path = name.partition(":")
+    if kind == "mano" and path:
+        from annotator.hand.mano import read_mano
+
+        return read_mano(Path(path))
+    raise UserError(f"no hand model '{name}': use 'open' or 'mano:PATH' with the path of MANO_RIGHT.pkl")

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,21 +26,24 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from annotator.io.jpeg_end import ends_early
+
 Reason = Literal[
     "missing", "no_permission", "empty", "not_a_photo", "truncated", "corrupt", "too_large", "unsupported"
 ]
 
-#: Pillow keeps 4 bytes a pixel and the array 3: 7 bytes, 0.7 GB for the largest photo.
+#: Pillow keeps 4 bytes a pixel and the array 3: 0.7 GB for the largest photo. A JPEG of up to twice as many
+#: pixels is decoded at half its size, for phones with 200 megapixels; WebP's decoder keeps more copies.
 MAX_PIXELS = 100_000_000
-
-#: A JPEG up to this is decoded at half its size or less, so that a phone's 200 megapixels can be labelled.
-MAX_JPEG_PIXELS = 2 * MAX_PIXELS
 
 #: The largest photo, stored raw with 16 bits a channel, and something for its metadata.
 MAX_BYTES = 8 * MAX_PIXELS
 
 _BACKGROUND = 255
-_ROWS_AT_ONCE_PX = 4_000_000
+_PIXELS_AT_ONCE = 4_000_000
+
+# TIFF tags.
+_SUBFILE_TYPE, _BITS_PER_SAMPLE, _ORIENTATION = 254, 258, 274
 
 # Pillow comments on damaged EXIF, of which only the orientation is read, by us. A filter set once, here:
 # `warnings.catch_warnings` is not safe among threads.
@@ -80,7 +83,9 @@ def read_photo(path: str) -> bytes:
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise PhotoError("not_a_photo", f"this is {kind}")
         if status.st_size > MAX_BYTES:
-            raise PhotoError("too_large", f"the file has {status.st_size:,} bytes; at most {MAX_BYTES:,} are read")
+            raise PhotoError(
+                "too_large", f"the file has {status.st_size:,} bytes; at most {MAX_BYTES:,} are read"
+            )
         return file.read_bytes()
     except PermissionError:
         raise PhotoError("no_permission", "no permission to read the file") from None
@@ -96,7 +101,7 @@ def decode_photo(data: bytes, min_side_px: int | None = None) -> Photo:
     """Decode a photo: upright, sRGB, 8 bits; the first frame of an animation.
 
     Transparency is laid on white, as a browser shows it. 16 bits become the upper 8 of them. An embedded
-    colour profile is not applied.
+    colour profile is not applied. Nothing is printed, but for libtiff's own line about a damaged TIFF.
 
     Args:
         data: the file's bytes.
@@ -108,7 +113,7 @@ def decode_photo(data: bytes, min_side_px: int | None = None) -> Photo:
     """
     if not data:
         raise PhotoError("empty", "the file is empty")
-    kind = _format_of(data)
+    kind = _kind_of(data)
     try:
         return _decode(kind, data, min_side_px)
     except (PhotoError, MemoryError):
@@ -124,30 +129,214 @@ def decode_photo(data: bytes, min_side_px: int | None = None) -> Photo:
         raise PhotoError("corrupt", f"the {kind.name} data is damaged") from error
 
 
-def _decode(kind: _Format, data: bytes, min_side_px: int | None) -> Photo:
-    kind.check(data)
+def _decode(kind: _Kind, data: bytes, min_side_px: int | None) -> Photo:
+    if kind.name == "WebP":
+        _check_size(kind, *_webp_size(data))  # its decoder takes the memory as it opens
     image = kind.reader(io.BytesIO(data))
     width, height = image.size
-    limit = MAX_JPEG_PIXELS if kind.name == "JPEG" else MAX_PIXELS
-    if width * height > limit:
-        raise PhotoError("too_large", f"{width} x {height} pixels; at most {limit:,} pixels are decoded")
+    _check_size(kind, width, height)
+    if kind.name == "PNG":
+        _check_png(data)
     if kind.name == "JPEG":
         _scale_down(image, min_side_px)
     orientation = _orientation(image)
-    # Elsewhere in the process this could be switched on; a photo half grey is not a photo.
+    # Elsewhere in the process this could be switched on; a photo that is half grey is not a photo.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     image.load()
-    pixels = _upright(_rgb(image, kind.name), orientation)
+    if kind.name == "TIFF":
+        width, height = image.size  # Pillow turns a TIFF itself
+    pixels = _upright_rgb(image, orientation)
+    # Where libjpeg filled in for missing blocks, the last row ends in one colour.
+    corner = _STORED_VIEW[orientation](pixels)[-1, -4:]
+    if kind.name == "JPEG" and (corner == corner[0]).all() and ends_early(data):
+        raise PhotoError("truncated", "the JPEG's picture stops before its end")
     if orientation >= 5:
         width, height = height, width
     return Photo(pixels, width, height)
 
 
+def _check_size(kind: _Kind, width: int, height: int) -> None:
+    if width * height > kind.max_pixels:
+        message = (
+            f"the photo has {width} x {height} pixels; of a {kind.name}, at most {kind.max_pixels:,} are read"
+        )
+        raise PhotoError("too_large", message)
+
+
 def _scale_down(image: ImageFile.ImageFile, min_side_px: int | None) -> None:
     width, height = image.size
-    scale = 1 if min_side_px is None else max(1, min(width, height) // max(1, min_side_px))
+    scale = 1 if min_side_px is None else min(8, min(width, height) // max(1, min_side_px))
     if width * height > MAX_PIXELS:
         scale = max(2, scale)
     if scale > 1:
-        scale = min(scale, 8)
+        # Takes the largest of 8, 4, 2, 1 that leaves at least this size.
         image.draft(None, (max(1, width // scale), max(1, height // scale)))
+
+
+def _upright_rgb(image: ImageFile.ImageFile, orientation: int) -> NDArray[np.uint8]:
+    """The loaded image as (H, W, 3), turned as EXIF says; converted a few rows at a time to save memory."""
+    width, height = image.size
+    pixels = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
+    as_stored = _STORED_VIEW[orientation](pixels)
+    step = max(1, _PIXELS_AT_ONCE // width)
+    if step >= height:
+        as_stored[:] = _rgb(image, image)
+    else:
+        for top in range(0, height, step):
+            bottom = min(top + step, height)
+            as_stored[top:bottom] = _rgb(image, image.crop((0, top, width, bottom)))
+    return pixels
+
+
+def _rgb(image: ImageFile.ImageFile, rows: Image.Image) -> NDArray[np.integer]:
+    """Rows of an image in any mode as 8-bit values that fill (h, w, 3)."""
+    if rows.mode == "RGB" and "transparency" not in rows.info:
+        return np.asarray(rows)
+    if rows.mode.startswith("I;16"):
+        # A TIFF may use 12 of the 16 bits.
+        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if isinstance(image, TiffImageFile) else 16
+        return (np.asarray(rows) >> (bits - 8))[..., None]
+    if rows.mode in ("I", "F", "LAB", "HSV"):
+        raise PhotoError(
+            "unsupported", f"pixels of Pillow's mode {rows.mode} have no agreed range or colours"
+        )
+    if rows.has_transparency_data:
+        rgba = np.asarray(rows.convert("RGBA")).astype(np.uint16)
+        alpha = rgba[..., 3:]
+        return (rgba[..., :3] * alpha + _BACKGROUND * (255 - alpha) + 127) // 255
+    return np.asarray(rows.convert("RGB"))
+
+
+# EXIF orientation -> a view of the upright picture (H, W, 3) in which the stored one lies as it was stored.
+_STORED_VIEW: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: upright[:, ::-1].swapaxes(0, 1),
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: upright[::-1].swapaxes(0, 1),
+}
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """EXIF orientation 1 to 8; 1 where there is none or it makes no sense."""
+    if isinstance(image, TiffImageFile):
+        return 1
+    exif = image.info.get("exif", b"")
+    try:
+        orientation = _exif_orientation(exif.removeprefix(b"Exif\0\0"))
+    except struct.error:
+        return 1
+    return orientation if orientation in _STORED_VIEW else 1
+
+
+def _exif_orientation(tiff: bytes) -> int:
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    (directory,) = struct.unpack_from(order + "I", tiff, 4)
+    (count,) = struct.unpack_from(order + "H", tiff, directory)
+    for entry in range(directory + 2, directory + 2 + 12 * count, 12):
+        tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
+        if tag == _ORIENTATION:
+            return cast(int, value)
+    return 1
+
+
+def _check_png(data: bytes) -> None:
+    """Pillow checks neither the pixels' checksums nor that the file has an end."""
+    position = 8
+    while position + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        end = position + 12 + length
+        if end > len(data):
+            break
+        kind = data[position + 4 : position + 8]
+        if kind[:1].isupper():  # pixels depend on it
+            checksum = zlib.crc32(memoryview(data)[position + 4 : end - 4])
+            if checksum != int.from_bytes(data[end - 4 : end], "big"):
+                raise PhotoError("corrupt", "the PNG data is damaged: a checksum is wrong")
+        if kind == b"IEND":
+            return
+        position = end
+    raise PhotoError("truncated", "the PNG file is cut short")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    form, body = data[12:16], data[20:30]
+    if form == b"VP8X":
+        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+    if form == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+
+
+def _open_tiff(stream: io.BytesIO) -> TiffImageFile:
+    image = TiffImageFile(stream)
+    if image.tag_v2.get(_SUBFILE_TYPE, 0) & 1:
+        raise PhotoError("unsupported", "a camera's raw file is not supported; convert it to JPEG")
+    return image
+
+
+def _field(order: Literal["little", "big"], start: int, data: bytes) -> int:
+    return int.from_bytes(data[start : start + 4], order)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    name: str
+    reader: Callable[[io.BytesIO], ImageFile.ImageFile]
+    is_cut_short: Callable[[bytes], bool]  # asked only of a file that can't be read
+    max_pixels: int = MAX_PIXELS
+
+
+_BMP = _Kind("BMP", BmpImageFile, lambda data: _field("little", 2, data) > len(data))
+_GIF = _Kind("GIF", GifImageFile, lambda data: not data.endswith(b";"))
+_JPEG = _Kind("JPEG", JpegImageFile, lambda data: not data.endswith(b"\xff\xd9"), 2 * MAX_PIXELS)
+_PNG = _Kind("PNG", PngImageFile, lambda data: b"IEND" not in data[-12:])
+_TIFF_LITTLE = _Kind("TIFF", _open_tiff, lambda data: _field("little", 4, data) >= len(data))
+_TIFF_BIG = _Kind("TIFF", _open_tiff, lambda data: _field("big", 4, data) >= len(data))
+_WEBP = _Kind("WebP", WebPImageFile, lambda data: _field("little", 4, data) + 8 > len(data), MAX_PIXELS // 2)
+
+_KINDS = {
+    b"\xff\xd8\xff": _JPEG,
+    b"\x89PNG\r\n\x1a\n": _PNG,
+    b"GIF87a": _GIF,
+    b"GIF89a": _GIF,
+    b"BM": _BMP,
+    b"II*\0": _TIFF_LITTLE,
+    b"MM\0*": _TIFF_BIG,
+}
+
+# First bytes, from where on, and what they are: named, so that the user knows what to convert.
+_UNSUPPORTED = (
+    (4, b"ftypavi", "AVIF"),
+    (4, b"ftyphe", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypmsf1", "HEIC"),
+    (4, b"ftypcrx", "a camera's raw file"),
+    (4, b"ftyp", "a video"),
+    (8, b"AVI ", "a video"),
+    (0, b"\x1aE\xdf\xa3", "a video"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"%PDF", "PDF"),
+)
+
+
+def _kind_of(data: bytes) -> _Kind:
+    for start, kind in _KINDS.items():
+        if data.startswith(start):
+            return kind
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return _WEBP
+    for offset, start, name in _UNSUPPORTED:
+        if data.startswith(start, offset):
+            raise PhotoError("unsupported", f"{name} is not supported; convert it to JPEG")
+    raise PhotoError("not_a_photo", "not a photo: the file starts like no image format that is read")

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from annotator.io.decode import Reason
 
 SCHEMA_VERSION = 1
 
 STATUSES = ("ok", "no_hand", "unreadable", "failed")
 
 #: Closed list of `reason`: null for ok, else why there is no hand in this row.
-REASONS = (
-    *("missing", "no_permission", "empty", "not_a_photo", "truncated", "corrupt", "too_large", "unsupported"),
-    *("no_hand_found", "internal_error"),
-)
+REASONS = (*get_args(Reason), "no_hand_found", "internal_error")
 
 BOX_SOURCES = ("detector", "list", "photo")
 

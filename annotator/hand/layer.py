@@ -1,0 +1,74 @@
+"""One layer that poses every parametric hand: linear blend skinning, run by `smplx`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import smplx
+import torch
+from smplx.utils import Struct
+from torch import nn
+
+from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
+
+
+class HandLayer(nn.Module):
+    """Pose and shape to mesh and joints. Holds no parameters, and nothing of it enters a `state_dict`.
+
+    Rotations are absolute (no mean pose is added), in MANO's joint order, the wrist's first. Buffers:
+    `faces (F, 3)`, `joint_regressor (21, V)` (`R`), `template (V, 3)` in metres, `tip_vertices (5,)`.
+    `id` is the hand model's.
+    """
+
+    faces: torch.Tensor
+    joint_regressor: torch.Tensor
+    template: torch.Tensor
+    tip_vertices: torch.Tensor
+
+    def __init__(self, hand: HandModel) -> None:
+        super().__init__()
+        self.id = hand.id
+        data = Struct(
+            v_template=hand.v_template,
+            f=hand.faces,
+            shapedirs=hand.shapedirs,
+            posedirs=hand.posedirs,
+            J_regressor=hand.J_regressor,
+            weights=hand.weights,
+            kintree_table=hand.kintree_table.copy(),
+            hands_mean=hand.hands_mean,
+            hands_components=hand.hands_components,
+        )
+        # smplx prints a warning that any hand has only 10 shape coefficients.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.mano = smplx.MANOLayer("", data_struct=data, is_rhand=True, create_body_pose=False)
+        self.register_buffer("faces", torch.from_numpy(hand.faces).long())
+        self.register_buffer("joint_regressor", torch.from_numpy(hand.joint_regressor))
+        self.register_buffer("template", torch.from_numpy(hand.v_template))
+        self.register_buffer("tip_vertices", torch.from_numpy(hand.tip_vertices))
+        # A checkpoint names its hand by id; it must never carry a licensed mesh inside.
+        for module in self.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module.register_buffer(name, buffer, persistent=False)
+
+    def articulate(self, rotations: torch.Tensor, betas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotation matrices (B, 16, 3, 3) and betas (B, 10) to the posed hand in its rest frame, metres.
+
+        Returns vertices (B, V, 3) and the 21 joints (B, 21, 3) in FreiHAND's order: the 16 articulated
+        joints of the skeleton and the fingertip vertices.
+        """
+        posed = self.mano(global_orient=rotations[:, :1], hand_pose=rotations[:, 1:], betas=betas)
+        tips = posed.vertices[:, self.tip_vertices]
+        joints = torch.cat([posed.joints, tips], dim=1)
+        return posed.vertices, joints[:, FREIHAND_FROM_MANO]
+
+    def forward(self, rotations: torch.Tensor, betas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotation matrices (B, 16, 3, 3) and betas (B, 10) to the wrist-relative hand, millimetres.
+
+        Returns vertices (B, V, 3) and joints J3 = R V (B, 21, 3); the wrist (R V)_0 is the origin.
+        """
+        vertices, _ = self.articulate(rotations, betas)
+        joints = self.joint_regressor @ vertices
+        wrist = joints[:, :1]
+        return 1000.0 * (vertices - wrist), 1000.0 * (joints - wrist)

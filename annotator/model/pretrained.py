@@ -1,0 +1,161 @@
+"""ImageNet weights for the backbones: fetched once, checked by name and shape, kept in a cache folder.
+
+They come over fsspec, which is a dependency already and takes any URL; `huggingface_hub` would be one more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from annotator.errors import UserError
+from annotator.io.storage import is_local, local_path, write_whole
+from annotator.model.backbone import Backbone
+
+log = logging.getLogger(__name__)
+
+#: Repositories of the public weights; each holds one `model.safetensors`.
+PUBLIC_REPOSITORIES = {
+    "resnet50": "timm/resnet50.a1_in1k",
+    "efficientnet_b0": "timm/efficientnet_b0.ra_in1k",
+    "efficientnet_lite0": "timm/tf_efficientnet_lite0.in1k",
+}
+CLASSIFIERS = ("fc.", "classifier.")
+CONNECT_TIMEOUT_S, STALL_TIMEOUT_S = 5, 30
+
+
+class PretrainedUnreachableError(UserError):
+    """The weights could not be fetched; whoever asked may go on without them."""
+
+
+def load_pretrained(backbone: Backbone, name: str, source: str | None = None) -> str:
+    """Put ImageNet weights into `backbone`, or leave it untouched and raise.
+
+    Args:
+        backbone: from `build_backbone(name)`.
+        name: which backbone it is.
+        source: a safetensors file with timm's names, as a path or any fsspec URL. None is the public file on
+            Hugging Face, or on the mirror that the environment variable HF_ENDPOINT names; it is fetched once
+            and kept in `$XDG_CACHE_HOME/amvur` (`~/.cache/amvur`).
+
+    Returns:
+        Where the weights came from, a path or URL.
+
+    Raises:
+        PretrainedUnreachableError: the network or the host did not give the file. A connection is given 5 s.
+        UserError: there is no such local file, or it holds something else than this backbone's weights.
+    """
+    if source is not None:
+        _put(_read(source, name), backbone, name, source)
+        return source
+    if name not in PUBLIC_REPOSITORIES:
+        raise UserError(
+            f"no public weights are known for a backbone called '{name}'; give a safetensors file"
+        )
+    cached = _cache_folder() / f"{PUBLIC_REPOSITORIES[name].replace('/', '-')}.safetensors"
+    if cached.is_file():
+        return load_pretrained(backbone, name, str(cached))
+    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    url = f"{host}/{PUBLIC_REPOSITORIES[name]}/resolve/main/model.safetensors"
+    log.info("fetching pretrained weights for %s from %s", name, url)
+    data = _read(url, name)
+    _put(data, backbone, name, url)
+    try:  # only what proved right is kept
+        write_whole(str(cached), data)
+    except OSError as error:
+        log.warning("pretrained weights for %s can't be kept in %s (%s)", name, cached.parent, error.strerror)
+    return url
+
+
+def try_pretrained(backbone: Backbone, name: str, source: str | None = None) -> bool:
+    """`load_pretrained`, except that weights out of reach are a logged line and False.
+
+    Raises:
+        UserError: there is no such local file, or it holds something else than this backbone's weights.
+    """
+    try:
+        load_pretrained(backbone, name, source)
+    except PretrainedUnreachableError as error:
+        log.warning("%s: starting from random weights", error)
+        return False
+    return True
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amvur"
+
+
+def _read(source: str, name: str) -> bytes:
+    if is_local(source):
+        try:
+            return local_path(source).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"pretrained weights for {name}: can't read '{source}': {error.strerror}"
+            ) from None
+    try:
+        filesystem, path = fsspec.core.url_to_fs(source, **_time_limits(source))
+    except (ImportError, ValueError) as error:
+        raise UserError(f"pretrained weights for {name}: can't read '{source}': {error}") from None
+    try:
+        return filesystem.cat_file(path)
+    except (
+        Exception
+    ) as error:  # every protocol has exceptions of its own, and none means more than "not there"
+        reason = (
+            "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+        )
+        raise PretrainedUnreachableError(
+            f"pretrained weights for {name} not reachable ({source}: {reason.splitlines()[0]})"
+        ) from error
+
+
+def _time_limits(url: str) -> dict[str, Any]:
+    """So that a machine without internet waits seconds, and a slow line may take as long as it moves."""
+    if not url.startswith(("http://", "https://")):
+        return {}
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=STALL_TIMEOUT_S)
+    return {"client_kwargs": {"timeout": timeout, "trust_env": True}}  # trust_env: proxies
+
+
+def _put(data: bytes, backbone: Backbone, name: str, source: str) -> None:
+    """Check everything, then copy the weights in."""
+    wrong = f"'{source}' does not hold ImageNet weights for {name}"
+    try:
+        weights = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise UserError(f"{wrong}: not a whole safetensors file ({error})") from None
+    weights = {key: value for key, value in weights.items() if not key.startswith(CLASSIFIERS)}
+    own = backbone.state_dict()
+    # A count of training batches, which many public files lack and nothing here reads.
+    needed = {key for key in own if not key.endswith("num_batches_tracked")}
+    if missing := needed - weights.keys():
+        raise UserError(f"{wrong}: it lacks {_some(missing)}")
+    if unknown := weights.keys() - own.keys():
+        raise UserError(f"{wrong}: it also holds {_some(unknown)}")
+    for key, value in weights.items():
+        if value.shape != own[key].shape:
+            raise UserError(f"{wrong}: '{key}' has shape {_shape(value)}, expected {_shape(own[key])}")
+        if not torch.isfinite(value).all():
+            raise UserError(f"{wrong}: '{key}' holds values that are not finite")
+    backbone.load_state_dict(weights, strict=False)
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _some(keys: Iterable[str]) -> str:
+    first, *others = sorted(keys)
+    return f"'{first}'" + (f" and {len(others)} more" if others else "")

@@ -1,0 +1,95 @@
+"""What rasterizing yields, and what follows from it whichever backend drew it.
+
+A backend only decides which triangle each pixel sees. Barycentrics are computed here from that triangle, so
+both backends give the same values and the same gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Coordinates from here on count as infinite: their products would not fit in float32.
+FAR = 1e15
+
+
+@dataclass(frozen=True, eq=False)
+class Fragments:
+    """What each pixel of B square images sees: H = W = size_px, row 0 at the top."""
+
+    face_ids: Tensor  # (B, H, W) int64, -1 where nothing
+    barycentrics: (
+        Tensor  # (B, H, W, 3) of the face's corners, zero where nothing; differentiable in the points
+    )
+
+
+def usable_vertices(points: Tensor) -> Tensor:
+    """(B, V) bool: finite vertices. A triangle with any other draws nothing."""
+    return (points.abs() < FAR).all(-1)
+
+
+def barycentrics(points: Tensor, faces: Tensor, face_ids: Tensor) -> Tensor:
+    """Barycentrics (B, H, W, 3) of every pixel centre in the face it sees, linear in screen space.
+
+    A centre that a backend's rounding puts into a face it lies just outside of (nvdiffrast snaps corners to a
+    sixteenth of a pixel) gets weights that are never negative and sum to 1 all the same. No gradient passes
+    through `face_ids`: a silhouette that moves is not seen.
+    """
+    size_px = face_ids.shape[-1]
+    pixel, corners = _covered(faces, face_ids, points.shape[1])
+    centre = (torch.arange(size_px, device=points.device, dtype=points.dtype) * 2 + 1) / size_px - 1
+    at = pixel % max(size_px**2, 1)
+    x0, x1, x2 = _at_corners(points[..., 0], corners) - centre.repeat(size_px).index_select(0, at)
+    y0, y1, y2 = _at_corners(points[..., 1], corners) - centre.repeat_interleave(size_px).index_select(0, at)
+    areas = torch.stack([x1 * y2 - x2 * y1, x2 * y0 - x0 * y2, x0 * y1 - x1 * y0])
+    # The floor is far below any area that shows; a face without area gets three equal weights.
+    areas = (areas * areas.detach().sum(0).sign()).clamp(min=1e-30)
+    weights = areas / areas.sum(0)
+    image = weights.new_zeros(3, face_ids.numel()).index_copy(1, pixel, weights)
+    return image.reshape(3, *face_ids.shape).permute(1, 2, 3, 0)
+
+
+def interpolate(fragments: Fragments, attributes: Tensor, faces: Tensor) -> Tensor:
+    """Vertex attributes (B, V, C) at every pixel: (B, H, W, C), zero where nothing.
+
+    Differentiable in the attributes and, through the barycentrics, in the points. `faces` (F, 3) int64 are
+    those that were rasterized.
+    """
+    face_ids = fragments.face_ids
+    channels = attributes.shape[-1]
+    pixel, corners = _covered(faces, face_ids, attributes.shape[1])
+    weights = fragments.barycentrics.permute(3, 0, 1, 2).reshape(3, -1).index_select(1, pixel)
+    flat = attributes.reshape(-1, channels)
+    first, second, third = (
+        w[:, None] * flat.index_select(0, c) for w, c in zip(weights, corners, strict=True)
+    )
+    values = first + second + third
+    image = values.new_zeros(face_ids.numel(), channels).index_put((pixel,), values)
+    return image.reshape(*face_ids.shape, channels)
+
+
+def visible_vertices(face_ids: Tensor, faces: Tensor, vertex_count: int) -> Tensor:
+    """(B, V) bool: vertices of the triangles that won a pixel (paper, section 3.4: the occlusion mask)."""
+    batch, face_count = len(face_ids), len(faces)
+    won = torch.zeros(batch, face_count + 1, dtype=torch.bool, device=face_ids.device)
+    won.scatter_(1, face_ids.flatten(1) + 1, True)
+    image, face = won[:, 1:].nonzero(as_tuple=True)
+    visible = torch.zeros(batch, vertex_count, dtype=torch.bool, device=face_ids.device)
+    visible[image[:, None], faces[face]] = True
+    return visible
+
+
+def _covered(faces: Tensor, face_ids: Tensor, vertex_count: int) -> tuple[Tensor, Tensor]:
+    """Flat indices of the N covered pixels (N,) and of their faces' corners, among B * V vertices (3, N)."""
+    ids = face_ids.reshape(-1)
+    pixel = (ids >= 0).nonzero().squeeze(1)
+    image = pixel // max(face_ids.shape[-1] ** 2, 1)
+    corners = faces.t().contiguous().index_select(1, ids.index_select(0, pixel))
+    return pixel, corners + image * vertex_count
+
+
+def _at_corners(values: Tensor, corners: Tensor) -> Tensor:
+    """(B, V) values at (3, N) flat indices."""
+    return values.reshape(-1).index_select(0, corners.reshape(-1)).reshape(corners.shape)

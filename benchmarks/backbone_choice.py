@@ -1,0 +1,73 @@
+"""Our own backbone file against transformers' classes: import time, lines of code; and each backbone's speed.
+
+python benchmarks/backbone_choice.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from annotator.model import backbone
+from annotator.model.backbone import BACKBONES, build_backbone
+
+RUNS = 3
+IMPORTS = {
+    "torch alone": "import torch",
+    "torch and ours": "import torch; from annotator.model.backbone import ResNet50, EfficientNet",
+    "torch and transformers": "import torch; from transformers import ResNetModel, EfficientNetModel",
+}
+
+
+def import_seconds(statement: str) -> float:
+    """Median wall time of a fresh process that runs the imports; one uncounted run warms the disk."""
+    times = []
+    for _ in range(RUNS + 1):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", statement], check=True)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def code_lines(path: Path) -> int:
+    return sum(1 for line in path.read_text().splitlines() if line.strip())
+
+
+def photos_per_second(name: str, size_px: int, batch: int = 8) -> float:
+    """Median forward rate with two threads, batch norms in evaluation mode."""
+    torch.set_num_threads(2)
+    model, images = build_backbone(name).eval(), torch.rand(batch, 3, size_px, size_px)
+    times = []
+    with torch.inference_mode():
+        for _ in range(2 * RUNS + 1):
+            start = time.perf_counter()
+            model(images)
+            times.append(time.perf_counter() - start)
+    return batch / statistics.median(times[1:])
+
+
+def main() -> None:
+    transformers = importlib.util.find_spec("transformers")
+    for label, statement in IMPORTS.items():
+        if "transformers" in statement and transformers is None:
+            print(f"import {label}: transformers not installed")
+        else:
+            print(f"import {label}: {import_seconds(statement):.2f} s")
+    print(f"lines, ours: {code_lines(Path(backbone.__file__))}")
+    if transformers is not None and transformers.origin is not None:
+        models = Path(transformers.origin).parent / "models"
+        for name in ("resnet", "efficientnet"):
+            print(f"lines, transformers' {name}: {code_lines(models / name / f'modeling_{name}.py')}")
+    for name in BACKBONES:
+        rates = ", ".join(f"{photos_per_second(name, size):.0f} at {size} px" for size in (128, 224))
+        print(f"forward photos/s, {name}: {rates}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""Against timm 1.0.31, which wrote `tests/data/backbone_names.json`: its names and shapes, and its answers to
+the weights and photos that `filled` and `PHOTOS` make again here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from annotator.errors import UserError
+from annotator.model import pretrained
+from annotator.model.backbone import BACKBONES, Backbone, build_backbone
+from annotator.model.pretrained import PretrainedUnreachableError, load_pretrained, try_pretrained
+
+TIMM = json.loads((Path(__file__).parent / "data" / "backbone_names.json").read_text())
+PARAMETERS = {"resnet50": 23_508_032, "efficientnet_b0": 4_007_548, "efficientnet_lite0": 3_371_008}
+PHOTOS = np.random.RandomState(0).uniform(size=(2, 3, 72, 56))  # halves of these sizes are odd further down
+LITE = "efficientnet_lite0"
+
+every_backbone = pytest.mark.parametrize("name", BACKBONES)
+
+
+def filled(name: str, shape: list[int]) -> torch.Tensor:
+    rng = np.random.RandomState(zlib.crc32(name.encode()))
+    if name.endswith("running_var"):
+        values = rng.uniform(0.5, 1.5, shape)
+    elif len(shape) == 4:
+        values = rng.standard_normal(shape) * math.sqrt(2 / math.prod(shape[1:]))
+    else:
+        values = rng.standard_normal(shape) * 0.1 + (1 if name.endswith("weight") else 0)
+    return torch.from_numpy(values).float()
+
+
+def weights_like_timm(name: str) -> dict[str, torch.Tensor]:
+    return {key: filled(key, shape) for key, shape in TIMM[name]["shapes"].items()}
+
+
+def copy_of(backbone: Backbone) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in backbone.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+@every_backbone
+def test_names_and_shapes_are_those_of_the_public_weights(name: str) -> None:
+    ours = {k: list(v.shape) for k, v in build_backbone(name).state_dict().items()}
+    assert {k: v for k, v in ours.items() if not k.endswith("num_batches_tracked")} == TIMM[name]["shapes"]
+
+
+@every_backbone
+def test_parameter_counts_are_the_published_ones_without_classifier(name: str) -> None:
+    assert sum(p.numel() for p in build_backbone(name).parameters()) == PARAMETERS[name]
+
+
+@every_backbone
+def test_the_same_weights_give_what_timm_gave(name: str) -> None:
+    backbone = build_backbone(name).eval()
+    backbone.load_state_dict(weights_like_timm(name), strict=False)
+    with torch.no_grad():
+        g, X = backbone(torch.from_numpy(PHOTOS).float())
+    assert g.shape == (2, backbone.feature_dim)
+    assert X.shape == (2, backbone.shallow_dim, 36, 28)
+    expected_g, expected_X = torch.tensor(TIMM[name]["g"]), torch.tensor(TIMM[name]["X"])
+    torch.testing.assert_close(g[:, :: g.shape[1] // 8], expected_g, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(X[1, :: X.shape[1] // 8, 17, 13], expected_X, rtol=1e-4, atol=1e-4)
+
+
+@every_backbone
+def test_the_shallow_map_is_affine_in_the_pixels(name: str) -> None:
+    backbone = build_backbone(name).eval()
+    a, b = torch.rand(2, 1, 3, 64, 64)
+    with torch.no_grad():
+        (_, X_a), (_, X_b), (_, X_mix) = (backbone(images) for images in (a, b, 0.3 * a + 0.7 * b))
+    torch.testing.assert_close(X_mix, 0.3 * X_a + 0.7 * X_b, atol=1e-4, rtol=1e-4)
+
+
+@every_backbone
+def test_a_shallow_cell_is_centred_where_the_docstring_says(name: str) -> None:
+    images = torch.rand(1, 3, 64, 64, requires_grad=True)
+    _, X = build_backbone(name).eval()(images)
+    X[0, :, 10, 7].abs().sum().backward()
+    assert images.grad is not None
+    rows, columns = images.grad.abs().sum((0, 1)).nonzero().unbind(1)
+    offset = 1.5 if name == LITE else 0.5
+    centre = [(seen.min() + seen.max()).item() / 2 + 0.5 for seen in (rows, columns)]
+    assert centre == [2 * 10 + offset, 2 * 7 + offset]
+
+
+@every_backbone
+def test_the_same_seed_gives_the_same_weights(name: str) -> None:
+    torch.manual_seed(3)
+    first = build_backbone(name).state_dict()
+    torch.manual_seed(3)
+    assert same(first, build_backbone(name).state_dict())
+
+
+@every_backbone
+def test_gradients_reach_every_parameter(name: str) -> None:
+    backbone = build_backbone(name).train()
+    for module in backbone.modules():  # ResNet's branches begin at zero, and hold their own gradients back
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.weight)
+    g, X = backbone(torch.rand(2, 3, 64, 64))
+    (g.square().sum() + X.square().sum()).backward()
+    assert [k for k, p in backbone.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_depthwise_weights_start_at_the_scale_of_one_channel() -> None:
+    blocks = dict(build_backbone("efficientnet_b0").named_modules())
+    weight = blocks["blocks.5.1.conv_dw"].weight
+    assert weight.shape == (1152, 1, 5, 5)
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / 25), rel=0.05)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"'resnet18'.*resnet50, efficientnet_b0, efficientnet_lite0"):
+        build_backbone("resnet18")
+
+
+@pytest.fixture
+def public_file(tmp_path: Path) -> Path:
+    """Lite0 as a public file has it: a classifier too, no counts of batches."""
+    path = (
+        tmp_path / "host" / "timm" / "tf_efficientnet_lite0.in1k" / "resolve" / "main" / "model.safetensors"
+    )
+    path.parent.mkdir(parents=True)
+    classifier = {"classifier.weight": torch.zeros(1000, 1280), "classifier.bias": torch.zeros(1000)}
+    save_file(weights_like_timm(LITE) | classifier, path)
+    return path
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+
+def serve(handler: object) -> Iterator[str]:
+    server = Server(("127.0.0.1", 0), handler)  # type: ignore[arg-type]
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "amvur"
+
+
+@pytest.fixture
+def host(public_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for url in serve(partial(Quiet, directory=public_file.parents[4])):
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        yield url
+
+
+def test_weights_load_from_a_local_file(public_file: Path) -> None:
+    backbone = build_backbone(LITE)
+    assert load_pretrained(backbone, LITE, str(public_file)) == str(public_file)
+    assert same(weights_like_timm(LITE), backbone.state_dict())
+    assert try_pretrained(build_backbone(LITE), LITE, f"file://{public_file}")
+
+
+def test_public_weights_are_fetched_once_and_kept(
+    host: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = build_backbone(LITE), build_backbone(LITE)
+    url = f"{host}/timm/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors"
+    assert load_pretrained(first, LITE) == url
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    (kept,) = cache.iterdir()
+    assert load_pretrained(second, LITE) == str(kept)
+    assert same(weights_like_timm(LITE), first.state_dict())
+    assert same(first.state_dict(), second.state_dict())
+
+
+def test_a_host_out_of_reach_is_one_line_and_random_weights_at_once(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    backbone = build_backbone(LITE)
+    before, start = copy_of(backbone), time.monotonic()
+    with caplog.at_level(logging.INFO):
+        assert not try_pretrained(backbone, LITE)
+    assert time.monotonic() - start < 8
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert line.startswith(f"pretrained weights for {LITE} not reachable (http://127.0.0.1:9/")
+    assert line.endswith(": starting from random weights")
+    assert "\n" not in line
+    assert same(before, backbone.state_dict())
+    assert not cache.exists()
+
+
+def test_a_host_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    class Mute(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            released.wait(20)
+
+    monkeypatch.setattr(pretrained, "STALL_TIMEOUT_S", 0.5)
+    for url in serve(Mute):
+        start = time.monotonic()
+        with pytest.raises(PretrainedUnreachableError, match="not reachable"):
+            load_pretrained(build_backbone(LITE), LITE, f"{url}/model.safetensors")
+        assert time.monotonic() - start < 5
+        released.set()
+
+
+def test_a_connection_that_breaks_off_is_out_of_reach(public_file: Path) -> None:
+    class Breaking(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            data = public_file.read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    for url in serve(Breaking):
+        assert not try_pretrained(build_backbone(LITE), LITE, f"{url}/model.safetensors")
+
+
+def test_a_file_the_host_does_not_have_is_out_of_reach(host: str) -> None:
+    with pytest.raises(PretrainedUnreachableError, match=r"resnet50 not reachable .*: no such file"):
+        load_pretrained(build_backbone("resnet50"), "resnet50")
+
+
+def test_a_truncated_file_is_refused_and_not_kept(host: str, cache: Path, public_file: Path) -> None:
+    public_file.write_bytes(public_file.read_bytes()[:-1000])
+    backbone = build_backbone(LITE)
+    before = copy_of(backbone)
+    for source in (str(public_file), None):
+        with pytest.raises(UserError, match="not a whole safetensors file"):
+            try_pretrained(backbone, LITE, source)
+    assert same(before, backbone.state_dict())
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("source", ["nowhere.safetensors", "htps://example.org/model.safetensors"])
+def test_a_mistyped_source_is_the_users_mistake_and_not_forgiven(source: str) -> None:
+    with pytest.raises(UserError, match=f"can't read '{source}'"):
+        try_pretrained(build_backbone(LITE), LITE, source)
+
+
+def test_weights_of_anything_else_are_refused_in_one_line(tmp_path: Path) -> None:
+    good = weights_like_timm(LITE)
+    files = {
+        "lacks 'blocks.6.0.bn3.bias'$": {k: v for k, v in good.items() if k != "blocks.6.0.bn3.bias"},
+        "lacks 'blocks.0.0.bn1.bias' and 244 more": {"conv1.weight": torch.zeros(64, 3, 7, 7)},
+        "also holds 'extra'": good | {"extra": torch.zeros(1)},
+        r"'bn1.bias' has shape \(31,\), expected \(32,\)": good | {"bn1.bias": torch.zeros(31)},
+        "'bn1.bias' holds values that are not finite": good | {"bn1.bias": torch.full((32,), torch.nan)},
+    }
+    backbone = build_backbone(LITE)
+    before = copy_of(backbone)
+    for number, (message, weights) in enumerate(files.items()):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(weights, path)
+        with pytest.raises(UserError, match=message) as caught:
+            load_pretrained(backbone, LITE, str(path))
+        assert "\n" not in str(caught.value)
+    assert same(before, backbone.state_dict())

@@ -1,0 +1,104 @@
+"""Checkpoints: back as they went, and refused in one line when they can't be right."""
+
+import dataclasses
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from annotator import UserError
+from annotator.hand import load_hand
+from annotator.model import checkpoint as module
+from annotator.model.checkpoint import Calibration, PowerLaw, load_checkpoint, save_checkpoint, untrained
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    checkpoint = untrained("default")
+    info = dataclasses.replace(
+        checkpoint.info, trained_steps=7, calibration=Calibration(joints3d=PowerLaw(1.5, 0.8), fitted_on="a set")
+    )
+    path = tmp_path_factory.mktemp("checkpoint") / "a b.safetensors"
+    save_checkpoint(dataclasses.replace(checkpoint, info=info), path)
+    return path, info, checkpoint
+
+
+def rewritten(path, tmp_path, **header_changes):
+    with safetensors.safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["amvur"]) | header_changes
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    out = tmp_path / "changed.safetensors"
+    safetensors.torch.save_file(tensors, out, {"amvur": json.dumps(header)})
+    return out
+
+
+def test_weights_configuration_and_calibration_come_back(saved):
+    path, info, original = saved
+    loaded = load_checkpoint(str(path))
+    assert loaded.info == info and loaded.info.trained
+    assert loaded.hand.id == original.hand.id and loaded.id != original.id
+    for name, tensor in original.network.state_dict().items():
+        torch.testing.assert_close(loaded.network.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_the_same_configuration_and_seed_give_the_same_checkpoint():
+    a, b = untrained("default"), untrained("default")
+    assert a.id == b.id and a.to_bytes() == b.to_bytes() and not a.info.trained
+
+
+def test_no_hand_model_is_inside(saved):
+    path, _, original = saved
+    names = set(safetensors.torch.load_file(path))
+    v = original.hand.vertex_count
+    assert not [n for n, t in safetensors.torch.load_file(path).items() if v in t.shape]
+    assert not [n for n in names if "template" in n or "shapedirs" in n or "mano" in n]
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, 0.5, -1])
+def test_a_truncated_file_is_one_line(saved, tmp_path, keep):
+    data = saved[0].read_bytes()
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(data[: int(len(data) * keep)] if isinstance(keep, float) else data[:keep])
+    with pytest.raises(UserError, match="damaged or cut off") as error:
+        load_checkpoint(str(cut))
+    assert "\n" not in str(error.value)
+
+
+def test_a_newer_version_another_hand_and_another_program_are_named(saved, tmp_path):
+    path = saved[0]
+    with pytest.raises(UserError, match="format version 99.*install a newer amvur"):
+        load_checkpoint(str(rewritten(path, tmp_path, version=99)))
+    with pytest.raises(UserError, match="made with hand model open-000000000000"):
+        load_checkpoint(str(rewritten(path, tmp_path, hand_id="open-000000000000")))
+    with pytest.raises(UserError, match="give it with --hand mano:PATH"):
+        load_checkpoint(str(rewritten(path, tmp_path, hand_id="mano-000000000000")))
+    with pytest.raises(UserError, match="network: unknown key 'colour'"):
+        load_checkpoint(str(rewritten(path, tmp_path, network={"colour": 1})))
+    with pytest.raises(UserError, match="don't fit its own configuration"):
+        config = dataclasses.asdict(saved[1].network) | {"backbone": "resnet50"}
+        load_checkpoint(str(rewritten(path, tmp_path, network=config)))
+    stranger = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"x": torch.zeros(3)}, stranger)
+    with pytest.raises(UserError, match="not a checkpoint that amvur wrote"):
+        load_checkpoint(str(stranger))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere.safetensors", "there is no such file"),
+        ("weights.pt", "give a .safetensors file"),
+        ("untrained:nope", "no configuration 'nope'"),
+    ],
+)
+def test_names_that_lead_nowhere(name, words):
+    with pytest.raises(UserError, match=words):
+        load_checkpoint(name)
+
+
+def test_a_hand_that_is_not_one_is_refused():
+    with pytest.raises(UserError, match="no hand model 'clay'"):
+        load_checkpoint("default", hand="clay")
+    assert load_hand("open").vertex_count != 778
+    assert module.CHECKPOINT_VERSION == 1

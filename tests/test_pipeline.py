@@ -1,0 +1,177 @@
+"""The job, on a real Ray: every photo accounted for, resumable after any kill, the same numbers as Python."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from annotator import UserError, annotate
+from annotator.io.schema import REASONS, STATUSES, label_schema
+from annotator.io.sources import FolderSource
+from annotator.pipeline import ComputeOptions
+from tests.hostile_photos import encoded, noise, write_hostile_photos
+
+SMALL = ComputeOptions(threads=1, shard_size=16)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """50 small photos in two folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(50):
+        below = folder / ("left" if index % 2 else "right")
+        below.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (40 + index, 60, 3), np.uint8)
+        (below / f"{index:03d}.jpg").write_bytes(encoded(pixels, "JPEG"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(photos, tmp_path_factory, local_ray):
+    labels = tmp_path_factory.mktemp("out") / "labels"
+    told = []
+    record = annotate(str(photos), str(labels), compute=SMALL, on_progress=told.append)
+    return labels, record, told
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def rows(labels: Path):
+    return duckdb.sql(f"select image_id, status, reason from '{labels}/data/*.parquet'").fetchall()
+
+
+def test_every_photo_has_one_row_and_all_columns_are_filled(labelled, photos):
+    labels, record, told = labelled
+    table = pq.read_table(labels / "data")
+    assert sorted(table["image_id"].to_pylist()) == sorted(str(p.relative_to(photos)) for p in photos.rglob("*.jpg"))
+    assert record.outcomes == {"ok": 50} and record.photos == 50
+    assert [p.name for p in sorted((labels / "data").iterdir())] == [f"shard-{n:07d}.parquet" for n in range(4)]
+    assert table.schema.equals(label_schema(record.settings.vertex_count))
+    nullable = {"frame_index", "frame_time_s", "reason", "error", "detection_score"}
+    empty = {name for name in table.column_names if table[name].null_count}
+    assert empty == nullable
+    assert told[-1].photos == told[-1].total == 50
+    facts = json.loads(table.schema.metadata[b"amvur"])
+    assert facts["hand"] == record.settings.hand and facts["trained_steps"] == 0
+
+
+def test_what_is_beside_the_rows_is_what_labels_md_says(labelled):
+    labels, record, _ = labelled
+    assert sorted(p.name for p in labels.iterdir()) == ["_entries", "_run.json", "data", "faces.parquet"]
+    faces = duckdb.sql(f"select * from '{labels}/faces.parquet'").fetchall()
+    assert np.array(faces).max() == record.settings.vertex_count - 1
+    assert json.loads((labels / "_run.json").read_text())["outcomes"] == {"ok": 50}
+
+
+def test_python_gives_the_jobs_numbers(labelled, photos, predictor):
+    labels, _, _ = labelled
+    table = pq.read_table(labels / "data").slice(10, 5).to_pylist()
+    predicted = predictor.predict([photos / row["image_id"] for row in table])
+    for row, label in zip(table, predicted, strict=True):
+        np.testing.assert_allclose(row["vertices_mm"], label["vertices_mm"], atol=1 / 16)
+        np.testing.assert_allclose(row["joints3d_mm"], label["joints3d_mm"], atol=1 / 16)
+        np.testing.assert_allclose(row["joints2d_px"], label["joints2d_px"], atol=1 / 16)
+        np.testing.assert_allclose(row["vertices_std_mm"], label["vertices_std_mm"], atol=1 / 8)
+        assert np.abs(np.subtract(row["vertex_rgb"], label["vertex_rgb"].astype(int))).max() <= 1
+        assert row["is_right"] == label["is_right"]
+        np.testing.assert_allclose(row["camera"]["cam_t_mm"], label["camera"]["cam_t_mm"], rtol=1e-3)
+        np.testing.assert_allclose(row["crop_xyxy"], label["crop_xyxy"])
+
+
+def test_running_again_when_all_is_done_changes_no_file(labelled, photos):
+    labels, record, _ = labelled
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in labels.rglob("*")}
+    started = time.monotonic()
+    again = annotate(str(photos), str(labels), compute=SMALL)
+    assert time.monotonic() - started < 10
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in labels.rglob("*")} == before
+    assert again == record
+
+
+def test_a_shard_that_is_missing_is_made_again_byte_for_byte(labelled, photos, tmp_path):
+    labels, record, _ = labelled
+    copy = tmp_path / "labels"
+    shutil.copytree(labels, copy)
+    (copy / "data" / "shard-0000002.parquet").unlink()
+    again = annotate(str(photos), str(copy), compute=SMALL)
+    assert again.outcomes == record.outcomes
+    assert contents(copy / "data") == contents(labels / "data")
+
+
+def test_photos_added_later_are_labelled_and_the_others_left_alone(labelled, photos, tmp_path):
+    labels, _, _ = labelled
+    more, copy = tmp_path / "photos", tmp_path / "labels"
+    shutil.copytree(photos, more)
+    first = annotate(str(more), str(copy), compute=SMALL)
+    before = contents(copy / "data")
+    (more / "a new one.jpg").write_bytes(encoded(noise(), "JPEG"))
+    record = annotate(str(more), str(copy), compute=SMALL)
+    after = contents(copy / "data")
+    assert first.photos == 50 and record.photos == 51
+    assert {name: after[name] for name in before} == before and len(after) == 5
+
+
+def test_every_hostile_photo_ends_in_one_row_that_says_what_became_of_it(tmp_path, local_ray):
+    folder, labels = tmp_path / "photos", tmp_path / "labels"
+    folder.mkdir()
+    expected = write_hostile_photos(folder)
+    source = FolderSource(str(folder))
+    listed = list(source)
+    assert len(listed) + source.skipped_count == len(expected)
+    record = annotate(str(folder), str(labels), compute=ComputeOptions(threads=1, shard_size=32))
+    found = duckdb.sql(
+        f"select image_id, status, reason, error, vertices_mm is null from '{labels}/data/*.parquet'"
+    ).fetchall()
+    assert sorted(row[0] for row in found) == sorted(entry.id for entry in listed)
+    by_readable = {os.fsencode(name).decode("utf-8", "backslashreplace"): outcome for name, outcome in expected.items()}
+    for name, status, reason, error, no_mesh in found:
+        outcome = by_readable[name]
+        assert status in STATUSES and (reason is None or reason in REASONS)
+        assert (status, reason) == (("ok", None) if outcome == "ok" else ("unreadable", outcome)), name
+        assert no_mesh == (outcome != "ok") and (error is None) == (outcome == "ok")
+    assert record.photos == len(listed)
+
+
+def test_a_killed_driver_loses_nothing_and_repeats_nothing(labelled, photos, tmp_path):
+    """kill -9 as soon as the first shard is there, twice; then to the end."""
+    undisturbed, _, _ = labelled
+    labels = tmp_path / "labels"
+    command = [sys.executable, "-m", "cli", "annotate", str(photos), str(labels), "--threads", "1", "--shard-size", "16"]
+    for least in (1, 2):
+        driver = subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while len(list(labels.glob("data/*.parquet"))) < least and time.monotonic() < deadline:
+            assert driver.poll() is None or len(list(labels.glob("data/*.parquet"))) >= least
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    committed = contents(labels / "data")
+    assert 2 <= len(committed) <= 4
+    times = {p.name: p.stat().st_mtime_ns for p in (labels / "data").iterdir()}
+    record = annotate(str(photos), str(labels), compute=SMALL)
+    assert record.outcomes == {"ok": 50}
+    assert contents(labels / "data") == contents(undisturbed / "data")
+    assert {name: (labels / "data" / name).stat().st_mtime_ns for name in times} == times
+    assert len(rows(labels)) == 50 and not (labels / "_tmp").exists()
+
+
+def test_labels_of_one_kind_only(labelled, photos, tmp_path):
+    labels, _, _ = labelled
+    with pytest.raises(UserError, match="was labelled with side 'auto', this run has 'left'"):
+        annotate(str(photos), str(labels), side="left", compute=SMALL)
+    with pytest.raises(UserError, match="was labelled with source"):
+        other = tmp_path / "other"
+        shutil.copytree(photos, other)
+        annotate(str(other), str(labels), compute=SMALL)

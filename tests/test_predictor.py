@@ -1,0 +1,160 @@
+"""Labels of single photos: frames, left hands, draws."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import roma
+import torch
+from PIL import Image
+
+from annotator import UserError, frames
+from annotator.hand.anatomy import chirality
+from annotator.io.decode import PhotoError
+from annotator.model.checkpoint import Calibration, PowerLaw
+from annotator.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def lively(predictor):
+    """A predictor whose every output depends on the photo, as a trained one's does."""
+    import copy
+
+    checkpoint = dataclasses.replace(predictor.checkpoint, network=copy.deepcopy(predictor.checkpoint.network))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in checkpoint.network.named_parameters():
+            if not name.startswith("backbone"):
+                parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
+    return Predictor(checkpoint, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def photos():
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (4, 6, 8, 3), np.uint8)
+    return [np.asarray(Image.fromarray(p).resize((120 + 20 * i, 100))) for i, p in enumerate(small)]
+
+
+def project(label):
+    camera = label["camera"]
+    rotation = roma.rotvec_to_rotmat(torch.tensor(camera["rotation"])).numpy()
+    crop = camera["scale"] * (label["joints3d_mm"] @ rotation.T)[:, :2] + camera["translation"]
+    x0, y0, x1, y1 = label["crop_xyxy"]
+    return np.array([(x0 + x1) / 2, (y0 + y1) / 2]) + crop * (x1 - x0) / 2
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_labels_camera_projects_its_joints_to_its_2d_joints(lively, photos, side):
+    for label in lively.predict(photos, side=side):
+        np.testing.assert_allclose(project(label), label["joints2d_px"], atol=1e-2)
+        assert label["joints3d_mm"].shape == (21, 3) and np.allclose(label["joints3d_mm"][0], 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_cam_t_and_focal_reproduce_the_2d_joints(lively, photos, side):
+    for photo, label in zip(photos, lively.predict(photos, side=side), strict=True):
+        camera = label["camera"]
+        rotation = roma.rotvec_to_rotmat(torch.tensor(camera["rotation"])).numpy()
+        centre = np.array([[photo.shape[1], photo.shape[0]]]) / 2
+        back = frames.project_pinhole(
+            (label["joints3d_mm"] @ rotation.T)[None], camera["cam_t_mm"][None], camera["focal_px"][None], centre
+        )[0]
+        x0, _, x1, _ = label["crop_xyxy"]
+        error = np.linalg.norm(back - label["joints2d_px"], axis=1) / (x1 - x0)
+        assert error.mean() < 0.025
+        assert camera["focal_source"] == "assumed" and camera["cam_t_mm"][2] > 0
+
+
+def test_a_left_hand_is_the_mirrored_photos_right_hand_mirrored_back(lively, photos):
+    mirrored = [np.ascontiguousarray(photo[:, ::-1]) for photo in photos]
+    for photo, left, right in zip(
+        photos, lively.predict(photos, side="left"), lively.predict(mirrored, side="right"), strict=True
+    ):
+        flip3d, width = np.array([-1, 1, 1]), photo.shape[1]
+        np.testing.assert_allclose(left["vertices_mm"], right["vertices_mm"] * flip3d, atol=1e-2)
+        np.testing.assert_allclose(left["joints2d_px"][:, 0], width - right["joints2d_px"][:, 0], atol=1e-2)
+        np.testing.assert_allclose(left["pose"], right["pose"], atol=1e-3)
+        np.testing.assert_array_equal(left["vertex_visible"], right["vertex_visible"])
+        assert not left["is_right"] and right["is_right"]
+
+
+def test_chirality_says_which_hand_it_is(predictor, photos):
+    for side, sign in (("left", -1), ("right", 1)):
+        joints = np.stack([label["joints3d_mm"] for label in predictor.predict(photos, side=side)])
+        assert (np.sign(chirality(joints)) == sign).all()
+
+
+def test_auto_takes_the_side_the_network_sees_and_predicts_it_mirrored(lively, photos):
+    head = lively.network.side.linear
+    saved = head.bias.detach().clone()
+    try:
+        with torch.no_grad():
+            # A bias in the middle of the photos' logits: some are left hands, some right.
+            right = np.array([label["side_score"] for label in lively.predict(photos)])
+            is_right = np.array([label["is_right"] for label in lively.predict(photos)])
+            logits = np.log(right / (1 - right)) * np.where(is_right, 1, -1)
+            head.bias -= float(np.median(logits))
+        found = lively.predict(photos)
+        sides = [label["is_right"] for label in found]
+        assert True in sides and False in sides
+        for side in ("left", "right"):
+            told = lively.predict(photos, side=side)
+            for label, expected in zip(found, told, strict=True):
+                if label["is_right"] == (side == "right"):
+                    np.testing.assert_allclose(label["vertices_mm"], expected["vertices_mm"], atol=1e-2)
+                    assert label["side_score"] >= 0.5 and expected["side_score"] is None
+    finally:
+        with torch.no_grad():
+            head.bias.copy_(saved)
+
+
+def test_draws_scatter_about_the_mean_as_far_as_std_says(lively, photos):
+    label = lively.predict(photos[:1], samples=400)[0]
+    drawn = label["vertices_samples_mm"]
+    assert drawn.shape == (400, *label["vertices_mm"].shape)
+    spread = drawn.std(0) / label["vertices_std_mm"]
+    assert 0.9 < np.median(spread) < 1.2
+    np.testing.assert_allclose(np.median(drawn.mean(0) - label["vertices_mm"]), 0, atol=1.0)
+    assert "vertices_samples_mm" not in lively.predict(photos[:1])[0]
+
+
+def test_a_batch_is_its_photos_one_by_one(lively, photos):
+    together = lively.predict(photos)
+    for photo, label in zip(photos, together, strict=True):
+        alone = lively.predict([photo])[0]
+        np.testing.assert_allclose(alone["vertices_mm"], label["vertices_mm"], atol=1e-2)
+        np.testing.assert_allclose(alone["joints2d_std_px"], label["joints2d_std_px"], rtol=1e-3)
+
+
+def test_a_box_is_cut_out_with_padding(lively):
+    rng = np.random.default_rng(1)
+    scene = np.asarray(Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((640, 480)))
+    label = lively.predict([scene], boxes_xyxy=[[300, 100, 400, 180]])[0]
+    np.testing.assert_allclose(label["crop_xyxy"], [285, 75, 415, 205])
+    crop = lively.predict([scene[75:205, 285:415]])[0]
+    np.testing.assert_allclose(label["joints3d_mm"], crop["joints3d_mm"], atol=0.5)
+    np.testing.assert_allclose(label["joints2d_px"], crop["joints2d_px"] + [285, 75], atol=0.5)
+
+
+def test_calibration_scales_what_is_reported_and_nothing_else(lively, photos):
+    info = lively.checkpoint.info
+    law = Calibration(vertices=PowerLaw(2.0, 1.0), joints3d=PowerLaw(3.0, 0.5), joints2d=PowerLaw(1.5, 1.0), fitted_on="x")
+    calibrated = Predictor(
+        dataclasses.replace(lively.checkpoint, info=dataclasses.replace(info, calibration=law)), torch.device("cpu")
+    )
+    before, after = lively.predict(photos[:1])[0], calibrated.predict(photos[:1])[0]
+    np.testing.assert_allclose(after["vertices_std_mm"], 2 * before["vertices_std_mm"], rtol=1e-5)
+    np.testing.assert_allclose(after["joints3d_std_mm"][1:], 3 * before["joints3d_std_mm"][1:] ** 0.5, rtol=1e-5)
+    np.testing.assert_allclose(after["joints2d_std_px"], 1.5 * before["joints2d_std_px"], rtol=1e-5)
+    np.testing.assert_array_equal(after["vertices_mm"], before["vertices_mm"])
+    per_joint = np.linalg.norm(after["joints3d_std_mm"][1:], axis=1)
+    np.testing.assert_allclose([after["joint_std_mm"], after["max_joint_std_mm"]], [per_joint.mean(), per_joint.max()])
+
+
+def test_wrong_photos_are_refused_by_name(predictor, tmp_path):
+    with pytest.raises(UserError, match="uint8 RGB, got float64"):
+        predictor.predict([np.zeros((10, 10, 3))])
+    with pytest.raises(PhotoError, match="no such file"):
+        predictor.predict([tmp_path / "none.jpg"])
+    assert predictor.predict([]) == []

@@ -1,0 +1,7 @@
+"""Photos of synthetic hands with their true labels."""
+
+from __future__ import annotations
+
+from trainer.synth.write import write_photos
+
+__all__ = ["write_photos"]
