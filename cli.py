@@ -33,7 +33,9 @@ class Side(str, Enum):
 
 Checkpoint = Annotated[
     str,
-    typer.Option(help="A .safetensors checkpoint (path or URL), 'default', or 'untrained:NAME' of a network configuration."),
+    typer.Option(
+        help="A .safetensors checkpoint (path or URL), 'default', or 'untrained:NAME' of a network configuration."
+    ),
 ]
 Hand = Annotated[str | None, typer.Option(help="Hand model: 'open', or 'mano:PATH' of your MANO_RIGHT.pkl.")]
 Sides = Annotated[Side, typer.Option(help="Which hands the photos show; 'auto' asks the network.")]
@@ -47,8 +49,12 @@ def annotate(
     checkpoint: Checkpoint = "default",
     hand: Hand = None,
     side: Sides = Side.auto,
-    workers: Annotated[int | None, typer.Option(min=1, help="Models at work; default one a GPU, else one.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads a model; default all cores, shared out.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Models at work; default one a GPU, else one.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads a model; default all cores, shared out.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos a forward pass.")] = 32,
     shard_size: Annotated[int, typer.Option(min=1, help="Photos a label file.")] = 256,
 ) -> None:
@@ -61,7 +67,10 @@ def annotate(
 
 @app.command(epilog="Example: amvur synth hands/ --count 36")
 def synth(
-    out: Annotated[Path, typer.Argument(help="Folder for the photos (out/images) and their true labels (out/truth.parquet).")],
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder for the photos (out/images) and their true labels (out/truth.parquet)."),
+    ],
     count: Annotated[int, typer.Option(min=1, help="How many hands.")] = 36,
     seed: Annotated[int, typer.Option(help="The same seed draws the same photos.")] = 0,
     size_px: Annotated[int, typer.Option(min=32, max=1024, help="Side of a photo.")] = 256,
@@ -97,7 +106,9 @@ def demo(
 
     typer.echo(f"drawing {count} hands")
     write_photos(out, count, seed=0, size_px=256)
-    record = _annotate(str(out / "images"), str(out / "predicted"), "default", None, Side.auto, None, None, 32, 256)
+    record = _annotate(
+        str(out / "images"), str(out / "predicted"), "default", None, Side.auto, None, None, 32, 256
+    )
     _print_record(str(out / "predicted"), record)
     page = write_report(str(out / "predicted"), out / "report", 24).resolve()
     typer.echo(f"look at {page}")
@@ -117,7 +128,14 @@ def _annotate(
     shard_size: int,
 ) -> RunRecord:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     columns: tuple[Any, ...] = (

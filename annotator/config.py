@@ -122,7 +122,9 @@ def read_config(kind: type[Config], group: str, name: str) -> Config:
     shipped = config_folder() / group
     path = Path(name) if name.endswith((".yaml", ".yml")) else shipped / f"{name}.yaml"
     if not path.is_file():
-        names = ", ".join(sorted(p.relative_to(shipped).with_suffix("").as_posix() for p in shipped.rglob("*.yaml")))
+        names = ", ".join(
+            sorted(p.relative_to(shipped).with_suffix("").as_posix() for p in shipped.rglob("*.yaml"))
+        )
         raise UserError(f"no configuration '{name}': give a path to a .yaml file, or one of {names}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

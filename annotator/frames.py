@@ -37,9 +37,9 @@ ASSUMED_FOCAL_CROP = 5.0
 class CropFrame(NamedTuple):
     """Where square crops lie in their photos: B crops, or one (then the fields have no B)."""
 
-    centre_px: Floats  # (B, 2)
-    half_side_px: Floats  # (B,)
-    mirrored: NDArray[np.bool_]  # (B,) true where the crop's x axis points left in the photo
+    centre_px: NDArray[np.float64]  # (B, 2)
+    half_side_px: Floats | np.floating  # (B,)
+    mirrored: NDArray[np.bool_] | np.bool_  # (B,) true where the crop's x axis points left in the photo
 
     def flipped(self) -> CropFrame:
         """The mirror image of each crop, in the same place."""
@@ -142,7 +142,7 @@ def camera_translation(points_mm: Floats, points_px: Floats, focal_px: Floats, c
     design[..., 2] = -uv
     target = uv * xyz[..., 2:] - focal[..., None] * xyz[..., :2]
     weight = np.ones((batch, count, 1))
-    translation = np.zeros((batch, 3))
+    translation: Floats = np.zeros((batch, 3))
     for _ in range(3):
         a = (design * weight[..., None]).reshape(batch, -1, 3)
         b = (target * weight).reshape(batch, -1, 1)

@@ -64,7 +64,7 @@ def annotate(
     checkpoint: str = "default",
     hand: str | None = None,
     side: Side = "auto",
-    compute: ComputeOptions = ComputeOptions(),  # noqa: B008 - frozen
+    compute: ComputeOptions = ComputeOptions(),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunRecord:
     """Label every photo of a folder into `labels`; run it again to go on where it stopped.
@@ -158,7 +158,7 @@ def _run(
     reports = (
         rows.map(decode, num_cpus=DECODER_CPUS)
         .map(
-            _PredictActor,
+            _PredictActor,  # type: ignore[arg-type]  # Ray takes classes too, its hints do not say so
             fn_constructor_args=(ray.put(checkpoint), threads, compute.batch_size, side),
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
             # What an actor leaves of its cores goes to decoders and writers: with all of two cores
@@ -227,7 +227,7 @@ def embedded_ray() -> Iterator[None]:
         ray.init(
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             # Bounds what waits between stations, and so the memory of a run of any length.
             object_store_memory=OBJECT_STORE_BYTES,
         )

@@ -179,7 +179,9 @@ def _photo(image: np.ndarray | str | Path, min_side_px: int | None) -> Photo:
     if isinstance(image, (str, Path)):
         return decode_photo(read_photo(str(image)), min_side_px)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise UserError(f"a photo must be an array (height, width, 3) of uint8 RGB, got {image.dtype} {image.shape}")
+        raise UserError(
+            f"a photo must be an array (height, width, 3) of uint8 RGB, got {image.dtype} {image.shape}"
+        )
     return Photo(image, width=image.shape[1], height=image.shape[0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ h1 { font-weight: 600; } .note { background: #fff4d6; border-left: 4px solid #e0
 table { border-collapse: collapse; } td, th { padding: .2rem 1.2rem .2rem 0; text-align: left; }
 .hands { display: grid; grid-template-columns: repeat(auto-fill, minmax(400px, 1fr)); gap: 1.2rem; }
 figure { margin: 0; background: #fff; border: 1px solid #ddd; border-radius: 6px; padding: .5rem; }
-figure img { width: 100%; height: auto; display: block; } figcaption { font-size: .85rem; color: #555; overflow-wrap: anywhere; }
+figure img { width: 100%; height: auto; display: block; }
+figcaption { font-size: .85rem; color: #555; overflow-wrap: anywhere; }
 .scale { height: 14px; width: 260px; image-rendering: auto; vertical-align: middle; }
 @media (max-width: 480px) { .hands { grid-template-columns: 1fr; } }
 """
@@ -61,7 +63,9 @@ def _sample(labels: str, count: int) -> Iterator[dict[str, Any]]:
     for name in files:
         statuses = read_columns(labels, name, ["status"])["status"].to_pylist()
         places += [(name, row) for row, status in enumerate(statuses) if status == "ok"]
-    chosen = [places[i] for i in np.unique(np.linspace(0, len(places) - 1, count).astype(int))] if places else []
+    chosen = (
+        [places[i] for i in np.unique(np.linspace(0, len(places) - 1, count).astype(int))] if places else []
+    )
     for name in files:
         rows = [row for file, row in chosen if file == name]
         if rows:
@@ -89,12 +93,13 @@ def _write_page(out: Path, labels: str, record: RunRecord, hands: list[dict[str,
             "</figcaption></figure>"
         )
     columns = 2 if len(sheet) > 6 else 1
-    rows = [sum(sheet[i : i + columns], []) for i in range(0, len(sheet), columns)]
+    rows = [list(chain(*sheet[i : i + columns])) for i in range(0, len(sheet), columns)]
     contact_sheet(rows).save(out / "contact_sheet.png")
     ramp = uncertainty_colours(np.linspace(0, 1, 256)[None], 0, 1)
     Image.fromarray((ramp * 255).astype(np.uint8)).save(out / "scale.png")
     outcomes = "".join(
-        f"<tr><td>{html.escape(outcome)}</td><td>{number}</td></tr>" for outcome, number in record.outcomes.items()
+        f"<tr><td>{html.escape(outcome)}</td><td>{number}</td></tr>"
+        for outcome, number in record.outcomes.items()
     )
     untrained = (
         '<p class="note">Untrained weights: every hand is the mean hand, with one uncertainty for all. '

@@ -53,14 +53,18 @@ def read_run_record(labels: str) -> RunRecord | None:
     data = read_whole(join(labels, FILE))
     if data is None:
         if names_in(labels):
-            raise UserError(f"'{labels}' holds something that is not a label set: give an empty or a new folder")
+            raise UserError(
+                f"'{labels}' holds something that is not a label set: give an empty or a new folder"
+            )
         return None
     try:
         values: dict[str, Any] = json.loads(data)
         settings = RunSettings(**values.pop("settings"))
         return RunRecord(settings, **values)
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"'{join(labels, FILE)}' is damaged or from another version of amvur: give a new folder") from None
+        raise UserError(
+            f"'{join(labels, FILE)}' is damaged or from another version of amvur: give a new folder"
+        ) from None
 
 
 def check_settings(labels: str, old: RunSettings, new: RunSettings) -> None:

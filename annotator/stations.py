@@ -98,7 +98,11 @@ def write_shard(labels: str, shard: LabelledShard, schema: pa.Schema) -> ShardRe
 
 def count_outcomes(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
     """How many rows ended in what: `ok`, or `status: reason`."""
-    return dict(Counter(row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}" for row in rows))
+    return dict(
+        Counter(
+            row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}" for row in rows
+        )
+    )
 
 
 def _one_line(error: Exception) -> str:

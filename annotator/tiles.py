@@ -61,7 +61,7 @@ def hand_tiles(
     winding = torch.from_numpy(faces if label["is_right"] else faces[:, ::-1].copy())
     std_mm = np.linalg.norm(_rows(label["vertices_std_mm"]), axis=-1)
     count = len(std_mm)
-    plain = np.tile(np.float32(SKIN), (count, 1))
+    plain = np.tile(np.array(SKIN, np.float32), (count, 1))
     colours = [plain, uncertainty_colours(std_mm, *std_range_mm)]
     if label["vertex_rgb"] is not None:
         colours.append(_rows(label["vertex_rgb"]) / 255)

@@ -17,7 +17,9 @@ from annotator.model.checkpoint import Calibration, PowerLaw, load_checkpoint, s
 def saved(tmp_path_factory):
     checkpoint = untrained("default")
     info = dataclasses.replace(
-        checkpoint.info, trained_steps=7, calibration=Calibration(joints3d=PowerLaw(1.5, 0.8), fitted_on="a set")
+        checkpoint.info,
+        trained_steps=7,
+        calibration=Calibration(joints3d=PowerLaw(1.5, 0.8), fitted_on="a set"),
     )
     path = tmp_path_factory.mktemp("checkpoint") / "a b.safetensors"
     save_checkpoint(dataclasses.replace(checkpoint, info=info), path)

@@ -29,7 +29,9 @@ def test_dictionaries_round_trip():
 def test_mistakes_name_the_key_and_what_it_may_be(values, words):
     with pytest.raises(UserError) as error:
         from_dict(NetworkConfig, values, "my.yaml")
-    assert words in str(error.value) and str(error.value).startswith("my.yaml") and "\n" not in str(error.value)
+    assert (
+        words in str(error.value) and str(error.value).startswith("my.yaml") and "\n" not in str(error.value)
+    )
 
 
 def test_files_that_are_missing_or_not_yaml_are_one_line(tmp_path):
@@ -42,7 +44,11 @@ def test_files_that_are_missing_or_not_yaml_are_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(p.relative_to(config_folder() / "network").with_suffix("").as_posix() for p in Path(config_folder() / "network").rglob("*.yaml"))
+    "name",
+    sorted(
+        p.relative_to(config_folder() / "network").with_suffix("").as_posix()
+        for p in Path(config_folder() / "network").rglob("*.yaml")
+    ),
 )
 def test_every_shipped_network_configuration_reads(name):
     assert isinstance(read_config(NetworkConfig, "network", name), NetworkConfig)

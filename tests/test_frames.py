@@ -116,7 +116,7 @@ def test_camera_translation_recovers_a_true_pinhole_camera():
 
 def test_camera_translation_is_the_best_in_pixels():
     """Against a general optimizer on the true pixel error, for 2D points of a weak-perspective camera."""
-    rng, points = _hands(3)
+    _, points = _hands(3)
     scale_px, centre = 0.9, np.array([[320.0, 240]] * 4)
     pixels = points[..., :2] * scale_px + np.array([350.0, 200])
     focal = np.full(4, 800.0)
@@ -125,7 +125,9 @@ def test_camera_translation_is_the_best_in_pixels():
 
         def errors(t, b=b):
             one = slice(b, b + 1)
-            return (frames.project_pinhole(points[one], t[None], focal[one], centre[one]) - pixels[one]).ravel()
+            return (
+                frames.project_pinhole(points[one], t[None], focal[one], centre[one]) - pixels[one]
+            ).ravel()
 
         best = least_squares(errors, got[b] * 1.1).x
         ours, theirs = np.square(errors(got[b])).sum(), np.square(errors(best)).sum()

@@ -83,12 +83,16 @@ def test_an_untrained_network_gives_the_mean_hand_whatever_the_photo(variant):
     joints = a.joints3d.mean_mm[0].numpy()
     assert np.linalg.norm(joints[0]) < 1e-3
     assert 120 < np.linalg.norm(joints[12]) < 220  # middle tip
-    assert joints[12, 1] < -100 and joints[2, 0] > 10  # fingers up, a right thumb to the right: palm to the camera
+    assert (
+        joints[12, 1] < -100 and joints[2, 0] > 10
+    )  # fingers up, a right thumb to the right: palm to the camera
     assert chirality(joints[None])[0] > 0
     assert a.joints2d.abs().max() < 1 and a.joints2d.std() > 0.1  # in the crop, and filling it
     if variant != "amvur":
         assert a.prior.pose().shape == (2, 48)
-        torch.testing.assert_close(a.prior.pose()[0, 3:], torch.from_numpy(HAND.hands_mean), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            a.prior.pose()[0, 3:], torch.from_numpy(HAND.hands_mean), atol=1e-4, rtol=1e-4
+        )
 
 
 SWITCHES = {
@@ -124,7 +128,12 @@ def test_every_switch_gives_whole_predictions_and_trains_all_its_weights(switch)
         )
         assert gaussian.mean_mm.isfinite().all()
     loss = prediction.vertices.mean_mm.square().mean() + prediction.vertices.std_mm.mean()
-    loss = loss + prediction.joints2d.square().mean() + prediction.joints2d_covariance.sum() + prediction.is_right.sum()
+    loss = (
+        loss
+        + prediction.joints2d.square().mean()
+        + prediction.joints2d_covariance.sum()
+        + prediction.is_right.sum()
+    )
     for part in (prediction.prior, prediction.prior_camera):
         if part is not None:
             loss = loss + sum(t.square().mean() for t in vars(part).values() if t.requires_grad)
@@ -161,7 +170,12 @@ def test_sigma_2_matches_draws_of_joints_and_cameras():
     generator = torch.Generator().manual_seed(0)
     joints = Gaussian(torch.randn(1, 21, 3, generator=generator) * 60, torch.full((1, 21, 3), 4.0))
     rotvec = torch.tensor([[0.2, -0.4, 0.3]])
-    camera = Camera(torch.tensor([0.009]), rotvec, torch.tensor([[0.1, -0.2]]), torch.tensor([[0.03, 0, 0, 0, 0.02, 0.05]]))
+    camera = Camera(
+        torch.tensor([0.009]),
+        rotvec,
+        torch.tensor([[0.1, -0.2]]),
+        torch.tensor([[0.03, 0, 0, 0, 0.02, 0.05]]),
+    )
     covariance = joints2d_covariance(joints, camera, annotation_noise=0.01)[0]
     count = 200_000
     noise = torch.randn(count, 6, generator=generator)

@@ -55,9 +55,13 @@ def rows(labels: Path):
 def test_every_photo_has_one_row_and_all_columns_are_filled(labelled, photos):
     labels, record, told = labelled
     table = pq.read_table(labels / "data")
-    assert sorted(table["image_id"].to_pylist()) == sorted(str(p.relative_to(photos)) for p in photos.rglob("*.jpg"))
+    assert sorted(table["image_id"].to_pylist()) == sorted(
+        str(p.relative_to(photos)) for p in photos.rglob("*.jpg")
+    )
     assert record.outcomes == {"ok": 50} and record.photos == 50
-    assert [p.name for p in sorted((labels / "data").iterdir())] == [f"shard-{n:07d}.parquet" for n in range(4)]
+    assert [p.name for p in sorted((labels / "data").iterdir())] == [
+        f"shard-{n:07d}.parquet" for n in range(4)
+    ]
     assert table.schema.equals(label_schema(record.settings.vertex_count))
     nullable = {"frame_index", "frame_time_s", "reason", "error", "detection_score"}
     empty = {name for name in table.column_names if table[name].null_count}
@@ -110,8 +114,7 @@ def test_a_shard_that_is_missing_is_made_again_byte_for_byte(labelled, photos, t
     assert contents(copy / "data") == contents(labels / "data")
 
 
-def test_photos_added_later_are_labelled_and_the_others_left_alone(labelled, photos, tmp_path):
-    labels, _, _ = labelled
+def test_photos_added_later_are_labelled_and_the_others_left_alone(local_ray, photos, tmp_path):
     more, copy = tmp_path / "photos", tmp_path / "labels"
     shutil.copytree(photos, more)
     first = annotate(str(more), str(copy), compute=SMALL)
@@ -135,7 +138,9 @@ def test_every_hostile_photo_ends_in_one_row_that_says_what_became_of_it(tmp_pat
         f"select image_id, status, reason, error, vertices_mm is null from '{labels}/data/*.parquet'"
     ).fetchall()
     assert sorted(row[0] for row in found) == sorted(entry.id for entry in listed)
-    by_readable = {os.fsencode(name).decode("utf-8", "backslashreplace"): outcome for name, outcome in expected.items()}
+    by_readable = {
+        os.fsencode(name).decode("utf-8", "backslashreplace"): outcome for name, outcome in expected.items()
+    }
     for name, status, reason, error, no_mesh in found:
         outcome = by_readable[name]
         assert status in STATUSES and (reason is None or reason in REASONS)
@@ -148,9 +153,22 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(labelled, photos, tmp
     """kill -9 as soon as the first shard is there, twice; then to the end."""
     undisturbed, _, _ = labelled
     labels = tmp_path / "labels"
-    command = [sys.executable, "-m", "cli", "annotate", str(photos), str(labels), "--threads", "1", "--shard-size", "16"]
+    command = [
+        sys.executable,
+        "-m",
+        "cli",
+        "annotate",
+        str(photos),
+        str(labels),
+        "--threads",
+        "1",
+        "--shard-size",
+        "16",
+    ]
     for least in (1, 2):
-        driver = subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL, start_new_session=True)
+        driver = subprocess.Popen(
+            command, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL, start_new_session=True
+        )
         deadline = time.monotonic() + 120
         while len(list(labels.glob("data/*.parquet"))) < least and time.monotonic() < deadline:
             assert driver.poll() is None or len(list(labels.glob("data/*.parquet"))) >= least

@@ -20,7 +20,9 @@ def lively(predictor):
     """A predictor whose every output depends on the photo, as a trained one's does."""
     import copy
 
-    checkpoint = dataclasses.replace(predictor.checkpoint, network=copy.deepcopy(predictor.checkpoint.network))
+    checkpoint = dataclasses.replace(
+        predictor.checkpoint, network=copy.deepcopy(predictor.checkpoint.network)
+    )
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in checkpoint.network.named_parameters():
@@ -58,7 +60,10 @@ def test_cam_t_and_focal_reproduce_the_2d_joints(lively, photos, side):
         rotation = roma.rotvec_to_rotmat(torch.tensor(camera["rotation"])).numpy()
         centre = np.array([[photo.shape[1], photo.shape[0]]]) / 2
         back = frames.project_pinhole(
-            (label["joints3d_mm"] @ rotation.T)[None], camera["cam_t_mm"][None], camera["focal_px"][None], centre
+            (label["joints3d_mm"] @ rotation.T)[None],
+            camera["cam_t_mm"][None],
+            camera["focal_px"][None],
+            centre,
         )[0]
         x0, _, x1, _ = label["crop_xyxy"]
         error = np.linalg.norm(back - label["joints2d_px"], axis=1) / (x1 - x0)
@@ -139,17 +144,24 @@ def test_a_box_is_cut_out_with_padding(lively):
 
 def test_calibration_scales_what_is_reported_and_nothing_else(lively, photos):
     info = lively.checkpoint.info
-    law = Calibration(vertices=PowerLaw(2.0, 1.0), joints3d=PowerLaw(3.0, 0.5), joints2d=PowerLaw(1.5, 1.0), fitted_on="x")
+    law = Calibration(
+        vertices=PowerLaw(2.0, 1.0), joints3d=PowerLaw(3.0, 0.5), joints2d=PowerLaw(1.5, 1.0), fitted_on="x"
+    )
     calibrated = Predictor(
-        dataclasses.replace(lively.checkpoint, info=dataclasses.replace(info, calibration=law)), torch.device("cpu")
+        dataclasses.replace(lively.checkpoint, info=dataclasses.replace(info, calibration=law)),
+        torch.device("cpu"),
     )
     before, after = lively.predict(photos[:1])[0], calibrated.predict(photos[:1])[0]
     np.testing.assert_allclose(after["vertices_std_mm"], 2 * before["vertices_std_mm"], rtol=1e-5)
-    np.testing.assert_allclose(after["joints3d_std_mm"][1:], 3 * before["joints3d_std_mm"][1:] ** 0.5, rtol=1e-5)
+    np.testing.assert_allclose(
+        after["joints3d_std_mm"][1:], 3 * before["joints3d_std_mm"][1:] ** 0.5, rtol=1e-5
+    )
     np.testing.assert_allclose(after["joints2d_std_px"], 1.5 * before["joints2d_std_px"], rtol=1e-5)
     np.testing.assert_array_equal(after["vertices_mm"], before["vertices_mm"])
     per_joint = np.linalg.norm(after["joints3d_std_mm"][1:], axis=1)
-    np.testing.assert_allclose([after["joint_std_mm"], after["max_joint_std_mm"]], [per_joint.mean(), per_joint.max()])
+    np.testing.assert_allclose(
+        [after["joint_std_mm"], after["max_joint_std_mm"]], [per_joint.mean(), per_joint.max()]
+    )
 
 
 def test_wrong_photos_are_refused_by_name(predictor, tmp_path):

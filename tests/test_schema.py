@@ -49,14 +49,36 @@ def written(tmp_path_factory):
         "vertex_std_mm": np.array([3.0, 2.0]),
     }
     rows = [
-        {"image_uri": "/a b/ü\n1.jpg", "image_id": "ü\n1.jpg", "hand_index": 0, "status": "ok", "width": 100, "height": 80},
-        {"image_uri": "/2", "image_id": "2", "hand_index": -1, "status": "unreadable", "reason": "empty", "error": "0 bytes"},
+        {
+            "image_uri": "/a b/ü\n1.jpg",
+            "image_id": "ü\n1.jpg",
+            "hand_index": 0,
+            "status": "ok",
+            "width": 100,
+            "height": 80,
+        },
+        {
+            "image_uri": "/2",
+            "image_id": "2",
+            "hand_index": -1,
+            "status": "unreadable",
+            "reason": "empty",
+            "error": "0 bytes",
+        },
         {"image_uri": "/3", "image_id": "3", "hand_index": 0, "status": "ok", "width": 50, "height": 60},
-        {"image_uri": "/4", "image_id": "4", "hand_index": -1, "status": "no_hand", "reason": "no_hand_found"},
+        {
+            "image_uri": "/4",
+            "image_id": "4",
+            "hand_index": -1,
+            "status": "no_hand",
+            "reason": "no_hand_found",
+        },
     ]
     folder = tmp_path_factory.mktemp("labels") / "data"
     folder.mkdir()
-    table = labels_to_table(rows, hands, [0, 2], label_schema(V, {"amvur": json.dumps({"schema_version": 1})}))
+    table = labels_to_table(
+        rows, hands, [0, 2], label_schema(V, {"amvur": json.dumps({"schema_version": 1})})
+    )
     table.validate(full=True)
     data = encode_table(table)
     assert data == encode_table(labels_to_table(rows, hands, [0, 2], table.schema))
@@ -86,8 +108,8 @@ def test_rounding_loses_at_most_half_a_step(written, column):
 def test_duckdb_reads_every_column(written):
     folder, _, hands = written
     query = duckdb.sql(
-        f"select image_uri, status, vertices_mm, vertices_std_mm, joints2d_px, camera, vertex_rgb, vertex_visible, pose, "
-        f"is_right, max_joint_std_mm from '{folder}/*.parquet' order by image_id"
+        "select image_uri, status, vertices_mm, vertices_std_mm, joints2d_px, camera, vertex_rgb, "
+        f"vertex_visible, pose, is_right, max_joint_std_mm from '{folder}/*.parquet' order by image_id"
     ).fetchall()
     assert len(query) == 4
     by_uri = {row[0]: row for row in query}
@@ -98,7 +120,9 @@ def test_duckdb_reads_every_column(written):
     np.testing.assert_array_equal(first[6], hands["vertex_rgb"][0])
     assert first[8] is None and first[9] is True
     assert missing[1] == "no_hand" and missing[2] is None and missing[5] is None and missing[9] is None
-    assert duckdb.sql(f"select count(*) from '{folder}/*.parquet' where max_joint_std_mm < 8.5").fetchall() == [(1,)]
+    assert duckdb.sql(
+        f"select count(*) from '{folder}/*.parquet' where max_joint_std_mm < 8.5"
+    ).fetchall() == [(1,)]
 
 
 def test_pandas_and_polars_read_arrays(written):

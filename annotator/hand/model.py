@@ -89,10 +89,13 @@ class HandModel:
 
     @property
     def id(self) -> str:
-        """Name and content hash, e.g. `open-1f0c9a7e62d4`: what checkpoints and labels are tied to."""
+        """Name and content hash, e.g. `open-1f0c9a7e62d4`: what checkpoints and labels are tied to.
+
+        `joint_regressor` is left out: for MANO it is fitted when the file is read, and machines round apart.
+        """
         digest = hashlib.sha256()
         for field in fields(self):
-            if field.name != "name":
+            if field.name not in ("name", "joint_regressor"):
                 array = np.ascontiguousarray(getattr(self, field.name))
                 digest.update(f"{field.name}{array.dtype}{array.shape}".encode())
                 digest.update(array.tobytes())

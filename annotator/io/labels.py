@@ -1,9 +1,9 @@
 """A label folder from the outside: its files, what its metadata says, and what lies beside the rows.
 
-    LABELS/data/*.parquet   the rows, and nothing else
-    LABELS/faces.parquet    the triangles of every mesh in it, for right hands; a left hand's winding is reversed
-    LABELS/_run.json        settings and outcomes
-    LABELS/_entries/        which photo is in which file
+LABELS/data/*.parquet   the rows, and nothing else
+LABELS/faces.parquet    the triangles of every mesh in it, for right hands; a left hand's winding is reversed
+LABELS/_run.json        settings and outcomes
+LABELS/_entries/        which photo is in which file
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ def label_metadata(checkpoint: Checkpoint) -> dict[str, str]:
         "calibration": asdict(info.calibration),
         "std_is_constant": info.network.variant == "prior_net",
         "crop_px": info.network.crop_px,
-        "shapes": {"joints3d_mm": [21, 3], "joints2d_px": [21, 2], "vertices_mm": [checkpoint.hand.vertex_count, 3]},
+        "shapes": {
+            "joints3d_mm": [21, 3],
+            "joints2d_px": [21, 2],
+            "vertices_mm": [checkpoint.hand.vertex_count, 3],
+        },
         "rounding": ROUNDING,
     }
     return {"amvur": json.dumps(facts, sort_keys=True)}

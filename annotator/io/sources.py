@@ -11,7 +11,25 @@ from annotator.errors import UserError
 
 #: A file with one of these endings is taken for a photo, whatever is inside.
 PHOTO_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .avif .heic .heif .jp2".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".jp2",
+    ]
 )
 
 #: A file with any other name is taken for a photo if it starts like one: a photo may be wrongly named.

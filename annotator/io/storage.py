@@ -114,4 +114,6 @@ def check_writable(folder: str) -> None:
             filesystem.rm_file(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"can't write to '{folder}': {reason}; give a folder that can be written to") from None
+        raise UserError(
+            f"can't write to '{folder}': {reason}; give a folder that can be written to"
+        ) from None

@@ -21,7 +21,7 @@ from annotator.config import AmvurConfig
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
 from annotator.hand.regressor import coarse_tokens
-from annotator.model.attention import Attention, Tokens
+from annotator.model.attention import Attention, Tokens, zero_start
 from annotator.model.prior_net import mean_hand
 
 #: What an untrained network believes of its error; the mean hand is about this far off.
@@ -55,6 +55,11 @@ class Amvur(nn.Module):
     so that an untrained network gives the mean hand; it is wrist-relative by construction.
     """
 
+    start_mm: Tensor  # (V, 3)
+    R: Tensor  # (21, V)
+    upsample: Tensor  # (V, T)
+    spread: Tensor  # (V, T), no negative weights
+
     def __init__(self, feature_dim: int, hand: HandModel, layer: HandLayer, config: AmvurConfig) -> None:
         super().__init__()
         self.config = config
@@ -72,8 +77,8 @@ class Amvur(nn.Module):
             self.register_buffer("upsample", upsample_t, persistent=False)
         count = len(token_vertices)
         if config.kind == "fully_connected":
-            self.direct = nn.Sequential(nn.Linear(feature_dim, 512), nn.ReLU(), nn.Linear(512, count * 6))
-            last = [self.direct[-1]]
+            last = zero_start(nn.Linear(512, count * 6))
+            self.direct = nn.Sequential(nn.Linear(feature_dim, 512), nn.ReLU(), last)
         else:
             template = torch.as_tensor(hand.v_template)
             joints = self.R @ template
@@ -87,12 +92,10 @@ class Amvur(nn.Module):
                 self.cross = Attention(width, config.heads)
             if config.self_attention:
                 self.self_attention = Attention(width, config.heads)
-            self.mean = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
-            self.log_variance = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
-            last = [self.mean[-1], self.log_variance[-1]]
-        for linear in last:
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+            self.mean, self.log_variance = (
+                nn.Sequential(nn.Linear(width, width), nn.ReLU(), zero_start(nn.Linear(width, 3)))
+                for _ in range(2)
+            )
 
     def forward(self, g: Tensor) -> Gaussian:
         """G (B, feature_dim) -> q(V | I), (B, V, 3)."""

@@ -7,6 +7,13 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 
+def zero_start(linear: nn.Linear) -> nn.Linear:
+    """Zero a layer, so that what it is added to stays what it was until training says otherwise."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
 class Attention(nn.Module):
     """Queries from one set of tokens (B, N, width), keys and values from another (B, M, width).
 
@@ -21,7 +28,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
 
     def forward(self, asking: Tensor, asked: Tensor) -> Tensor:
-        """asking (B, N, width), asked (B, M, width) -> (B, N, width)."""  # noqa: D403
+        """Asking (B, N, width), asked (B, M, width) -> (B, N, width)."""
         q, k, u = (
             projection(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection, tokens in ((self.query, asking), (self.key, asked), (self.value, asked))
@@ -36,12 +43,14 @@ class Tokens(nn.Module):
     `positional`: "template" takes the place's coordinates (N, 3); "index" learns one vector a token.
     """
 
+    places: Tensor  # (N, 3)
+
     def __init__(self, feature_dim: int, places: Tensor, width: int, positional: str) -> None:
         super().__init__()
         self.from_feature = nn.Linear(feature_dim, width)
         if positional == "template":
             self.register_buffer("places", places, persistent=False)
-            self.from_place: nn.Module | None = nn.Linear(3, width, bias=False)
+            self.from_place: nn.Linear | None = nn.Linear(3, width, bias=False)
         else:
             self.from_place = None
             self.index = nn.Parameter(torch.randn(len(places), width) * 0.02)

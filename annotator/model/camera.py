@@ -16,6 +16,7 @@ from torch.nn.functional import softplus
 from annotator.config import CameraConfig
 from annotator.frames import project_weak
 from annotator.model.amvur import Gaussian
+from annotator.model.attention import zero_start
 from annotator.model.prior_net import PriorHand
 
 #: Standard deviation of p(C | I), the 1 of formula (4): a tenth of each of the units above.
@@ -44,11 +45,13 @@ class Camera:
 
 
 class CameraHead(nn.Module):
-    """g (B, feature_dim) to a camera.
+    """Global feature (B, feature_dim) to a camera.
 
     Starts at the camera that puts the mean hand in the middle of the crop. With `constant_std` it is
     prior-net's head, p(C | I) = N(head, 1); without, q(C | I) with a standard deviation of its own.
-    """  # noqa: D403
+    """
+
+    start: Tensor  # (6,) before softplus
 
     def __init__(
         self, feature_dim: int, start: PriorHand, config: CameraConfig, constant_std: bool, width: int = 128
@@ -56,9 +59,9 @@ class CameraHead(nn.Module):
         super().__init__()
         self.with_rotation = config.rotation
         self.constant_std = constant_std
-        self.mlp = nn.Sequential(nn.Linear(feature_dim, width), nn.ReLU(), nn.Linear(width, 6 if constant_std else 12))
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
+        self.mlp = nn.Sequential(
+            nn.Linear(feature_dim, width), nn.ReLU(), zero_start(nn.Linear(width, 6 if constant_std else 12))
+        )
         corners = torch.stack([start.vertices_mm[0].amin(0), start.vertices_mm[0].amax(0)])[:, :2]
         scale_per_mm = 2 * START_FILL / (corners[1] - corners[0]).max()
         scale = scale_per_mm * 100
@@ -72,7 +75,9 @@ class CameraHead(nn.Module):
         out = self.mlp(g).float()
         mean = out[:, :6] + self.start
         rotvec = mean[:, 1:4] if self.with_rotation else torch.zeros_like(mean[:, 1:4])
-        std = torch.full_like(mean, PRIOR_STD) if self.constant_std else PRIOR_STD * (out[:, 6:].clamp(-14, 14) / 2).exp()
+        std = torch.full_like(mean, PRIOR_STD)
+        if not self.constant_std:
+            std = std * (out[:, 6:].clamp(-14, 14) / 2).exp()
         if not self.with_rotation:
             std = std * torch.tensor([1.0, 0, 0, 0, 1, 1], device=std.device)
         return Camera(softplus(mean[:, 0]) / 100, rotvec, mean[:, 4:], std)

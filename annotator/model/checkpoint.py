@@ -46,7 +46,7 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Maps from the network's std to measured error, fitted on held-out data; `fitted_on` is null until then."""
+    """Maps from the network's std to measured error, fitted on held-out data; `fitted_on` is empty until then."""
 
     vertices: PowerLaw = field(default_factory=PowerLaw)
     joints3d: PowerLaw = field(default_factory=PowerLaw)
@@ -131,7 +131,7 @@ def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoin
         return untrained(name.removeprefix(UNTRAINED), hand)
     if not name.endswith(".safetensors"):
         raise UserError(
-            f"checkpoint '{name}': give a .safetensors file, 'default', or '{UNTRAINED}NAME' with a network configuration"
+            f"checkpoint '{name}': give a .safetensors file, 'default' or '{UNTRAINED}NAME' (a network configuration)"
         )
     try:
         with fsspec.open(name, "rb") as file:
@@ -153,14 +153,18 @@ def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoin
         network.load_state_dict(tensors)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
-        raise UserError(f"checkpoint '{name}': its weights don't fit its own configuration ({first})") from None
+        raise UserError(
+            f"checkpoint '{name}': its weights don't fit its own configuration ({first})"
+        ) from None
     return Checkpoint(network.eval(), model, info, _id(data))
 
 
 def _hand_of(name: str, info: CheckpointInfo) -> str:
     kind = info.hand_id.split("-")[0]
     if kind != "open":
-        raise UserError(f"checkpoint '{name}' was made with hand model {info.hand_id}: give it with --hand {kind}:PATH")
+        raise UserError(
+            f"checkpoint '{name}' was made with hand model {info.hand_id}: give it with --hand {kind}:PATH"
+        )
     return kind
 
 
@@ -182,8 +186,8 @@ def read_info(name: str, data: bytes) -> CheckpointInfo:
     header = json.loads(metadata["amvur"])
     if header["version"] > CHECKPOINT_VERSION:
         raise UserError(
-            f"checkpoint '{name}' has format version {header['version']}, this amvur reads up to {CHECKPOINT_VERSION}: "
-            "install a newer amvur"
+            f"checkpoint '{name}' has format version {header['version']}, this amvur reads "
+            f"up to {CHECKPOINT_VERSION}: install a newer amvur"
         )
     return CheckpointInfo(
         network=from_dict(NetworkConfig, header["network"], f"checkpoint '{name}': network"),

@@ -38,6 +38,9 @@ class Prediction:
 class Network(nn.Module):
     """Crops of right hands in, hands out. `config.variant` picks the row of Tables 1 and 2."""
 
+    faces: Tensor  # (F, 3)
+    R: Tensor  # (21, V)
+
     def __init__(self, config: NetworkConfig, hand: HandModel) -> None:
         super().__init__()
         self.config = config
@@ -64,13 +67,14 @@ class Network(nn.Module):
         """Images (B, 3, crop_px, crop_px), RGB in 0..1, to a `Prediction` (its fields give the shapes)."""
         g, X = self.backbone(images)
         variant = self.config.variant
-        prior = self.prior_net(g) if variant != "amvur" else None
-        prior_camera = self.prior_camera(g) if variant != "amvur" else None
-        if variant == "prior_net":
-            assert prior is not None
+        prior: PriorHand | None = None
+        prior_camera: Camera | None = None
+        if variant != "amvur":
+            prior, prior_camera = self.prior_net(g), self.prior_camera(g)
+        if prior is not None and prior_camera is not None and variant == "prior_net":
             vertices = Gaussian(prior.vertices_mm, torch.full_like(prior.vertices_mm, PRIOR_STD_MM))
             joints3d = Gaussian(prior.joints3d_mm, torch.full_like(prior.joints3d_mm, PRIOR_STD_MM))
-            camera = prior_camera
+            camera: Camera = prior_camera
         else:
             vertices = self.amvur(g)
             joints3d = joints_from_vertices(vertices, self.R, self.config.amvur.joint_variance)
@@ -105,12 +109,16 @@ class Network(nn.Module):
         return self.texture(images, X, g, points, visible)
 
 
-def draw_meshes(vertices: Gaussian, count: int, R: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def draw_meshes(
+    vertices: Gaussian, count: int, R: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
     """Draw `count` meshes from q(V | I): (count, B, V, 3) millimetres, wrist-relative.
 
     q is a product over coordinates, so each draw is as rough as the model is unsure; means over draws are not.
     """
     shape = (count, *vertices.mean_mm.shape)
-    noise = torch.randn(shape, generator=generator, device=vertices.mean_mm.device, dtype=vertices.mean_mm.dtype)
+    noise = torch.randn(
+        shape, generator=generator, device=vertices.mean_mm.device, dtype=vertices.mean_mm.dtype
+    )
     drawn = vertices.mean_mm + vertices.std_mm * noise
     return drawn - R[:1] @ drawn

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
+from annotator.model.attention import zero_start
 
 #: Turns the rest frame (fingers -x, palm -y) to an upright hand whose palm faces the camera.
 UPRIGHT = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
@@ -44,12 +45,17 @@ class PriorNet(nn.Module):
     is betas. The last layer starts at zero, so an untrained prior-net gives the mean hand, upright.
     """
 
+    upright: Tensor  # (3, 3)
+    no_turn: Tensor  # (3, 2)
+    pose_mean: Tensor  # (45,)
+    pose_components: Tensor  # (45, 45)
+
     def __init__(self, feature_dim: int, hand: HandModel, layer: HandLayer, width: int = 512) -> None:
         super().__init__()
         self.layer = layer
-        self.mlp = nn.Sequential(nn.Linear(feature_dim, width), nn.ReLU(), nn.Linear(width, 6 + 45 + 10))
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
+        self.mlp = nn.Sequential(
+            nn.Linear(feature_dim, width), nn.ReLU(), zero_start(nn.Linear(width, 6 + 45 + 10))
+        )
         self.register_buffer("upright", torch.tensor(UPRIGHT), persistent=False)
         components = hand.hands_components * hand.hands_std[:, None]
         self.register_buffer("pose_mean", torch.as_tensor(hand.hands_mean), persistent=False)
@@ -61,7 +67,9 @@ class PriorNet(nn.Module):
         turn, coefficients, betas = self.mlp(g).float().split([6, 45, 10], -1)
         # Gram-Schmidt on two columns that start as the identity's.
         wrist = roma.special_gramschmidt(turn.view(-1, 3, 2) + self.no_turn) @ self.upright
-        fingers = roma.rotvec_to_rotmat((self.pose_mean + coefficients @ self.pose_components).view(-1, 15, 3))
+        fingers = roma.rotvec_to_rotmat(
+            (self.pose_mean + coefficients @ self.pose_components).view(-1, 15, 3)
+        )
         rotations = torch.cat([wrist[:, None], fingers], 1)
         vertices_mm, joints3d_mm = self.layer(rotations, betas)
         return PriorHand(vertices_mm, joints3d_mm, rotations, betas)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from annotator.model.attention import zero_start
+
 
 class SideHead(nn.Module):
-    """g (B, feature_dim) to the probability that the crop shows a right hand, (B,); 0.5 before training."""  # noqa: D403
+    """Global feature (B, feature_dim) to the probability of a right hand, (B,); 0.5 before training."""
 
     def __init__(self, feature_dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(feature_dim, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = zero_start(nn.Linear(feature_dim, 1))
 
     def forward(self, g: Tensor) -> Tensor:
         """G (B, feature_dim) -> (B,) in 0..1."""

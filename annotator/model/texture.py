@@ -18,7 +18,7 @@ from torch.nn.functional import grid_sample
 from annotator.config import TextureConfig
 from annotator.hand.model import HandModel
 from annotator.hand.regressor import farthest_points
-from annotator.model.attention import Attention, Tokens
+from annotator.model.attention import Attention, Tokens, zero_start
 
 
 def reverse_interpolate(features: Tensor, points: Tensor) -> Tensor:
@@ -35,6 +35,8 @@ class OcclusionAwareTexture(nn.Module):
     sampled beside X and the MLP corrects them, so that even untrained weights show the photo's skin.
     """
 
+    keys: Tensor  # (T,) vertices that are attended to
+
     def __init__(self, feature_dim: int, shallow_dim: int, hand: HandModel, config: TextureConfig) -> None:
         super().__init__()
         self.photo_colour = config.photo_colour
@@ -44,11 +46,11 @@ class OcclusionAwareTexture(nn.Module):
         self.tokens = Tokens(feature_dim, places, width, "template")
         self.from_pixels = nn.Linear(shallow_dim + 3 * config.photo_colour, width)
         self.self_attention = Attention(width)
-        keys = farthest_points(hand.v_template, config.tokens or hand.vertex_count, hand.tip_vertices.tolist())
+        keys = farthest_points(
+            hand.v_template, config.tokens or hand.vertex_count, hand.tip_vertices.tolist()
+        )
         self.register_buffer("keys", torch.as_tensor(keys), persistent=False)
-        self.colour = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
-        nn.init.zeros_(self.colour[-1].weight)
-        nn.init.zeros_(self.colour[-1].bias)
+        self.colour = nn.Sequential(nn.Linear(width, width), nn.ReLU(), zero_start(nn.Linear(width, 3)))
 
     def forward(self, images: Tensor, X: Tensor, g: Tensor, points: Tensor, visible: Tensor) -> Tensor:
         """Colours (B, V, 3) in 0..1.
@@ -59,7 +61,7 @@ class OcclusionAwareTexture(nn.Module):
         """
         seen = visible[..., None].to(X.dtype)
         pixels = reverse_interpolate(X, points) * seen
-        logits = 0.0
+        logits = torch.zeros_like(pixels[..., :3])
         if self.photo_colour:
             photo = reverse_interpolate(images, points) * seen
             pixels = torch.cat([pixels, photo], -1)
@@ -76,7 +78,9 @@ class GlobalTexture(nn.Module):
 
     def __init__(self, feature_dim: int, hand: HandModel, width: int = 512) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(feature_dim, width), nn.ReLU(), nn.Linear(width, hand.vertex_count * 3))
+        self.mlp = nn.Sequential(
+            nn.Linear(feature_dim, width), nn.ReLU(), nn.Linear(width, hand.vertex_count * 3)
+        )
 
     def forward(self, g: Tensor) -> Tensor:
         """G (B, feature_dim) -> (B, V, 3) in 0..1."""

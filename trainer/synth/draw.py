@@ -28,7 +28,7 @@ PLAIN_PX = 256
 SEEN_PX = 256
 
 # Light is lost where a surface lies behind the mean of what surrounds it this far.
-_HOLLOWS_MM, _HOLLOW_SHARE = (4.0, 10.0), 0.5
+_HOLLOWS_MM, _HOLLOW_SHARE = (4.0, 10.0), 0.4
 
 # Pixels drawn at once, four samples each: bounds the memory.
 _PIXELS_AT_ONCE = 8 * 256**2
@@ -81,8 +81,9 @@ def see(figure: Figure, scene: Scene) -> Seen:
     # Behind all of the figure, so that edges before the background stay light.
     depth_mm = depth_mm.where(covered, depth_mm.amax((1, 2, 3), keepdim=True))
     openness = torch.ones_like(depth_mm)
+    coarse_mm = _resized(depth_mm, SEEN_PX // 2)
     for reach_mm in _HOLLOWS_MM:
-        around_mm = _blurred(depth_mm, (reach_mm * scene.scale_per_mm * SEEN_PX / 2).numpy())
+        around_mm = _resized(_blurred(coarse_mm, (reach_mm * scene.scale_per_mm * SEEN_PX / 4).numpy()), SEEN_PX)
         openness = openness * torch.exp(-_HOLLOW_SHARE * ((depth_mm - around_mm) / reach_mm).clamp(0, 1.5))
     return Seen(vertices, openness.where(covered, 1))
 

@@ -63,7 +63,7 @@ def sample_scenes(
     fingers = anatomy.sample_poses(anatomy.rest_joints(hand), count, generator)
     betas = torch.from_numpy(generator.normal(size=(count, 10)).clip(-2.5, 2.5)).float()
     # Wrists bend most towards palm and back, least sideways.
-    bend = generator.normal(size=(count, 3)) * np.radians([0.0, 8.0, 20.0])
+    bend = generator.normal(size=(count, 3)).clip(-2.2, 2.2) * np.radians([0.0, 7.0, 18.0])
     turn = _views(count, torch.from_numpy(bend), generator).float()
     rotations = torch.cat([turn[:, None], roma.rotvec_to_rotmat(torch.from_numpy(fingers).float().view(-1, 15, 3))], 1)
     vertices, joints = layer(rotations, betas)
