@@ -147,23 +147,24 @@ def _annotate(
         TextColumn("[red]{task.fields[errors]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("starting", total=None, rate="", errors="")
+    bar = Progress(*columns, console=console)
+    task = bar.add_task("labelling", total=None, rate="starting", errors="")
 
-        def on_progress(progress: Any) -> None:
-            wrong = progress.photos - progress.outcomes.get("ok", 0)
-            bar.update(
-                task,
-                description="labelling",
-                completed=progress.photos,
-                total=progress.total,
-                rate=f"{progress.rate:.0f} photos/s",
-                errors=f"{wrong} without a label" if wrong else "",
-            )
+    def on_progress(progress: Any) -> None:
+        bar.start()  # not before there is work: a mistake shall be one line alone
+        wrong = progress.photos - progress.outcomes.get("ok", 0)
+        bar.update(
+            task,
+            completed=progress.photos,
+            total=progress.total,
+            rate=f"{progress.rate:.0f} photos/s" if progress.rate else "starting",
+            errors=f"{wrong} without a label" if wrong else "",
+        )
 
-        from annotator.pipeline import ComputeOptions
-        from annotator.pipeline import annotate as label
+    from annotator.pipeline import ComputeOptions
+    from annotator.pipeline import annotate as label
 
+    try:
         return label(
             photos,
             labels,
@@ -173,6 +174,8 @@ def _annotate(
             compute=ComputeOptions(workers, threads, batch_size, shard_size),
             on_progress=on_progress,
         )
+    finally:
+        bar.stop()
 
 
 def _print_record(labels: str, record: RunRecord) -> None:

@@ -49,7 +49,7 @@ class ComputeOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """Told after every shard."""
+    """Told before the first shard and after each."""
 
     photos: int  # labelled so far, earlier runs included
     total: int
@@ -75,7 +75,7 @@ def annotate(
         checkpoint: as for `annotator.load`. hand: likewise.
         side: which hands the photos show; `auto` asks the network.
         compute: workers, threads and sizes.
-        on_progress: called after every shard.
+        on_progress: called before the first shard and after each.
 
     Returns:
         The label folder's record: settings, and how many photos ended in what.
@@ -116,14 +116,19 @@ def annotate(
     outcomes = Counter(count_outcomes(outcome_rows(labels, done)))
     before = outcomes.total()
     started = time.monotonic()
+
+    def tell() -> None:
+        if on_progress:
+            done_now = outcomes.total()
+            rate = (done_now - before) / (time.monotonic() - started)
+            on_progress(Progress(done_now, manifest.entry_count, dict(outcomes), rate))
+
+    tell()
     if pending:
         with embedded_ray():
             for report in _run(labels, pending, loaded, side, compute):
                 outcomes.update(report.outcomes)
-                if on_progress:
-                    photos_done = outcomes.total()
-                    rate = (photos_done - before) / (time.monotonic() - started)
-                    on_progress(Progress(photos_done, manifest.entry_count, dict(outcomes), rate))
+                tell()
     record.outcomes = dict(sorted(outcomes.items()))
     record.skipped_files = photos.skipped_count
     record.seconds = round(record.seconds + time.monotonic() - started, 1)

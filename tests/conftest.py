@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from annotator.pipeline import ComputeOptions, annotate, embedded_ray
+from tests.hostile_photos import encoded
 
 # The suite is many small runs; more threads than one only fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,8 +29,6 @@ def sign_digits() -> Path:
 @pytest.fixture(scope="session")
 def local_ray():
     """One embedded Ray for every job that this process runs."""
-    from annotator.pipeline import embedded_ray
-
     with embedded_ray():
         yield
 
@@ -37,3 +39,28 @@ def predictor():
     import annotator
 
     return annotator.load("default", device="cpu")
+
+
+SMALL = ComputeOptions(threads=1, shard_size=16)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """50 small photos in two folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(50):
+        below = folder / ("left" if index % 2 else "right")
+        below.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (40 + index, 60, 3), np.uint8)
+        (below / f"{index:03d}.jpg").write_bytes(encoded(pixels, "JPEG"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled(photos, tmp_path_factory, local_ray):
+    """The label folder of `photos`, its record, and what was told on the way."""
+    labels = tmp_path_factory.mktemp("out") / "labels"
+    told = []
+    record = annotate(str(photos), str(labels), compute=SMALL, on_progress=told.append)
+    return labels, record, told

@@ -18,30 +18,8 @@ from annotator import UserError, annotate
 from annotator.io.schema import REASONS, STATUSES, label_schema
 from annotator.io.sources import FolderSource
 from annotator.pipeline import ComputeOptions
+from tests.conftest import SMALL
 from tests.hostile_photos import encoded, noise, write_hostile_photos
-
-SMALL = ComputeOptions(threads=1, shard_size=16)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """50 small photos in two folders."""
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for index in range(50):
-        below = folder / ("left" if index % 2 else "right")
-        below.mkdir(exist_ok=True)
-        pixels = rng.integers(0, 256, (40 + index, 60, 3), np.uint8)
-        (below / f"{index:03d}.jpg").write_bytes(encoded(pixels, "JPEG"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def labelled(photos, tmp_path_factory, local_ray):
-    labels = tmp_path_factory.mktemp("out") / "labels"
-    told = []
-    record = annotate(str(photos), str(labels), compute=SMALL, on_progress=told.append)
-    return labels, record, told
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -150,7 +128,7 @@ def test_every_hostile_photo_ends_in_one_row_that_says_what_became_of_it(tmp_pat
 
 
 def test_a_killed_driver_loses_nothing_and_repeats_nothing(labelled, photos, tmp_path):
-    """kill -9 as soon as the first shard is there, twice; then to the end."""
+    """kill -9 as soon as the first shard is there; then to the end. (`benchmarks/pipeline.py --kill` has more.)"""
     undisturbed, _, _ = labelled
     labels = tmp_path / "labels"
     command = [
@@ -165,18 +143,16 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(labelled, photos, tmp
         "--shard-size",
         "16",
     ]
-    for least in (1, 2):
-        driver = subprocess.Popen(
-            command, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        deadline = time.monotonic() + 120
-        while len(list(labels.glob("data/*.parquet"))) < least and time.monotonic() < deadline:
-            assert driver.poll() is None or len(list(labels.glob("data/*.parquet"))) >= least
-            time.sleep(0.02)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
+    driver = subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while not list(labels.glob("data/*.parquet")):
+        assert driver.poll() is None
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
     committed = contents(labels / "data")
-    assert 2 <= len(committed) <= 4
+    assert 1 <= len(committed) < 4
     times = {p.name: p.stat().st_mtime_ns for p in (labels / "data").iterdir()}
     record = annotate(str(photos), str(labels), compute=SMALL)
     assert record.outcomes == {"ok": 50}

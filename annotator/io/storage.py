@@ -74,7 +74,7 @@ def read_whole(url: str) -> bytes | None:
     try:
         with fsspec.open(url, "rb") as file:
             return file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -30,11 +30,11 @@ SEEN_PX = 256
 # Light is lost where a surface lies behind the mean of what surrounds it this far.
 _HOLLOWS_MM, _HOLLOW_SHARE = (4.0, 10.0), 0.4
 
-# Pixels drawn at once, four samples each: bounds the memory.
-_PIXELS_AT_ONCE = 8 * 256**2
+# Pixels drawn at once, four samples each: stays near the cache, and bounds the memory.
+_PIXELS_AT_ONCE = 2 * 256**2
 
 # The hand's mean luminance comes this near, as a power, to a well exposed one.
-_EXPOSED, _EXPOSURE_POWER = 0.23, 0.6
+_EXPOSED, _EXPOSURE_POWER = 0.24, 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,9 @@ def see(figure: Figure, scene: Scene) -> Seen:
     openness = torch.ones_like(depth_mm)
     coarse_mm = _resized(depth_mm, SEEN_PX // 2)
     for reach_mm in _HOLLOWS_MM:
-        around_mm = _resized(_blurred(coarse_mm, (reach_mm * scene.scale_per_mm * SEEN_PX / 4).numpy()), SEEN_PX)
+        around_mm = _resized(
+            _blurred(coarse_mm, (reach_mm * scene.scale_per_mm * SEEN_PX / 4).numpy()), SEEN_PX
+        )
         openness = openness * torch.exp(-_HOLLOW_SHARE * ((depth_mm - around_mm) / reach_mm).clamp(0, 1.5))
     return Seen(vertices, openness.where(covered, 1))
 
@@ -94,7 +96,9 @@ def draw_photos(
     """Photos (B, size_px, size_px, 3) uint8, and the hands' unlit skin (B, V, 3) uint8, both sRGB."""
     count = len(scene)
     skin = skin_colours(figure.regions, generator.uniform(size=count), figure.positions_mm, generator)
-    colours = torch.from_numpy(np.concatenate([skin, _cloth(figure.sleeve_count, count, generator)], 1)).float()
+    colours = torch.from_numpy(
+        np.concatenate([skin, _cloth(figure.sleeve_count, count, generator)], 1)
+    ).float()
     points = scene.project(torch.cat([scene.vertices_mm, scene.forearm_mm], 1))
     lamp = _lamps(count, generator)
     step = max(1, _PIXELS_AT_ONCE // size_px**2)
@@ -105,10 +109,14 @@ def draw_photos(
         ]
     )
     cover = drawn[..., 3:]
-    light = drawn[..., :3] * _resized(seen.openness, size_px) * (1 + 0.025 * _grain(count, size_px, generator))
+    light = (
+        drawn[..., :3] * _resized(seen.openness, size_px) * (1 + 0.025 * _grain(count, size_px, generator))
+    )
     behind = backgrounds(count, size_px, generator) * _contact_shadow(cover, lamp, generator)
     photo = light * cover + behind * (1 - cover)
-    return _taken(photo, light, cover, size_px, generator), (stored(colours[:, : figure.vertex_count]) * 255).round().byte()
+    return _taken(photo, light, cover, size_px, generator), (
+        stored(colours[:, : figure.vertex_count]) * 255
+    ).round().byte()
 
 
 def _cloth(vertex_count: int, count: int, generator: np.random.Generator) -> Floats:
@@ -140,23 +148,29 @@ def _contact_shadow(cover: Tensor, lamp: Tensor, generator: np.random.Generator)
     distance = torch.from_numpy(generator.uniform(0.02, 0.25, (count, 1))).float()
     shift = distance * F.normalize(lamp, dim=1)[:, :2]
     grid = F.affine_grid(
-        torch.cat([torch.eye(2).expand(count, 2, 2), shift[..., None]], 2), [count, 1, 64, 64], align_corners=False
+        torch.cat([torch.eye(2).expand(count, 2, 2), shift[..., None]], 2),
+        [count, 1, 64, 64],
+        align_corners=False,
     )
     small = F.grid_sample(cover.permute(0, 3, 1, 2), grid, padding_mode="border", align_corners=False)
     soft = F.avg_pool2d(F.pad(small, (4, 4, 4, 4), mode="replicate"), 9, stride=1)
     return 1 - strength * _resized(soft.permute(0, 2, 3, 1), size_px)
 
 
-def _taken(photo: Tensor, light: Tensor, cover: Tensor, size_px: int, generator: np.random.Generator) -> Tensor:
+def _taken(
+    photo: Tensor, light: Tensor, cover: Tensor, size_px: int, generator: np.random.Generator
+) -> Tensor:
     """Exposure, white balance, blur and noise of a camera: linear light to uint8 sRGB."""
     count = len(photo)
 
     def drawn(values: Floats) -> Tensor:
         return torch.from_numpy(values).float().view(count, 1, 1, -1)
 
-    brightness = (light.mean(-1, keepdim=True) * cover).sum((1, 2), keepdim=True) / cover.sum((1, 2), keepdim=True)
+    brightness = (light.mean(-1, keepdim=True) * cover).sum((1, 2), keepdim=True) / cover.sum(
+        (1, 2), keepdim=True
+    )
     gain = (_EXPOSED / brightness) ** _EXPOSURE_POWER * drawn(np.exp(generator.normal(0, 0.2, count)))
-    balance = drawn(np.exp(generator.normal(size=(count, 3)) * [0.06, 0.02, 0.08]))
+    balance = drawn(np.exp(generator.normal(size=(count, 3)) * [0.04, 0.015, 0.05] + [0.03, 0.0, -0.02]))
     sharpness_px = generator.uniform(0.3, 0.9, count) * size_px / PLAIN_PX
     sensed = _blurred(photo * gain * balance, sharpness_px)
     noise = torch.from_numpy(generator.standard_normal(photo.shape, np.float32))
@@ -167,7 +181,9 @@ def _taken(photo: Tensor, light: Tensor, cover: Tensor, size_px: int, generator:
 def _resized(images: Tensor, size_px: int) -> Tensor:
     """Images (B, H, W, C) to (B, size_px, size_px, C)."""
     planes = images.permute(0, 3, 1, 2)
-    return F.interpolate(planes, size=(size_px, size_px), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    return F.interpolate(planes, size=(size_px, size_px), mode="bilinear", align_corners=False).permute(
+        0, 2, 3, 1
+    )
 
 
 def _blurred(images: Tensor, sigma_px: Floats) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor
 from annotator.hand.model import HandModel
 
 #: Where the rings of the bare tube lie behind the wrist's edge, and those of a sleeve behind its start, mm.
-RINGS_MM = (6.0, 13.0, 21.0, 30.0, 42.0, 60.0, 85.0, 120.0, 170.0, 240.0, 320.0)
-SLEEVE_MM = (0.0, 0.0, 3.0, 20.0, 60.0, 130.0, 300.0)
+RINGS_MM = (6.0, 13.0, 21.0, 30.0, 42.0, 60.0, 85.0, 120.0, 170.0, 240.0, 480.0)
+SLEEVE_MM = (0.0, 0.0, 3.0, 20.0, 60.0, 130.0, 450.0)
 _CLOTH_MM = (0.0, 3.5, 5.0, 5.0, 6.0, 8.0, 10.0)
 
 # The wrist bends over this length.
@@ -75,7 +75,6 @@ def forearms(edge_mm: Tensor, bend: Tensor, sleeve_start_mm: Tensor) -> Tensor:
     around = torch.atan2(offsets[..., 2], offsets[..., 1])
     radii = offsets[..., 1:].abs().amax(1)
     oval = torch.stack([around.cos() * radii[:, :1], around.sin() * radii[:, 1:]], -1)
-    # Equal angles of an ellipse's parameter are not equal bearings; the size is what matters here.
     oval = torch.nn.functional.pad(oval, (1, 0))
 
     bare = torch.tensor(RINGS_MM).expand(len(edge_mm), -1)

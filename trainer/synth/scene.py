@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import roma
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from annotator.frames import project_weak
@@ -65,7 +64,9 @@ def sample_scenes(
     # Wrists bend most towards palm and back, least sideways.
     bend = generator.normal(size=(count, 3)).clip(-2.2, 2.2) * np.radians([0.0, 7.0, 18.0])
     turn = _views(count, torch.from_numpy(bend), generator).float()
-    rotations = torch.cat([turn[:, None], roma.rotvec_to_rotmat(torch.from_numpy(fingers).float().view(-1, 15, 3))], 1)
+    rotations = torch.cat(
+        [turn[:, None], roma.rotvec_to_rotmat(torch.from_numpy(fingers).float().view(-1, 15, 3))], 1
+    )
     vertices, joints = layer(rotations, betas)
 
     edge = vertices[:, arm.edge] @ turn  # back to the rest frame
@@ -74,7 +75,9 @@ def sample_scenes(
     tube = tube @ turn.transpose(1, 2)
 
     is_right = torch.from_numpy(generator.random(count) < 0.5)
-    mirror = torch.where(is_right, 1.0, -1.0)[:, None, None] * torch.tensor([1.0, 0, 0]) + torch.tensor([0.0, 1, 1])
+    mirror = torch.where(is_right, 1.0, -1.0)[:, None, None] * torch.tensor([1.0, 0, 0]) + torch.tensor(
+        [0.0, 1, 1]
+    )
     vertices, joints, tube = vertices * mirror, joints * mirror, tube * mirror
     scale, translation = _framing(vertices, generator)
     pose = roma.rotmat_to_rotvec(rotations).flatten(1)

@@ -37,7 +37,9 @@ class SkinRegions:
         """The same with the rings of a forearm behind it, which start as the wrist's edge (E,) ends."""
         fading = np.linspace(1, 0.5, ring_count)[:, None]
         palm = (self.palm[edge] * fading).reshape(-1)
-        return SkinRegions(np.append(self.palm, palm), *(np.pad(r, (0, len(palm))) for r in (self.red, self.nail)))
+        return SkinRegions(
+            np.append(self.palm, palm), *(np.pad(r, (0, len(palm))) for r in (self.red, self.nail))
+        )
 
     @staticmethod
     def of(hand: HandModel) -> SkinRegions:
@@ -78,7 +80,9 @@ def skin_colours(
         positions_mm: (N, 3) where the vertices lie, for blotches of 15 to 60 mm.
         generator: draws them.
     """
-    base = np.stack([np.interp(tones * (len(TONES_LAB) - 1), range(len(TONES_LAB)), c) for c in TONES_LAB.T], 1)
+    base = np.stack(
+        [np.interp(tones * (len(TONES_LAB) - 1), range(len(TONES_LAB)), c) for c in TONES_LAB.T], 1
+    )
     base = (base + generator.normal(size=base.shape) * [1.0, 1.2, 1.2])[:, None]
     lab = base + (_PALM_LAB - base) * _PALM_SHARE * regions.palm[:, None]
     strength = generator.uniform(0.4, 1.3, (len(tones), 1, 1))

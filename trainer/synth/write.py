@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -82,9 +81,7 @@ def _groups(
             yield first, photos.numpy(), _columns(scene, seen.vertices.numpy(), skin.numpy(), size_px)
 
 
-def _columns(
-    scene: Scene, seen: NDArray[np.bool_], skin: NDArray[np.uint8], size_px: int
-) -> dict[str, Any]:
+def _columns(scene: Scene, seen: NDArray[np.bool_], skin: NDArray[np.uint8], size_px: int) -> dict[str, Any]:
     """Label columns of B hands: what `annotate` would say if it made no error."""
     count = len(scene)
     half = size_px / 2
@@ -111,7 +108,9 @@ def _columns(
             "scale": scene.scale_per_mm.numpy(),
             "rotation": np.zeros((count, 3)),
             "translation": scene.translation.numpy(),
-            "cam_t_mm": frames.camera_translation(joints3d_mm, joints2d_px, focal_px, np.full((count, 2), half)),
+            "cam_t_mm": frames.camera_translation(
+                joints3d_mm, joints2d_px, focal_px, np.full((count, 2), half)
+            ),
             "focal_px": focal_px,
             "focal_source": ["assumed"] * count,
         },
@@ -133,7 +132,11 @@ def _table(names: list[str], hands: dict[str, Any], size_px: int, schema: pa.Sch
 
 def _first(hands: dict[str, Any], count: int) -> dict[str, Any]:
     return {
-        name: None if values is None else _first(values, count) if isinstance(values, dict) else values[:count]
+        name: None
+        if values is None
+        else _first(values, count)
+        if isinstance(values, dict)
+        else values[:count]
         for name, values in hands.items()
     }
 
@@ -160,11 +163,13 @@ def _check_folder(out: Path, names: set[str]) -> None:
     if not names_in(str(out)):
         return
     if not _is_truth(out / "truth.parquet"):
-        raise UserError(f"'{out}' holds something that is not synthetic photos: give an empty or a new folder")
+        raise UserError(
+            f"'{out}' holds something that is not synthetic photos: give an empty or a new folder"
+        )
     others = len(names_in(str(out / "images")) - names)
     if others:
         raise UserError(
-            f"'{out / 'images'}' holds {others} more files than these {len(names)} photos: give an empty or a new folder"
+            f"'{out / 'images'}' holds {others} files beside these {len(names)} photos: give an empty or a new folder"
         )
 
 

@@ -1,0 +1,60 @@
+"""Seconds a person waits: help, import, 30 photos from nothing to exit, and a run with nothing left to do.
+
+    python benchmarks/startup.py [PHOTOS]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import machine, photo_folder
+
+from annotator.io.sources import FolderSource
+
+ROOT = Path(__file__).parents[1]
+
+
+def seconds(*command: str) -> float:
+    """Wall time of a command that must succeed."""
+    started = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def median(runs: int, *command: str) -> float:
+    """Median wall time after one warm-up."""
+    seconds(*command)
+    return statistics.median(seconds(*command) for _ in range(runs))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", nargs="?", help="a folder of photos; default synthetic ones")
+    args = parser.parse_args()
+    print(machine())
+    photos = photo_folder(args.photos, 30)
+    scratch = Path(tempfile.mkdtemp(prefix="amvur-bench-"))
+    thirty = scratch / "photos"
+    thirty.mkdir()
+    for entry, _ in zip(FolderSource(str(photos)), range(30), strict=False):
+        shutil.copy(entry.path, thirty / entry.id.replace("/", "-"))
+    amvur = (sys.executable, "-m", "cli")
+    print(f"amvur --help             {median(5, *amvur, '--help'):6.2f} s")
+    print(f"import annotator         {median(5, sys.executable, '-c', 'import annotator'):6.2f} s")
+    cold = [seconds(*amvur, "annotate", str(thirty), str(scratch / f"labels-{k}")) for k in range(4)][1:]
+    print(f"annotate, 30 photos      {statistics.median(cold):6.2f} s  ({min(cold):.1f} to {max(cold):.1f})")
+    again = median(3, *amvur, "annotate", str(thirty), str(scratch / "labels-1"))
+    print(f"annotate, nothing to do  {again:6.2f} s")
+    shutil.rmtree(scratch)
+
+
+if __name__ == "__main__":
+    main()
