@@ -30,11 +30,8 @@ SEEN_PX = 256
 # Light is lost where a surface lies behind the mean of what surrounds it this far.
 _HOLLOWS_MM, _HOLLOW_SHARE = (4.0, 10.0), 0.4
 
-# Pixels drawn at once, four samples each: stays near the cache, and bounds the memory.
-_PIXELS_AT_ONCE = 2 * 256**2
-
 # The hand's mean luminance comes this near, as a power, to a well exposed one.
-_EXPOSED, _EXPOSURE_POWER = 0.24, 0.5
+_EXPOSED, _EXPOSURE_POWER = 0.24, 0.42
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +80,8 @@ def see(figure: Figure, scene: Scene) -> Seen:
     openness = torch.ones_like(depth_mm)
     coarse_mm = _resized(depth_mm, SEEN_PX // 2)
     for reach_mm in _HOLLOWS_MM:
-        around_mm = _resized(
-            _blurred(coarse_mm, (reach_mm * scene.scale_per_mm * SEEN_PX / 4).numpy()), SEEN_PX
-        )
+        reach_px = (reach_mm * scene.scale_per_mm * SEEN_PX / 4).numpy()
+        around_mm = _resized(_blurred(coarse_mm, reach_px), SEEN_PX)
         openness = openness * torch.exp(-_HOLLOW_SHARE * ((depth_mm - around_mm) / reach_mm).clamp(0, 1.5))
     return Seen(vertices, openness.where(covered, 1))
 
@@ -96,27 +92,18 @@ def draw_photos(
     """Photos (B, size_px, size_px, 3) uint8, and the hands' unlit skin (B, V, 3) uint8, both sRGB."""
     count = len(scene)
     skin = skin_colours(figure.regions, generator.uniform(size=count), figure.positions_mm, generator)
-    colours = torch.from_numpy(
-        np.concatenate([skin, _cloth(figure.sleeve_count, count, generator)], 1)
-    ).float()
+    cloth = _cloth(figure.sleeve_count, count, generator)
+    colours = torch.from_numpy(np.concatenate([skin, cloth], 1)).float()
     points = scene.project(torch.cat([scene.vertices_mm, scene.forearm_mm], 1))
     lamp = _lamps(count, generator)
-    step = max(1, _PIXELS_AT_ONCE // size_px**2)
-    drawn = torch.cat(
-        [
-            draw(points[i : i + step], figure.faces, colours[i : i + step], size_px, light=lamp[i : i + step])
-            for i in range(0, count, step)
-        ]
-    )
+    drawn = draw(points, figure.faces, colours, size_px, light=lamp)
     cover = drawn[..., 3:]
-    light = (
-        drawn[..., :3] * _resized(seen.openness, size_px) * (1 + 0.025 * _grain(count, size_px, generator))
-    )
+    grain = 1 + 0.025 * _grain(count, size_px, generator)
+    light = drawn[..., :3] * _resized(seen.openness, size_px) * grain
     behind = backgrounds(count, size_px, generator) * _contact_shadow(cover, lamp, generator)
     photo = light * cover + behind * (1 - cover)
-    return _taken(photo, light, cover, size_px, generator), (
-        stored(colours[:, : figure.vertex_count]) * 255
-    ).round().byte()
+    unlit = (stored(colours[:, : figure.vertex_count]) * 255).round().byte()
+    return _taken(photo, light, cover, size_px, generator), unlit
 
 
 def _cloth(vertex_count: int, count: int, generator: np.random.Generator) -> Floats:

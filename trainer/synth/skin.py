@@ -15,7 +15,7 @@ Floats = NDArray[np.floating]
 
 #: Skin from light to dark in CIE Lab, as spectrophotometers find it on the back of hands and forearms.
 TONES_LAB = np.array(
-    [[71, 9, 14], [67, 11, 17], [62, 12, 19], [56, 13, 20], [49, 13, 20], [42, 12, 17], [36, 10, 13]], float
+    [[71, 9, 14], [67, 11, 17], [62, 12, 19], [56, 13, 20], [49, 13, 20], [41, 12, 17], [33, 10, 13]], float
 )
 
 # What a region adds to (L, a, b).

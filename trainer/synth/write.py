@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -25,9 +28,12 @@ from trainer.synth.draw import Figure, draw_photos, see
 from trainer.synth.forearm import ForearmMesh
 from trainer.synth.scene import Scene, sample_scenes
 
-#: Photos whose scenes are drawn from one random generator, and photos drawn at once. Both are always full, so
-#: that a photo is the same however many are asked for.
-BLOCK, GROUP = 32, 8
+#: Photos whose scenes are drawn from one random generator, always all of them, so that a photo is the same however
+#: many are asked for.
+BLOCK = 32
+
+#: Threads that draw, at most: each takes about 0.7 GB for the largest photos.
+DRAWERS = 4
 
 JPEG_QUALITY = 92
 
@@ -54,31 +60,39 @@ def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
         write_whole(str(out / "truth.parquet"), encode_table(schema.empty_table()))
         (out / "images").mkdir(exist_ok=True)
         tables = []
-        for first, photos, hands in _groups(hand, count, seed, size_px):
-            here = names[first : first + GROUP]
-            for name, photo in zip(here, photos, strict=False):
-                (out / "images" / name).write_bytes(_jpeg(photo))
-            tables.append(_table(here, hands, size_px, schema))
+        for name, (photo, columns) in zip(names, _photos(hand, count, seed, size_px), strict=True):
+            (out / "images" / name).write_bytes(_jpeg(photo))
+            tables.append(_table(name, columns, size_px, schema))
         write_whole(str(out / "truth.parquet"), encode_table(pa.concat_tables(tables).combine_chunks()))
     except OSError as error:
         raise UserError(f"can't write to '{out}': {error.strerror or error}") from None
 
 
-def _groups(
+def _photos(
     hand: HandModel, count: int, seed: int, size_px: int
-) -> Iterator[tuple[int, NDArray[np.uint8], dict[str, Any]]]:
-    """Index of the first photo, photos (GROUP, H, W, 3) and their label columns, until `count` are there."""
+) -> Iterator[tuple[NDArray[np.uint8], dict[str, Any]]]:
+    """Photos (H, W, 3), each with the label columns of its one hand."""
     layer, arm = HandLayer(hand), ForearmMesh.of(hand)
     figure = Figure.of(hand, arm)
-    for block in range(0, count, BLOCK):
-        generator = np.random.default_rng([seed, block])
-        scenes = sample_scenes(hand, layer, arm, BLOCK, generator)
-        looks = generator.spawn(BLOCK // GROUP)
-        for first, look in zip(range(block, min(block + BLOCK, count), GROUP), looks, strict=False):
-            scene = scenes[first - block : first - block + GROUP]
-            seen = see(figure, scene)
-            photos, skin = draw_photos(figure, scene, seen, size_px, look)
-            yield first, photos.numpy(), _columns(scene, seen.vertices.numpy(), skin.numpy(), size_px)
+
+    def drawn(scene: Scene, look: np.random.Generator) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        seen = see(figure, scene)
+        photos, skin = draw_photos(figure, scene, seen, size_px, look)
+        return photos[0].numpy(), _columns(scene, seen.vertices.numpy(), skin.numpy(), size_px)
+
+    # Threads of our own, each with a photo and a core: torch's would wait for one another at every small step.
+    threads = torch.get_num_threads()
+    drawers = min(DRAWERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(drawers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for block in range(0, count, BLOCK):
+                generator = np.random.default_rng([seed, block])
+                scenes = pool.submit(sample_scenes, hand, layer, arm, BLOCK, generator).result()
+                wanted = range(min(BLOCK, count - block))
+                looks = generator.spawn(BLOCK)
+                yield from pool.map(drawn, (scenes[i : i + 1] for i in wanted), looks)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _columns(scene: Scene, seen: NDArray[np.bool_], skin: NDArray[np.uint8], size_px: int) -> dict[str, Any]:
@@ -123,22 +137,11 @@ def _columns(scene: Scene, seen: NDArray[np.bool_], skin: NDArray[np.uint8], siz
     }
 
 
-def _table(names: list[str], hands: dict[str, Any], size_px: int, schema: pa.Schema) -> pa.Table:
-    """The rows of the photos `names`: the first of a group's hands."""
-    shared = {"hand_index": 0, "status": "ok", "width": size_px, "height": size_px, "box_source": "list"}
-    rows = [{"image_uri": f"images/{name}", "image_id": name} | shared for name in names]
-    return labels_to_table(rows, _first(hands, len(names)), range(len(names)), schema)
-
-
-def _first(hands: dict[str, Any], count: int) -> dict[str, Any]:
-    return {
-        name: None
-        if values is None
-        else _first(values, count)
-        if isinstance(values, dict)
-        else values[:count]
-        for name, values in hands.items()
-    }
+def _table(name: str, columns: dict[str, Any], size_px: int, schema: pa.Schema) -> pa.Table:
+    """The one row of a photo."""
+    row = {"image_uri": f"images/{name}", "image_id": name, "hand_index": 0, "status": "ok"}
+    row |= {"width": size_px, "height": size_px, "box_source": "list"}
+    return labels_to_table([row], columns, [0], schema)
 
 
 def _facts(hand: HandModel, seed: int, size_px: int) -> str:
