@@ -10,6 +10,7 @@ missing and nothing else, however the last run ended.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import time
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from annotator import stations
+from annotator.allocator import keep_freed_memory
 from annotator.errors import UserError
 from annotator.io.labels import label_metadata, outcome_rows, write_faces
 from annotator.io.manifest import Manifest, ShardRef
@@ -54,7 +56,7 @@ class Progress:
     photos: int  # labelled so far, earlier runs included
     total: int
     outcomes: dict[str, int]  # of all of them
-    rate: float  # photos per second of this run
+    rate: float  # photos per second of this run, since its first prediction began
 
 
 def annotate(
@@ -115,12 +117,12 @@ def annotate(
     check_writable(labels)
     outcomes = Counter(count_outcomes(outcome_rows(labels, done)))
     before = outcomes.total()
-    started = time.monotonic()
+    began = math.inf  # of the first prediction: start-up is no part of the rate
 
     def tell() -> None:
         if on_progress:
             done_now = outcomes.total()
-            rate = (done_now - before) / (time.monotonic() - started)
+            rate = (done_now - before) / max(time.time() - began, 1e-3)
             on_progress(Progress(done_now, manifest.entry_count, dict(outcomes), rate))
 
     tell()
@@ -128,10 +130,11 @@ def annotate(
         with embedded_ray():
             for report in _run(labels, pending, loaded, side, compute):
                 outcomes.update(report.outcomes)
+                began = min(began, report.began)
                 tell()
     record.outcomes = dict(sorted(outcomes.items()))
     record.skipped_files = photos.skipped_count
-    record.seconds = round(record.seconds + time.monotonic() - started, 1)
+    record.seconds = round(record.seconds + max(time.time() - began, 0.0), 1)
     write_run_record(labels, record)
     remove_folder(join(labels, "_tmp"))
     return record
@@ -193,9 +196,11 @@ class _PredictActor:
         import ray
         import torch
 
+        keep_freed_memory()
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.predictor = Predictor(ray.get(checkpoint_ref), device, batch_size)
+        self.predictor.warm_up()
         self.side = side
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

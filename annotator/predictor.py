@@ -34,6 +34,13 @@ class Predictor:
         self.network = self.checkpoint.network.to(self.device).eval()
 
     @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Run one batch of nothing: memory is taken and kernels are chosen before the first photo waits."""
+        crop_px = self.checkpoint.info.network.crop_px
+        images = torch.zeros(self.batch_size, 3, crop_px, crop_px, device=self.device)
+        self.network(images.contiguous(memory_format=torch.channels_last))
+
+    @torch.inference_mode()
     def predict_crops(self, crops: Crops, side: Side = "auto", samples: int = 0) -> dict[str, Any]:
         """Label columns (`io/schema.py`) of n crops: name to array (n, ...).
 

@@ -7,6 +7,7 @@ Every entry leaves as a row, whatever became of it.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class LabelledShard:
     rows: list[dict[str, Any]]
     hands: dict[str, Any]
     hand_rows: list[int]
+    began: float  # when its prediction began, time.time()
 
 
 @dataclass
@@ -50,6 +52,7 @@ class ShardReport:
 
     shard: int
     outcomes: dict[str, int]  # "ok", or "status: reason"
+    began: float
 
 
 def decode_shard(labels: str, ref: ShardRef, crop_px: int) -> DecodedShard:
@@ -76,6 +79,7 @@ def decode_shard(labels: str, ref: ShardRef, crop_px: int) -> DecodedShard:
 
 def predict_shard(predictor: Predictor, shard: DecodedShard, side: Side) -> LabelledShard:
     """Label the crops of a shard."""
+    began = time.time()
     hands: dict[str, Any] = {}
     if shard.crops is not None:
         try:
@@ -86,14 +90,14 @@ def predict_shard(predictor: Predictor, shard: DecodedShard, side: Side) -> Labe
         else:
             for row in shard.hand_rows:
                 shard.rows[row] |= {"status": "ok", "hand_index": 0}
-    return LabelledShard(shard.ref, shard.rows, hands, shard.hand_rows if hands else [])
+    return LabelledShard(shard.ref, shard.rows, hands, shard.hand_rows if hands else [], began)
 
 
 def write_shard(labels: str, shard: LabelledShard, schema: pa.Schema) -> ShardReport:
     """Write a shard's label file in one step: its appearance commits the shard."""
     table = labels_to_table(shard.rows, shard.hands, shard.hand_rows, schema)
     write_whole(join(labels, "data", shard.ref.file_name), encode_table(table), scratch=join(labels, "_tmp"))
-    return ShardReport(shard.ref.number, count_outcomes(shard.rows))
+    return ShardReport(shard.ref.number, count_outcomes(shard.rows), shard.began)
 
 
 def count_outcomes(rows: Iterable[dict[str, Any]]) -> dict[str, int]:

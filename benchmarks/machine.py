@@ -17,10 +17,8 @@ def machine() -> str:
         if line.startswith("model name"):
             model = line.split(":")[1].strip()
             break
-    load = os.getloadavg()[0]
-    return (
-        f"{model}, {os.cpu_count()} cores, load {load:.1f} before, Python {platform.python_version()}, torch {torch.__version__}"
-    )
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before, {versions}"
 
 
 def photo_folder(given: str | None, count: int) -> Path:

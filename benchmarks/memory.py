@@ -30,14 +30,18 @@ def tree_pss(root: psutil.Process) -> int:
             rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
         except OSError:
             continue
-        total += next((int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+        total += next(
+            (int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")), 0
+        )
     return total
 
 
 def peak(photos: Path, labels: Path) -> tuple[int, float, int]:
     """Peak bytes, the mean over the second half of the run, and seconds."""
     command = [sys.executable, "-m", "cli", "annotate", str(photos), str(labels)]
-    driver = psutil.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = psutil.Popen(
+        command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     started, samples = time.monotonic(), []
     while driver.poll() is None:
         samples.append(tree_pss(driver))
@@ -50,7 +54,9 @@ def peak(photos: Path, labels: Path) -> tuple[int, float, int]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("photos", nargs="?", help="a folder of photos; default 512 synthetic ones")
     parser.add_argument("--copies", type=int, default=10)
     args = parser.parse_args()
@@ -67,7 +73,10 @@ def main() -> None:
                 (folder / str(copy) / entry.id.replace("/", "-")).symlink_to(entry.path)
         high, late, took = peak(folder, scratch / f"labels-{copies}")
         peaks.append(high)
-        print(f"{copies * len(entries):7d} photos: peak {high / 2**30:.2f} GiB, later half {late / 2**30:.2f} GiB, {took} s")
+        photo_count, gib = copies * len(entries), 2**30
+        print(
+            f"{photo_count:7d} photos: peak {high / gib:.2f} GiB, later half {late / gib:.2f} GiB, {took} s"
+        )
     print(f"ratio of the peaks {peaks[1] / peaks[0]:.2f}")
     shutil.rmtree(scratch)
 

@@ -1,6 +1,6 @@
 """Seconds a person waits: help, import, 30 photos from nothing to exit, and a run with nothing left to do.
 
-    python benchmarks/startup.py [PHOTOS]
+python benchmarks/startup.py [PHOTOS]
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def median(runs: int, *command: str) -> float:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("photos", nargs="?", help="a folder of photos; default synthetic ones")
     args = parser.parse_args()
     print(machine())

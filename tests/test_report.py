@@ -20,7 +20,9 @@ from tests.conftest import SMALL
 @pytest.fixture(scope="module")
 def row(labelled):
     rows = pq.read_table(labelled[0] / "data").to_pylist()
-    return next(row for row in rows if row["image_id"] == "right/004.jpg")  # 60 x 44, whole pixels in its square
+    return next(
+        row for row in rows if row["image_id"] == "right/004.jpg"
+    )  # 60 x 44, whole pixels in its square
 
 
 def test_the_mesh_is_drawn_where_its_vertices_project(row, labelled):
