@@ -39,7 +39,6 @@ Checkpoint = Annotated[
 ]
 Hand = Annotated[str | None, typer.Option(help="Hand model: 'open', or 'mano:PATH' of your MANO_RIGHT.pkl.")]
 Sides = Annotated[Side, typer.Option(help="Which hands the photos show; 'auto' asks the network.")]
-Positive = typer.Option(min=1)
 
 
 @app.command(epilog="Example: amvur annotate photos/ labels/")
@@ -175,7 +174,8 @@ def _annotate(
             on_progress=on_progress,
         )
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _print_record(labels: str, record: RunRecord) -> None:
@@ -183,7 +183,8 @@ def _print_record(labels: str, record: RunRecord) -> None:
     for outcome, count in sorted(record.outcomes.items(), key=lambda item: -item[1]):
         typer.echo(f"{outcome:<{width}}  {count}")
     if record.skipped_files:
-        typer.echo(f"{record.skipped_files} files of the folder are not photos and were left out")
+        some = ", ".join(repr(name)[1:-1] for name in record.skipped_names)
+        typer.echo(f"{record.skipped_files} left out, being no photos or not readable folders: {some}, ...")
     if record.settings.trained_steps == 0:
         typer.echo("untrained weights: every hand is the mean hand, with one uncertainty for all")
     typer.echo(f"{record.photos} photos labelled in {labels}")
@@ -199,8 +200,10 @@ def main() -> None:
         _fail(str(error))
     except usage_error as error:
         _fail(error.format_message())
+    except OSError as error:  # a place that can't be read or written, met half-way
+        _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("amvur: stopped; the same command goes on where this one was", err=True)
+        typer.echo("amvur: stopped; `annotate` goes on where it was when started again", err=True)
         sys.exit(130)
 
 

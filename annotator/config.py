@@ -68,6 +68,25 @@ class NetworkConfig:
     texture: TextureConfig = field(default_factory=TextureConfig)
     seed: int = 0  # of the weights before training
 
+    def __post_init__(self) -> None:
+        _at_least("crop_px", self.crop_px, 32)
+        _at_least("amvur: width", self.amvur.width, 1)
+        _at_least("amvur: heads", self.amvur.heads, 1)
+        _at_least("texture: width", self.texture.width, 1)
+        _at_least("texture: raster_px", self.texture.raster_px, 8)
+        for part, tokens in (("amvur", self.amvur.tokens), ("texture", self.texture.tokens)):
+            if tokens:  # the five fingertips are always among them
+                _at_least(f"{part}: tokens", tokens, 5)
+        if self.amvur.width % self.amvur.heads:
+            raise UserError(
+                f"amvur: width {self.amvur.width} can't be shared out among {self.amvur.heads} heads"
+            )
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{name} is {value}, must be at least {least}")
+
 
 def from_dict(kind: type[Config], values: Any, where: str) -> Config:
     """Build a configuration dataclass from parsed YAML or JSON; `where` names it in errors.
@@ -98,7 +117,10 @@ def from_dict(kind: type[Config], values: Any, where: str) -> Config:
         elif type(value) is not hint:
             raise UserError(f"{where}: {key} is {value!r}, must be {hint.__name__}")
         built[key] = value
-    return kind(**built)
+    try:
+        return kind(**built)
+    except UserError as error:  # a value out of range
+        raise UserError(f"{where}: {error}") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

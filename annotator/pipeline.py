@@ -12,36 +12,36 @@ from __future__ import annotations
 import logging
 import math
 import os
-import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from annotator import stations
 from annotator.allocator import keep_freed_memory
 from annotator.errors import UserError
-from annotator.io.labels import label_metadata, outcome_rows, write_faces
+from annotator.io.labels import label_files, label_metadata, outcome_rows, write_faces
 from annotator.io.manifest import Manifest, ShardRef
 from annotator.io.schema import SCHEMA_VERSION, label_schema
-from annotator.io.sources import FolderSource
-from annotator.io.storage import check_writable, join, names_in, remove_folder
+from annotator.io.sources import FolderSource, readable
+from annotator.io.storage import check_writable, is_local, join, local_path, remove_folder
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.predictor import Predictor, Side
 from annotator.run_record import RunRecord, RunSettings, check_settings, read_run_record, write_run_record
 from annotator.stations import ShardReport, count_outcomes
 
 #: Decoding and writing are tasks of half a core each.
-DECODER_CPUS = 0.5
+TASK_CPUS = 0.5
 
 OBJECT_STORE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """How the work is spread; changes speed, never labels."""
+    """How the work is spread; labels differ by float rounding at most."""
 
     workers: int | None = None  # model actors; one per GPU, or one in all on CPUs
     threads: int | None = None  # of each model actor; the cores shared out among the actors
@@ -85,7 +85,11 @@ def annotate(
     Raises:
         UserError: a mistake in the arguments, before any work.
     """
-    photos = FolderSource(source)
+    if side not in get_args(Side):
+        raise UserError(f"side is {side!r}, may be {', '.join(get_args(Side))}")
+    if is_local(labels):
+        labels = str(local_path(labels).absolute())  # workers may start elsewhere
+    photos = FolderSource(source, leave_out=labels)
     if next(iter(photos), None) is None:
         raise UserError(f"there are no photos in '{source}' ({photos.skipped_count} files of other kinds)")
     record = read_run_record(labels)
@@ -94,7 +98,7 @@ def annotate(
     loaded = load_checkpoint(checkpoint, hand)
     settings = RunSettings(
         schema_version=SCHEMA_VERSION,
-        source=photos.folder,
+        source=readable(photos.folder),
         checkpoint=loaded.id,
         trained_steps=loaded.info.trained_steps,
         hand=loaded.hand.id,
@@ -103,14 +107,19 @@ def annotate(
         crop_px=loaded.info.network.crop_px,
     )
     if record is None:
+        write_faces(labels, loaded.hand.faces)
         record = RunRecord(settings)
         write_run_record(labels, record)
-        write_faces(labels, loaded.hand.faces)
     else:
         check_settings(labels, record.settings, settings)
     manifest = Manifest(labels)
+    done = label_files(labels)
+    strange = done - {ref.file_name for ref in manifest.refs}
+    if strange:
+        raise UserError(
+            f"'{labels}/data' holds {min(strange)}, which '_entries' does not know: give a new folder"
+        )
     manifest.add(photos, compute.shard_size)
-    done = names_in(join(labels, "data"))
     pending = manifest.pending(done)
     if not pending and record.photos == manifest.entry_count:
         return record
@@ -133,7 +142,7 @@ def annotate(
                 began = min(began, report.began)
                 tell()
     record.outcomes = dict(sorted(outcomes.items()))
-    record.skipped_files = photos.skipped_count
+    record.skipped_files, record.skipped_names = photos.skipped_count, photos.skipped
     record.seconds = round(record.seconds + max(time.time() - began, 0.0), 1)
     write_run_record(labels, record)
     remove_folder(join(labels, "_tmp"))
@@ -148,15 +157,25 @@ def _run(
 
     cpus, gpus = ray.cluster_resources().get("CPU", 1), int(ray.cluster_resources().get("GPU", 0))
     workers = compute.workers or gpus or 1
+    if gpus and workers > gpus:
+        raise UserError(f"{workers} workers asked for, but there are {gpus} GPUs: one worker a GPU at most")
     threads = compute.threads or max(1, int(cpus) // workers)
+    # An actor declares one core less than its threads, and all of them never more than leaves one for decoders and
+    # writers, who would otherwise wait for ever.
+    actor_cpus = 1.0 if gpus else max(1.0, threads - 1.0)
+    actor_cpus = min(actor_cpus, math.floor((cpus - 2 * TASK_CPUS) / workers * 100) / 100)
+    if actor_cpus < 0.01:
+        raise UserError(
+            f"{workers} workers are too many for {cpus:.0f} cores: give --workers {max(1, int(cpus) - 1)}"
+        )
     crop_px = checkpoint.info.network.crop_px
     schema = label_schema(checkpoint.hand.vertex_count, label_metadata(checkpoint))
 
     def decode(row: dict[str, Any]) -> dict[str, Any]:
-        return _packed(stations.decode_shard(labels, ShardRef(**row), crop_px))
+        return stations.packed(stations.decode_shard(labels, ShardRef(**row), crop_px))
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
-        return _packed(stations.write_shard(labels, _unpacked(row), schema))
+        return stations.packed(stations.write_shard(labels, stations.unpacked(row), schema))
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -164,21 +183,19 @@ def _run(
     context.print_on_execution_start = False
     rows = ray.data.from_items([asdict(ref) for ref in pending], override_num_blocks=len(pending))
     reports = (
-        rows.map(decode, num_cpus=DECODER_CPUS)
+        rows.map(decode, num_cpus=TASK_CPUS)
         .map(
             _PredictActor,  # type: ignore[arg-type]  # Ray takes classes too, its hints do not say so
             fn_constructor_args=(ray.put(checkpoint), threads, compute.batch_size, side),
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-            # What an actor leaves of its cores goes to decoders and writers: with all of two cores
-            # taken, they would wait for ever.
-            num_cpus=max(DECODER_CPUS, threads - 1),
+            num_cpus=actor_cpus,
             num_gpus=1 if gpus else 0,
         )
-        .map(write, num_cpus=DECODER_CPUS)
+        .map(write, num_cpus=TASK_CPUS)
     )
     try:
         for row in reports.iter_rows():
-            yield _unpacked(row)
+            yield stations.unpacked(row)
     except ray.exceptions.RayError as error:
         cause = _root_cause(error)
         if isinstance(cause, OSError):
@@ -190,30 +207,36 @@ def _run(
 
 
 class _PredictActor:
-    """One model on one device, fed shard by shard."""
+    """One model on one device, fed shard by shard.
+
+    One thread of its own does all that torch does. Ray makes an actor in one thread and calls it in another; OpenMP
+    would keep a team for each, more threads than there are cores, and let both sleep between layers (a third slower).
+    """
 
     def __init__(self, checkpoint_ref: Any, threads: int, batch_size: int, side: Side) -> None:
         import ray
+
+        checkpoint = ray.get(checkpoint_ref)
+        self.side = side
+        self.thread = ThreadPoolExecutor(1)
+        self.predictor = self.thread.submit(self._start, checkpoint, threads, batch_size).result()
+
+    @staticmethod
+    def _start(checkpoint: Checkpoint, threads: int, batch_size: int) -> Predictor:
         import torch
 
         keep_freed_memory()
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.predictor = Predictor(ray.get(checkpoint_ref), device, batch_size)
-        self.predictor.warm_up()
-        self.side = side
+        predictor = Predictor(checkpoint, device, batch_size)
+        predictor.warm_up()
+        return predictor
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return _packed(stations.predict_shard(self.predictor, _unpacked(row), self.side))
-
-
-def _packed(shard: Any) -> dict[str, Any]:
-    # One opaque value: Arrow would otherwise guess a schema for every shard anew.
-    return {"shard": pickle.dumps(shard, protocol=5)}
-
-
-def _unpacked(row: dict[str, Any]) -> Any:
-    return pickle.loads(row["shard"])
+        shard = stations.unpacked(row)
+        return stations.packed(
+            self.thread.submit(stations.predict_shard, self.predictor, shard, self.side).result()
+        )
 
 
 def _root_cause(error: BaseException) -> BaseException:
@@ -235,6 +258,7 @@ def embedded_ray() -> Iterator[None]:
         return
     with _quiet_stderr():  # Ray's C++ announces its log level there; failures are exceptions
         ray.init(
+            address="local",  # never a cluster that happens to run here
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from annotator.errors import UserError
 from annotator.frames import CropFrame
 from annotator.io.crops import Crops, crop_photo
 from annotator.io.decode import Photo, decode_photo, read_photo
+from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.network import Prediction, draw_meshes
 
@@ -46,6 +47,9 @@ class Predictor:
 
         With `samples` also `vertices_samples_mm` (n, samples, V, 3): meshes drawn from q(V | I).
         """
+        if side not in get_args(Side):
+            raise UserError(f"side is {side!r}, may be {', '.join(get_args(Side))}")
+        self._noise = torch.Generator(self.device).manual_seed(0)
         parts = [
             self._predict_batch(crops[start : start + self.batch_size], side, samples)
             for start in range(0, len(crops), self.batch_size)
@@ -106,8 +110,9 @@ class Predictor:
         prediction = self.network(images.contiguous(memory_format=torch.channels_last))
         columns = _label_columns(prediction, crops, mirrored, self.checkpoint)
         if samples:
-            generator = torch.Generator(self.device).manual_seed(0)
-            drawn = draw_meshes(prediction.vertices, samples, self.network.R, generator)
+            std_mm = torch.from_numpy(columns["vertices_std_mm"]).to(prediction.vertices.mean_mm)
+            calibrated = Gaussian(prediction.vertices.mean_mm, std_mm)
+            drawn = draw_meshes(calibrated, samples, self.network.R, self._noise)
             columns["vertices_samples_mm"] = _mirror_where(drawn.transpose(0, 1).cpu().numpy(), mirrored)
         return columns
 

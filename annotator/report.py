@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from annotator.errors import UserError
-from annotator.io.labels import read_columns, read_faces
-from annotator.io.storage import join, names_in
+from annotator.io.labels import label_files, read_columns, read_faces
 from annotator.run_record import RunRecord, read_run_record
 from annotator.tiles import Picture, contact_sheet, hand_tiles, uncertainty_colours
 
@@ -58,7 +57,7 @@ def write_report(labels: str, out: Path | None = None, count: int = 24) -> Path:
 
 def _sample(labels: str, count: int) -> Iterator[dict[str, Any]]:
     """Evenly spaced rows with status ok; heavy columns are read from their files alone."""
-    files = sorted(names_in(join(labels, "data")))
+    files = sorted(label_files(labels))
     places: list[tuple[str, int]] = []
     for name in files:
         statuses = read_columns(labels, name, ["status"])["status"].to_pylist()

@@ -36,6 +36,7 @@ class RunRecord:
     settings: RunSettings
     outcomes: dict[str, int] = field(default_factory=dict)  # rows by "ok" or "status: reason"
     skipped_files: int = 0  # files of the source that are no photos
+    skipped_names: list[str] = field(default_factory=list)  # the first few of them
     seconds: float = 0.0  # of labelling, start-up left out, over all runs
 
     @property
@@ -52,7 +53,8 @@ def read_run_record(labels: str) -> RunRecord | None:
     """
     data = read_whole(join(labels, FILE))
     if data is None:
-        if names_in(labels):
+        # A killed run's unfinished files, and those that file managers leave, start with a dot.
+        if any(not name.startswith(".") for name in names_in(labels) - {"faces.parquet"}):
             raise UserError(
                 f"'{labels}' holds something that is not a label set: give an empty or a new folder"
             )

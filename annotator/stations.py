@@ -7,6 +7,7 @@ Every entry leaves as a row, whatever became of it.
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -98,6 +99,16 @@ def write_shard(labels: str, shard: LabelledShard, schema: pa.Schema) -> ShardRe
     table = labels_to_table(shard.rows, shard.hands, shard.hand_rows, schema)
     write_whole(join(labels, "data", shard.ref.file_name), encode_table(table), scratch=join(labels, "_tmp"))
     return ShardReport(shard.ref.number, count_outcomes(shard.rows), shard.began)
+
+
+def packed(shard: Any) -> dict[str, Any]:
+    """A shard as the one opaque value of an engine's row: Arrow would otherwise guess a schema for each anew."""
+    return {"shard": pickle.dumps(shard, protocol=5)}
+
+
+def unpacked(row: dict[str, Any]) -> Any:
+    """The inverse of `packed`; only ever given what a station of the same run packed."""
+    return pickle.loads(row["shard"])
 
 
 def count_outcomes(rows: Iterable[dict[str, Any]]) -> dict[str, int]:

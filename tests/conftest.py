@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from annotator.model.checkpoint import save_checkpoint
 from annotator.pipeline import ComputeOptions, annotate, embedded_ray
+from annotator.predictor import Predictor
 from tests.hostile_photos import encoded
 
 # The suite is many small runs; more threads than one only fight.
@@ -52,15 +57,49 @@ def photos(tmp_path_factory):
     for index in range(50):
         below = folder / ("left" if index % 2 else "right")
         below.mkdir(exist_ok=True)
-        pixels = rng.integers(0, 256, (40 + index, 60, 3), np.uint8)
+        # Every tenth is large enough to be decoded at a fraction of its size.
+        shape = (600 + index, 700, 3) if index % 10 == 9 else (40 + index, 60, 3)
+        pixels = rng.integers(0, 256, shape, np.uint8)
         (below / f"{index:03d}.jpg").write_bytes(encoded(pixels, "JPEG"))
     return folder
 
 
 @pytest.fixture(scope="session")
-def labelled(photos, tmp_path_factory, local_ray):
+def lively(predictor):
+    """A predictor whose every output depends on the photo, as a trained one's does."""
+    network = copy.deepcopy(predictor.checkpoint.network)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        # Statistics of real activations: without them a random backbone gives all photos one feature.
+        network.backbone.train()
+        for _ in range(20):
+            side = int(torch.randint(4, 64, (), generator=generator))
+            blobs = torch.rand(16, 3, side, side, generator=generator)
+            network.backbone(torch.nn.functional.interpolate(blobs, (128, 128), mode="bilinear"))
+        network.eval()
+        for name, parameter in network.named_parameters():
+            if not name.startswith("backbone"):
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    info = dataclasses.replace(predictor.checkpoint.info, trained_steps=1)
+    return Predictor(
+        dataclasses.replace(predictor.checkpoint, network=network, info=info), torch.device("cpu")
+    )
+
+
+@pytest.fixture(scope="session")
+def lively_file(lively, tmp_path_factory):
+    """The lively predictor's checkpoint as a file."""
+    path = tmp_path_factory.mktemp("checkpoint") / "lively.safetensors"
+    save_checkpoint(lively.checkpoint, path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def labelled(photos, lively_file, tmp_path_factory, local_ray):
     """The label folder of `photos`, its record, and what was told on the way."""
     labels = tmp_path_factory.mktemp("out") / "labels"
     told = []
-    record = annotate(str(photos), str(labels), compute=SMALL, on_progress=told.append)
+    record = annotate(
+        str(photos), str(labels), checkpoint=lively_file, compute=SMALL, on_progress=told.append
+    )
     return labels, record, told

@@ -23,6 +23,9 @@ def test_dictionaries_round_trip():
         ({"crop_px": True}, "crop_px is True, must be int"),
         ({"variant": "all"}, "variant is 'all', may be prior_net, amvur, both"),
         ({"amvur": 3}, "amvur: expected keys and values, found 3"),
+        ({"crop_px": 0}, "crop_px is 0, must be at least 32"),
+        ({"amvur": {"heads": 3}}, "width 128 can't be shared out among 3 heads"),
+        ({"amvur": {"tokens": 2}}, "amvur: tokens is 2, must be at least 5"),
         ([1], "expected keys and values"),
     ],
 )

@@ -13,6 +13,7 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from annotator import UserError, annotate
 from annotator.io.schema import REASONS, STATUSES, label_schema
@@ -46,7 +47,7 @@ def test_every_photo_has_one_row_and_all_columns_are_filled(labelled, photos):
     assert empty == nullable
     assert told[-1].photos == told[-1].total == 50
     facts = json.loads(table.schema.metadata[b"amvur"])
-    assert facts["hand"] == record.settings.hand and facts["trained_steps"] == 0
+    assert facts["hand"] == record.settings.hand and facts["trained_steps"] == 1
 
 
 def test_what_is_beside_the_rows_is_what_labels_md_says(labelled):
@@ -57,10 +58,14 @@ def test_what_is_beside_the_rows_is_what_labels_md_says(labelled):
     assert json.loads((labels / "_run.json").read_text())["outcomes"] == {"ok": 50}
 
 
-def test_python_gives_the_jobs_numbers(labelled, photos, predictor):
+def test_python_gives_the_jobs_numbers(labelled, photos, lively):
+    """From paths; an array is the same photo unless it is a large JPEG, which the job decodes smaller."""
     labels, _, _ = labelled
-    table = pq.read_table(labels / "data").slice(10, 5).to_pylist()
-    predicted = predictor.predict([photos / row["image_id"] for row in table])
+    table = pq.read_table(labels / "data").slice(10, 20).to_pylist()
+    assert max(row["width"] for row in table) == 700
+    vertices = np.array([row["vertices_mm"] for row in table])
+    assert np.abs(vertices[0] - vertices[1:]).max((1, 2)).min() > 4 / 16  # every photo has a hand of its own
+    predicted = lively.predict([photos / row["image_id"] for row in table])
     for row, label in zip(table, predicted, strict=True):
         np.testing.assert_allclose(row["vertices_mm"], label["vertices_mm"], atol=1 / 16)
         np.testing.assert_allclose(row["joints3d_mm"], label["joints3d_mm"], atol=1 / 16)
@@ -70,24 +75,29 @@ def test_python_gives_the_jobs_numbers(labelled, photos, predictor):
         assert row["is_right"] == label["is_right"]
         np.testing.assert_allclose(row["camera"]["cam_t_mm"], label["camera"]["cam_t_mm"], rtol=1e-3)
         np.testing.assert_allclose(row["crop_xyxy"], label["crop_xyxy"])
+        np.testing.assert_allclose(row["pose"], label["pose"], atol=1e-3)
+    small = next(row for row in table if row["width"] == 60)
+    with Image.open(photos / small["image_id"]) as file:
+        from_array = lively.predict([np.asarray(file)])[0]
+    np.testing.assert_allclose(small["vertices_mm"], from_array["vertices_mm"], atol=1 / 16)
 
 
-def test_running_again_when_all_is_done_changes_no_file(labelled, photos):
+def test_running_again_when_all_is_done_changes_no_file(labelled, photos, lively_file):
     labels, record, _ = labelled
     before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in labels.rglob("*")}
     started = time.monotonic()
-    again = annotate(str(photos), str(labels), compute=SMALL)
+    again = annotate(str(photos), str(labels), checkpoint=lively_file, compute=SMALL)
     assert time.monotonic() - started < 10
     assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in labels.rglob("*")} == before
     assert again == record
 
 
-def test_a_shard_that_is_missing_is_made_again_byte_for_byte(labelled, photos, tmp_path):
+def test_a_shard_that_is_missing_is_made_again_byte_for_byte(labelled, photos, lively_file, tmp_path):
     labels, record, _ = labelled
     copy = tmp_path / "labels"
     shutil.copytree(labels, copy)
     (copy / "data" / "shard-0000002.parquet").unlink()
-    again = annotate(str(photos), str(copy), compute=SMALL)
+    again = annotate(str(photos), str(copy), checkpoint=lively_file, compute=SMALL)
     assert again.outcomes == record.outcomes
     assert contents(copy / "data") == contents(labels / "data")
 
@@ -127,7 +137,7 @@ def test_every_hostile_photo_ends_in_one_row_that_says_what_became_of_it(tmp_pat
     assert record.photos == len(listed)
 
 
-def test_a_killed_driver_loses_nothing_and_repeats_nothing(labelled, photos, tmp_path):
+def test_a_killed_driver_loses_nothing_and_repeats_nothing(labelled, photos, lively_file, tmp_path):
     """kill -9 as soon as the first shard is there; then to the end. (`benchmarks/pipeline.py --kill` has more.)"""
     undisturbed, _, _ = labelled
     labels = tmp_path / "labels"
@@ -142,6 +152,8 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(labelled, photos, tmp
         "1",
         "--shard-size",
         "16",
+        "--checkpoint",
+        lively_file,
     ]
     driver = subprocess.Popen(
         command, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL, start_new_session=True
@@ -154,18 +166,62 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(labelled, photos, tmp
     committed = contents(labels / "data")
     assert 1 <= len(committed) < 4
     times = {p.name: p.stat().st_mtime_ns for p in (labels / "data").iterdir()}
-    record = annotate(str(photos), str(labels), compute=SMALL)
+    record = annotate(str(photos), str(labels), checkpoint=lively_file, compute=SMALL)
     assert record.outcomes == {"ok": 50}
     assert contents(labels / "data") == contents(undisturbed / "data")
     assert {name: (labels / "data" / name).stat().st_mtime_ns for name in times} == times
     assert len(rows(labels)) == 50 and not (labels / "_tmp").exists()
 
 
-def test_labels_of_one_kind_only(labelled, photos, tmp_path):
+def test_labels_of_one_kind_only(labelled, photos, lively_file, tmp_path):
     labels, _, _ = labelled
     with pytest.raises(UserError, match="was labelled with side 'auto', this run has 'left'"):
-        annotate(str(photos), str(labels), side="left", compute=SMALL)
+        annotate(str(photos), str(labels), checkpoint=lively_file, side="left", compute=SMALL)
+    with pytest.raises(UserError, match="was labelled with checkpoint"):
+        annotate(str(photos), str(labels), compute=SMALL)
+    with pytest.raises(UserError, match="side is 'Left', may be auto, left, right"):
+        annotate(str(photos), str(tmp_path / "new"), side="Left", compute=SMALL)
     with pytest.raises(UserError, match="was labelled with source"):
         other = tmp_path / "other"
         shutil.copytree(photos, other)
-        annotate(str(other), str(labels), compute=SMALL)
+        annotate(str(other), str(labels), checkpoint=lively_file, compute=SMALL)
+
+
+def test_a_damaged_label_folder_is_named(labelled, photos, lively_file, tmp_path):
+    labels, _, _ = labelled
+
+    def again(change):
+        copy = tmp_path / change.__name__
+        shutil.copytree(labels, copy)
+        change(copy)
+        annotate(str(photos), str(copy), checkpoint=lively_file, compute=SMALL)
+
+    def cut_shard(copy):
+        (copy / "data" / "shard-0000000.parquet").write_bytes(b"PAR1")
+        (copy / "data" / "shard-0000001.parquet").unlink()
+
+    def cut_manifest(copy):
+        part = copy / "_entries" / "part-00000.jsonl"
+        part.write_text(part.read_text()[:-20])
+
+    def lost_manifest(copy):
+        shutil.rmtree(copy / "_entries")
+
+    for change, words in (
+        (cut_shard, "is damaged: delete it"),
+        (cut_manifest, "is damaged"),
+        (lost_manifest, "'_entries' does not know"),
+    ):
+        with pytest.raises(UserError, match=words):
+            again(change)
+
+
+def test_labels_among_the_photos_are_not_labelled(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "all")
+    (tmp_path / "all" / "labels" / "report").mkdir(parents=True)
+    (tmp_path / "all" / "labels" / "report" / "hand.png").write_bytes(encoded(noise(), "PNG"))
+    everything, without = (
+        FolderSource(str(tmp_path / "all")),
+        FolderSource(str(tmp_path / "all"), leave_out=str(tmp_path / "all" / "labels")),
+    )
+    assert len(list(everything)) == 51 and len(list(without)) == 50

@@ -16,22 +16,6 @@ from annotator.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
-def lively(predictor):
-    """A predictor whose every output depends on the photo, as a trained one's does."""
-    import copy
-
-    checkpoint = dataclasses.replace(
-        predictor.checkpoint, network=copy.deepcopy(predictor.checkpoint.network)
-    )
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in checkpoint.network.named_parameters():
-            if not name.startswith("backbone"):
-                parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
-    return Predictor(checkpoint, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
 def photos():
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (4, 6, 8, 3), np.uint8)

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from annotator.errors import UserError
 from annotator.io.schema import ROUNDING, SCHEMA_VERSION, encode_table
-from annotator.io.storage import join, write_whole
+from annotator.io.storage import join, names_in, open_file, write_whole
 
 if TYPE_CHECKING:
     from annotator.model.checkpoint import Checkpoint
@@ -54,15 +54,28 @@ def write_faces(labels: str, faces: np.ndarray) -> None:
 
 def read_faces(labels: str) -> np.ndarray:
     """The triangles (F, 3) int64 of a label folder's meshes."""
-    with fsspec.open(join(labels, "faces.parquet"), "rb") as file:
+    with open_file(join(labels, "faces.parquet")) as file:
         table = pq.read_table(file)
     return np.stack([table[name].to_numpy() for name in ("a", "b", "c")], 1).astype(np.int64)
 
 
+def label_files(labels: str) -> set[str]:
+    """Names of the label files that are there."""
+    return {name for name in names_in(join(labels, "data")) if name.endswith(".parquet") and name[0] != "."}
+
+
 def read_columns(labels: str, file_name: str, columns: list[str] | None = None) -> pa.Table:
-    """Some columns of one label file."""
-    with fsspec.open(join(labels, "data", file_name), "rb") as file:
-        return pq.read_table(file, columns=columns)
+    """Some columns of one label file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = join(labels, "data", file_name)
+    try:
+        with open_file(path) as file:
+            return pq.read_table(file, columns=columns)
+    except pa.ArrowInvalid:
+        raise UserError(f"'{path}' is damaged: delete it and run the same command again") from None
 
 
 def outcome_rows(labels: str, file_names: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
+from annotator.errors import UserError
 from annotator.io.sources import Entry
 from annotator.io.storage import join, names_in, read_range, read_whole, write_whole
 
@@ -69,10 +70,18 @@ class Manifest:
     def _take(self, part: str, data: bytes) -> None:
         start = 0
         for line in data.splitlines(keepends=True):
-            shard = json.loads(line)
+            try:
+                shard = json.loads(line)
+                ids = [entry["id"] for entry in shard["entries"]]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"'{join(self.folder, part)}' is damaged: give a new label folder") from None
+            if shard["shard"] != len(self.refs):
+                raise UserError(
+                    f"a part of '{self.folder}' before {part} is missing: give a new label folder"
+                )
             self.refs.append(ShardRef(shard["shard"], part, start, len(line)))
-            self._known.update(entry["id"] for entry in shard["entries"])
-            self.entry_count += len(shard["entries"])
+            self._known.update(ids)
+            self.entry_count += len(ids)
             start += len(line)
 
 

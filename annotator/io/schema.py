@@ -24,8 +24,6 @@ STATUSES = ("ok", "no_hand", "unreadable", "failed")
 #: Closed list of `reason`: null for ok, else why there is no hand in this row.
 REASONS = (*get_args(Reason), "no_hand_found", "internal_error")
 
-BOX_SOURCES = ("detector", "list", "photo")
-
 #: What is rounded to which power of two (millimetres or pixels); at most half of it is lost.
 ROUNDING = {
     "vertices_mm": 1 / 16,

@@ -59,18 +59,24 @@ class FolderSource:
     """All photos below a folder, in the order of their paths."""
 
     folder: str
+    leave_out: str = ""  # a folder below it that is none of the source's: labels may lie among photos
     skipped: list[str] = field(default_factory=list)  # a few names of files that are no photos
     skipped_count: int = 0
 
     def __post_init__(self) -> None:
         path = Path(self.folder)
-        if not path.exists():
+        try:
+            there = path.exists()
+        except OSError as error:
+            raise UserError(f"'{self.folder}' can't be read: {error.strerror}") from None
+        if not there:
             raise UserError(f"there is no '{self.folder}': give a folder of photos")
         if not path.is_dir():
             raise UserError(f"'{self.folder}' is not a folder: give a folder of photos")
         if not os.access(path, os.R_OK | os.X_OK):
             raise UserError(f"'{self.folder}' can't be read: check its permissions")
         self.folder = str(path.resolve())
+        self.leave_out = str(Path(self.leave_out).resolve()) if self.leave_out else ""
 
     def __iter__(self) -> Iterator[Entry]:
         self.skipped, self.skipped_count = [], 0
@@ -86,8 +92,10 @@ class FolderSource:
         for item in found:
             name = prefix + item.name
             if item.is_dir(follow_symlinks=False):
-                if not item.name.startswith("."):
+                if not item.name.startswith(".") and item.path != self.leave_out:
                     yield from self._below(item.path, name + "/")
+            elif item.is_dir():
+                self._skip(f"{name} (a link to a folder)")
             elif _is_photo(item):
                 yield Entry(item.path, readable(name))
             else:

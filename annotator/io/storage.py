@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import IO, Any
 
 import fsspec
 
@@ -36,7 +37,7 @@ def write_whole(url: str, data: bytes, scratch: str | None = None) -> None:
         scratch: on disk, the folder for the unfinished file, on the same file system; beside `url` if none.
     """
     if not is_local(url):
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = _remote(url)
         filesystem.pipe_file(path, data)
         return
     target = local_path(url)
@@ -65,14 +66,29 @@ def read_range(url: str, start: int, length: int) -> bytes:
         with local_path(url).open("rb") as file:
             file.seek(start)
             return file.read(length)
-    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem, path = _remote(url)
     return filesystem.cat_file(path, start=start, end=start + length)
+
+
+def open_file(url: str) -> IO[bytes]:
+    """A file to read from."""
+    if is_local(url):
+        return local_path(url).open("rb")
+    filesystem, path = _remote(url)
+    return filesystem.open(path, "rb")
+
+
+def _remote(url: str) -> tuple[Any, str]:
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"'{url}': {str(error).splitlines()[0]}") from None
 
 
 def read_whole(url: str) -> bytes | None:
     """A file's bytes, None where there is no such file."""
     try:
-        with fsspec.open(url, "rb") as file:
+        with open_file(url) as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -81,9 +97,9 @@ def read_whole(url: str) -> bytes | None:
 def names_in(folder: str) -> set[str]:
     """Names of the entries of a folder; none where it does not exist."""
     if is_local(folder):
-        path = local_path(folder)
-        return {entry.name for entry in os.scandir(path)} if path.is_dir() else set()
-    filesystem, path = fsspec.core.url_to_fs(folder)
+        here = local_path(folder)
+        return {entry.name for entry in os.scandir(here)} if here.is_dir() else set()
+    filesystem, path = _remote(folder)
     try:
         return {name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
     except FileNotFoundError:
@@ -110,7 +126,7 @@ def check_writable(folder: str) -> None:
         if is_local(folder):
             local_path(probe).unlink()
         else:
-            filesystem, path = fsspec.core.url_to_fs(probe)
+            filesystem, path = _remote(probe)
             filesystem.rm_file(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

@@ -66,7 +66,9 @@ class Amvur(nn.Module):
         start = mean_hand(layer, hand)
         self.register_buffer("start_mm", start.vertices_mm[0].detach(), persistent=False)
         self.register_buffer("R", torch.as_tensor(hand.joint_regressor), persistent=False)
-        token_vertices, upsample, _ = coarse_tokens(hand, config.tokens or hand.vertex_count)
+        token_vertices, upsample, _ = coarse_tokens(
+            hand, min(config.tokens or hand.vertex_count, hand.vertex_count)
+        )
         upsample_t = torch.as_tensor(upsample)
         # Log standard deviations must not overshoot: their map has no negative weights.
         spread = upsample_t.clamp_min(0)

@@ -12,7 +12,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import safetensors.torch
 import torch
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from annotator.config import NetworkConfig, from_dict, read_config, to_dict
 from annotator.errors import UserError
 from annotator.hand import HandModel, load_hand
+from annotator.io.storage import open_file, write_whole
 from annotator.model.network import Network
 from annotator.model.pretrained import try_pretrained
 
@@ -134,7 +134,7 @@ def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoin
             f"checkpoint '{name}': give a .safetensors file, 'default' or '{UNTRAINED}NAME' (a network configuration)"
         )
     try:
-        with fsspec.open(name, "rb") as file:
+        with open_file(name) as file:
             data = file.read()
     except FileNotFoundError:
         raise UserError(f"checkpoint '{name}': there is no such file") from None
@@ -199,6 +199,4 @@ def read_info(name: str, data: bytes) -> CheckpointInfo:
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
     """Write a checkpoint as one file, whole or not at all."""
-    from annotator.io.storage import write_whole
-
     write_whole(str(path), checkpoint.to_bytes())

@@ -47,7 +47,9 @@ class OcclusionAwareTexture(nn.Module):
         self.from_pixels = nn.Linear(shallow_dim + 3 * config.photo_colour, width)
         self.self_attention = Attention(width)
         keys = farthest_points(
-            hand.v_template, config.tokens or hand.vertex_count, hand.tip_vertices.tolist()
+            hand.v_template,
+            min(config.tokens or hand.vertex_count, hand.vertex_count),
+            hand.tip_vertices.tolist(),
         )
         self.register_buffer("keys", torch.as_tensor(keys), persistent=False)
         self.colour = nn.Sequential(nn.Linear(width, width), nn.ReLU(), zero_start(nn.Linear(width, 3)))
