@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from annotator.errors import UserError
-from annotator.io.labels import label_files, read_columns, read_faces
+from annotator.io.labels import label_files, outcome_rows, read_columns, read_faces
 from annotator.run_record import RunRecord, read_run_record
+from annotator.stations import count_outcomes
 from annotator.tiles import Picture, contact_sheet, hand_tiles, uncertainty_colours
 
 TILE_PX = 192
@@ -46,11 +47,12 @@ def write_report(labels: str, out: Path | None = None, count: int = 24) -> Path:
         raise UserError(f"'{labels}' is not a label folder: give one that `amvur annotate` made")
     hands = list(_sample(labels, count))
     if not hands:
-        raise UserError(f"'{labels}' holds no hand to show: {record.photos} photos, none with status ok")
+        raise UserError(f"'{labels}' holds no hand to show: no row has status ok")
+    faces = read_faces(labels)
     out = out or Path(labels) / "report"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        return _write_page(out, labels, record, hands)
+        return _write_page(out, labels, record, hands, faces)
     except OSError as error:
         raise UserError(f"can't write the report to '{out}': {error.strerror}") from None
 
@@ -71,8 +73,11 @@ def _sample(labels: str, count: int) -> Iterator[dict[str, Any]]:
             yield from read_columns(labels, name).take(rows).to_pylist()
 
 
-def _write_page(out: Path, labels: str, record: RunRecord, hands: list[dict[str, Any]]) -> Path:
-    faces = read_faces(labels)
+def _write_page(
+    out: Path, labels: str, record: RunRecord, hands: list[dict[str, Any]], faces: np.ndarray
+) -> Path:
+    # Counted here: of a run that goes on or was killed, the record does not know yet.
+    counts = count_outcomes(outcome_rows(labels, label_files(labels)))
     # One scale for all hands, so that colours compare; never so narrow that noise fills it.
     stds = np.concatenate([np.linalg.norm(np.array(hand["vertices_std_mm"]), axis=-1) for hand in hands])
     low, high = (float(v) for v in np.percentile(stds, [2, 98]))
@@ -98,7 +103,7 @@ def _write_page(out: Path, labels: str, record: RunRecord, hands: list[dict[str,
     Image.fromarray((ramp * 255).astype(np.uint8)).save(out / "scale.png")
     outcomes = "".join(
         f"<tr><td>{html.escape(outcome)}</td><td>{number}</td></tr>"
-        for outcome, number in record.outcomes.items()
+        for outcome, number in sorted(counts.items())
     )
     untrained = (
         '<p class="note">Untrained weights: every hand is the mean hand, with one uncertainty for all. '
@@ -111,10 +116,10 @@ def _write_page(out: Path, labels: str, record: RunRecord, hands: list[dict[str,
 <title>amvur: {html.escape(labels)}</title><style>{_STYLE}</style>
 <h1>{html.escape(labels)}</h1>
 {untrained}
-<table><tr><th>photos</th><td>{record.photos}</td></tr>{outcomes}
+<table><tr><th>photos</th><td>{sum(counts.values())}</td></tr>{outcomes}
 <tr><th>hand model</th><td>{record.settings.hand}</td></tr>
 <tr><th>checkpoint</th><td>{record.settings.checkpoint}</td></tr></table>
-<p>{len(hands)} of {record.outcomes.get("ok", 0)} hands. In each: the crop, the mesh over it, the mesh coloured by
+<p>{len(hands)} of {counts["ok"]} hands. In each: the crop, the mesh over it, the mesh coloured by
 predicted standard deviation, the mesh with its texture.<br>
 {std_range[0]:.1f} mm <img class="scale" src="scale.png" alt="surest to least sure"> {std_range[1]:.1f} mm</p>
 <div class="hands">{"".join(figures)}</div>
