@@ -57,6 +57,7 @@ class Progress:
     total: int
     outcomes: dict[str, int]  # of all of them
     rate: float  # photos per second of this run, since its first prediction began
+    shard_began: float  # when the prediction of the shard just committed began, time.time()
 
 
 def annotate(
@@ -126,20 +127,21 @@ def annotate(
     check_writable(labels)
     outcomes = Counter(count_outcomes(outcome_rows(labels, done)))
     before = outcomes.total()
-    began = math.inf  # of the first prediction: start-up is no part of the rate
+    began = shard_began = math.inf  # of the first prediction: start-up is no part of the rate
 
     def tell() -> None:
         if on_progress:
             done_now = outcomes.total()
             rate = (done_now - before) / max(time.time() - began, 1e-3)
-            on_progress(Progress(done_now, manifest.entry_count, dict(outcomes), rate))
+            on_progress(Progress(done_now, manifest.entry_count, dict(outcomes), rate, shard_began))
 
     tell()
     if pending:
         with embedded_ray():
             for report in _run(labels, pending, loaded, side, compute):
                 outcomes.update(report.outcomes)
-                began = min(began, report.began)
+                shard_began = report.began
+                began = min(began, shard_began)
                 tell()
     record.outcomes = dict(sorted(outcomes.items()))
     record.skipped_files, record.skipped_names = photos.skipped_count, photos.skipped

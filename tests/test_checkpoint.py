@@ -3,14 +3,18 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+import annotator
 from annotator import UserError
 from annotator.hand import load_hand
+from annotator.hand.anatomy import chirality
 from annotator.model import checkpoint as module
 from annotator.model.checkpoint import Calibration, PowerLaw, load_checkpoint, save_checkpoint, untrained
+from tests.mano_file import write_mano_file
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +108,19 @@ def test_a_hand_that_is_not_one_is_refused():
         load_checkpoint("default", hand="clay")
     assert load_hand("open").vertex_count != 778
     assert module.CHECKPOINT_VERSION == 1
+
+
+def test_a_mano_hand_runs_through_the_same_network_and_is_asked_for_again(tmp_path):
+    hand = f"mano:{write_mano_file(tmp_path / 'MANO_RIGHT.pkl') or tmp_path / 'MANO_RIGHT.pkl'}"
+    predictor = annotator.load("default", hand=hand, device="cpu")
+    label = predictor.predict([np.full((40, 40, 3), 128, np.uint8)])[0]
+    assert label["vertices_mm"].shape == (778, 3) and label["joints3d_mm"].shape == (21, 3)
+    assert chirality(label["joints3d_mm"]) > 0
+    path = tmp_path / "mano.safetensors"
+    save_checkpoint(predictor.checkpoint, path)
+    assert not [t for t in safetensors.torch.load_file(path).values() if 778 in t.shape]
+    assert load_checkpoint(str(path), hand).hand.id == predictor.checkpoint.hand.id
+    with pytest.raises(UserError, match="give it with --hand mano:PATH"):
+        load_checkpoint(str(path))
+    with pytest.raises(UserError, match="was made with hand model mano-.*but 'open' is open-"):
+        load_checkpoint(str(path), "open")
