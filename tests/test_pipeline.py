@@ -225,3 +225,19 @@ def test_labels_among_the_photos_are_not_labelled(photos, tmp_path):
         FolderSource(str(tmp_path / "all"), leave_out=str(tmp_path / "all" / "labels")),
     )
     assert len(list(everything)) == 51 and len(list(without)) == 50
+
+
+def test_real_photos_are_labelled_and_their_colours_are_on_the_mesh(sign_digits, tmp_path, local_ray):
+    folder, labels = tmp_path / "photos", tmp_path / "labels"
+    folder.mkdir()
+    for photo in sorted(sign_digits.rglob("*.JPG"))[::60]:
+        shutil.copy(photo, folder / f"{photo.parent.name} {photo.name}")
+    record = annotate(str(folder), str(labels), compute=SMALL)
+    assert record.outcomes == {"ok": 35}
+    for row in pq.read_table(labels / "data").to_pylist():
+        with Image.open(folder / row["image_id"]) as file:
+            pixels = np.asarray(file).astype(int)
+        seen = np.array(row["vertex_rgb"])[np.array(row["vertex_visible"])].astype(int)
+        low, high = np.percentile(pixels.reshape(-1, 3), [0.5, 99.5], axis=0)
+        assert (np.median(seen, 0) >= low - 3).all() and (np.median(seen, 0) <= high + 3).all()
+        assert row["box_source"] == "photo" and row["width"] == row["height"] == 100
