@@ -12,16 +12,16 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import hostile_photos
 import numpy as np
 import pytest
-from hostile_photos import arrow, encoded, exif, noise, png, png_chunk, turned
 from PIL import Image, ImageFile
 
 from annotator.io import decode
 from annotator.io.decode import PhotoError, decode_photo, read_photo
 from annotator.io.jpeg_end import ends_early
 from annotator.io.schema import REASONS
+from tests import hostile_photos
+from tests.hostile_photos import arrow, encoded, exif, noise, png, png_chunk, turned
 
 # pytest takes the module's own filter away.
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -97,7 +97,7 @@ def test_truncated_photos_stay_errors_when_pillow_is_told_to_fill_them_in(monkey
 def test_damage_anywhere_raises_nothing_but_photo_errors_and_prints_nothing():
     script = """
 import sys, random
-import hostile_photos
+from tests import hostile_photos
 from annotator.io.decode import PhotoError, decode_photo
 rng = random.Random(0)
 photos = [data for data, _ in hostile_photos.hostile_photos().values() if data]

@@ -9,13 +9,13 @@ import struct
 import tracemalloc
 from pathlib import Path
 
-import mano_file
 import numpy as np
 import pytest
 
 from annotator import safe_pickle
 from annotator.errors import UserError
 from annotator.hand import anatomy, mano
+from tests import mano_file
 
 OFFICIAL_GLOBALS = {
     "__builtin__ set",
