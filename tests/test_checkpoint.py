@@ -111,7 +111,8 @@ def test_a_hand_that_is_not_one_is_refused():
 
 
 def test_a_mano_hand_runs_through_the_same_network_and_is_asked_for_again(tmp_path):
-    hand = f"mano:{write_mano_file(tmp_path / 'MANO_RIGHT.pkl') or tmp_path / 'MANO_RIGHT.pkl'}"
+    write_mano_file(tmp_path / "MANO_RIGHT.pkl")
+    hand = f"mano:{tmp_path / 'MANO_RIGHT.pkl'}"
     predictor = annotator.load("default", hand=hand, device="cpu")
     label = predictor.predict([np.full((40, 40, 3), 128, np.uint8)])[0]
     assert label["vertices_mm"].shape == (778, 3) and label["joints3d_mm"].shape == (21, 3)
