@@ -163,9 +163,10 @@ def _run(
         raise UserError(f"{workers} workers asked for, but there are {gpus} GPUs: one worker a GPU at most")
     threads = compute.threads or max(1, int(cpus) // workers)
     # An actor declares one core less than its threads, and all of them never more than leaves one for decoders and
-    # writers, who would otherwise wait for ever.
+    # writers, who would otherwise wait for ever; of a single core, half.
+    spare = min(2 * TASK_CPUS, cpus / 2)
     actor_cpus = 1.0 if gpus else max(1.0, threads - 1.0)
-    actor_cpus = min(actor_cpus, math.floor((cpus - 2 * TASK_CPUS) / workers * 100) / 100)
+    actor_cpus = min(actor_cpus, math.floor((cpus - spare) / workers * 100) / 100)
     if actor_cpus < 0.01:
         raise UserError(
             f"{workers} workers are too many for {cpus:.0f} cores: give --workers {max(1, int(cpus) - 1)}"
