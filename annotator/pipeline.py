@@ -162,15 +162,7 @@ def _run(
     if gpus and workers > gpus:
         raise UserError(f"{workers} workers asked for, but there are {gpus} GPUs: one worker a GPU at most")
     threads = compute.threads or max(1, int(cpus) // workers)
-    # An actor declares one core less than its threads, and all of them never more than leaves one for decoders and
-    # writers, who would otherwise wait for ever; of a single core, half.
-    spare = min(2 * TASK_CPUS, cpus / 2)
-    actor_cpus = 1.0 if gpus else max(1.0, threads - 1.0)
-    actor_cpus = min(actor_cpus, math.floor((cpus - spare) / workers * 100) / 100)
-    if actor_cpus < 0.01:
-        raise UserError(
-            f"{workers} workers are too many for {cpus:.0f} cores: give --workers {max(1, int(cpus) - 1)}"
-        )
+    actor_cpus = cpus_of_an_actor(cpus, workers, threads, gpus)
     crop_px = checkpoint.info.network.crop_px
     schema = label_schema(checkpoint.hand.vertex_count, label_metadata(checkpoint))
 
@@ -207,6 +199,25 @@ def _run(
                 "what is there stays, run the same command again to go on"
             ) from error
         raise
+
+
+def cpus_of_an_actor(cpus: float, workers: int, threads: int, gpus: int) -> float:
+    """How many CPUs a model actor declares to Ray: one less than its threads, one on a GPU.
+
+    All of them together leave a core, or half of a single one, for decoders and writers, who would otherwise wait for
+    ever.
+
+    Raises:
+        UserError: there are too many workers for that.
+    """
+    spare = min(2 * TASK_CPUS, cpus / 2)
+    wanted = 1.0 if gpus else max(1.0, threads - 1.0)
+    declared = min(wanted, math.floor((cpus - spare) / workers * 100) / 100)
+    if declared < 0.01:
+        raise UserError(
+            f"{workers} workers are too many for {cpus:.0f} cores: give --workers {max(1, int(cpus) - 1)}"
+        )
+    return declared
 
 
 class _PredictActor:

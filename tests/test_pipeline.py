@@ -18,7 +18,7 @@ from PIL import Image
 from annotator import UserError, annotate
 from annotator.io.schema import REASONS, STATUSES, label_schema
 from annotator.io.sources import FolderSource
-from annotator.pipeline import ComputeOptions
+from annotator.pipeline import TASK_CPUS, ComputeOptions, cpus_of_an_actor
 from tests.conftest import SMALL
 from tests.hostile_photos import encoded, noise, write_hostile_photos
 
@@ -241,3 +241,14 @@ def test_real_photos_are_labelled_and_their_colours_are_on_the_mesh(sign_digits,
         low, high = np.percentile(pixels.reshape(-1, 3), [0.5, 99.5], axis=0)
         assert (np.median(seen, 0) >= low - 3).all() and (np.median(seen, 0) <= high + 3).all()
         assert row["box_source"] == "photo" and row["width"] == row["height"] == 100
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("workers", [1, 2, 7])
+@pytest.mark.parametrize("threads", [1, 2, 9])
+@pytest.mark.parametrize("gpus", [0, 8])
+def test_actors_always_leave_room_for_a_decoder(cpus, workers, threads, gpus):
+    declared = cpus_of_an_actor(cpus, workers, threads, gpus)
+    assert declared > 0 and workers * declared + TASK_CPUS <= cpus
+    with pytest.raises(UserError, match="too many for"):
+        cpus_of_an_actor(cpus, 1000 * cpus, threads, gpus)
