@@ -14,6 +14,9 @@ from annotator.frames import assumed_focal_px, cut, square_around
 #: A crop's side over its box's longer side. A photo that is itself the crop is taken whole.
 BOX_PADDING = 1.3
 
+#: A hand's box over the box of its 21 joints, which lie inside the flesh.
+BOX_OVER_JOINTS = 1.1
+
 
 @dataclass
 class Crops:
@@ -69,3 +72,10 @@ def crop_photo(
         focal_px=np.array([focal]),
         focal_given=np.array([focal_px is not None]),
     )
+
+
+def box_around_joints(joints2d_px: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The hand's box (4,) xyxy from its joints (N, 2), photo pixels; NaN joints are left out."""
+    low, high = np.nanmin(joints2d_px, 0), np.nanmax(joints2d_px, 0)
+    centre, half = (low + high) / 2, (high - low) / 2 * BOX_OVER_JOINTS
+    return np.concatenate([centre - half, centre + half])

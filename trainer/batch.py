@@ -1,0 +1,67 @@
+"""A batch of training examples: crops of right hands and whatever is known of each.
+
+Every target may be missing in any example; what is missing is zero and masked, never NaN, so that it has no
+gradient. Left hands were mirrored, photo and labels alike, before they came here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """B examples. Crop coordinates run from -1 to 1 over the image; camera axes, wrist-relative millimetres."""
+
+    key: Tensor  # (B,) int64: all that is random about an example in this step follows from it
+    image: Tensor  # (B, 3, S, S) uint8 RGB
+    joints2d: Tensor  # (B, 21, 2) crop
+    joints2d_std: Tensor  # (B, 21) doubt of whoever annotated them, crop half-sides; 0 where unknown
+    has_joints2d: Tensor  # (B, 21) bool
+    joints3d_mm: Tensor  # (B, 21, 3)
+    has_joints3d: Tensor  # (B,) bool
+    vertices_mm: Tensor  # (B, V, 3) of this run's hand model
+    has_vertices: Tensor  # (B,) bool
+    hand_mask: Tensor  # (B, 1, S, S) uint8, 255 where the hand itself is seen, nothing before it
+    has_hand_mask: Tensor  # (B,) bool
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def __getitem__(self, rows: Any) -> Batch:
+        return Batch(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+    def pin_memory(self) -> Batch:
+        """For copies to a GPU that don't wait; called by `DataLoader`."""
+        return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
+
+    @staticmethod
+    def join(batches: Sequence[Batch]) -> Batch:
+        """One batch of several with images of one size."""
+        return Batch(*(torch.cat([getattr(b, field.name) for b in batches]) for field in fields(Batch)))
+
+    @staticmethod
+    def empty(count: int, size_px: int, vertex_count: int) -> Batch:
+        """A batch in which nothing is known."""
+        return Batch(
+            key=torch.zeros(count, dtype=torch.int64),
+            image=torch.zeros(count, 3, size_px, size_px, dtype=torch.uint8),
+            joints2d=torch.zeros(count, 21, 2),
+            joints2d_std=torch.zeros(count, 21),
+            has_joints2d=torch.zeros(count, 21, dtype=torch.bool),
+            joints3d_mm=torch.zeros(count, 21, 3),
+            has_joints3d=torch.zeros(count, dtype=torch.bool),
+            vertices_mm=torch.zeros(count, vertex_count, 3),
+            has_vertices=torch.zeros(count, dtype=torch.bool),
+            hand_mask=torch.zeros(count, 1, size_px, size_px, dtype=torch.uint8),
+            has_hand_mask=torch.zeros(count, dtype=torch.bool),
+        )

@@ -1,0 +1,1 @@
+"""Data sets of hands, turned into one kind of example."""

@@ -1,0 +1,83 @@
+"""Training examples on disk: the label schema, plus the photo's bytes; every target may be null.
+
+A folder of examples holds `data/*.parquet` in row groups of `GROUP` rows, written in a shuffled order, so that
+whoever reads a few row groups sees a bit of everything. Columns that say more than labels do:
+
+- `image` (binary): the photo's JPEG or PNG bytes, not mirrored. Coordinates are the photo's pixels after EXIF rotation.
+- `hand_mask` (binary): an 8-bit PNG of the photo's size, 255 where the hand itself is seen; null where nobody knows.
+- `joints2d_px` may hold NaN pairs: joints that nobody annotated.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from annotator.io.schema import SCHEMA_VERSION, label_schema, labels_to_table
+from annotator.io.storage import join, write_whole
+
+#: Rows of a row group, the unit in which training reads.
+GROUP = 64
+
+#: Rows of a file.
+FILE_ROWS = 1024
+
+
+def example_schema(vertex_count: int, facts: Mapping[str, Any]) -> pa.Schema:
+    """The columns of an example file; `facts` (hand, source, ...) go into its metadata under `amvur`."""
+    said = {
+        "amvur": json.dumps({"schema_version": SCHEMA_VERSION, "examples": True, **facts}, sort_keys=True)
+    }
+    schema = label_schema(vertex_count, said)
+    return schema.append(pa.field("image", pa.binary())).append(pa.field("hand_mask", pa.binary()))
+
+
+def example_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """A table of examples, one mapping a row with any of the schema's columns; what is absent is null.
+
+    Values of array columns are NumPy arrays of the shape the schema says; `camera` is a mapping of its fields.
+    """
+    arrays = []
+    for field in schema:
+        values = [row.get(field.name) for row in rows]
+        if pa.types.is_fixed_size_list(field.type):
+            there = [i for i, value in enumerate(values) if value is not None]
+            part = labels_to_table(
+                rows=[{}] * len(rows),
+                hands={field.name: np.stack([rows[i][field.name] for i in there]) if there else None},
+                hand_rows=there,
+                schema=pa.schema([field]),
+            )
+            arrays.append(part.column(0).combine_chunks())
+        else:
+            arrays.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def write_examples(out: str, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> int:
+    """Write OUT/data/part-000000.parquet ...; returns the number of examples. Files are whole or absent."""
+    count = 0
+    for number, part in enumerate(_parts(rows)):
+        sink = io.BytesIO()
+        # Photos are compressed already; zstd still helps the numbers.
+        pq.write_table(example_table(part, schema), sink, compression="zstd", row_group_size=GROUP)
+        write_whole(join(out, "data", f"part-{number:06d}.parquet"), sink.getvalue())
+        count += len(part)
+    return count
+
+
+def _parts(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    part: list[dict[str, Any]] = []
+    for row in rows:
+        part.append(row)
+        if len(part) == FILE_ROWS:
+            yield part
+            part = []
+    if part:
+        yield part
