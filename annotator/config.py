@@ -7,6 +7,7 @@ names the key and what it may be.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -97,30 +98,42 @@ def from_dict(kind: type[Config], values: Any, where: str) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected keys and values, found {values!r}")
     hints = get_type_hints(kind)
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}"
-            raise UserError(f"{where}: unknown key '{key}'; {hint}")
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     built = {}
     for key, value in values.items():
-        hint = hints[key]
-        if is_dataclass(hint):
-            built[key] = from_dict(hint, value, f"{where}: {key}")  # type: ignore[arg-type]
-            continue
-        if get_origin(hint) is Literal:
-            if value not in get_args(hint):
-                raise UserError(f"{where}: {key} is {value!r}, may be {', '.join(map(str, get_args(hint)))}")
-        elif hint is float and type(value) is int:
-            value = float(value)
-        elif type(value) is not hint:
-            raise UserError(f"{where}: {key} is {value!r}, must be {hint.__name__}")
-        built[key] = value
+        if key not in known:
+            near = difflib.get_close_matches(str(key), list(known), n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}"
+            raise UserError(f"{where}: unknown key '{key}'; {hint}")
+        group = known[key].metadata.get("group")
+        if group and isinstance(value, str):  # a part may be given by the name of a shipped file
+            built[key] = read_config(hints[key], group, value)
+        else:
+            built[key] = _checked(hints[key], value, key, where)
     try:
         return kind(**built)
     except UserError as error:  # a value out of range
         raise UserError(f"{where}: {error}") from None
+
+
+def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
+    """`value` as the field's type, or a UserError that names the key."""
+    if is_dataclass(hint):
+        return from_dict(hint, value, f"{where}: {key}")  # type: ignore[arg-type]
+    if get_origin(hint) is tuple:  # tuple[X, ...]: a list in YAML
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where}: {key} is {value!r}, must be a list")
+        (element, _) = get_args(hint)
+        return tuple(_checked(element, v, f"{key} {number}", where) for number, v in enumerate(value, 1))
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise UserError(f"{where}: {key} is {value!r}, may be {', '.join(map(str, get_args(hint)))}")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{where}: {key} is {value!r}, must be {hint.__name__}")
+    return value
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -135,8 +148,10 @@ def config_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def read_config(kind: type[Config], group: str, name: str) -> Config:
+def read_config(kind: type[Config], group: str, name: str, settings: Sequence[str] = ()) -> Config:
     """Read `configs/GROUP/NAME.yaml`, or the YAML file `name` is a path to.
+
+    `settings` override it: `steps=100`, `loss.texture=0`, the value being YAML.
 
     Raises:
         UserError: no such configuration, not YAML, or wrong inside.
@@ -153,4 +168,18 @@ def read_config(kind: type[Config], group: str, name: str) -> Config:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"{path}: not YAML ({first_line})") from None
-    return from_dict(kind, {} if values is None else values, str(path))
+    values = {} if values is None else values
+    for setting in settings:
+        _set(values, setting)
+    return from_dict(kind, values, str(path))
+
+
+def _set(values: Any, setting: str) -> None:
+    """Put `a.b=VALUE` into nested mappings."""
+    path, equals, text = setting.partition("=")
+    *parents, last = path.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {}) if isinstance(values, dict) else None
+    if not equals or not isinstance(values, dict):
+        raise UserError(f"setting '{setting}': give KEY=VALUE, such as steps=100 or loss.texture=0")
+    values[last] = yaml.safe_load(text)

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from annotator import stations
 from annotator.allocator import keep_freed_memory
+from annotator.cluster import connected
 from annotator.errors import UserError
 from annotator.io.labels import label_files, label_metadata, outcome_rows, write_faces
 from annotator.io.manifest import Manifest, ShardRef
@@ -35,8 +34,6 @@ from annotator.stations import ShardReport, count_outcomes
 
 #: Decoding and writing are tasks of half a core each.
 TASK_CPUS = 0.5
-
-OBJECT_STORE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ def annotate(
 
     tell()
     if pending:
-        with embedded_ray():
+        with connected():
             for report in _run(labels, pending, loaded, side, compute):
                 outcomes.update(report.outcomes)
                 shard_began = report.began
@@ -257,41 +254,3 @@ def _root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None or getattr(error, "cause", None) is not None:
         error = error.__cause__ or error.cause  # type: ignore[attr-defined]
     return error
-
-
-@contextmanager
-def embedded_ray() -> Iterator[None]:
-    """A local Ray for the time of the block, unless one runs in this process already."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray
-    import ray.data
-
-    if ray.is_initialized():
-        yield
-        return
-    with _quiet_stderr():  # Ray's C++ announces its log level there; failures are exceptions
-        ray.init(
-            address="local",  # never a cluster that happens to run here
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            # Bounds what waits between stations, and so the memory of a run of any length.
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from annotator.cluster import connected
 from annotator.model.checkpoint import save_checkpoint
-from annotator.pipeline import ComputeOptions, annotate, embedded_ray
+from annotator.pipeline import ComputeOptions, annotate
 from annotator.predictor import Predictor
 from tests.hostile_photos import encoded
 
@@ -34,7 +35,7 @@ def sign_digits() -> Path:
 @pytest.fixture(scope="session")
 def local_ray():
     """One embedded Ray for every job that this process runs."""
-    with embedded_ray():
+    with connected():
         yield
 
 

@@ -1,7 +1,7 @@
 """A batch of training examples: crops of right hands and whatever is known of each.
 
-Every target may be missing in any example; what is missing is zero and masked, never NaN, so that it has no
-gradient. Left hands were mirrored, photo and labels alike, before they came here.
+Every target may be missing in any example; what is missing is zero (a mask: all hand) and flagged, never NaN,
+so that it has no gradient. Left hands were mirrored, photo and labels alike, before they came here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Batch:
     has_joints3d: Tensor  # (B,) bool
     vertices_mm: Tensor  # (B, V, 3) of this run's hand model
     has_vertices: Tensor  # (B,) bool
-    hand_mask: Tensor  # (B, 1, S, S) uint8, 255 where the hand itself is seen, nothing before it
+    # (B, 1, S, S) uint8, 255 where the hand itself is seen, nothing before it; all 255 where nobody knows.
+    hand_mask: Tensor
     has_hand_mask: Tensor  # (B,) bool
 
     def __len__(self) -> int:
@@ -62,6 +63,6 @@ class Batch:
             has_joints3d=torch.zeros(count, dtype=torch.bool),
             vertices_mm=torch.zeros(count, vertex_count, 3),
             has_vertices=torch.zeros(count, dtype=torch.bool),
-            hand_mask=torch.zeros(count, 1, size_px, size_px, dtype=torch.uint8),
+            hand_mask=torch.full((count, 1, size_px, size_px), 255, dtype=torch.uint8),
             has_hand_mask=torch.zeros(count, dtype=torch.bool),
         )

@@ -39,8 +39,8 @@ LIMITS = np.array(
 # The back of each finger leans from the palm's back towards the thumb's side by this much (degrees), so that
 # bent fingers point at the base of the thumb.
 _LEAN = np.array([70.0, 15.0, 5.0, -4.0, -12.0])
-# Pronation per degree of palmar abduction and of bearing lost.
-_TWIST = (0.5, 0.5)
+#: The thumb's pronation per degree of palmar abduction and of bearing lost.
+THUMB_TWIST = (0.5, 0.5)
 
 _OPEN = [[16, 4, 5, 3], [0, 4, 5, 3], [-12, 4, 5, 3], [-22, 4, 5, 3]]
 _CLOSED = [[2, 4, 5, 3], [-3, 4, 5, 3], [-8, 4, 5, 3], [-13, 4, 5, 3]]
@@ -168,7 +168,7 @@ def _rotations(axes: Axes, angles: Array) -> torch.Tensor:
         return roma.rotvec_to_rotmat(angle[..., None] * torch.from_numpy(axis))
 
     rotations = about(axes.flexion, turn[..., 1:])
-    thumb_twist = -_TWIST[0] * turn[:, 0, 1] + _TWIST[1] * turn[:, 0, 0]
+    thumb_twist = -THUMB_TWIST[0] * turn[:, 0, 1] + THUMB_TWIST[1] * turn[:, 0, 0]
     rotations[:, 0, 0] = rotations[:, 0, 0] @ about(axes.twist[0, 0], thumb_twist)
     rotations[:, :, 0] = about(axes.spread[:, 0], turn[..., 0]) @ rotations[:, :, 0]
     return rotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -104,6 +105,16 @@ def names_in(folder: str) -> set[str]:
         return {name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
     except FileNotFoundError:
         return set()
+
+
+def remove_file(url: str) -> None:
+    """Remove a file, if it is there."""
+    if is_local(url):
+        local_path(url).unlink(missing_ok=True)
+        return
+    filesystem, path = _remote(url)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.rm_file(path)
 
 
 def remove_folder(folder: str) -> None:

@@ -33,6 +33,7 @@ class Prediction:
     visible: Tensor  # (B, V) bool, not hidden by the hand itself
     rgb: Tensor | None  # (B, V, 3) in 0..1; None without a texture
     is_right: Tensor  # (B,) probability that the crop shows a right hand
+    mirrored_is_right: Tensor  # (M,) the same of the first M crops, mirrored
 
 
 class Network(nn.Module):
@@ -63,9 +64,21 @@ class Network(nn.Module):
         self.register_buffer("faces", torch.as_tensor(hand.faces).long(), persistent=False)
         self.register_buffer("R", torch.as_tensor(hand.joint_regressor), persistent=False)
 
-    def forward(self, images: Tensor) -> Prediction:
-        """Images (B, 3, crop_px, crop_px), RGB in 0..1, to a `Prediction` (its fields give the shapes)."""
-        g, X = self.backbone(images)
+    def forward(self, images: Tensor, also_mirrored: int = 0) -> Prediction:
+        """Images (B, 3, crop_px, crop_px), RGB in 0..1, to a `Prediction` (its fields give the shapes).
+
+        `also_mirrored`: training teaches the side head on so many mirror images, which nothing else sees.
+        """
+        mirrored = images[:also_mirrored].flip(-1)
+        g, X = self.backbone(torch.cat([images, mirrored]) if also_mirrored else images)
+        # Under autocast only the backbone works in half precision: bfloat16 would move a vertex by half a millimetre.
+        with torch.autocast(images.device.type, enabled=False):
+            return self._hands(images, g.float(), X[: len(images)].float())
+
+    def _hands(self, images: Tensor, g: Tensor, X: Tensor) -> Prediction:
+        """Features to hands; `g` (B + M, feature_dim) ends with those of M mirror images."""
+        is_right = self.side(g)
+        g = g[: len(images)]
         variant = self.config.variant
         prior: PriorHand | None = None
         prior_camera: Camera | None = None
@@ -92,8 +105,10 @@ class Network(nn.Module):
             prior=prior,
             prior_camera=prior_camera,
             visible=visible,
-            rgb=self._colour(images, X, g, points[..., :2], visible),
-            is_right=self.side(g),
+            # Wherever the mesh lay, the colours sampled there would match: they must not move it.
+            rgb=self._colour(images, X, g, points[..., :2].detach(), visible),
+            is_right=is_right[: len(images)],
+            mirrored_is_right=is_right[len(images) :],
         )
 
     @torch.no_grad()

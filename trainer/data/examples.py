@@ -6,6 +6,10 @@ whoever reads a few row groups sees a bit of everything. Columns that say more t
 - `image` (binary): the photo's JPEG or PNG bytes, not mirrored. Coordinates are the photo's pixels after EXIF rotation.
 - `hand_mask` (binary): an 8-bit PNG of the photo's size, 255 where the hand itself is seen; null where nobody knows.
 - `joints2d_px` may hold NaN pairs: joints that nobody annotated.
+- `camera_matrix`: the data set's own K, and `wrist_mm`: the wrist before that camera; `camera.cam_t_mm` is, as in
+  labels, for a camera whose axis meets the photo's centre.
+- `reference_bone_mm`: the length that FreiHAND gives with every photo, also where it hides the joints.
+- `source_index`: the example's place in its data set's own list, from 0; submissions are in that order.
 """
 
 from __future__ import annotations
@@ -34,8 +38,17 @@ def example_schema(vertex_count: int, facts: Mapping[str, Any]) -> pa.Schema:
     said = {
         "amvur": json.dumps({"schema_version": SCHEMA_VERSION, "examples": True, **facts}, sort_keys=True)
     }
+    xyz = pa.list_(pa.float32(), 3)
+    own = [
+        ("image", pa.binary()),
+        ("hand_mask", pa.binary()),
+        ("camera_matrix", pa.list_(xyz, 3)),
+        ("wrist_mm", xyz),
+        ("reference_bone_mm", pa.float32()),
+        ("source_index", pa.int32()),
+    ]
     schema = label_schema(vertex_count, said)
-    return schema.append(pa.field("image", pa.binary())).append(pa.field("hand_mask", pa.binary()))
+    return pa.schema([*schema, *(pa.field(*column) for column in own)], metadata=schema.metadata)
 
 
 def example_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:

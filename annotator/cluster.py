@@ -1,0 +1,76 @@
+"""Which Ray a job runs on: one of its own, or a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from annotator.errors import UserError
+
+#: What waits between stations of an embedded Ray at most: it bounds the memory of a run of any length.
+OBJECT_STORE_BYTES = 1 << 30
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[None]:
+    """A Ray for the time of the block, unless one runs in this process already.
+
+    `address`: none starts one of this machine's own; `auto` joins the cluster that this machine is part of.
+
+    Raises:
+        UserError: there is no cluster at this address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+    import ray.data
+
+    if ray.is_initialized():
+        yield
+        return
+    if address is not None:
+        _join(address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    with _quiet_stderr():  # Ray's C++ announces its log level there; failures are exceptions
+        ray.init(
+            address="local",  # never a cluster that happens to run here
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            # Bounds what waits between stations, and so the memory of a run of any length.
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"no Ray cluster at '{address}' ({first}): start one with `ray start --head`"
+        ) from None

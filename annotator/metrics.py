@@ -1,0 +1,191 @@
+"""Errors of hands as the benchmarks define them (FreiHAND, HO3D), and of textures.
+
+B hands of N points each, predicted and true, in one unit (millimetres everywhere in this project) and one set of axes.
+Both benchmarks align joints by joints and vertices by vertices, and count the wrist among the 21 joints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+#: Thresholds of PCK, as FreiHAND and HO3D evaluate: 100 from 0 to 50 mm, both ends included.
+PCK_THRESHOLDS_MM = np.linspace(0.0, 50.0, 100)
+
+#: Thresholds of the F-score.
+F_THRESHOLDS_MM = (5.0, 15.0)
+
+#: HO3D scales a hand by the bone from the wrist to this joint: the middle finger's knuckle.
+_SCALE_JOINT = 9
+
+# SSIM's window and constants (Wang et al., 2004), for values in 0..1.
+_WINDOW, _SIGMA = 11, 1.5
+_C1, _C2 = 0.01**2, 0.03**2
+
+
+def align(predicted: Floats, truth: Floats) -> Floats:
+    """Procrustes: `predicted` (B, N, 3) moved, turned and scaled to lie closest to `truth` (B, N, 3).
+
+    The least-squares similarity without reflection (Umeyama, 1991). The benchmarks' own code lets a reflection pass;
+    a hand taken for its mirror image must cost what it costs, so ours doesn't.
+    """
+    predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
+    centre = truth.mean(1, keepdims=True)
+    x, y = predicted - predicted.mean(1, keepdims=True), truth - centre
+    u, singular, vt = np.linalg.svd(x.transpose(0, 2, 1) @ y)
+    # The weakest axis is turned over where the best orthogonal map is a reflection.
+    signs = np.ones_like(singular)
+    signs[:, 2] = np.where(np.linalg.det(u @ vt) < 0, -1.0, 1.0)
+    spread = np.square(x).sum((1, 2))
+    scale = (singular * signs).sum(1) / np.where(spread > 0, spread, 1.0)
+    return scale[:, None, None] * (x @ (u * signs[:, None]) @ vt) + centre
+
+
+def align_wrist_and_scale(predicted: Floats, truth: Floats) -> Floats:
+    """HO3D's "scale-translation aligned" joints (B, 21, 3): the wrist moved onto the true one, and scaled.
+
+    As its evaluation has it, the scale is not fitted: it makes the bone from the wrist to the middle finger's knuckle
+    as long as the true one.
+    """
+    predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
+    x, y = predicted - predicted[:, :1], truth - truth[:, :1]
+    length = np.linalg.norm(x[:, _SCALE_JOINT], axis=-1)
+    scale = np.linalg.norm(y[:, _SCALE_JOINT], axis=-1) / np.where(length > 0, length, 1.0)
+    return x * scale[:, None, None] + truth[:, :1]
+
+
+def distances(predicted: Floats, truth: Floats) -> NDArray[np.float64]:
+    """Distance of each point from its true place, (B, N)."""
+    return np.linalg.norm(np.asarray(predicted, np.float64) - np.asarray(truth, np.float64), axis=-1)
+
+
+def root_relative_distances(
+    predicted: Floats, truth: Floats, predicted_wrist: Floats, true_wrist: Floats
+) -> NDArray[np.float64]:
+    """Distances (B, N) of joints or vertices (B, N, 3) once the wrists (B, 3) lie on each other."""
+    return distances(
+        np.asarray(predicted) - np.asarray(predicted_wrist)[:, None],
+        np.asarray(truth) - np.asarray(true_wrist)[:, None],
+    )
+
+
+def mpjpe(predicted: Floats, truth: Floats) -> NDArray[np.float64]:
+    """Mean joint error of each hand (B,), joints (B, 21, 3), wrist on wrist."""
+    return root_relative_distances(predicted, truth, predicted[:, 0], truth[:, 0]).mean(1)
+
+
+def pa_mpjpe(predicted: Floats, truth: Floats) -> NDArray[np.float64]:
+    """Mean error of each hand (B,) after `align`: PA-MPJPE of joints, PA-MPVPE of vertices."""
+    return distances(align(predicted, truth), truth).mean(1)
+
+
+#: The same of vertices (B, V, 3).
+pa_mpvpe = pa_mpjpe
+
+
+def pck(errors_mm: Floats) -> NDArray[np.float64]:
+    """Share of errors (any shape) not above each of `PCK_THRESHOLDS_MM`: (100,)."""
+    ordered = np.sort(np.ravel(errors_mm))
+    return np.searchsorted(ordered, PCK_THRESHOLDS_MM, side="right") / len(ordered)
+
+
+def auc_of_pck(errors_mm: Floats) -> float:
+    """Area under the PCK curve from 0 to 50 mm, by trapezoids, over the area of a perfect one: 0..1."""
+    return float(_trapezoid(pck(errors_mm)) / _trapezoid(np.ones_like(PCK_THRESHOLDS_MM)))
+
+
+def _trapezoid(heights: Floats) -> float:
+    return float(((heights[1:] + heights[:-1]) / 2 * np.diff(PCK_THRESHOLDS_MM)).sum())
+
+
+def f_score(
+    predicted: Floats, truth: Floats, thresholds_mm: Sequence[float] = F_THRESHOLDS_MM
+) -> NDArray[np.float64]:
+    """F-score of each mesh at each threshold, (B, thresholds), as FreiHAND takes it from Knapitsch et al. (2017).
+
+    The harmonic mean of the share of predicted vertices (B, V, 3) that lie nearer than the threshold to some true
+    vertex (B, W, 3), and of the share of true vertices with a predicted one that near. V and W may differ.
+    """
+    scores = np.zeros((len(predicted), len(thresholds_mm)))
+    for scored, one, other in zip(scores, predicted, truth, strict=True):
+        to_truth, to_predicted = _nearest(one, other)
+        for k, threshold in enumerate(thresholds_mm):
+            precision, recall = (to_truth < threshold).mean(), (to_predicted < threshold).mean()
+            if precision + recall > 0:
+                scored[k] = 2 * precision * recall / (precision + recall)
+    return scores
+
+
+def _nearest(one: Floats, other: Floats) -> tuple[Floats, Floats]:
+    """Distance of each point of `one` (V, 3) to the nearest of `other` (W, 3), and the other way.
+
+    All pairs in single precision around a common centre: right to a micrometre at the thresholds, in half the time.
+    """
+    centre = np.mean(other, axis=0, dtype=np.float64)
+    x, y = (np.asarray(points - centre, np.float32) for points in (one, other))
+    squared = x @ (-2 * y.T)
+    squared += np.square(x).sum(1)[:, None]
+    squared += np.square(y).sum(1)
+    return np.sqrt(squared.min(1).clip(0)), np.sqrt(squared.min(0).clip(0))
+
+
+def psnr(rendered: Floats, image: Floats, region: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Peak signal to noise ratio of each texture in its region, decibels (B,); NaN where the region is empty.
+
+    Images (B, H, W, 3) in 0..1, `region` (B, H, W). Identical regions give infinity.
+    """
+    squared = np.square(np.asarray(rendered, np.float64) - np.asarray(image, np.float64)).mean(-1)
+    with np.errstate(divide="ignore"):
+        return -10 * np.log10(_mean_over(squared, region))
+
+
+def ssim(rendered: Floats, image: Floats, region: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Structural similarity (Wang et al., 2004) of each texture in its region (B,); NaN where it is empty.
+
+    Images (B, H, W, 3) in 0..1, `region` (B, H, W). Gaussian window of 11 pixels, sigma 1.5, data range 1, per
+    channel, averaged over the region. The window holds pixels of the region only: what lies around the hand, of
+    which a rendered hand says nothing, has no weight.
+    """
+    # Single precision is a thousandth of the constants above.
+    x, y = np.asarray(rendered, np.float32), np.asarray(image, np.float32)
+    weight = np.asarray(region, np.float32)[..., None]
+    total = _windowed(weight)
+    total = np.where(total > 0, total, 1.0)
+
+    def local_mean(values: Floats) -> Floats:
+        return _windowed(values * weight) / total
+
+    mean_x, mean_y = local_mean(x), local_mean(y)
+    variance_x, variance_y = local_mean(x * x) - mean_x**2, local_mean(y * y) - mean_y**2
+    covariance = local_mean(x * y) - mean_x * mean_y
+    similarity = (2 * mean_x * mean_y + _C1) * (2 * covariance + _C2)
+    similarity /= (mean_x**2 + mean_y**2 + _C1) * (variance_x + variance_y + _C2)
+    return _mean_over(similarity.mean(-1), region)
+
+
+def _windowed(images: Floats) -> Floats:
+    """Images (B, H, W, C) under the Gaussian window, zero beyond their edges."""
+    offsets = np.arange(_WINDOW) - _WINDOW // 2
+    taps = np.exp(-0.5 * (offsets / _SIGMA) ** 2)
+    taps = (taps / taps.sum()).astype(images.dtype)
+    for axis in (1, 2):
+        margin = [(0, 0)] * images.ndim
+        margin[axis] = (_WINDOW // 2, _WINDOW // 2)
+        padded = np.moveaxis(np.pad(images, margin), axis, 0)
+        size = images.shape[axis]
+        summed = padded[:size] * taps[0]
+        for k in range(1, _WINDOW):
+            summed += padded[k : k + size] * taps[k]
+        images = np.moveaxis(summed, 0, axis)
+    return images
+
+
+def _mean_over(values: Floats, region: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Mean of values (B, H, W) over each region; NaN where it is empty."""
+    count = region.sum((1, 2))
+    total = np.where(region, values, 0.0).sum((1, 2))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

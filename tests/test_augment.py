@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.augment import move, prepare
+from trainer.batch import Batch
+from trainer.config import AugmentConfig
+from trainer.keyed import keys
+
+STILL = AugmentConfig(rotation_deg=0, zoom=1, shift=0, colour=0, blur=0, noise=0, erase=0)
+
+
+def dotted(count: int = 6, size_px: int = 90) -> Batch:
+    """Photos with a bright dot at joint 8 of each, and random 3D."""
+    rng = np.random.default_rng(0)
+    batch = Batch.empty(count, size_px, 7)
+    batch.key = keys(3, torch.arange(count))
+    batch.joints2d = torch.from_numpy(rng.uniform(-0.4, 0.4, (count, 21, 2))).float()
+    batch.has_joints2d[:] = True
+    batch.joints3d_mm = torch.from_numpy(rng.normal(0, 50, (count, 21, 3))).float()
+    batch.vertices_mm = torch.from_numpy(rng.normal(0, 50, (count, 7, 3))).float()
+    at = (torch.arange(size_px) * 2 + 1) / size_px - 1
+    for i in range(count):
+        x, y = batch.joints2d[i, 8]
+        dot = torch.exp(-((at[None] - x) ** 2 + (at[:, None] - y) ** 2) / (2 * 0.04**2))
+        batch.image[i] = (dot * 255).round().byte()
+    batch.hand_mask[:] = (batch.image.float() > 128)[:, :1].byte() * 255
+    return batch
+
+
+def centre_of(weights: torch.Tensor) -> np.ndarray:
+    """The mean place (B, 2) of what is bright in (B, H, W), crop coordinates."""
+    size = weights.shape[-1]
+    at = (torch.arange(size) * 2 + 1) / size - 1
+    total = weights.sum((1, 2))
+    return torch.stack(
+        [(weights.sum(1) * at).sum(1) / total, (weights.sum(2) * at).sum(1) / total], 1
+    ).numpy()
+
+
+def test_joints_move_with_the_pixels():
+    batch = dotted()
+    config = AugmentConfig(rotation_deg=80, zoom=1.3, shift=0.15, colour=0, blur=0, noise=0, erase=0)
+    images, moved = prepare(batch, 64, 90 / 64, config)
+    # What lies outside the wide photo is painted grey: look at the dot alone.
+    bright = (images.mean(1) - 0.5).clamp(min=0)
+    inside = moved.joints2d[:, 8].abs().amax(1).numpy() < 0.8
+    assert inside.sum() >= 4
+    np.testing.assert_allclose(centre_of(bright)[inside], moved.joints2d[inside, 8], atol=0.01)
+    mask = moved.hand_mask[:, 0].float()
+    np.testing.assert_allclose(centre_of(mask)[inside], moved.joints2d[inside, 8], atol=0.02)
+    assert not np.allclose(moved.joints2d, batch.joints2d, atol=0.05)
+
+
+def test_three_dimensions_turn_with_the_picture_and_keep_their_size():
+    batch = dotted()
+    angle = torch.linspace(-1, 1, len(batch))
+    zoom, shift = torch.full_like(angle, 0.8), torch.full((len(batch), 2), 0.1)
+    _, moved = move(batch.image.float(), batch, 64, angle, zoom, shift)
+    # A camera that saw the old joints at scale s sees the new ones at s / zoom, turned by the same angle.
+    old = batch.joints3d_mm[:, :, :2] / 300
+    batch.joints2d = old + 0.05
+    _, again = move(batch.image.float(), batch, 64, angle, zoom, shift)
+    offset = again.joints2d - moved.joints3d_mm[:, :, :2] / 300 / 0.8
+    assert torch.allclose(offset, offset[:, :1].expand_as(offset), atol=1e-5)
+    assert torch.allclose(moved.joints3d_mm[..., 2], batch.joints3d_mm[..., 2])
+    for name in ("joints3d_mm", "vertices_mm"):
+        before, after = getattr(batch, name), getattr(moved, name)
+        assert torch.allclose(torch.cdist(before, before), torch.cdist(after, after), atol=1e-2)
+
+
+def test_unknown_joints_stay_zero():
+    batch = dotted()
+    batch.has_joints2d[:, 3] = False
+    batch.joints2d[:, 3] = 0
+    _, moved = prepare(batch, 64, 90 / 64, AugmentConfig())
+    assert (moved.joints2d[:, 3] == 0).all()
+
+
+def test_an_example_changes_the_same_way_in_any_batch():
+    batch = dotted()
+    images, moved = prepare(batch, 64, 90 / 64, AugmentConfig())
+    some_images, some = prepare(batch[[4, 1]], 64, 90 / 64, AugmentConfig())
+    assert torch.allclose(images[[4, 1]], some_images, atol=1e-6)
+    assert torch.allclose(moved.joints2d[[4, 1]], some.joints2d, atol=1e-6)
+
+
+def test_nothing_asked_for_changes_nothing():
+    batch = dotted(size_px=64)
+    images, moved = prepare(batch, 64, 1.0, STILL)
+    assert torch.allclose(images, batch.image / 255, atol=1e-5)
+    assert torch.equal(moved.joints2d, batch.joints2d)
+
+
+def test_patches_take_the_hand_out_of_the_mask():
+    batch = dotted(64, 64)
+    batch.hand_mask[:] = 255
+    config = AugmentConfig(rotation_deg=0, zoom=1, shift=0, colour=0, blur=0, noise=0, erase=0.5)
+    images, moved = prepare(batch, 64, 1.0, config)
+    changed = (images - batch.image / 255).abs().amax(1) > 1e-3
+    covered = moved.hand_mask[:, 0] == 0
+    assert 0.3 < covered.any(2).any(1).float().mean() < 0.7
+    assert (changed & ~covered).sum() == 0
+
+
+@pytest.mark.parametrize("degrees", [0.0, 30.0, -75.0])
+def test_a_crop_is_a_window_of_the_photo(degrees):
+    """A ramp whose value is the x coordinate is turned into a ramp along the turned axis."""
+    size = 120
+    at = (torch.arange(size) * 2 + 1) / size - 1
+    image = ((at + 1) / 2)[None, None, None].expand(1, 3, size, size).contiguous()
+    angle = math.radians(degrees)
+    batch = Batch.empty(1, size, 1)
+    out, _ = move(image, batch, 40, torch.tensor([angle]), torch.tensor([0.5]), torch.tensor([[0.1, 0.0]]))
+    q = (torch.arange(40) * 2 + 1) / 40 - 1
+    expected = 0.5 * (math.cos(angle) * q[None, :] - math.sin(angle) * q[:, None]) + 0.1
+    assert torch.allclose(out[0, 0] * 2 - 1, expected, atol=1e-3)

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+
+from annotator.config import AmvurConfig, NetworkConfig, TextureConfig
+from annotator.errors import UserError
+from annotator.hand import load_hand
+from annotator.model.checkpoint import load_checkpoint
+from tests.example_files import write_stick_hands
+from trainer.config import LossConfig, OptimizerConfig, SourceConfig, TrainConfig
+from trainer.loop import start_network, train
+from trainer.objective import Objective
+from trainer.state import saved_states
+
+TINY = NetworkConfig(
+    backbone="efficientnet_lite0",
+    crop_px=48,
+    amvur=AmvurConfig(tokens=32, width=32),
+    texture=TextureConfig(tokens=32, width=16, raster_px=32),
+)
+
+
+@pytest.fixture(scope="module")
+def sticks(tmp_path_factory):
+    return str(write_stick_hands(tmp_path_factory.mktemp("sticks"), 48))
+
+
+def config_for(folder: str, **settings) -> TrainConfig:
+    plain = TrainConfig(
+        network=TINY,
+        data=(SourceConfig(source=folder),),
+        batch_size=8,
+        steps=6,
+        loaders=0,
+        checkpoint_every=2,
+        log_every=1,
+        pictures_every=100,
+    )
+    return replace(plain, **settings)
+
+
+def weights(out) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(out / "model.safetensors")
+
+
+def largest_difference(a, b) -> float:
+    return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(sticks, tmp_path):
+    config = config_for(sticks)
+    train(config, str(tmp_path / "whole"), "cpu")
+
+    for last in (3, 5):
+
+        def stop(progress, last=last):
+            if progress.step == last:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(config, str(tmp_path / "stopped"), "cpu", stop)
+    steps = []
+    train(config, str(tmp_path / "stopped"), "cpu", lambda progress: steps.append(progress.step))
+    assert steps == [5, 6]
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "stopped")) < 1e-5
+    lines = [
+        json.loads(line)["step"] for line in (tmp_path / "stopped/metrics.jsonl").read_text().splitlines()
+    ]
+    assert lines == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_leaves_a_model_that_annotate_loads(sticks, tmp_path):
+    train(config_for(sticks, keep=2), str(tmp_path), "cpu")
+    checkpoint = load_checkpoint(str(tmp_path / "model.safetensors"))
+    assert checkpoint.info.trained_steps == 6
+    assert saved_states(str(tmp_path)) == ["step-00000004.safetensors", "step-00000006.safetensors"]
+    assert (tmp_path / "pictures/step-00000006.png").is_file()
+    assert list((tmp_path / "tensorboard").iterdir())
+    # Finished is finished.
+    train(config_for(sticks, keep=2), str(tmp_path), "cpu", lambda _: pytest.fail("took a step"))
+
+
+def test_a_damaged_checkpoint_is_passed_over(sticks, tmp_path):
+    config = config_for(sticks)
+    train(config, str(tmp_path), "cpu")
+    whole = weights(tmp_path)
+    newest = tmp_path / "checkpoints/step-00000006.safetensors"
+    newest.write_bytes(newest.read_bytes()[:5000])
+    train(config, str(tmp_path), "cpu")
+    assert largest_difference(whole, weights(tmp_path)) < 1e-5
+
+
+def test_another_run_in_the_same_folder_is_refused(sticks, tmp_path):
+    train(config_for(sticks), str(tmp_path), "cpu")
+    with pytest.raises(UserError, match=r"other settings \(batch_size, loss.texture\)"):
+        train(config_for(sticks, batch_size=4, loss=LossConfig(texture=0)), str(tmp_path), "cpu")
+    train(config_for(sticks, steps=7, log_every=3), str(tmp_path), "cpu")
+    assert load_checkpoint(str(tmp_path / "model.safetensors")).info.trained_steps == 7
+
+
+def _one_of_two(rank: int, config: TrainConfig, out: str, meeting: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
+    train(config, out, "cpu")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "targets", [("joints2d", "joints3d", "vertices"), ("joints2d",)], ids=["full", "weak"]
+)
+def test_two_workers_take_the_steps_of_one(sticks, tmp_path, targets):
+    config = config_for(
+        sticks,
+        data=(SourceConfig(source=sticks, share=3), SourceConfig(source=sticks, targets=targets)),
+        steps=20,
+        checkpoint_every=100,
+        freeze_normalisation=True,
+        optimizer=OptimizerConfig(kind="sgd", learning_rate=0.01, ema=0, warmup_steps=1),
+    )
+    train(config, str(tmp_path / "one"), "cpu")
+    # Tests may have started threads: a fork would inherit their locks.
+    torch.multiprocessing.start_processes(
+        _one_of_two,
+        (config, str(tmp_path / "two"), str(tmp_path / "meeting")),
+        nprocs=2,
+        start_method="spawn",
+    )
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    start = start_network(config, load_hand("open")).state_dict()
+    assert largest_difference(one, two) < 1e-4
+    assert largest_difference(one, start) > 1e-3
+
+
+def objective_and_batch(sticks, **settings):
+    from trainer.data.stream import Steps
+    from trainer.loop import _prepared
+
+    config = config_for(sticks, **settings)
+    hand = load_hand("open")
+    network = start_network(config, hand)
+    images, batch = _prepared(Steps(config, hand)[0], Steps(config, hand), config, torch.device("cpu"))
+    return network, Objective(config.loss, network, hand), images, batch
+
+
+def test_one_batch_mixes_full_2d_only_and_colour_only_photos(sticks):
+    sources = tuple(
+        SourceConfig(source=sticks, targets=t)
+        for t in (("joints2d", "joints3d", "vertices"), ("joints2d",), ())
+    )
+    network, objective, images, batch = objective_and_batch(sticks, data=sources, batch_size=9)
+    terms = objective.terms(network(images, 2), batch, images)
+    counts = {name: int(term.count) for name, term in terms.items()}
+    assert counts["vertices"] == 3 * 800 * 3
+    assert counts["joints3d"] == 3 * 20 * 3
+    assert counts["joints2d"] == 6 * 21
+    assert counts["camera"] == 3 * 3
+    assert counts["kl_vertices"] == 9 * 800 * 3
+    assert counts["texture"] > 0
+    # What one example's hidden targets hold makes no difference to anything.
+    loss, _ = objective.total(terms)
+    spoilt = replace(batch, joints3d_mm=batch.joints3d_mm.clone(), joints2d=batch.joints2d.clone())
+    spoilt.joints3d_mm[~batch.has_joints3d] = 77
+    spoilt.joints2d[~batch.has_joints2d] = 77
+    again, _ = objective.total(objective.terms(network(images, 2), spoilt, images))
+    assert torch.equal(loss, again)
+
+
+def test_a_batch_without_any_3d_reaches_every_weight(sticks):
+    network, objective, images, batch = objective_and_batch(
+        sticks, data=(SourceConfig(source=sticks, targets=("joints2d",)),)
+    )
+    loss, means = objective.total(objective.terms(network(images, 2), batch, images))
+    loss.backward()
+    assert math.isfinite(loss.item()) and means["vertices"] == 0
+    gradients = {name: p.grad for name, p in network.named_parameters()}
+    assert all(g is not None and g.isfinite().all() for g in gradients.values())
+    # All zero-started last layers learn; what lies before them will in the next step.
+    for name in ("amvur.mean.2", "amvur.log_variance.2", "prior_net.mlp.2", "camera.mlp.2", "side.linear"):
+        assert gradients[f"{name}.weight"].abs().max() > 0, name
+
+
+@pytest.mark.parametrize("variant", ["prior_net", "amvur", "both"])
+def test_each_variant_has_its_own_terms(sticks, variant):
+    network, objective, images, batch = objective_and_batch(sticks, network=replace(TINY, variant=variant))
+    terms = objective.terms(network(images), batch, images)
+    assert ("kl_vertices" in terms) == (variant == "both")
+    assert ("limits" in terms) == (variant != "amvur")
+    loss, _ = objective.total(terms)
+    loss.backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_weights_of_zero_switch_terms_off(sticks):
+    network, objective, images, batch = objective_and_batch(
+        sticks,
+        loss=LossConfig(
+            **{name: 0.0 for name in vars(LossConfig()) if name not in ("draw", "joints2d")}, joints2d=1.0
+        ),
+    )
+    terms = objective.terms(network(images), batch, images)
+    loss, means = objective.total(terms)
+    # prior = 0 switches its 2D joints off, too.
+    torch.testing.assert_close(loss, means["joints2d"])
+
+
+def test_gradients_that_are_never_finite_end_the_run(sticks, tmp_path):
+    config = config_for(
+        sticks,
+        steps=500,
+        optimizer=OptimizerConfig(kind="sgd", learning_rate=1e30, clip_norm=0, warmup_steps=0),
+    )
+    with pytest.raises(UserError, match="lower the learning rate"):
+        train(config, str(tmp_path), "cpu")
+
+
+def test_a_short_training_beats_its_start(sticks, tmp_path):
+    said = []
+    config = config_for(
+        sticks, steps=40, checkpoint_every=100, optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=5)
+    )
+    train(config, str(tmp_path), "cpu", said.append)
+    first, last = (np.mean([p.losses["prior_joints3d"] for p in part]) for part in (said[:5], said[-5:]))
+    assert last < 0.95 * first
+    assert all(0 <= p.waiting <= 1 and p.photos_per_s > 0 for p in said)

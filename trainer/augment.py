@@ -1,0 +1,132 @@
+"""Change photos on their way into the network, in batches on their device, and every label with the pixels.
+
+All chance comes from each example's key, so a photo changes the same way whichever worker trains on it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.batch import Batch
+from trainer.config import AugmentConfig
+from trainer.keyed import Draws
+
+#: Grey from linear shares of red, green and blue.
+_LUMINANCE = (0.299, 0.587, 0.114)
+
+
+def prepare(batch: Batch, crop_px: int, margin: float, config: AugmentConfig) -> tuple[Tensor, Batch]:
+    """Images for the network (B, 3, crop_px, crop_px) float 0..1, and the batch with labels and mask in their crop.
+
+    `margin` is how much wider than a crop the batch's images are; with 1 (drawn hands, which come turned and
+    shifted every way already) only colours change.
+    """
+    draws = Draws(batch.key)
+    images = batch.image.float() / 255
+    if margin > 1:
+        images, batch = move(images, batch, crop_px, *_motion(draws, margin, config))
+    images = _colour(images, draws, config)
+    images = _blur(images, draws, config)
+    images, batch = _erase(images, batch, draws, config)
+    noise = draws.uniform(1, 1, 1, high=config.noise) * draws.normal(1, crop_px, crop_px)
+    return (images + noise).clamp(0, 1), batch
+
+
+def _motion(draws: Draws, margin: float, config: AugmentConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Angle (B,), zoom (B,) and shift (B, 2): where in the wide image the crop lies."""
+    turn = math.radians(config.rotation_deg)
+    angle = draws.uniform(low=-turn, high=turn)
+    reach = math.log(config.zoom)
+    zoom = draws.uniform(low=-reach, high=reach).exp()
+    shift = draws.uniform(2, low=-config.shift, high=config.shift)
+    return angle, zoom / margin, shift / margin
+
+
+def move(
+    images: Tensor, batch: Batch, crop_px: int, angle: Tensor, zoom: Tensor, shift: Tensor
+) -> tuple[Tensor, Batch]:
+    """Cut crops that are turned by `angle` (B,), `zoom` (B,) times the image's size, centred at `shift` (B, 2).
+
+    A point q of the crop is the point `zoom * T q + shift` of the image, T the turn by `angle`. 2D joints move
+    with the pixels; 3D turns about the camera's axis, and neither zoom nor shift changes it.
+    """
+    turn = torch.stack(
+        [torch.stack([angle.cos(), -angle.sin()], -1), torch.stack([angle.sin(), angle.cos()], -1)], 1
+    )  # (B, 2, 2)
+    affine = torch.cat([zoom[:, None, None] * turn, shift[..., None]], 2)
+    both = torch.cat([images, batch.hand_mask.float() / 255], 1)
+    grid = F.affine_grid(affine, [len(images), 4, crop_px, crop_px], align_corners=False)
+    grid = grid.to(images)
+    # Beyond the wide image lies the colour that the network takes for nothing.
+    inside = torch.ones_like(both[:, :1])
+    moved = F.grid_sample(torch.cat([both, inside], 1), grid, align_corners=False)
+    images, mask, inside = moved[:, :3], moved[:, 3:4], moved[:, 4:]
+    empty = torch.tensor([124, 116, 104], device=images.device).view(3, 1, 1) / 255
+    joints2d = ((batch.joints2d - shift[:, None]) @ turn) / zoom[:, None, None]
+    back = torch.zeros(len(angle), 3, 3, device=angle.device)
+    back[:, :2, :2], back[:, 2, 2] = turn, 1  # row vectors: p @ T is T^-1 p
+    moved_batch = replace(
+        batch,
+        joints2d=torch.where(batch.has_joints2d[..., None], joints2d, 0),
+        joints2d_std=batch.joints2d_std / zoom[:, None],
+        joints3d_mm=batch.joints3d_mm @ back,
+        vertices_mm=batch.vertices_mm @ back,
+        hand_mask=(mask * 255).round().byte(),
+    )
+    return images + (1 - inside) * empty, moved_batch
+
+
+def _colour(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
+    """Saturation, contrast, brightness and white balance; now and then no colour at all."""
+    reach = config.colour
+
+    def factor(*shape: int) -> Tensor:
+        return draws.uniform(*shape, low=-reach, high=reach).exp()
+
+    grey = (images * torch.tensor(_LUMINANCE, device=images.device).view(3, 1, 1)).sum(1, keepdim=True)
+    saturation = factor(1, 1, 1) * (~draws.chance(0.2 * reach)).float().view(-1, 1, 1, 1)
+    images = grey + (images - grey) * saturation
+    middle = images.mean((1, 2, 3), keepdim=True)
+    images = middle + (images - middle) * factor(1, 1, 1)
+    return (images * factor(1, 1, 1) * factor(3, 1, 1) ** 0.3).clamp(0, 1)
+
+
+def _blur(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
+    """Some photos as from a coarser camera: shrunk by up to four and enlarged again."""
+    size = images.shape[-1]
+    share, factor = draws.uniform(), draws.choice([1.0, 1.0, 1.0])
+    for index, shrink in enumerate((1.5, 2.2, 4.0)):
+        rows = ((share < config.blur) & (factor == index)).nonzero().squeeze(1)
+        if len(rows):
+            small = F.interpolate(images[rows], size=int(size / shrink), mode="area")
+            images = images.index_copy(0, rows, F.interpolate(small, size=size, mode="bilinear"))
+    return images
+
+
+def _erase(images: Tensor, batch: Batch, draws: Draws, config: AugmentConfig) -> tuple[Tensor, Batch]:
+    """Cover a turned rectangle of some photos with a plain colour or a piece of the next photo."""
+    count, _, size, _ = images.shape
+    angle, centre = draws.uniform(low=0, high=math.pi), draws.uniform(2, low=-0.9, high=0.9)
+    half = draws.uniform(2, low=0.08, high=0.4)
+    colour = draws.uniform(3, 1, 1)
+    grainy = draws.normal(1, 8, 8) * draws.uniform(1, 1, 1, high=0.2)
+    erased = draws.chance(config.erase)
+    at = (torch.arange(size, device=images.device) * 2 + 1) / size - 1
+    x = at[None, None, :] - centre[:, 0, None, None]
+    y = at[None, :, None] - centre[:, 1, None, None]
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    inside = ((x * cos + y * sin).abs() < half[:, 0, None, None]) & (
+        (y * cos - x * sin).abs() < half[:, 1, None, None]
+    )
+    inside = (inside & erased[:, None, None])[:, None]
+    patch = colour + F.interpolate(grainy, size=size, mode="bilinear")
+    if not bool(erased.any()):
+        return images, batch
+    images = torch.where(inside, patch.expand(count, 3, size, size), images)
+    mask = torch.where(inside, torch.zeros_like(batch.hand_mask), batch.hand_mask)
+    return images, replace(batch, hand_mask=mask)  # no hand's colour is seen there

@@ -1,0 +1,115 @@
+"""What a training run is: one YAML file, strict, found by name in `configs/train` or by path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from annotator.config import NetworkConfig
+from annotator.errors import UserError
+
+#: Targets an example may have; each can be withheld.
+Target = Literal["joints2d", "joints3d", "vertices", "hand_mask"]
+TARGETS: tuple[Target, ...] = ("joints2d", "joints3d", "vertices", "hand_mask")
+
+SYNTHETIC = "synth"
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where some of each batch comes from."""
+
+    source: str = SYNTHETIC  # "synth", drawn as needed, or a folder or URL of examples
+    share: float = 1.0  # of each batch, relative to the other sources
+    targets: tuple[Target, ...] = TARGETS  # what is used of what is known; [joints2d] is weak training
+    first: int = 0  # only examples from this one on ...
+    count: int = 0  # ... and only so many; 0 = all
+
+    def __post_init__(self) -> None:
+        if self.share <= 0:
+            raise UserError(f"share is {self.share}, must be above 0")
+        if self.first < 0 or self.count < 0:
+            raise UserError("first and count must not be negative")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the terms of `trainer/losses.py`; each term is a mean over the coordinates of its targets."""
+
+    vertices: float = 1.0  # L_V, (3)
+    joints3d: float = 1.0  # L_J3, (5)
+    joints2d: float = 1.0  # L_J2, (6)
+    camera: float = 1.0  # L_C, (4)
+    texture: float = 1.0  # L_tex, (12)
+    kl: float = 1.0  # w of (3) and (5), and of the KL terms of (8) ...
+    kl_vertices: float = 1.0  # ... times these, so that Table 4's rows can leave each out
+    kl_joints3d: float = 1.0
+    kl_camera: float = 1.0
+    prior: float = 1.0  # prior-net against the same targets
+    limits: float = 1.0  # joint angles of prior-net's hand
+    shape: float = 0.01  # its betas, which are standard normal among people
+    side: float = 0.2  # cross-entropy of left against right
+    draw: bool = True  # L_J2 at drawn J3 and C where 3D is hidden, as (8) says; else at their means
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How much photos change on their way in, labels with them. Synthetic ones vary by themselves: colours only."""
+
+    rotation_deg: float = 45.0  # uniform, both ways, in the image plane
+    zoom: float = 1.25  # up to so much larger or smaller
+    shift: float = 0.12  # crop half-sides, each way
+    colour: float = 0.25  # brightness, contrast, saturation and balance
+    blur: float = 0.3  # share of photos blurred or coarsened
+    noise: float = 0.03  # up to this std, of 0..1
+    erase: float = 0.3  # share of photos with a patch of something else before them
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights follow gradients."""
+
+    kind: Literal["adam", "adamw", "sgd"] = "adamw"
+    learning_rate: float = 5e-4
+    backbone_share: float = 1.0  # of the learning rate, for the backbone
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # of all gradients together; 0 = never
+    warmup_steps: int = 200
+    schedule: Literal["cosine", "constant"] = "cosine"  # down to a hundredth at the last step
+    ema: float = 0.999  # the weights that are kept are a running mean; 0 = the last ones
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig, metadata={"group": "network"})
+    hand: str = "open"  # or mano:PATH
+    start_from: str = ""  # a checkpoint whose weights to start from
+    data: tuple[SourceConfig, ...] = (SourceConfig(),)
+    batch_size: int = 32  # over all workers together
+    steps: int = 100_000
+    seed: int = 0
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    freeze_normalisation: bool = False  # batch norms keep their statistics
+    loaders: int = (
+        1  # processes that read or draw examples, for each worker; 0 = none beside the training itself
+    )
+    checkpoint_every: int = 500
+    keep: int = 3  # how many checkpoints
+    log_every: int = 20
+    pictures_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("steps", 1), ("loaders", 0), ("checkpoint_every", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}, must be at least {least}")
+        for name in ("keep", "log_every", "pictures_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if not self.data:
+            raise UserError("data is empty: give at least one source")

@@ -1,0 +1,118 @@
+"""Rows of example files to batches: decode, cut, mirror left hands, bring every target into the crop."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from annotator.frames import OUTSIDE_RGB, CropFrame, cut, mirror_points, square_around
+from annotator.io.crops import BOX_PADDING, box_around_joints
+from annotator.io.decode import PhotoError, decode_photo
+from trainer.batch import Batch
+from trainer.config import Target
+
+#: What is read of a row.
+COLUMNS = [
+    *(
+        "image",
+        "box_xyxy",
+        "is_right",
+        "joints2d_px",
+        "joints2d_std_px",
+        "joints3d_mm",
+        "vertices_mm",
+        "hand_mask",
+    ),
+    *("width", "height"),
+]
+
+
+class Rows:
+    """The columns of some examples as arrays."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.count = table.num_rows
+        self.columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+
+    def array(self, name: str, row: int) -> np.ndarray | None:
+        """A nested fixed-size list of numbers, None where it is null."""
+        value = self.columns[name][row] if name in self.columns else None
+        if value is None or not value.is_valid:
+            return None
+        shape, values = [], value.values
+        while pa.types.is_fixed_size_list(values.type):
+            shape.append(values.type.list_size)
+            values = values.flatten()
+        return np.asarray(values.to_numpy(zero_copy_only=False), np.float64).reshape(-1, *shape)
+
+    def scalar(self, name: str, row: int) -> Any:
+        """Any other column's value."""
+        return self.columns[name][row].as_py() if name in self.columns else None
+
+
+def read_example(
+    rows: Rows, row: int, size_px: int, margin: float, targets: tuple[Target, ...], vertex_count: int
+) -> Batch:
+    """One example as a batch of one: `size_px` pixels over the hand's padded box times `margin`.
+
+    A photo that can't be decoded becomes a grey crop with no targets: it teaches nothing and stops nothing.
+    """
+    batch = Batch.empty(1, size_px, vertex_count)
+    joints2d_px = rows.array("joints2d_px", row)
+    box = rows.array("box_xyxy", row)
+    width, height = rows.scalar("width", row), rows.scalar("height", row)
+    if box is not None:
+        frame = square_around(box.reshape(4), BOX_PADDING * margin)
+    elif joints2d_px is not None and np.isfinite(joints2d_px).any():
+        frame = square_around(box_around_joints(joints2d_px), BOX_PADDING * margin)
+    else:
+        frame = square_around([0, 0, width, height], margin)
+    mirrored = rows.scalar("is_right", row) is False
+    # So much of the photo is needed that the crop still has all its pixels.
+    needed_px = int(size_px * min(width, height) / (2 * frame.half_side_px)) + 1
+    try:
+        photo = decode_photo(rows.scalar("image", row), needed_px)
+    except (PhotoError, TypeError):
+        batch.image[:] = torch.tensor(OUTSIDE_RGB, dtype=torch.uint8).view(3, 1, 1)
+        return batch
+    batch.image[0] = _pixels(cut(photo.pixels, frame, size_px, width), mirrored)
+    half_side_px = float(frame.half_side_px)
+    frame = CropFrame(frame.centre_px[None], np.array([half_side_px]), np.array([mirrored]))
+    if joints2d_px is not None and "joints2d" in targets:
+        joints2d = frame.crop_from_photo(joints2d_px[None])[0]
+        known = np.isfinite(joints2d).all(1)
+        batch.joints2d[0] = torch.from_numpy(np.where(known[:, None], joints2d, 0)).float()
+        batch.has_joints2d[0] = torch.from_numpy(known)
+        if (std_px := rows.array("joints2d_std_px", row)) is not None:
+            std = np.sqrt((std_px**2).mean(1)) / half_side_px
+            batch.joints2d_std[0] = torch.from_numpy(std).float()
+    for name, has in (("joints3d", "has_joints3d"), ("vertices", "has_vertices")):
+        points = rows.array(f"{name}_mm", row)
+        if points is not None and name in targets:
+            points = mirror_points(points) if mirrored else points
+            getattr(batch, f"{name}_mm")[0] = torch.from_numpy(points).float()
+            getattr(batch, has)[0] = True
+    if (mask := rows.scalar("hand_mask", row)) is not None and "hand_mask" in targets:
+        seen = np.asarray(Image.open(io.BytesIO(mask)).convert("RGB"))
+        seen = seen if seen.shape[:2] == (height, width) else np.zeros_like(seen)
+        one = CropFrame(frame.centre_px[0], np.float64(half_side_px), np.bool_(False))
+        batch.hand_mask[0] = _pixels(_cut_mask(seen, one, size_px, width), mirrored)[:1]
+        batch.has_hand_mask[0] = True
+    return batch
+
+
+def _pixels(crop: np.ndarray, mirrored: bool) -> torch.Tensor:
+    """(S, S, 3) to (3, S, S), mirrored where told."""
+    return torch.from_numpy(np.array(crop[:, ::-1] if mirrored else crop)).permute(2, 0, 1)
+
+
+def _cut_mask(seen: np.ndarray, frame: CropFrame, size_px: int, width: int) -> np.ndarray:
+    """As `cut`, but what lies beyond the photo is not hand: cut the difference to what lies there."""
+    crop = cut(seen, frame, size_px, width).astype(np.int16)
+    outside = cut(np.zeros_like(seen), frame, size_px, width).astype(np.int16)
+    return (crop - outside).clip(0, 255).astype(np.uint8)

@@ -1,0 +1,278 @@
+"""Which examples make up which step, and reading only those.
+
+A step's examples follow from the configuration, the seed and the step's number alone: whoever resumes at a step, or
+shares it among more workers, sees what one worker would have seen without a stop. A collection is dealt into
+lanes, like cards: lane l holds row groups l, l + LANES, ...; example number n of a source comes from lane n % LANES.
+A worker of W takes the lanes l with l % W = its rank, so it reads its own shards and nobody else's.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import Dataset
+
+from annotator.errors import UserError
+from annotator.hand.model import HandModel
+from annotator.io.storage import join, names_in, open_file
+from trainer.batch import Batch
+from trainer.config import SYNTHETIC, TARGETS, SourceConfig, Target, TrainConfig
+from trainer.data.read import COLUMNS, Rows, read_example
+from trainer.keyed import keys
+
+#: Lanes of a collection; at most so many workers can share it.
+LANES = 240
+
+#: Row groups that are shuffled together: an example meets different neighbours in every epoch.
+POOL = 4
+
+#: Real photos are cut so much wider than the network's crop, for augmentation to turn and shift.
+MARGIN = 1.4
+
+
+class Source(Protocol):
+    """Examples by number, endless."""
+
+    margin: float
+    lanes: int
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """The examples with these numbers; `key` is not set yet."""
+        ...
+
+
+class Synthetic:
+    """Hands drawn as needed, with all targets."""
+
+    margin, lanes = 1.0, LANES
+
+    def __init__(self, hand: HandModel, size_px: int, config: SourceConfig, seed: int) -> None:
+        from trainer.synth import SyntheticHands  # not needed by those who train on photos
+
+        self.hands = SyntheticHands(hand, size_px, seed)
+        self.config = config
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """The examples with these numbers."""
+        indices = torch.as_tensor(numbers, dtype=torch.int64)
+        if self.config.count:
+            indices = indices % self.config.count
+        return withhold(self.hands.batch(self.config.first + indices), self.config.targets)
+
+
+class Stored:
+    """Examples from `OUT/data/*.parquet`, in another order every epoch."""
+
+    margin = MARGIN
+
+    def __init__(
+        self, url: str, hand: HandModel, size_px: int, config: SourceConfig, seed: int, shuffle: bool = True
+    ) -> None:
+        """Reads every file's footer, no more.
+
+        Raises:
+            UserError: no examples there, or meshes of another hand model.
+        """
+        self.url, self.config, self.seed, self.shuffle = url, config, seed, shuffle
+        self.size_px, self.vertex_count = size_px, hand.vertex_count
+        names = sorted(name for name in names_in(join(url, "data")) if name.endswith(".parquet"))
+        if not names:
+            raise UserError(f"'{url}' holds no examples (data/*.parquet): make them with `amvur convert`")
+        with ThreadPoolExecutor(16) as pool:
+            footers = list(pool.map(lambda name: _footer(join(url, "data", name)), names))
+        self.has_vertices = _check_hand(url, footers[0], hand)
+        counted = [
+            (name, g, footer.metadata.row_group(g).num_rows)
+            for name, footer in zip(names, footers, strict=True)
+            for g in range(footer.metadata.num_row_groups)
+        ]
+        groups = _window(counted, config.first, config.count)
+        if not groups:
+            raise UserError(f"'{url}' has no examples from number {config.first} on")
+        self.total = sum(stop - start for _, _, start, stop in groups)
+        self.by_row = len(groups) < 16
+        self.lanes = min(LANES, self.total if self.by_row else len(groups))
+        self._groups = groups
+        self._lane = [self._units(lane) for lane in range(self.lanes)]
+        self._pool: dict[int, tuple[tuple[int, int], list[tuple[Rows, int]]]] = {}
+        self._files: dict[str, pq.ParquetFile] = {}
+
+    def _units(self, lane: int) -> list[tuple[str, int, int, int]]:
+        """What a lane holds: row groups; of a small collection single rows, so that all workers have some."""
+        if not self.by_row:
+            return self._groups[lane :: self.lanes]
+        rows = [
+            (name, g, row, row + 1) for name, g, start, stop in self._groups for row in range(start, stop)
+        ]
+        return rows[lane :: self.lanes]
+
+    def __len__(self) -> int:
+        return self.total
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """The examples with these numbers."""
+        return Batch.join([self._example(number) for number in numbers])
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """All examples once, in the order of the files, in batches."""
+        part: list[Batch] = []
+        for name, group, start, stop in self._groups:
+            rows = self._rows(name, group)
+            for row in range(start, stop):
+                part.append(self._read(rows, row))
+                if len(part) == size:
+                    yield Batch.join(part)
+                    part = []
+        if part:
+            yield Batch.join(part)
+
+    def _example(self, number: int) -> Batch:
+        lane, place = number % self.lanes, number // self.lanes
+        units = self._lane[lane]
+        sizes = [stop - start for _, _, start, stop in units]
+        epoch, place = divmod(place, sum(sizes))
+        chance = np.random.default_rng([self.seed, lane, epoch])
+        order = chance.permutation(len(units)) if self.shuffle else np.arange(len(units))
+        # Units are drawn together until they hold some rows to shuffle.
+        ends = np.cumsum([sizes[i] for i in order])
+        first = bisect_right(ends, place) // POOL * POOL
+        place -= int(ends[first - 1]) if first else 0
+        held = self._pool.get(lane)
+        if held is None or held[0] != (epoch, first):
+            rows = [
+                (self._rows(*units[i][:2]), row)
+                for i in order[first : first + POOL]
+                for row in range(*units[i][2:])
+            ]
+            if self.shuffle:
+                mixed = np.random.default_rng([self.seed, lane, epoch, first]).permutation(len(rows))
+                rows = [rows[i] for i in mixed]
+            held = self._pool[lane] = ((epoch, first), rows)
+        return self._read(*held[1][place])
+
+    def _read(self, rows: Rows, row: int) -> Batch:
+        targets = tuple(t for t in self.config.targets if t != "vertices" or self.has_vertices)
+        return read_example(rows, row, self.size_px, self.margin, targets, self.vertex_count)
+
+    def _rows(self, name: str, group: int) -> Rows:
+        if name not in self._files:
+            while len(self._files) > 8:
+                self._files.pop(next(iter(self._files))).close()
+            self._files[name] = pq.ParquetFile(open_file(join(self.url, "data", name)))
+        file = self._files[name]
+        there = [column for column in COLUMNS if column in file.schema_arrow.names]
+        return Rows(file.read_row_group(group, columns=there, use_threads=False))
+
+
+def withhold(batch: Batch, targets: Sequence[Target]) -> Batch:
+    """The batch with every target but these forgotten."""
+    nothing = Batch.empty(len(batch), batch.image.shape[-1], batch.vertices_mm.shape[1])
+    for target in set(TARGETS) - set(targets):
+        values = target if target in ("joints2d", "hand_mask") else f"{target}_mm"
+        batch = replace(
+            batch, **{name: getattr(nothing, name).to(batch.key.device) for name in (values, f"has_{target}")}
+        )
+    return batch
+
+
+def open_source(
+    config: SourceConfig, hand: HandModel, crop_px: int, seed: int, shuffle: bool = True
+) -> Synthetic | Stored:
+    """The source a configuration names; its images are `crop_px * margin` wide."""
+    if config.source == SYNTHETIC:
+        return Synthetic(hand, crop_px, config, seed)
+    return Stored(config.source, hand, round(crop_px * Stored.margin), config, seed, shuffle)
+
+
+class Steps(Dataset[list[Batch]]):
+    """Step number to one worker's part of its batch: one `Batch` a source, images still of each source's own size."""
+
+    def __init__(self, config: TrainConfig, hand: HandModel, rank: int = 0, workers: int = 1) -> None:
+        self.config, self.hand, self.rank, self.workers = config, hand, rank, workers
+        self.counts = shares(config.batch_size, [source.share for source in config.data])
+        self._sources: list[Synthetic | Stored] | None = None
+
+    def sources(self) -> list[Synthetic | Stored]:
+        """Opened where they are used: loader processes open their own files."""
+        if self._sources is None:
+            crop_px = self.config.network.crop_px
+            self._sources = [
+                open_source(source, self.hand, crop_px, self.config.seed + number)
+                for number, source in enumerate(self.config.data)
+            ]
+            for opened, source in zip(self._sources, self.config.data, strict=True):
+                if opened.lanes < self.workers:
+                    raise UserError(
+                        f"'{source.source}' has too few examples to share among {self.workers} workers"
+                    )
+        return self._sources
+
+    def check(self) -> None:
+        """Open all sources here once, so that what is wrong with them is said before anything starts.
+
+        Raises:
+            UserError: a source is not there or has too few examples for this many workers.
+        """
+        self.sources()
+        self._sources = None
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        """This worker's examples of a step."""
+        parts = []
+        for number, (source, count) in enumerate(zip(self.sources(), self.counts, strict=True)):
+            wanted = range(step * count, (step + 1) * count)
+            mine = [n for n in wanted if n % source.lanes % self.workers == self.rank]
+            if mine:
+                batch = source.batch(mine)
+                batch.key = keys(self.config.seed, number, step, torch.tensor(mine))
+                parts.append(batch)
+        return parts
+
+
+def shares(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers that add up to `total`, in proportion to the weights (largest remainders)."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    counts = [int(value) for value in exact]
+    by_rest = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+    for i in by_rest[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def _window(groups: list[tuple[str, int, int]], first: int, count: int) -> list[tuple[str, int, int, int]]:
+    """Row groups (file, group, start, stop) that hold examples first ... first + count."""
+    kept, seen = [], 0
+    for name, group, rows in groups:
+        start = max(first - seen, 0)
+        stop = min(first + count - seen, rows) if count else rows
+        if start < stop:
+            kept.append((name, group, start, stop))
+        seen += rows
+    return kept
+
+
+def _footer(url: str) -> pq.ParquetFile:
+    try:
+        with open_file(url) as file:
+            return pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"'{url}' is damaged: {str(error).splitlines()[0]}") from None
+
+
+def _check_hand(url: str, footer: pq.ParquetFile, hand: HandModel) -> bool:
+    """Whether meshes of these examples are this hand model's."""
+    schema = footer.schema_arrow
+    facts = json.loads((schema.metadata or {}).get(b"amvur", b"{}"))
+    missing = [name for name in ("image", "is_right", "width", "height") if name not in schema.names]
+    if missing:
+        raise UserError(f"'{url}' holds no training examples (no column '{missing[0]}'): use `amvur convert`")
+    return facts.get("hand") == hand.id

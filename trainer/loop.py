@@ -1,0 +1,258 @@
+"""The training loop, in plain torch.
+
+It runs by itself, or in each worker of a process group that someone else has set up (`distributed.py`: Ray
+Train); it does not know which. Everything random follows from the seed and the step's number, so a run that was
+stopped goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from annotator.allocator import keep_freed_memory
+from annotator.errors import UserError
+from annotator.hand import load_hand
+from annotator.hand.model import HandModel
+from annotator.io.storage import check_writable
+from annotator.model.checkpoint import load_checkpoint
+from annotator.model.network import Network
+from annotator.model.pretrained import try_pretrained
+from trainer.augment import prepare
+from trainer.batch import Batch
+from trainer.config import TrainConfig
+from trainer.data.stream import Steps
+from trainer.diary import Diary
+from trainer.objective import Objective
+from trainer.state import claim_folder, new_state, restore_newest, save_state
+
+#: So many steps in a row may have gradients that are not finite before the run gives up.
+PATIENCE = 20
+
+#: One mirror image for so many photos teaches the side head.
+PHOTOS_PER_MIRRORED = 8
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run says of itself every `log_every` steps."""
+
+    step: int
+    steps: int
+    losses: dict[str, float]  # means over all workers
+    photos_per_s: float
+    waiting: float  # share of the time in which the model waited for data
+    learning_rate: float
+
+
+def train(
+    config: TrainConfig,
+    out: str,
+    device: str | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> None:
+    """Train until `config.steps`, from where the folder OUT (a path or an fsspec URL) was left.
+
+    Raises:
+        UserError: settings that can't be, data that is not there, a folder of another run, or gradients that
+            stopped being finite.
+    """
+    keep_freed_memory()
+    rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    hand = load_hand(config.hand)
+    data = Steps(config, hand, rank, workers)
+    data.check()
+    if rank == 0:
+        check_writable(out)
+        claim_folder(out, config)
+    network = start_network(config, hand).to(place)
+    state = new_state(network, _optimizer(network, config), config)
+    restore_newest(state, out, hand)
+    if state.step >= config.steps:
+        return
+    objective = Objective(config.loss, network, hand).to(place)
+    model: Any = torch.compile(network) if config.compile else network
+    if workers > 1:
+        # Gradients of depthwise filters lie in memory in two ways that mean the same.
+        warnings.filterwarnings("ignore", "Grad strides do not match")
+        model = nn.parallel.DistributedDataParallel(model)
+    diary = Diary(out, config, state.step) if rank == 0 else None
+    clock = _Clock()
+    bad = 0
+    for parts in clock.waited(_loader(data, state.step)):
+        images, batch = _prepared(parts, data, config, place)
+        _set_mode(network, config)
+        _set_rate(state.optimizer, config, state.step)
+        with torch.autocast(place.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            prediction = model(images, math.ceil(len(images) / PHOTOS_PER_MIRRORED))
+        terms = objective.terms(prediction, batch, images)
+        loss, means = objective.total(terms)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = _clip(network, config.optimizer.clip_norm)
+        # The same on every worker, for gradients are: one bad photo costs a step, not the run.
+        bad = 0 if torch.isfinite(norm) else bad + 1
+        if bad > PATIENCE:
+            raise UserError(
+                f"no finite gradient for {PATIENCE} steps before step {state.step}: lower the learning rate"
+            )
+        if not bad:
+            state.optimizer.step()
+            state.follow(config.optimizer.ema)
+        state.step += 1
+        clock.photos += config.batch_size
+        last = state.step == config.steps
+        if diary and (state.step % config.log_every == 0 or last):
+            progress = clock.progress(state.step, config, means, _rate(config, state.step))
+            diary.write(progress, float(norm))
+            on_progress(progress)
+        if diary and (state.step % config.pictures_every == 0 or last):
+            diary.draw(state.step, images, batch, prediction, network.faces)
+        if state.step % config.checkpoint_every == 0 or last:
+            if diary:
+                save_state(state, out, config, hand)
+                diary.keep()
+            if workers > 1:
+                dist.barrier()  # nobody runs ahead of what a restart would go on from
+    if diary:
+        diary.close()
+
+
+def start_network(config: TrainConfig, hand: HandModel) -> Network:
+    """The network before its first step: from `start_from`, or from its seed and ImageNet weights.
+
+    Raises:
+        UserError: `start_from` holds another network or another hand.
+    """
+    if config.start_from:
+        checkpoint = load_checkpoint(config.start_from, config.hand)
+        if checkpoint.info.network != config.network:
+            raise UserError(
+                f"start_from '{config.start_from}' holds another network than this configuration's: "
+                "set network as it was trained"
+            )
+        return checkpoint.network.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.network.seed)
+        network = Network(config.network, hand)
+    if config.network.imagenet:
+        try_pretrained(network.backbone, config.network.backbone)
+    return network.train()
+
+
+def _loader(data: Steps, start: int) -> Iterator[list[Batch]]:
+    """This worker's part of each step from `start` on, read ahead by other processes."""
+    loaders = data.config.loaders
+    return iter(
+        DataLoader(
+            data,
+            batch_size=None,
+            sampler=range(start, data.config.steps),
+            num_workers=loaders,
+            prefetch_factor=4 if loaders else None,
+            # A fork would take the threads' locks of this process with it.
+            multiprocessing_context="spawn" if loaders else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )
+
+
+def _prepared(
+    parts: list[Batch], data: Steps, config: TrainConfig, device: torch.device
+) -> tuple[Tensor, Batch]:
+    """All sources' examples in crops of one size, changed as `augment` says."""
+    crop_px = config.network.crop_px
+    ready = []
+    for part in parts:
+        margin = part.image.shape[-1] / crop_px
+        ready.append(prepare(part.to(device), crop_px, margin, config.augment))
+    images = torch.cat([images for images, _ in ready]).contiguous(memory_format=torch.channels_last)
+    return images, Batch.join([batch for _, batch in ready])
+
+
+def _set_mode(network: Network, config: TrainConfig) -> None:
+    network.train()
+    if config.freeze_normalisation:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+
+def _optimizer(network: Network, config: TrainConfig) -> torch.optim.Optimizer:
+    settings = config.optimizer
+    backbone = list(network.backbone.parameters())
+    of_backbone = set(map(id, backbone))
+    rest = [p for p in network.parameters() if id(p) not in of_backbone]
+    groups = [{"params": backbone, "share": settings.backbone_share}, {"params": rest, "share": 1.0}]
+    if settings.kind == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate)
+    kind = torch.optim.Adam if settings.kind == "adam" else torch.optim.AdamW
+    decay = settings.weight_decay if settings.kind == "adamw" else 0.0
+    return kind(groups, lr=settings.learning_rate, weight_decay=decay)
+
+
+def _rate(config: TrainConfig, step: int) -> float:
+    """Learning rate: a linear warm-up, then half a cosine down to a hundredth."""
+    settings = config.optimizer
+    warm = min((step + 1) / max(settings.warmup_steps, 1), 1.0)
+    if settings.schedule == "constant":
+        return settings.learning_rate * warm
+    done = max(step - settings.warmup_steps, 0) / max(config.steps - settings.warmup_steps, 1)
+    return settings.learning_rate * warm * (0.505 + 0.495 * math.cos(math.pi * min(done, 1.0)))
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = _rate(config, step) * group["share"]
+
+
+def _clip(network: Network, limit: float) -> Tensor:
+    return nn.utils.clip_grad_norm_(network.parameters(), limit or math.inf)
+
+
+class _Clock:
+    """Where the time goes: waiting for data, or working."""
+
+    def __init__(self) -> None:
+        self.photos = 0
+        self._waited_s = 0.0
+        self._since = time.perf_counter()
+        self._first = True
+
+    def waited(self, loader: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """The loader's items; the time they take to come is waiting (the first one's is starting)."""
+        while True:
+            asked = time.perf_counter()
+            parts = next(loader, None)
+            if parts is None:
+                return
+            if self._first:
+                self._first, self._since = False, time.perf_counter()
+            else:
+                self._waited_s += time.perf_counter() - asked
+            yield parts
+
+    def progress(self, step: int, config: TrainConfig, means: dict[str, Tensor], rate: float) -> Progress:
+        """Since the last time this was asked."""
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        said = Progress(
+            step=step,
+            steps=config.steps,
+            losses={name: float(value) for name, value in means.items()},
+            photos_per_s=self.photos / seconds,
+            waiting=self._waited_s / seconds,
+            learning_rate=rate,
+        )
+        self.photos, self._waited_s, self._since = 0, 0.0, now
+        return said

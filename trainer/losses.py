@@ -1,0 +1,267 @@
+"""The losses of sections 3.2 to 3.4, formulas (3) to (6), (8) and (12): one pure function each.
+
+**Unit of length: centimetres.** Functions take millimetres, like everything else, and divide by `CM`. The unit
+matters: it sets how far off a prior with a variance of 1 lets a vertex be, and what sigma becomes. With w = 1 the
+log terms of (3) cancel, and the sigma that minimises
+
+    e^2 / (2 sigma^2) + log sigma + w KL( N(mu, sigma^2) || N(V_p, 1) )
+
+has sigma^2 = |e| in units of length: an error of 10 mm gives a sigma of 10 mm in centimetres, of 3 mm in
+millimetres and of 100 mm in metres. Any other w gives
+
+    sigma^2 = ( w - 1 + sqrt((w - 1)^2 + 4 w e^2) ) / (2 w),
+
+which tends to e^2, the honest answer, as w goes to 0. So sigma orders errors without measuring them, except at a
+centimetre; calibration does the rest. The camera is in its own units: crop half-sides per decimetre, radians, crop
+half-sides. 2D joints are in crop half-sides.
+
+**Sum or mean.** Nothing is reduced here: a function returns one number per example and coordinate (per joint in
+2D, per pixel in colour). The objective masks them and divides their sum by how many were there, over all workers:
+each loss is the mean over the coordinates of the targets that are known, x, y and z counted apart, so its size
+depends neither on the number of vertices nor on how much of a batch is labelled.
+
+**Weights** are `trainer.config.LossConfig`'s: one for each mean, and w = `kl` for the KL terms of (3), (5) and (8).
+
+**Gradients.** Nothing is detached. A KL pulls on both of its sides: q towards prior-net's answer and prior-net (its
+hand and its camera) towards q; the std of p is a constant. In `fit_camera` alone nothing has a gradient.
+
+Constant terms (log sqrt(2 pi) per number) are left out of every likelihood. All of this wants float32 or better.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from annotator.hand import HandModel, anatomy
+from annotator.hand.model import FREIHAND_FROM_MANO
+from annotator.model.amvur import Gaussian
+from annotator.model.camera import PRIOR_STD, Camera
+from annotator.model.prior_net import PRIOR_STD_MM
+
+#: Millimetres in the losses' unit of length.
+CM = 10.0
+
+#: How far past a joint limit is still free.
+TOLERANCE_DEG = 2.0
+
+
+def gaussian_nll(target: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """`-log N(target | mean, std^2)` of each element but for the constant: e^2 / (2 sigma^2) + log sigma."""
+    return ((target - mean) / std).square() / 2 + std.log()
+
+
+def kl_to_prior(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: float = 1.0) -> Tensor:
+    """`KL( N(mean, std^2) || N(prior_mean, prior_std^2) )` of each element.
+
+    With a `prior_std` of 1 this is 1/2 [ sigma^2 + (mu - V_p)^2 - 1 - log sigma^2 ], as in (3).
+    """
+    ratio = std / prior_std
+    return (ratio.square() + ((mean - prior_mean) / prior_std).square() - 1) / 2 - ratio.log()
+
+
+def draw(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+    """A reparameterized draw: `noise` is standard normal, gradients reach mean and std."""
+    return mean + std * noise
+
+
+def vertices_loss(q: Gaussian, target_mm: Tensor) -> Tensor:
+    """The likelihood of L_V, formula (3), which is this + w `vertices_kl`: (B, V, 3).
+
+    With prior-net's constant std it is half a squared error.
+    """
+    return gaussian_nll(target_mm / CM, q.mean_mm / CM, q.std_mm / CM)
+
+
+def vertices_kl(q: Gaussian, prior_mm: Tensor) -> Tensor:
+    """KL( q(V) || p(V) ) of (3) and (8): (B, V, 3), p(V) = N(prior_mm, a centimetre)."""
+    return kl_to_prior(q.mean_mm / CM, q.std_mm / CM, prior_mm / CM, PRIOR_STD_MM / CM)
+
+
+def joints3d_loss(q: Gaussian, target_mm: Tensor) -> Tensor:
+    """The likelihood of L_J3, formula (5), which is this + w `joints3d_kl`: (B, 21, 3) to (B, 20, 3).
+
+    The wrist is left out: it is zero by definition, in the target as in q.
+    """
+    return vertices_loss(_without_wrist(q), target_mm[:, 1:])
+
+
+def joints3d_kl(q: Gaussian, prior_mm: Tensor) -> Tensor:
+    """KL( q(J3) || p(J3) ) of (5) and (8), of all joints but the wrist: (B, 21, 3) to (B, 20, 3)."""
+    return vertices_kl(_without_wrist(q), prior_mm[:, 1:])
+
+
+def _without_wrist(q: Gaussian) -> Gaussian:
+    return Gaussian(q.mean_mm[:, 1:], q.std_mm[:, 1:])
+
+
+def camera_numbers(camera: Camera) -> Tensor:
+    """The mean of C = (s per decimetre, r, t): (B, 6), in the order and units of `Camera.std`."""
+    return torch.cat([camera.scale_per_mm[:, None] * 100, camera.rotvec, camera.translation], 1)
+
+
+def camera_loss(camera: Camera, target: Tensor) -> Tensor:
+    """L_C, formula (4), against C* `target` (B, 6) as `fit_camera` makes it: (B, 6).
+
+    The likelihood of s and t. For r, which is always 0 and would have a likelihood without bound, the KL from
+    q(r) to its tight prior N(0, PRIOR_STD^2): it needs no label. Zero where r is switched off (its std is 0).
+    """
+    numbers, std = camera_numbers(camera), camera.std
+    nll = gaussian_nll(target[:, [0, 4, 5]], numbers[:, [0, 4, 5]], std[:, [0, 4, 5]])
+    r = numbers[:, 1:4]
+    turn = _kl_where_std(r, std[:, 1:4], torch.zeros_like(r))
+    return torch.cat([nll[:, :1], turn, nll[:, 1:]], 1)
+
+
+def camera_kl(q: Camera, p: Camera) -> Tensor:
+    """KL( q(C) || p(C) ) of (8): (B, 6), p(C) = N(prior-net's camera, PRIOR_STD^2); zero where r is off."""
+    return _kl_where_std(camera_numbers(q), q.std, camera_numbers(p))
+
+
+def _kl_where_std(mean: Tensor, std: Tensor, prior_mean: Tensor) -> Tensor:
+    """`kl_to_prior` with PRIOR_STD; a number without std is a constant and costs nothing."""
+    known = std > 0
+    # The inner `where` keeps the logarithm's infinite slope at 0 out of the gradient.
+    kl = kl_to_prior(mean, torch.where(known, std, PRIOR_STD), prior_mean, PRIOR_STD)
+    return torch.where(known, kl, 0.0)
+
+
+@torch.no_grad()
+def fit_camera(joints3d_mm: Tensor, joints2d: Tensor, has_joints2d: Tensor) -> tuple[Tensor, Tensor]:
+    """C* of (4): the weak-perspective camera, with r* = 0, that brings J3* closest to J2* (least squares).
+
+    Joints (B, 21, 3) and their crop coordinates (B, 21, 2), of which only those with `has_joints2d` (B, 21) are
+    looked at: the others may hold anything. Returns C* (B, 6) in the units of `camera_numbers`, and whether it
+    is one (B,): at least two joints that don't fall on one point, and a positive scale. C* is 0 where it is not.
+    """
+    weight = has_joints2d[..., None].to(joints3d_mm)
+    xy = torch.where(has_joints2d[..., None], joints3d_mm[..., :2], 0.0)
+    uv = torch.where(has_joints2d[..., None], joints2d, 0.0)
+    count = weight.sum(1, keepdim=True).clamp_min(1)
+    xy_mean, uv_mean = xy.sum(1, keepdim=True) / count, uv.sum(1, keepdim=True) / count
+    xy = (xy - xy_mean) * weight
+    spread = xy.square().sum((1, 2))
+    scale = (xy * (uv - uv_mean)).sum((1, 2)) / spread.clamp_min(1.0)
+    # Square millimetres: less is one joint alone, or joints right behind each other.
+    valid = (spread > 1.0) & (scale > 0)
+    translation = uv_mean[:, 0] - scale[:, None] * xy_mean[:, 0]
+    fitted = torch.cat([scale[:, None] * 100, torch.zeros_like(xy[:, 0, :1]).expand(-1, 3), translation], 1)
+    return torch.where(valid[:, None], fitted, 0.0), valid
+
+
+def joints2d_loss(
+    target: Tensor, mean: Tensor, covariance: Tensor, label_std: Tensor | None = None
+) -> Tensor:
+    """L_J2, formula (6): `-log N(J2* | proj(mu_J), Sigma_2)` of each joint but for the constant, (B, 21).
+
+    `target` and `mean` (B, 21, 2) and `covariance` (B, 21, 2, 2) in crop half-sides. `label_std` (B, 21) is the
+    annotators' own doubt; its square is added to both variances.
+    """
+    xx, xy, yy = covariance[..., 0, 0], covariance[..., 0, 1], covariance[..., 1, 1]
+    if label_std is not None:
+        xx, yy = xx + label_std.square(), yy + label_std.square()
+    # x first, then y given x. Rounding must not make what is left of the variance negative.
+    slope = xy / xx
+    rest = torch.maximum(yy - slope * xy, 1e-6 * yy)
+    dx, dy = (target - mean).unbind(-1)
+    return (dx.square() / xx + (dy - slope * dx).square() / rest + xx.log() + rest.log()) / 2
+
+
+def texture_loss(image: Tensor, rendered: Tensor, mask: Tensor) -> Tensor:
+    """L_tex, formula (12): M |I - I'| of each pixel, the mean of its three colours, (B, H, W).
+
+    `image` and `rendered` (B, H, W, 3) in 0..1, `mask` (B, H, W) in 0..1 or bool; divide the sum by the mask's.
+    The norm is taken as the absolute difference: a highlight, a ring or a strip of background inside the mask
+    then counts as one wrong pixel among others, where squares would spread its colour over the skin.
+    """
+    return torch.where(mask > 0, (image - rendered).abs().mean(-1) * mask, 0.0)
+
+
+class JointLimits(nn.Module):
+    """How far prior-net's fingers bend where no hand can, for weak training. Holds no parameters.
+
+    Angles are `annotator.hand.anatomy`'s, about the hand model's own axes. Each joint is read as three turns that
+    follow each other: spread, twist, flexion; the thumb's saddle joint as spread, flexion, twist, the way
+    `pose_from_angles` builds it. The second is what would lock a gimbal at a right angle, and is chosen so that
+    this lies far outside the limits.
+    """
+
+    outer: Tensor  # (5, 3, 3, 3) rows
+    inner: Tensor  # (5, 3, 3, 3) columns
+    offset: Tensor  # (5, 3) of the second turn
+    rest: Tensor  # (5, 3, 3)
+    saddle: Tensor  # (5, 3, 1) bool
+    lower: Tensor  # (5, 3, 3)
+    upper: Tensor  # (5, 3, 3)
+    order: Tensor  # (5, 3) of fingers and joints, in MANO's
+
+    def __init__(self, hand: HandModel) -> None:
+        super().__init__()
+        axes = anatomy.joint_axes(anatomy.rest_joints(hand))
+        # R = R(first, a) R(second, b) R(third, c), with `second` at right angles to both others.
+        first, third = axes.spread.copy(), axes.flexion.copy()
+        first[:, 1:] = np.cross(axes.twist[:, 1:], axes.flexion[:, 1:])
+        first /= np.linalg.norm(first, axis=-1, keepdims=True)
+        third[0, 0] = -axes.twist[0, 0]
+        second = np.cross(third, first)
+        second /= np.linalg.norm(second, axis=-1, keepdims=True)
+        saddle = np.zeros((5, 3, 1), bool)
+        saddle[0, 0] = True
+        rest, limits = np.zeros((5, 3, 3)), np.zeros((5, 3, 3, 2))
+        for values, angles in ((rest, axes.rest_angles), (limits, anatomy.LIMITS)):
+            values[:, 0, 0], values[:, :, 1] = angles[:, 0], angles[:, 1:]
+        for name, array in {
+            "outer": np.stack([second, np.cross(first, second), first], -2),
+            "inner": np.stack([second, third, np.cross(second, third)], -1),
+            "offset": np.arcsin((first * third).sum(-1)),
+            "rest": np.radians(rest),
+            "lower": np.radians(limits[..., 0] - TOLERANCE_DEG),
+            "upper": np.radians(limits[..., 1] + TOLERANCE_DEG),
+        }.items():
+            self.register_buffer(name, torch.from_numpy(array).float(), persistent=False)
+        order = torch.tensor(FREIHAND_FROM_MANO[1:]).view(5, 4)[:, :3]
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("saddle", torch.from_numpy(saddle), persistent=False)
+
+    def angles(self, rotations: Tensor) -> Tensor:
+        """Rotations (B, 16, 3, 3) in MANO's order to angles (B, 5, 3, 3) in radians, the wrist's turn ignored.
+
+        Finger (thumb first), joint (from the palm), and spread, flexion, twist: 0 is a flat hand with parallel
+        fingers. Joints 2 and 3 have a spread and a twist of 0 in every pose of a real hand, and so has every
+        first joint's twist; the thumb's is counted from the one that its other two angles bring with them.
+        """
+        return self._read(rotations)[0]
+
+    def forward(self, rotations: Tensor) -> Tensor:
+        """Squared excess beyond the limits, radians squared: (B, 15, 3), joints as in `angles`, thumb first.
+
+        Within 30 degrees of a locked gimbal the turns that can't be told apart there count for less, so that
+        gradients stay bounded. Angles jump from 180 to -180 degrees, as angles do.
+        """
+        angles, share = self._read(rotations)
+        excess = torch.relu(self.lower - angles) + torch.relu(angles - self.upper)
+        return (excess * share).square().flatten(1, 2)
+
+    def _read(self, rotations: Tensor) -> tuple[Tensor, Tensor]:
+        """Angles (B, 5, 3, 3), and how well each can be told (B, 5, 3, 3), 0 to 1."""
+        turned = self.outer @ rotations[:, self.order] @ self.inner
+        # Of Rz(a) Rx(b) Ry(c) in the axes of `outer`, the second column and the last row give all three.
+        ring = turned[..., 0, 1].square() + turned[..., 1, 1].square()  # cos(b)^2
+        open_ring = ring > 1e-10
+        cosine = ring.clamp_min(1e-10).sqrt()
+
+        def turn(sine: Tensor, cosine: Tensor) -> Tensor:
+            return torch.atan2(torch.where(open_ring, sine, 0.0), torch.where(open_ring, cosine, 1.0))
+
+        a = turn(-turned[..., 0, 1], turned[..., 1, 1])
+        b = torch.atan2(turned[..., 2, 1], cosine) - self.offset
+        c = turn(-turned[..., 2, 0], turned[..., 2, 2])
+        # From the flat hand on, the thumb's own twist follows its other two angles.
+        per_flexion, per_spread = anatomy.THUMB_TWIST
+        of_saddle = torch.stack([a, b, -c + per_flexion * b - per_spread * a], -1)
+        angles = self.rest + torch.where(self.saddle, of_saddle, torch.stack([a, c, b], -1))
+        told = (2 * cosine).clamp_max(1.0)
+        one = torch.ones_like(told)
+        of_saddle = torch.stack([told, one, told], -1)
+        return angles, torch.where(self.saddle, of_saddle, torch.stack([told, told, one], -1))

@@ -1,0 +1,188 @@
+"""The loss of a batch: formulas (3) to (6), (8) and (12) over whatever targets each example has.
+
+One sum for supervised and weak training alike. Formula (3) is a likelihood of the target plus w KL, formula (8)
+keeps the KL and drops the likelihood: so each likelihood is a mean over the examples that have its target, each KL
+a mean over all. A fully labelled batch has (3) to (6), a batch of 2D joints has (8), a mixed one has both, and an
+example without any target still has its KL terms and its texture.
+
+Every term is a sum and a count of coordinates; counts are added up over all workers before the division, so
+that two workers with half a batch each take the step that one would have taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy, interpolate
+
+from annotator.hand.model import HandModel
+from annotator.model.amvur import Gaussian
+from annotator.model.camera import Camera, joints2d_covariance
+from annotator.model.network import Network, Prediction
+from annotator.model.prior_net import PRIOR_STD_MM
+from annotator.render import interpolate as paint
+from annotator.render import rasterize
+from trainer import losses
+from trainer.batch import Batch
+from trainer.config import LossConfig
+from trainer.keyed import Draws, keys
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss summed over what it was computed for."""
+
+    sum: Tensor  # ()
+    count: Tensor  # ()
+
+
+def _term(values: Tensor, known: Tensor) -> Term:
+    """Values (B, ...) where `known` (the leading dimensions) is true."""
+    weight = known.to(values.dtype).reshape(*known.shape, *[1] * (values.ndim - known.ndim)).expand_as(values)
+    return Term((values * weight).sum(), weight.sum())
+
+
+def _prior(mean_mm: Tensor) -> Gaussian:
+    return Gaussian(mean_mm, torch.full_like(mean_mm, PRIOR_STD_MM))
+
+
+class Objective(nn.Module):
+    """Terms of the loss and their weights. Holds no parameters."""
+
+    faces: Tensor  # (F, 3)
+
+    def __init__(self, config: LossConfig, network: Network, hand: HandModel) -> None:
+        super().__init__()
+        self.config = config
+        self.network_config = network.config
+        self.limits = losses.JointLimits(hand)
+        self.register_buffer("faces", network.faces, persistent=False)
+        prior = config.prior
+        #: What each term weighs in the total.
+        self.weights = {
+            "vertices": config.vertices,
+            "joints3d": config.joints3d,
+            "joints2d": config.joints2d,
+            "camera": config.camera,
+            "texture": config.texture,
+            "kl_vertices": config.kl * config.kl_vertices * config.vertices,
+            "kl_joints3d": config.kl * config.kl_joints3d * config.joints3d,
+            "kl_camera": config.kl * config.kl_camera * config.camera,
+            "prior_vertices": prior * config.vertices,
+            "prior_joints3d": prior * config.joints3d,
+            "prior_joints2d": prior * config.joints2d,
+            "prior_camera": prior * config.camera,
+            "limits": config.limits,
+            "shape": config.shape,
+            "side": config.side,
+        }
+
+    def terms(self, prediction: Prediction, batch: Batch, images: Tensor) -> dict[str, Term]:
+        """Every term that this network has, by name; `images` (B, 3, H, W) are what the network saw."""
+        target_camera, has_camera = losses.fit_camera(batch.joints3d_mm, batch.joints2d, batch.has_joints2d)
+        has_camera = has_camera & batch.has_joints3d
+        every = torch.ones_like(batch.has_joints3d)
+        draws = Draws(keys(batch.key, 1))
+        q, camera = prediction.joints3d, prediction.camera
+        terms = {
+            "vertices": _term(
+                losses.vertices_loss(prediction.vertices, batch.vertices_mm), batch.has_vertices
+            ),
+            "joints3d": _term(losses.joints3d_loss(q, batch.joints3d_mm), batch.has_joints3d),
+            "joints2d": self._joints2d(q, camera, batch, draws),
+            "camera": self._camera(losses.camera_loss(camera, target_camera), has_camera),
+        }
+        prior, prior_camera = prediction.prior, prediction.prior_camera
+        if prior is not None and prior_camera is not None:
+            # A sum over joints: one finger bent too far must weigh as much in a hand of fifteen.
+            terms["limits"] = _term(self.limits(prior.rotations).sum((1, 2)), every)
+            terms["shape"] = _term(prior.betas.square() / 2, every)
+            if self.network_config.variant == "both":
+                p_vertices, p_joints = _prior(prior.vertices_mm), _prior(prior.joints3d_mm)
+                terms["kl_vertices"] = _term(
+                    losses.vertices_kl(prediction.vertices, prior.vertices_mm), every
+                )
+                terms["kl_joints3d"] = _term(losses.joints3d_kl(q, prior.joints3d_mm), every)
+                terms["kl_camera"] = self._camera(losses.camera_kl(camera, prior_camera), every)
+                terms["prior_vertices"] = _term(
+                    losses.vertices_loss(p_vertices, batch.vertices_mm), batch.has_vertices
+                )
+                terms["prior_joints3d"] = _term(
+                    losses.joints3d_loss(p_joints, batch.joints3d_mm), batch.has_joints3d
+                )
+                terms["prior_joints2d"] = self._joints2d(p_joints, prior_camera, batch, None)
+                terms["prior_camera"] = self._camera(
+                    losses.camera_loss(prior_camera, target_camera), has_camera
+                )
+        if prediction.rgb is not None:
+            terms["texture"] = self._texture(prediction, batch, images)
+        right, mirrored = prediction.is_right, prediction.mirrored_is_right
+        sides = torch.cat([torch.ones_like(right), torch.zeros_like(mirrored)])
+        said = binary_cross_entropy(torch.cat([right, mirrored]).float(), sides.float(), reduction="none")
+        # As many images count for one side as for the other.
+        share = torch.where(sides > 0, len(mirrored) / max(len(right), 1), 1.0)
+        terms["side"] = Term((said * share).sum(), share.sum())
+        return terms
+
+    def total(self, terms: dict[str, Term]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted loss to go backwards from, and each term's mean over all workers (no gradient).
+
+        Gradients are averaged over workers (DDP), so the loss is scaled by their number: what comes out is the
+        gradient of sum / count with both taken over the whole batch.
+        """
+        names = sorted(terms)
+        counts = torch.stack([terms[name].count.detach() for name in names])
+        sums = torch.stack([terms[name].sum.detach() for name in names])
+        workers = 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            workers = torch.distributed.get_world_size()
+            both = torch.stack([counts, sums])
+            torch.distributed.all_reduce(both)
+            counts, sums = both
+        counts = counts.clamp_min(1e-6)
+        weighted = [
+            self.weights[name] * terms[name].sum / count for name, count in zip(names, counts, strict=True)
+        ]
+        return workers * torch.stack(weighted).sum(), dict(zip(names, sums / counts, strict=True))
+
+    def _camera(self, values: Tensor, known: Tensor) -> Term:
+        """Values (B, 6) of a camera. What is switched off does not count; r needs no label, its target is 0."""
+        if not self.network_config.camera.rotation:
+            return _term(values[:, [0, 4, 5]], known)
+        is_rotation = torch.tensor([0, 1, 1, 1, 0, 0], dtype=torch.bool, device=values.device)
+        return _term(values, known[:, None] | is_rotation)
+
+    def _joints2d(self, q: Gaussian, camera: Camera, batch: Batch, draws: Draws | None) -> Term:
+        """L_J2: (6) at the means; with `draws`, at drawn J3 and C where 3D is hidden (8).
+
+        V enters only through J3 = R V, so J3 is drawn from its own marginal.
+        """
+        covariance = joints2d_covariance(q, camera, self.network_config.camera.annotation_noise)
+        projected = camera.project(q.mean_mm)[..., :2]
+        if draws is not None and self.config.draw:
+            joints = losses.draw(q.mean_mm, q.std_mm, draws.normal(21, 3))
+            noise = draws.normal(6)
+            drawn = Camera(
+                losses.draw(camera.scale_per_mm, camera.std[:, 0] / 100, noise[:, 0]).clamp_min(1e-5),
+                losses.draw(camera.rotvec, camera.std[:, 1:4], noise[:, 1:4]),
+                losses.draw(camera.translation, camera.std[:, 4:], noise[:, 4:]),
+                camera.std,
+            )
+            at_draws = drawn.project(joints)[..., :2]
+            projected = torch.where(batch.has_joints3d[:, None, None], projected, at_draws)
+        values = losses.joints2d_loss(batch.joints2d, projected, covariance, batch.joints2d_std)
+        return _term(values, batch.has_joints2d)
+
+    def _texture(self, prediction: Prediction, batch: Batch, images: Tensor) -> Term:
+        """(12): paint the mesh with its colours where it stands, compare where the hand is seen."""
+        assert prediction.rgb is not None
+        size_px = self.network_config.texture.raster_px
+        points = prediction.camera.project(prediction.vertices.mean_mm).detach().float()
+        fragments = rasterize(points, self.faces, size_px)
+        painted = paint(fragments, prediction.rgb.float(), self.faces)
+        photo = interpolate(images.float(), size=size_px, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+        seen = interpolate(batch.hand_mask.float(), size=size_px, mode="area")[:, 0] > 254
+        mask = (fragments.face_ids >= 0) & seen
+        return Term(losses.texture_loss(photo, painted, mask).sum(), mask.sum())

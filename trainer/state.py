@@ -1,0 +1,182 @@
+"""A training run between two steps: everything that decides what the next step does, as one safetensors file.
+
+OUT/config.json             the configuration, as the run was started
+OUT/checkpoints/step-*.safetensors   weights, running mean, optimizer: to go on from; the newest few
+OUT/model.safetensors       the running mean of the weights, as `annotate` loads it
+OUT/metrics.jsonl, tensorboard/, pictures/   what happened
+
+Nothing random is stored: all chance follows from the seed and the step's number.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from annotator.config import NetworkConfig, to_dict
+from annotator.errors import UserError
+from annotator.hand.model import HandModel
+from annotator.io.storage import join, names_in, read_whole, remove_file, write_whole
+from annotator.model.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
+from annotator.model.network import Network
+from trainer.config import TrainConfig
+
+_NAME = re.compile(r"step-(\d{8})\.safetensors")
+
+#: Settings that a run may change and still go on: they don't change what its steps have been.
+FREE = ("steps", "loaders", "checkpoint_every", "keep", "log_every", "pictures_every", "compile")
+
+
+@dataclass
+class TrainingState:
+    """A network in training, its running mean, its optimizer and the number of steps taken."""
+
+    network: Network
+    mean: Network | None  # running mean of the weights
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    @property
+    def best(self) -> Network:
+        """The weights to predict with."""
+        return self.network if self.mean is None else self.mean
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """Move the running mean towards the weights, faster in the first steps."""
+        if self.mean is None:
+            return
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        new, old = self.network.state_dict(), self.mean.state_dict()
+        moving = [name for name in old if old[name].dtype.is_floating_point]
+        torch._foreach_lerp_([old[n] for n in moving], [new[n] for n in moving], 1 - decay)
+        for name in old.keys() - set(moving):
+            old[name].copy_(new[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by name."""
+        named = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        if self.mean is not None:
+            named |= {f"mean.{k}": v for k, v in self.mean.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                named[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`."""
+        _load(self.network, tensors, "network.")
+        if self.mean is not None:
+            _load(self.mean, tensors, "mean.")
+        parameters = dict(self.network.named_parameters())
+        for name, tensor in tensors.items():
+            if not name.startswith("optimizer."):
+                continue
+            parameter_name, key = name.removeprefix("optimizer.").rsplit(".", 1)
+            parameter = parameters[parameter_name]
+            # Adam counts its steps on the CPU.
+            device = torch.device("cpu") if key == "step" else parameter.device
+            self.optimizer.state[parameter][key] = tensor.to(device)
+
+
+def _load(network: Network, tensors: dict[str, Tensor], prefix: str) -> None:
+    network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+
+
+def new_state(network: Network, optimizer: torch.optim.Optimizer, config: TrainConfig) -> TrainingState:
+    """A run before its first step."""
+    mean = copy.deepcopy(network).eval().requires_grad_(False) if config.optimizer.ema else None
+    return TrainingState(network, mean, optimizer)
+
+
+def save_state(state: TrainingState, out: str, config: TrainConfig, hand: HandModel) -> None:
+    """Write the state, then the model for `annotate`, then let go of all but the newest states."""
+    header = {"version": 1, "step": state.step, "hand_id": hand.id}
+    data = safetensors.torch.save(state.tensors(), metadata={"amvur-training": json.dumps(header)})
+    folder = join(out, "checkpoints")
+    write_whole(join(folder, f"step-{state.step:08d}.safetensors"), data)
+    save_checkpoint(as_checkpoint(state, config.network, hand), join(out, "model.safetensors"))
+    for name in saved_states(out)[: -config.keep]:
+        remove_file(join(folder, name))
+
+
+def as_checkpoint(state: TrainingState, network: NetworkConfig, hand: HandModel) -> Checkpoint:
+    """What `annotate` loads."""
+    info = CheckpointInfo(network, hand.id, trained_steps=state.step)
+    return Checkpoint(state.best, hand, info, id="")
+
+
+def saved_states(out: str) -> list[str]:
+    """File names of the states that are there, oldest first."""
+    return sorted(name for name in names_in(join(out, "checkpoints")) if _NAME.fullmatch(name))
+
+
+def restore_newest(state: TrainingState, out: str, hand: HandModel) -> None:
+    """Go on from the newest state that is whole; none leaves `state` as it is.
+
+    Raises:
+        UserError: the run was made with another hand model.
+    """
+    for name in reversed(saved_states(out)):
+        data = read_whole(join(out, "checkpoints", name))
+        try:
+            tensors = safetensors.torch.load(data or b"")
+            header = _header(data or b"")
+        except (SafetensorError, ValueError, KeyError):
+            continue  # damaged on its way; an older one is still right
+        if header["hand_id"] != hand.id:
+            raise UserError(
+                f"'{out}' was trained with hand model {header['hand_id']}, not {hand.id}: "
+                "give --hand as it was, or another folder"
+            )
+        state.take(tensors)
+        state.step = header["step"]
+        return
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["amvur-training"])
+
+
+def claim_folder(out: str, config: TrainConfig) -> None:
+    """Write OUT/config.json, or check that the run there was started with the same settings.
+
+    Raises:
+        UserError: another run's folder.
+    """
+    path = join(out, "config.json")
+    settings = json.loads(json.dumps(to_dict(config)))
+    there = read_whole(path)
+    if there is not None:
+        changed = _difference(json.loads(there), settings)
+        if changed:
+            raise UserError(
+                f"'{out}' holds a run with other settings ({', '.join(changed)}): give another folder, or the same "
+                "settings to go on"
+            )
+    elif saved_states(out):
+        raise UserError(f"'{out}' holds checkpoints but no config.json: give another folder")
+    write_whole(path, json.dumps(settings, indent=1).encode())
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any], under: str = "") -> list[str]:
+    """Dotted names of settings that differ."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        if not under and key in FREE:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _difference(a, b, f"{under}{key}.")
+        elif a != b:
+            found.append(f"{under}{key}")
+    return found
