@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,6 +83,153 @@ def synth(
     typer.echo(f"{count} photos in {out / 'images'}, their true labels in {out / 'truth.parquet'}")
 
 
+@app.command(epilog="Example: amvur detect photos/ found/ --model hand_landmarker.task")
+def detect(
+    photos: Annotated[str, typer.Argument(help="A folder of photos.")],
+    out: Annotated[str, typer.Argument(help="The label folder; an unfinished one is gone on with.")],
+    model: Annotated[
+        str | None, typer.Option(help="Path or URL of MediaPipe's hand_landmarker.task.")
+    ] = None,
+    max_hands: Annotated[int, typer.Option(min=1, help="Hands a photo, at most.")] = 2,
+    world_joints: Annotated[bool, typer.Option(help="Also keep the detector's guess of 3D joints.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Photos a label file.")] = 256,
+) -> None:
+    """Find boxes, sides and 2D joints of hands with MediaPipe: weak labels of real photos."""
+    from annotator.detect.job import detect as find
+
+    with _progress_bar("looking", "hands") as told:
+        record = find(
+            photos,
+            out,
+            model,
+            max_hands=max_hands,
+            world_joints=world_joints,
+            workers=workers,
+            shard_size=shard_size,
+            on_progress=told,
+        )
+    _print_outcomes(record)
+    typer.echo(f"{record.photos} photos looked at, hands in {out}")
+
+
+@app.command(epilog="Example: amvur convert synth:hands/ examples/")
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="KIND:PATH, KIND being freihand, ho3d, coco, labels or synth.")
+    ],
+    out: Annotated[str, typer.Argument(help="A new folder or URL for the examples.")],
+    hand: Annotated[
+        str, typer.Option(help="'open', or 'mano:PATH' for meshes of FreiHAND and HO3D.")
+    ] = "open",
+    split: Annotated[str | None, typer.Option(help="'train' (default) or 'evaluation'.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Folder of the photos, where coco or labels don't lead to them.")
+    ] = None,
+) -> None:
+    """Turn a data set, labels or synthetic photos into training examples."""
+    from trainer.data.convert import convert as to_examples
+
+    summary = to_examples(source, out, hand, split, images)
+    for reason, count in summary.left_out.items():
+        typer.echo(f"left out  {count}  {reason}")
+    typer.echo(f"{summary.examples} examples in {out}")
+
+
+@app.command(epilog="Example: amvur train supervised run/ --set steps=200")
+def train(
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A configuration's name (supervised, weak, paper/supervised, ...) or .yaml file."
+        ),
+    ],
+    out: Annotated[str, typer.Argument(help="Folder or URL of the run; an unfinished one is gone on with.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Examples to train on instead of the configuration's: a folder, a URL or 'synth'."),
+    ] = None,
+    hand: Hand = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Another value of a setting: steps=100, loss.texture=0.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Workers; default one a GPU, else one. More than one: Ray Train."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster: 'auto', or http(s)://HOST:8265 to submit this as a job."),
+    ] = None,
+    local: Annotated[bool, typer.Option("--local", help="This process alone, in plain torch.")] = False,
+    device: Annotated[str | None, typer.Option(help="With --local: cpu, cuda, cuda:1.")] = None,
+) -> None:
+    """Train a network. Run it again to go on where it stopped."""
+    from trainer.config import read_train_config
+    from trainer.run import run_training
+
+    chosen = read_train_config(config, data or [], hand, settings or [])
+    with _training_bar() as told:
+        run_training(chosen, out, workers, address, local, device, told)
+    typer.echo(f"trained {chosen.steps} steps; the model is {out.rstrip('/')}/model.safetensors")
+
+
+Examples = Annotated[str, typer.Argument(help="Examples that `amvur convert` wrote, or 'synth'.")]
+First = Annotated[int, typer.Option(min=0, help="Number of the first example.")]
+Count = Annotated[int, typer.Option(min=0, help="How many examples; 0 = all (of synth: 1000).")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default a GPU if there is one.")]
+
+
+@app.command(epilog="Example: amvur evaluate run/model.safetensors synth results/")
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A .safetensors checkpoint, or 'default'.")],
+    examples: Examples,
+    out: Annotated[str, typer.Argument(help="Folder or URL for the results.")],
+    hand: Hand = None,
+    first: First = 0,
+    count: Count = 0,
+    device: Device = None,
+    submission: Annotated[
+        str | None, typer.Option(help="Also a benchmark's files: freihand, ho3d_v2 or ho3d_v3.")
+    ] = None,
+) -> None:
+    """Hold a checkpoint against the truth: errors, what its uncertainty is worth, submission files."""
+    from trainer.evaluate import evaluate as judge
+    from trainer.results import table_rows
+
+    with _counting("judging") as told:
+        summary = judge(checkpoint, examples, out, hand, first, count, device, submission, told)
+    if summary is None:
+        typer.echo("these examples have no targets: nothing to measure")
+    else:
+        _print_table(table_rows(summary))
+    typer.echo(f"results in {out}")
+
+
+@app.command(epilog="Example: amvur calibrate run/model.safetensors synth calibrated.safetensors")
+def calibrate(
+    checkpoint: Annotated[str, typer.Argument(help="A .safetensors checkpoint.")],
+    examples: Examples,
+    out: Annotated[str, typer.Argument(help="Where the calibrated checkpoint goes; may be the same file.")],
+    hand: Hand = None,
+    first: First = 0,
+    count: Count = 0,
+    device: Device = None,
+) -> None:
+    """Fit the uncertainties to errors on examples that the checkpoint was not trained on."""
+    from trainer.evaluate import calibrate as fit
+
+    with _counting("predicting") as told:
+        found = fit(checkpoint, examples, out, hand, first, count, device, told)
+    for name, law in (
+        ("vertices", found.vertices),
+        ("3D joints", found.joints3d),
+        ("2D joints", found.joints2d),
+    ):
+        typer.echo(f"{name:<9}  std = {law.scale:.3f} x std ^ {law.exponent:.3f}")
+    typer.echo(f"calibrated on {found.fitted_on}: {out}")
+
+
 @app.command(epilog="Example: amvur report labels/")
 def report(
     labels: Annotated[str, typer.Argument(help="A label folder.")],
@@ -126,44 +275,10 @@ def _annotate(
     batch_size: int,
     shard_size: int,
 ) -> RunRecord:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns: tuple[Any, ...] = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("[red]{task.fields[errors]}"),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=console)
-    task = bar.add_task("labelling", total=None, rate="starting", errors="")
-
-    def on_progress(progress: Any) -> None:
-        bar.start()  # not before there is work: a mistake shall be one line alone
-        wrong = progress.photos - progress.outcomes.get("ok", 0)
-        bar.update(
-            task,
-            completed=progress.photos,
-            total=progress.total,
-            rate=f"{progress.rate:.0f} photos/s" if progress.rate else "starting",
-            errors=f"{wrong} without a label" if wrong else "",
-        )
-
     from annotator.pipeline import ComputeOptions
     from annotator.pipeline import annotate as label
 
-    try:
+    with _progress_bar("labelling", "a label") as told:
         return label(
             photos,
             labels,
@@ -171,20 +286,105 @@ def _annotate(
             hand=hand,
             side=side.value,
             compute=ComputeOptions(workers, threads, batch_size, shard_size),
-            on_progress=on_progress,
+            on_progress=told,
         )
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
-def _print_record(labels: str, record: RunRecord) -> None:
+class _Bar:
+    """A progress bar that shows itself with the first news: a mistake shall be one line alone."""
+
+    def __init__(self, what: str, total: int | None = None) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns: tuple[Any, ...] = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=Console(stderr=True))
+        self._task = self._bar.add_task(what, total=total, rate="starting", said="")
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar.live.is_started:
+            self._bar.stop()
+
+    def show(self, done: int, total: int, rate: float | None = None, said: str = "") -> None:
+        """`rate` in photos a second."""
+        self._bar.start()
+        text = "" if rate is None else f"{rate:.0f} photos/s" if rate else "starting"
+        self._bar.update(self._task, completed=done, total=total, rate=text, said=said)
+
+
+@contextmanager
+def _progress_bar(what: str, missing: str) -> Iterator[Callable[[Any], None]]:
+    """For jobs over photos, which tell of photos, total, outcomes and rate."""
+    with _Bar(what) as bar:
+
+        def told(progress: Any) -> None:
+            wrong = progress.photos - progress.outcomes.get("ok", 0)
+            said = f"[red]{wrong} without {missing}" if wrong else ""
+            bar.show(progress.photos, progress.total, progress.rate, said)
+
+        yield told
+
+
+@contextmanager
+def _training_bar() -> Iterator[Callable[[Any], None]]:
+    """For training, which tells of steps, photos a second and losses."""
+    with _Bar("training") as bar:
+
+        def told(progress: Any) -> None:
+            names = [name for name in ("vertices", "joints3d", "joints2d") if progress.losses.get(name)]
+            said = "  ".join(f"{name} {progress.losses[name]:.2f}" for name in names)
+            bar.show(
+                progress.step,
+                progress.steps,
+                progress.photos_per_s,
+                f"{said}  waiting {progress.waiting:.0%}",
+            )
+
+        yield told
+
+
+@contextmanager
+def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """For work that tells how much of how much is done."""
+    with _Bar(what) as bar:
+        yield bar.show
+
+
+def _print_table(rows: Sequence[tuple[str, str, str]]) -> None:
+    widths = [max(len(row[k]) for row in rows) for k in range(2)]
+    for row in rows:
+        typer.echo(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}")
+
+
+def _print_outcomes(record: RunRecord) -> None:
     width = max(map(len, record.outcomes), default=0)
     for outcome, count in sorted(record.outcomes.items(), key=lambda item: -item[1]):
         typer.echo(f"{outcome:<{width}}  {count}")
     if record.skipped_files:
         some = ", ".join(repr(name)[1:-1] for name in record.skipped_names)
         typer.echo(f"{record.skipped_files} left out, being no photos or not readable folders: {some}, ...")
+
+
+def _print_record(labels: str, record: RunRecord) -> None:
+    _print_outcomes(record)
     if record.settings.trained_steps == 0:
         typer.echo("untrained weights: every hand is the mean hand, with one uncertainty for all")
     typer.echo(f"{record.photos} photos labelled in {labels}")
@@ -203,7 +403,7 @@ def main() -> None:
     except OSError as error:  # a place that can't be read or written, met half-way
         _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("amvur: stopped; `annotate` goes on where it was when started again", err=True)
+        typer.echo("amvur: stopped; the same command goes on where it was", err=True)
         sys.exit(130)
 
 

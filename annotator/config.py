@@ -149,37 +149,54 @@ def config_folder() -> Path:
 
 
 def read_config(kind: type[Config], group: str, name: str, settings: Sequence[str] = ()) -> Config:
-    """Read `configs/GROUP/NAME.yaml`, or the YAML file `name` is a path to.
+    """Read `configs/GROUP/NAME.yaml`, `configs/NAME.yaml`, or the YAML file `name` is a path to.
 
     `settings` override it: `steps=100`, `loss.texture=0`, the value being YAML.
 
     Raises:
         UserError: no such configuration, not YAML, or wrong inside.
     """
-    shipped = config_folder() / group
-    path = Path(name) if name.endswith((".yaml", ".yml")) else shipped / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _shipped(group, name)
     if not path.is_file():
+        folder = config_folder() / group
         names = ", ".join(
-            sorted(p.relative_to(shipped).with_suffix("").as_posix() for p in shipped.rglob("*.yaml"))
+            sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
         )
         raise UserError(f"no configuration '{name}': give a path to a .yaml file, or one of {names}")
+    values = _read_yaml(path)
+    for setting in settings:
+        _set(kind, values, setting)
+    return from_dict(kind, values, str(path))
+
+
+def _read_yaml(path: Path) -> Any:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"{path}: not YAML ({first_line})") from None
-    values = {} if values is None else values
-    for setting in settings:
-        _set(values, setting)
-    return from_dict(kind, values, str(path))
+    return {} if values is None else values
 
 
-def _set(values: Any, setting: str) -> None:
-    """Put `a.b=VALUE` into nested mappings."""
+def _shipped(group: str, name: str) -> Path:
+    """The file of a name: its group's, or one of those that lie beside the groups, as `paper/weak`."""
+    in_group = config_folder() / group / f"{name}.yaml"
+    return in_group if in_group.is_file() else config_folder() / f"{name}.yaml"
+
+
+def _set(kind: type, values: Any, setting: str) -> None:
+    """Put `a.b=VALUE` into nested mappings; a part that was given by name is spelt out first."""
     path, equals, text = setting.partition("=")
     *parents, last = path.split(".")
+    groups = {f.name: f.metadata["group"] for f in fields(kind) if "group" in f.metadata}
     for parent in parents:
-        values = values.setdefault(parent, {}) if isinstance(values, dict) else None
+        inside = values.setdefault(parent, {}) if isinstance(values, dict) else None
+        if isinstance(inside, str) and parent in groups:
+            inside = values[parent] = _read_yaml(_shipped(groups[parent], inside))
+        values = inside
     if not equals or not isinstance(values, dict):
         raise UserError(f"setting '{setting}': give KEY=VALUE, such as steps=100 or loss.texture=0")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"setting '{setting}': '{text}' is not a value in YAML") from None

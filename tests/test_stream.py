@@ -101,20 +101,20 @@ def test_small_collections_are_shared_by_rows(sticks):
 def test_a_window_keeps_other_examples_out(many):
     stored = source(many, first=100, count=150)
     assert len(stored) == 150
-    seen = {n for batch in stored.in_order(32) for n in numbers(batch)}
+    seen = {n for batch, _ in stored.in_order(32) for n in numbers(batch)}
     assert seen == set(range(100, 250))
 
 
 def test_left_hands_arrive_as_right_ones(sticks):
     rights = pq.read_table(sticks, columns=["is_right"])["is_right"].to_pylist()
     assert {True, False} == set(rights)
-    batch = next(source(sticks).in_order(130))
+    batch, _ = next(source(sticks).in_order(130))
     signs = anatomy.chirality(batch.joints3d_mm.numpy())
     assert (signs > 0).all()
 
 
 def test_labels_lie_on_the_pixels_of_the_crop(sticks):
-    batch = next(source(sticks).in_order(130))
+    batch, _ = next(source(sticks).in_order(130))
     red = (batch.image[:, 0].float() - batch.image[:, 1].float()).clamp(min=0) ** 2
     red = torch.where(red > 6000, red, 0)
     size = batch.image.shape[-1]

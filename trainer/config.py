@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from annotator.config import NetworkConfig
+from annotator.config import NetworkConfig, read_config
 from annotator.errors import UserError
 
 #: Targets an example may have; each can be withheld.
@@ -113,3 +114,26 @@ class TrainConfig:
                 raise UserError(f"{name} is {getattr(self, name)}, must be at least 1")
         if not self.data:
             raise UserError("data is empty: give at least one source")
+
+
+def read_train_config(
+    name: str, data: Sequence[str] = (), hand: str | None = None, settings: Sequence[str] = ()
+) -> TrainConfig:
+    """A configuration by name or path, with some of it changed.
+
+    Args:
+        name: of a file in `configs/train` or `configs`, or a path.
+        data: places of examples to use in place of the configuration's own, in equal shares and with its first
+            source's targets.
+        hand: the hand model.
+        settings: `KEY=VALUE` each.
+
+    Raises:
+        UserError: no such configuration, or wrong inside.
+    """
+    config = read_config(TrainConfig, "train", name, settings)
+    if data:
+        config = replace(
+            config, data=tuple(replace(config.data[0], source=place, share=1.0) for place in data)
+        )
+    return replace(config, hand=hand) if hand else config

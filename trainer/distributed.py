@@ -22,11 +22,10 @@ def train_on_ray(
     config: TrainConfig,
     out: str,
     workers: int,
-    gpus: bool,
     address: str | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> None:
-    """`train` in `workers` processes, a GPU each if `gpus`; OUT must be the same place for all of them.
+    """`train` in `workers` processes, a GPU each where Ray has any; OUT must be the same place for all of them.
 
     Raises:
         UserError: as `train` does; or more workers than there are CPUs or GPUs for.
@@ -38,7 +37,9 @@ def train_on_ray(
         from ray.util.queue import Queue
 
         there = ray.cluster_resources()
-        kind, count = ("GPU", there.get("GPU", 0)) if gpus else ("CPU", there.get("CPU", 0))
+        gpus = there.get("GPU", 0) > 0
+        kind = "GPU" if gpus else "CPU"
+        count = there.get(kind, 0)
         if workers > count:
             raise UserError(
                 f"{workers} workers want a {kind} each, but Ray has {count:.0f}: give --workers {count:.0f}"

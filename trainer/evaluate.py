@@ -1,253 +1,217 @@
-"""Judge a network on photos whose truth is known: section 9's metrics, and what its uncertainty is worth.
-
-`summarise` makes the figures of what `Measured` has gathered, `write_results` the files. A metric whose target no photo
-has is None, "n/a" in the table.
-"""
+"""A checkpoint on photos whose truth is known: run it, measure it, calibrate it, submit it."""
 
 from __future__ import annotations
 
-import io
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-from annotator import metrics, uncertainty
 from annotator.errors import UserError
-from annotator.hand.model import JOINT_NAMES
-from annotator.io.storage import join, write_whole
-from trainer.measured import PHOTO_COLUMNS, Judged, Measured
+from annotator.frames import CropFrame, camera_translation
+from annotator.io.storage import check_writable
+from annotator.model.checkpoint import Calibration, Checkpoint, load_checkpoint, save_checkpoint
+from annotator.model.network import Network, Prediction
+from annotator.render import interpolate, rasterize
+from trainer import calibrate as calibration
+from trainer.batch import Batch
+from trainer.config import SYNTHETIC, SourceConfig
+from trainer.data.read import Facts
+from trainer.data.stream import Stored
+from trainer.measured import Measured
+from trainer.results import write_results
+from trainer.submit import check_submission, write_submission
 
-Floats = NDArray[np.floating]
+#: Synthetic photos to judge by come from this seed, which no training run has by accident.
+HELD_OUT_SEED = 982_451_653
 
-#: Kinds of uncertainty that are judged, with their titles in the table.
-_UNCERTAINTIES = {
-    "joints3d": "std, 3D joints",
-    "joints3d_pa": "std, 3D joints, Procrustes",
-    "vertices": "std, vertices",
-    "vertices_pa": "std, vertices, Procrustes",
-    "joints2d": "std, 2D joints",
-}
+#: How many of them, if nobody says.
+SYNTHETIC_COUNT = 1000
 
+BATCH_SIZE = 32
 
-def summarise(measured: Measured) -> dict[str, Any]:
-    """All figures, ready for JSON: numbers, and None where no photo has the target.
-
-    Raises:
-        UserError: nothing was measured.
-    """
-    if not len(measured):
-        raise UserError("there are no photos to evaluate: the data set is empty")
-    root_errors = np.linalg.norm(measured["joints3d_error_mm"], axis=-1)
-    aligned = measured["pa_mpjpe_mm"]
-    judged = dict(measured.judged())
-    return {
-        "photos": len(measured),
-        "joints3d": {
-            "count": _count(measured["mpjpe_mm"]),
-            **_means(measured, "pa_mpjpe_mm", "mpjpe_mm", "scale_aligned_mpjpe_mm"),
-            "pa_mpjpe_median_mm": _number(np.nanmedian(aligned)) if _count(aligned) else None,
-            "pa_auc": _auc(measured["pa_joint_errors_mm"]),
-            "auc": _auc(root_errors),
-            "scale_aligned_auc": _auc(measured["scale_aligned_joint_errors_mm"]),
-            "per_joint_mm": _per_joint(measured, root_errors),
-        },
-        "vertices": {
-            "count": _count(measured["mpvpe_mm"]),
-            **_means(measured, "pa_mpvpe_mm", "mpvpe_mm", "pa_f5", "pa_f15", "f5", "f15"),
-            "pa_auc": _mean(measured["pa_vertices_auc"]),
-            "auc": _mean(measured["vertices_auc"]),
-        },
-        "joints2d": {
-            "count": _count(measured["joints2d_error"]),
-            "error_share_of_crop": _mean(measured["joints2d_error"]),
-        },
-        "texture": {"count": _count(measured["psnr_db"]), **_means(measured, "ssim", "psnr_db")},
-        "side": {
-            "right_taken_for_right": _share(measured["right_probability"], right=True),
-            "mirrored_taken_for_left": _share(measured["mirrored_right_probability"], right=False),
-        },
-        "uncertainty": {name: _judge(judged[name]) if name in judged else None for name in _UNCERTAINTIES},
-    }
+Progress = Callable[[int, int], None]  # photos done, photos in all
 
 
-def _number(value: Any) -> float | None:
-    """A float that JSON knows."""
-    return float(value) if value is not None and math.isfinite(value) else None
+def evaluate(
+    checkpoint: str,
+    examples: str,
+    out: str,
+    hand: str | None = None,
+    first: int = 0,
+    count: int = 0,
+    device: str | None = None,
+    submission: str | None = None,
+    on_progress: Progress = lambda done, total: None,
+) -> dict[str, Any] | None:
+    """Measure a checkpoint on examples and write the results to OUT (`results.write_results`).
 
+    Args:
+        checkpoint: as `load_checkpoint` takes it.
+        examples: a folder or URL that `amvur convert` wrote, or `synth`.
+        out: a folder or URL.
+        hand: as `load_checkpoint` takes it.
+        first: number of the first example. count: how many; 0 = all (of `synth` 1,000).
+        device: where to run; a GPU if there is one.
+        submission: `freihand`, `ho3d_v2` or `ho3d_v3`: write the benchmark's files, too.
+        on_progress: told after every batch.
 
-def _count(values: Floats) -> int:
-    return int((~np.isnan(values)).sum())
-
-
-def _mean(values: Floats) -> float | None:
-    return _number(np.nanmean(values, dtype=np.float64)) if _count(values) else None
-
-
-def _share(probability: Floats, right: bool) -> float | None:
-    known = probability[~np.isnan(probability)]
-    return float(((known >= 0.5) == right).mean()) if len(known) else None
-
-
-def _means(measured: Measured, *names: str) -> dict[str, float | None]:
-    return {name: _mean(measured[name]) for name in names}
-
-
-def _auc(errors_mm: Floats) -> float | None:
-    known = errors_mm[~np.isnan(errors_mm)]
-    return metrics.auc_of_pck(known) if len(known) else None
-
-
-def _per_joint(measured: Measured, root_errors: Floats) -> dict[str, dict[str, float | None]]:
-    aligned, std = measured["pa_joint_errors_mm"], np.linalg.norm(measured["joints3d_std_mm"], axis=-1)
-    kinds = {"pa_error": aligned, "error": root_errors, "std": std}
-    return {
-        joint: {name: _mean(values[:, k]) for name, values in kinds.items()}
-        for k, joint in enumerate(JOINT_NAMES)
-    }
-
-
-def _judge(judged: Judged) -> dict[str, Any]:
-    std, error = judged.std, judged.error
-    curves = uncertainty.sparsify(std, error)
-    found: dict[str, Any] = {
-        "unit": judged.unit,
-        "count": len(std),
-        "mean_error": _mean(error),
-        "mean_std": _mean(std),
-        "spearman": uncertainty.spearman(std, error),
-        "ause": curves and curves.ause,
-        "ause_of_chance": curves and curves.ause_of_chance,
-        "error_of_best": dict(
-            zip(_percents(uncertainty.KEPT), uncertainty.error_of_best(std, error), strict=True)
-        ),
-    }
-    if judged.coordinates is not None:
-        each_std, each_error = judged.coordinates
-        covered = uncertainty.coverage(each_std, each_error)
-        bins = uncertainty.reliability(each_std, each_error)
-        found["spearman_of_coordinates"] = uncertainty.spearman(each_std, np.abs(each_error))
-        found["coverage"] = covered and dict(zip(_percents(uncertainty.LEVELS), covered, strict=True))
-        found["reliability"] = {
-            "std": bins.std.tolist(),
-            "observed_std": bins.observed.tolist(),
-            "count": bins.count.tolist(),
-        }
-    return found
-
-
-def _percents(shares: Sequence[float]) -> list[str]:
-    return [f"{share:.0%}" for share in shares]
-
-
-def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """A table for people: (what of, measure, value), of `summarise`'s figures."""
-    joints3d, vertices, joints2d = summary["joints3d"], summary["vertices"], summary["joints2d"]
-    texture = summary["texture"]
-    rows = [
-        ("photos", "", str(summary["photos"])),
-        ("3D joints", "photos", str(joints3d["count"])),
-        ("", "PA-MPJPE", _shown(joints3d["pa_mpjpe_mm"], "mm")),
-        ("", "PA-MPJPE, median", _shown(joints3d["pa_mpjpe_median_mm"], "mm")),
-        ("", "MPJPE, wrist on wrist", _shown(joints3d["mpjpe_mm"], "mm")),
-        ("", "MPJPE, wrist and scale (HO3D)", _shown(joints3d["scale_aligned_mpjpe_mm"], "mm")),
-        ("", "AUC, Procrustes", _shown(joints3d["pa_auc"])),
-        ("", "AUC, wrist on wrist", _shown(joints3d["auc"])),
-        ("", "AUC, wrist and scale (HO3D)", _shown(joints3d["scale_aligned_auc"])),
-        ("vertices", "photos", str(vertices["count"])),
-        ("", "PA-MPVPE", _shown(vertices["pa_mpvpe_mm"], "mm")),
-        ("", "MPVPE, wrist on wrist", _shown(vertices["mpvpe_mm"], "mm")),
-        ("", "AUC, Procrustes", _shown(vertices["pa_auc"])),
-        ("", "F@5 mm, Procrustes", _shown(vertices["pa_f5"])),
-        ("", "F@15 mm, Procrustes", _shown(vertices["pa_f15"])),
-        ("2D joints", "photos", str(joints2d["count"])),
-        ("", "error, of the crop's side", _shown(joints2d["error_share_of_crop"], "%")),
-        ("texture", "photos", str(texture["count"])),
-        ("", "SSIM", _shown(texture["ssim"])),
-        ("", "PSNR", _shown(texture["psnr_db"], "dB")),
-        ("side", "right hands taken for right", _shown(summary["side"]["right_taken_for_right"], "%")),
-        ("", "their mirror images, for left", _shown(summary["side"]["mirrored_taken_for_left"], "%")),
-    ]
-    for name, title in _UNCERTAINTIES.items():
-        found = summary["uncertainty"][name]
-        rows += [(title, "", "n/a")] if found is None else _uncertainty_rows(title, found)
-    return rows
-
-
-def _uncertainty_rows(title: str, found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    unit = found["unit"]
-    rows = [
-        (title, "Spearman with the error", _shown(found["spearman"])),
-        ("", "AUSE (what chance scores)", f"{_shown(found['ause'])} ({_shown(found['ause_of_chance'])})"),
-        ("", "error of all", _shown(found["mean_error"], unit)),
-    ]
-    for share, error in found["error_of_best"].items():
-        part = f"{error / found['mean_error']:.0%} of all's" if found["mean_error"] else "n/a"
-        rows.append(("", f"error of the best {share}", f"{_shown(error, unit)}, {part}"))
-    for level, covered in (found.get("coverage") or {}).items():
-        rows.append(("", f"truth within the {level} interval", _shown(covered, "%")))
-    return rows
-
-
-def _shown(value: float | None, unit: str = "") -> str:
-    if value is None:
-        return "n/a"
-    if unit == "%":
-        return f"{value:.1%}".replace("%", " %")
-    return f"{value:.2f} {unit}" if unit else f"{value:.3f}"
-
-
-def write_results(out: str, measured: Measured, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Write OUT/metrics.json, table.txt, photos.parquet and plots/*.png; returns the figures.
-
-    `out` is a folder or fsspec URL; `facts` (checkpoint, data set, ...) go first into `metrics.json`.
+    Returns:
+        The figures; None where no example has a target, as in a benchmark's evaluation split.
 
     Raises:
-        UserError: nothing was measured, or the folder can't be written.
+        UserError: a mistake in the arguments, or examples that are not there.
     """
-    # Imported late: matplotlib takes a second.
-    from trainer.plots import draw_plots
-
-    summary = {**(facts or {}), **summarise(measured)}
-    files = {
-        "metrics.json": json.dumps(summary, indent=1, allow_nan=False).encode() + b"\n",
-        "table.txt": _table_text(table_rows(summary)).encode(),
-        "photos.parquet": _photos_file(measured),
-        **{f"plots/{name}.png": png for name, png in draw_plots(measured).items()},
+    loaded = load_checkpoint(checkpoint, hand)
+    benchmark = check_submission(submission, loaded.hand) if submission else None
+    check_writable(out)
+    measured = Measured(loaded.info.calibration)
+    places: list[int] = []
+    hands: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    targets = 0
+    for batch, prediction, facts in run(loaded, examples, first, count, device, on_progress):
+        _measure(measured, loaded.network, batch, prediction, facts)
+        targets += int(batch.has_joints2d.any(1).sum() + batch.has_joints3d.sum() + batch.has_vertices.sum())
+        if benchmark:
+            joints3d_mm, vertices_mm = prediction.joints3d.mean_mm, prediction.vertices.mean_mm
+            wrists_mm = _wrists_mm(prediction, facts)
+            hands += zip(joints3d_mm.cpu().numpy(), vertices_mm.cpu().numpy(), wrists_mm, strict=True)
+            places += [-1 if fact.source_index is None else fact.source_index for fact in facts]
+    if benchmark:
+        # Examples are shuffled; a submission is in the data set's own order.
+        in_order = [hands[i] for i in np.argsort(places, kind="stable")]
+        joints3d, vertices, wrists = (np.stack(parts) for parts in zip(*in_order, strict=True))
+        write_submission(out, benchmark, joints3d, vertices, wrists)
+    if not targets:
+        return None
+    facts_of_run = {
+        "checkpoint": loaded.id,
+        "trained_steps": loaded.info.trained_steps,
+        "hand": loaded.hand.id,
+        "calibration": asdict(loaded.info.calibration),
+        "examples": examples,
+        "first": first,
     }
-    try:
-        for name, data in files.items():
-            write_whole(join(out, name), data)
-    except OSError as error:
-        raise UserError(f"can't write the results to '{out}': {error.strerror or error}") from None
-    return summary
+    return write_results(out, measured, facts_of_run)
 
 
-def _table_text(rows: Sequence[tuple[str, str, str]]) -> str:
-    widths = [max(len(row[k]) for row in rows) for k in range(2)]
-    return "".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}\n" for a, b, c in rows)
+def calibrate(
+    checkpoint: str,
+    examples: str,
+    out: str,
+    hand: str | None = None,
+    first: int = 0,
+    count: int = 0,
+    device: str | None = None,
+    on_progress: Progress = lambda done, total: None,
+) -> Calibration:
+    """Fit a checkpoint's calibration on examples it was not trained on, and write it with it to OUT.
+
+    Arguments as `evaluate`'s; `out` is a `.safetensors` file, which may be the checkpoint itself.
+
+    Raises:
+        UserError: a mistake in the arguments, or too few examples.
+    """
+    if not out.endswith(".safetensors"):
+        raise UserError(f"'{out}': give the calibrated checkpoint a name that ends in .safetensors")
+    loaded = load_checkpoint(checkpoint, hand)
+    if loaded.info.network.variant == "prior_net":
+        raise UserError(
+            f"'{checkpoint}' is a prior-net alone: its uncertainty is a constant, there is nothing to fit"
+        )
+    measured = Measured()
+    for batch, prediction, facts in run(loaded, examples, first, count, device, on_progress):
+        measured.add(batch, prediction, [fact.image_id for fact in facts])
+    fitted = calibration.calibrate(measured, examples)
+    save_checkpoint(replace(loaded, info=replace(loaded.info, calibration=fitted)), out)
+    return fitted
 
 
-def _photos_file(measured: Measured) -> bytes:
-    columns = {"image_id": pa.array(measured.image_ids, pa.string())}
-    for name in PHOTO_COLUMNS:
-        columns[name] = pa.array(measured[name], pa.float32(), from_pandas=True)
-    per_joint = {
-        "joint_errors_mm": np.linalg.norm(measured["joints3d_error_mm"], axis=-1),
-        "pa_joint_errors_mm": measured["pa_joint_errors_mm"],
-        "joint_stds_mm": np.linalg.norm(measured["joints3d_std_mm"], axis=-1),
-        "joint2d_errors": np.linalg.norm(measured["joints2d_errors"], axis=-1) / 2,
-        "joint2d_stds": np.linalg.norm(measured["joints2d_stds"], axis=-1) / 2,
-    }
-    for name, values in per_joint.items():
-        flat = pa.array(values.ravel().astype(np.float32), from_pandas=True)
-        missing = pa.array(np.isnan(values).all(1))
-        columns[name] = pa.FixedSizeListArray.from_arrays(flat, 21, mask=missing)
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink, compression="zstd")
-    return sink.getvalue()
+@torch.inference_mode()
+def run(
+    checkpoint: Checkpoint,
+    examples: str,
+    first: int = 0,
+    count: int = 0,
+    device: str | None = None,
+    on_progress: Progress = lambda done, total: None,
+) -> Iterator[tuple[Batch, Prediction, list[Facts]]]:
+    """Predict examples in order. Crops are cut as `annotate` cuts them; all hands come as right ones."""
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network = checkpoint.network.to(place).eval()
+    total, batches = _examples(checkpoint, examples, first, count)
+    done = 0
+    for batch, facts in batches:
+        batch = batch.to(place)
+        images = (batch.image.float() / 255).contiguous(memory_format=torch.channels_last)
+        yield batch, network(images, len(images)), facts
+        done += len(batch)
+        on_progress(done, total)
+
+
+def _examples(
+    checkpoint: Checkpoint, examples: str, first: int, count: int
+) -> tuple[int, Iterator[tuple[Batch, list[Facts]]]]:
+    crop_px = checkpoint.info.network.crop_px
+    if examples != SYNTHETIC:
+        config = SourceConfig(source=examples, first=first, count=count)
+        stored = Stored(examples, checkpoint.hand, crop_px, config, seed=0, margin=1.0)
+        return len(stored), stored.in_order(BATCH_SIZE)
+    total = count or SYNTHETIC_COUNT
+    return total, _drawn(checkpoint, crop_px, range(first, first + total))
+
+
+def _drawn(checkpoint: Checkpoint, crop_px: int, numbers: range) -> Iterator[tuple[Batch, list[Facts]]]:
+    from trainer.synth import SyntheticHands
+
+    hands = SyntheticHands(checkpoint.hand, crop_px, HELD_OUT_SEED)
+    whole = CropFrame(np.full(2, crop_px / 2), np.float64(crop_px / 2), np.bool_(False))
+    for start in range(0, len(numbers), BATCH_SIZE):
+        part = numbers[start : start + BATCH_SIZE]
+        facts = [Facts(f"synth-{number}", whole, number, None, None) for number in part]
+        yield hands.batch(torch.tensor(part)), facts
+
+
+def _measure(
+    measured: Measured, network: Network, batch: Batch, prediction: Prediction, facts: list[Facts]
+) -> None:
+    rendered: Tensor | None = None
+    region: Tensor | None = None
+    if prediction.rgb is not None:
+        points = prediction.camera.project(prediction.vertices.mean_mm)
+        fragments = rasterize(points, network.faces, batch.image.shape[-1])
+        rendered = interpolate(fragments, prediction.rgb, network.faces).permute(0, 3, 1, 2)
+        region = (fragments.face_ids >= 0) & (batch.hand_mask[:, 0] > 127)
+    measured.add(batch, prediction, [fact.image_id for fact in facts], rendered, region)
+
+
+def _wrists_mm(prediction: Prediction, facts: list[Facts]) -> np.ndarray:
+    """(B, 3): where each wrist stands before its camera, as the data set says, else as 2D and 3D joints do.
+
+    Raises:
+        UserError: an example with neither a wrist nor a camera.
+    """
+    joints3d_mm = prediction.joints3d.mean_mm.cpu().numpy()
+    joints2d = prediction.joints2d.cpu().numpy()
+    wrists = []
+    for fact, points_mm, points in zip(facts, joints3d_mm, joints2d, strict=True):
+        if fact.wrist_mm is not None:
+            wrists.append(fact.wrist_mm)
+            continue
+        if fact.camera_matrix is None:
+            raise UserError(
+                f"'{fact.image_id}' has no camera_matrix, which a submission needs: convert the benchmark's "
+                "evaluation split"
+            )
+        matrix = fact.camera_matrix
+        found = camera_translation(
+            points_mm[None],
+            fact.frame.photo_from_crop(points)[None],
+            matrix[:1, 0],
+            matrix[None, :2, 2],
+        )
+        wrists.append(found[0])
+    return np.stack(wrists)

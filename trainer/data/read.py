@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,24 @@ from trainer.batch import Batch
 from trainer.config import Target
 
 #: What is read of a row.
-COLUMNS = [
-    *(
-        "image",
-        "box_xyxy",
-        "is_right",
-        "joints2d_px",
-        "joints2d_std_px",
-        "joints3d_mm",
-        "vertices_mm",
-        "hand_mask",
-    ),
-    *("width", "height"),
-]
+COLUMNS = (
+    *("image", "hand_mask", "width", "height", "box_xyxy", "box_source", "is_right"),
+    *("joints2d_px", "joints2d_std_px", "joints3d_mm", "vertices_mm"),
+)
+
+#: What is read besides by those who write about each photo.
+FACTS = ("image_id", "source_index", "wrist_mm", "camera_matrix")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an example says besides its targets; None where it does not."""
+
+    image_id: str
+    frame: CropFrame  # of the one crop
+    source_index: int | None
+    wrist_mm: np.ndarray | None  # (3,) before the camera
+    camera_matrix: np.ndarray | None  # (3, 3)
 
 
 class Rows:
@@ -64,15 +70,9 @@ def read_example(
     """
     batch = Batch.empty(1, size_px, vertex_count)
     joints2d_px = rows.array("joints2d_px", row)
-    box = rows.array("box_xyxy", row)
+    frame = frame_of(rows, row, margin)
     width, height = rows.scalar("width", row), rows.scalar("height", row)
-    if box is not None:
-        frame = square_around(box.reshape(4), BOX_PADDING * margin)
-    elif joints2d_px is not None and np.isfinite(joints2d_px).any():
-        frame = square_around(box_around_joints(joints2d_px), BOX_PADDING * margin)
-    else:
-        frame = square_around([0, 0, width, height], margin)
-    mirrored = rows.scalar("is_right", row) is False
+    mirrored = bool(np.all(frame.mirrored))
     # So much of the photo is needed that the crop still has all its pixels.
     needed_px = int(size_px * min(width, height) / (2 * frame.half_side_px)) + 1
     try:
@@ -82,10 +82,9 @@ def read_example(
         return batch
     batch.image[0] = _pixels(cut(photo.pixels, frame, size_px, width), mirrored)
     half_side_px = float(frame.half_side_px)
-    frame = CropFrame(frame.centre_px[None], np.array([half_side_px]), np.array([mirrored]))
     if joints2d_px is not None and "joints2d" in targets:
-        joints2d = frame.crop_from_photo(joints2d_px[None])[0]
-        known = np.isfinite(joints2d).all(1)
+        joints2d = frame.crop_from_photo(joints2d_px)
+        known = np.asarray(np.isfinite(joints2d).all(1))
         batch.joints2d[0] = torch.from_numpy(np.where(known[:, None], joints2d, 0)).float()
         batch.has_joints2d[0] = torch.from_numpy(known)
         if (std_px := rows.array("joints2d_std_px", row)) is not None:
@@ -100,10 +99,35 @@ def read_example(
     if (mask := rows.scalar("hand_mask", row)) is not None and "hand_mask" in targets:
         seen = np.asarray(Image.open(io.BytesIO(mask)).convert("RGB"))
         seen = seen if seen.shape[:2] == (height, width) else np.zeros_like(seen)
-        one = CropFrame(frame.centre_px[0], np.float64(half_side_px), np.bool_(False))
-        batch.hand_mask[0] = _pixels(_cut_mask(seen, one, size_px, width), mirrored)[:1]
+        batch.hand_mask[0] = _pixels(_cut_mask(seen, frame, size_px, width), mirrored)[:1]
         batch.has_hand_mask[0] = True
     return batch
+
+
+def facts_of(rows: Rows, row: int) -> Facts:
+    """The facts of one example."""
+    wrist_mm, matrix = rows.array("wrist_mm", row), rows.array("camera_matrix", row)
+    return Facts(
+        image_id=rows.scalar("image_id", row) or "",
+        frame=frame_of(rows, row),
+        source_index=rows.scalar("source_index", row),
+        wrist_mm=None if wrist_mm is None else wrist_mm.reshape(3),
+        camera_matrix=None if matrix is None else matrix.reshape(3, 3),
+    )
+
+
+def frame_of(rows: Rows, row: int, margin: float = 1.0) -> CropFrame:
+    """Where an example's crop lies in its photo, as `annotate` would cut it, `margin` times as wide."""
+    box, joints2d_px = rows.array("box_xyxy", row), rows.array("joints2d_px", row)
+    width, height = rows.scalar("width", row), rows.scalar("height", row)
+    if box is not None:
+        padding = 1.0 if rows.scalar("box_source", row) == "photo" else BOX_PADDING
+        frame = square_around(box.reshape(4), padding * margin)
+    elif joints2d_px is not None and np.isfinite(joints2d_px).any():
+        frame = square_around(box_around_joints(joints2d_px), BOX_PADDING * margin)
+    else:
+        frame = square_around([0, 0, width, height], margin)
+    return frame._replace(mirrored=np.bool_(rows.scalar("is_right", row) is False))
 
 
 def _pixels(crop: np.ndarray, mirrored: bool) -> torch.Tensor:

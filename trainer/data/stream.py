@@ -13,7 +13,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +25,7 @@ from annotator.hand.model import HandModel
 from annotator.io.storage import join, names_in, open_file
 from trainer.batch import Batch
 from trainer.config import SYNTHETIC, TARGETS, SourceConfig, Target, TrainConfig
-from trainer.data.read import COLUMNS, Rows, read_example
+from trainer.data.read import COLUMNS, FACTS, Facts, Rows, facts_of, read_example
 from trainer.keyed import keys
 
 #: Lanes of a collection; at most so many workers can share it.
@@ -39,21 +38,10 @@ POOL = 4
 MARGIN = 1.4
 
 
-class Source(Protocol):
-    """Examples by number, endless."""
-
-    margin: float
-    lanes: int
-
-    def batch(self, numbers: Sequence[int]) -> Batch:
-        """The examples with these numbers; `key` is not set yet."""
-        ...
-
-
 class Synthetic:
     """Hands drawn as needed, with all targets."""
 
-    margin, lanes = 1.0, LANES
+    lanes = LANES
 
     def __init__(self, hand: HandModel, size_px: int, config: SourceConfig, seed: int) -> None:
         from trainer.synth import SyntheticHands  # not needed by those who train on photos
@@ -72,17 +60,15 @@ class Synthetic:
 class Stored:
     """Examples from `OUT/data/*.parquet`, in another order every epoch."""
 
-    margin = MARGIN
-
     def __init__(
-        self, url: str, hand: HandModel, size_px: int, config: SourceConfig, seed: int, shuffle: bool = True
+        self, url: str, hand: HandModel, size_px: int, config: SourceConfig, seed: int, margin: float = MARGIN
     ) -> None:
-        """Reads every file's footer, no more.
+        """Read every file's footer, no more. Images of `size_px` show the hand's crop `margin` times as wide.
 
         Raises:
             UserError: no examples there, or meshes of another hand model.
         """
-        self.url, self.config, self.seed, self.shuffle = url, config, seed, shuffle
+        self.url, self.config, self.seed, self.margin = url, config, seed, margin
         self.size_px, self.vertex_count = size_px, hand.vertex_count
         names = sorted(name for name in names_in(join(url, "data")) if name.endswith(".parquet"))
         if not names:
@@ -122,18 +108,18 @@ class Stored:
         """The examples with these numbers."""
         return Batch.join([self._example(number) for number in numbers])
 
-    def in_order(self, size: int) -> Iterator[Batch]:
-        """All examples once, in the order of the files, in batches."""
-        part: list[Batch] = []
+    def in_order(self, size: int) -> Iterator[tuple[Batch, list[Facts]]]:
+        """All examples once, in the order of the files, in batches, with what they say of themselves."""
+        part: list[tuple[Batch, Facts]] = []
         for name, group, start, stop in self._groups:
-            rows = self._rows(name, group)
+            rows = self._rows(name, group, (*COLUMNS, *FACTS))
             for row in range(start, stop):
-                part.append(self._read(rows, row))
+                part.append((self._read(rows, row), facts_of(rows, row)))
                 if len(part) == size:
-                    yield Batch.join(part)
+                    yield Batch.join([batch for batch, _ in part]), [facts for _, facts in part]
                     part = []
         if part:
-            yield Batch.join(part)
+            yield Batch.join([batch for batch, _ in part]), [facts for _, facts in part]
 
     def _example(self, number: int) -> Batch:
         lane, place = number % self.lanes, number // self.lanes
@@ -141,7 +127,7 @@ class Stored:
         sizes = [stop - start for _, _, start, stop in units]
         epoch, place = divmod(place, sum(sizes))
         chance = np.random.default_rng([self.seed, lane, epoch])
-        order = chance.permutation(len(units)) if self.shuffle else np.arange(len(units))
+        order = chance.permutation(len(units))
         # Units are drawn together until they hold some rows to shuffle.
         ends = np.cumsum([sizes[i] for i in order])
         first = bisect_right(ends, place) // POOL * POOL
@@ -153,9 +139,8 @@ class Stored:
                 for i in order[first : first + POOL]
                 for row in range(*units[i][2:])
             ]
-            if self.shuffle:
-                mixed = np.random.default_rng([self.seed, lane, epoch, first]).permutation(len(rows))
-                rows = [rows[i] for i in mixed]
+            mixed = np.random.default_rng([self.seed, lane, epoch, first]).permutation(len(rows))
+            rows = [rows[i] for i in mixed]
             held = self._pool[lane] = ((epoch, first), rows)
         return self._read(*held[1][place])
 
@@ -163,13 +148,13 @@ class Stored:
         targets = tuple(t for t in self.config.targets if t != "vertices" or self.has_vertices)
         return read_example(rows, row, self.size_px, self.margin, targets, self.vertex_count)
 
-    def _rows(self, name: str, group: int) -> Rows:
+    def _rows(self, name: str, group: int, columns: Sequence[str] = COLUMNS) -> Rows:
         if name not in self._files:
             while len(self._files) > 8:
                 self._files.pop(next(iter(self._files))).close()
             self._files[name] = pq.ParquetFile(open_file(join(self.url, "data", name)))
         file = self._files[name]
-        there = [column for column in COLUMNS if column in file.schema_arrow.names]
+        there = [column for column in columns if column in file.schema_arrow.names]
         return Rows(file.read_row_group(group, columns=there, use_threads=False))
 
 
@@ -184,13 +169,11 @@ def withhold(batch: Batch, targets: Sequence[Target]) -> Batch:
     return batch
 
 
-def open_source(
-    config: SourceConfig, hand: HandModel, crop_px: int, seed: int, shuffle: bool = True
-) -> Synthetic | Stored:
-    """The source a configuration names; its images are `crop_px * margin` wide."""
+def open_source(config: SourceConfig, hand: HandModel, crop_px: int, seed: int) -> Synthetic | Stored:
+    """The source a configuration names, for training."""
     if config.source == SYNTHETIC:
         return Synthetic(hand, crop_px, config, seed)
-    return Stored(config.source, hand, round(crop_px * Stored.margin), config, seed, shuffle)
+    return Stored(config.source, hand, round(crop_px * MARGIN), config, seed)
 
 
 class Steps(Dataset[list[Batch]]):

@@ -18,7 +18,7 @@ from annotator.model.network import Network, Prediction
 from trainer import measured as measured_module
 from trainer.batch import Batch
 from trainer.calibrate import calibrate
-from trainer.evaluate import summarise, table_rows, write_results
+from trainer.results import summarise, table_rows, write_results
 from trainer.measured import Measured
 
 HAND = load_hand("open")

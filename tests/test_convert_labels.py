@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from annotator.errors import UserError
+from annotator.hand import load_hand
+from annotator.hand.anatomy import chirality
+from annotator.io.labels import label_files
+from annotator.io.schema import encode_table, label_schema, labels_to_table
+from trainer.data.convert import convert
+from trainer.synth import write_photos
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return pa.concat_tables([pq.read_table(f) for f in sorted((out / "data").glob("*.parquet"))]).to_pylist()
+
+
+def facts_of(out: Path) -> dict[str, Any]:
+    return json.loads(pq.read_schema(out / "data" / "part-000000.parquet").metadata[b"amvur"])
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synth") / "hands"
+    write_photos(folder, 12, seed=2, size_px=96)
+    return folder
+
+
+def test_labels_that_annotate_wrote_are_joined_with_their_photos(
+    labelled: Any, photos: Path, tmp_path: Path
+) -> None:
+    labels, record, _ = labelled
+    out = tmp_path / "out"
+    summary = convert(f"labels:{labels}", str(out))
+    assert summary.examples == record.outcomes["ok"] == 50
+    assert facts_of(out)["hand"] == summary.hand == record.settings.hand == load_hand("open").id
+    there = {
+        row["image_id"]: row
+        for name in label_files(str(labels))
+        for row in pq.read_table(labels / "data" / name).to_pylist()
+    }
+    rows = rows_of(out)
+    for row in rows:
+        assert row["image"] == (photos / row["image_id"]).read_bytes()
+        label = there.pop(row["image_id"])
+        assert {name: row[name] for name in label} == label
+    assert not there
+    # Files hold the photos in the order of their paths.
+    assert [row["image_id"] for row in rows] != sorted(row["image_id"] for row in rows)
+
+
+def test_photos_that_are_gone_moved_or_another_are_left_out_or_found(
+    labelled: Any, photos: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels"
+    shutil.copytree(labelled[0], labels)
+    moved = tmp_path / "moved"
+    shutil.copytree(photos, moved)
+    (moved / "left" / "001.jpg").unlink()
+    (moved / "left" / "003.jpg").write_bytes((moved / "left" / "005.jpg").read_bytes())
+    (moved / "left" / "005.jpg").write_bytes(b"nothing")
+    summary = convert(f"labels:{labels}", str(tmp_path / "out"), images=str(moved))
+    # Those that are gone or damaged there are still where they were labelled.
+    assert summary.examples == 49
+    assert summary.left_out == {"a photo of another size than was labelled": 1}
+    for name in label_files(str(labels)):
+        table = pq.read_table(labels / "data" / name)
+        uris = pa.array([f"/gone/{i}" for i in table["image_id"].to_pylist()])
+        table = table.set_column(0, "image_uri", uris).replace_schema_metadata(table.schema.metadata)
+        (labels / "data" / name).write_bytes(encode_table(table))
+    run = json.loads((labels / "_run.json").read_text())
+    for source, count in ((str(moved), 47), (None, 0)):
+        run["settings"]["source"] = source or "/gone"
+        (labels / "_run.json").write_text(json.dumps(run))
+        if count:
+            summary = convert(f"labels:{labels}", str(tmp_path / "moved-out"))
+            assert summary.examples == count
+            assert {"photo missing", "photo not_a_photo"} < set(summary.left_out)
+        else:
+            with pytest.raises(UserError, match="gives no examples .50: photo missing.; give the photos'"):
+                convert(f"labels:{labels}", str(tmp_path / "none"))
+
+
+def test_synthetic_photos_and_their_truth_become_examples_left_hands_unmirrored(
+    synthetic: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert convert(f"synth:{synthetic}", str(out)).examples == 12
+    rows = rows_of(out)
+    truth = {row["image_id"]: row for row in pq.read_table(synthetic / "truth.parquet").to_pylist()}
+    for row in rows:
+        assert row["image"] == (synthetic / "images" / row["image_id"]).read_bytes()
+        label = truth.pop(row["image_id"])
+        assert {name: row[name] for name in label} == label
+        assert (chirality(np.array(row["joints3d_mm"])) > 0) == row["is_right"]
+    assert not truth
+    assert {row["is_right"] for row in rows} == {True, False}
+
+
+def detected(folder: Path, synthetic: Path, vertex_count: int | None = None) -> Path:
+    """A label folder with 2D joints alone, as a detector writes: some photos without a hand, one of unknown side."""
+    truth = pq.read_table(synthetic / "truth.parquet").to_pylist()
+    rows = [{"image_uri": str(synthetic / row["image_uri"]), "image_id": row["image_id"]} for row in truth]
+    for k, row in enumerate(rows):
+        row |= {"status": "ok", "hand_index": 0, "width": 96, "height": 96}
+        if k % 4 == 3:
+            row |= {"status": "no_hand", "hand_index": -1}
+        elif k:
+            row["is_right"] = truth[k]["is_right"]
+    hands = [k for k in range(len(rows)) if k % 4 != 3]
+    columns = {
+        name: np.array([truth[k][name] for k in hands], np.float32) for name in ("box_xyxy", "joints2d_px")
+    }
+    schema = label_schema(vertex_count or 1, {"amvur": json.dumps({"schema_version": 1, "hand": None})})
+    if vertex_count is None:
+        schema = pa.schema([f for f in schema if not f.name.startswith("vert")], metadata=schema.metadata)
+    (folder / "data").mkdir(parents=True)
+    for number, part in enumerate((range(0, 5), range(5, len(rows)))):
+        mine = [k for k in hands if k in part]
+        picked = {name: values[[hands.index(k) for k in mine]] for name, values in columns.items()}
+        table = labels_to_table([rows[k] for k in part], picked, [k - part.start for k in mine], schema)
+        (folder / "data" / f"shard-{number}.parquet").write_bytes(encode_table(table))
+    return folder
+
+
+@pytest.mark.parametrize("vertex_count", [None, 805])
+def test_labels_of_2d_joints_alone_become_examples(
+    vertex_count: int | None, synthetic: Path, tmp_path: Path
+) -> None:
+    labels = detected(tmp_path / "labels", synthetic, vertex_count)
+    summary = convert(f"labels:{labels}", str(tmp_path / "out"))
+    assert (summary.examples, summary.hand) == (8, None)
+    assert summary.left_out == {"no_hand": 3, "nothing says which hand it is": 1}
+    for row in rows_of(tmp_path / "out"):
+        assert np.isfinite(row["joints2d_px"]).all()
+        assert row["joints3d_mm"] is row["vertices_mm"] is None
+    assert duckdb.sql(f"select count(*) from '{tmp_path}/out/data/*.parquet'").fetchall() == [(8,)]
+
+
+def test_labels_that_are_none_or_damaged_or_of_two_hands_are_named(
+    labelled: Any, synthetic: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match=r"holds no labels .data/\*.parquet."):
+        convert(f"labels:{synthetic}", out)
+    with pytest.raises(UserError, match=r"truth.parquet: no such file"):
+        convert(f"synth:{tmp_path}", out)
+    labels = detected(tmp_path / "labels", synthetic)
+    first = labels / "data" / "shard-0.parquet"
+    shutil.copy(next((labelled[0] / "data").glob("*.parquet")), labels / "data" / "other.parquet")
+    with pytest.raises(UserError, match="are of different hand models: open-"):
+        convert(f"labels:{labels}", out)
+    (labels / "data" / "other.parquet").unlink()
+    table = pq.read_table(first)
+    pq.write_table(table.drop_columns(["is_right"]), first)
+    with pytest.raises(UserError, match=r"shard-0.parquet: is_right: there is no such column"):
+        convert(f"labels:{labels}", out)
+    first.write_bytes(b"PAR1 nothing")
+    with pytest.raises(UserError, match=r"shard-0.parquet: damaged, or not a Parquet file"):
+        convert(f"labels:{labels}", out)

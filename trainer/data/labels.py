@@ -1,0 +1,153 @@
+"""Labels as training examples: what `annotate`, `detect` or `synth` wrote, joined with the photos they are of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from annotator.errors import UserError
+from annotator.io.decode import PhotoError
+from annotator.io.labels import label_files
+from annotator.io.storage import join, read_whole
+from annotator.run_record import FILE as RUN_FILE
+from trainer.data.fields import opened
+from trainer.data.photos import photo_columns
+
+_NEEDED = ("image_uri", "image_id", "status", "is_right", "box_xyxy", "width", "height", "joints2d_px")
+
+#: Rows read at once, and rows that wait to be drawn from: what is mixed, where files hold one sequence each.
+_READ_ROWS = 256
+_POOL = 2048
+
+
+@dataclass(frozen=True)
+class LabelTables:
+    """Label files of one hand model, and the folders where their photos may lie."""
+
+    files: list[str]
+    folders: list[str]
+    hand: str | None  # id; None where there are no meshes
+    vertex_count: int
+
+
+def label_tables(labels: str, images: str | None = None) -> LabelTables:
+    """Of a label folder; photos lie where the labels say, below the labelled folder, or below `images`.
+
+    Raises:
+        UserError: there are no labels, or no whole ones.
+    """
+    files = sorted(label_files(labels))
+    if not files:
+        raise UserError(
+            f"'{labels}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
+        )
+    return _tables([join(labels, "data", file) for file in files], images or _labelled_folder(labels))
+
+
+def synthetic_tables(out: str) -> LabelTables:
+    """Of a folder that `amvur synth` wrote.
+
+    Raises:
+        UserError: it is none.
+    """
+    return _tables([join(out, "truth.parquet")], out)
+
+
+def label_examples(tables: LabelTables, chance: np.random.Generator) -> Iterator[dict[str, Any] | str]:
+    """The examples, shuffled; instead of one, why it was left out. Left hands are as labels have them: photo
+    and points unmirrored, pose and betas those of the mirrored right hand."""
+    waiting: list[dict[str, Any]] = []
+    for row in _rows(tables, chance):
+        if row["status"] != "ok":
+            yield str(row["status"])
+        elif row["is_right"] is None:
+            yield "nothing says which hand it is"
+        else:
+            waiting.append(row)
+            if len(waiting) > _POOL:
+                drawn = int(chance.integers(len(waiting)))
+                waiting[drawn], waiting[-1] = waiting[-1], waiting[drawn]
+                yield _joined(waiting.pop(), tables.folders)
+    for drawn in chance.permutation(len(waiting)).tolist():
+        yield _joined(waiting[drawn], tables.folders)
+
+
+def _joined(row: dict[str, Any], folders: list[str]) -> dict[str, Any] | str:
+    """The row with its photo."""
+    uri, name = row["image_uri"] or "", row["image_id"] or ""
+    is_absolute = uri.startswith("/") or "://" in uri
+    below = [name] if is_absolute else [name, uri]
+    places = [join(folder, part) for folder in folders for part in below if part] + [uri] * is_absolute
+    reason = "missing"
+    for place in places:
+        try:
+            photo = photo_columns(place)
+        except PhotoError as error:
+            reason = error.reason if error.reason != "missing" else reason
+            continue
+        if (photo["width"], photo["height"]) != (row["width"], row["height"]):
+            return "a photo of another size than was labelled"
+        return row | photo
+    return f"photo {reason}"
+
+
+def _rows(tables: LabelTables, chance: np.random.Generator) -> Iterator[dict[str, Any]]:
+    for number in chance.permutation(len(tables.files)).tolist():
+        path = tables.files[number]
+        with opened(path) as file:
+            try:
+                for batch in pq.ParquetFile(file).iter_batches(_READ_ROWS):
+                    columns = {name: _values(batch.column(name)) for name in batch.schema.names}
+                    for row in range(batch.num_rows):
+                        yield {name: values[row] for name, values in columns.items()}
+            except (pa.ArrowInvalid, OSError) as error:
+                raise UserError(f"{path}: damaged: {str(error).splitlines()[0]}") from None
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """A column's values; nested fixed-size lists as arrays of their own, so that no row keeps its file in memory."""
+    shape, values = [], column.drop_null()
+    while pa.types.is_fixed_size_list(values.type):
+        shape.append(values.type.list_size)
+        values = values.flatten()
+    if not shape:
+        return column.to_pylist()
+    there = len(column) - column.null_count
+    dense = iter(values.to_numpy(zero_copy_only=False).reshape(there, *shape))
+    return [next(dense).copy() if valid else None for valid in column.is_valid().to_pylist()]
+
+
+def _tables(files: list[str], folder: str | None) -> LabelTables:
+    """Looks at every file's schema: columns, and the hand model, which must be one."""
+    known: dict[str | None, int] = {}
+    for path in files:
+        with opened(path) as file:
+            try:
+                schema = pq.read_schema(file)
+            except pa.ArrowInvalid:
+                raise UserError(f"{path}: damaged, or not a Parquet file") from None
+        for name in _NEEDED:
+            if name not in schema.names:
+                raise UserError(f"{path}: {name}: there is no such column; these are not labels")
+        facts = json.loads((schema.metadata or {}).get(b"amvur", b"{}"))
+        known[facts.get("hand")] = (
+            schema.field("vertices_mm").type.list_size if "vertices_mm" in schema.names else 1
+        )
+    if len(known) > 1:
+        raise UserError(f"{files[0]} and others are of different hand models: {', '.join(map(str, known))}")
+    hand, vertex_count = next(iter(known.items()))
+    return LabelTables(files, [folder] if folder else [], hand, vertex_count)
+
+
+def _labelled_folder(labels: str) -> str | None:
+    """Where the photos were when they were labelled."""
+    try:
+        return str(json.loads(read_whole(join(labels, RUN_FILE)) or b"")["settings"]["source"])
+    except (ValueError, KeyError, TypeError):
+        return None  # the rows may lead to their photos by themselves
