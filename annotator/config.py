@@ -31,7 +31,7 @@ class AmvurConfig:
     upsampling: Literal["fixed", "learned"] = "fixed"  # from tokens to vertices
     width: int = 128  # d of formulas (9) and (10)
     heads: int = 1
-    # sigma_J^2 from sigma_V^2: the paper's, or as if neighbouring vertices erred alike.
+    # sigma_J^2 from sigma_V^2: the paper's, or as if all vertices erred together.
     joint_variance: Literal["independent", "shared"] = "independent"
 
 

@@ -23,13 +23,14 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 def prepare(batch: Batch, crop_px: int, margin: float, config: AugmentConfig) -> tuple[Tensor, Batch]:
     """Images for the network (B, 3, crop_px, crop_px) float 0..1, and the batch with labels and mask in their crop.
 
-    `margin` is how much wider than a crop the batch's images are; with 1 (drawn hands, which come turned and
-    shifted every way already) only colours change.
+    `margin` is how much wider than a crop the batch's images are; with 1 (drawn hands, which come turned, shifted,
+    covered, blurred and noisy already) only colours change.
     """
     draws = Draws(batch.key)
     images = batch.image.float() / 255
-    if margin > 1:
-        images, batch = move(images, batch, crop_px, *_motion(draws, margin, config))
+    if margin == 1:
+        return _colour(images, draws, config), batch
+    images, batch = move(images, batch, crop_px, *_motion(draws, margin, config))
     images = _colour(images, draws, config)
     images = _blur(images, draws, config)
     images, batch = _erase(images, batch, draws, config)

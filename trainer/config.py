@@ -48,7 +48,7 @@ class LossConfig:
     kl_camera: float = 1.0
     prior: float = 1.0  # prior-net against the same targets
     limits: float = 1.0  # joint angles of prior-net's hand
-    shape: float = 0.01  # its betas, which are standard normal among people
+    shape: float = 0.1  # its betas, which are standard normal among people
     side: float = 0.2  # cross-entropy of left against right
     draw: bool = True  # L_J2 at drawn J3 and C where 3D is hidden, as (8) says; else at their means
 

@@ -40,11 +40,12 @@ def joints_from_vertices(vertices: Gaussian, R: Tensor, joint_variance: str) -> 
     """q(J3 | I) from q(V | I): mean R mu_V, variance (R * R) sigma_V^2 (section 3.1).
 
     The paper's variance ("independent") takes neighbouring vertices' errors as independent and comes out
-    several times too small; "shared" takes them as equal: sigma_J = |R| sigma_V.
+    about half as large as they are; "shared" takes them as one error that all vertices make together, each in its
+    own measure: sigma_J = |R sigma_V|.
     """
     if joint_variance == "independent":
         return Gaussian(R @ vertices.mean_mm, (R.square() @ vertices.std_mm.square()).clamp_min(1e-12).sqrt())
-    return Gaussian(R @ vertices.mean_mm, R.abs() @ vertices.std_mm)
+    return Gaussian(R @ vertices.mean_mm, (R @ vertices.std_mm).abs().clamp_min(1e-2))
 
 
 class Amvur(nn.Module):

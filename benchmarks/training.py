@@ -1,0 +1,169 @@
+"""What training reaches on this machine, beside what is asked of it: `python benchmarks/training.py OUT [overfit weak
+supervised]`.
+
+Each is a training of minutes to hours from a file in configs/benchmarks. Stopped, it goes on where it was when started
+again. Results go to OUT/NAME/result.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from machine import machine
+from scipy.sparse import csr_matrix
+from scipy.sparse.linalg import lsqr
+
+from annotator.config import read_config
+from annotator.hand import load_hand
+from annotator.io.decode import decode_photo
+from annotator.render import rasterize
+from trainer.config import TrainConfig
+from trainer.data.convert import convert
+from trainer.evaluate import calibrate, evaluate
+from trainer.loop import Progress, train
+from trainer.synth import write_photos
+
+#: Where held-out photos for calibrating end and those for judging begin.
+CALIBRATED_ON, JUDGED_ON = 1000, 1000
+
+
+def overfit(out: Path) -> dict[str, Any]:
+    """64 photos to 3 mm, and their texture to within 2 dB of the best per-vertex colours."""
+    if not (out / "examples/_convert.json").exists():
+        write_photos(out / "photos", 64, seed=1, size_px=160)
+        convert(f"synth:{out / 'photos'}", str(out / "examples"))
+    run(out, data=str(out / "examples"))
+    found = judged(out, str(out / "examples"), "results")
+    best_db = float(np.mean(best_texture_db(out / "photos", 96)))
+    return {
+        "PA-MPJPE, mm (asked: 3 or less)": found["joints3d"]["pa_mpjpe_mm"],
+        "PA-MPVPE, mm (asked: 3 or less)": found["vertices"]["pa_mpvpe_mm"],
+        "texture, dB": found["texture"]["psnr_db"],
+        "best per-vertex colours on the true mesh, dB (asked: within 2)": best_db,
+    }
+
+
+def weak(out: Path) -> dict[str, Any]:
+    """2D joints alone: at most 60 % of the mean hand's error, std that knows where it errs."""
+    run(out)
+    mean_hand = evaluate("untrained:default", "synth", str(out / "mean-hand"), count=JUDGED_ON) or {}
+    found = judged(out, "synth", "results", count=JUDGED_ON)
+    error, start = found["joints3d"]["pa_mpjpe_mm"], mean_hand["joints3d"]["pa_mpjpe_mm"]
+    return {
+        "PA-MPJPE, mm": error,
+        "the mean hand's, mm": start,
+        "ratio (asked: 0.6 or less)": error / start,
+        **uncertainty(found, spearman=0.4),
+    }
+
+
+def supervised(out: Path) -> dict[str, Any]:
+    """All labels: after calibration on held-out photos, std means millimetres on other held-out photos."""
+    run(out)
+    calibrated = out / "calibrated.safetensors"
+    calibrate(str(out / "run/model.safetensors"), "synth", str(calibrated), count=CALIBRATED_ON)
+    found = (
+        evaluate(str(calibrated), "synth", str(out / "results"), first=CALIBRATED_ON, count=JUDGED_ON) or {}
+    )
+    return {
+        "PA-MPJPE, mm": found["joints3d"]["pa_mpjpe_mm"],
+        "PA-MPVPE, mm": found["vertices"]["pa_mpvpe_mm"],
+        **uncertainty(found, spearman=0.5),
+    }
+
+
+def uncertainty(found: dict[str, Any], spearman: float) -> dict[str, Any]:
+    """The figures of 3D joints' std, root-relative and after Procrustes."""
+    said: dict[str, Any] = {}
+    for name, title in (("joints3d", "wrist on wrist"), ("joints3d_pa", "Procrustes")):
+        part = found["uncertainty"][name]
+        said[f"Spearman, {title} (asked: {spearman} or more)"] = part["spearman"]
+        said[f"best half's error of all's, {title} (asked: 0.8 or less)"] = (
+            part["error_of_best"]["50%"] / part["mean_error"]
+        )
+    said["truth within the 68 % interval (asked: 0.65 to 0.71)"] = found["uncertainty"]["joints3d"][
+        "coverage"
+    ]["68%"]
+    return said
+
+
+def run(out: Path, data: str | None = None) -> None:
+    """Train configs/benchmarks/NAME.yaml in OUT/run, NAME being the folder's."""
+    config = read_config(TrainConfig, "benchmarks", out.name)
+    if data:
+        config = replace(config, data=(replace(config.data[0], source=data),))
+    began = time.time()
+
+    def told(progress: Progress) -> None:
+        if progress.step % 100 == 0:
+            left_s = (time.time() - began) / max(progress.step, 1) * (progress.steps - progress.step)
+            print(
+                f"{out.name}: step {progress.step} of {progress.steps}, {progress.photos_per_s:.0f} photos/s, "
+                f"waiting {progress.waiting:.1%}, at most {left_s / 60:.0f} min left",
+                flush=True,
+            )
+
+    train(config, str(out / "run"), on_progress=told)
+
+
+def judged(out: Path, examples: str, results: str, count: int = 0) -> dict[str, Any]:
+    """`evaluate` of the run's model."""
+    return evaluate(str(out / "run/model.safetensors"), examples, str(out / results), count=count) or {}
+
+
+def best_texture_db(photos: Path, crop_px: int) -> list[float]:
+    """PSNR of each photo under the colours, one a vertex of the true mesh, that fit its pixels best."""
+    hand = load_hand("open")
+    faces = torch.as_tensor(hand.faces).long()
+    found = []
+    for row in pq.read_table(photos / "truth.parquet").to_pylist():
+        camera, size = row["camera"], row["width"]
+        pixels = decode_photo((photos / row["image_uri"]).read_bytes()).pixels / 255
+        points = np.array(row["vertices_mm"]) + np.array(camera["cam_t_mm"])
+        xy = points[:, :2] / points[:, 2:] * camera["focal_px"] * 2 / size
+        screen = torch.from_numpy(np.concatenate([xy, points[:, 2:] / 1000], 1)).float()[None]
+        fragments = rasterize(screen, faces, size)
+        covered = (fragments.face_ids[0] >= 0).numpy()
+        corners = hand.faces[fragments.face_ids[0].numpy()[covered]]
+        weights = fragments.barycentrics[0].numpy()[covered]
+        rows = np.repeat(np.arange(len(corners)), 3)
+        design = csr_matrix((weights.ravel(), (rows, corners.ravel())), (len(corners), hand.vertex_count))
+        colours = pixels[covered]
+        fitted = np.stack([design @ lsqr(design, colours[:, c], damp=1e-3)[0] for c in range(3)], 1)
+        found.append(float(-10 * np.log10(np.square(fitted.clip(0, 1) - colours).mean())))
+    return found
+
+
+WHAT: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "overfit": overfit,
+    "weak": weak,
+    "supervised": supervised,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("which", nargs="*", default=list(WHAT), metavar="WHICH", help=", ".join(WHAT))
+    parser.add_argument("--threads", type=int, default=0, help="torch's threads; default all cores")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    for name in arguments.which:
+        result = {"machine": machine(), **WHAT[name](arguments.out / name)}
+        (arguments.out / name / "result.json").write_text(json.dumps(result, indent=1))
+        for what, value in result.items():
+            print(f"{name:<10}  {what:<70}  {value if isinstance(value, str) else f'{value:.3f}'}")
+
+
+if __name__ == "__main__":
+    main()
