@@ -176,3 +176,14 @@ def test_shares_add_up():
     assert shares(32, [1, 1, 1]) in ([11, 11, 10], [11, 10, 11], [10, 11, 11])
     assert shares(10, [3, 1]) in ([8, 2], [7, 3])
     assert sum(shares(33, [0.2, 5, 1.7])) == 33
+
+
+def test_hands_drawn_later_are_the_ones_that_would_have_been_drawn_at_once():
+    config = TrainConfig(data=(SourceConfig(count=5), SourceConfig(targets=("joints2d",))), batch_size=6)
+    config = replace(config, network=replace(config.network, crop_px=32))
+    at_once, later = Steps(config, HAND), Steps(config, HAND, draw_later=True)
+    orders = later[2]
+    assert [order.numbers for order in orders] == [[6, 7, 8]] * 2
+    for a, b in zip(at_once[2], later.filled(orders, torch.device("cpu")), strict=True):
+        for name, values in vars(a).items():
+            assert torch.equal(values, getattr(b, name)), name

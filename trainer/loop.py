@@ -30,7 +30,7 @@ from annotator.model.pretrained import try_pretrained
 from trainer.augment import prepare
 from trainer.batch import Batch
 from trainer.config import TrainConfig
-from trainer.data.stream import Steps
+from trainer.data.stream import Order, Steps
 from trainer.diary import Diary
 from trainer.objective import Objective
 from trainer.state import claim_folder, new_state, restore_newest, save_state
@@ -70,7 +70,8 @@ def train(
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     hand = load_hand(config.hand)
-    data = Steps(config, hand, rank, workers)
+    # Where there is a GPU, hands are drawn there: loaders on the CPU would not keep up.
+    data = Steps(config, hand, rank, workers, draw_later=place.type == "cuda")
     data.check()
     if rank == 0:
         check_writable(out)
@@ -150,7 +151,7 @@ def start_network(config: TrainConfig, hand: HandModel) -> Network:
     return network.train()
 
 
-def _loader(data: Steps, start: int) -> Iterator[list[Batch]]:
+def _loader(data: Steps, start: int) -> Iterator[list[Batch | Order]]:
     """This worker's part of each step from `start` on, read ahead by other processes."""
     loaders = data.config.loaders
     return iter(
@@ -168,14 +169,14 @@ def _loader(data: Steps, start: int) -> Iterator[list[Batch]]:
 
 
 def _prepared(
-    parts: list[Batch], data: Steps, config: TrainConfig, device: torch.device
+    parts: list[Batch | Order], data: Steps, config: TrainConfig, device: torch.device
 ) -> tuple[Tensor, Batch]:
     """All sources' examples in crops of one size, changed as `augment` says."""
     crop_px = config.network.crop_px
     ready = []
-    for part in parts:
+    for part in data.filled(parts, device):
         margin = part.image.shape[-1] / crop_px
-        ready.append(prepare(part.to(device), crop_px, margin, config.augment))
+        ready.append(prepare(part, crop_px, margin, config.augment))
     images = torch.cat([images for images, _ in ready]).contiguous(memory_format=torch.channels_last)
     return images, Batch.join([batch for _, batch in ready])
 
@@ -229,7 +230,7 @@ class _Clock:
         self._since = time.perf_counter()
         self._first = True
 
-    def waited(self, loader: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+    def waited(self, loader: Iterator[list[Batch | Order]]) -> Iterator[list[Batch | Order]]:
         """The loader's items; the time they take to come is waiting (the first one's is starting)."""
         while True:
             asked = time.perf_counter()

@@ -12,12 +12,13 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from annotator.errors import UserError
@@ -43,10 +44,17 @@ class Synthetic:
 
     lanes = LANES
 
-    def __init__(self, hand: HandModel, size_px: int, config: SourceConfig, seed: int) -> None:
+    def __init__(
+        self,
+        hand: HandModel,
+        size_px: int,
+        config: SourceConfig,
+        seed: int,
+        device: str | torch.device = "cpu",
+    ) -> None:
         from trainer.synth import SyntheticHands  # not needed by those who train on photos
 
-        self.hands = SyntheticHands(hand, size_px, seed)
+        self.hands = SyntheticHands(hand, size_px, seed, device)
         self.config = config
 
     def batch(self, numbers: Sequence[int]) -> Batch:
@@ -176,28 +184,45 @@ def open_source(config: SourceConfig, hand: HandModel, crop_px: int, seed: int) 
     return Stored(config.source, hand, round(crop_px * MARGIN), config, seed)
 
 
-class Steps(Dataset[list[Batch]]):
-    """Step number to one worker's part of its batch: one `Batch` a source, images still of each source's own size."""
+@dataclass(frozen=True)
+class Order:
+    """Examples still to be drawn, where the network is."""
 
-    def __init__(self, config: TrainConfig, hand: HandModel, rank: int = 0, workers: int = 1) -> None:
+    source: int
+    numbers: list[int]
+    key: Tensor  # (n,)
+
+
+class Steps(Dataset[list[Batch | Order]]):
+    """Step number to one worker's part of its batch: one `Batch` a source, images still of each source's own size.
+
+    With `draw_later` synthetic hands come as an `Order`, for `filled` to draw on the network's own device.
+    """
+
+    def __init__(
+        self, config: TrainConfig, hand: HandModel, rank: int = 0, workers: int = 1, draw_later: bool = False
+    ) -> None:
         self.config, self.hand, self.rank, self.workers = config, hand, rank, workers
+        self.draw_later = draw_later
         self.counts = shares(config.batch_size, [source.share for source in config.data])
-        self._sources: list[Synthetic | Stored] | None = None
+        self._opened: dict[int, Synthetic | Stored] = {}
 
-    def sources(self) -> list[Synthetic | Stored]:
-        """Opened where they are used: loader processes open their own files."""
-        if self._sources is None:
-            crop_px = self.config.network.crop_px
-            self._sources = [
-                open_source(source, self.hand, crop_px, self.config.seed + number)
-                for number, source in enumerate(self.config.data)
-            ]
-            for opened, source in zip(self._sources, self.config.data, strict=True):
-                if opened.lanes < self.workers:
-                    raise UserError(
-                        f"'{source.source}' has too few examples to share among {self.workers} workers"
-                    )
-        return self._sources
+    def _lanes(self, number: int) -> int:
+        return LANES if self._is_drawn_later(number) else self._source(number).lanes
+
+    def _is_drawn_later(self, number: int) -> bool:
+        return self.draw_later and self.config.data[number].source == SYNTHETIC
+
+    def _source(self, number: int, device: str | torch.device = "cpu") -> Synthetic | Stored:
+        """Opened where it is used: loader processes open their own files."""
+        if number not in self._opened:
+            source, crop_px = self.config.data[number], self.config.network.crop_px
+            seed = self.config.seed + number
+            if source.source == SYNTHETIC:
+                self._opened[number] = Synthetic(self.hand, crop_px, source, seed, device)
+            else:
+                self._opened[number] = Stored(source.source, self.hand, round(crop_px * MARGIN), source, seed)
+        return self._opened[number]
 
     def check(self) -> None:
         """Open all sources here once, so that what is wrong with them is said before anything starts.
@@ -205,20 +230,33 @@ class Steps(Dataset[list[Batch]]):
         Raises:
             UserError: a source is not there or has too few examples for this many workers.
         """
-        self.sources()
-        self._sources = None
+        for number, source in enumerate(self.config.data):
+            if source.source != SYNTHETIC and self._source(number).lanes < self.workers:
+                raise UserError(
+                    f"'{source.source}' has too few examples to share among {self.workers} workers"
+                )
+        self._opened = {}
 
-    def __getitem__(self, step: int) -> list[Batch]:
+    def __getitem__(self, step: int) -> list[Batch | Order]:
         """This worker's examples of a step."""
-        parts = []
-        for number, (source, count) in enumerate(zip(self.sources(), self.counts, strict=True)):
+        parts: list[Batch | Order] = []
+        for number, count in enumerate(self.counts):
+            lanes = self._lanes(number)
             wanted = range(step * count, (step + 1) * count)
-            mine = [n for n in wanted if n % source.lanes % self.workers == self.rank]
-            if mine:
-                batch = source.batch(mine)
-                batch.key = keys(self.config.seed, number, step, torch.tensor(mine))
-                parts.append(batch)
+            mine = [n for n in wanted if n % lanes % self.workers == self.rank]
+            if not mine:
+                continue
+            order = Order(number, mine, keys(self.config.seed, number, step, torch.tensor(mine)))
+            parts.append(order if self._is_drawn_later(number) else self._filled(order, "cpu"))
         return parts
+
+    def filled(self, parts: Sequence[Batch | Order], device: torch.device) -> list[Batch]:
+        """A step's parts on a device, orders drawn there."""
+        return [self._filled(part, device) if isinstance(part, Order) else part.to(device) for part in parts]
+
+    def _filled(self, order: Order, device: str | torch.device) -> Batch:
+        batch = self._source(order.source, device).batch(order.numbers)
+        return replace(batch, key=order.key.to(batch.image.device))
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:
