@@ -66,7 +66,7 @@ def annotate(
     side: Side = "auto",
     compute: ComputeOptions = ComputeOptions(),
     on_progress: Callable[[Progress], None] | None = None,
-) -> RunRecord:
+) -> RunRecord[RunSettings]:
     """Label every photo of a folder into `labels`; run it again to go on where it stopped.
 
     Args:
@@ -90,7 +90,7 @@ def annotate(
     photos = FolderSource(source, leave_out=labels)
     if next(iter(photos), None) is None:
         raise UserError(f"there are no photos in '{source}' ({photos.skipped_count} files of other kinds)")
-    record = read_run_record(labels)
+    record = read_run_record(labels, RunSettings)
     if record is None:
         check_writable(labels)
     loaded = load_checkpoint(checkpoint, hand)

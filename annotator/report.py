@@ -13,7 +13,7 @@ from PIL import Image
 
 from annotator.errors import UserError
 from annotator.io.labels import label_files, outcome_rows, read_columns, read_faces
-from annotator.run_record import RunRecord, read_run_record
+from annotator.run_record import RunRecord, RunSettings, read_run_record
 from annotator.stations import count_outcomes
 from annotator.tiles import Picture, contact_sheet, hand_tiles, uncertainty_colours
 
@@ -42,7 +42,7 @@ def write_report(labels: str, out: Path | None = None, count: int = 24) -> Path:
     Raises:
         UserError: `labels` is not a label folder, holds no hand, or `out` can't be written.
     """
-    record = read_run_record(labels)
+    record = read_run_record(labels, RunSettings)
     if record is None:
         raise UserError(f"'{labels}' is not a label folder: give one that `amvur annotate` made")
     hands = list(_sample(labels, count))

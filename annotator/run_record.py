@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from annotator.errors import UserError
 from annotator.io.storage import join, names_in, read_whole, write_whole
@@ -29,11 +29,15 @@ class RunSettings:
     crop_px: int
 
 
+#: Every kind of job has settings of its own.
+Settings = TypeVar("Settings")
+
+
 @dataclass
-class RunRecord:
+class RunRecord(Generic[Settings]):
     """Settings and outcomes of a label folder."""
 
-    settings: RunSettings
+    settings: Settings
     outcomes: dict[str, int] = field(default_factory=dict)  # rows by "ok" or "status: reason"
     skipped_files: int = 0  # files of the source that are no photos
     skipped_names: list[str] = field(default_factory=list)  # the first few of them
@@ -45,11 +49,11 @@ class RunRecord:
         return sum(self.outcomes.values())
 
 
-def read_run_record(labels: str) -> RunRecord | None:
+def read_run_record(labels: str, kind: type[Settings]) -> RunRecord[Settings] | None:
     """The record of a label folder, None where the folder is empty or does not exist.
 
     Raises:
-        UserError: the folder holds something else, or labels of a newer schema.
+        UserError: the folder holds something else, another kind of labels, or labels of a newer schema.
     """
     data = read_whole(join(labels, FILE))
     if data is None:
@@ -61,15 +65,16 @@ def read_run_record(labels: str) -> RunRecord | None:
         return None
     try:
         values: dict[str, Any] = json.loads(data)
-        settings = RunSettings(**values.pop("settings"))
+        settings = kind(**values.pop("settings"))
         return RunRecord(settings, **values)
     except (ValueError, TypeError, KeyError):
         raise UserError(
-            f"'{join(labels, FILE)}' is damaged or from another version of amvur: give a new folder"
+            f"'{labels}' was made by another command or another version of amvur, or its {FILE} is damaged: "
+            "give a new folder"
         ) from None
 
 
-def check_settings(labels: str, old: RunSettings, new: RunSettings) -> None:
+def check_settings(labels: str, old: Any, new: Any) -> None:
     """Refuse to mix labels.
 
     Raises:

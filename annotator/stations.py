@@ -69,7 +69,7 @@ def decode_shard(labels: str, ref: ShardRef, crop_px: int) -> DecodedShard:
         except PhotoError as error:
             row |= {"status": "unreadable", "reason": error.reason, "error": str(error)}
         except Exception as error:  # a defect of ours must cost one photo, not the run
-            row |= {"status": "failed", "reason": "internal_error", "error": _one_line(error)}
+            row |= {"status": "failed", "reason": "internal_error", "error": one_line(error)}
         else:
             row |= {"width": photo.width, "height": photo.height, "box_source": "photo"}
             hand_rows.append(len(rows))
@@ -87,7 +87,7 @@ def predict_shard(predictor: Predictor, shard: DecodedShard, side: Side) -> Labe
             hands = predictor.predict_crops(shard.crops, side)
         except Exception as error:
             for row in shard.hand_rows:
-                shard.rows[row] |= {"status": "failed", "reason": "internal_error", "error": _one_line(error)}
+                shard.rows[row] |= {"status": "failed", "reason": "internal_error", "error": one_line(error)}
         else:
             for row in shard.hand_rows:
                 shard.rows[row] |= {"status": "ok", "hand_index": 0}
@@ -112,13 +112,16 @@ def unpacked(row: dict[str, Any]) -> Any:
 
 
 def count_outcomes(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """How many rows ended in what: `ok`, or `status: reason`."""
+    """How many photos ended in what: `ok`, or `status: reason`. A photo's second hand is not counted again."""
     return dict(
         Counter(
-            row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}" for row in rows
+            row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
+            for row in rows
+            if row["hand_index"] <= 0
         )
     )
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error as a label's `error` column has it."""
     return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]

@@ -302,7 +302,7 @@ def test_a_folder_of_other_things_is_refused(mixed, model, tmp_path):
         detect(str(mixed), str(tmp_path / "full"), model)
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "_run.json").write_text('{"settings": {"checkpoint": "default"}}')
-    with pytest.raises(UserError, match="`amvur detect` did not make"):
+    with pytest.raises(UserError, match="made by another command"):
         detect(str(mixed), str(tmp_path / "labels"), model)
 
 

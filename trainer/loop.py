@@ -163,9 +163,14 @@ def _loader(data: Steps, start: int) -> Iterator[list[Batch | Order]]:
             prefetch_factor=4 if loaders else None,
             # A fork would take the threads' locks of this process with it.
             multiprocessing_context="spawn" if loaders else None,
+            worker_init_fn=_start_loader if loaders else None,
             pin_memory=torch.cuda.is_available(),
         )
     )
+
+
+def _start_loader(_: int) -> None:
+    keep_freed_memory()
 
 
 def _prepared(

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import torch
+import yaml
 
+from annotator.config import to_dict
 from annotator.errors import UserError
-from trainer.config import TrainConfig
+from annotator.io.storage import is_local, local_path
+from annotator.jobs import is_job_address, submit
+from trainer.config import SYNTHETIC, TrainConfig
 from trainer.loop import Progress, train
+
+#: The name under which a job finds its configuration.
+SUBMITTED = "submitted"
 
 
 def run_training(
@@ -19,21 +27,45 @@ def run_training(
     local: bool = False,
     device: str | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
-) -> None:
+    follow: Callable[[str], None] = print,
+) -> int | None:
     """Train with as many workers as asked for, or one a GPU.
 
+    Returns:
+        the exit code of the job that trained, if `address` is one that jobs are submitted to; `follow` is given
+        what it says.
+
     Raises:
-        UserError: settings that contradict each other, and whatever `train` raises.
+        UserError: settings that contradict each other, and whatever `train` and `submit` raise.
     """
     if local and (address or (workers or 1) > 1):
         raise UserError("--local is one process: leave out --workers and --address, or --local")
     if device and not local:
         raise UserError("--device is for --local: Ray gives each worker its own")
-    gpus = torch.cuda.device_count()
-    workers = workers or max(gpus, 1)
-    if local or (workers == 1 and not address):
+    if address and is_job_address(address):
+        return _submit_training(config, out, workers, address, follow)
+    if local or (not address and (workers or torch.cuda.device_count()) <= 1):
         train(config, out, device, on_progress)
-        return
+        return None
     from trainer.distributed import train_on_ray
 
     train_on_ray(config, out, workers, address, on_progress)
+    return None
+
+
+def _submit_training(
+    config: TrainConfig, out: str, workers: int | None, address: str, follow: Callable[[str], None]
+) -> int:
+    places = [out, config.start_from, config.hand.removeprefix("mano:")]
+    places += [source.source for source in config.data if source.source != SYNTHETIC]
+    here = [place for place in places if is_local(place) and (place == out or local_path(place).exists())]
+    if here and urlsplit(address).hostname not in ("localhost", "127.0.0.1", "::1"):
+        names = ", ".join(f"'{place}'" for place in here)
+        follow(f"{names}: give URLs, unless all machines of the cluster share this folder\n")
+    if is_local(out):
+        out = str(local_path(out).absolute())
+    arguments = ["train", SUBMITTED, out, "--address", "auto"]
+    if workers:
+        arguments += ["--workers", str(workers)]
+    files = {f"annotator/configs/train/{SUBMITTED}.yaml": yaml.safe_dump(to_dict(config))}
+    return submit(address, arguments, follow, files)

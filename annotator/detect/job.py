@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ from annotator.detect.hands import ENOUGH_PX, FoundHand, HandDetector, model_id
 from annotator.errors import UserError
 from annotator.io.crops import BOX_OVER_JOINTS
 from annotator.io.decode import PhotoError, decode_photo, read_photo
-from annotator.io.labels import label_files, read_columns
+from annotator.io.labels import label_files, outcome_rows
 from annotator.io.manifest import Manifest, ShardRef, read_shard
 from annotator.io.schema import ROUNDING, SCHEMA_VERSION, label_schema
 from annotator.io.sources import Entry, FolderSource, readable
-from annotator.io.storage import check_writable, is_local, join, local_path, read_whole, remove_folder
-from annotator.run_record import FILE, RunRecord, check_settings, read_run_record, write_run_record
+from annotator.io.storage import check_writable, is_local, join, local_path, remove_folder
+from annotator.run_record import RunRecord, check_settings, read_run_record, write_run_record
 from annotator.stations import LabelledShard, ShardReport, count_outcomes, write_shard
 
 #: Columns of labels whose type depends on a hand model.
@@ -72,7 +72,7 @@ def detect(
     workers: int | None = None,
     shard_size: int = 256,
     on_progress: Callable[[DetectProgress], None] | None = None,
-) -> RunRecord:
+) -> RunRecord[DetectSettings]:
     """Find the hands of every photo of a folder; run it again to go on where it stopped.
 
     Args:
@@ -112,7 +112,7 @@ def detect(
     if not pending and record.photos == manifest.entry_count:
         return record
     check_writable(out)
-    outcomes = _outcomes_of(out, done)
+    outcomes = Counter(count_outcomes(outcome_rows(out, done)))
     before = outcomes.total()
     began = math.inf  # of the first shard: start-up is no part of the rate
 
@@ -150,7 +150,7 @@ def detect_shard(detector: HandDetector, out: str, ref: ShardRef, settings: Dete
         names = ["box_xyxy", "joints2d_px"] + ["joints3d_mm"] * settings.world_joints
         columns = {name: np.stack([getattr(hand, name) for hand in hands]) for name in names}
     write_shard(out, LabelledShard(ref, rows, columns, hand_rows, began), detection_schema(settings))
-    return ShardReport(ref.number, count_outcomes(_one_per_photo(rows)), began)
+    return ShardReport(ref.number, count_outcomes(rows), began)
 
 
 def detection_schema(settings: DetectSettings) -> pa.Schema:
@@ -257,36 +257,16 @@ def _core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_per_photo(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    return (row for row in rows if row["hand_index"] <= 0)
-
-
-def _outcomes_of(out: str, files: Iterable[str]) -> Counter[str]:
-    """How many photos of some label files ended in what."""
-    outcomes: Counter[str] = Counter()
-    for name in sorted(files):
-        rows = read_columns(out, name, ["status", "reason", "hand_index"]).to_pylist()
-        outcomes.update(count_outcomes(_one_per_photo(rows)))
-    return outcomes
-
-
-def _open_record(out: str, settings: DetectSettings) -> RunRecord:
+def _open_record(out: str, settings: DetectSettings) -> RunRecord[DetectSettings]:
     """The label folder's record, or a new one.
 
     Raises:
         UserError: the folder holds something else, or was made with other settings.
     """
-    data = read_whole(join(out, FILE))
-    if data is None:
-        read_run_record(out)  # refuses a folder of other things
+    record = read_run_record(out, DetectSettings)
+    if record is None:
         check_writable(out)
-        record = RunRecord(settings)  # type: ignore[arg-type]
+        record = RunRecord(settings)
         write_run_record(out, record)
-        return record
-    try:
-        values: dict[str, Any] = json.loads(data)
-        record = RunRecord(DetectSettings(**values.pop("settings")), **values)  # type: ignore[arg-type]
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"'{out}' holds labels that `amvur detect` did not make: give a new folder") from None
-    check_settings(out, record.settings, settings)  # type: ignore[arg-type]
+    check_settings(out, record.settings, settings)
     return record

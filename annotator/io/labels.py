@@ -79,6 +79,6 @@ def read_columns(labels: str, file_name: str, columns: list[str] | None = None) 
 
 
 def outcome_rows(labels: str, file_names: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """`status` and `reason` of every row of some label files."""
+    """`status`, `reason` and `hand_index` of every row of some label files."""
     for name in sorted(file_names):
-        yield from read_columns(labels, name, ["status", "reason"]).to_pylist()
+        yield from read_columns(labels, name, ["status", "reason", "hand_index"]).to_pylist()

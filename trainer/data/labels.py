@@ -93,6 +93,9 @@ def _joined(row: dict[str, Any], folders: list[str]) -> dict[str, Any] | str:
             continue
         if (photo["width"], photo["height"]) != (row["width"], row["height"]):
             return "a photo of another size than was labelled"
+        if row.get("vertices_mm") is None:
+            # A detector's 3D joints are those of its own typical hand: a guess, and no target.
+            row = row | {"joints3d_mm": None}
         return row | photo
     return f"photo {reason}"
 

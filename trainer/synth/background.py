@@ -1,75 +1,148 @@
-"""What lies out of focus behind a hand: a wall or table in two colours, things in front of it, soft light."""
+"""What lies behind a hand: plain walls, rooms full of things, cloth, bricks, text, people."""
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from trainer.keyed import Draws
 from trainer.synth.colour import lab_to_linear
+from trainer.synth.patterns import COUNT
 
-Floats = NDArray[np.floating]
+THINGS = 9
 
-#: Backgrounds are out of focus, so they are drawn small.
-GRID_PX = 80
-THINGS = 14
+#: Shares: a plain ground, white or not; a wall or table and a few things; a room full of them.
+_KINDS = [0.22, 0.28, 0.5]
+_PERSON = 0.14
+# Which things are in a pattern; the first of a person's four is the trunk.
+_CLOTHED = (0, 3, THINGS - 4)
+_ROUND = (1, 3, THINGS - 4, THINGS - 2, THINGS - 1)
 
 
-def backgrounds(count: int, size_px: int, generator: np.random.Generator) -> Tensor:
-    """Linear RGB (count, size_px, size_px, 3) in 0..1."""
-    centre = (np.arange(GRID_PX) + 0.5) / GRID_PX * 2 - 1
-    xy = np.stack(np.meshgrid(centre, centre), -1).astype(np.float32)
-    room = _room_colours(count, 2, generator)
-    angle = _uniform(0, 2 * np.pi, (count, 1, 1), generator)
-    across = xy[..., 0] * np.cos(angle) + xy[..., 1] * np.sin(angle)
+def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: Draws) -> Tensor:
+    """Linear RGB (B, 3, size_px, size_px) in 0..1.
+
+    Args:
+        size_px: side.
+        bank: of `patterns`.
+        skin: (B, 3) linear RGB of the hand's owner, who may stand behind it.
+        light: (B, 1, size_px, size_px) that reaches it.
+        draws: one for each photo.
+    """
+    device = draws.key.device
+    centre = (torch.arange(size_px, device=device) * 2 + 1) / size_px - 1
+    y, x = centre[None, :, None], centre[None, None]
+    kind = draws.choice(_KINDS)
+    plain = kind == 0
+    room = room_colours(draws, 2)
+    # Plain grounds are mostly bright, and their two colours nearly one.
+    bright = draws.uniform(1, low=0.25, high=1.0) * torch.exp(0.04 * draws.normal(3))
+    room[:, 0] = torch.where((plain & draws.chance(0.6))[:, None], bright.clamp(max=1), room[:, 0])
+    room[:, 1] = torch.where(plain[:, None], room[:, 0] * draws.uniform(1, low=0.5, high=1.0), room[:, 1])
+    angle = draws.uniform(1, 1, high=2 * math.pi)
+    across = x * angle.cos() + y * angle.sin() - draws.uniform(1, 1, low=-0.6, high=0.6)
     # From a soft change of light to the edge of a table.
-    edge = _uniform(-0.6, 0.6, (count, 1, 1), generator)
-    share = _logistic((across - edge) * np.exp(_uniform(0, 4, (count, 1, 1), generator)))[..., None]
-    image = room[:, 0, None, None] * (1 - share) + room[:, 1, None, None] * share
-    blur = np.exp(_uniform(0.9, 3.2, (count, 1, 1), generator))
-    things = generator.integers(0, THINGS + 1, count)
-    for thing in range(THINGS):
-        colour = _room_colours(count, 1, generator)[:, 0, None, None]
-        cover = _shape(xy, blur, count, generator) * _uniform(0.5, 1, (count, 1, 1), generator)
-        cover = (cover * (thing < things)[:, None, None])[..., None]
-        image = image * (1 - cover) + colour * cover
-    picture = torch.from_numpy(image).permute(0, 3, 1, 2)
-    for cells, strength in ((5, 0.12), (12, 0.06), (32, 0.03)):
-        noise = torch.from_numpy(generator.standard_normal((count, 1, cells, cells), np.float32))
-        picture = picture * (1 + strength * _resized(noise, GRID_PX))
-    return _resized(picture.clamp(0, 1), size_px).clamp(0, 1).permute(0, 2, 3, 1)
+    steep = draws.uniform(1, 1, low=-1.0, high=3.5).exp()
+    steep = torch.where(plain[:, None, None], 0.4, steep)
+    share = (across * steep + 0.5).clamp(0, 1)
+    papered = (draws.chance(0.35) & ~plain) * draws.uniform(high=0.9)
+    wall = 1 + (papered_with(bank, size_px, draws) - 0.5) * papered[:, None, None, None]
+
+    number = torch.where(kind == 1, (draws.uniform() * 4).long(), 3 + (draws.uniform() * (THINGS - 2)).long())
+    number = number.masked_fill(plain, 0)
+    cloth = papered_with(bank, size_px, draws) - 0.6
+    colours = room_colours(draws, THINGS)
+    # Some things are skin: arms and faces of others.
+    tone = skin[:, None] * torch.exp(0.12 * draws.normal(THINGS, 3))
+    colours = torch.where(draws.uniform(THINGS, 1) < 0.14, tone, colours).clamp(0, 1)
+    middle = draws.uniform(THINGS, 2, low=-1.1, high=1.1)
+    half = draws.uniform(THINGS, 2, low=-2.4, high=-0.2).exp()
+    turn = draws.uniform(THINGS, high=math.pi)
+    turn = torch.where(draws.uniform(THINGS) < 0.5, (turn * 2 / math.pi).round() * (math.pi / 2), turn)
+    sharp = draws.uniform(1, low=1.2, high=3.6).exp() * draws.uniform(THINGS, low=0.5, high=1.0)
+    worn = draws.uniform(THINGS, high=1.0)
+    solid = draws.uniform(THINGS, low=0.6, high=1.3).clamp(max=1)
+    # A person behind the hand: trunk, neck, head, hair; eyes and mouth are left to the imagination.
+    person = draws.chance(_PERSON) & ~plain
+    body = _person(draws)
+    middle[:, -4:], half[:, -4:] = (
+        torch.where(person[:, None, None], new, old)
+        for new, old in zip(body, (middle[:, -4:], half[:, -4:]), strict=True)
+    )
+    turn[:, -4:].masked_fill_(person[:, None], 0)
+    own = torch.stack([colours[:, -4], skin * 0.8, colours[:, -1] * 0.15, skin], 1)
+    colours[:, -4:] = torch.where(person[:, None, None], own, colours[:, -4:])
+    worn[:, -4] = torch.where(person, 0.8, worn[:, -4])
+    number = torch.where(person, THINGS, number)
+    solid[:, -4:].masked_fill_(person[:, None], 1)
+    # From the front to the back: what each adds to the picture, and what it leaves of all behind it.
+    left = torch.ones_like(share)
+    paint: list[Tensor] = []
+    shares = share.new_empty(len(share), THINGS + len(_CLOTHED) + 2, size_px, size_px)
+    for k in reversed(range(THINGS)):
+        cos, sin = turn[:, k].cos()[:, None, None], turn[:, k].sin()[:, None, None]
+        dx, dy = x - middle[:, k, :1, None], y - middle[:, k, 1:, None]
+        wide, high = half[:, k, :1, None], half[:, k, 1:, None]
+        along, over = dx * (cos / wide) + dy * (sin / wide), dy * (cos / high) - dx * (sin / high)
+        edge = (half[:, k].amin(1) * sharp[:, k] * 4).clamp(min=2)[:, None, None]
+        if k in _ROUND:
+            cover = torch.addcmul(along.square_(), over, over).mul_(-edge / 2).add_(edge / 2 + 0.5)
+        else:
+            cover = torch.maximum(along.abs_(), over.abs_()).mul_(-edge).add_(edge + 0.5)
+        cover = cover.clamp_(0, 1).mul_(((k < number) * solid[:, k])[:, None, None])
+        cover = torch.mul(cover, left, out=shares[:, len(paint)])
+        left = left - cover
+        paint.append(colours[:, k])
+        if k in _CLOTHED:
+            torch.mul(cover, cloth[:, 0], out=shares[:, len(paint)])
+            paint.append(colours[:, k] * worn[:, k, None])
+    left = left * wall[:, 0]
+    torch.mul(left, share, out=shares[:, -1])
+    torch.sub(left, shares[:, -1], out=shares[:, -2])
+    paint += [room[:, 0], room[:, 1]]
+    image = torch.bmm(torch.stack(paint, 2), shares.flatten(2)).view(-1, 3, size_px, size_px)
+    for cells, strength in ((4, 0.16), (14, 0.05)):
+        noise = draws.normal(1, cells, cells) * draws.uniform(1, 1, 1) * strength
+        light = light * (
+            1 + F.interpolate(noise, size=(size_px, size_px), mode="bilinear", align_corners=False)
+        )
+    return (image * light).clamp_(0, 1)
 
 
-def _room_colours(count: int, number: int, generator: np.random.Generator) -> Floats:
-    """Linear RGB (count, number, 3): mostly greys, wood and cloth; now and then a strong colour."""
-    lab = generator.normal(size=(count, number, 3)) * [0.0, 6.0, 9.0] + [0.0, 1.0, 5.0]
-    lab[..., 1:] *= np.where(generator.random((count, number, 1)) < 0.2, 3.0, 1.0)
-    lab[..., 0] = generator.uniform(12, 95, (count, number))
-    return lab_to_linear(lab).astype(np.float32)
+def _person(draws: Draws) -> tuple[Tensor, Tensor]:
+    """Middles and half sizes (B, 4, 2) of trunk, neck, hair and face."""
+    scale = draws.uniform(1, low=0.25, high=0.75)
+    head = torch.stack([draws.uniform(low=-0.9, high=0.9), draws.uniform(low=-0.9, high=0.2)], 1)
+    offsets = torch.tensor([[0, 2.9], [0, 1.1], [0, -0.25], [0, 0.0]], device=scale.device)
+    sizes = torch.tensor([[1.75, 1.7], [0.42, 0.6], [0.85, 1.0], [0.7, 0.95]], device=scale.device)
+    jitter = torch.exp(0.08 * draws.normal(4, 2))
+    middle = head[:, None] + offsets * scale[:, None]
+    return middle, sizes * scale[:, None] * jitter
 
 
-def _shape(xy: Floats, blur: Floats, count: int, generator: np.random.Generator) -> Floats:
-    """How much of each pixel (count, GRID_PX, GRID_PX) one blurred ellipse, box or bar covers."""
-    middle = _uniform(-1.1, 1.1, (2, count, 1, 1), generator)
-    half = np.exp(_uniform(-2.6, -0.3, (2, count, 1, 1), generator))
-    angle = _uniform(0, np.pi, (count, 1, 1), generator)
-    x, y = np.moveaxis(xy, -1, 0)[:, None] - middle
-    along = np.abs(x * np.cos(angle) + y * np.sin(angle)) / half[0]
-    across = np.abs(y * np.cos(angle) - x * np.sin(angle)) / half[1]
-    is_box = generator.random((count, 1, 1)) < 0.5
-    radius = np.where(is_box, np.maximum(along, across), np.hypot(along, across))
-    return _logistic((1 - radius) * half.min(0) * 4 * blur)
+def room_colours(draws: Draws, number: int) -> Tensor:
+    """Linear RGB (B, number, 3): mostly greys, wood and cloth; now and then a strong colour."""
+    lab = (
+        draws.normal(number, 3) * draws.key.new_tensor([0, 6, 9]).float()
+        + draws.key.new_tensor([0, 1, 5]).float()
+    )
+    lab[..., 1:] *= torch.where(draws.uniform(number, 1) < 0.25, 3.5, 1.0)
+    lab[..., 0] = draws.uniform(number, low=5, high=97)
+    return lab_to_linear(lab)
 
 
-def _uniform(low: float, high: float, shape: tuple[int, ...], generator: np.random.Generator) -> Floats:
-    return generator.uniform(low, high, shape).astype(np.float32)
-
-
-def _logistic(values: Floats) -> Floats:
-    return 1 / (1 + np.exp(-values.clip(-30, 30)))
-
-
-def _resized(images: Tensor, size_px: int) -> Tensor:
-    return F.interpolate(images, size=(size_px, size_px), mode="bicubic", align_corners=False)
+def papered_with(bank: Tensor, size_px: int, draws: Draws) -> Tensor:
+    """A pattern of the bank (B, 1, size_px, size_px) in 0..1, turned and scaled."""
+    chosen = bank[(draws.uniform() * COUNT).long()][:, None]
+    angle = (draws.uniform() * 4).round() * (math.pi / 2) + 0.25 * draws.normal()
+    scale = torch.exp(draws.uniform(low=-1.6, high=0.6))
+    centre = (torch.arange(size_px, device=bank.device) * 2 + 1) / size_px - 1
+    cos, sin = ((f(angle) * scale)[:, None, None] for f in (torch.cos, torch.sin))
+    shift = draws.uniform(2, low=-1, high=1)
+    x, y = centre[None, None], centre[None, :, None]
+    across = x * cos - (y * sin - shift[:, :1, None])
+    grid = torch.stack([across, x * sin + (y * cos + shift[:, 1:, None])], 1).permute(0, 2, 3, 1)
+    return F.grid_sample(chosen, grid, padding_mode="reflection", align_corners=False)

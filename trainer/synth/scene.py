@@ -1,115 +1,177 @@
-"""What synthetic photos show: hands in plausible poses, their forearms and the camera. No pixels yet."""
+"""What synthetic photos show: hands, their forearms, objects and the camera. No pixels yet."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import roma
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from annotator.frames import project_weak
-from annotator.hand import anatomy
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
+from annotator.io.crops import BOX_PADDING
 from annotator.model.prior_net import UPRIGHT
-from trainer.synth.forearm import ForearmMesh, forearms
+from trainer.keyed import Draws
+from trainer.synth import objects
+from trainer.synth.figure import Figure
+from trainer.synth.forearm import forearms
+from trainer.synth.objects import Objects
+from trainer.synth.poses import Poses
+
+#: From the lens to the hand, mm; drawn evenly on a logarithmic scale.
+DISTANCE_MM = (250.0, 1500.0)
 
 #: The longer side of the hand's box over the photo's side.
-FILL = (0.6, 0.9)
+FILL = (0.8 / BOX_PADDING, 1.25 / BOX_PADDING)
 
 #: Shares of the views: the rest are turned any way at all.
-VIEWED_UPRIGHT = 0.75
+VIEWED_UPRIGHT = 0.6
 
 # Palm, back, thumb's side and little finger's side towards the camera, with their shares.
-_YAW_DEG, _YAW_SHARES = (0.0, 180.0, 90.0, -90.0), (0.36, 0.36, 0.14, 0.14)
+_YAW_DEG, _YAW_SHARES = (0.0, 180.0, 90.0, -90.0), [0.36, 0.36, 0.14, 0.14]
 # A forearm that points straight at the camera would hide the hand.
-_NEAREST_FOREARM = -0.8
-_BARE = 0.65
+_NEAREST_FOREARM = -0.6
+# Views tried for one that does not; the next best is taken after so many.
+_TRIES = 8
+_BARE, _NO_BAND = 0.6, 0.85
+# No wrist, and no axis of a forearm, comes nearer to the lens.
+_NEAR_WRIST_MM, _NEAR_ARM_MM = 210.0, 110.0
+# Objects: where the first and the second are (nowhere, held, before, behind).
+_WHERE_A, _WHERE_B = [0.58, 0.15, 0.12, 0.15], [0.73, 0.0, 0.12, 0.15]
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """B photos' worth of hands, as photographed: camera axes, wrist-relative, millimetres."""
+    """B photos' worth of right hands, as photographed: camera axes, wrist-relative, millimetres."""
 
-    is_right: Tensor  # (B,) bool
-    pose: Tensor  # (B, 48) of the right hand of which a left one is the mirror image
-    betas: Tensor  # (B, 10) likewise
+    pose: Tensor  # (B, 48)
+    betas: Tensor  # (B, 10)
+    angles: Tensor  # (B, 5, 4) of the fingers, degrees, see `annotator.hand.anatomy`
     vertices_mm: Tensor  # (B, V, 3)
     joints3d_mm: Tensor  # (B, 21, 3)
-    forearm_mm: Tensor  # (B, A, 3)
-    scale_per_mm: Tensor  # (B,) weak perspective: half photos a millimetre
-    translation: Tensor  # (B, 2) half photos
+    others_mm: Tensor  # (B, N - V, 3) forearm, sleeve, watch, objects
+    object_kind: Tensor  # (B, 2) indices of `objects.NAMES`
+    object_place: Tensor  # (B, 2) NOWHERE, HELD, BEFORE, BEHIND
+    cam_t_mm: Tensor  # (B, 3) the wrist before the pinhole
+    focal: Tensor  # (B,) half photos; the axis goes through the photo's centre
 
     def __len__(self) -> int:
-        return len(self.is_right)
+        return len(self.pose)
 
     def __getitem__(self, rows: Any) -> Scene:
         return Scene(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def project(self, points_mm: Tensor) -> Tensor:
-        """Camera (B, N, 3) to the photo (B, N, 3), -1 to 1, with a depth in the same unit."""
-        upright = torch.eye(3).expand(len(self), 3, 3)
-        return project_weak(points_mm, self.scale_per_mm, upright, self.translation)
+        """Camera (B, N, 3) to the photo (B, N, 2), -1 to 1."""
+        moved = points_mm + self.cam_t_mm[:, None]
+        return self.focal[:, None, None] * moved[..., :2] / moved[..., 2:]
+
+    def raster_points(self) -> Tensor:
+        """All N vertices (B, N, 3) for the rasterizer: the photo's x and y, and a depth linear in them, -1 / z."""
+        moved = torch.cat([self.vertices_mm, self.others_mm], 1) + self.cam_t_mm[:, None]
+        nearness = 1 / moved[..., 2:].clamp(min=1.0)
+        return torch.cat([self.focal[:, None, None] * moved[..., :2] * nearness, -1000 * nearness], -1)
 
 
-def sample_scenes(
-    hand: HandModel, layer: HandLayer, arm: ForearmMesh, count: int, generator: np.random.Generator
-) -> Scene:
-    """Draw `count` scenes, left and right hands alike."""
-    fingers = anatomy.sample_poses(anatomy.rest_joints(hand), count, generator)
-    betas = torch.from_numpy(generator.normal(size=(count, 10)).clip(-2.5, 2.5)).float()
-    # Wrists bend most towards palm and back, least sideways.
-    bend = generator.normal(size=(count, 3)).clip(-2.2, 2.2) * np.radians([0.0, 7.0, 18.0])
-    turn = _views(count, torch.from_numpy(bend), generator).float()
-    rotations = torch.cat(
-        [turn[:, None], roma.rotvec_to_rotmat(torch.from_numpy(fingers).float().view(-1, 15, 3))], 1
-    )
-    vertices, joints = layer(rotations, betas)
+class Scenes:
+    """Draws scenes."""
 
-    edge = vertices[:, arm.edge] @ turn  # back to the rest frame
-    start = np.where(generator.random(count) < _BARE, np.inf, generator.uniform(5, 90, count))
-    tube = forearms(edge, torch.from_numpy(bend).float(), torch.from_numpy(start).float())
-    tube = tube @ turn.transpose(1, 2)
+    def __init__(self, hand: HandModel, figure: Figure, seed: int, device: torch.device) -> None:
+        self.layer = HandLayer(hand).to(device)
+        self.figure = figure
+        self.poses = Poses(hand, seed, device)
 
-    is_right = torch.from_numpy(generator.random(count) < 0.5)
-    mirror = torch.where(is_right, 1.0, -1.0)[:, None, None] * torch.tensor([1.0, 0, 0]) + torch.tensor(
-        [0.0, 1, 1]
-    )
-    vertices, joints, tube = vertices * mirror, joints * mirror, tube * mirror
-    scale, translation = _framing(vertices, generator)
-    pose = roma.rotmat_to_rotvec(rotations).flatten(1)
-    return Scene(is_right, pose, betas, vertices, joints, tube, scale, translation)
+    def sample(self, draws: Draws) -> Scene:
+        """One scene for each key."""
+        count, device = len(draws), draws.key.device
+        angles = self.poses.angles(draws)
+        betas = draws.normal(10).clamp(-2.5, 2.5)
+        # Wrists bend most towards palm and back, least sideways.
+        bend = draws.normal(3).clamp(-2.2, 2.2) * torch.deg2rad(torch.tensor([0.0, 9.0, 22.0], device=device))
+        turn = _views(bend, draws)
+        rotations = torch.cat([turn[:, None], self.poses.rotations(angles)], 1)
+        vertices, joints = self.layer(rotations, betas)
+        cam_t, focal = _framing(vertices, draws)
+
+        edge = vertices[:, self.figure.edge] @ turn  # back to the rest frame
+        sleeve = draws.uniform(low=5, high=90).masked_fill(draws.chance(_BARE), math.inf)
+        band = draws.uniform(low=8, high=45).masked_fill(draws.chance(_NO_BAND), math.inf)
+        width = torch.exp2(draws.uniform(low=2.5, high=5.0))
+        forearm = (turn @ roma.rotvec_to_rotmat(bend))[:, :, 0]
+        reach = (cam_t[:, 2] - _NEAR_ARM_MM) / (-forearm[:, 2]).clamp(min=1e-3)
+        tube = forearms(edge, bend, sleeve, band, width, reach) @ turn.transpose(1, 2)
+
+        things, kinds, places = [], [], []
+        size = (vertices.amax(1) - vertices.amin(1))[:, :2].amax(1)
+        for shares in (_WHERE_A, _WHERE_B):
+            shape, where = Objects(draws), draws.choice(shares)
+            target = vertices[
+                torch.arange(count, device=device), (draws.uniform() * vertices.shape[1]).long()
+            ]
+            things.append(objects.place(shape, where, joints, target, cam_t, size, draws))
+            kinds.append(shape.kind)
+            places.append(where)
+        return Scene(
+            pose=roma.rotmat_to_rotvec(rotations).flatten(1),
+            betas=betas,
+            angles=angles,
+            vertices_mm=vertices,
+            joints3d_mm=joints,
+            others_mm=torch.cat([tube, *things], 1),
+            object_kind=torch.stack(kinds, 1),
+            object_place=torch.stack(places, 1),
+            cam_t_mm=cam_t,
+            focal=focal,
+        )
 
 
-def _views(count: int, bend: Tensor, generator: np.random.Generator) -> Tensor:
-    """Global rotations (count, 3, 3) float64 under which no forearm points straight at the camera."""
-    forearm = roma.rotvec_to_rotmat(bend) @ torch.tensor([1.0, 0, 0], dtype=torch.float64)
-    chosen = torch.zeros(count, 3, 3, dtype=torch.float64)
-    missing = torch.ones(count, dtype=torch.bool)
-    while missing.any():
-        yaw = generator.choice(_YAW_DEG, count, p=_YAW_SHARES) + generator.normal(scale=25, size=count)
-        angles = np.stack([generator.uniform(-60, 60, count), generator.normal(scale=18, size=count), yaw], 1)
-        upright = roma.euler_to_rotmat("ZXY", torch.from_numpy(angles), degrees=True)
-        upright = upright @ torch.tensor(UPRIGHT, dtype=torch.float64)
-        quaternion = torch.from_numpy(generator.normal(size=(count, 4)))
-        anyhow = roma.unitquat_to_rotmat(quaternion / quaternion.norm(dim=1, keepdim=True))
-        posed = torch.from_numpy(generator.random(count) < VIEWED_UPRIGHT)
-        views = torch.where(posed[:, None, None], upright, anyhow)
-        depth = torch.einsum("bi,bi->b", views[:, 2], forearm)
-        take = missing & (depth > _NEAREST_FOREARM)
-        chosen[take] = views[take]
-        missing &= ~take
-    return chosen
+def _views(bend: Tensor, draws: Draws) -> Tensor:
+    """Global rotations (B, 3, 3) under which no forearm points straight at the camera."""
+    device = bend.device
+    normal, uniform = draws.normal(_TRIES, 6), draws.uniform(_TRIES, 4)
+    edges = torch.tensor(_YAW_SHARES, device=device).cumsum(0)
+    side = torch.bucketize(uniform[..., 0] * edges[-1], edges[:-1], right=True)
+    yaw = torch.tensor(_YAW_DEG, device=device)[side] + 28 * normal[..., 0]
+    # Some hands hang down or reach in from anywhere.
+    roll = torch.where(uniform[..., 2] < 0.25, uniform[..., 1] * 360 - 180, uniform[..., 1] * 140 - 70)
+    euler = torch.stack([roll, 20 * normal[..., 1], yaw], -1)
+    upright = roma.euler_to_rotmat("ZXY", euler.flatten(0, 1), degrees=True).view(*euler.shape[:2], 3, 3)
+    upright = upright @ torch.tensor(UPRIGHT, device=device)
+    anyhow = roma.unitquat_to_rotmat(F.normalize(normal[..., 2:], dim=-1))
+    views = torch.where((uniform[..., 3] < VIEWED_UPRIGHT)[..., None, None], upright, anyhow)
+    forearm = roma.rotvec_to_rotmat(bend)[:, :, 0]
+    depth = (views[:, :, 2] * forearm[:, None]).sum(-1)
+    # The first that will do, else the best.
+    rank = torch.where(depth > _NEAREST_FOREARM, 10 - torch.arange(_TRIES, device=device), depth)
+    return views[torch.arange(len(views), device=device), rank.argmax(1)]
 
 
-def _framing(vertices_mm: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Scale (B,) and translation (B, 2) that put the hand's box inside the photo, not always in its middle."""
-    low, high = vertices_mm[..., :2].amin(1), vertices_mm[..., :2].amax(1)
-    fill = torch.from_numpy(generator.uniform(*FILL, len(vertices_mm))).float()
-    scale = 2 * fill / (high - low).amax(1)
-    room = 1 - scale[:, None] * (high - low) / 2
-    shift = room * torch.from_numpy(generator.uniform(-0.7, 0.7, room.shape)).float()
-    return scale, shift - scale[:, None] * (low + high) / 2
+def _framing(vertices_mm: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Where the wrist stands (B, 3) and the focal length (B,) that put the hand's box inside the photo.
+
+    The hand stands at a distance of arm's length, nearer or farther; the focal length makes its box as large in
+    the photo as a detector's padded box would, and the box is not always in the middle.
+    """
+    near, far = (math.log(d) for d in DISTANCE_MM)
+    distance = draws.uniform(low=near, high=far).exp()
+    fill = draws.uniform(low=math.log(FILL[0]), high=math.log(FILL[1])).exp()
+    aside = draws.uniform(2, low=-0.8, high=0.8)
+    planes = vertices_mm.transpose(1, 2).contiguous()
+    middle = (planes.amax(2) + planes.amin(2)) / 2
+    cam_t = -middle
+    cam_t[:, 2] = (cam_t[:, 2] + distance).clamp(min=_NEAR_WRIST_MM)
+    distance = cam_t[:, 2] + middle[:, 2]
+    # Moving the hand aside changes how its box is seen: three rounds leave less than a thousandth.
+    for _ in range(3):
+        moved = planes + cam_t[..., None]
+        seen = moved[:, :2] / moved[:, 2:]
+        low, high = seen.amin(2), seen.amax(2)
+        focal = 2 * fill / (high - low).amax(1)
+        room = 1 - focal[:, None] * (high - low) / 2
+        off = aside * room / focal[:, None] - (low + high) / 2
+        cam_t[:, :2] += off * distance[:, None]
+    return cam_t, focal

@@ -16,26 +16,25 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from annotator import frames
 from annotator.errors import UserError
-from annotator.frames import CropFrame
 from annotator.hand import HandModel, load_hand
-from annotator.hand.layer import HandLayer
 from annotator.io.schema import ROUNDING, SCHEMA_VERSION, encode_table, label_schema, labels_to_table
 from annotator.io.storage import check_writable, names_in, write_whole
-from trainer.synth.draw import Figure, draw_photos, see
-from trainer.synth.forearm import ForearmMesh
-from trainer.synth.scene import Scene, sample_scenes
+from trainer.keyed import Draws, keys
+from trainer.synth.hands import Photos, SyntheticHands
 
-#: Photos whose scenes are drawn from one random generator, always all of them, so that a photo is the same however
-#: many are asked for.
-BLOCK = 32
+#: Photos drawn together, always all of them, so that a photo is the same however many are asked for.
+BLOCK = 16
 
-#: Threads that draw, at most: each takes about 0.7 GB for the largest photos.
+#: Threads that draw, at most.
 DRAWERS = 4
 
 JPEG_QUALITY = 92
+
+# What a photo draws its hand's side from, see `hands.py`.
+_SIDE = 99
 
 
 def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
@@ -43,7 +42,8 @@ def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
 
     The same seed gives the same files; photo i does not depend on `count`. Files of an earlier run are
     overwritten. In the truth, `image_id` is the file's name, `image_uri` its place beside the table, the crop
-    is the whole photo, `box_xyxy` holds the hand, `vertex_rgb` is skin without light, and every std is null.
+    is the whole photo, `box_xyxy` holds the hand, the focal length is the true one (`given`), `vertex_rgb` is
+    skin without light, and every std is null. Half of the photos are mirrored: left hands.
 
     Raises:
         UserError: the folder can't be written, or holds something else.
@@ -72,69 +72,87 @@ def _photos(
     hand: HandModel, count: int, seed: int, size_px: int
 ) -> Iterator[tuple[NDArray[np.uint8], dict[str, Any]]]:
     """Photos (H, W, 3), each with the label columns of its one hand."""
-    layer, arm = HandLayer(hand), ForearmMesh.of(hand)
-    figure = Figure.of(hand, arm)
+    # Whole blocks always: rounding may depend on what is drawn together.
+    block = max(1, min(BLOCK, BLOCK * 256**2 // size_px**2))
+    hands = SyntheticHands(hand, size_px, seed)
 
-    def drawn(scene: Scene, look: np.random.Generator) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        seen = see(figure, scene)
-        photos, skin = draw_photos(figure, scene, seen, size_px, look)
-        return photos[0].numpy(), _columns(scene, seen.vertices.numpy(), skin.numpy(), size_px)
+    def drawn(first: int) -> list[tuple[NDArray[np.uint8], dict[str, Any]]]:
+        index = torch.arange(first, first + block)
+        photos = hands.photos(index)
+        is_right = Draws(keys(seed, _SIDE, index)).chance(0.5)
+        images = torch.where(is_right[:, None, None, None], photos.image, photos.image.flip(-1))
+        columns = _columns(photos, hands.visible_vertices(photos), is_right, size_px)
+        pixels = images.permute(0, 2, 3, 1).numpy()
+        return [
+            (pixels[i], {k: _row(v, i) for k, v in columns.items()}) for i in range(min(block, count - first))
+        ]
 
-    # Threads of our own, each with a photo and a core: torch's would wait for one another at every small step.
+    # Threads of our own, each with photos and a core: torch's would wait for one another at every small step.
     threads = torch.get_num_threads()
     drawers = min(DRAWERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(drawers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            for block in range(0, count, BLOCK):
-                generator = np.random.default_rng([seed, block])
-                scenes = pool.submit(sample_scenes, hand, layer, arm, BLOCK, generator).result()
-                wanted = range(min(BLOCK, count - block))
-                looks = generator.spawn(BLOCK)
-                yield from pool.map(drawn, (scenes[i : i + 1] for i in wanted), looks)
+            for photos in pool.map(drawn, range(0, count, block)):
+                yield from photos
         finally:
             torch.set_num_threads(threads)
 
 
-def _columns(scene: Scene, seen: NDArray[np.bool_], skin: NDArray[np.uint8], size_px: int) -> dict[str, Any]:
+def _row(values: Any, i: int) -> Any:
+    """Row i alone of a column, of a struct of columns, or of nothing."""
+    if isinstance(values, dict):
+        return {name: _row(column, i) for name, column in values.items()}
+    return None if values is None else values[i : i + 1]
+
+
+def _columns(photos: Photos, seen: Tensor, is_right: Tensor, size_px: int) -> dict[str, Any]:
     """Label columns of B hands: what `annotate` would say if it made no error."""
-    count = len(scene)
+    scene, count = photos.scene, len(photos.scene)
     half = size_px / 2
-    frame = CropFrame(np.full((count, 2), half), np.full(count, half), np.zeros(count, bool))
-    joints3d_mm = scene.joints3d_mm.numpy()
-    joints2d_px = frame.photo_from_crop(scene.project(scene.joints3d_mm)[..., :2].numpy())
-    vertices_px = frame.photo_from_crop(scene.project(scene.vertices_mm)[..., :2].numpy())
-    focal_px = np.full(count, frames.assumed_focal_px(size_px, size_px, photo_is_crop=True))
+    mirror = torch.where(is_right, 1.0, -1.0)[:, None, None] * torch.tensor([1.0, 0, 0]) + torch.tensor(
+        [0.0, 1, 1]
+    )
+    joints3d_mm, joints2d = scene.joints3d_mm * mirror, scene.project(scene.joints3d_mm) * mirror[..., :2]
+    vertices2d = scene.project(scene.vertices_mm) * mirror[..., :2]
+    scale, translation = weak_perspective(joints3d_mm, joints2d)
+    vertices_px = (vertices2d.numpy() + 1) * half
     return {
         "box_xyxy": np.concatenate([vertices_px.min(1), vertices_px.max(1)], 1),
         "crop_xyxy": np.tile([0.0, 0.0, size_px, size_px], (count, 1)),
-        "is_right": scene.is_right.numpy(),
+        "is_right": is_right.numpy(),
         "side_score": None,
         "detection_score": None,
-        "joints3d_mm": joints3d_mm,
+        "joints3d_mm": joints3d_mm.numpy(),
         "joints3d_std_mm": None,
-        "joints2d_px": joints2d_px,
+        "joints2d_px": (joints2d.numpy() + 1) * half,
         "joints2d_std_px": None,
-        "vertices_mm": scene.vertices_mm.numpy(),
+        "vertices_mm": (scene.vertices_mm * mirror).numpy(),
         "vertices_std_mm": None,
         "pose": scene.pose.numpy(),
         "betas": scene.betas.numpy(),
         "camera": {
-            "scale": scene.scale_per_mm.numpy(),
+            "scale": scale.numpy(),
             "rotation": np.zeros((count, 3)),
-            "translation": scene.translation.numpy(),
-            "cam_t_mm": frames.camera_translation(
-                joints3d_mm, joints2d_px, focal_px, np.full((count, 2), half)
-            ),
-            "focal_px": focal_px,
-            "focal_source": ["assumed"] * count,
+            "translation": translation.numpy(),
+            "cam_t_mm": (scene.cam_t_mm * mirror[:, 0]).numpy(),
+            "focal_px": scene.focal.numpy() * half,
+            "focal_source": ["given"] * count,
         },
-        "vertex_rgb": skin,
-        "vertex_visible": seen,
-        "visible_fraction": seen.mean(1),
+        "vertex_rgb": photos.vertex_rgb.numpy(),
+        "vertex_visible": seen.numpy(),
+        "visible_fraction": seen.float().mean(1).numpy(),
         "joint_std_mm": None,
         "max_joint_std_mm": None,
         "vertex_std_mm": None,
     }
+
+
+def weak_perspective(points_mm: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale (B,) and translation (B, 2) under which points (B, N, 3) lie closest to `seen` (B, N, 2)."""
+    flat = points_mm[..., :2]
+    around, seen_around = flat - flat.mean(1, keepdim=True), seen - seen.mean(1, keepdim=True)
+    scale = (around * seen_around).sum((1, 2)) / around.square().sum((1, 2))
+    return scale, seen.mean(1) - scale[:, None] * flat.mean(1)
 
 
 def _table(name: str, columns: dict[str, Any], size_px: int, schema: pa.Schema) -> pa.Table:

@@ -1,0 +1,111 @@
+"""How fast synthetic hands are drawn: `python benchmarks/synth.py`, on one thread and in two processes.
+
+CPU time counts what this process used, whatever else runs on the machine; the rate is by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from machine import machine
+
+from annotator.allocator import keep_freed_memory
+from annotator.hand import load_hand
+from trainer.synth import SyntheticHands, camera, flat, hands, sample
+
+#: Where the time goes: functions by the module that calls them; those below another's line are part of it.
+STAGES: tuple[tuple[Any, str], ...] = (
+    (hands.Scenes, "sample"),
+    (SyntheticHands, "_drawn"),
+    (hands, "samples"),
+    (sample, "nearest_faces"),
+    (hands, "reached"),
+    (hands, "painted"),
+    (hands, "backgrounds"),
+    (flat, "before"),
+    (camera, "through_lens"),
+    (camera, "taken"),
+    (camera, "jpeg"),
+)
+
+
+@contextmanager
+def timed(seconds: dict[str, float]) -> Iterator[None]:
+    """Add the CPU time of each stage."""
+
+    def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.process_time()
+            result = function(*args, **kwargs)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name] += time.process_time() - start
+            return result
+
+        return run
+
+    plain = [getattr(where, name) for where, name in STAGES]
+    for (where, name), function in zip(STAGES, plain, strict=True):
+        setattr(where, name, wrapped(name, function))
+    try:
+        yield
+    finally:
+        for (where, name), function in zip(STAGES, plain, strict=True):
+            setattr(where, name, function)
+
+
+def draw(first: int, batches: int, options: argparse.Namespace) -> tuple[float, float]:
+    """Wall and CPU seconds for some batches, after one to warm up."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    source = SyntheticHands(load_hand("open"), options.size_px, seed=0, device=options.device)
+    source.batch(torch.arange(options.batch))
+    start, cpu = time.perf_counter(), time.process_time()
+    for number in range(batches):
+        source.batch(torch.arange(options.batch) + first + number * options.batch)
+    if options.device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size-px", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=12)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    print(machine())
+    photos = options.batch * options.batches
+    seconds: dict[str, float] = defaultdict(float)
+    wall, cpu = draw(0, options.batches, options)
+    print(
+        f"{options.size_px} px, 1 thread: {photos / wall:.0f} photos/s, {cpu / photos * 1000:.1f} ms CPU a photo"
+    )
+    with timed(seconds):
+        draw(0, options.batches, options)
+    for name, spent in seconds.items():
+        # One more batch was drawn to warm up.
+        print(f"    {name}: {spent / (photos + options.batch) * 1000:.2f} ms")
+    if options.device != "cpu":
+        return
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        runs = list(pool.map(draw, (0, photos), [options.batches] * 2, [options] * 2))
+    slowest = max(wall for wall, _ in runs)
+    cpu = sum(cpu for _, cpu in runs)
+    print(
+        f"{options.size_px} px, 2 processes: {2 * photos / slowest:.0f} photos/s, "
+        f"{cpu / photos / 2 * 1000:.1f} ms CPU a photo"
+    )
+
+
+if __name__ == "__main__":
+    main()

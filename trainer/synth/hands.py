@@ -1,0 +1,151 @@
+"""Synthetic hands: scenes, drawn, lit and photographed, with all their labels. Endless and in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from annotator.hand.model import HandModel
+from annotator.render import nearest_faces, visible_vertices
+from trainer.batch import Batch
+from trainer.keyed import Draws, keys
+from trainer.synth import camera, flat
+from trainer.synth.background import backgrounds
+from trainer.synth.colour import lab_to_linear, stored
+from trainer.synth.figure import Figure
+from trainer.synth.light import Light, contact_shadow, reached
+from trainer.synth.paint import Cloth, painted
+from trainer.synth.patterns import patterns
+from trainer.synth.pool import Pool
+from trainer.synth.sample import Samples, samples
+from trainer.synth.scene import Scene, Scenes
+from trainer.synth.skin import TEXELS, SkinLook, skin_map
+
+# What each stage of a photo draws from, so that more draws in one leave the others as they were.
+_SCENE, _SKIN, _CLOTH, _LIGHT, _BACKGROUND, _FLAT, _CAMERA = range(7)
+
+
+#: Which vertices are seen is found at this size, whatever the photo's.
+SEEN_PX = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """B photos of right hands and all that is true of them."""
+
+    scene: Scene
+    image: Tensor  # (B, 3, S, S) uint8
+    hand_mask: Tensor  # (B, 1, S, S) uint8, 255 where the hand itself is seen
+    covered: Tensor  # (B, 1, S, S) 0..1 by what lies flat before the scene, or is beyond the photo
+    skin_lab: Tensor  # (B, V, 3) the hand's colours without light, CIE Lab
+
+    @property
+    def vertex_rgb(self) -> Tensor:
+        """(B, V, 3) uint8 sRGB, without light."""
+        return (stored(lab_to_linear(self.skin_lab)) * 255).round().byte()
+
+
+class SyntheticHands:
+    """An endless source: example i depends on the seed and i alone."""
+
+    def __init__(self, hand: HandModel, size_px: int, seed: int, device: torch.device | str = "cpu") -> None:
+        self.size_px, self.seed = size_px, seed
+        self.device = torch.device(device)
+        self.figure = Figure.of(hand, self.device)
+        self.scenes = Scenes(hand, self.figure, seed, self.device)
+        self.skin_map = skin_map(hand).to(self.device)
+        self.vertex_texel = _texel_of_vertices(self.figure.faces, hand.vertex_count)
+        self.patterns = patterns(seed, self.device)
+        self.noise = camera.noise_bank(seed, self.device)
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Examples (n,) as a batch in which everything is known; `key` is their numbers' keys."""
+        photos = self.photos(indices)
+        count, scene = len(photos.image), photos.scene
+
+        def known(*shape: int) -> Tensor:
+            return torch.ones(count, *shape, dtype=torch.bool, device=self.device)
+
+        return Batch(
+            key=keys(self.seed, indices.to(self.device)),
+            image=photos.image,
+            joints2d=scene.project(scene.joints3d_mm),
+            joints2d_std=torch.zeros(count, 21, device=self.device),
+            has_joints2d=known(21),
+            joints3d_mm=scene.joints3d_mm,
+            has_joints3d=known(),
+            vertices_mm=scene.vertices_mm,
+            has_vertices=known(),
+            hand_mask=photos.hand_mask,
+            has_hand_mask=known(),
+        )
+
+    @torch.no_grad()
+    def photos(self, indices: Tensor) -> Photos:
+        """Photos (n,) and what is true of them."""
+        indices = indices.to(self.device)
+
+        def draws(stage: int) -> Draws:
+            return Pool(keys(self.seed, stage, indices))
+
+        scene = self.scenes.sample(draws(_SCENE))
+        look, light = SkinLook(draws(_SKIN)), Light(draws(_LIGHT))
+        figure, seen = self._drawn(scene, look, light, draws(_CLOTH))
+        cover = seen.cover
+        behind_draws = draws(_BACKGROUND)
+        # The room's light is not the figure's.
+        room = (
+            contact_shadow(cover, light, behind_draws)
+            * behind_draws.uniform(1, 1, 1, low=-0.9, high=0.4).exp()
+        )
+        owner = lab_to_linear(look.base_lab)
+        behind = backgrounds(self.size_px, self.patterns, owner, room, behind_draws)
+        photo = behind + (figure - behind) * cover
+        brightness = figure.mean(1).sum((1, 2)) / (cover > 0).sum((1, 2, 3)).clamp(min=1)
+        photo, covered = flat.before(photo, self.patterns, draws(_FLAT))
+        shot = draws(_CAMERA)
+        photo = camera.through_lens(camera.exposed(photo, brightness, shot), shot)
+        image = (camera.taken(photo, self.noise, shot) * 255).round().byte()
+        image, outside = flat.beyond_the_photo(image, scene, shot)
+        covered = torch.where(outside, 1.0, covered)
+        channels = self.skin_map[self.vertex_texel]
+        skin_lab = look.base_lab[:, None] + channels @ look.mix
+        return Photos(scene, image, (seen.hand_cover * (1 - covered) > 0.5).byte() * 255, covered, skin_lab)
+
+    @torch.no_grad()
+    def visible_vertices(self, photos: Photos) -> Tensor:
+        """(B, V) bool: vertices that nothing hides, neither hand, object nor edge."""
+        points = photos.scene.raster_points()
+        face_ids = nearest_faces(points, self.figure.faces, SEEN_PX)
+        seen = visible_vertices(face_ids, self.figure.faces, points.shape[1])[:, : self.figure.vertex_count]
+        at = points[:, None, : self.figure.vertex_count, :2]
+        covered = F.grid_sample(
+            photos.covered, at, mode="nearest", padding_mode="border", align_corners=False
+        )
+        return seen & (covered[:, 0, 0] < 0.5)
+
+    def _drawn(self, scene: Scene, look: SkinLook, light: Light, draws: Draws) -> tuple[Tensor, Samples]:
+        """Lit figures, linear RGB (B, 3, S, S), zero where there is none, and what was seen."""
+        seen = samples(self.figure, scene, self.size_px)
+        shares = reached(seen.depth_mm[:, ::2, ::2], scene.focal, light)
+        size = (self.size_px, self.size_px)
+        shares = F.interpolate(shares, size=size, mode="bilinear", align_corners=False)
+        open_, lit = (shares[:, k].reshape(-1).index_select(0, seen.pixel) for k in range(2))
+        cloth = Cloth(scene, look, draws)
+        albedo, sheen = painted(self.figure, self.skin_map, self.patterns, look, cloth, seen)
+        rgb = light.shade(albedo, sheen, open_, lit, seen)
+        planes = rgb.new_zeros(3, len(scene) * self.size_px**2).index_copy(1, seen.pixel, rgb)
+        return planes.view(3, len(scene), *size).transpose(0, 1).contiguous(), seen
+
+
+def _texel_of_vertices(faces: Tensor, vertex_count: int) -> Tensor:
+    """For each vertex (V,) the texel nearest to it in some face it belongs to."""
+    texel = torch.zeros(vertex_count, dtype=torch.int64, device=faces.device)
+    last = TEXELS - 1
+    for corner, cell in enumerate(((last, 0), (0, last), (0, 0))):
+        rows = (faces[:, corner] < vertex_count).nonzero().squeeze(1)
+        texel[faces[rows, corner]] = (rows * TEXELS + cell[0]) * TEXELS + cell[1]
+    return texel
