@@ -92,6 +92,15 @@ def test_workers_share_a_step_and_read_only_their_own_row_groups(many, monkeypat
     assert not groups[0] & groups[1]
 
 
+def test_a_row_group_is_read_once_for_all_its_rows(many, monkeypatch):
+    read = []
+    original = Stored._rows
+    monkeypatch.setattr(Stored, "_rows", lambda self, *group: (read.append(group), original(self, *group))[1])
+    stored = source(many)
+    stored.batch([place * stored.lanes for place in range(60)])
+    assert len(read) == len(set(read)) == len(stored._lane[0])
+
+
 def test_small_collections_are_shared_by_rows(sticks):
     config = TrainConfig(data=(SourceConfig(source=sticks),), batch_size=10)
     sizes = [len(Steps(config, HAND, rank, 2)[0][0]) for rank in range(2)]

@@ -142,11 +142,10 @@ class Stored:
         place -= int(ends[first - 1]) if first else 0
         held = self._pool.get(lane)
         if held is None or held[0] != (epoch, first):
-            rows = [
-                (self._rows(*units[i][:2]), row)
-                for i in order[first : first + POOL]
-                for row in range(*units[i][2:])
-            ]
+            rows = []
+            for name, group, start, stop in (units[i] for i in order[first : first + POOL]):
+                read = self._rows(name, group)
+                rows += [(read, row) for row in range(start, stop)]
             mixed = np.random.default_rng([self.seed, lane, epoch, first]).permutation(len(rows))
             rows = [rows[i] for i in mixed]
             held = self._pool[lane] = ((epoch, first), rows)
