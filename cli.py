@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -170,7 +171,9 @@ def train(
 
     chosen = read_train_config(config, data or [], hand, settings or [])
     with _training_bar() as told:
-        run_training(chosen, out, workers, address, local, device, told)
+        job_code = run_training(chosen, out, workers, address, local, device, told, _as_it_comes)
+    if job_code is not None:  # it said all there is to say
+        raise typer.Exit(job_code)
     typer.echo(f"trained {chosen.steps} steps; the model is {out.rstrip('/')}/model.safetensors")
 
 
@@ -290,6 +293,10 @@ def _annotate(
         )
 
 
+#: How often a log that is no terminal hears of progress.
+LOG_EVERY_S = 30.0
+
+
 class _Bar:
     """A progress bar that shows itself with the first news: a mistake shall be one line alone."""
 
@@ -315,6 +322,7 @@ class _Bar:
         )
         self._bar = Progress(*columns, console=Console(stderr=True))
         self._task = self._bar.add_task(what, total=total, rate="starting", said="")
+        self._what, self._logged_s = what, -LOG_EVERY_S
 
     def __enter__(self) -> _Bar:
         return self
@@ -325,8 +333,14 @@ class _Bar:
 
     def show(self, done: int, total: int, rate: float | None = None, said: str = "") -> None:
         """`rate` in photos a second."""
-        self._bar.start()
         text = "" if rate is None else f"{rate:.0f} photos/s" if rate else "starting"
+        if not self._bar.console.is_terminal:  # a log, such as a job's: a line now and then
+            if done == total or time.monotonic() - self._logged_s >= LOG_EVERY_S:
+                self._logged_s = time.monotonic()
+                line = f"{self._what}  {done}/{total}  {text}  {said}".rstrip()
+                self._bar.console.print(line, soft_wrap=True, highlight=False)
+            return
+        self._bar.start()
         self._bar.update(self._task, completed=done, total=total, rate=text, said=said)
 
 
@@ -366,6 +380,10 @@ def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """For work that tells how much of how much is done."""
     with _Bar(what) as bar:
         yield bar.show
+
+
+def _as_it_comes(text: str) -> None:
+    typer.echo(text, nl=False)
 
 
 def _print_table(rows: Sequence[tuple[str, str, str]]) -> None:

@@ -68,7 +68,13 @@ def _join(address: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _quiet_stderr():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ray.exceptions.AuthenticationError:
+        raise UserError(
+            f"the Ray cluster at '{address}' wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless "
+            "~/.ray/auth_token holds it"
+        ) from None
     except (ConnectionError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise UserError(

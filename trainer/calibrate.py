@@ -29,11 +29,7 @@ def calibrate(measured: Measured, source: str) -> Calibration:
     """
     if measured.calibration != Calibration():
         raise ValueError("calibrate from the network's own stds: measure without a calibration")
-    if len(measured) < LEAST_PHOTOS:
-        raise UserError(
-            f"'{source}' has {len(measured)} photos, too few to calibrate on: give {LEAST_PHOTOS} or more, "
-            "better 1,000"
-        )
+    check_enough(len(measured), source)
     pairs = {
         "joints3d": (measured["joints3d_std_mm"], measured["joints3d_error_mm"]),
         "vertices": measured.vertex_pairs(),
@@ -43,6 +39,18 @@ def calibrate(measured: Measured, source: str) -> Calibration:
     if not fitted:
         raise UserError(f"'{source}' has no photo with 3D joints, vertices or 2D joints to calibrate on")
     return Calibration(**fitted, fitted_on=f"{source}, {len(measured)} photos: {', '.join(fitted)}")
+
+
+def check_enough(photos: int, source: str) -> None:
+    """Ask before predicting.
+
+    Raises:
+        UserError: a calibration on so few would be of these photos alone.
+    """
+    if photos < LEAST_PHOTOS:
+        raise UserError(
+            f"'{source}' has {photos} photos, too few to calibrate on: give {LEAST_PHOTOS} or more, better 1,000"
+        )
 
 
 def _known(error: NDArray[np.floating]) -> bool:

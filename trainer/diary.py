@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,8 +37,10 @@ class Diary:
     def __init__(self, out: str, config: TrainConfig, step: int) -> None:
         """`step`: where the run goes on; what was noted after it was of steps that are taken again."""
         self.out, self.config = out, config
-        self._scratch = None if is_local(out) else tempfile.mkdtemp(prefix="amvur-")
-        self._folder = Path(self._scratch) if self._scratch else local_path(out)
+        # Removed at the end of this process at the latest, should the run not come to its own.
+        self._scratch = None if is_local(out) else tempfile.TemporaryDirectory(prefix="amvur-")
+        self._kept: dict[Path, tuple[int, int]] = {}  # size and time of what is there already
+        self._folder = Path(self._scratch.name) if self._scratch else local_path(out)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._metrics = self._folder / "metrics.jsonl"
         if self._scratch and (earlier := read_whole(join(out, "metrics.jsonl"))):
@@ -74,17 +75,20 @@ class Diary:
     def keep(self) -> None:
         """Bring everything noted so far to where it belongs."""
         self._board.flush()
-        if self._scratch:
-            for path in self._folder.rglob("*"):
-                if path.is_file():
-                    write_whole(join(self.out, path.relative_to(self._folder).as_posix()), path.read_bytes())
+        if not self._scratch:
+            return
+        for path in filter(Path.is_file, self._folder.rglob("*")):
+            state = (path.stat().st_size, path.stat().st_mtime_ns)
+            if self._kept.get(path) != state:
+                write_whole(join(self.out, path.relative_to(self._folder).as_posix()), path.read_bytes())
+                self._kept[path] = state
 
     def close(self) -> None:
         """The run is over."""
         self._board.close()
         self.keep()
         if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.cleanup()
 
 
 def _step(line: str) -> int:

@@ -122,6 +122,9 @@ def calibrate(
         raise UserError(
             f"'{checkpoint}' is a prior-net alone: its uncertainty is a constant, there is nothing to fit"
         )
+    total, _ = _examples(loaded, examples, first, count)
+    calibration.check_enough(total, examples)
+    check_writable(out.rpartition("/")[0] or ".")
     measured = Measured()
     for batch, prediction, facts in run(loaded, examples, first, count, device, on_progress):
         measured.add(batch, prediction, [fact.image_id for fact in facts])

@@ -121,8 +121,8 @@ def train(
             diary.draw(state.step, images, batch, prediction, network.faces)
         if state.step % config.checkpoint_every == 0 or last:
             if diary:
+                diary.keep()  # first: what is noted too early is forgotten on restart, what is lost stays lost
                 save_state(state, out, config, hand)
-                diary.keep()
             if workers > 1:
                 dist.barrier()  # nobody runs ahead of what a restart would go on from
     if diary:

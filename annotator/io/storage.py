@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 
 from annotator.errors import UserError
+
+
+class RefusedError(UserError, PermissionError):
+    """A store that says no, and will say so again. An OSError too: who needs one file of many may go on."""
+
+    def __str__(self) -> str:
+        return f"'{self.filename}': {self.strerror}"
 
 
 def is_local(url: str) -> bool:
@@ -38,8 +47,8 @@ def write_whole(url: str, data: bytes, scratch: str | None = None) -> None:
         scratch: on disk, the folder for the unfinished file, on the same file system; beside `url` if none.
     """
     if not is_local(url):
-        filesystem, path = _remote(url)
-        filesystem.pipe_file(path, data)
+        with _remote(url) as (filesystem, path):
+            filesystem.pipe_file(path, data)
         return
     target = local_path(url)
     folder = local_path(scratch) if scratch else target.parent
@@ -67,30 +76,54 @@ def read_range(url: str, start: int, length: int) -> bytes:
         with local_path(url).open("rb") as file:
             file.seek(start)
             return file.read(length)
-    filesystem, path = _remote(url)
-    return filesystem.cat_file(path, start=start, end=start + length)
+    with _remote(url) as (filesystem, path):
+        return filesystem.cat_file(path, start=start, end=start + length)
 
 
 def open_file(url: str) -> IO[bytes]:
     """A file to read from."""
     if is_local(url):
         return local_path(url).open("rb")
-    filesystem, path = _remote(url)
-    return filesystem.open(path, "rb")
+    with _remote(url) as (filesystem, path):
+        return filesystem.open(path, "rb")
 
 
-def _remote(url: str) -> tuple[Any, str]:
+@contextlib.contextmanager
+def _remote(url: str) -> Iterator[tuple[Any, str]]:
+    """The file system and path behind a URL. What its library raises, whatever that is, becomes an OSError.
+
+    Raises:
+        UserError: there is no such kind of URL.
+        RefusedError: no permission, or no credentials.
+        OSError: anything else; names the URL.
+    """
     try:
-        return fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"'{url}': {str(error).splitlines()[0]}") from None
+        try:
+            yield fsspec.core.url_to_fs(url)
+        except ImportError as error:
+            raise UserError(f"'{url}': {_first_line(error)}") from None
+    except UserError:
+        raise
+    except Exception as error:
+        said = _first_line(error)
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(errno.ENOENT, said, url) from None
+        if isinstance(error, (PermissionError, ValueError)) or "Credential" in type(error).__name__:
+            raise RefusedError(errno.EACCES, said, url) from None
+        raise OSError(getattr(error, "errno", None) or errno.EIO, said, url) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def read_whole(url: str) -> bytes | None:
     """A file's bytes, None where there is no such file."""
     try:
-        with open_file(url) as file:
-            return file.read()
+        if is_local(url):
+            return local_path(url).read_bytes()
+        with _remote(url) as (filesystem, path):
+            return filesystem.cat_file(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -100,11 +133,12 @@ def names_in(folder: str) -> set[str]:
     if is_local(folder):
         here = local_path(folder)
         return {entry.name for entry in os.scandir(here)} if here.is_dir() else set()
-    filesystem, path = _remote(folder)
-    try:
-        return {name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
-    except FileNotFoundError:
-        return set()
+    with contextlib.suppress(FileNotFoundError), _remote(folder) as (filesystem, path):
+        try:
+            return {name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
+        finally:
+            filesystem.invalidate_cache(path)  # others write here too
+    return set()
 
 
 def remove_file(url: str) -> None:
@@ -112,8 +146,7 @@ def remove_file(url: str) -> None:
     if is_local(url):
         local_path(url).unlink(missing_ok=True)
         return
-    filesystem, path = _remote(url)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), _remote(url) as (filesystem, path):
         filesystem.rm_file(path)
 
 
@@ -137,8 +170,7 @@ def check_writable(folder: str) -> None:
         if is_local(folder):
             local_path(probe).unlink()
         else:
-            filesystem, path = _remote(probe)
-            filesystem.rm_file(path)
+            remove_file(probe)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
