@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -183,7 +183,8 @@ def _prepared(
         margin = part.image.shape[-1] / crop_px
         ready.append(prepare(part, crop_px, margin, config.augment))
     images = torch.cat([images for images, _ in ready]).contiguous(memory_format=torch.channels_last)
-    return images, Batch.join([batch for _, batch in ready])
+    # The images from before are of each source's own size, and nobody needs them any more.
+    return images, Batch.join([replace(batch, image=batch.image[..., :0, :0]) for _, batch in ready])
 
 
 def _set_mode(network: Network, config: TrainConfig) -> None:
