@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -131,6 +132,9 @@ def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
         return value
     if hint is float and type(value) is int:
         return float(value)
+    if hint is float and isinstance(value, str):
+        with suppress(ValueError):  # YAML takes 1e-4 for a word; it wants 1.0e-4
+            return float(value)
     if type(value) is not hint:
         raise UserError(f"{where}: {key} is {value!r}, must be {hint.__name__}")
     return value

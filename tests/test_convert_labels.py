@@ -99,6 +99,7 @@ def test_synthetic_photos_and_their_truth_become_examples_left_hands_unmirrored(
     truth = {row["image_id"]: row for row in pq.read_table(synthetic / "truth.parquet").to_pylist()}
     for row in rows:
         assert row["image"] == (synthetic / "images" / row["image_id"]).read_bytes()
+        assert row["hand_mask"] == (synthetic / "masks" / f"{row['image_id'][:-4]}.png").read_bytes()
         label = truth.pop(row["image_id"])
         assert {name: row[name] for name in label} == label
         assert (chirality(np.array(row["joints3d_mm"])) > 0) == row["is_right"]

@@ -18,8 +18,8 @@ from annotator.model.network import Network, Prediction
 from trainer import measured as measured_module
 from trainer.batch import Batch
 from trainer.calibrate import calibrate
-from trainer.results import summarise, table_rows, write_results
 from trainer.measured import Measured
+from trainer.results import summarise, table_rows, write_results
 
 HAND = load_hand("open")
 V = HAND.vertex_count

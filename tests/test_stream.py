@@ -13,6 +13,7 @@ from annotator.hand import anatomy, load_hand
 from tests.example_files import stick_photo, write_stick_hands
 from trainer.batch import Batch
 from trainer.config import SourceConfig, TrainConfig
+from trainer.data import stream
 from trainer.data.examples import example_schema, write_examples
 from trainer.data.stream import Steps, Stored, shares, withhold
 
@@ -26,7 +27,7 @@ def sticks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """1,500 examples in 24 row groups; the shape coefficients hold each one's number."""
+    """1,500 examples in 47 row groups; the joints hold each one's number."""
     folder = tmp_path_factory.mktemp("many")
     rows = (
         {
@@ -50,20 +51,30 @@ def source(url: str, **settings) -> Stored:
     return Stored(url, HAND, 32, SourceConfig(source=url, **settings), seed=1)
 
 
-def test_every_epoch_sees_each_example_once_in_another_order(many):
+def test_all_examples_are_seen_equally_often_and_in_another_order_each_time(many):
     stored = source(many)
-    assert (len(stored), stored.lanes) == (1500, 24)
-    # Lanes have their own epochs: take of each as many as it holds.
-    seen = {epoch: [] for epoch in (0, 1)}
-    for lane in range(stored.lanes):
-        size = sum(stop - start for _, _, start, stop in stored._lane[lane])
-        for epoch in (0, 1):
-            places = range(epoch * size, (epoch + 1) * size)
-            seen[epoch].extend(numbers(stored.batch([place * stored.lanes + lane for place in places])))
-    for epoch in (0, 1):
-        assert sorted(seen[epoch]) == list(range(1500))
-    assert seen[0] != seen[1]
-    assert seen[0][:60] != sorted(seen[0][:60])
+    assert (len(stored), stored.lanes) == (1500, 48)
+    # Lanes of 31 or 32 rows: after 31 rounds nearly all have been seen once, after 62 twice.
+    rounds = [numbers(stored.batch(range(k * 48 * 31, (k + 1) * 48 * 31))) for k in (0, 1)]
+    counts = np.bincount(rounds[0] + rounds[1], minlength=1500)
+    assert len(set(rounds[0])) == 48 * 31
+    assert set(counts) <= {1, 2} and (counts == 2).mean() > 0.95
+    firsts = [[part[i] for i in range(0, len(part), 48)] for part in rounds]
+    assert firsts[0] != firsts[1] and firsts[0] != sorted(firsts[0])
+
+
+@pytest.mark.parametrize("count", [1, 7, 49, 130, 1025])
+def test_lanes_hold_every_row_once(many, count):
+    stored = source(many, count=count)
+    rows = [
+        (piece.file, piece.group, row)
+        for lane in range(stored.lanes)
+        for piece in stored._pieces(lane)
+        for row in range(piece.start, piece.stop)
+    ]
+    sizes = [sum(map(len, stored._pieces(lane))) for lane in range(stored.lanes)]
+    assert len(rows) == len(set(rows)) == count
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_an_example_depends_on_its_number_alone(many):
@@ -74,6 +85,7 @@ def test_an_example_depends_on_its_number_alone(many):
 
 
 def test_workers_share_a_step_and_read_only_their_own_row_groups(many, monkeypatch):
+    monkeypatch.setattr(stream, "LANES", 6)
     config = TrainConfig(data=(SourceConfig(source=many),), batch_size=48)
     read = []
     original = Stored._rows
@@ -82,14 +94,16 @@ def test_workers_share_a_step_and_read_only_their_own_row_groups(many, monkeypat
     for rank in range(2):
         read.clear()
         steps = Steps(config, HAND, rank, 2)
-        parts.append([steps[s][0] for s in range(20)])
+        parts.append([steps[s][0] for s in range(31)])
         groups.append(set(read))
     alone = Steps(config, HAND)
-    for step in range(20):
+    for step in range(31):
         whole, both = alone[step][0], Batch.join([part[step] for part in parts])
         pairs = [sorted(zip(batch.key.tolist(), numbers(batch), strict=True)) for batch in (whole, both)]
         assert pairs[0] == pairs[1]
-    assert not groups[0] & groups[1]
+    # All 47 are read, and only those on the five edges between lanes by both.
+    assert len(groups[0] | groups[1]) == 47
+    assert len(groups[0] & groups[1]) <= 5
 
 
 def test_a_row_group_is_read_once_for_all_its_rows(many, monkeypatch):
@@ -97,8 +111,9 @@ def test_a_row_group_is_read_once_for_all_its_rows(many, monkeypatch):
     original = Stored._rows
     monkeypatch.setattr(Stored, "_rows", lambda self, *group: (read.append(group), original(self, *group))[1])
     stored = source(many)
-    stored.batch([place * stored.lanes for place in range(60)])
-    assert len(read) == len(set(read)) == len(stored._lane[0])
+    stored.batch(range(48 * 20))
+    assert len(read) == len(set(read))
+    assert len(stored._held) <= stored.lanes + 1
 
 
 def test_small_collections_are_shared_by_rows(sticks):
@@ -156,7 +171,7 @@ def test_a_photo_that_cannot_be_read_teaches_nothing(tmp_path):
     row = {"image": b"no photo", "is_right": True, "width": 10, "height": 10, "joints3d_mm": np.ones((21, 3))}
     write_examples(str(tmp_path), [row], example_schema(HAND.vertex_count, {"hand": HAND.id}))
     batch = source(str(tmp_path)).batch([0])
-    assert not (batch.has_joints2d.any() or batch.has_joints3d.any())
+    assert not (batch.has_joints2d.any() or batch.has_joints3d.any() or batch.hand_mask.any())
 
 
 @pytest.mark.parametrize(

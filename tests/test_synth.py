@@ -70,7 +70,8 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path: P
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_photos(tmp_path / name, 3, seed, 64)
     a, b, c = (all_bytes(tmp_path / name) for name in "abc")
-    assert sorted(a) == ["images/000000.jpg", "images/000001.jpg", "images/000002.jpg", "truth.parquet"]
+    names = [f"images/00000{i}.jpg" for i in range(3)] + [f"masks/00000{i}.png" for i in range(3)]
+    assert sorted(a) == [*names, "truth.parquet"]
     assert a == b
     assert all(a[name] != c[name] for name in a)
 
@@ -79,7 +80,7 @@ def test_a_photo_and_its_truth_do_not_depend_on_how_many_are_drawn(out: Path, tm
     few = BLOCK + 2
     write_photos(tmp_path, few, seed=4, size_px=SIZE_PX)
     many, fewer = all_bytes(out), all_bytes(tmp_path)
-    assert len(fewer) == few + 1
+    assert len(fewer) == 2 * few + 1
     assert all(fewer[name] == many[name] for name in fewer if name != "truth.parquet")
     assert pq.read_table(tmp_path / "truth.parquet") == pq.read_table(out / "truth.parquet").slice(0, few)
 

@@ -211,3 +211,15 @@ def test_jpeg_loses_what_pillow_s_loses() -> None:
             theirs = torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1) / 255
             lost, apart = (theirs - photo[row]).abs().mean(), (ours[row] - theirs).abs().mean()
             assert apart < 0.5 * lost
+
+
+def test_every_mesh_is_seen_from_outside(hands: SyntheticHands, photos: Photos) -> None:
+    """Faces whose corners run clockwise are left out when drawing: a mesh turned inside out would show its back."""
+    figure, scene = hands.figure, photos.scene
+    points = torch.cat([scene.vertices_mm, scene.others_mm], 1).double()
+    for material in figure.material.unique().tolist():
+        corners = points[:, figure.faces[figure.material == material]]
+        corners = corners - corners.mean((1, 2), keepdim=True)
+        volume = torch.linalg.det(corners).sum(1) / 6
+        there = volume.abs() > 1  # mm^3: objects that are nowhere have none
+        assert (volume[there] > 0).all(), material

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from annotator.frames import OUTSIDE_RGB
 from trainer.batch import Batch
 from trainer.config import AugmentConfig
 from trainer.keyed import Draws
@@ -67,7 +68,7 @@ def move(
     inside = torch.ones_like(both[:, :1])
     moved = F.grid_sample(torch.cat([both, inside], 1), grid, align_corners=False)
     images, mask, inside = moved[:, :3], moved[:, 3:4], moved[:, 4:]
-    empty = torch.tensor([124, 116, 104], device=images.device).view(3, 1, 1) / 255
+    empty = torch.tensor(OUTSIDE_RGB, device=images.device).view(3, 1, 1) / 255
     joints2d = ((batch.joints2d - shift[:, None]) @ turn) / zoom[:, None, None]
     back = torch.zeros(len(angle), 3, 3, device=angle.device)
     back[:, :2, :2], back[:, 2, 2] = turn, 1  # row vectors: p @ T is T^-1 p
@@ -110,7 +111,7 @@ def _blur(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
 
 
 def _erase(images: Tensor, batch: Batch, draws: Draws, config: AugmentConfig) -> tuple[Tensor, Batch]:
-    """Cover a turned rectangle of some photos with a plain colour or a piece of the next photo."""
+    """Cover a turned rectangle of some photos with a grainy colour."""
     count, _, size, _ = images.shape
     angle, centre = draws.uniform(low=0, high=math.pi), draws.uniform(2, low=-0.9, high=0.9)
     half = draws.uniform(2, low=0.08, high=0.4)

@@ -65,6 +65,10 @@ class AugmentConfig:
     noise: float = 0.03  # up to this std, of 0..1
     erase: float = 0.3  # share of photos with a patch of something else before them
 
+    def __post_init__(self) -> None:
+        if self.zoom < 1:
+            raise UserError(f"augment: zoom is {self.zoom}, must be 1 or more")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -112,6 +116,8 @@ class TrainConfig:
         for name in ("keep", "log_every", "pictures_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}, must not be negative")
         if not self.data:
             raise UserError("data is empty: give at least one source")
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from annotator.device import device_of
 from annotator.errors import UserError
 from annotator.frames import CropFrame, camera_translation
 from annotator.io.storage import check_writable
@@ -143,14 +144,14 @@ def run(
     on_progress: Progress = lambda done, total: None,
 ) -> Iterator[tuple[Batch, Prediction, list[Facts]]]:
     """Predict examples in order. Crops are cut as `annotate` cuts them; all hands come as right ones."""
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = device_of(device)
     network = checkpoint.network.to(place).eval()
     total, batches = _examples(checkpoint, examples, first, count)
     done = 0
     for batch, facts in batches:
         batch = batch.to(place)
         images = (batch.image.float() / 255).contiguous(memory_format=torch.channels_last)
-        yield batch, network(images, len(images)), facts
+        yield batch, network(images, torch.arange(len(images), device=place)), facts
         done += len(batch)
         on_progress(done, total)
 

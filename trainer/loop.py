@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from annotator.allocator import keep_freed_memory
+from annotator.device import device_of
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.hand.model import HandModel
@@ -68,7 +69,7 @@ def train(
     """
     keep_freed_memory()
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = device_of(device)
     hand = load_hand(config.hand)
     # Where there is a GPU, hands are drawn there: loaders on the CPU would not keep up.
     data = Steps(config, hand, rank, workers, draw_later=place.type == "cuda")
@@ -95,7 +96,7 @@ def train(
         _set_mode(network, config)
         _set_rate(state.optimizer, config, state.step)
         with torch.autocast(place.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            prediction = model(images, math.ceil(len(images) / PHOTOS_PER_MIRRORED))
+            prediction = model(images, mirrored_rows(batch))
         terms = objective.terms(prediction, batch, images)
         loss, means = objective.total(terms)
         state.optimizer.zero_grad(set_to_none=True)
@@ -171,6 +172,11 @@ def _loader(data: Steps, start: int) -> Iterator[list[Batch | Order]]:
 
 def _start_loader(_: int) -> None:
     keep_freed_memory()
+
+
+def mirrored_rows(batch: Batch) -> Tensor:
+    """Rows that are also shown as mirror images: chosen by their keys, so by every number of workers alike."""
+    return (batch.key % PHOTOS_PER_MIRRORED == 0).nonzero().squeeze(1)
 
 
 def _prepared(

@@ -41,7 +41,8 @@ class Term:
 def _term(values: Tensor, known: Tensor) -> Term:
     """Values (B, ...) where `known` (the leading dimensions) is true."""
     weight = known.to(values.dtype).reshape(*known.shape, *[1] * (values.ndim - known.ndim)).expand_as(values)
-    return Term((values * weight).sum(), weight.sum())
+    # Not a product: what is not known may be anything, even NaN.
+    return Term(torch.where(weight > 0, values, 0.0).sum(), weight.sum())
 
 
 def _prior(mean_mm: Tensor) -> Gaussian:
@@ -76,7 +77,9 @@ class Objective(nn.Module):
             "prior_camera": prior * config.camera,
             "limits": config.limits,
             "shape": config.shape,
-            "side": config.side,
+            # As many images count for one side as for the other.
+            "side_right": config.side / 2,
+            "side_left": config.side / 2,
         }
 
     def terms(self, prediction: Prediction, batch: Batch, images: Tensor) -> dict[str, Term]:
@@ -118,12 +121,14 @@ class Objective(nn.Module):
                 )
         if prediction.rgb is not None:
             terms["texture"] = self._texture(prediction, batch, images)
-        right, mirrored = prediction.is_right, prediction.mirrored_is_right
-        sides = torch.cat([torch.ones_like(right), torch.zeros_like(mirrored)])
-        said = binary_cross_entropy(torch.cat([right, mirrored]).float(), sides.float(), reduction="none")
-        # As many images count for one side as for the other.
-        share = torch.where(sides > 0, len(mirrored) / max(len(right), 1), 1.0)
-        terms["side"] = Term((said * share).sum(), share.sum())
+        for name, said, truth in (
+            ("side_right", prediction.is_right, 1.0),
+            ("side_left", prediction.mirrored_is_right, 0.0),
+        ):
+            values = binary_cross_entropy(
+                said.float(), torch.full_like(said.float(), truth), reduction="none"
+            )
+            terms[name] = _term(values, torch.ones_like(said, dtype=torch.bool))
         return terms
 
     def total(self, terms: dict[str, Term]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -58,7 +58,11 @@ def _submit_training(
 ) -> int:
     places = [out, config.start_from, config.hand.removeprefix("mano:")]
     places += [source.source for source in config.data if source.source != SYNTHETIC]
-    here = [place for place in places if is_local(place) and (place == out or local_path(place).exists())]
+    here = [
+        place
+        for place in places
+        if place and is_local(place) and (place == out or local_path(place).exists())
+    ]
     if here and urlsplit(address).hostname not in ("localhost", "127.0.0.1", "::1"):
         names = ", ".join(f"'{place}'" for place in here)
         follow(f"{names}: give URLs, unless all machines of the cluster share this folder\n")

@@ -98,12 +98,15 @@ def new_state(network: Network, optimizer: torch.optim.Optimizer, config: TrainC
 
 
 def save_state(state: TrainingState, out: str, config: TrainConfig, hand: HandModel) -> None:
-    """Write the state, then the model for `annotate`, then let go of all but the newest states."""
+    """Write the model for `annotate`, then the state, then let go of all but the newest states.
+
+    In this order: a run whose last state is there is over, and must have its model.
+    """
     header = {"version": 1, "step": state.step, "hand_id": hand.id}
     data = safetensors.torch.save(state.tensors(), metadata={"amvur-training": json.dumps(header)})
     folder = join(out, "checkpoints")
-    write_whole(join(folder, f"step-{state.step:08d}.safetensors"), data)
     save_checkpoint(as_checkpoint(state, config.network, hand), join(out, "model.safetensors"))
+    write_whole(join(folder, f"step-{state.step:08d}.safetensors"), data)
     for name in saved_states(out)[: -config.keep]:
         remove_file(join(folder, name))
 

@@ -33,7 +33,7 @@ class Prediction:
     visible: Tensor  # (B, V) bool, not hidden by the hand itself
     rgb: Tensor | None  # (B, V, 3) in 0..1; None without a texture
     is_right: Tensor  # (B,) probability that the crop shows a right hand
-    mirrored_is_right: Tensor  # (M,) the same of the first M crops, mirrored
+    mirrored_is_right: Tensor  # (M,) the same of M of the crops, mirrored
 
 
 class Network(nn.Module):
@@ -64,13 +64,13 @@ class Network(nn.Module):
         self.register_buffer("faces", torch.as_tensor(hand.faces).long(), persistent=False)
         self.register_buffer("R", torch.as_tensor(hand.joint_regressor), persistent=False)
 
-    def forward(self, images: Tensor, also_mirrored: int = 0) -> Prediction:
+    def forward(self, images: Tensor, also_mirrored: Tensor | None = None) -> Prediction:
         """Images (B, 3, crop_px, crop_px), RGB in 0..1, to a `Prediction` (its fields give the shapes).
 
-        `also_mirrored`: training teaches the side head on so many mirror images, which nothing else sees.
+        `also_mirrored` (M,): rows whose mirror images the side head is shown too, and nothing else is.
         """
-        mirrored = images[:also_mirrored].flip(-1)
-        g, X = self.backbone(torch.cat([images, mirrored]) if also_mirrored else images)
+        shown = images if also_mirrored is None else torch.cat([images, images[also_mirrored].flip(-1)])
+        g, X = self.backbone(shown.contiguous(memory_format=torch.channels_last))
         # Under autocast only the backbone works in half precision: bfloat16 would move a vertex by half a millimetre.
         with torch.autocast(images.device.type, enabled=False):
             return self._hands(images, g.float(), X[: len(images)].float())

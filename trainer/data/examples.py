@@ -27,10 +27,10 @@ from annotator.io.schema import SCHEMA_VERSION, label_schema, labels_to_table
 from annotator.io.storage import join, write_whole
 
 #: Rows of a row group, the unit in which training reads.
-GROUP = 64
+GROUP = 32
 
-#: Rows of a file.
-FILE_ROWS = 1024
+#: Rows and photo bytes of a file, at most; it passes through memory whole.
+FILE_ROWS, FILE_BYTES = 1024, 128 << 20
 
 
 def example_schema(vertex_count: int, facts: Mapping[str, Any]) -> pa.Schema:
@@ -87,10 +87,12 @@ def write_examples(out: str, rows: Iterable[dict[str, Any]], schema: pa.Schema) 
 
 def _parts(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     part: list[dict[str, Any]] = []
+    size = 0
     for row in rows:
         part.append(row)
-        if len(part) == FILE_ROWS:
+        size += len(row["image"])
+        if len(part) == FILE_ROWS or (size >= FILE_BYTES and len(part) % GROUP == 0):
             yield part
-            part = []
+            part, size = [], 0
     if part:
         yield part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class LabelTables:
     folders: list[str]
     hand: str | None  # id; None where there are no meshes
     vertex_count: int
+    masks: str | None = None  # a folder of PNGs, by the photo's name
 
 
 def label_tables(labels: str, images: str | None = None) -> LabelTables:
@@ -56,7 +57,7 @@ def synthetic_tables(out: str) -> LabelTables:
     Raises:
         UserError: it is none.
     """
-    return _tables([join(out, "truth.parquet")], out)
+    return replace(_tables([join(out, "truth.parquet")], out), masks=join(out, "masks"))
 
 
 def label_examples(tables: LabelTables, chance: np.random.Generator) -> Iterator[dict[str, Any] | str]:
@@ -73,17 +74,17 @@ def label_examples(tables: LabelTables, chance: np.random.Generator) -> Iterator
             if len(waiting) > _POOL:
                 drawn = int(chance.integers(len(waiting)))
                 waiting[drawn], waiting[-1] = waiting[-1], waiting[drawn]
-                yield _joined(waiting.pop(), tables.folders)
+                yield _joined(waiting.pop(), tables)
     for drawn in chance.permutation(len(waiting)).tolist():
-        yield _joined(waiting[drawn], tables.folders)
+        yield _joined(waiting[drawn], tables)
 
 
-def _joined(row: dict[str, Any], folders: list[str]) -> dict[str, Any] | str:
+def _joined(row: dict[str, Any], tables: LabelTables) -> dict[str, Any] | str:
     """The row with its photo."""
     uri, name = row["image_uri"] or "", row["image_id"] or ""
     is_absolute = uri.startswith("/") or "://" in uri
     below = [name] if is_absolute else [name, uri]
-    places = [join(folder, part) for folder in folders for part in below if part] + [uri] * is_absolute
+    places = [join(folder, part) for folder in tables.folders for part in below if part] + [uri] * is_absolute
     reason = "missing"
     for place in places:
         try:
@@ -96,6 +97,8 @@ def _joined(row: dict[str, Any], folders: list[str]) -> dict[str, Any] | str:
         if row.get("vertices_mm") is None:
             # A detector's 3D joints are those of its own typical hand: a guess, and no target.
             row = row | {"joints3d_mm": None}
+        if tables.masks:
+            photo["hand_mask"] = read_whole(join(tables.masks, f"{name.rsplit('.', 1)[0]}.png"))
         return row | photo
     return f"photo {reason}"
 

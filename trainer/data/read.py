@@ -79,6 +79,7 @@ def read_example(
         photo = decode_photo(rows.scalar("image", row), needed_px)
     except (PhotoError, TypeError):
         batch.image[:] = torch.tensor(OUTSIDE_RGB, dtype=torch.uint8).view(3, 1, 1)
+        batch.hand_mask[:] = 0
         return batch
     batch.image[0] = _pixels(cut(photo.pixels, frame, size_px, width), mirrored)
     half_side_px = float(frame.half_side_px)
@@ -89,7 +90,7 @@ def read_example(
         batch.has_joints2d[0] = torch.from_numpy(known)
         if (std_px := rows.array("joints2d_std_px", row)) is not None:
             std = np.sqrt((std_px**2).mean(1)) / half_side_px
-            batch.joints2d_std[0] = torch.from_numpy(std).float()
+            batch.joints2d_std[0] = torch.from_numpy(np.nan_to_num(std)).float()
     for name, has in (("joints3d", "has_joints3d"), ("vertices", "has_vertices")):
         points = rows.array(f"{name}_mm", row)
         if points is not None and name in targets:
@@ -101,6 +102,9 @@ def read_example(
         seen = seen if seen.shape[:2] == (height, width) else np.zeros_like(seen)
         batch.hand_mask[0] = _pixels(_cut_mask(seen, frame, size_px, width), mirrored)[:1]
         batch.has_hand_mask[0] = True
+    else:  # nothing beyond the photo's edge is hand
+        everywhere = np.full_like(photo.pixels, 255)
+        batch.hand_mask[0] = _pixels(_cut_mask(everywhere, frame, size_px, width), mirrored)[:1]
     return batch
 
 
@@ -126,6 +130,8 @@ def frame_of(rows: Rows, row: int, margin: float = 1.0) -> CropFrame:
     elif joints2d_px is not None and np.isfinite(joints2d_px).any():
         frame = square_around(box_around_joints(joints2d_px), BOX_PADDING * margin)
     else:
+        frame = square_around([0, 0, width, height], margin)
+    if not frame.half_side_px > 0:  # a box without a size
         frame = square_around([0, 0, width, height], margin)
     return frame._replace(mirrored=np.bool_(rows.scalar("is_right", row) is False))
 

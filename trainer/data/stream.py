@@ -1,18 +1,20 @@
 """Which examples make up which step, and reading only those.
 
 A step's examples follow from the configuration, the seed and the step's number alone: whoever resumes at a step, or
-shares it among more workers, sees what one worker would have seen without a stop. A collection is dealt into
-lanes, like cards: lane l holds row groups l, l + LANES, ...; example number n of a source comes from lane n % LANES.
-A worker of W takes the lanes l with l % W = its rank, so it reads its own shards and nobody else's.
+shares it among more workers, sees what one worker would have seen without a stop. A collection is cut into lanes of
+equal length; example number n of a source comes from lane n % LANES. A worker of W takes the lanes l with
+l % W = its rank: it reads its own part of the files and, but for row groups on its lanes' edges, nobody else's.
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +31,8 @@ from trainer.config import SYNTHETIC, TARGETS, SourceConfig, Target, TrainConfig
 from trainer.data.read import COLUMNS, FACTS, Facts, Rows, facts_of, read_example
 from trainer.keyed import keys
 
-#: Lanes of a collection; at most so many workers can share it.
-LANES = 240
-
-#: Row groups that are shuffled together: an example meets different neighbours in every epoch.
-POOL = 4
+#: Lanes of a collection; at most so many workers can share it. Each lane holds one row group in memory.
+LANES = 48
 
 #: Real photos are cut so much wider than the network's crop, for augmentation to turn and shift.
 MARGIN = 1.4
@@ -65,6 +64,18 @@ class Synthetic:
         return withhold(self.hands.batch(self.config.first + indices), self.config.targets)
 
 
+class _Piece(NamedTuple):
+    """Some rows of a row group."""
+
+    file: str
+    group: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
 class Stored:
     """Examples from `OUT/data/*.parquet`, in another order every epoch."""
 
@@ -74,7 +85,8 @@ class Stored:
         """Read every file's footer, no more. Images of `size_px` show the hand's crop `margin` times as wide.
 
         Raises:
-            UserError: no examples there, or meshes of another hand model.
+            UserError: no examples there, or files of several hand models. Meshes of another one than `hand` are
+                left out: L_V is then masked.
         """
         self.url, self.config, self.seed, self.margin = url, config, seed, margin
         self.size_px, self.vertex_count = size_px, hand.vertex_count
@@ -83,7 +95,7 @@ class Stored:
             raise UserError(f"'{url}' holds no examples (data/*.parquet): make them with `amvur convert`")
         with ThreadPoolExecutor(16) as pool:
             footers = list(pool.map(lambda name: _footer(join(url, "data", name)), names))
-        self.has_vertices = _check_hand(url, footers[0], hand)
+        self.has_vertices = _check_hand(url, footers, hand)
         counted = [
             (name, g, footer.metadata.row_group(g).num_rows)
             for name, footer in zip(names, footers, strict=True)
@@ -92,22 +104,30 @@ class Stored:
         groups = _window(counted, config.first, config.count)
         if not groups:
             raise UserError(f"'{url}' has no examples from number {config.first} on")
-        self.total = sum(stop - start for _, _, start, stop in groups)
-        self.by_row = len(groups) < 16
-        self.lanes = min(LANES, self.total if self.by_row else len(groups))
         self._groups = groups
-        self._lane = [self._units(lane) for lane in range(self.lanes)]
-        self._pool: dict[int, tuple[tuple[int, int], list[tuple[Rows, int]]]] = {}
+        # Row number at which each group ends.
+        self._ends = np.cumsum([stop - start for _, _, start, stop in groups])
+        self.total = int(self._ends[-1])
+        self.lanes = min(LANES, self.total)
+        self._order: dict[
+            int, tuple[int, list[_Piece]]
+        ] = {}  # of each lane: the epoch, and its pieces in order
+        self._held: OrderedDict[tuple[str, int], Rows] = OrderedDict()
         self._files: dict[str, pq.ParquetFile] = {}
 
-    def _units(self, lane: int) -> list[tuple[str, int, int, int]]:
-        """What a lane holds: row groups; of a small collection single rows, so that all workers have some."""
-        if not self.by_row:
-            return self._groups[lane :: self.lanes]
-        rows = [
-            (name, g, row, row + 1) for name, g, start, stop in self._groups for row in range(start, stop)
-        ]
-        return rows[lane :: self.lanes]
+    def _pieces(self, lane: int) -> list[_Piece]:
+        """The parts of row groups that make up a lane: equal shares of all rows, to within one."""
+        first, last = (edge * self.total // self.lanes for edge in (lane, lane + 1))
+        found = []
+        for i in range(bisect_right(self._ends, first), len(self._groups)):
+            name, group, start, stop = self._groups[i]
+            before = int(self._ends[i]) - (stop - start)
+            if before >= last:
+                break
+            found.append(
+                _Piece(name, group, start + max(first - before, 0), start + min(last - before, stop - start))
+            )
+        return found
 
     def __len__(self) -> int:
         return self.total
@@ -131,25 +151,28 @@ class Stored:
 
     def _example(self, number: int) -> Batch:
         lane, place = number % self.lanes, number // self.lanes
-        units = self._lane[lane]
-        sizes = [stop - start for _, _, start, stop in units]
-        epoch, place = divmod(place, sum(sizes))
-        chance = np.random.default_rng([self.seed, lane, epoch])
-        order = chance.permutation(len(units))
-        # Units are drawn together until they hold some rows to shuffle.
-        ends = np.cumsum([sizes[i] for i in order])
-        first = bisect_right(ends, place) // POOL * POOL
-        place -= int(ends[first - 1]) if first else 0
-        held = self._pool.get(lane)
-        if held is None or held[0] != (epoch, first):
-            rows = []
-            for name, group, start, stop in (units[i] for i in order[first : first + POOL]):
-                read = self._rows(name, group)
-                rows += [(read, row) for row in range(start, stop)]
-            mixed = np.random.default_rng([self.seed, lane, epoch, first]).permutation(len(rows))
-            rows = [rows[i] for i in mixed]
-            held = self._pool[lane] = ((epoch, first), rows)
-        return self._read(*held[1][place])
+        rows = (lane + 1) * self.total // self.lanes - lane * self.total // self.lanes
+        epoch, place = divmod(place, rows)
+        if self._order.get(lane, (-1,))[0] != epoch:
+            pieces = self._pieces(lane)
+            mixed = np.random.default_rng([self.seed, lane, epoch]).permutation(len(pieces))
+            self._order[lane] = epoch, [pieces[i] for i in mixed]
+        turn = 0
+        while place >= len(piece := self._order[lane][1][turn]):
+            place -= len(piece)
+            turn += 1
+        row = np.random.default_rng([self.seed, lane, epoch, turn]).permutation(len(piece))[place]
+        return self._read(self._rows_held(piece), piece.start + int(row))
+
+    def _rows_held(self, piece: _Piece) -> Rows:
+        """The row group of a piece; lanes share those that they were last at."""
+        key = piece.file, piece.group
+        if key not in self._held:
+            while len(self._held) > self.lanes:
+                self._held.popitem(last=False)
+            self._held[key] = self._rows(*key)
+        self._held.move_to_end(key)
+        return self._held[key]
 
     def _read(self, rows: Rows, row: int) -> Batch:
         targets = tuple(t for t in self.config.targets if t != "vertices" or self.has_vertices)
@@ -174,13 +197,6 @@ def withhold(batch: Batch, targets: Sequence[Target]) -> Batch:
             batch, **{name: getattr(nothing, name).to(batch.key.device) for name in (values, f"has_{target}")}
         )
     return batch
-
-
-def open_source(config: SourceConfig, hand: HandModel, crop_px: int, seed: int) -> Synthetic | Stored:
-    """The source a configuration names, for training."""
-    if config.source == SYNTHETIC:
-        return Synthetic(hand, crop_px, config, seed)
-    return Stored(config.source, hand, round(crop_px * MARGIN), config, seed)
 
 
 @dataclass(frozen=True)
@@ -227,8 +243,19 @@ class Steps(Dataset[list[Batch | Order]]):
         """Open all sources here once, so that what is wrong with them is said before anything starts.
 
         Raises:
-            UserError: a source is not there or has too few examples for this many workers.
+            UserError: a source is not there, or there are too few examples for this many workers.
         """
+        for source, count in zip(self.config.data, self.counts, strict=True):
+            if not count:
+                raise UserError(
+                    f"'{source.source}' has too small a share of a batch of {self.config.batch_size}"
+                )
+        # Numbers go round the workers, and may skip one where the lanes start again.
+        if self.workers > 1 and max(self.counts) < 2 * self.workers:
+            raise UserError(
+                f"batch_size {self.config.batch_size} is too small for {self.workers} workers: "
+                f"one source must give {2 * self.workers} or more of each batch"
+            )
         for number, source in enumerate(self.config.data):
             if source.source != SYNTHETIC and self._source(number).lanes < self.workers:
                 raise UserError(
@@ -288,11 +315,15 @@ def _footer(url: str) -> pq.ParquetFile:
         raise UserError(f"'{url}' is damaged: {str(error).splitlines()[0]}") from None
 
 
-def _check_hand(url: str, footer: pq.ParquetFile, hand: HandModel) -> bool:
+def _check_hand(url: str, footers: Sequence[pq.ParquetFile], hand: HandModel) -> bool:
     """Whether meshes of these examples are this hand model's."""
-    schema = footer.schema_arrow
-    facts = json.loads((schema.metadata or {}).get(b"amvur", b"{}"))
-    missing = [name for name in ("image", "is_right", "width", "height") if name not in schema.names]
-    if missing:
-        raise UserError(f"'{url}' holds no training examples (no column '{missing[0]}'): use `amvur convert`")
-    return facts.get("hand") == hand.id
+    for name in ("image", "is_right", "width", "height"):
+        if name not in footers[0].schema_arrow.names:
+            raise UserError(f"'{url}' holds no training examples (no column '{name}'): use `amvur convert`")
+    facts = [json.loads((footer.schema_arrow.metadata or {}).get(b"amvur", b"{}")) for footer in footers]
+    hands = {fact.get("hand") for fact in facts}
+    if len(hands) > 1:
+        raise UserError(
+            f"'{url}' mixes hand models {', '.join(map(str, hands))}: convert each to a folder of its own"
+        )
+    return hands == {hand.id}

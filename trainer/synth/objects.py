@@ -39,8 +39,9 @@ NOWHERE, HELD, BEFORE, BEHIND = range(4)
 
 
 def object_faces(first: int) -> np.ndarray:
-    """(FACES, 3) of the object whose vertices start at `first`."""
-    return tube_faces(first + np.arange(VERTICES).reshape(RINGS, SEGMENTS))
+    """Faces (F, 3) of the object whose vertices start at `first`, counter-clockwise seen from outside."""
+    inwards = tube_faces(first + np.arange(VERTICES).reshape(RINGS, SEGMENTS))
+    return np.ascontiguousarray(inwards[:, ::-1])
 
 
 def object_uv() -> Tensor:

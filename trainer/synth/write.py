@@ -21,7 +21,7 @@ from torch import Tensor
 from annotator.errors import UserError
 from annotator.hand import HandModel, load_hand
 from annotator.io.schema import ROUNDING, SCHEMA_VERSION, encode_table, label_schema, labels_to_table
-from annotator.io.storage import check_writable, names_in, write_whole
+from annotator.io.storage import check_writable, is_local, names_in, write_whole
 from trainer.keyed import Draws, keys
 from trainer.synth.hands import Photos, SyntheticHands
 
@@ -38,7 +38,8 @@ _SIDE = 99
 
 
 def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
-    """Write out/images/000000.jpg ... and out/truth.parquet, their true labels (schema version 1).
+    """Write out/images/000000.jpg ..., out/masks/000000.png ... (255 where the hand itself is seen) and
+    out/truth.parquet, their true labels (schema version 1).
 
     The same seed gives the same files; photo i does not depend on `count`. Files of an earlier run are
     overwritten. In the truth, `image_id` is the file's name, `image_uri` its place beside the table, the crop
@@ -50,6 +51,8 @@ def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
     """
     if seed < 0:
         raise UserError(f"seed {seed} is negative: give 0 or more")
+    if not is_local(str(out)) or ":/" in str(out):
+        raise UserError(f"'{out}': synthetic photos are written to disk; convert them to a URL from there")
     names = [f"{index:06d}.jpg" for index in range(count)]
     _check_folder(out, set(names))
     check_writable(str(out))
@@ -59,32 +62,37 @@ def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
         # A truth without rows marks the folder as ours until its photos are all there.
         write_whole(str(out / "truth.parquet"), encode_table(schema.empty_table()))
         (out / "images").mkdir(exist_ok=True)
+        (out / "masks").mkdir(exist_ok=True)
         tables = []
-        for name, (photo, columns) in zip(names, _photos(hand, count, seed, size_px), strict=True):
+        for name, (photo, mask, columns) in zip(names, _photos(hand, count, seed, size_px), strict=True):
             (out / "images" / name).write_bytes(_jpeg(photo))
+            Image.fromarray(mask).save((out / "masks" / name).with_suffix(".png"))
             tables.append(_table(name, columns, size_px, schema))
         write_whole(str(out / "truth.parquet"), encode_table(pa.concat_tables(tables).combine_chunks()))
     except OSError as error:
         raise UserError(f"can't write to '{out}': {error.strerror or error}") from None
 
 
-def _photos(
-    hand: HandModel, count: int, seed: int, size_px: int
-) -> Iterator[tuple[NDArray[np.uint8], dict[str, Any]]]:
-    """Photos (H, W, 3), each with the label columns of its one hand."""
+#: A photo (H, W, 3), its hand's mask (H, W), and the label columns of the hand.
+_Drawn = tuple[NDArray[np.uint8], NDArray[np.uint8], dict[str, Any]]
+
+
+def _photos(hand: HandModel, count: int, seed: int, size_px: int) -> Iterator[_Drawn]:
     # Whole blocks always: rounding may depend on what is drawn together.
     block = max(1, min(BLOCK, BLOCK * 256**2 // size_px**2))
     hands = SyntheticHands(hand, size_px, seed)
 
-    def drawn(first: int) -> list[tuple[NDArray[np.uint8], dict[str, Any]]]:
+    def drawn(first: int) -> list[_Drawn]:
         index = torch.arange(first, first + block)
         photos = hands.photos(index)
         is_right = Draws(keys(seed, _SIDE, index)).chance(0.5)
-        images = torch.where(is_right[:, None, None, None], photos.image, photos.image.flip(-1))
+        both = torch.cat([photos.image, photos.hand_mask], 1)
+        both = torch.where(is_right[:, None, None, None], both, both.flip(-1))
         columns = _columns(photos, hands.visible_vertices(photos), is_right, size_px)
-        pixels = images.permute(0, 2, 3, 1).numpy()
+        pixels, masks = both[:, :3].permute(0, 2, 3, 1).numpy(), both[:, 3].numpy()
         return [
-            (pixels[i], {k: _row(v, i) for k, v in columns.items()}) for i in range(min(block, count - first))
+            (pixels[i], masks[i], {k: _row(v, i) for k, v in columns.items()})
+            for i in range(min(block, count - first))
         ]
 
     # Threads of our own, each with photos and a core: torch's would wait for one another at every small step.
