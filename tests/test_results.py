@@ -216,7 +216,7 @@ def test_a_real_network_is_measured():
     network = Network(NetworkConfig(crop_px=64), HAND).eval()
     batch = Batch.join([example(2)[0]] * 2)
     with torch.inference_mode():
-        prediction = network(torch.zeros(4, 3, 64, 64), also_mirrored=4)
+        prediction = network(torch.zeros(4, 3, 64, 64), also_mirrored=torch.arange(4))
     found = Measured()
     found.add(batch, prediction)
     assert 1 < summarise(found)["joints3d"]["pa_mpjpe_mm"] < 60
