@@ -67,7 +67,7 @@ def read_run_record(labels: str, kind: type[Settings]) -> RunRecord[Settings] | 
         values: dict[str, Any] = json.loads(data)
         settings = kind(**values.pop("settings"))
         return RunRecord(settings, **values)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(
             f"'{labels}' was made by another command or another version of amvur, or its {FILE} is damaged: "
             "give a new folder"

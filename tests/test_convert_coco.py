@@ -200,5 +200,5 @@ def test_files_and_arguments_that_make_no_sense_are_refused(tmp_path: Path, docu
     with pytest.raises(UserError, match="images is for coco and labels"):
         convert("ho3d:x", out, images="y")
     (tmp_path / "out" / "data").mkdir(parents=True)
-    with pytest.raises(UserError, match="is not empty .an unfinished conversion"):
+    with pytest.raises(UserError, match="is not empty: delete it"):
         convert(f"coco:{tmp_path / 'a.json'}", out)

@@ -16,7 +16,10 @@ from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
 from annotator.io.labels import label_files
 from annotator.io.schema import encode_table, label_schema, labels_to_table
+from trainer.config import SourceConfig
 from trainer.data.convert import convert
+from trainer.data.examples import write_examples
+from trainer.data.stream import Stored
 from trainer.synth import write_photos
 
 
@@ -168,3 +171,24 @@ def test_labels_that_are_none_or_damaged_or_of_two_hands_are_named(
     first.write_bytes(b"PAR1 nothing")
     with pytest.raises(UserError, match=r"shard-0.parquet: damaged, or not a Parquet file"):
         convert(f"labels:{labels}", out)
+
+
+def test_a_conversion_that_was_killed_is_no_data_set(synthetic: Path, tmp_path: Path, monkeypatch) -> None:
+    def killed(out: str, rows, schema) -> int:
+        write_examples(out, [next(rows)], schema)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.data.convert.write_examples", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert(f"synth:{synthetic}", str(tmp_path))
+    with pytest.raises(UserError, match="unfinished conversion"):
+        Stored(str(tmp_path), load_hand("open"), 32, SourceConfig(source=str(tmp_path)), seed=0)
+
+
+def test_labels_rewritten_with_other_types_are_refused_in_one_line(synthetic: Path, tmp_path: Path) -> None:
+    table = pq.read_table(synthetic / "truth.parquet")
+    place = table.schema.get_field_index("vertices_mm")
+    loose = table["vertices_mm"].cast(pa.list_(pa.list_(pa.float32(), 3)))
+    pq.write_table(table.set_column(place, "vertices_mm", loose), tmp_path / "truth.parquet")
+    with pytest.raises(UserError, match="vertices_mm: a list of any length"):
+        convert(f"synth:{tmp_path}", str(tmp_path / "out"))

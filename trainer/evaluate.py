@@ -68,6 +68,10 @@ def evaluate(
     """
     loaded = load_checkpoint(checkpoint, hand)
     benchmark = check_submission(submission, loaded.hand) if submission else None
+    if benchmark and (total := _examples(loaded, examples, first, count)[0]) != benchmark.entries:
+        raise UserError(
+            f"{benchmark.title} has {benchmark.entries} hands, '{examples}' {total}: convert all of its evaluation"
+        )
     check_writable(out)
     measured = Measured(loaded.info.calibration)
     places: list[int] = []

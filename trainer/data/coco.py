@@ -102,8 +102,12 @@ def _hands(path: str) -> Iterator[_Hand]:
     photos = {
         photo["id"]: photo for photo in _listed(document, "images", path, id=(int, str), file_name=(str,))
     }
-    categories = document.get("categories", [])
-    sides = {c["id"]: str(c.get("name", "")).lower() for c in categories if type(c) is dict and "id" in c}
+    categories = document.get("categories") or []
+    sides = {
+        category["id"]: str(category.get("name", "")).lower()
+        for category in categories
+        if type(category) is dict and isinstance(category.get("id"), (int, str))
+    }
     counts: Counter[Any] = Counter()
     for index, annotation in enumerate(_listed(document, "annotations", path, image_id=(int, str))):
         place = f"{path}: annotation {index}"
@@ -130,7 +134,8 @@ def _sided(
     keypoints = numbers(annotation.get("keypoints"), (63,), f"{place}: keypoints")
     is_right = annotation.get("is_right")
     if is_right is None:
-        name = sides.get(annotation.get("category_id"), "")
+        category = annotation.get("category_id")
+        name = sides.get(category, "") if isinstance(category, (int, str)) else ""
         if ("right" in name) != ("left" in name):
             is_right = "right" in name
     elif is_right not in (0, 1):

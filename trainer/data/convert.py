@@ -12,9 +12,18 @@ import numpy as np
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
-from annotator.io.storage import check_writable, is_local, join, local_path, names_in, write_whole
+from annotator.io.storage import (
+    check_writable,
+    is_local,
+    join,
+    local_path,
+    names_in,
+    read_whole,
+    remove_file,
+    write_whole,
+)
 from trainer.data.coco import coco_examples
-from trainer.data.examples import example_schema, write_examples
+from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
 from trainer.data.freihand import freihand_examples
 from trainer.data.ho3d import ho3d_examples
 from trainer.data.labels import label_examples, label_tables, synthetic_tables
@@ -28,9 +37,6 @@ KINDS = {
     "synth": "a folder that `amvur synth` wrote",
 }
 SPLITS = ("train", "evaluation")
-
-#: Written last, beside `data/`: what was converted, and what was left out.
-SUMMARY_FILE = "_convert.json"
 
 #: The order of examples is part of the result: the same source gives the same files.
 _SEED = 0
@@ -71,9 +77,10 @@ def convert(
         raise UserError(f"split is {split!r}, may be {', '.join(SPLITS)}")
     if images and kind not in ("coco", "labels"):
         raise UserError(f"a folder of images is for coco and labels; {kind} knows its own")
-    if names_in(out):
-        unfinished = "" if SUMMARY_FILE in names_in(out) else " (an unfinished conversion?)"
-        raise UserError(f"'{out}' is not empty{unfinished}: delete it, or give a new folder")
+    there = {name for name in names_in(out) if not name.startswith(".")}
+    # What a mistake in the arguments leaves behind is no reason to refuse their correction.
+    if there and not (there == {SUMMARY_FILE} and read_whole(join(out, SUMMARY_FILE)) == UNFINISHED):
+        raise UserError(f"'{out}' is not empty: delete it, or give a new folder")
     split = split or "train"
     path = str(local_path(path).absolute()) if is_local(path) else path
     chance = np.random.default_rng(_SEED)
@@ -93,10 +100,13 @@ def convert(
     summary = ConvertSummary(source, split, hand_id)
     left_out: Counter[str] = Counter()
     check_writable(out)
+    # Until it is whole, nobody shall train on it.
+    write_whole(join(out, SUMMARY_FILE), UNFINISHED)
     schema = example_schema(vertex_count, {"hand": hand_id, "source": kind, "split": split})
     summary.examples = write_examples(out, _kept(rows, left_out), schema)
     summary.left_out = dict(left_out.most_common())
     if not summary.examples:
+        remove_file(join(out, SUMMARY_FILE))
         why = "; ".join(f"{count}: {reason}" for reason, count in summary.left_out.items())
         hint = "; give the photos' folder as --images" if "photo missing" in left_out else ""
         raise UserError(f"'{source}' gives no examples ({why or 'it is empty'}){hint}")

@@ -33,6 +33,10 @@ GROUP = 32
 FILE_ROWS, FILE_BYTES = 1024, 128 << 20
 
 
+#: Beside `data/`: what was converted and what was left out; until then, `UNFINISHED`.
+SUMMARY_FILE, UNFINISHED = "_convert.json", b'{"unfinished": true}\n'
+
+
 def example_schema(vertex_count: int, facts: Mapping[str, Any]) -> pa.Schema:
     """The columns of an example file; `facts` (hand, source, ...) go into its metadata under `amvur`."""
     said = {

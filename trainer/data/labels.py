@@ -141,6 +141,11 @@ def _tables(files: list[str], folder: str | None) -> LabelTables:
         for name in _NEEDED:
             if name not in schema.names:
                 raise UserError(f"{path}: {name}: there is no such column; these are not labels")
+        for name in ("joints2d_px", "box_xyxy", "vertices_mm"):
+            if name in schema.names and not pa.types.is_fixed_size_list(schema.field(name).type):
+                raise UserError(
+                    f"{path}: {name}: a list of any length; write filtered labels with their own types, as pyarrow does"
+                )
         facts = json.loads((schema.metadata or {}).get(b"amvur", b"{}"))
         known[facts.get("hand")] = (
             schema.field("vertices_mm").type.list_size if "vertices_mm" in schema.names else 1

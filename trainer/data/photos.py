@@ -26,6 +26,8 @@ def photo_columns(url: str) -> dict[str, Any]:
         data = read_whole(url)
     except OSError as error:
         raise PhotoError("missing", f"the file can't be read: {error.strerror or error}") from None
+    except ValueError:
+        raise PhotoError("missing", "no such file: the path is not a file name") from None
     if data is None:
         raise PhotoError("missing", "no such file")
     kept = data.startswith(_KEPT)

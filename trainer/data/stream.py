@@ -25,9 +25,10 @@ from torch.utils.data import Dataset
 
 from annotator.errors import UserError
 from annotator.hand.model import HandModel
-from annotator.io.storage import join, names_in, open_file
+from annotator.io.storage import join, names_in, open_file, read_whole
 from trainer.batch import Batch
 from trainer.config import SYNTHETIC, TARGETS, SourceConfig, Target, TrainConfig
+from trainer.data.examples import SUMMARY_FILE, UNFINISHED
 from trainer.data.read import COLUMNS, FACTS, Facts, Rows, facts_of, read_example
 from trainer.keyed import keys
 
@@ -91,6 +92,8 @@ class Stored:
         self.url, self.config, self.seed, self.margin = url, config, seed, margin
         self.size_px, self.vertex_count = size_px, hand.vertex_count
         names = sorted(name for name in names_in(join(url, "data")) if name.endswith(".parquet"))
+        if read_whole(join(url, SUMMARY_FILE)) == UNFINISHED:
+            raise UserError(f"'{url}' is an unfinished conversion: delete it and convert again")
         if not names:
             raise UserError(f"'{url}' holds no examples (data/*.parquet): make them with `amvur convert`")
         with ThreadPoolExecutor(16) as pool:
