@@ -24,7 +24,7 @@ NAMES = sorted(
 PAPER = [name for name in NAMES if name.startswith("paper/")]
 
 #: Terms that are ours, in every row that has a prior-net, or in all.
-OURS = {"limits", "shape", "side"}
+OURS = {"limits", "shape", "side_right", "side_left"}
 
 LIKELIHOODS = {"vertices", "joints3d", "joints2d", "camera"}
 KL = {"kl_vertices", "kl_joints3d", "kl_camera"}
@@ -102,7 +102,7 @@ def trained_terms(name: str) -> tuple[dict[str, torch.Tensor], Network]:
     objective = Objective(config.loss, network, hand())
     batch = withhold(known(), config.data[0].targets)
     images = batch.image.float() / 255
-    terms = objective.terms(network(images, 1), batch, images)
+    terms = objective.terms(network(images, torch.tensor([0])), batch, images)
     loss, _ = objective.total(terms)
     assert torch.isfinite(loss)
     return {
