@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from annotator.errors import UserError
+from annotator.quiet import quiet_stderr
 
 #: What waits between stations of an embedded Ray at most: it bounds the memory of a run of any length.
 OBJECT_STORE_BYTES = 1 << 30
@@ -37,7 +38,7 @@ def connected(address: str | None = None) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    with _quiet_stderr():  # Ray's C++ announces its log level there; failures are exceptions
+    with quiet_stderr():  # Ray's C++ announces its log level there; failures are exceptions
         ray.init(
             address="local",  # never a cluster that happens to run here
             include_dashboard=False,
@@ -52,23 +53,11 @@ def connected(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
-
-
 def _join(address: str) -> None:
     import ray
 
     try:
-        with _quiet_stderr():
+        with quiet_stderr():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ray.exceptions.AuthenticationError:
         raise UserError(

@@ -43,7 +43,7 @@ def overfit(out: Path) -> dict[str, Any]:
         convert(f"synth:{out / 'photos'}", str(out / "examples"))
     run(out, data=str(out / "examples"))
     found = judged(out, str(out / "examples"), "results")
-    best_db = float(np.mean(best_texture_db(out / "photos", 96)))
+    best_db = float(np.mean(best_texture_db(out / "photos")))
     return {
         "PA-MPJPE, mm (asked: 3 or less)": found["joints3d"]["pa_mpjpe_mm"],
         "PA-MPVPE, mm (asked: 3 or less)": found["vertices"]["pa_mpvpe_mm"],
@@ -120,7 +120,7 @@ def judged(out: Path, examples: str, results: str, count: int = 0) -> dict[str, 
     return evaluate(str(out / "run/model.safetensors"), examples, str(out / results), count=count) or {}
 
 
-def best_texture_db(photos: Path, crop_px: int) -> list[float]:
+def best_texture_db(photos: Path) -> list[float]:
     """PSNR of each photo under the colours, one a vertex of the true mesh, that fit its pixels best."""
     hand = load_hand("open")
     faces = torch.as_tensor(hand.faces).long()

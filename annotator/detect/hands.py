@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import weakref
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -31,6 +28,7 @@ from PIL import Image
 from annotator.errors import UserError
 from annotator.io.crops import box_around_joints
 from annotator.io.storage import read_whole
+from annotator.quiet import quiet_stderr
 
 #: The landmarks' network sees a hand at 224 pixels: of a photo so large on its shorter side, a hand that takes a
 #: quarter still has as many.
@@ -86,7 +84,7 @@ class HandDetector:
         )
         self._image = lambda pixels: MediaPipeImage(image_format=ImageFormat.SRGB, data=pixels)
         # It logs as it starts and at its first photo, not later.
-        with _silent_stderr():
+        with quiet_stderr():
             try:
                 self._landmarker = HandLandmarker.create_from_options(options)
             except (RuntimeError, ValueError, OSError) as error:
@@ -195,16 +193,3 @@ def read_model(model: str | None) -> bytes:
 def model_id(model: str | None) -> str:
     """A model's name in labels, with a hash of its content; raises as `read_model` does."""
     return f"hand_landmarker-{hashlib.sha256(read_model(model)).hexdigest()[:12]}"
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """For the C++ library's log, which no setting of its own silences."""
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
