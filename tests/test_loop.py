@@ -13,8 +13,10 @@ import torch.distributed as dist
 from annotator.config import AmvurConfig, NetworkConfig, TextureConfig
 from annotator.errors import UserError
 from annotator.hand import load_hand
+from annotator.model import pretrained
 from annotator.model.checkpoint import load_checkpoint
 from tests.example_files import write_stick_hands
+from trainer import loop
 from trainer.config import LossConfig, OptimizerConfig, SourceConfig, TrainConfig
 from trainer.loop import start_network, train
 from trainer.objective import Objective
@@ -104,6 +106,35 @@ def test_another_run_in_the_same_folder_is_refused(sticks, tmp_path):
         train(config_for(sticks, batch_size=4, loss=LossConfig(texture=0)), str(tmp_path), "cpu")
     train(config_for(sticks, steps=7, log_every=3), str(tmp_path), "cpu")
     assert load_checkpoint(str(tmp_path / "model.safetensors")).info.trained_steps == 7
+
+
+def test_imagenet_weights_out_of_reach_are_said_before_the_first_step(sticks, tmp_path, monkeypatch):
+    config = config_for(sticks, network=replace(TINY, imagenet=True))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(pretrained, "PACKAGED", {})
+    with pytest.raises(UserError, match=r"not reachable.*set network\.imagenet=false"):
+        train(config, str(tmp_path / "run"), "cpu")
+    # A run that has begun has weights of its own.
+    monkeypatch.setattr(loop, "load_pretrained", lambda *_: "as if they had been there")
+    train(replace(config, steps=2), str(tmp_path / "run"), "cpu")
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "load_pretrained", lambda *_: pytest.fail("asked for ImageNet weights again"))
+    train(replace(config, steps=3), str(tmp_path / "run"), "cpu")
+
+
+def test_a_run_starts_from_weights_trained_at_another_size(sticks, tmp_path):
+    train(config_for(sticks), str(tmp_path / "small"), "cpu")
+    small = str(tmp_path / "small/model.safetensors")
+    larger = replace(TINY, crop_px=64, texture=replace(TINY.texture, raster_px=48))
+    config = config_for(sticks, network=larger, start_from=small)
+    start = start_network(config, load_hand("open")).state_dict()
+    assert largest_difference(weights(tmp_path / "small"), start) == 0
+    other = config_for(
+        sticks, network=replace(TINY, amvur=AmvurConfig(tokens=32, width=16)), start_from=small
+    )
+    with pytest.raises(UserError, match="holds another network"):
+        start_network(other, load_hand("open"))
 
 
 def _one_of_two(rank: int, config: TrainConfig, out: str, meeting: str) -> None:

