@@ -28,6 +28,8 @@ class AmvurConfig:
     cross_attention: bool = True
     self_attention: bool = True
     positional: Literal["template", "index"] = "template"  # Table 5 B and C: index
+    # Offsets are added to the mean hand, or to prior-net's, whose vertices are then places of the tokens too.
+    start: Literal["mean_hand", "prior_net"] = "mean_hand"
     tokens: int = 195  # vertices that are tokens; 0 = every vertex, as the paper writes it
     upsampling: Literal["fixed", "learned"] = "fixed"  # from tokens to vertices
     width: int = 128  # d of formulas (9) and (10)
@@ -65,6 +67,7 @@ class NetworkConfig:
     imagenet: bool = False  # start the backbone from public ImageNet weights, where they can be reached
     crop_px: int = 128
     variant: Literal["prior_net", "amvur", "both"] = "both"  # the three rows of Tables 1 and 2
+    landmarks: bool = False  # where each joint seems to lie joins the global feature: see model/landmarks.py
     amvur: AmvurConfig = field(default_factory=AmvurConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     texture: TextureConfig = field(default_factory=TextureConfig)

@@ -72,7 +72,7 @@ def test_the_same_weights_give_what_timm_gave(name: str) -> None:
     backbone = build_backbone(name).eval()
     backbone.load_state_dict(weights_like_timm(name), strict=False)
     with torch.no_grad():
-        g, X = backbone(torch.from_numpy(PHOTOS).float())
+        g, X, _ = backbone(torch.from_numpy(PHOTOS).float())
     assert g.shape == (2, backbone.feature_dim)
     assert X.shape == (2, backbone.shallow_dim, 36, 28)
     expected_g, expected_X = torch.tensor(TIMM[name]["g"]), torch.tensor(TIMM[name]["X"])
@@ -85,14 +85,14 @@ def test_the_shallow_map_is_affine_in_the_pixels(name: str) -> None:
     backbone = build_backbone(name).eval()
     a, b = torch.rand(2, 1, 3, 64, 64)
     with torch.no_grad():
-        (_, X_a), (_, X_b), (_, X_mix) = (backbone(images) for images in (a, b, 0.3 * a + 0.7 * b))
+        X_a, X_b, X_mix = (backbone(images).X for images in (a, b, 0.3 * a + 0.7 * b))
     torch.testing.assert_close(X_mix, 0.3 * X_a + 0.7 * X_b, atol=1e-4, rtol=1e-4)
 
 
 @every_backbone
 def test_a_shallow_cell_is_centred_where_the_docstring_says(name: str) -> None:
     images = torch.rand(1, 3, 64, 64, requires_grad=True)
-    _, X = build_backbone(name).eval()(images)
+    X = build_backbone(name).eval()(images).X
     X[0, :, 10, 7].abs().sum().backward()
     assert images.grad is not None
     rows, columns = images.grad.abs().sum((0, 1)).nonzero().unbind(1)
@@ -115,7 +115,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     for module in backbone.modules():  # ResNet's branches begin at zero, and hold their own gradients back
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.ones_(module.weight)
-    g, X = backbone(torch.rand(2, 3, 64, 64))
+    g, X, _ = backbone(torch.rand(2, 3, 64, 64))
     (g.square().sum() + X.square().sum()).backward()
     assert [k for k, p in backbone.named_parameters() if p.grad is None or not p.grad.any()] == []
 

@@ -432,3 +432,8 @@ def test_following_the_gradient_brings_a_broken_hand_within_the_limits(limits):
 def test_joint_limits_enter_no_checkpoint(limits):
     assert not limits.state_dict()
     assert not list(limits.parameters())
+
+
+def test_landmarks_are_held_to_their_joints_in_tenths_of_a_half_side():
+    landmarks, target = torch.tensor([[[0.1, -0.2]]]), torch.tensor([[[0.15, 0.1]]])
+    torch.testing.assert_close(losses.landmarks_loss(landmarks, target), torch.tensor([[[0.5, 3.0]]]))

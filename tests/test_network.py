@@ -14,6 +14,7 @@ from annotator.hand.anatomy import chirality
 from annotator.model.amvur import Gaussian, joints_from_vertices
 from annotator.model.attention import Attention, Tokens
 from annotator.model.camera import Camera, joints2d_covariance
+from annotator.model.landmarks import Landmarks
 from annotator.model.network import Network, draw_meshes
 from annotator.model.texture import OcclusionAwareTexture, reverse_interpolate
 
@@ -106,6 +107,9 @@ SWITCHES = {
     "every vertex a token": {"amvur": AmvurConfig(tokens=0), "texture": TextureConfig(tokens=0)},
     "learned upsampling": {"amvur": AmvurConfig(upsampling="learned")},
     "shared joint variance": {"amvur": AmvurConfig(joint_variance="shared", heads=4)},
+    "corrects prior-net": {"amvur": AmvurConfig(start="prior_net", tokens=98)},
+    "corrects prior-net, A": {"amvur": AmvurConfig(start="prior_net", kind="fully_connected")},
+    "landmarks": {"landmarks": True},
     "camera rotation": {"camera": CameraConfig(rotation=True)},
     "Table 6 HAND": {"texture": TextureConfig(kind="global")},
     "the paper's texture": {"texture": TextureConfig(photo_colour=False)},
@@ -137,11 +141,42 @@ def test_every_switch_gives_whole_predictions_and_trains_all_its_weights(switch)
     for part in (prediction.prior, prediction.prior_camera):
         if part is not None:
             loss = loss + sum(t.square().mean() for t in vars(part).values() if t.requires_grad)
-    if prediction.rgb is not None:
-        loss = loss + prediction.rgb.square().mean()
+    for extra in (prediction.rgb, prediction.landmarks):
+        if extra is not None:
+            loss = loss + extra.square().mean()
     loss.backward()
     without = [name for name, p in net.named_parameters() if p.grad is None]
     assert not without
+
+
+def test_amvur_adds_to_prior_nets_hand_where_told():
+    net = stirred(network(amvur=AmvurConfig(start="prior_net")))
+    torch.nn.init.zeros_(net.amvur.mean[-1].weight)
+    torch.nn.init.zeros_(net.amvur.mean[-1].bias)
+    prediction = net(images())
+    torch.testing.assert_close(prediction.vertices.mean_mm, prediction.prior.vertices_mm, atol=1e-3, rtol=0)
+    assert (prediction.vertices.mean_mm - net.amvur.start_mm).abs().max() > 1
+    # q's likelihood must not move prior-net, whose own is there for that.
+    prediction.vertices.mean_mm.square().sum().backward()
+    assert all(p.grad is None for p in net.prior_net.parameters())
+
+
+def test_landmarks_are_where_their_maps_are_brightest():
+    landmarks = Landmarks(21)
+    torch.nn.init.zeros_(landmarks.maps.bias)
+    with torch.no_grad():
+        landmarks.maps.weight.copy_(torch.eye(21)[..., None, None] * 50)
+    features = torch.zeros(1, 21, 4, 8)
+    features[0, 3, 2, 5] = 1  # joint 3: row 2 of 4, column 5 of 8
+    features[0, 4, 0, :2] = 1  # joint 4: between the first two cells of the first row
+    places, feature = landmarks(features)
+    torch.testing.assert_close(places[0, 3], torch.tensor([2 * 5.5 / 8 - 1, 2 * 2.5 / 4 - 1]))
+    torch.testing.assert_close(places[0, 4], torch.tensor([2 * 1 / 8 - 1, 2 * 0.5 / 4 - 1]))
+    torch.testing.assert_close(places[0, 0], torch.zeros(2), atol=1e-6, rtol=0)  # knows nothing: the middle
+    assert feature.shape == (1, landmarks.size)
+    # At joint 3 alone lies what joint 3 has of the features.
+    local = landmarks.local(features)[0, :, 2, 5]
+    torch.testing.assert_close(feature.view(21, -1)[3, 2:], local)
 
 
 def test_switches_change_the_weights_they_name():

@@ -47,6 +47,7 @@ class LossConfig:
     kl_joints3d: float = 1.0
     kl_camera: float = 1.0
     prior: float = 1.0  # prior-net against the same targets
+    landmarks: float = 1.0  # distance of each landmark from its 2D joint, where the network has landmarks
     limits: float = 1.0  # joint angles of prior-net's hand
     shape: float = 0.1  # its betas, which are standard normal among people
     side: float = 0.2  # cross-entropy of left against right

@@ -168,6 +168,14 @@ def joints2d_loss(
     return (dx.square() / xx + (dy - slope * dx).square() / rest + xx.log() + rest.log()) / 2
 
 
+def landmarks_loss(landmarks: Tensor, target: Tensor) -> Tensor:
+    """Absolute difference of landmarks and 2D joints (B, 21, 2), in tenths of a crop half-side: (B, 21, 2).
+
+    Absolute, because a joint beyond the crop's edge has no cell, and because annotators err by a whole finger at times.
+    """
+    return (landmarks - target).abs() / PRIOR_STD
+
+
 def texture_loss(image: Tensor, rendered: Tensor, mask: Tensor) -> Tensor:
     """L_tex, formula (12): M |I - I'| of each pixel, the mean of its three colours, (B, H, W).
 

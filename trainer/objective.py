@@ -75,6 +75,7 @@ class Objective(nn.Module):
             "prior_joints3d": prior * config.joints3d,
             "prior_joints2d": prior * config.joints2d,
             "prior_camera": prior * config.camera,
+            "landmarks": config.landmarks,
             "limits": config.limits,
             "shape": config.shape,
             # As many images count for one side as for the other.
@@ -119,6 +120,10 @@ class Objective(nn.Module):
                 terms["prior_camera"] = self._camera(
                     losses.camera_loss(prior_camera, target_camera), has_camera
                 )
+        if prediction.landmarks is not None:
+            terms["landmarks"] = _term(
+                losses.landmarks_loss(prediction.landmarks, batch.joints2d), batch.has_joints2d
+            )
         if prediction.rgb is not None:
             terms["texture"] = self._texture(prediction, batch, images)
         for name, said, truth in (

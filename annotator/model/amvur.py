@@ -52,12 +52,14 @@ class Amvur(nn.Module):
     """Global feature g (B, feature_dim) to q(V | I) over all V vertices.
 
     Tokens may be a subset of the vertices (`config.tokens`): then a linear map, fitted on posed meshes,
-    carries the offsets from tokens to vertices. mu_V is the mean hand plus what the MLP says in centimetres,
-    so that an untrained network gives the mean hand; it is wrist-relative by construction.
+    carries the offsets from tokens to vertices. mu_V is a start plus what the MLP says in centimetres, so that an
+    untrained network gives the mean hand; it is wrist-relative by construction. The start is the mean hand, or with
+    `config.start` prior-net's V_p, through which no gradient goes: prior-net has targets of its own and the KL.
     """
 
     start_mm: Tensor  # (V, 3)
     R: Tensor  # (21, V)
+    token_vertices: Tensor  # (T,)
     upsample: Tensor  # (V, T)
     spread: Tensor  # (V, T), no negative weights
 
@@ -67,6 +69,7 @@ class Amvur(nn.Module):
         start = mean_hand(layer, hand)
         self.register_buffer("start_mm", start.vertices_mm[0].detach(), persistent=False)
         self.register_buffer("R", torch.as_tensor(hand.joint_regressor), persistent=False)
+        self.corrects = config.start == "prior_net"
         token_vertices, upsample, _ = coarse_tokens(
             hand, min(config.tokens or hand.vertex_count, hand.vertex_count)
         )
@@ -89,9 +92,10 @@ class Amvur(nn.Module):
             places = (template[torch.as_tensor(token_vertices)] - joints[:1]) * 10
             joint_places = (joints - joints[:1]) * 10
             width = config.width
-            self.vertex_tokens = Tokens(feature_dim, places, width, config.positional)
+            self.vertex_tokens = Tokens(feature_dim, places, width, config.positional, self.corrects)
+            self.register_buffer("token_vertices", torch.as_tensor(token_vertices), persistent=False)
             if config.cross_attention:
-                self.joint_tokens = Tokens(feature_dim, joint_places, width, config.positional)
+                self.joint_tokens = Tokens(feature_dim, joint_places, width, config.positional, self.corrects)
                 self.cross = Attention(width, config.heads)
             if config.self_attention:
                 self.self_attention = Attention(width, config.heads)
@@ -100,18 +104,25 @@ class Amvur(nn.Module):
                 for _ in range(2)
             )
 
-    def forward(self, g: Tensor) -> Gaussian:
-        """G (B, feature_dim) -> q(V | I), (B, V, 3)."""
+    def forward(self, g: Tensor, prior_mm: Tensor | None = None) -> Gaussian:
+        """G (B, feature_dim) -> q(V | I), (B, V, 3).
+
+        `prior_mm` (B, V, 3) is prior-net's hand; without, or with `start: mean_hand`, the mean hand is where it starts.
+        """
+        start_mm = self.start_mm.expand(len(g), -1, -1)
+        if self.corrects and prior_mm is not None:
+            start_mm = prior_mm.detach()
         if self.config.kind == "fully_connected":
             offsets, log_variance = self.direct(g).unflatten(-1, (-1, 6)).split(3, -1)
         else:
-            features = self.vertex_tokens(g)  # F_V (B, T, width)
+            places = start_mm / 100  # decimetres, as the template's
+            features = self.vertex_tokens(g, places[:, self.token_vertices])  # F_V (B, T, width)
             if self.config.cross_attention:
-                features = features + self.cross(features, self.joint_tokens(g))  # (9)
+                features = features + self.cross(features, self.joint_tokens(g, self.R @ places))  # (9)
             if self.config.self_attention:
                 features = features + self.self_attention(features, features)  # (10)
             offsets, log_variance = self.mean(features), self.log_variance(features)
-        vertices_mm = self.start_mm + 10 * (self.upsample @ offsets.float())
+        vertices_mm = start_mm + 10 * (self.upsample @ offsets.float())
         vertices_mm = vertices_mm - self.R[:1] @ vertices_mm  # the wrist is the origin
         # exp(7) is 33 m of standard deviation, exp(-7) 18 um: bounds for numbers, not for hands.
         log_std = (self.spread @ log_variance.float()).clamp(-14, 14) / 2

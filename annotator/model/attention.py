@@ -40,14 +40,18 @@ class Tokens(nn.Module):
     """`W [g ; p_i]` for N tokens that share `g`, where p_i is the token's place on the hand.
 
     `g` is the same for all tokens, so `W [g ; p] = W_g g + W_p p` costs one product with `g`, not N.
-    `positional`: "template" takes the place's coordinates (N, 3); "index" learns one vector a token.
+    `positional`: "template" takes the place's coordinates (N, 3); "index" learns one vector a token. With `posed`,
+    each photo brings places of its own beside them.
     """
 
     places: Tensor  # (N, 3)
 
-    def __init__(self, feature_dim: int, places: Tensor, width: int, positional: str) -> None:
+    def __init__(
+        self, feature_dim: int, places: Tensor, width: int, positional: str, posed: bool = False
+    ) -> None:
         super().__init__()
         self.from_feature = nn.Linear(feature_dim, width)
+        self.from_posed = nn.Linear(3, width, bias=False) if posed else None
         if positional == "template":
             self.register_buffer("places", places, persistent=False)
             self.from_place: nn.Linear | None = nn.Linear(3, width, bias=False)
@@ -55,7 +59,9 @@ class Tokens(nn.Module):
             self.from_place = None
             self.index = nn.Parameter(torch.randn(len(places), width) * 0.02)
 
-    def forward(self, g: Tensor) -> Tensor:
-        """G (B, feature_dim) -> (B, N, width)."""
+    def forward(self, g: Tensor, posed: Tensor | None = None) -> Tensor:
+        """G (B, feature_dim) and, if so made, places (B, N, 3) -> (B, N, width)."""
         place = self.index if self.from_place is None else self.from_place(self.places)
+        if self.from_posed is not None and posed is not None:
+            place = place + self.from_posed(posed)
         return self.from_feature(g)[:, None] + place

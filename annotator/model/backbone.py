@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +23,24 @@ from annotator.errors import UserError
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Backbone(nn.Module):
-    """What every backbone has in common: it turns crops into a global and a shallow feature.
+class Features(NamedTuple):
+    """What a backbone makes of B crops."""
 
-    Subclasses set `feature_dim` and `shallow_dim` and write `stem` and `trunk`. The normalisation of colours
-    lives here, outside the saved weights, because it belongs to the weights and not to the photos.
+    g: Tensor  # (B, feature_dim), pooled over the image, the last layer before a classifier
+    X: Tensor  # (B, shallow_dim, H/2, W/2), see `Backbone.forward`
+    middle: Tensor  # (B, middle_dim, H/16, W/16), the last map that is so fine
+
+
+class Backbone(nn.Module):
+    """What every backbone has in common: it turns crops into a global and a shallow feature, and one between.
+
+    Subclasses set `feature_dim`, `shallow_dim` and `middle_dim` and write `stem` and `trunk`. The normalisation of
+    colours lives here, outside the saved weights, because it belongs to the weights and not to the photos.
     """
 
     feature_dim: int
     shallow_dim: int
+    middle_dim: int
     mean: Tensor
     std: Tensor
 
@@ -43,19 +53,18 @@ class Backbone(nn.Module):
         """First convolution and its batch norm: (B, 3, H, W) normalised -> (B, shallow_dim, H/2, W/2)."""
         raise NotImplementedError
 
-    def trunk(self, shallow: Tensor) -> Tensor:
-        """Everything from the first activation to the last: -> (B, feature_dim, H/32, W/32)."""
+    def trunk(self, shallow: Tensor) -> tuple[Tensor, Tensor]:
+        """From the first activation to the last: (B, middle_dim, H/16, W/16) and (B, feature_dim, H/32, W/32)."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Features:
         """Global feature `g` and shallow feature map `X` of a batch of crops (paper sections 3.4 and 4).
 
         Args:
             images: (B, 3, H, W) RGB, float, 0..1. Any size of at least 32; odd halves round up.
 
         Returns:
-            g: (B, feature_dim), pooled over the image, the last layer before a classifier.
-            X: (B, shallow_dim, H/2, W/2), the first convolution, after its batch norm, before its activation:
+            `Features`. X is the first convolution, after its batch norm, before its activation:
                 scaled to about 1, yet still linear in the pixels, so that no colour is cut off. From Lite0's
                 ImageNet weights a linear fit gives colours back within 1.5 grey levels (rms); after the
                 activation, 7.8. Cell i is centred on pixel coordinate 2i + 0.5 (Lite0, even sizes: 2i + 1.5),
@@ -64,7 +73,8 @@ class Backbone(nn.Module):
         # Channels last in memory: 8 to 15 % faster forward on two cores, 13 to 28 % in training.
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         shallow = self.stem(images)
-        return self.trunk(shallow).mean(dim=(2, 3)), shallow
+        middle, last = self.trunk(shallow)
+        return Features(last.mean(dim=(2, 3)), shallow, middle)
 
 
 class Bottleneck(nn.Module):
@@ -95,7 +105,7 @@ class Bottleneck(nn.Module):
 class ResNet50(Backbone):
     """He et al., 2016, strides in the 3x3 convolutions; names and shapes of `timm/resnet50.a1_in1k`."""
 
-    feature_dim, shallow_dim = 2048, 64
+    feature_dim, shallow_dim, middle_dim = 2048, 64, 1024
 
     def __init__(self) -> None:
         super().__init__(IMAGENET_MEAN, IMAGENET_STD)
@@ -121,10 +131,11 @@ class ResNet50(Backbone):
         """First convolution and batch norm: (B, 3, H, W) -> (B, 64, H/2, W/2)."""
         return self.bn1(self.conv1(images))
 
-    def trunk(self, shallow: Tensor) -> Tensor:
-        """(B, 64, H/2, W/2) -> (B, 2048, H/32, W/32)."""
+    def trunk(self, shallow: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 64, H/2, W/2) -> (B, 1024, H/16, W/16), (B, 2048, H/32, W/32)."""
         x = F.max_pool2d(F.relu(shallow), 3, stride=2, padding=1)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        middle = self.layer3(self.layer2(self.layer1(x)))
+        return middle, self.layer4(middle)
 
 
 class SameConv2d(nn.Conv2d):
@@ -220,7 +231,7 @@ class EfficientNet(Backbone):
     coming from TensorFlow, with that library's padding, batch norm epsilon and colours from -1 to 1.
     """
 
-    feature_dim, shallow_dim = 1280, 32
+    feature_dim, shallow_dim, middle_dim = 1280, 32, 112
     #: kernel, stride, expansion, channels, blocks of each stage after the first
     STAGES = (
         (3, 2, 6, 24, 2),
@@ -268,9 +279,10 @@ class EfficientNet(Backbone):
         """First convolution and batch norm: (B, 3, H, W) -> (B, 32, H/2, W/2)."""
         return self.bn1(self.conv_stem(images))
 
-    def trunk(self, shallow: Tensor) -> Tensor:
-        """(B, 32, H/2, W/2) -> (B, 1280, H/32, W/32)."""
-        return self.activation(self.bn2(self.conv_head(self.blocks(self.activation(shallow)))))
+    def trunk(self, shallow: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 32, H/2, W/2) -> (B, 112, H/16, W/16), (B, 1280, H/32, W/32)."""
+        middle = self.blocks[:5](self.activation(shallow))
+        return middle, self.activation(self.bn2(self.conv_head(self.blocks[5:](middle))))
 
 
 def _initialise(backbone: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from annotator.hand.model import HandModel
 from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
 from annotator.model.backbone import build_backbone
 from annotator.model.camera import Camera, CameraHead, joints2d_covariance
+from annotator.model.landmarks import Landmarks
 from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_hand
 from annotator.model.side import SideHead
 from annotator.model.texture import GlobalTexture, OcclusionAwareTexture
@@ -34,6 +35,7 @@ class Prediction:
     rgb: Tensor | None  # (B, V, 3) in 0..1; None without a texture
     is_right: Tensor  # (B,) probability that the crop shows a right hand
     mirrored_is_right: Tensor  # (M,) the same of M of the crops, mirrored
+    landmarks: Tensor | None = None  # (B, 21, 2) crop, where the photo's features say joints are
 
 
 class Network(nn.Module):
@@ -47,6 +49,9 @@ class Network(nn.Module):
         self.config = config
         self.backbone = build_backbone(config.backbone)
         feature_dim = self.backbone.feature_dim
+        self.landmarks = Landmarks(self.backbone.middle_dim) if config.landmarks else None
+        if self.landmarks is not None:
+            feature_dim += self.landmarks.size
         layer = HandLayer(hand)
         start = mean_hand(layer, hand)
         if config.variant != "amvur":
@@ -70,10 +75,15 @@ class Network(nn.Module):
         `also_mirrored` (M,): rows whose mirror images the side head is shown too, and nothing else is.
         """
         shown = images if also_mirrored is None else torch.cat([images, images[also_mirrored].flip(-1)])
-        g, X = self.backbone(shown.contiguous(memory_format=torch.channels_last))
+        g, X, middle = self.backbone(shown.contiguous(memory_format=torch.channels_last))
         # Under autocast only the backbone works in half precision: bfloat16 would move a vertex by half a millimetre.
         with torch.autocast(images.device.type, enabled=False):
-            return self._hands(images, g.float(), X[: len(images)].float())
+            places: Tensor | None = None
+            if self.landmarks is not None:
+                places, at_joints = self.landmarks(middle.float())
+                g = torch.cat([g.float(), at_joints], -1)
+            prediction = self._hands(images, g.float(), X[: len(images)].float())
+        return replace(prediction, landmarks=None if places is None else places[: len(images)])
 
     def _hands(self, images: Tensor, g: Tensor, X: Tensor) -> Prediction:
         """Features to hands; `g` (B + M, feature_dim) ends with those of M mirror images."""
@@ -89,7 +99,7 @@ class Network(nn.Module):
             joints3d = Gaussian(prior.joints3d_mm, torch.full_like(prior.joints3d_mm, PRIOR_STD_MM))
             camera: Camera = prior_camera
         else:
-            vertices = self.amvur(g)
+            vertices = self.amvur(g, None if prior is None else prior.vertices_mm)
             joints3d = joints_from_vertices(vertices, self.R, self.config.amvur.joint_variance)
             camera = self.camera(g)
         joints2d = camera.project(joints3d.mean_mm)[..., :2]
