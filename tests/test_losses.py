@@ -434,6 +434,23 @@ def test_joint_limits_enter_no_checkpoint(limits):
     assert not list(limits.parameters())
 
 
-def test_landmarks_are_held_to_their_joints_in_tenths_of_a_half_side():
-    landmarks, target = torch.tensor([[[0.1, -0.2]]]), torch.tensor([[[0.15, 0.1]]])
-    torch.testing.assert_close(losses.landmarks_loss(landmarks, target), torch.tensor([[[0.5, 3.0]]]))
+@given(x=st.floats(-1.4, 1.4), y=st.floats(-1.4, 1.4))
+def test_the_best_map_of_a_landmark_has_its_mean_at_the_joint(x, y):
+    width, height = 6, 4
+    logits = torch.zeros(1, 1, height, width, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([[[x, y]]], dtype=torch.float64)
+    log_share = logits.flatten(2).log_softmax(-1).view_as(logits)
+    (slope,) = torch.autograd.grad(losses.landmarks_loss(log_share, target).sum(), logits)
+    # A cross-entropy's slope is the map less the best map; this one is even.
+    best = 1 / (width * height) - slope[0, 0].numpy()
+    across, down = (2 * np.arange(n) + 1.0 for n in (width, height))
+    mean = (best.sum(0) @ (across / width - 1), best.sum(1) @ (down / height - 1))
+    edge = np.array([1 - 1 / width, 1 - 1 / height])
+    np.testing.assert_allclose(mean, np.clip([x, y], -edge, edge), atol=1e-9)
+    assert best.sum() == pytest.approx(1) and (best > 1e-12).sum() <= 4 and best.min() > -1e-12
+
+
+def test_a_landmarks_loss_is_the_logarithm_of_its_cells_share():
+    log_share = torch.randn(2, 21, 3, 5).flatten(2).log_softmax(-1).view(2, 21, 3, 5)
+    target = torch.tensor([2 * 3.5 / 5 - 1, 2 * 0.5 / 3 - 1]).expand(2, 21, 2)  # column 3, row 0
+    torch.testing.assert_close(losses.landmarks_loss(log_share, target), -log_share[:, :, 0, 3])

@@ -16,6 +16,7 @@ from annotator.model.attention import Attention, Tokens
 from annotator.model.camera import Camera, joints2d_covariance
 from annotator.model.landmarks import Landmarks
 from annotator.model.network import Network, draw_meshes
+from annotator.model.prior_net import REACH
 from annotator.model.texture import OcclusionAwareTexture, reverse_interpolate
 
 HAND = load_hand("open")
@@ -141,9 +142,8 @@ def test_every_switch_gives_whole_predictions_and_trains_all_its_weights(switch)
     for part in (prediction.prior, prediction.prior_camera):
         if part is not None:
             loss = loss + sum(t.square().mean() for t in vars(part).values() if t.requires_grad)
-    for extra in (prediction.rgb, prediction.landmarks):
-        if extra is not None:
-            loss = loss + extra.square().mean()
+    if prediction.rgb is not None:
+        loss = loss + prediction.rgb.square().mean()
     loss.backward()
     without = [name for name, p in net.named_parameters() if p.grad is None]
     assert not without
@@ -161,6 +161,15 @@ def test_amvur_adds_to_prior_nets_hand_where_told():
     assert all(p.grad is None for p in net.prior_net.parameters())
 
 
+def test_prior_net_never_leaves_the_hands_there_are():
+    net = stirred(network())
+    with torch.no_grad():
+        net.prior_net.mlp[-1].bias.copy_(torch.linspace(-1e4, 1e4, 61))
+    prior = net(images()).prior
+    assert prior.betas.abs().max() <= REACH
+    assert prior.joints3d_mm.norm(dim=-1).max() < 500
+
+
 def test_landmarks_are_where_their_maps_are_brightest():
     landmarks = Landmarks(21)
     torch.nn.init.zeros_(landmarks.maps.bias)
@@ -169,7 +178,8 @@ def test_landmarks_are_where_their_maps_are_brightest():
     features = torch.zeros(1, 21, 4, 8)
     features[0, 3, 2, 5] = 1  # joint 3: row 2 of 4, column 5 of 8
     features[0, 4, 0, :2] = 1  # joint 4: between the first two cells of the first row
-    places, feature = landmarks(features)
+    (places, log_share), feature = landmarks(features)
+    torch.testing.assert_close(log_share.exp().sum((2, 3)), torch.ones(1, 21))
     torch.testing.assert_close(places[0, 3], torch.tensor([2 * 5.5 / 8 - 1, 2 * 2.5 / 4 - 1]))
     torch.testing.assert_close(places[0, 4], torch.tensor([2 * 1 / 8 - 1, 2 * 0.5 / 4 - 1]))
     torch.testing.assert_close(places[0, 0], torch.zeros(2), atol=1e-6, rtol=0)  # knows nothing: the middle

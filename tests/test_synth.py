@@ -19,7 +19,7 @@ from annotator.hand.anatomy import chirality
 from annotator.hand.layer import HandLayer
 from annotator.io.schema import label_schema
 from annotator.render import nearest_faces
-from trainer.synth import write_photos
+from trainer.synth import write, write_photos
 from trainer.synth.colour import lab_to_linear, stored
 from trainer.synth.figure import ARM, HAND, Figure
 from trainer.synth.forearm import RINGS_MM, open_edge
@@ -83,6 +83,17 @@ def test_a_photo_and_its_truth_do_not_depend_on_how_many_are_drawn(out: Path, tm
     assert len(fewer) == 2 * few + 1
     assert all(fewer[name] == many[name] for name in fewer if name != "truth.parquet")
     assert pq.read_table(tmp_path / "truth.parquet") == pq.read_table(out / "truth.parquet").slice(0, few)
+
+
+def test_the_truth_is_written_some_rows_at_a_time(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "LABELS_AT_ONCE", 3)
+    write_photos(tmp_path, 8, seed=4, size_px=SIZE_PX)
+    file = pq.ParquetFile(tmp_path / "truth.parquet")
+    assert [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)] == [3, 3, 2]
+    assert file.read().equals(pq.read_table(out / "truth.parquet").slice(0, 8))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "masks", "truth.parquet"]
 
 
 def test_the_truth_has_the_columns_of_labels_and_a_row_for_every_photo(out: Path) -> None:

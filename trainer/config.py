@@ -47,7 +47,7 @@ class LossConfig:
     kl_joints3d: float = 1.0
     kl_camera: float = 1.0
     prior: float = 1.0  # prior-net against the same targets
-    landmarks: float = 1.0  # distance of each landmark from its 2D joint, where the network has landmarks
+    landmarks: float = 1.0  # maps of where joints are seen, where the network has them
     limits: float = 1.0  # joint angles of prior-net's hand
     shape: float = 0.1  # its betas, which are standard normal among people
     side: float = 0.2  # cross-entropy of left against right

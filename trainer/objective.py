@@ -122,7 +122,7 @@ class Objective(nn.Module):
                 )
         if prediction.landmarks is not None:
             terms["landmarks"] = _term(
-                losses.landmarks_loss(prediction.landmarks, batch.joints2d), batch.has_joints2d
+                losses.landmarks_loss(prediction.landmarks.log_share, batch.joints2d), batch.has_joints2d
             )
         if prediction.rgb is not None:
             terms["texture"] = self._texture(prediction, batch, images)

@@ -8,7 +8,7 @@ byte-stream-split under zstd: equal high bytes then lie together.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -154,14 +154,21 @@ def _scattered(values: Any, kind: pa.DataType, hand_rows: np.ndarray, missing: n
 
 def encode_table(table: pa.Table) -> bytes:
     """The bytes of a Parquet file; the same table gives the same bytes."""
-    split = [path for path in _SPLIT if path.split(".")[0] in table.column_names]
-    dictionary = ["status", "reason", "box_source", "camera.focal_source"]
     sink = io.BytesIO()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        use_dictionary=[name for name in dictionary if name.split(".")[0] in table.column_names],
-        use_byte_stream_split=split,
-    )
+    write_tables(sink, [table], table.schema)
     return sink.getvalue()
+
+
+def write_tables(sink: Any, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """One Parquet file of tables as they come, a row group each; `sink` is a path or an open file."""
+    dictionary = ["status", "reason", "box_source", "camera.focal_source"]
+    split = [path for path in _SPLIT if path.split(".")[0] in schema.names]
+    with pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        use_dictionary=[name for name in dictionary if name.split(".")[0] in schema.names],
+        use_byte_stream_split=split,
+    ) as writer:
+        for table in tables:
+            writer.write_table(table)

@@ -7,6 +7,8 @@ the features there, weighted by the same maps, join `g`. Learnt from 2D joints, 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,13 @@ JOINTS = 21
 
 #: Numbers kept of the features at each joint.
 LOCAL = 16
+
+
+class Seen(NamedTuple):
+    """Where the joints of B hands are seen."""
+
+    places: Tensor  # (B, 21, 2) crop coordinates, the maps' means: never beyond the outermost cells' centres
+    log_share: Tensor  # (B, 21, H, W) log of each cell's share; shares of a map add up to 1
 
 
 class Landmarks(nn.Module):
@@ -26,13 +35,16 @@ class Landmarks(nn.Module):
         self.maps = nn.Conv2d(channels, JOINTS, 1)
         self.local = nn.Conv2d(channels, LOCAL, 1)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Places (B, 21, 2) in crop coordinates, inside the outermost cells' centres; feature (B, size)."""
+    def forward(self, features: Tensor) -> tuple[Seen, Tensor]:
+        """Where joints are seen, and the feature (B, size)."""
+        log_share = self.maps(features).float().flatten(2).log_softmax(-1)  # (B, 21, H * W)
+        share = log_share.exp()
         height, width = features.shape[-2:]
-        weight = self.maps(features).float().flatten(2).softmax(-1)  # (B, 21, H * W)
         x = (torch.arange(width, device=features.device) * 2 + 1) / width - 1
         y = (torch.arange(height, device=features.device) * 2 + 1) / height - 1
         centres = torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)  # (H * W, 2)
-        places = weight @ centres
-        local = weight @ self.local(features).float().flatten(2).transpose(1, 2)  # (B, 21, LOCAL)
-        return places, torch.cat([places, local], -1).flatten(1)
+        places = share @ centres
+        local = share @ self.local(features).float().flatten(2).transpose(1, 2)  # (B, 21, LOCAL)
+        return Seen(places, log_share.unflatten(2, (height, width))), torch.cat([places, local], -1).flatten(
+            1
+        )

@@ -13,7 +13,7 @@ from annotator.hand.model import HandModel
 from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
 from annotator.model.backbone import build_backbone
 from annotator.model.camera import Camera, CameraHead, joints2d_covariance
-from annotator.model.landmarks import Landmarks
+from annotator.model.landmarks import Landmarks, Seen
 from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_hand
 from annotator.model.side import SideHead
 from annotator.model.texture import GlobalTexture, OcclusionAwareTexture
@@ -35,7 +35,7 @@ class Prediction:
     rgb: Tensor | None  # (B, V, 3) in 0..1; None without a texture
     is_right: Tensor  # (B,) probability that the crop shows a right hand
     mirrored_is_right: Tensor  # (M,) the same of M of the crops, mirrored
-    landmarks: Tensor | None = None  # (B, 21, 2) crop, where the photo's features say joints are
+    landmarks: Seen | None = None  # where the photo's features say joints are
 
 
 class Network(nn.Module):
@@ -78,12 +78,13 @@ class Network(nn.Module):
         g, X, middle = self.backbone(shown.contiguous(memory_format=torch.channels_last))
         # Under autocast only the backbone works in half precision: bfloat16 would move a vertex by half a millimetre.
         with torch.autocast(images.device.type, enabled=False):
-            places: Tensor | None = None
+            seen: Seen | None = None
             if self.landmarks is not None:
-                places, at_joints = self.landmarks(middle.float())
+                seen, at_joints = self.landmarks(middle.float())
+                seen = Seen(*(part[: len(images)] for part in seen))
                 g = torch.cat([g.float(), at_joints], -1)
             prediction = self._hands(images, g.float(), X[: len(images)].float())
-        return replace(prediction, landmarks=None if places is None else places[: len(images)])
+        return replace(prediction, landmarks=seen)
 
     def _hands(self, images: Tensor, g: Tensor, X: Tensor) -> Prediction:
         """Features to hands; `g` (B + M, feature_dim) ends with those of M mirror images."""

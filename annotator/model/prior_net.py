@@ -22,6 +22,9 @@ UPRIGHT = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 #: Standard deviation of p(V | I) and p(J3 | I), the 1 of formulas (3) and (5): a centimetre.
 PRIOR_STD_MM = 10.0
 
+#: Standard deviations beyond which there is no pose and no shape: a bad step can't blow a hand up to metres.
+REACH = 5.0
+
 
 @dataclass
 class PriorHand:
@@ -42,7 +45,8 @@ class PriorNet(nn.Module):
 
     The global rotation is six numbers made orthonormal (no jump anywhere, unlike axis-angle), the fingers
     are coefficients along the hand model's pose components in units of their standard deviation, the shape
-    is betas. The last layer starts at zero, so an untrained prior-net gives the mean hand, upright.
+    is betas; neither goes beyond `REACH` of these units. The last layer starts at zero, so an untrained prior-net
+    gives the mean hand, upright.
     """
 
     upright: Tensor  # (3, 3)
@@ -65,6 +69,7 @@ class PriorNet(nn.Module):
     def forward(self, g: Tensor) -> PriorHand:
         """G (B, feature_dim) to B hands."""
         turn, coefficients, betas = self.mlp(g).float().split([6, 45, 10], -1)
+        coefficients, betas = (REACH * (x / REACH).tanh() for x in (coefficients, betas))
         # Gram-Schmidt on two columns that start as the identity's.
         wrist = roma.special_gramschmidt(turn.view(-1, 3, 2) + self.no_turn) @ self.upright
         fingers = roma.rotvec_to_rotmat(

@@ -20,7 +20,14 @@ from torch import Tensor
 
 from annotator.errors import UserError
 from annotator.hand import HandModel, load_hand
-from annotator.io.schema import ROUNDING, SCHEMA_VERSION, encode_table, label_schema, labels_to_table
+from annotator.io.schema import (
+    ROUNDING,
+    SCHEMA_VERSION,
+    encode_table,
+    label_schema,
+    labels_to_table,
+    write_tables,
+)
 from annotator.io.storage import check_writable, is_local, names_in, write_whole
 from trainer.keyed import Draws, keys
 from trainer.synth.hands import Photos, SyntheticHands
@@ -32,6 +39,9 @@ BLOCK = 16
 DRAWERS = 4
 
 JPEG_QUALITY = 92
+
+#: Rows of labels held in memory: a row group of the truth.
+LABELS_AT_ONCE = 512
 
 # What a photo draws its hand's side from, see `hands.py`.
 _SIDE = 99
@@ -63,18 +73,29 @@ def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
         write_whole(str(out / "truth.parquet"), encode_table(schema.empty_table()))
         (out / "images").mkdir(exist_ok=True)
         (out / "masks").mkdir(exist_ok=True)
-        tables = []
-        for name, (photo, mask, columns) in zip(names, _photos(hand, count, seed, size_px), strict=True):
-            (out / "images" / name).write_bytes(_jpeg(photo))
-            Image.fromarray(mask).save((out / "masks" / name).with_suffix(".png"))
-            tables.append(_table(name, columns, size_px, schema))
-        write_whole(str(out / "truth.parquet"), encode_table(pa.concat_tables(tables).combine_chunks()))
+        drawn = _photos(hand, count, seed, size_px)
+        unfinished = out / ".truth.parquet-unfinished"
+        write_tables(unfinished, _written(out, names, drawn, size_px, schema), schema)
+        unfinished.replace(out / "truth.parquet")
     except OSError as error:
         raise UserError(f"can't write to '{out}': {error.strerror or error}") from None
 
 
 #: A photo (H, W, 3), its hand's mask (H, W), and the label columns of the hand.
 _Drawn = tuple[NDArray[np.uint8], NDArray[np.uint8], dict[str, Any]]
+
+
+def _written(
+    out: Path, names: list[str], drawn: Iterator[_Drawn], size_px: int, schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """Writes photos and masks; their labels, some hundred at a time, so that memory does not grow with the count."""
+    for first in range(0, len(names), LABELS_AT_ONCE):
+        tables = []
+        for name, (photo, mask, columns) in zip(names[first : first + LABELS_AT_ONCE], drawn, strict=False):
+            (out / "images" / name).write_bytes(_jpeg(photo))
+            Image.fromarray(mask).save((out / "masks" / name).with_suffix(".png"))
+            tables.append(_table(name, columns, size_px, schema))
+        yield pa.concat_tables(tables).combine_chunks()
 
 
 def _photos(hand: HandModel, count: int, seed: int, size_px: int) -> Iterator[_Drawn]:
