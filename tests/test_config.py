@@ -22,6 +22,10 @@ def test_dictionaries_round_trip():
         ({"crop_px": "big"}, "crop_px is 'big', must be int"),
         ({"crop_px": True}, "crop_px is True, must be int"),
         ({"variant": "all"}, "variant is 'all', may be prior_net, amvur, both"),
+        (
+            {"variant": "amvur", "amvur": {"start": "prior_net"}},
+            "start is prior_net, which the variant amvur has not",
+        ),
         ({"amvur": 3}, "amvur: expected keys and values, found 3"),
         ({"crop_px": 0}, "crop_px is 0, must be at least 32"),
         ({"amvur": {"heads": 3}}, "width 128 can't be shared out among 3 heads"),

@@ -22,10 +22,12 @@ from trainer.loop import start_network, train
 from trainer.objective import Objective
 from trainer.state import saved_states
 
+#: With the switches of the shipped trainings.
 TINY = NetworkConfig(
     backbone="efficientnet_lite0",
     crop_px=48,
-    amvur=AmvurConfig(tokens=32, width=32),
+    landmarks=True,
+    amvur=AmvurConfig(start="prior_net", tokens=32, width=32),
     texture=TextureConfig(tokens=32, width=16, raster_px=32),
 )
 
@@ -98,6 +100,26 @@ def test_a_damaged_checkpoint_is_passed_over(sticks, tmp_path):
     newest.write_bytes(newest.read_bytes()[:5000])
     train(config, str(tmp_path), "cpu")
     assert largest_difference(whole, weights(tmp_path)) < 1e-5
+
+
+def test_a_run_whose_only_state_is_damaged_starts_where_it_started_before(sticks, tmp_path):
+    config = config_for(sticks, steps=2, keep=1)
+    train(config, str(tmp_path / "first"), "cpu")
+    config = config_for(sticks, steps=2, keep=1, start_from=str(tmp_path / "first/model.safetensors"))
+    train(config, str(tmp_path / "run"), "cpu")
+    whole = weights(tmp_path / "run")
+    (tmp_path / "run/checkpoints/step-00000002.safetensors").write_bytes(b"cut off")
+    train(config, str(tmp_path / "run"), "cpu")
+    assert largest_difference(whole, weights(tmp_path / "run")) < 1e-5
+
+
+def test_a_run_goes_on_though_settings_have_been_invented_since(sticks, tmp_path):
+    train(config_for(sticks), str(tmp_path), "cpu")
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["loss"]["landmarks"], settings["network"]["texture"]["photo_colour"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    train(config_for(sticks, steps=7), str(tmp_path), "cpu")
+    assert load_checkpoint(str(tmp_path / "model.safetensors")).info.trained_steps == 7
 
 
 def test_another_run_in_the_same_folder_is_refused(sticks, tmp_path):
@@ -189,6 +211,7 @@ def test_one_batch_mixes_full_2d_only_and_colour_only_photos(sticks):
     network, objective, images, batch = objective_and_batch(sticks, data=sources, batch_size=9)
     terms = objective.terms(network(images, torch.tensor([0, 1])), batch, images)
     counts = {name: int(term.count) for name, term in terms.items()}
+    assert counts["landmarks"] == 6 * 21
     assert counts["vertices"] == 3 * 800 * 3
     assert counts["joints3d"] == 3 * 20 * 3
     assert counts["joints2d"] == 6 * 21
@@ -220,7 +243,9 @@ def test_a_batch_without_any_3d_reaches_every_weight(sticks):
 
 @pytest.mark.parametrize("variant", ["prior_net", "amvur", "both"])
 def test_each_variant_has_its_own_terms(sticks, variant):
-    network, objective, images, batch = objective_and_batch(sticks, network=replace(TINY, variant=variant))
+    start = "mean_hand" if variant == "amvur" else "prior_net"
+    config = replace(TINY, variant=variant, amvur=replace(TINY.amvur, start=start))
+    network, objective, images, batch = objective_and_batch(sticks, network=config)
     terms = objective.terms(network(images), batch, images)
     assert ("kl_vertices" in terms) == (variant == "both")
     assert ("limits" in terms) == (variant != "amvur")

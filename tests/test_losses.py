@@ -440,7 +440,7 @@ def test_the_best_map_of_a_landmark_has_its_mean_at_the_joint(x, y):
     logits = torch.zeros(1, 1, height, width, dtype=torch.float64, requires_grad=True)
     target = torch.tensor([[[x, y]]], dtype=torch.float64)
     log_share = logits.flatten(2).log_softmax(-1).view_as(logits)
-    (slope,) = torch.autograd.grad(losses.landmarks_loss(log_share, target).sum(), logits)
+    (slope,) = torch.autograd.grad(losses.landmarks_loss(log_share, target, torch.zeros(1, 1)).sum(), logits)
     # A cross-entropy's slope is the map less the best map; this one is even.
     best = 1 / (width * height) - slope[0, 0].numpy()
     across, down = (2 * np.arange(n) + 1.0 for n in (width, height))
@@ -453,4 +453,7 @@ def test_the_best_map_of_a_landmark_has_its_mean_at_the_joint(x, y):
 def test_a_landmarks_loss_is_the_logarithm_of_its_cells_share():
     log_share = torch.randn(2, 21, 3, 5).flatten(2).log_softmax(-1).view(2, 21, 3, 5)
     target = torch.tensor([2 * 3.5 / 5 - 1, 2 * 0.5 / 3 - 1]).expand(2, 21, 2)  # column 3, row 0
-    torch.testing.assert_close(losses.landmarks_loss(log_share, target), -log_share[:, :, 0, 3])
+    found = losses.landmarks_loss(log_share, target, torch.zeros(2, 21))
+    torch.testing.assert_close(found, -log_share[:, :, 0, 3])
+    doubted = losses.landmarks_loss(log_share, target, torch.full((2, 21), PRIOR_STD))
+    torch.testing.assert_close(doubted, found / 2)

@@ -14,10 +14,11 @@ from annotator.hand.anatomy import chirality
 from annotator.model.amvur import Gaussian, joints_from_vertices
 from annotator.model.attention import Attention, Tokens
 from annotator.model.camera import Camera, joints2d_covariance
-from annotator.model.landmarks import Landmarks
+from annotator.model.landmarks import LOCAL, Landmarks
 from annotator.model.network import Network, draw_meshes
 from annotator.model.prior_net import REACH
 from annotator.model.texture import OcclusionAwareTexture, reverse_interpolate
+from trainer import losses
 
 HAND = load_hand("open")
 V = HAND.vertex_count
@@ -161,6 +162,19 @@ def test_amvur_adds_to_prior_nets_hand_where_told():
     assert all(p.grad is None for p in net.prior_net.parameters())
 
 
+def test_a_kl_draws_prior_nets_hand_towards_the_offsets_of_q():
+    net = stirred(network(amvur=AmvurConfig(start="prior_net")))
+    prediction = net(images())
+    prediction.prior.vertices_mm.retain_grad()
+    losses.vertices_kl(prediction.vertices, prediction.prior.vertices_mm).sum().backward()
+    offsets_mm = prediction.vertices.mean_mm - prediction.prior.vertices_mm
+    assert offsets_mm.abs().max() > 0.1
+    # Half a square in centimetres, q's start taken as a constant.
+    torch.testing.assert_close(
+        prediction.prior.vertices_mm.grad, -offsets_mm.detach() / 100, atol=1e-6, rtol=1e-4
+    )
+
+
 def test_prior_net_never_leaves_the_hands_there_are():
     net = stirred(network())
     with torch.no_grad():
@@ -171,22 +185,33 @@ def test_prior_net_never_leaves_the_hands_there_are():
 
 
 def test_landmarks_are_where_their_maps_are_brightest():
-    landmarks = Landmarks(21)
-    torch.nn.init.zeros_(landmarks.maps.bias)
+    landmarks = Landmarks((21, 2, 3))
     with torch.no_grad():
-        landmarks.maps.weight.copy_(torch.eye(21)[..., None, None] * 50)
-    features = torch.zeros(1, 21, 4, 8)
-    features[0, 3, 2, 5] = 1  # joint 3: row 2 of 4, column 5 of 8
-    features[0, 4, 0, :2] = 1  # joint 4: between the first two cells of the first row
-    (places, log_share), feature = landmarks(features)
+        for name, parameter in landmarks.named_parameters():
+            if not name.startswith("local"):
+                parameter.zero_()
+        landmarks.levels[0].weight[:21] = torch.eye(21)[..., None, None]
+        landmarks.maps.weight[:, :21] = 50 * torch.eye(21)[..., None, None]
+    fine = torch.zeros(1, 21, 4, 8)
+    fine[0, 3, 2, 5] = 1  # joint 3: row 2 of 4, column 5 of 8
+    fine[0, 4, 0, :2] = 1  # joint 4: between the first two cells of the first row
+    pyramid = (fine, torch.randn(1, 2, 2, 4), torch.randn(1, 3, 1, 2))
+    log_share, feature = landmarks(pyramid)
+    places, local = feature.view(1, 21, -1).split([2, LOCAL], -1)
     torch.testing.assert_close(log_share.exp().sum((2, 3)), torch.ones(1, 21))
     torch.testing.assert_close(places[0, 3], torch.tensor([2 * 5.5 / 8 - 1, 2 * 2.5 / 4 - 1]))
     torch.testing.assert_close(places[0, 4], torch.tensor([2 * 1 / 8 - 1, 2 * 0.5 / 4 - 1]))
     torch.testing.assert_close(places[0, 0], torch.zeros(2), atol=1e-6, rtol=0)  # knows nothing: the middle
-    assert feature.shape == (1, landmarks.size)
-    # At joint 3 alone lies what joint 3 has of the features.
-    local = landmarks.local(features)[0, :, 2, 5]
-    torch.testing.assert_close(feature.view(21, -1)[3, 2:], local)
+    # What is known of joint 3 is what the photo shows there.
+    met = torch.nn.functional.pad(fine[:, :, 2, 5], (0, 43))[..., None, None]
+    torch.testing.assert_close(local[0, 3], landmarks.local(met)[0, :, 0, 0])
+    # A coarse map speaks for all the cells it covers.
+    with torch.no_grad():
+        landmarks.levels[2].weight[7, 1] = 1.0
+    coarse = torch.tensor([[[[0.0, 0]], [[0, 9]], [[0, 0]]]])
+    _, feature = landmarks((torch.zeros_like(fine), pyramid[1], coarse))
+    places = feature.view(1, 21, -1)[..., :2]
+    assert places[0, 7, 0] > 0.5 and abs(places[0, 7, 1]) < 1e-5
 
 
 def test_switches_change_the_weights_they_name():

@@ -35,7 +35,7 @@ from trainer.config import TrainConfig
 from trainer.data.stream import Order, Steps
 from trainer.diary import Diary
 from trainer.objective import Objective
-from trainer.state import claim_folder, new_state, restore_newest, save_state, saved_states
+from trainer.state import claim_folder, new_state, newest_state, save_state
 
 #: So many steps in a row may have gradients that are not finite before the run gives up.
 PATIENCE = 20
@@ -78,9 +78,12 @@ def train(
     if rank == 0:
         check_writable(out)
         claim_folder(out, config)
-    network = start_network(config, hand, resumes=bool(saved_states(out))).to(place)
+    left = newest_state(out, hand)
+    network = start_network(config, hand, resumes=left is not None).to(place)
     state = new_state(network, _optimizer(network, config), config)
-    restore_newest(state, out, hand)
+    if left is not None:
+        state.take(*left)
+        del left
     if state.step >= config.steps:
         return
     objective = Objective(config.loss, network, hand).to(place)
@@ -101,8 +104,11 @@ def train(
         terms = objective.terms(prediction, batch, images)
         loss, means = objective.total(terms)
         state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = _clip(network, config.optimizer.clip_norm)
+        norm = torch.tensor(math.nan)
+        # Means are of all workers, so all decide alike. On NaN, torch's backward of grid_sample may crash the process.
+        if all(math.isfinite(mean) for mean in torch.stack([*means.values()]).tolist()):
+            loss.backward()
+            norm = _clip(network, config.optimizer.clip_norm)
         # The same on every worker, for gradients are: one bad photo costs a step, not the run.
         bad = 0 if torch.isfinite(norm) else bad + 1
         if bad > PATIENCE:
@@ -147,7 +153,7 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
         return network.train()
     if config.start_from:
         checkpoint = load_checkpoint(config.start_from, config.hand)
-        if _weights_of(checkpoint.info.network) != _weights_of(config.network):
+        if _without_sizes(checkpoint.info.network) != _without_sizes(config.network):
             raise UserError(
                 f"start_from '{config.start_from}' holds another network than this configuration's: "
                 "set network as it was trained"
@@ -157,14 +163,11 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
         try:
             load_pretrained(network.backbone, config.network.backbone)
         except PretrainedUnreachableError as error:
-            raise UserError(
-                f"{error}; give network.backbone=efficientnet_lite0, whose weights are installed already, or "
-                "network.imagenet=false to start from random ones"
-            ) from None
+            raise UserError(f"{error}; network.imagenet=false starts from random weights") from None
     return network.train()
 
 
-def _weights_of(config: NetworkConfig) -> NetworkConfig:
+def _without_sizes(config: NetworkConfig) -> NetworkConfig:
     """The configuration without what its weights do not depend on, such as the size of photos."""
     plain = NetworkConfig()
     texture = replace(config.texture, raster_px=plain.texture.raster_px)

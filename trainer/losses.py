@@ -1,4 +1,4 @@
-"""The losses of sections 3.2 to 3.4, formulas (3) to (6), (8) and (12): one pure function each.
+"""The losses of sections 3.2 to 3.4, formulas (3) to (6), (8) and (12), and of landmarks: one pure function each.
 
 **Unit of length: centimetres.** Functions take millimetres, like everything else, and divide by `CM`. The unit
 matters: it sets how far off a prior with a variance of 1 lets a vertex be, and what sigma becomes. With w = 1 the
@@ -22,8 +22,10 @@ depends neither on the number of vertices nor on how much of a batch is labelled
 
 **Weights** are `trainer.config.LossConfig`'s: one for each mean, and w = `kl` for the KL terms of (3), (5) and (8).
 
-**Gradients.** Nothing is detached. A KL pulls on both of its sides: q towards prior-net's answer and prior-net (its
-hand and its camera) towards q; the std of p is a constant. In `fit_camera` alone nothing has a gradient.
+**Gradients.** Nothing is detached here. A KL pulls on both of its sides: q towards prior-net's answer and prior-net
+(its hand and its camera) towards q; the std of p is a constant. In `fit_camera` alone nothing has a gradient. Where q
+starts at prior-net's hand (`amvur.start: prior_net`), q's mean is V_p, taken as a constant, plus offsets: so a
+likelihood moves the offsets alone, and a KL draws them to zero and V_p by as much towards where they point.
 
 Constant terms (log sqrt(2 pi) per number) are left out of every likelihood. All of this wants float32 or better.
 """
@@ -168,12 +170,13 @@ def joints2d_loss(
     return (dx.square() / xx + (dy - slope * dx).square() / rest + xx.log() + rest.log()) / 2
 
 
-def landmarks_loss(log_share: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of maps (B, 21, H, W) with where 2D joints `target` (B, 21, 2) lie: (B, 21).
+def landmarks_loss(log_share: Tensor, target: Tensor, std: Tensor) -> Tensor:
+    """Not in the paper: cross-entropy of maps (B, 21, H, W) with where 2D joints `target` (B, 21, 2) lie, (B, 21).
 
     A joint lies in the four cells around it, as far in each as it is near its centre, so that the best map has its mean
     at the joint. One beyond the outermost centres counts as lying there. This learns several times faster than a
-    distance from the map's mean, which hardly changes while a map still knows nothing.
+    distance from the map's mean, which hardly changes while a map still knows nothing. The annotator's doubt `std`
+    (B, 21), crop half-sides, makes a joint count for less: for half at a tenth of a half-side.
     """
     size = torch.tensor([log_share.shape[-1], log_share.shape[-2]], device=target.device)
     cell = torch.minimum(((target + 1) * size - 1).clamp_min(0) / 2, size - 1)
@@ -185,7 +188,7 @@ def landmarks_loss(log_share: Tensor, target: Tensor) -> Tensor:
     for x, of_x in ((near[..., 0], 1 - way[..., 0]), (far[..., 0], way[..., 0])):
         for y, of_y in ((near[..., 1], 1 - way[..., 1]), (far[..., 1], way[..., 1])):
             loss = loss - of_x * of_y * flat.gather(2, (y * width + x)[..., None])[..., 0]
-    return loss
+    return loss / (1 + (std / PRIOR_STD).square())
 
 
 def texture_loss(image: Tensor, rendered: Tensor, mask: Tensor) -> Tensor:

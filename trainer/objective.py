@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy, interpolate
+from torch.nn.functional import interpolate
 
 from annotator.hand.model import HandModel
 from annotator.model.amvur import Gaussian
@@ -122,18 +122,18 @@ class Objective(nn.Module):
                 )
         if prediction.landmarks is not None:
             terms["landmarks"] = _term(
-                losses.landmarks_loss(prediction.landmarks.log_share, batch.joints2d), batch.has_joints2d
+                losses.landmarks_loss(prediction.landmarks, batch.joints2d, batch.joints2d_std),
+                batch.has_joints2d,
             )
         if prediction.rgb is not None:
             terms["texture"] = self._texture(prediction, batch, images)
-        for name, said, truth in (
-            ("side_right", prediction.is_right, 1.0),
-            ("side_left", prediction.mirrored_is_right, 0.0),
+        for name, of_truth in (
+            ("side_right", prediction.is_right),
+            ("side_left", 1 - prediction.mirrored_is_right),
         ):
-            values = binary_cross_entropy(
-                said.float(), torch.full_like(said.float(), truth), reduction="none"
-            )
-            terms[name] = _term(values, torch.ones_like(said, dtype=torch.bool))
+            # torch's own cross-entropy raises where a probability is not a number; here that is a step not taken.
+            values = -of_truth.float().clamp_min(1e-12).log()
+            terms[name] = _term(values, torch.ones_like(values, dtype=torch.bool))
         return terms
 
     def total(self, terms: dict[str, Term]) -> tuple[Tensor, dict[str, Tensor]]:

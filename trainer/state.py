@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from annotator.config import NetworkConfig, to_dict
+from annotator.config import NetworkConfig, from_dict, to_dict
 from annotator.errors import UserError
 from annotator.hand.model import HandModel
 from annotator.io.storage import join, names_in, read_whole, remove_file, write_whole
@@ -30,6 +31,9 @@ from annotator.model.network import Network
 from trainer.config import TrainConfig
 
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
+
+#: Changes when older states would be taken for something else.
+STATE_VERSION = 2
 
 #: Settings that a run may change and still go on: they don't change what its steps have been.
 FREE = ("steps", "loaders", "checkpoint_every", "keep", "log_every", "pictures_every", "compile")
@@ -71,8 +75,9 @@ class TrainingState:
                 named[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
-    def take(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`."""
+    def take(self, tensors: dict[str, Tensor], step: int) -> None:
+        """The inverse of `tensors`, after so many steps."""
+        self.step = step
         _load(self.network, tensors, "network.")
         if self.mean is not None:
             _load(self.mean, tensors, "mean.")
@@ -102,7 +107,7 @@ def save_state(state: TrainingState, out: str, config: TrainConfig, hand: HandMo
 
     In this order: a run whose last state is there is over, and must have its model.
     """
-    header = {"version": 1, "step": state.step, "hand_id": hand.id}
+    header = {"version": STATE_VERSION, "step": state.step, "hand_id": hand.id}
     data = safetensors.torch.save(state.tensors(), metadata={"amvur-training": json.dumps(header)})
     folder = join(out, "checkpoints")
     save_checkpoint(as_checkpoint(state, config.network, hand), join(out, "model.safetensors"))
@@ -122,11 +127,11 @@ def saved_states(out: str) -> list[str]:
     return sorted(name for name in names_in(join(out, "checkpoints")) if _NAME.fullmatch(name))
 
 
-def restore_newest(state: TrainingState, out: str, hand: HandModel) -> None:
-    """Go on from the newest state that is whole; none leaves `state` as it is.
+def newest_state(out: str, hand: HandModel) -> tuple[dict[str, Tensor], int] | None:
+    """The newest state that is whole, for `TrainingState.take`, and its step; None where there is none.
 
     Raises:
-        UserError: the run was made with another hand model.
+        UserError: the run was made with another hand model, or by another version.
     """
     for name in reversed(saved_states(out)):
         data = read_whole(join(out, "checkpoints", name))
@@ -135,14 +140,17 @@ def restore_newest(state: TrainingState, out: str, hand: HandModel) -> None:
             header = _header(data or b"")
         except (SafetensorError, ValueError, KeyError):
             continue  # damaged on its way; an older one is still right
+        if header["version"] != STATE_VERSION:
+            raise UserError(
+                f"'{out}' was trained by another version of amvur, which this one can't go on from: give another folder"
+            )
         if header["hand_id"] != hand.id:
             raise UserError(
                 f"'{out}' was trained with hand model {header['hand_id']}, not {hand.id}: "
                 "give --hand as it was, or another folder"
             )
-        state.take(tensors)
-        state.step = header["step"]
-        return
+        return tensors, header["step"]
+    return None
 
 
 def _header(data: bytes) -> dict[str, Any]:
@@ -160,7 +168,11 @@ def claim_folder(out: str, config: TrainConfig) -> None:
     settings = json.loads(json.dumps(to_dict(config)))
     there = read_whole(path)
     if there is not None:
-        changed = _difference(json.loads(there), settings)
+        before = json.loads(there)
+        # Settings that were not there yet when the run began are as they were: at their defaults.
+        with suppress(UserError):
+            before = json.loads(json.dumps(to_dict(from_dict(TrainConfig, before, path))))
+        changed = _difference(before, settings)
         if changed:
             raise UserError(
                 f"'{out}' holds a run with other settings ({', '.join(changed)}): give another folder, or the same "

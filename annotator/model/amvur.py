@@ -115,10 +115,12 @@ class Amvur(nn.Module):
         if self.config.kind == "fully_connected":
             offsets, log_variance = self.direct(g).unflatten(-1, (-1, 6)).split(3, -1)
         else:
-            places = start_mm / 100  # decimetres, as the template's
-            features = self.vertex_tokens(g, places[:, self.token_vertices])  # F_V (B, T, width)
+            posed = posed_joints = None
+            if self.corrects:  # decimetres, as the template's
+                posed, posed_joints = start_mm[:, self.token_vertices] / 100, self.R @ start_mm / 100
+            features = self.vertex_tokens(g, posed)  # F_V (B, T, width)
             if self.config.cross_attention:
-                features = features + self.cross(features, self.joint_tokens(g, self.R @ places))  # (9)
+                features = features + self.cross(features, self.joint_tokens(g, posed_joints))  # (9)
             if self.config.self_attention:
                 features = features + self.self_attention(features, features)  # (10)
             offsets, log_variance = self.mean(features), self.log_variance(features)

@@ -24,7 +24,8 @@ from annotator.io.storage import open_file, write_whole
 from annotator.model.network import Network
 from annotator.model.pretrained import try_pretrained
 
-CHECKPOINT_VERSION = 1
+#: 2: prior-net's hands are bounded, landmarks.
+CHECKPOINT_VERSION = 2
 
 #: A name that starts a network from its configuration alone: `untrained:NAME`.
 UNTRAINED = "untrained:"
@@ -188,6 +189,11 @@ def read_info(name: str, data: bytes) -> CheckpointInfo:
         raise UserError(
             f"checkpoint '{name}' has format version {header['version']}, this amvur reads "
             f"up to {CHECKPOINT_VERSION}: install a newer amvur"
+        )
+    if header["version"] < CHECKPOINT_VERSION:
+        raise UserError(
+            f"checkpoint '{name}' has format version {header['version']}, whose networks worked otherwise than those "
+            f"of version {CHECKPOINT_VERSION}: train it again, or label with the amvur that wrote it"
         )
     return CheckpointInfo(
         network=from_dict(NetworkConfig, header["network"], f"checkpoint '{name}': network"),

@@ -7,44 +7,48 @@ the features there, weighted by the same maps, join `g`. Learnt from 2D joints, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: Joints with a map of their own.
 JOINTS = 21
 
+#: Channels in which the maps of the pyramid meet.
+WIDTH = 64
+
 #: Numbers kept of the features at each joint.
 LOCAL = 16
 
 
-class Seen(NamedTuple):
-    """Where the joints of B hands are seen."""
-
-    places: Tensor  # (B, 21, 2) crop coordinates, the maps' means: never beyond the outermost cells' centres
-    log_share: Tensor  # (B, 21, H, W) log of each cell's share; shares of a map add up to 1
-
-
 class Landmarks(nn.Module):
-    """Feature map (B, channels, H, W) over the crop to 21 places and a feature of `size` numbers."""
+    """A backbone's pyramid over the crop to 21 places and a feature of `size` numbers.
 
-    def __init__(self, channels: int) -> None:
+    What joint a cell shows is known to the coarse maps, where exactly to the fine one: each becomes `WIDTH` channels of
+    the fine one's size, and they are added up (Lin et al., "Feature pyramid networks", 2017). A cell is taken to lie in
+    the middle of its share of the crop. With the backbones' padding it looks up to half a cell beside that (see
+    `Backbone.forward`), always the same way, which the maps learn with the rest.
+    """
+
+    def __init__(self, dims: tuple[int, int, int]) -> None:
         super().__init__()
         self.size = JOINTS * (2 + LOCAL)
-        self.maps = nn.Conv2d(channels, JOINTS, 1)
-        self.local = nn.Conv2d(channels, LOCAL, 1)
+        self.levels = nn.ModuleList(nn.Conv2d(dim, WIDTH, 1) for dim in dims)
+        self.maps = nn.Conv2d(WIDTH, JOINTS, 1, bias=False)  # a bias would change no share
+        self.local = nn.Conv2d(WIDTH, LOCAL, 1)
 
-    def forward(self, features: Tensor) -> tuple[Seen, Tensor]:
-        """Where joints are seen, and the feature (B, size)."""
-        log_share = self.maps(features).float().flatten(2).log_softmax(-1)  # (B, 21, H * W)
+    def forward(self, pyramid: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Maps (B, 21, H, W), the log of each cell's share, which add up to 1; and the feature (B, size)."""
+        height, width = pyramid[0].shape[-2:]
+        levels = [level(features.float()) for level, features in zip(self.levels, pyramid, strict=True)]
+        coarse = [F.interpolate(x, size=(height, width), mode="bilinear") for x in levels[1:]]
+        features = F.relu(levels[0] + coarse[0] + coarse[1])
+        log_share = self.maps(features).flatten(2).log_softmax(-1)  # (B, 21, H * W)
         share = log_share.exp()
-        height, width = features.shape[-2:]
         x = (torch.arange(width, device=features.device) * 2 + 1) / width - 1
         y = (torch.arange(height, device=features.device) * 2 + 1) / height - 1
         centres = torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)  # (H * W, 2)
         places = share @ centres
-        local = share @ self.local(features).float().flatten(2).transpose(1, 2)  # (B, 21, LOCAL)
-        return Seen(places, log_share.unflatten(2, (height, width))), torch.cat([places, local], -1).flatten(
-            1
-        )
+        local = share @ self.local(features).flatten(2).transpose(1, 2)  # (B, 21, LOCAL)
+        feature = torch.cat([places, local], -1).flatten(1)
+        return log_share.unflatten(2, (height, width)), feature

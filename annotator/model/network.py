@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from annotator.hand.model import HandModel
 from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
 from annotator.model.backbone import build_backbone
 from annotator.model.camera import Camera, CameraHead, joints2d_covariance
-from annotator.model.landmarks import Landmarks, Seen
+from annotator.model.landmarks import Landmarks
 from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_hand
 from annotator.model.side import SideHead
 from annotator.model.texture import GlobalTexture, OcclusionAwareTexture
@@ -35,7 +35,7 @@ class Prediction:
     rgb: Tensor | None  # (B, V, 3) in 0..1; None without a texture
     is_right: Tensor  # (B,) probability that the crop shows a right hand
     mirrored_is_right: Tensor  # (M,) the same of M of the crops, mirrored
-    landmarks: Seen | None = None  # where the photo's features say joints are
+    landmarks: Tensor | None  # (B, 21, H, W), log of the share with which each joint is seen in each cell
 
 
 class Network(nn.Module):
@@ -49,7 +49,7 @@ class Network(nn.Module):
         self.config = config
         self.backbone = build_backbone(config.backbone)
         feature_dim = self.backbone.feature_dim
-        self.landmarks = Landmarks(self.backbone.middle_dim) if config.landmarks else None
+        self.landmarks = Landmarks(self.backbone.pyramid_dims) if config.landmarks else None
         if self.landmarks is not None:
             feature_dim += self.landmarks.size
         layer = HandLayer(hand)
@@ -75,19 +75,17 @@ class Network(nn.Module):
         `also_mirrored` (M,): rows whose mirror images the side head is shown too, and nothing else is.
         """
         shown = images if also_mirrored is None else torch.cat([images, images[also_mirrored].flip(-1)])
-        g, X, middle = self.backbone(shown.contiguous(memory_format=torch.channels_last))
+        g, X, pyramid = self.backbone(shown.contiguous(memory_format=torch.channels_last))
         # Under autocast only the backbone works in half precision: bfloat16 would move a vertex by half a millimetre.
         with torch.autocast(images.device.type, enabled=False):
-            seen: Seen | None = None
+            maps: Tensor | None = None
             if self.landmarks is not None:
-                seen, at_joints = self.landmarks(middle.float())
-                seen = Seen(*(part[: len(images)] for part in seen))
+                maps, at_joints = self.landmarks(pyramid)
                 g = torch.cat([g.float(), at_joints], -1)
-            prediction = self._hands(images, g.float(), X[: len(images)].float())
-        return replace(prediction, landmarks=seen)
+            return self._hands(images, g.float(), X[: len(images)].float(), maps)
 
-    def _hands(self, images: Tensor, g: Tensor, X: Tensor) -> Prediction:
-        """Features to hands; `g` (B + M, feature_dim) ends with those of M mirror images."""
+    def _hands(self, images: Tensor, g: Tensor, X: Tensor, maps: Tensor | None) -> Prediction:
+        """Features to hands; `g` (B + M, feature_dim) and `maps` end with those of M mirror images."""
         is_right = self.side(g)
         g = g[: len(images)]
         variant = self.config.variant
@@ -120,6 +118,7 @@ class Network(nn.Module):
             rgb=self._colour(images, X, g, points[..., :2].detach(), visible),
             is_right=is_right[: len(images)],
             mirrored_is_right=is_right[len(images) :],
+            landmarks=None if maps is None else maps[: len(images)],
         )
 
     @torch.no_grad()

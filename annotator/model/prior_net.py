@@ -22,7 +22,8 @@ UPRIGHT = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 #: Standard deviation of p(V | I) and p(J3 | I), the 1 of formulas (3) and (5): a centimetre.
 PRIOR_STD_MM = 10.0
 
-#: Standard deviations beyond which there is no pose and no shape: a bad step can't blow a hand up to metres.
+#: Standard deviations that no pose or shape exceeds, so that a bad step can't blow a hand up to metres. A few poses
+#: in a thousand would need more, and lose 2 mm at worst.
 REACH = 5.0
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +70,22 @@ def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
     check_writable(str(out))
     hand = load_hand("open")
     schema = label_schema(hand.vertex_count, {"amvur": _facts(hand, seed, size_px)})
+    unfinished = out / ".truth.parquet-unfinished"
     try:
         # A truth without rows marks the folder as ours until its photos are all there.
         write_whole(str(out / "truth.parquet"), encode_table(schema.empty_table()))
         (out / "images").mkdir(exist_ok=True)
         (out / "masks").mkdir(exist_ok=True)
         drawn = _photos(hand, count, seed, size_px)
-        unfinished = out / ".truth.parquet-unfinished"
-        write_tables(unfinished, _written(out, names, drawn, size_px, schema), schema)
+        with unfinished.open("wb") as file:
+            write_tables(file, _written(out, names, drawn, size_px, schema), schema)
+            file.flush()
+            os.fsync(file.fileno())
         unfinished.replace(out / "truth.parquet")
     except OSError as error:
         raise UserError(f"can't write to '{out}': {error.strerror or error}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 #: A photo (H, W, 3), its hand's mask (H, W), and the label columns of the hand.
@@ -91,7 +98,8 @@ def _written(
     """Writes photos and masks; their labels, some hundred at a time, so that memory does not grow with the count."""
     for first in range(0, len(names), LABELS_AT_ONCE):
         tables = []
-        for name, (photo, mask, columns) in zip(names[first : first + LABELS_AT_ONCE], drawn, strict=False):
+        part = names[first : first + LABELS_AT_ONCE]
+        for name, (photo, mask, columns) in zip(part, islice(drawn, len(part)), strict=True):
             (out / "images" / name).write_bytes(_jpeg(photo))
             Image.fromarray(mask).save((out / "masks" / name).with_suffix(".png"))
             tables.append(_table(name, columns, size_px, schema))
@@ -120,10 +128,18 @@ def _photos(hand: HandModel, count: int, seed: int, size_px: int) -> Iterator[_D
     threads = torch.get_num_threads()
     drawers = min(DRAWERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(drawers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        # A few blocks ahead of whoever writes them, and no further: photos are drawn faster than files are written.
+        waiting: deque[Future[list[_Drawn]]] = deque()
         try:
-            for photos in pool.map(drawn, range(0, count, block)):
-                yield from photos
+            for first in range(0, count, block):
+                waiting.append(pool.submit(drawn, first))
+                if len(waiting) > 2 * drawers:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
         finally:
+            for one in waiting:
+                one.cancel()
             torch.set_num_threads(threads)
 
 
