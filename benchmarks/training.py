@@ -99,7 +99,7 @@ def uncertainty(found: dict[str, Any], spearman: float) -> dict[str, Any]:
 
 def train_here(out: Path, data: str | None = None) -> None:
     """Train configs/benchmarks/NAME.yaml in OUT/run, NAME being the folder's."""
-    config = read_config(TrainConfig, "benchmarks", out.name)
+    config = read_config(TrainConfig, "benchmarks", out.name, SETTINGS)
     if data:
         config = replace(config, data=(replace(config.data[0], source=data),))
     began = time.time()
@@ -151,6 +151,9 @@ def best_texture_db(model: str, examples: str, truth: Path) -> list[float]:
     return found
 
 
+#: KEY=VALUE that change the configurations: longer, larger, on a GPU in bf16.
+SETTINGS: list[str] = []
+
 WHAT: dict[str, Callable[[Path], dict[str, Any]]] = {
     "overfit": overfit,
     "weak": weak,
@@ -163,11 +166,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("which", nargs="*", default=list(WHAT), metavar="WHICH", help=", ".join(WHAT))
     parser.add_argument("--threads", type=int, default=0, help="torch's threads; default all cores")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="as `amvur train --set`")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    SETTINGS.extend(arguments.set)
     for name in arguments.which:
-        result = {"machine": machine(), **WHAT[name](arguments.out / name)}
+        result: dict[str, Any] = {"machine": machine(), "changed": " ".join(SETTINGS) or "nothing"}
+        result |= WHAT[name](arguments.out / name)
         (arguments.out / name / "result.json").write_text(json.dumps(result, indent=1))
         for what, value in result.items():
             print(f"{name:<10}  {what:<70}  {value if isinstance(value, str) else f'{value:.3f}'}")
