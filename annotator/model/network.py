@@ -35,9 +35,7 @@ class Prediction:
     rgb: Tensor | None  # (B, V, 3) in 0..1; None without a texture
     is_right: Tensor  # (B,) probability that the crop shows a right hand
     mirrored_is_right: Tensor  # (M,) the same of M of the crops, mirrored
-    landmarks: Tensor | None = (
-        None  # (B, 21, H, W), log of the share with which each joint is seen in each cell
-    )
+    landmarks: Tensor | None = None  # (B, 21, H, W), log of each cell's share of a joint
 
 
 class Network(nn.Module):
