@@ -64,7 +64,7 @@ class NetworkConfig:
     """Everything the network's shape depends on, apart from the hand model's own size."""
 
     backbone: str = "efficientnet_b0"
-    imagenet: bool = False  # training starts the backbone from public ImageNet weights
+    imagenet: bool = False  # start the backbone from public ImageNet weights
     crop_px: int = 128
     variant: Literal["prior_net", "amvur", "both"] = "both"  # the three rows of Tables 1 and 2
     landmarks: bool = False  # where each joint seems to lie joins the global feature: see model/landmarks.py

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,12 @@ from trainer.synth import write_photos
 CALIBRATED_ON, JUDGED_ON = 1000, 1000
 
 
-def overfit(out: Path) -> dict[str, Any]:
+def overfit(out: Path, settings: Sequence[str]) -> dict[str, Any]:
     """64 photos to 3 mm, and their texture to within 2 dB of the best per-vertex colours."""
     if not (out / "examples/_convert.json").exists():
         write_photos(out / "photos", 64, seed=1, size_px=160)
         convert(f"synth:{out / 'photos'}", str(out / "examples"))
-    train_here(out, data=str(out / "examples"))
+    train_here(out, settings, data=str(out / "examples"))
     found = judged(out, str(out / "examples"), "results")
     best = best_texture_db(
         str(out / "run/model.safetensors"), str(out / "examples"), out / "photos/truth.parquet"
@@ -53,9 +53,9 @@ def overfit(out: Path) -> dict[str, Any]:
     }
 
 
-def weak(out: Path) -> dict[str, Any]:
+def weak(out: Path, settings: Sequence[str]) -> dict[str, Any]:
     """2D joints alone: at most 60 % of the mean hand's error, std that knows where it errs."""
-    train_here(out)
+    train_here(out, settings)
     mean_hand = evaluate("untrained:default", "synth", str(out / "mean-hand"), count=JUDGED_ON) or {}
     found = judged(out, "synth", "results", count=JUDGED_ON)
     error, start = found["joints3d"]["pa_mpjpe_mm"], mean_hand["joints3d"]["pa_mpjpe_mm"]
@@ -67,9 +67,9 @@ def weak(out: Path) -> dict[str, Any]:
     }
 
 
-def supervised(out: Path) -> dict[str, Any]:
+def supervised(out: Path, settings: Sequence[str]) -> dict[str, Any]:
     """All labels: after calibration on held-out photos, std means millimetres on other held-out photos."""
-    train_here(out)
+    train_here(out, settings)
     calibrated = out / "calibrated.safetensors"
     calibrate(str(out / "run/model.safetensors"), "synth", str(calibrated), count=CALIBRATED_ON)
     found = (
@@ -97,9 +97,9 @@ def uncertainty(found: dict[str, Any], spearman: float) -> dict[str, Any]:
     return said
 
 
-def train_here(out: Path, data: str | None = None) -> None:
-    """Train configs/benchmarks/NAME.yaml in OUT/run, NAME being the folder's."""
-    config = read_config(TrainConfig, "benchmarks", out.name, SETTINGS)
+def train_here(out: Path, settings: Sequence[str], data: str | None = None) -> None:
+    """Train configs/benchmarks/NAME.yaml in OUT/run, NAME being the folder's, with `KEY=VALUE` changed."""
+    config = read_config(TrainConfig, "benchmarks", out.name, settings)
     if data:
         config = replace(config, data=(replace(config.data[0], source=data),))
     began = time.time()
@@ -151,10 +151,7 @@ def best_texture_db(model: str, examples: str, truth: Path) -> list[float]:
     return found
 
 
-#: KEY=VALUE that change the configurations: longer, larger, on a GPU in bf16.
-SETTINGS: list[str] = []
-
-WHAT: dict[str, Callable[[Path], dict[str, Any]]] = {
+WHAT: dict[str, Callable[[Path, Sequence[str]], dict[str, Any]]] = {
     "overfit": overfit,
     "weak": weak,
     "supervised": supervised,
@@ -170,10 +167,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    SETTINGS.extend(arguments.set)
     for name in arguments.which:
-        result: dict[str, Any] = {"machine": machine(), "changed": " ".join(SETTINGS) or "nothing"}
-        result |= WHAT[name](arguments.out / name)
+        result: dict[str, Any] = {"machine": machine(), "changed": " ".join(arguments.set) or "nothing"}
+        result |= WHAT[name](arguments.out / name, arguments.set)
         (arguments.out / name / "result.json").write_text(json.dumps(result, indent=1))
         for what, value in result.items():
             print(f"{name:<10}  {what:<70}  {value if isinstance(value, str) else f'{value:.3f}'}")

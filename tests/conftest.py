@@ -40,22 +40,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
+def _real_photos(name: str) -> Path:
+    folder = SHARED / "data" / name
+    if not (folder / "images").is_dir():
+        pytest.skip(f"the real photos ({name}) are not beside this checkout")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def sign_digits() -> Path:
     """A folder of 2,062 real photos of hands."""
-    folder = SHARED / "data" / "sign-digits" / "images"
-    if not folder.is_dir():
-        pytest.skip("the real photos (sign-digits) are not beside this checkout")
-    return folder
+    return _real_photos("sign-digits") / "images"
 
 
 @pytest.fixture(scope="session")
 def hand_scenes() -> Path:
-    """A folder of 1,245 real photos of people who hold up a hand or two."""
-    folder = SHARED / "data" / "hand-scenes" / "images"
-    if not folder.is_dir():
-        pytest.skip("the real photos (hand-scenes) are not beside this checkout")
-    return folder
+    """1,245 real photos of people who hold up a hand or two in images/, and their hands' boxes.csv."""
+    return _real_photos("hand-scenes")
 
 
 @pytest.fixture(scope="session")

@@ -317,7 +317,8 @@ def test_packaged_weights_expect_what_real_photos_give(hand_scenes: Path) -> Non
     backbone = build_backbone(LITE)
     load_pretrained(backbone, LITE)
     photos = [
-        Image.open(p).convert("RGB").resize((224, 224)) for p in sorted(hand_scenes.glob("*.jpg"))[::150]
+        Image.open(p).convert("RGB").resize((224, 224))
+        for p in sorted(hand_scenes.glob("images/*.jpg"))[::150]
     ]
     images = torch.from_numpy(np.stack([np.asarray(p) for p in photos])).permute(0, 3, 1, 2) / 255
     alike: list[float] = []

@@ -49,14 +49,6 @@ def detector(model):
     detector.close()
 
 
-@pytest.fixture(scope="module")
-def scenes() -> Path:
-    folder = SHARED / "data" / "hand-scenes"
-    if not folder.is_dir():
-        pytest.skip("the real photos (hand-scenes) are not beside this checkout")
-    return folder
-
-
 def pixels_of(path: Path) -> np.ndarray:
     with Image.open(path) as file:
         return np.asarray(file.convert("RGB"))
@@ -69,14 +61,14 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return shared / float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared)
 
 
-def test_hands_of_scenes_are_found_where_the_boxes_are(detector, scenes):
+def test_hands_of_scenes_are_found_where_the_boxes_are(detector, hand_scenes):
     boxes: dict[str, list[np.ndarray]] = {}
-    with (scenes / "boxes.csv").open() as file:
+    with (hand_scenes / "boxes.csv").open() as file:
         for row in csv.DictReader(file):
             corners = [float(row[name]) for name in ("x1_px", "y1_px", "x2_px", "y2_px")]
             boxes.setdefault(row["image"], []).append(np.array(corners))
     there = found_count = hits = 0
-    for path in sorted((scenes / "images").glob("*.jpg"))[::25]:
+    for path in sorted((hand_scenes / "images").glob("*.jpg"))[::25]:
         left = list(boxes[path.name])
         found = detector.find(pixels_of(path))
         there, found_count = there + len(left), found_count + len(found)
@@ -107,17 +99,17 @@ def test_photos_filled_by_a_right_hand_give_a_right_hand_in_2d_and_3d(detector, 
     assert np.mean([hand.joints2d_px[12, 1] < hand.joints2d_px[0, 1] for hand in hands]) > 0.95
 
 
-def test_a_mirrored_photo_shows_the_other_hand_in_the_mirrored_place(detector, scenes):
-    pixels = pixels_of(sorted((scenes / "images").glob("*.jpg"))[100])
+def test_a_mirrored_photo_shows_the_other_hand_in_the_mirrored_place(detector, hand_scenes):
+    pixels = pixels_of(sorted((hand_scenes / "images").glob("*.jpg"))[100])
     (hand,), (mirrored,) = detector.find(pixels), detector.find(pixels[:, ::-1])
     assert hand.is_right != mirrored.is_right
     size = np.ptp(hand.joints2d_px, 0).max()
     np.testing.assert_allclose(mirrored.joints2d_px * [-1, 1] + [640, 0], hand.joints2d_px, atol=0.06 * size)
 
 
-def test_joints_are_pixels_of_the_photo_whatever_was_looked_at(detector, scenes):
+def test_joints_are_pixels_of_the_photo_whatever_was_looked_at(detector, hand_scenes):
     """The photo itself, a smaller version, a much larger one, and its hand alone, which needs the border."""
-    pixels = pixels_of(sorted((scenes / "images").glob("*.jpg"))[100])
+    pixels = pixels_of(sorted((hand_scenes / "images").glob("*.jpg"))[100])
     (hand,) = detector.find(pixels)
     size = np.ptp(hand.joints2d_px, 0).max()
     x1, y1, x2, y2 = hand.box_xyxy.astype(int)
@@ -163,14 +155,14 @@ def test_a_detector_that_the_garbage_collector_finds_hangs_nobody(model):
 
 
 @pytest.fixture(scope="module")
-def mixed(sign_digits, scenes, tmp_path_factory) -> Path:
+def mixed(sign_digits, hand_scenes, tmp_path_factory) -> Path:
     """17 real photos, one with no hand, one damaged, one that is none, in two folders."""
     folder = tmp_path_factory.mktemp("photos")
-    (folder / "scenes").mkdir()
+    (folder / "hand_scenes").mkdir()
     for photo in sorted(sign_digits.rglob("*.JPG"))[::180]:
         shutil.copy(photo, folder / f"{photo.parent.name} {photo.name}")
-    for photo in sorted((scenes / "images").glob("*.jpg"))[3::250]:
-        shutil.copy(photo, folder / "scenes")
+    for photo in sorted((hand_scenes / "images").glob("*.jpg"))[3::250]:
+        shutil.copy(photo, folder / "hand_scenes")
     (folder / "noise.png").write_bytes(encoded(noise(), "PNG"))
     (folder / "cut.jpg").write_bytes(next(folder.glob("*.JPG")).read_bytes()[:900])
     (folder / "text.jpg").write_text("no photo")

@@ -302,3 +302,20 @@ def test_a_file_in_the_way_is_one_plain_line(tmp_path: Path, where: str) -> None
 def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="seed -1 is negative"):
         write_photos(tmp_path, 1, -1, 32)
+
+
+def test_photos_are_drawn_only_a_little_ahead_of_whoever_writes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    photos = write.SyntheticHands.photos
+
+    def counted(self: write.SyntheticHands, indices: torch.Tensor) -> write.Photos:
+        drawn.append(len(indices))
+        return photos(self, indices)
+
+    monkeypatch.setattr(write.SyntheticHands, "photos", counted)
+    monkeypatch.setattr(write, "DRAWERS", 1)
+    rows = write._photos(load_hand("open"), 12 * BLOCK, seed=4, size_px=32)
+    for _ in range(BLOCK + 1):
+        next(rows)
+    rows.close()  # waits for what is under way, and lets go of the rest
+    assert 2 <= len(drawn) <= 5

@@ -50,13 +50,19 @@ def write_whole(url: str, data: bytes, scratch: str | None = None) -> None:
         with _remote(url) as (filesystem, path):
             filesystem.pipe_file(path, data)
         return
-    target = local_path(url)
-    folder = local_path(scratch) if scratch else target.parent
+    with whole_file(local_path(url), local_path(scratch) if scratch else None) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(target: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file on disk to write to, which appears under its name when all is written; an error leaves nothing."""
+    folder = scratch or target.parent
     folder.mkdir(parents=True, exist_ok=True)
     handle, unfinished = tempfile.mkstemp(dir=folder, prefix=f".{target.name}-")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files only their owner can read; labels are for whoever the folder is for.

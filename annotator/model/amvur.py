@@ -107,10 +107,11 @@ class Amvur(nn.Module):
     def forward(self, g: Tensor, prior_mm: Tensor | None = None) -> Gaussian:
         """G (B, feature_dim) -> q(V | I), (B, V, 3).
 
-        `prior_mm` (B, V, 3) is prior-net's hand; without, or with `start: mean_hand`, the mean hand is where it starts.
+        `prior_mm` (B, V, 3) is prior-net's hand, which `start: prior_net` needs and `mean_hand` does not look at.
         """
         start_mm = self.start_mm.expand(len(g), -1, -1)
-        if self.corrects and prior_mm is not None:
+        if self.corrects:
+            assert prior_mm is not None  # the configuration refuses such a network without prior-net
             start_mm = prior_mm.detach()
         if self.config.kind == "fully_connected":
             offsets, log_variance = self.direct(g).unflatten(-1, (-1, 6)).split(3, -1)

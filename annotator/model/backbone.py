@@ -28,9 +28,7 @@ class Features(NamedTuple):
 
     g: Tensor  # (B, feature_dim), pooled over the image, the last layer before a classifier
     X: Tensor  # (B, shallow_dim, H/2, W/2), see `Backbone.forward`
-    pyramid: tuple[
-        Tensor, Tensor, Tensor
-    ]  # the last maps of strides 8, 16 and 32, of `pyramid_dims` channels
+    pyramid: tuple[Tensor, Tensor, Tensor]  # last maps of strides 8, 16, 32; `pyramid_dims` channels
 
 
 class Backbone(nn.Module):

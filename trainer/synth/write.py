@@ -30,7 +30,7 @@ from annotator.io.schema import (
     labels_to_table,
     write_tables,
 )
-from annotator.io.storage import check_writable, is_local, names_in, write_whole
+from annotator.io.storage import check_writable, is_local, names_in, whole_file, write_whole
 from trainer.keyed import Draws, keys
 from trainer.synth.hands import Photos, SyntheticHands
 
@@ -70,22 +70,16 @@ def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
     check_writable(str(out))
     hand = load_hand("open")
     schema = label_schema(hand.vertex_count, {"amvur": _facts(hand, seed, size_px)})
-    unfinished = out / ".truth.parquet-unfinished"
     try:
         # A truth without rows marks the folder as ours until its photos are all there.
         write_whole(str(out / "truth.parquet"), encode_table(schema.empty_table()))
         (out / "images").mkdir(exist_ok=True)
         (out / "masks").mkdir(exist_ok=True)
         drawn = _photos(hand, count, seed, size_px)
-        with unfinished.open("wb") as file:
+        with whole_file(out / "truth.parquet") as file:
             write_tables(file, _written(out, names, drawn, size_px, schema), schema)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(out / "truth.parquet")
     except OSError as error:
         raise UserError(f"can't write to '{out}': {error.strerror or error}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 #: A photo (H, W, 3), its hand's mask (H, W), and the label columns of the hand.
