@@ -158,11 +158,11 @@ def test_a_detector_that_the_garbage_collector_finds_hangs_nobody(model):
 def mixed(sign_digits, hand_scenes, tmp_path_factory) -> Path:
     """17 real photos, one with no hand, one damaged, one that is none, in two folders."""
     folder = tmp_path_factory.mktemp("photos")
-    (folder / "hand_scenes").mkdir()
+    (folder / "scenes").mkdir()
     for photo in sorted(sign_digits.rglob("*.JPG"))[::180]:
         shutil.copy(photo, folder / f"{photo.parent.name} {photo.name}")
     for photo in sorted((hand_scenes / "images").glob("*.jpg"))[3::250]:
-        shutil.copy(photo, folder / "hand_scenes")
+        shutil.copy(photo, folder / "scenes")
     (folder / "noise.png").write_bytes(encoded(noise(), "PNG"))
     (folder / "cut.jpg").write_bytes(next(folder.glob("*.JPG")).read_bytes()[:900])
     (folder / "text.jpg").write_text("no photo")

@@ -124,7 +124,9 @@ class HandDetector:
         if border:
             pixels = np.pad(pixels, ((border, border), (border, border), (0, 0)), mode="edge")
         outer = np.array(pixels.shape[1::-1], np.float64)
-        result = self._landmarker.detect(self._image(np.ascontiguousarray(pixels)))
+        # Its C++ warns here too, by chance: where memory happens not to lie as it likes.
+        with quiet_stderr():
+            result = self._landmarker.detect(self._image(np.ascontiguousarray(pixels)))
         return [
             (
                 (np.array([[point.x, point.y] for point in points]) * outer - border) / inner,
