@@ -159,6 +159,29 @@ def test_a_run_starts_from_weights_trained_at_another_size(sticks, tmp_path):
         start_network(other, load_hand("open"))
 
 
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet50"])
+def test_early_layers_keep_what_they_start_from_and_all_others_learn(sticks, tmp_path, backbone):
+    config = config_for(
+        sticks, network=replace(TINY, backbone=backbone), steps=2, freeze_early=True, batch_size=4
+    )
+    train(config, str(tmp_path / "run"), "cpu")
+    start = start_network(config, load_hand("open"))
+    early = {
+        f"backbone.{name}"
+        for name, module in start.backbone.named_modules()
+        for early in start.backbone.early()
+        if module is early
+    }
+    after, changed = weights(tmp_path / "run"), set()
+    for name, before in start.state_dict().items():
+        if not torch.equal(before, after[name]):
+            changed.add(name)
+    kept = {name for name in after if any(name.startswith(f"{module}.") for module in early)}
+    assert len(kept) > 20
+    assert not changed & kept
+    assert {name for name in after if name.startswith("backbone.")} - kept <= changed
+
+
 def _one_of_two(rank: int, config: TrainConfig, out: str, meeting: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
@@ -239,6 +262,15 @@ def test_a_batch_without_any_3d_reaches_every_weight(sticks):
     # All zero-started last layers learn; what lies before them will in the next step.
     for name in ("amvur.mean.2", "amvur.log_variance.2", "prior_net.mlp.2", "camera.mlp.2", "side.linear"):
         assert gradients[f"{name}.weight"].abs().max() > 0, name
+
+
+def test_a_pose_costs_half_its_squared_coefficients_where_3d_is_hidden(sticks):
+    data = (SourceConfig(source=sticks, share=3), SourceConfig(source=sticks, targets=("joints2d",)))
+    network, objective, images, batch = objective_and_batch(sticks, data=data)
+    prediction = network(images)
+    prediction.prior.coefficients = torch.full_like(prediction.prior.coefficients, 3.0)
+    term = objective.terms(prediction, batch, images)["pose"]
+    assert (term.sum.item(), term.count.item()) == (2 * 45 * 4.5, 2 * 45)
 
 
 @pytest.mark.parametrize("variant", ["prior_net", "amvur", "both"])

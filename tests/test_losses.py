@@ -13,6 +13,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from annotator.frames import project_weak
 from annotator.hand import anatomy, load_hand
+from annotator.metrics import align
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import PRIOR_STD, Camera
 from tests import mano_file
@@ -100,6 +101,37 @@ def test_prior_net_alone_has_a_squared_error_in_centimetres():
     q = Gaussian(torch.zeros(1, 2, 3), torch.full((1, 2, 3), 10.0))
     loss = losses.vertices_loss(q, torch.full((1, 2, 3), 20.0))
     torch.testing.assert_close(loss, torch.full((1, 2, 3), 2.0))
+
+
+def mirrored(joints: torch.Tensor) -> torch.Tensor:
+    return joints * torch.tensor([-1.0, 1.0, 1.0], dtype=joints.dtype)
+
+
+@pytest.mark.parametrize("change", [lambda x: x, mirrored], ids=["as it is", "mirrored"])
+def test_aligned_loss_is_the_squared_error_that_the_benchmarks_procrustes_leaves(change):
+    target, mean = 40 * random(*SHAPE), change(40 * random(*SHAPE) + 15 * random(*SHAPE, seed=1))
+    left = align(mean.numpy(), target.numpy()) - target.numpy()
+    np.testing.assert_allclose(losses.aligned_loss(mean, target), np.square(left / 10) / 2, atol=1e-9)
+
+
+def test_aligned_loss_does_not_see_how_a_hand_lies():
+    mean = 40 * random(*SHAPE)
+    turned = 1.3 * mean @ roma.rotvec_to_rotmat(random(4, 3, seed=2)) + 100 * random(4, 1, 3, seed=3)
+    assert losses.aligned_loss(turned, mean).max() < 1e-20
+    assert losses.aligned_loss(mirrored(mean), mean).mean() > 1
+
+
+def test_aligned_loss_has_the_slopes_of_finite_differences_though_nothing_goes_through_its_fit():
+    target, mean = 40 * random(*SHAPE), (40 * random(*SHAPE) + 15 * random(*SHAPE, seed=1)).requires_grad_()
+    assert gradcheck(lambda x: losses.aligned_loss(x, target).sum(), (mean,))
+
+
+def test_aligned_loss_of_what_is_not_a_number_is_none_and_raises_nothing():
+    mean = random(*SHAPE)
+    mean[0, 3] = math.nan
+    loss = losses.aligned_loss(mean, random(*SHAPE, seed=1))
+    assert not loss[0].isfinite().any()
+    assert loss[1:].isfinite().all()
 
 
 def test_joints_loss_leaves_the_wrist_out():

@@ -41,6 +41,7 @@ class LossConfig:
     joints3d: float = 1.0  # L_J3, (5)
     joints2d: float = 1.0  # L_J2, (6)
     camera: float = 1.0  # L_C, (4)
+    aligned: float = 0.0  # squared error of 3D joints after Procrustes, not in the paper
     texture: float = 1.0  # L_tex, (12)
     kl: float = 1.0  # w of (3) and (5), and of the KL terms of (8) ...
     kl_vertices: float = 1.0  # ... times these, so that Table 4's rows can leave each out
@@ -49,8 +50,9 @@ class LossConfig:
     prior: float = 1.0  # prior-net against the same targets
     landmarks: float = 1.0  # maps of where joints are seen, where the network has them
     limits: float = 1.0  # joint angles of prior-net's hand
+    pose: float = 0.0  # its coefficients, standard normal among poses, where 3D is hidden; not in the paper
     shape: float = 0.1  # its betas, which are standard normal among people
-    side: float = 0.2  # cross-entropy of left against right
+    side: float = 1.0  # cross-entropy of left against right
     draw: bool = True  # L_J2 at drawn J3 and C where 3D is hidden, as (8) says; else at their means
 
 
@@ -102,6 +104,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     freeze_normalisation: bool = False  # batch norms keep their statistics
+    freeze_early: bool = False  # the backbone's layers before stride 8 keep what they start from
     loaders: int = (
         1  # processes that read or draw examples, for each worker; 0 = none beside the training itself
     )

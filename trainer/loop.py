@@ -80,6 +80,9 @@ def train(
         claim_folder(out, config)
     left = newest_state(out, hand)
     network = start_network(config, hand, resumes=left is not None).to(place)
+    if config.freeze_early:
+        for module in network.backbone.early():
+            module.requires_grad_(False)
     state = new_state(network, _optimizer(network, config), config)
     if left is not None:
         state.take(*left)
@@ -217,6 +220,9 @@ def _prepared(
 
 def _set_mode(network: Network, config: TrainConfig) -> None:
     network.train()
+    if config.freeze_early:
+        for module in network.backbone.early():
+            module.eval()
     if config.freeze_normalisation:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -225,8 +231,8 @@ def _set_mode(network: Network, config: TrainConfig) -> None:
 
 def _optimizer(network: Network, config: TrainConfig) -> torch.optim.Optimizer:
     settings = config.optimizer
-    backbone = list(network.backbone.parameters())
-    of_backbone = set(map(id, backbone))
+    backbone = [p for p in network.backbone.parameters() if p.requires_grad]
+    of_backbone = set(map(id, network.backbone.parameters()))
     rest = [p for p in network.parameters() if id(p) not in of_backbone]
     groups = [{"params": backbone, "share": settings.backbone_share}, {"params": rest, "share": 1.0}]
     if settings.kind == "sgd":

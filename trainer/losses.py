@@ -94,6 +94,25 @@ def joints3d_kl(q: Gaussian, prior_mm: Tensor) -> Tensor:
     return vertices_kl(_without_wrist(q), prior_mm[:, 1:])
 
 
+def aligned_loss(mean_mm: Tensor, target_mm: Tensor) -> Tensor:
+    """Not in the paper: half the squared error, square centimetres, that Procrustes leaves of joints (B, 21, 3) each.
+
+    `mean_mm` (B, 21, 3) are moved, turned and scaled to lie closest to `target_mm`, as PA-MPJPE has it. Which way a
+    hand is turned takes long to learn, and until then errors of the wrist's turn drown what the fingers do; this
+    teaches fingers meanwhile. No gradient goes through the fit: it is the best one, so its own slope is zero.
+    """
+    with torch.no_grad():
+        x, y = mean_mm - mean_mm.mean(1, keepdim=True), target_mm - target_mm.mean(1, keepdim=True)
+        # svd raises where a number is not finite. The loss is still not finite, and the step not taken.
+        u, singular, vt = torch.linalg.svd((x.mT @ y).nan_to_num(0, 0, 0))
+        signs = torch.ones_like(singular)
+        signs[:, 2] = torch.where(torch.linalg.det(u @ vt) < 0, -1.0, 1.0)
+        turn = (u * signs[:, None]) @ vt
+        scale = (singular * signs).sum(1) / x.square().sum((1, 2)).clamp_min(1.0)
+    moved = scale[:, None, None] * ((mean_mm - mean_mm.mean(1, keepdim=True)) @ turn)
+    return (moved - target_mm + target_mm.mean(1, keepdim=True)).div(CM).square() / 2
+
+
 def _without_wrist(q: Gaussian) -> Gaussian:
     return Gaussian(q.mean_mm[:, 1:], q.std_mm[:, 1:])
 

@@ -67,6 +67,7 @@ class Objective(nn.Module):
             "joints3d": config.joints3d,
             "joints2d": config.joints2d,
             "camera": config.camera,
+            "aligned": config.aligned,
             "texture": config.texture,
             "kl_vertices": config.kl * config.kl_vertices * config.vertices,
             "kl_joints3d": config.kl * config.kl_joints3d * config.joints3d,
@@ -75,8 +76,10 @@ class Objective(nn.Module):
             "prior_joints3d": prior * config.joints3d,
             "prior_joints2d": prior * config.joints2d,
             "prior_camera": prior * config.camera,
+            "prior_aligned": prior * config.aligned,
             "landmarks": config.landmarks,
             "limits": config.limits,
+            "pose": config.pose,
             "shape": config.shape,
             # As many images count for one side as for the other.
             "side_right": config.side / 2,
@@ -97,11 +100,13 @@ class Objective(nn.Module):
             "joints3d": _term(losses.joints3d_loss(q, batch.joints3d_mm), batch.has_joints3d),
             "joints2d": self._joints2d(q, camera, batch, draws),
             "camera": self._camera(losses.camera_loss(camera, target_camera), has_camera),
+            "aligned": _term(losses.aligned_loss(q.mean_mm, batch.joints3d_mm), batch.has_joints3d),
         }
         prior, prior_camera = prediction.prior, prediction.prior_camera
         if prior is not None and prior_camera is not None:
             # A sum over joints: one finger bent too far must weigh as much in a hand of fifteen.
             terms["limits"] = _term(self.limits(prior.rotations).sum((1, 2)), every)
+            terms["pose"] = _term(prior.coefficients.square() / 2, ~batch.has_joints3d)
             terms["shape"] = _term(prior.betas.square() / 2, every)
             if self.network_config.variant == "both":
                 p_vertices, p_joints = _prior(prior.vertices_mm), _prior(prior.joints3d_mm)
@@ -115,6 +120,9 @@ class Objective(nn.Module):
                 )
                 terms["prior_joints3d"] = _term(
                     losses.joints3d_loss(p_joints, batch.joints3d_mm), batch.has_joints3d
+                )
+                terms["prior_aligned"] = _term(
+                    losses.aligned_loss(p_joints.mean_mm, batch.joints3d_mm), batch.has_joints3d
                 )
                 terms["prior_joints2d"] = self._joints2d(p_joints, prior_camera, batch, None)
                 terms["prior_camera"] = self._camera(

@@ -57,6 +57,10 @@ class Backbone(nn.Module):
         """From the first activation to the last: the maps of strides 8, 16 and 32."""
         raise NotImplementedError
 
+    def early(self) -> list[nn.Module]:
+        """The layers before stride 8, which see edges and colours: what ImageNet has taught them serves hands, too."""
+        raise NotImplementedError
+
     def forward(self, images: Tensor) -> Features:
         """Global feature `g` and shallow feature map `X` of a batch of crops (paper sections 3.4 and 4).
 
@@ -137,6 +141,10 @@ class ResNet50(Backbone):
         fine = self.layer2(self.layer1(x))
         middle = self.layer3(fine)
         return fine, middle, self.layer4(middle)
+
+    def early(self) -> list[nn.Module]:
+        """Stem and first layer."""
+        return [self.conv1, self.bn1, self.layer1]
 
 
 class SameConv2d(nn.Conv2d):
@@ -285,6 +293,10 @@ class EfficientNet(Backbone):
         fine = self.blocks[:3](self.activation(shallow))
         middle = self.blocks[3:5](fine)
         return fine, middle, self.activation(self.bn2(self.conv_head(self.blocks[5:](middle))))
+
+    def early(self) -> list[nn.Module]:
+        """Stem and the first two stages."""
+        return [self.conv_stem, self.bn1, self.blocks[:2]]
 
 
 def _initialise(backbone: nn.Module) -> None:

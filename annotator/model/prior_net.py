@@ -34,6 +34,9 @@ class PriorHand:
     vertices_mm: Tensor  # (B, V, 3), V_p
     joints3d_mm: Tensor  # (B, 21, 3), J_p = R V_p
     rotations: Tensor  # (B, 16, 3, 3), the wrist's first, then MANO's joints
+    coefficients: (
+        Tensor  # (B, 45) of the fingers' pose, in standard deviations of the hand model's pose components
+    )
     betas: Tensor  # (B, 10)
 
     def pose(self) -> Tensor:
@@ -78,7 +81,7 @@ class PriorNet(nn.Module):
         )
         rotations = torch.cat([wrist[:, None], fingers], 1)
         vertices_mm, joints3d_mm = self.layer(rotations, betas)
-        return PriorHand(vertices_mm, joints3d_mm, rotations, betas)
+        return PriorHand(vertices_mm, joints3d_mm, rotations, coefficients, betas)
 
 
 def mean_hand(layer: HandLayer, hand: HandModel) -> PriorHand:
@@ -87,4 +90,4 @@ def mean_hand(layer: HandLayer, hand: HandModel) -> PriorHand:
     rotations = torch.cat([torch.tensor(UPRIGHT).view(1, 1, 3, 3), fingers], 1)
     betas = torch.zeros(1, 10)
     vertices_mm, joints3d_mm = layer(rotations, betas)
-    return PriorHand(vertices_mm, joints3d_mm, rotations, betas)
+    return PriorHand(vertices_mm, joints3d_mm, rotations, torch.zeros(1, 45), betas)
