@@ -296,7 +296,7 @@ class EfficientNet(Backbone):
 
     def early(self) -> list[nn.Module]:
         """Stem and the first two stages."""
-        return [self.conv_stem, self.bn1, self.blocks[:2]]
+        return [self.conv_stem, self.bn1, self.blocks[0], self.blocks[1]]
 
 
 def _initialise(backbone: nn.Module) -> None:
