@@ -11,7 +11,7 @@ from scipy.spatial import ConvexHull
 from torch import Tensor
 
 from annotator.errors import UserError
-from annotator.render import interpolate, nearest_faces, rasterize, torch_backend, visible_vertices
+from annotator.render import collect, interpolate, nearest_faces, rasterize, torch_backend, visible_vertices
 
 ONE = torch.tensor([[0, 1, 2]])
 
@@ -269,6 +269,18 @@ def test_drawing_twice_gives_the_same_bits():
     first, second = (rasterize(points, faces, 64, "torch") for _ in range(2))
     assert torch.equal(first.face_ids, second.face_ids)
     assert torch.equal(first.barycentrics, second.barycentrics)
+
+
+def test_collecting_is_interpolations_transpose():
+    points, faces = ball(200)
+    points = points.double() * torch.tensor([0.8, 0.5]).view(2, 1, 1)
+    fragments = rasterize(points, faces, 24)
+    generator = torch.Generator().manual_seed(0)
+    attributes = torch.randn(*points.shape[:2], 2, generator=generator, dtype=points.dtype)
+    image = torch.randn(len(points), 24, 24, 2, generator=generator, dtype=points.dtype)
+    there = (interpolate(fragments, attributes, faces) * image).sum()
+    back = (collect(fragments, image, faces, points.shape[1]) * attributes).sum()
+    torch.testing.assert_close(there, back)
 
 
 def test_interpolating_the_points_gives_back_pixel_centres():

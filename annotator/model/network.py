@@ -17,7 +17,7 @@ from annotator.model.landmarks import Landmarks
 from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_hand
 from annotator.model.side import SideHead
 from annotator.model.texture import GlobalTexture, OcclusionAwareTexture
-from annotator.render import nearest_faces, visible_vertices
+from annotator.render import Fragments, barycentrics, nearest_faces, visible_vertices
 
 
 @dataclass
@@ -104,7 +104,10 @@ class Network(nn.Module):
         joints2d = camera.project(joints3d.mean_mm)[..., :2]
         covariance = joints2d_covariance(joints3d, camera, self.config.camera.annotation_noise)
         points = camera.project(vertices.mean_mm)
-        visible = self._visible(points)
+        # Wherever the mesh lay, the colours sampled there would match: they must not move it.
+        points = points.detach()
+        face_ids = nearest_faces(points, self.faces, self.config.texture.raster_px)
+        visible = visible_vertices(face_ids, self.faces, points.shape[1])
         return Prediction(
             vertices=vertices,
             joints3d=joints3d,
@@ -114,24 +117,21 @@ class Network(nn.Module):
             prior=prior,
             prior_camera=prior_camera,
             visible=visible,
-            # Wherever the mesh lay, the colours sampled there would match: they must not move it.
-            rgb=self._colour(images, X, g, points[..., :2].detach(), visible),
+            rgb=self._colour(images, X, g, points, visible, face_ids),
             is_right=is_right[: len(images)],
             mirrored_is_right=is_right[len(images) :],
             landmarks=None if maps is None else maps[: len(images)],
         )
 
-    @torch.no_grad()
-    def _visible(self, points: Tensor) -> Tensor:
-        face_ids = nearest_faces(points, self.faces, self.config.texture.raster_px)
-        return visible_vertices(face_ids, self.faces, points.shape[1])
-
-    def _colour(self, images: Tensor, X: Tensor, g: Tensor, points: Tensor, visible: Tensor) -> Tensor | None:
+    def _colour(
+        self, images: Tensor, X: Tensor, g: Tensor, points: Tensor, visible: Tensor, face_ids: Tensor
+    ) -> Tensor | None:
         if self.texture is None:
             return None
         if isinstance(self.texture, GlobalTexture):
             return self.texture(g)
-        return self.texture(images, X, g, points, visible)
+        fragments = Fragments(face_ids, barycentrics(points.float(), self.faces, face_ids))
+        return self.texture(images.float(), X, g, points[..., :2], visible, fragments, self.faces)
 
 
 def draw_meshes(

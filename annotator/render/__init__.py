@@ -15,9 +15,17 @@ from torch import Tensor
 
 from annotator.errors import UserError
 from annotator.render import torch_backend
-from annotator.render.fragments import Fragments, barycentrics, interpolate, visible_vertices
+from annotator.render.fragments import Fragments, barycentrics, collect, interpolate, visible_vertices
 
-__all__ = ["Fragments", "interpolate", "nearest_faces", "rasterize", "visible_vertices"]
+__all__ = [
+    "Fragments",
+    "barycentrics",
+    "collect",
+    "interpolate",
+    "nearest_faces",
+    "rasterize",
+    "visible_vertices",
+]
 
 
 def rasterize(points: Tensor, faces: Tensor, size_px: int, backend: str = "auto") -> Fragments:

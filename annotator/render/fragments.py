@@ -70,6 +70,21 @@ def interpolate(fragments: Fragments, attributes: Tensor, faces: Tensor) -> Tens
     return image.reshape(*face_ids.shape, channels)
 
 
+def collect(fragments: Fragments, image: Tensor, faces: Tensor, vertex_count: int) -> Tensor:
+    """The other way round, `interpolate`'s transpose: pixels (B, H, W, C) to vertices (B, V, C).
+
+    Each vertex gets the sum of the pixels of its triangles, weighted by its barycentrics there.
+    """
+    face_ids = fragments.face_ids
+    pixel, corners = _covered(faces, face_ids, vertex_count)
+    weights = fragments.barycentrics.permute(3, 0, 1, 2).reshape(3, -1).index_select(1, pixel)
+    values = image.reshape(-1, image.shape[-1]).index_select(0, pixel)
+    collected = values.new_zeros(len(face_ids) * vertex_count, image.shape[-1])
+    for weight, corner in zip(weights, corners, strict=True):
+        collected = collected.index_add(0, corner, weight[:, None] * values)
+    return collected.reshape(len(face_ids), vertex_count, -1)
+
+
 def visible_vertices(face_ids: Tensor, faces: Tensor, vertex_count: int) -> Tensor:
     """(B, V) bool: vertices of the triangles that won a pixel (paper, section 3.4: the occlusion mask)."""
     batch, face_count = len(face_ids), len(faces)
