@@ -20,7 +20,7 @@ from annotator.model.landmarks import LOCAL, Landmarks
 from annotator.model.network import Network, draw_meshes
 from annotator.model.prior_net import REACH
 from annotator.model.texture import OcclusionAwareTexture, fit_colours, reverse_interpolate
-from annotator.render import Fragments, interpolate, rasterize
+from annotator.render import interpolate, rasterize
 from trainer import losses
 
 HAND = load_hand("open")
@@ -278,14 +278,14 @@ def test_a_hidden_vertex_does_not_take_the_colour_of_what_covers_it():
     for parameter in texture.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     g, X = torch.randn(1, 6), torch.randn(1, 4, 16, 16)
-    points, visible = torch.rand(1, V, 2) * 1.5 - 0.75, torch.rand(1, V) > 0.5
+    points, visible = torch.rand(1, V, 3) * 1.5 - 0.75, torch.rand(1, V) > 0.5
     red, blue = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
     red[:, 0], blue[:, 2] = 1, 1
     # Only hidden vertices look at the right half; what is there must change nothing.
     points[..., 0] = torch.where(visible, -points[..., 0].abs() - 0.2, points[..., 0].abs() + 0.2)
     mixed = red.clone()
     mixed[..., 16:] = blue[..., 16:]
-    nothing = Fragments(torch.full((1, 32, 32), -1), torch.zeros(1, 32, 32, 3))
+    nothing = torch.full((1, 32, 32), -1)
     faces = torch.from_numpy(HAND.faces).long()
 
     def colours(photo: torch.Tensor, X: torch.Tensor) -> torch.Tensor:

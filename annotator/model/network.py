@@ -17,7 +17,7 @@ from annotator.model.landmarks import Landmarks
 from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_hand
 from annotator.model.side import SideHead
 from annotator.model.texture import GlobalTexture, OcclusionAwareTexture
-from annotator.render import Fragments, barycentrics, nearest_faces, visible_vertices
+from annotator.render import nearest_faces, visible_vertices
 
 
 @dataclass
@@ -130,8 +130,7 @@ class Network(nn.Module):
             return None
         if isinstance(self.texture, GlobalTexture):
             return self.texture(g)
-        fragments = Fragments(face_ids, barycentrics(points.float(), self.faces, face_ids))
-        return self.texture(images.float(), X, g, points[..., :2], visible, fragments, self.faces)
+        return self.texture(images.float(), X, g, points, visible, face_ids, self.faces)
 
 
 def draw_meshes(
