@@ -139,7 +139,7 @@ _INTRODUCTION = """\
 Each row of the paper's tables, from its own file in `configs/paper`, beside the paper's numbers. **Ours are short runs
 on synthetic hands**, a fraction of a real training, with a smaller network. They show that every row runs and which way
 a switch pulls early on, not how good the method is. The two sides are of different photos: compare rows, not sides.
-One seed: differences of a few per cent are chance.
+One seed: differences of a few per cent are chance, and a row above the mean hand's error has hardly begun to learn.
 
     python benchmarks/ablations.py OUT{changed}
 
