@@ -137,9 +137,10 @@ ROWS = (
 
 _INTRODUCTION = """\
 Each row of the paper's tables, from its own file in `configs/paper`, beside the paper's numbers. **Ours are short runs
-on synthetic hands**, a fraction of a real training, with a smaller network. They show that every row runs and which way
-a switch pulls early on, not how good the method is. The two sides are of different photos: compare rows, not sides.
-One seed: differences of a few per cent are chance, and a row above the mean hand's error has hardly begun to learn.
+on synthetic hands**, a fraction of a real training, with a smaller network. They show that every row runs, not how
+good a switch or the method is. As long as a row is above the mean hand's error it has hardly begun to learn, and looks
+the better the less it has moved. The two sides are of different photos: compare rows, not sides.
+One seed: differences of a few per cent are chance.
 
     python benchmarks/ablations.py OUT{changed}
 

@@ -159,27 +159,35 @@ def test_a_run_starts_from_weights_trained_at_another_size(sticks, tmp_path):
         start_network(other, load_hand("open"))
 
 
-@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet50"])
-def test_early_layers_keep_what_they_start_from_and_all_others_learn(sticks, tmp_path, backbone):
-    config = config_for(
-        sticks, network=replace(TINY, backbone=backbone), steps=2, freeze_early=True, batch_size=4
+@pytest.mark.parametrize(
+    ("backbone", "early", "next_one"),
+    [
+        ("efficientnet_lite0", ("conv_stem.", "bn1.", "blocks.0.", "blocks.1."), "blocks.2."),
+        ("resnet50", ("conv1.", "bn1.", "layer1."), "layer2."),
+    ],
+)
+def test_layers_before_stride_8_keep_what_they_start_from_and_all_others_learn(
+    sticks, tmp_path, backbone, early, next_one
+):
+    network = replace(TINY, backbone=backbone)
+    from_nothing = config_for(sticks, network=network, steps=1, batch_size=4)
+    train(from_nothing, str(tmp_path / "start"), "cpu")
+    config = replace(
+        from_nothing, steps=2, freeze_early=True, start_from=str(tmp_path / "start/model.safetensors")
     )
     train(config, str(tmp_path / "run"), "cpu")
-    start = start_network(config, load_hand("open"))
-    early = {
-        f"backbone.{name}"
-        for name, module in start.backbone.named_modules()
-        for early in start.backbone.early()
-        if module is early
-    }
-    after, changed = weights(tmp_path / "run"), set()
-    for name, before in start.state_dict().items():
-        if not torch.equal(before, after[name]):
-            changed.add(name)
-    kept = {name for name in after if any(name.startswith(f"{module}.") for module in early)}
-    assert len(kept) > 20
-    assert not changed & kept
-    assert {name for name in after if name.startswith("backbone.")} - kept <= changed
+    before, after = weights(tmp_path / "start"), weights(tmp_path / "run")
+    backbones = {name for name in after if name.startswith("backbone.")}
+    kept = {name for name in backbones if name.removeprefix("backbone.").startswith(early)}
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert backbones - changed == kept
+    assert any(name.startswith(f"backbone.{next_one}") for name in changed)
+    assert {"camera.mlp.0.weight", "prior_net.mlp.0.weight", "side.linear.weight"} <= changed
+
+
+def test_random_layers_are_not_frozen(sticks):
+    with pytest.raises(UserError, match="freeze_early would keep random layers"):
+        start_network(config_for(sticks, freeze_early=True), load_hand("open"))
 
 
 def _one_of_two(rank: int, config: TrainConfig, out: str, meeting: str) -> None:
@@ -193,12 +201,18 @@ def _one_of_two(rank: int, config: TrainConfig, out: str, meeting: str) -> None:
     "targets", [("joints2d", "joints3d", "vertices"), ("joints2d",)], ids=["full", "weak"]
 )
 def test_two_workers_take_the_steps_of_one(sticks, tmp_path, targets):
+    train(
+        config_for(sticks, steps=1), str(tmp_path / "start"), "cpu"
+    )  # early layers must come from somewhere
     config = config_for(
         sticks,
+        start_from=str(tmp_path / "start/model.safetensors"),
         data=(SourceConfig(source=sticks, share=3), SourceConfig(source=sticks, targets=targets)),
         steps=20,
         checkpoint_every=100,
         freeze_normalisation=True,
+        freeze_early=True,
+        loss=LossConfig(aligned=5, pose=1),
         optimizer=OptimizerConfig(kind="sgd", learning_rate=2e-4, ema=0, warmup_steps=1, clip_norm=0),
     )
     train(config, str(tmp_path / "one"), "cpu")
@@ -231,13 +245,17 @@ def test_one_batch_mixes_full_2d_only_and_colour_only_photos(sticks):
         SourceConfig(source=sticks, targets=t)
         for t in (("joints2d", "joints3d", "vertices"), ("joints2d",), ())
     )
-    network, objective, images, batch = objective_and_batch(sticks, data=sources, batch_size=9)
+    network, objective, images, batch = objective_and_batch(
+        sticks, data=sources, batch_size=9, loss=LossConfig(aligned=5, pose=1)
+    )
     terms = objective.terms(network(images, torch.tensor([0, 1])), batch, images)
     counts = {name: int(term.count) for name, term in terms.items()}
     assert counts["landmarks"] == 6 * 21
     assert counts["vertices"] == 3 * 800 * 3
     assert counts["joints3d"] == 3 * 20 * 3
     assert counts["joints2d"] == 6 * 21
+    assert counts["aligned"] == counts["prior_aligned"] == 3 * 21 * 3
+    assert counts["pose"] == 6 * 45
     assert counts["camera"] == 3 * 3
     assert counts["kl_vertices"] == 9 * 800 * 3
     assert counts["texture"] > 0
@@ -248,6 +266,19 @@ def test_one_batch_mixes_full_2d_only_and_colour_only_photos(sticks):
     spoilt.joints2d[~batch.has_joints2d] = 77
     again, _ = objective.total(objective.terms(network(images, torch.tensor([0, 1])), spoilt, images))
     assert torch.equal(loss, again)
+
+
+def test_each_hand_has_an_aligned_term_of_its_own(sticks):
+    network, objective, images, batch = objective_and_batch(sticks, loss=LossConfig(aligned=5))
+    prediction = network(images)
+    _, before = objective.total(objective.terms(prediction, batch, images))
+    prediction.prior.joints3d_mm = 2 * batch.joints3d_mm  # Procrustes forgives the size
+    spoilt, after = objective.total(objective.terms(prediction, batch, images))
+    assert after["aligned"] == before["aligned"] > 0.01
+    assert after["prior_aligned"] < 1e-6 < before["prior_aligned"]
+    heavier = Objective(LossConfig(aligned=6), network, load_hand("open"))
+    more, _ = heavier.total(heavier.terms(prediction, batch, images))
+    torch.testing.assert_close(more - spoilt, after["aligned"] + after["prior_aligned"], atol=1e-3, rtol=0)
 
 
 def test_a_batch_without_any_3d_reaches_every_weight(sticks):

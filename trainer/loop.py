@@ -146,8 +146,8 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
     With `resumes` its weights will be a checkpoint's, and neither of the two need be there any more.
 
     Raises:
-        UserError: `start_from` holds another network or another hand, or ImageNet weights are asked for and out of
-            reach: days of training must not start from less than was asked for.
+        UserError: `start_from` holds another network or another hand; ImageNet weights are asked for and out of
+            reach: days of training must not start from less than was asked for; or random layers would be frozen.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.network.seed)
@@ -166,7 +166,14 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
         try:
             load_pretrained(network.backbone, config.network.backbone)
         except PretrainedUnreachableError as error:
-            raise UserError(f"{error}; network.imagenet=false starts from random weights") from None
+            raise UserError(
+                f"{error}; network.imagenet=false starts from random weights (and needs freeze_early=false)"
+            ) from None
+    elif config.freeze_early:
+        raise UserError(
+            "freeze_early would keep random layers as they are: set network.imagenet=true, start_from, "
+            "or freeze_early=false"
+        )
     return network.train()
 
 

@@ -1,4 +1,5 @@
-"""The losses of sections 3.2 to 3.4, formulas (3) to (6), (8) and (12), and of landmarks: one pure function each.
+"""The losses of sections 3.2 to 3.4, formulas (3) to (6), (8) and (12), and two that are ours (joints after Procrustes,
+landmarks): one pure function each.
 
 **Unit of length: centimetres.** Functions take millimetres, like everything else, and divide by `CM`. The unit
 matters: it sets how far off a prior with a variance of 1 lets a vertex be, and what sigma becomes. With w = 1 the
@@ -22,10 +23,11 @@ depends neither on the number of vertices nor on how much of a batch is labelled
 
 **Weights** are `trainer.config.LossConfig`'s: one for each mean, and w = `kl` for the KL terms of (3), (5) and (8).
 
-**Gradients.** Nothing is detached here. A KL pulls on both of its sides: q towards prior-net's answer and prior-net
-(its hand and its camera) towards q; the std of p is a constant. In `fit_camera` alone nothing has a gradient. Where q
-starts at prior-net's hand (`amvur.start: prior_net`), q's mean is V_p, taken as a constant, plus offsets: so a
-likelihood moves the offsets alone, and a KL draws them to zero and V_p by as much towards where they point.
+**Gradients.** Nothing is detached here but the fit inside `aligned_loss`, whose own slope is zero, and `fit_camera`,
+where nothing has a gradient. A KL pulls on both of its sides: q towards prior-net's answer and prior-net (its hand and
+its camera) towards q; the std of p is a constant. Where q starts at prior-net's hand (`amvur.start: prior_net`), q's
+mean is V_p, taken as a constant, plus offsets: so a likelihood moves the offsets alone, and a KL draws them to zero and
+V_p by as much towards where they point.
 
 Constant terms (log sqrt(2 pi) per number) are left out of every likelihood. All of this wants float32 or better.
 """
