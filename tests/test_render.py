@@ -11,7 +11,7 @@ from scipy.spatial import ConvexHull
 from torch import Tensor
 
 from annotator.errors import UserError
-from annotator.render import collect, interpolate, nearest_faces, rasterize, torch_backend, visible_vertices
+from annotator.render import covered, interpolate, nearest_faces, rasterize, torch_backend, visible_vertices
 
 ONE = torch.tensor([[0, 1, 2]])
 
@@ -279,7 +279,9 @@ def test_collecting_is_interpolations_transpose():
     attributes = torch.randn(*points.shape[:2], 2, generator=generator, dtype=points.dtype)
     image = torch.randn(len(points), 24, 24, 2, generator=generator, dtype=points.dtype)
     there = (interpolate(fragments, attributes, faces) * image).sum()
-    back = (collect(fragments, image, faces, points.shape[1]) * attributes).sum()
+    seen = covered(fragments, faces, points.shape[1])
+    collected = seen.collect(image.reshape(-1, 2)[seen.pixel], len(points) * points.shape[1])
+    back = (collected.reshape(attributes.shape) * attributes).sum()
     torch.testing.assert_close(there, back)
 
 

@@ -35,6 +35,7 @@ Constant terms (log sqrt(2 pi) per number) are left out of every likelihood. All
 from __future__ import annotations
 
 import numpy as np
+import roma
 import torch
 from torch import Tensor, nn
 
@@ -104,15 +105,12 @@ def aligned_loss(mean_mm: Tensor, target_mm: Tensor) -> Tensor:
     teaches fingers meanwhile. No gradient goes through the fit: it is the best one, so its own slope is zero.
     """
     with torch.no_grad():
-        x, y = mean_mm - mean_mm.mean(1, keepdim=True), target_mm - target_mm.mean(1, keepdim=True)
-        # svd raises where a number is not finite. The loss is still not finite, and the step not taken.
-        u, singular, vt = torch.linalg.svd((x.mT @ y).nan_to_num(0, 0, 0))
-        signs = torch.ones_like(singular)
-        signs[:, 2] = torch.where(torch.linalg.det(u @ vt) < 0, -1.0, 1.0)
-        turn = (u * signs[:, None]) @ vt
-        scale = (singular * signs).sum(1) / x.square().sum((1, 2)).clamp_min(1.0)
-    moved = scale[:, None, None] * ((mean_mm - mean_mm.mean(1, keepdim=True)) @ turn)
-    return (moved - target_mm + target_mm.mean(1, keepdim=True)).div(CM).square() / 2
+        # Older versions raise where a number is not finite. The loss below still is not, and the step not taken.
+        turn, _, scale = roma.rigid_points_registration(
+            mean_mm.nan_to_num(0, 0, 0), target_mm.nan_to_num(0, 0, 0), compute_scaling=True
+        )
+    x, y = mean_mm - mean_mm.mean(1, keepdim=True), target_mm - target_mm.mean(1, keepdim=True)
+    return ((scale[:, None, None] * x @ turn.mT - y) / CM).square() / 2
 
 
 def _without_wrist(q: Gaussian) -> Gaussian:

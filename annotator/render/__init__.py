@@ -15,12 +15,12 @@ from torch import Tensor
 
 from annotator.errors import UserError
 from annotator.render import torch_backend
-from annotator.render.fragments import Fragments, barycentrics, collect, interpolate, visible_vertices
+from annotator.render.fragments import Fragments, barycentrics, covered, interpolate, visible_vertices
 
 __all__ = [
     "Fragments",
     "barycentrics",
-    "collect",
+    "covered",
     "interpolate",
     "nearest_faces",
     "rasterize",

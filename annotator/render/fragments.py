@@ -7,6 +7,7 @@ both backends give the same values and the same gradients.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,38 +52,50 @@ def barycentrics(points: Tensor, faces: Tensor, face_ids: Tensor) -> Tensor:
     return image.reshape(3, *face_ids.shape).permute(1, 2, 3, 0)
 
 
+class Covered(NamedTuple):
+    """The N pixels of B images that see a face, as a linear map between vertices and pixels.
+
+    Vertices are flat here: row b * V + v of (B * V, C) is vertex v of image b.
+    """
+
+    pixel: Tensor  # (N,) of B * H * W
+    corners: Tensor  # (3, N) of B * V
+    weights: Tensor  # (3, N), barycentrics
+
+    def paint(self, vertices: Tensor) -> Tensor:
+        """Attributes (B * V, C) as the pixels see them: (N, C)."""
+        first, second, third = (
+            weight[:, None] * vertices.index_select(0, corner)
+            for weight, corner in zip(self.weights, self.corners, strict=True)
+        )
+        return first + second + third
+
+    def collect(self, pixels: Tensor, count: int) -> Tensor:
+        """`paint`'s transpose: each of `count` = B * V vertices gets the weighted sum of its pixels (N, C)."""
+        vertices = pixels.new_zeros(count, pixels.shape[-1])
+        for weight, corner in zip(self.weights, self.corners, strict=True):
+            vertices = vertices.index_add(0, corner, weight[:, None] * pixels)
+        return vertices
+
+
+def covered(fragments: Fragments, faces: Tensor, vertex_count: int) -> Covered:
+    """The pixels of `fragments` that see a face, of meshes of so many vertices and `faces` (F, 3)."""
+    pixel, corners = _covered(faces, fragments.face_ids, vertex_count)
+    weights = fragments.barycentrics.permute(3, 0, 1, 2).reshape(3, -1).index_select(1, pixel)
+    return Covered(pixel, corners, weights)
+
+
 def interpolate(fragments: Fragments, attributes: Tensor, faces: Tensor) -> Tensor:
     """Vertex attributes (B, V, C) at every pixel: (B, H, W, C), zero where nothing.
 
     Differentiable in the attributes and, through the barycentrics, in the points. `faces` (F, 3) int64 are
     those that were rasterized.
     """
-    face_ids = fragments.face_ids
-    channels = attributes.shape[-1]
-    pixel, corners = _covered(faces, face_ids, attributes.shape[1])
-    weights = fragments.barycentrics.permute(3, 0, 1, 2).reshape(3, -1).index_select(1, pixel)
-    flat = attributes.reshape(-1, channels)
-    first, second, third = (
-        w[:, None] * flat.index_select(0, c) for w, c in zip(weights, corners, strict=True)
-    )
-    values = first + second + third
-    image = values.new_zeros(face_ids.numel(), channels).index_put((pixel,), values)
+    face_ids, channels = fragments.face_ids, attributes.shape[-1]
+    seen = covered(fragments, faces, attributes.shape[1])
+    values = seen.paint(attributes.reshape(-1, channels))
+    image = values.new_zeros(face_ids.numel(), channels).index_put((seen.pixel,), values)
     return image.reshape(*face_ids.shape, channels)
-
-
-def collect(fragments: Fragments, image: Tensor, faces: Tensor, vertex_count: int) -> Tensor:
-    """The other way round, `interpolate`'s transpose: pixels (B, H, W, C) to vertices (B, V, C).
-
-    Each vertex gets the sum of the pixels of its triangles, weighted by its barycentrics there.
-    """
-    face_ids = fragments.face_ids
-    pixel, corners = _covered(faces, face_ids, vertex_count)
-    weights = fragments.barycentrics.permute(3, 0, 1, 2).reshape(3, -1).index_select(1, pixel)
-    values = image.reshape(-1, image.shape[-1]).index_select(0, pixel)
-    collected = values.new_zeros(len(face_ids) * vertex_count, image.shape[-1])
-    for weight, corner in zip(weights, corners, strict=True):
-        collected = collected.index_add(0, corner, weight[:, None] * values)
-    return collected.reshape(len(face_ids), vertex_count, -1)
 
 
 def visible_vertices(face_ids: Tensor, faces: Tensor, vertex_count: int) -> Tensor:
