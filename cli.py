@@ -127,11 +127,14 @@ def convert(
     images: Annotated[
         str | None, typer.Option(help="Folder of the photos, where coco or labels don't lead to them.")
     ] = None,
+    empty: Annotated[
+        float, typer.Option(help="Of labels: squares without a hand, from this share of the photos.")
+    ] = 0.0,
 ) -> None:
     """Turn a data set, labels or synthetic photos into training examples."""
     from trainer.data.convert import convert as to_examples
 
-    summary = to_examples(source, out, hand, split, images)
+    summary = to_examples(source, out, hand, split, images, empty)
     for reason, count in summary.left_out.items():
         typer.echo(f"left out  {count}  {reason}")
     typer.echo(f"{summary.examples} examples in {out}")

@@ -147,7 +147,8 @@ def camera_translation(points_mm: Floats, points_px: Floats, focal_px: Floats, c
         a = (design * weight[..., None]).reshape(batch, -1, 3)
         b = (target * weight).reshape(batch, -1, 1)
         normal = a.transpose(0, 2, 1) @ a
-        translation = np.linalg.solve(normal, a.transpose(0, 2, 1) @ b)[..., 0]
+        # Joints that are all seen at one point, as a bad prediction may have them, say nothing of depth: no error.
+        translation = (np.linalg.pinv(normal, hermitian=True) @ a.transpose(0, 2, 1) @ b)[..., 0]
         depth = np.maximum(xyz[..., 2:] + translation[:, None, 2:], 1.0)
         weight = depth.mean(1, keepdims=True) / depth
     return translation

@@ -22,6 +22,9 @@ from annotator.model.network import Prediction, draw_meshes
 
 Side = Literal["auto", "left", "right"]
 
+#: A hand taken for right with less than this probability is looked at in the mirror, too.
+SURELY_RIGHT = 0.9
+
 
 @dataclass
 class Predictor:
@@ -85,7 +88,7 @@ class Predictor:
         if not cut:
             return []
         columns = self.predict_crops(Crops.stack(cut), side, samples)
-        return [_row(columns, index) for index in range(len(cut))]
+        return [_rows(columns, index) for index in range(len(cut))]
 
     def _predict_batch(self, crops: Crops, side: Side, samples: int) -> dict[str, Any]:
         mirrored = np.full(len(crops), side == "left")
@@ -93,12 +96,13 @@ class Predictor:
         right = columns.pop("right_probability")
         if side != "auto":
             return {**columns, "side_score": None}
-        # The network knows right hands: what it takes for a left one is mirrored and asked again.
-        left = np.flatnonzero(right < 0.5)
-        if len(left):
-            again = self._label(crops[left], np.ones(len(left), bool), samples)
-            again.pop("right_probability")
-            _overwrite(columns, left, again)
+        # The network knows right hands: what may be a left one is mirrored and asked again, and both answers count.
+        unsure = np.flatnonzero(right < SURELY_RIGHT)
+        if len(unsure):
+            again = self._label(crops[unsure], np.ones(len(unsure), bool), samples)
+            right[unsure] = (right[unsure] + 1 - again.pop("right_probability")) / 2
+            left = right[unsure] < 0.5
+            _overwrite(columns, unsure[left], _rows(again, left))
         return {**columns, "side_score": np.maximum(right, 1 - right)}
 
     def _label(self, crops: Crops, mirrored: NDArray[np.bool_], samples: int) -> dict[str, Any]:
@@ -144,7 +148,7 @@ def _label_columns(
             [crops.centre_px - crops.half_side_px[:, None], crops.centre_px + crops.half_side_px[:, None]], 1
         ),
         "is_right": ~mirrored,
-        "detection_score": None,
+        "detection_score": _numpy(prediction.is_hand),
         "joints3d_mm": joints3d_mm,
         "joints3d_std_mm": joints3d_std_mm,
         "joints2d_px": joints2d_px,
@@ -216,9 +220,10 @@ def _overwrite(columns: dict[str, Any], rows: NDArray[np.int64], new: dict[str, 
             values[rows] = new[name]
 
 
-def _row(columns: dict[str, Any], index: int) -> dict[str, Any]:
+def _rows(columns: dict[str, Any], rows: Any) -> dict[str, Any]:
+    """Some rows of all columns, or one."""
     return {
-        name: None if values is None else _row(values, index) if isinstance(values, dict) else values[index]
+        name: None if values is None else _rows(values, rows) if isinstance(values, dict) else values[rows]
         for name, values in columns.items()
     }
 

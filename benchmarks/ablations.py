@@ -85,7 +85,7 @@ TABLES = (
     Table(
         "Ours",
         "Not in the paper: sigma_J^2 as if neighbouring vertices erred alike, another w in (3) and (5), the two "
-        "switches of configs/network/lite.yaml and the loss of the shipped trainings. "
+        "switches of configs/network/default.yaml and the loss of the shipped trainings. "
         "Std is as the network gives it, not calibrated.",
         (*ERRORS[:2], *UNCERTAINTY),
     ),

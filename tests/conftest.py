@@ -68,10 +68,10 @@ def local_ray():
 
 @pytest.fixture(scope="session")
 def predictor():
-    """The default checkpoint, ready to predict."""
+    """The default network before training, ready to predict."""
     import annotator
 
-    return annotator.load("default", device="cpu")
+    return annotator.load("untrained:default", device="cpu")
 
 
 SMALL = ComputeOptions(threads=1, shard_size=16)
@@ -107,7 +107,7 @@ def lively(predictor):
         network.eval()
         for name, parameter in network.named_parameters():
             if not name.startswith("backbone"):
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     info = dataclasses.replace(predictor.checkpoint.info, trained_steps=1)
     return Predictor(
         dataclasses.replace(predictor.checkpoint, network=network, info=info), torch.device("cpu")

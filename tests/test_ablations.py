@@ -24,7 +24,7 @@ NAMES = sorted(
 PAPER = [name for name in NAMES if name.startswith("paper/")]
 
 #: Terms that are ours, in every row that has a prior-net, or in all.
-OURS = {"limits", "shape", "side_right", "side_left"}
+OURS = {"limits", "shape", "side_right", "side_left", "presence_hand"}
 
 LIKELIHOODS = {"vertices", "joints3d", "joints2d", "camera"}
 KL = {"kl_vertices", "kl_joints3d", "kl_camera"}

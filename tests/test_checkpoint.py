@@ -110,10 +110,16 @@ def test_a_hand_that_is_not_one_is_refused():
     assert load_hand("open").vertex_count != 778
 
 
+def test_the_shipped_weights_are_the_open_hands(tmp_path):
+    write_mano_file(tmp_path / "MANO_RIGHT.pkl")
+    with pytest.raises(UserError, match="the weights that ship are the open hand's: leave out --hand"):
+        load_checkpoint("default", f"mano:{tmp_path / 'MANO_RIGHT.pkl'}")
+
+
 def test_a_mano_hand_runs_through_the_same_network_and_is_asked_for_again(tmp_path):
     write_mano_file(tmp_path / "MANO_RIGHT.pkl")
     hand = f"mano:{tmp_path / 'MANO_RIGHT.pkl'}"
-    predictor = annotator.load("default", hand=hand, device="cpu")
+    predictor = annotator.load("untrained:default", hand=hand, device="cpu")
     label = predictor.predict([np.full((40, 40, 3), 128, np.uint8)])[0]
     assert label["vertices_mm"].shape == (778, 3) and label["joints3d_mm"].shape == (21, 3)
     assert chirality(label["joints3d_mm"]) > 0

@@ -150,6 +150,55 @@ def test_labels_of_2d_joints_alone_become_examples(
     assert duckdb.sql(f"select count(*) from '{tmp_path}/out/data/*.parquet'").fetchall() == [(8,)]
 
 
+def test_squares_beside_the_hands_become_examples_of_none(synthetic: Path, tmp_path: Path) -> None:
+    labels = detected(tmp_path / "labels", synthetic)
+    for path in (labels / "data").glob("*.parquet"):  # hands as small as in scenes, some two in a photo
+        table = pq.read_table(path)
+        boxes = [row and [5, 5, 25, 20] for row in table["box_xyxy"].to_pylist()]
+        column = table.schema.get_field_index("box_xyxy")
+        small = table.set_column(
+            column, table.schema.field(column), pa.array(boxes, pa.list_(pa.float32(), 4))
+        )
+        both = pa.concat_tables([small.slice(k, 1) for k in range(len(small)) for _ in range(2)])
+        pq.write_table(both, path)
+    summary = convert(f"labels:{labels}", str(tmp_path / "out"), empty=1.0)
+    rows = rows_of(tmp_path / "out")
+    empties = [row for row in rows if row["status"] == "no_hand"]
+    assert (summary.examples, len(empties)) == (16 + 9, 9)  # one a photo with a hand, of unknown side too
+    for row in empties:
+        x1, y1, x2, y2 = row["box_xyxy"]
+        assert (x1 > 25 or y1 > 20) and x1 >= 0 and y1 >= 0 and x2 <= 96 and y2 <= 96
+        assert row["joints2d_px"] is None and row["is_right"] is None and row["image"]
+    batch, _ = next(Stored(str(tmp_path / "out"), load_hand("open"), 32, SourceConfig(), seed=0).in_order(99))
+    assert (~batch.has_hand).sum() == 9
+    assert not batch.has_joints2d[~batch.has_hand].any() and not batch.hand_mask[~batch.has_hand].any()
+    with pytest.raises(UserError, match="synth gives none"):
+        convert(f"synth:{synthetic}", str(tmp_path / "other"), empty=0.5)
+    with pytest.raises(UserError, match="must be a share from 0 to 1"):
+        convert(f"labels:{labels}", str(tmp_path / "other"), empty=2)
+
+
+def test_a_detector_s_3d_joints_are_kept_as_a_guess(synthetic: Path, tmp_path: Path) -> None:
+    labels = detected(tmp_path / "labels", synthetic)
+    truth = {row["image_id"]: row for row in pq.read_table(synthetic / "truth.parquet").to_pylist()}
+    for path in (labels / "data").glob("*.parquet"):
+        table = pq.read_table(path)
+        column = table.schema.get_field_index("joints3d_mm")
+        joints = [
+            truth[row["image_id"]]["joints3d_mm"] if row["box_xyxy"] else None for row in table.to_pylist()
+        ]
+        field = table.schema.field(column)
+        pq.write_table(table.set_column(column, field, pa.array(joints, field.type)), path)
+    convert(f"labels:{labels}", str(tmp_path / "out"))
+    for row in rows_of(tmp_path / "out"):
+        assert row["joints3d_mm"] is None
+        assert row["guess3d_mm"] == truth[row["image_id"]]["joints3d_mm"]
+    stored = Stored(str(tmp_path / "out"), load_hand("open"), 32, SourceConfig(), seed=0)
+    batch, _ = next(stored.in_order(99))
+    assert batch.has_guess3d.all() and not batch.has_joints3d.any()
+    assert (chirality(batch.guess3d_mm.numpy()) > 0).all()  # left hands come as right ones
+
+
 def test_labels_that_are_none_or_damaged_or_of_two_hands_are_named(
     labelled: Any, synthetic: Path, tmp_path: Path
 ) -> None:

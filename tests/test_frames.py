@@ -114,6 +114,13 @@ def test_camera_translation_recovers_a_true_pinhole_camera():
     np.testing.assert_allclose(frames.camera_translation(points, pixels, focal, centre), truth, rtol=1e-6)
 
 
+def test_camera_translation_of_joints_seen_at_one_point_is_a_number():
+    _, points = _hands(0)
+    focal, centre = np.full(4, 500.0), np.array([[320.0, 240]] * 4)
+    found = frames.camera_translation(points, np.full((4, 21, 2), 240.0) + [80, 0], focal, centre)
+    assert np.isfinite(found).all()
+
+
 def test_camera_translation_is_the_best_in_pixels():
     """Against a general optimizer on the true pixel error, for 2D points of a weak-perspective camera."""
     _, points = _hands(3)

@@ -14,9 +14,10 @@ from annotator.config import AmvurConfig, NetworkConfig, TextureConfig
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.model import pretrained
+from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import load_checkpoint
 from tests.example_files import write_stick_hands
-from trainer import loop
+from trainer import loop, losses
 from trainer.config import LossConfig, OptimizerConfig, SourceConfig, TrainConfig
 from trainer.loop import start_network, train
 from trainer.objective import Objective
@@ -265,6 +266,31 @@ def test_one_batch_mixes_full_2d_only_and_colour_only_photos(sticks):
     spoilt.joints3d_mm[~batch.has_joints3d] = 77
     spoilt.joints2d[~batch.has_joints2d] = 77
     again, _ = objective.total(objective.terms(network(images, torch.tensor([0, 1])), spoilt, images))
+    assert torch.equal(loss, again)
+
+
+def test_a_guess_counts_where_nothing_better_is_known_and_where_there_is_no_hand_nothing_does(sticks):
+    network, objective, images, batch = objective_and_batch(
+        sticks, batch_size=6, loss=LossConfig(guess=3, pose=1)
+    )
+    batch = replace(batch, guess3d_mm=batch.joints3d_mm.flip(0), has_guess3d=torch.ones(6, dtype=torch.bool))
+    for name in ("has_hand", "has_joints2d", "has_joints3d", "has_vertices", "has_guess3d"):
+        getattr(batch, name)[5] = False
+    batch.hand_mask[5] = 0
+    batch.has_joints3d[:2] = False
+    terms = objective.terms(network(images, torch.tensor([0])), batch, images)
+    counts = {name: int(term.count) for name, term in terms.items()}
+    assert (counts["guess"], counts["prior_guess"]) == (2 * 20 * 3, 2 * 21 * 3)
+    assert counts["pose"] == 0  # a guess says more than what is likely
+    assert (counts["presence_hand"], counts["presence_none"], counts["side_right"]) == (5, 1, 5)
+    assert counts["kl_vertices"] == 5 * 800 * 3 and counts["limits"] == counts["shape"] / 2 == 5
+    q = network(images).joints3d
+    of_two = Gaussian(q.mean_mm[:2], q.std_mm[:2])
+    torch.testing.assert_close(terms["guess"].sum, losses.guess_loss(of_two, batch.guess3d_mm[:2]).sum())
+    loss, _ = objective.total(terms)
+    spoilt = replace(batch, guess3d_mm=batch.guess3d_mm.clone())
+    spoilt.guess3d_mm[2:] = 77
+    again, _ = objective.total(objective.terms(network(images, torch.tensor([0])), spoilt, images))
     assert torch.equal(loss, again)
 
 

@@ -65,6 +65,7 @@ def example(count, seed=0, supervised=True):
         rgb=None,
         is_right=torch.linspace(0.4, 1, count),
         mirrored_is_right=torch.tensor([0.1, 0.2, 0.7, 0.3])[:count],
+        is_hand=torch.linspace(0.3, 1, count),
     )
     return batch, prediction
 
@@ -83,6 +84,7 @@ def part(prediction, rows):
         rgb=None,
         is_right=prediction.is_right[rows],
         mirrored_is_right=prediction.mirrored_is_right[:0],
+        is_hand=prediction.is_hand[rows],
     )
 
 
@@ -209,6 +211,21 @@ def test_texture_is_judged_where_the_hand_is():
     assert summary["texture"]["count"] == 2 and 0.9 < summary["texture"]["ssim"] < 1
     # Right hands of 0.4, 0.7 and 1; mirrored ones of 0.1, 0.2 and 0.7.
     assert summary["side"] == {"right_taken_for_right": 2 / 3, "mirrored_taken_for_left": 2 / 3}
+    # All show hands, of 0.3, 0.65 and 1.
+    assert summary["presence"] == {"hands_taken_for_hands": 2 / 3, "nothing_taken_for_nothing": None}
+
+
+def test_squares_without_a_hand_count_for_presence_alone():
+    batch, prediction = example(4)
+    empty = Batch.empty(1, 32, V)
+    empty.has_hand[:] = False
+    with_empty, found = Measured(), Measured()
+    with_empty.add(Batch.join([batch[:3], empty]), prediction)
+    found.add(batch[:3], part(prediction, slice(0, 3)))
+    one, other = summarise(with_empty), summarise(found)
+    assert one["presence"] == {"hands_taken_for_hands": 2 / 3, "nothing_taken_for_nothing": 0}
+    assert one["side"]["right_taken_for_right"] == other["side"]["right_taken_for_right"]
+    assert one["joints3d"] == other["joints3d"] and one["joints2d"] == other["joints2d"]
 
 
 def test_a_real_network_is_measured():

@@ -54,4 +54,4 @@ def test_it_loads_configurations_by_name_and_predicts(installed, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert shown.stdout.split() == ["(800,", "3)", "efficientnet_b0"], shown.stderr
+    assert shown.stdout.split() == ["(800,", "3)", "efficientnet_lite0"], shown.stderr

@@ -78,6 +78,7 @@ def move(
         joints2d_std=batch.joints2d_std / zoom[:, None],
         joints3d_mm=batch.joints3d_mm @ back,
         vertices_mm=batch.vertices_mm @ back,
+        guess3d_mm=batch.guess3d_mm @ back,
         hand_mask=(mask * 255).round().byte(),
     )
     return images + (1 - inside) * empty, moved_batch

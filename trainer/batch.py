@@ -20,6 +20,7 @@ class Batch:
 
     key: Tensor  # (B,) int64: all that is random about an example in this step follows from it
     image: Tensor  # (B, 3, S, S) uint8 RGB
+    has_hand: Tensor  # (B,) bool; where there is none, nothing else is known
     joints2d: Tensor  # (B, 21, 2) crop
     joints2d_std: Tensor  # (B, 21) doubt of whoever annotated them, crop half-sides; 0 where unknown
     has_joints2d: Tensor  # (B, 21) bool
@@ -27,6 +28,8 @@ class Batch:
     has_joints3d: Tensor  # (B,) bool
     vertices_mm: Tensor  # (B, V, 3) of this run's hand model
     has_vertices: Tensor  # (B,) bool
+    guess3d_mm: Tensor  # (B, 21, 3) a detector's 3D joints: of a hand of its usual size
+    has_guess3d: Tensor  # (B,) bool
     # (B, 1, S, S) uint8, 255 where the hand itself is seen, nothing before it; all 255 where nobody knows.
     hand_mask: Tensor
     has_hand_mask: Tensor  # (B,) bool
@@ -56,6 +59,7 @@ class Batch:
         return Batch(
             key=torch.zeros(count, dtype=torch.int64),
             image=torch.zeros(count, 3, size_px, size_px, dtype=torch.uint8),
+            has_hand=torch.ones(count, dtype=torch.bool),
             joints2d=torch.zeros(count, 21, 2),
             joints2d_std=torch.zeros(count, 21),
             has_joints2d=torch.zeros(count, 21, dtype=torch.bool),
@@ -63,6 +67,8 @@ class Batch:
             has_joints3d=torch.zeros(count, dtype=torch.bool),
             vertices_mm=torch.zeros(count, vertex_count, 3),
             has_vertices=torch.zeros(count, dtype=torch.bool),
+            guess3d_mm=torch.zeros(count, 21, 3),
+            has_guess3d=torch.zeros(count, dtype=torch.bool),
             hand_mask=torch.full((count, 1, size_px, size_px), 255, dtype=torch.uint8),
             has_hand_mask=torch.zeros(count, dtype=torch.bool),
         )

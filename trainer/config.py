@@ -10,8 +10,8 @@ from annotator.config import NetworkConfig, read_config
 from annotator.errors import UserError
 
 #: Targets an example may have; each can be withheld.
-Target = Literal["joints2d", "joints3d", "vertices", "hand_mask"]
-TARGETS: tuple[Target, ...] = ("joints2d", "joints3d", "vertices", "hand_mask")
+Target = Literal["joints2d", "joints3d", "vertices", "hand_mask", "guess3d"]
+TARGETS: tuple[Target, ...] = ("joints2d", "joints3d", "vertices", "hand_mask", "guess3d")
 
 SYNTHETIC = "synth"
 
@@ -25,10 +25,17 @@ class SourceConfig:
     targets: tuple[Target, ...] = TARGETS  # what is used of what is known; [joints2d] is weak training
     first: int = 0  # only examples from this one on ...
     count: int = 0  # ... and only so many; 0 = all
+    empty: float = 0.0  # share of drawn photos without a hand; stored ones are what they are
 
     def __post_init__(self) -> None:
         if self.share <= 0:
             raise UserError(f"share is {self.share}, must be above 0")
+        if not 0 <= self.empty < 1:
+            raise UserError(f"empty is {self.empty}, must be 0 or more and below 1")
+        if self.empty and self.source != SYNTHETIC:
+            raise UserError(
+                f"empty is for drawn photos; '{self.source}' has those that `amvur convert --empty` put there"
+            )
         if self.first < 0 or self.count < 0:
             raise UserError("first and count must not be negative")
 
@@ -42,6 +49,7 @@ class LossConfig:
     joints2d: float = 1.0  # L_J2, (6)
     camera: float = 1.0  # L_C, (4)
     aligned: float = 0.0  # squared error of 3D joints after Procrustes, not in the paper
+    guess: float = 0.0  # L_J3 after Procrustes against what a detector took the joints for; not in the paper
     texture: float = 1.0  # L_tex, (12)
     kl: float = 1.0  # w of (3) and (5), and of the KL terms of (8) ...
     kl_vertices: float = 1.0  # ... times these, so that Table 4's rows can leave each out
@@ -53,6 +61,7 @@ class LossConfig:
     pose: float = 0.0  # its coefficients, standard normal among poses, where 3D is hidden; not in the paper
     shape: float = 0.1  # its betas, which are standard normal among people
     side: float = 1.0  # cross-entropy of left against right
+    presence: float = 1.0  # cross-entropy of a hand against none
     draw: bool = True  # L_J2 at drawn J3 and C where 3D is hidden, as (8) says; else at their means
 
 

@@ -41,7 +41,7 @@ from trainer.state import claim_folder, new_state, newest_state, save_state
 PATIENCE = 20
 
 #: One mirror image for so many photos teaches the side head.
-PHOTOS_PER_MIRRORED = 8
+PHOTOS_PER_MIRRORED = 4
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _start_loader(_: int) -> None:
 
 def mirrored_rows(batch: Batch) -> Tensor:
     """Rows that are also shown as mirror images: chosen by their keys, so by every number of workers alike."""
-    return (batch.key % PHOTOS_PER_MIRRORED == 0).nonzero().squeeze(1)
+    return ((batch.key % PHOTOS_PER_MIRRORED == 0) & batch.has_hand).nonzero().squeeze(1)
 
 
 def _prepared(

@@ -38,6 +38,8 @@ PHOTO_COLUMNS = (
     "joints2d_std",
     "right_probability",
     "mirrored_right_probability",
+    "hand_probability",  # where there is one ...
+    "empty_hand_probability",  # ... and where there is none: then nothing else is known
     "ssim",
     "psnr_db",
 )
@@ -123,14 +125,16 @@ class Measured:
             for name, shape in {**dict.fromkeys(PHOTO_COLUMNS, ()), **_JOINT_COLUMNS}.items()
         }
         joint_std_mm, vertex_std_mm = self._stds(prediction, ids, columns)
+        self._read_outs(batch, prediction, columns)
         self._joints3d(batch, prediction, joint_std_mm, columns)
         self._vertices(batch, prediction, vertex_std_mm, columns)
         self._joints2d(batch, prediction, columns)
         if rendered is not None and region is not None:
             shown, photo = (_numpy(images).transpose(0, 2, 3, 1) for images in (rendered, batch.image / 255))
             where = region.cpu().numpy().astype(bool)
-            columns["ssim"][:] = metrics.ssim(shown, photo, where)
-            columns["psnr_db"][:] = metrics.psnr(shown, photo, where)
+            there = batch.has_hand.cpu().numpy()
+            columns["ssim"][:] = np.where(there, metrics.ssim(shown, photo, where), np.nan)
+            columns["psnr_db"][:] = np.where(there, metrics.psnr(shown, photo, where), np.nan)
         self._ids += ids
         for name, values in columns.items():
             self._columns[name].append(values)
@@ -153,10 +157,16 @@ class Measured:
         columns["joint_std_mm"][:] = per_joint.mean(1)
         columns["max_joint_std_mm"][:] = per_joint.max(1)
         columns["vertex_std_mm"][:] = np.linalg.norm(vertex_std_mm, axis=-1).mean(1)
-        columns["right_probability"][:] = _numpy(prediction.is_right)
-        mirrored = _numpy(prediction.mirrored_is_right)
-        columns["mirrored_right_probability"][: len(mirrored)] = mirrored
         return joint_std_mm, vertex_std_mm
+
+    def _read_outs(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
+        there, mirrored = batch.has_hand.cpu().numpy(), _numpy(prediction.mirrored_is_right)
+        columns["right_probability"][:] = np.where(there, _numpy(prediction.is_right), np.nan)
+        columns["mirrored_right_probability"][: len(mirrored)] = np.where(
+            there[: len(mirrored)], mirrored, np.nan
+        )
+        columns["hand_probability"][:] = np.where(there, _numpy(prediction.is_hand), np.nan)
+        columns["empty_hand_probability"][:] = np.where(there, np.nan, _numpy(prediction.is_hand))
 
     def _joints3d(
         self, batch: Batch, prediction: Prediction, std_mm: Floats, columns: dict[str, Floats]

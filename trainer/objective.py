@@ -68,6 +68,7 @@ class Objective(nn.Module):
             "joints2d": config.joints2d,
             "camera": config.camera,
             "aligned": config.aligned,
+            "guess": config.guess,
             "texture": config.texture,
             "kl_vertices": config.kl * config.kl_vertices * config.vertices,
             "kl_joints3d": config.kl * config.kl_joints3d * config.joints3d,
@@ -77,6 +78,7 @@ class Objective(nn.Module):
             "prior_joints2d": prior * config.joints2d,
             "prior_camera": prior * config.camera,
             "prior_aligned": prior * config.aligned,
+            "prior_guess": prior * config.guess,
             "landmarks": config.landmarks,
             "limits": config.limits,
             "pose": config.pose,
@@ -84,13 +86,16 @@ class Objective(nn.Module):
             # As many images count for one side as for the other.
             "side_right": config.side / 2,
             "side_left": config.side / 2,
+            "presence_hand": config.presence / 2,
+            "presence_none": config.presence / 2,
         }
 
     def terms(self, prediction: Prediction, batch: Batch, images: Tensor) -> dict[str, Term]:
         """Every term that this network has, by name; `images` (B, 3, H, W) are what the network saw."""
         target_camera, has_camera = losses.fit_camera(batch.joints3d_mm, batch.joints2d, batch.has_joints2d)
         has_camera = has_camera & batch.has_joints3d
-        every = torch.ones_like(batch.has_joints3d)
+        every = batch.has_hand
+        guessed = batch.has_guess3d & ~batch.has_joints3d
         draws = Draws(keys(batch.key, 1))
         q, camera = prediction.joints3d, prediction.camera
         terms = {
@@ -101,12 +106,13 @@ class Objective(nn.Module):
             "joints2d": self._joints2d(q, camera, batch, draws),
             "camera": self._camera(losses.camera_loss(camera, target_camera), has_camera),
             "aligned": _term(losses.aligned_loss(q.mean_mm, batch.joints3d_mm), batch.has_joints3d),
+            "guess": _term(losses.guess_loss(q, batch.guess3d_mm), guessed),
         }
         prior, prior_camera = prediction.prior, prediction.prior_camera
         if prior is not None and prior_camera is not None:
             # A sum over joints: one finger bent too far must weigh as much in a hand of fifteen.
             terms["limits"] = _term(self.limits(prior.rotations).sum((1, 2)), every)
-            terms["pose"] = _term(prior.coefficients.square() / 2, ~batch.has_joints3d)
+            terms["pose"] = _term(prior.coefficients.square() / 2, every & ~batch.has_joints3d & ~guessed)
             terms["shape"] = _term(prior.betas.square() / 2, every)
             if self.network_config.variant == "both":
                 p_vertices, p_joints = _prior(prior.vertices_mm), _prior(prior.joints3d_mm)
@@ -124,6 +130,7 @@ class Objective(nn.Module):
                 terms["prior_aligned"] = _term(
                     losses.aligned_loss(p_joints.mean_mm, batch.joints3d_mm), batch.has_joints3d
                 )
+                terms["prior_guess"] = _term(losses.aligned_loss(p_joints.mean_mm, batch.guess3d_mm), guessed)
                 terms["prior_joints2d"] = self._joints2d(p_joints, prior_camera, batch, None)
                 terms["prior_camera"] = self._camera(
                     losses.camera_loss(prior_camera, target_camera), has_camera
@@ -135,13 +142,15 @@ class Objective(nn.Module):
             )
         if prediction.rgb is not None:
             terms["texture"] = self._texture(prediction, batch, images)
-        for name, of_truth in (
-            ("side_right", prediction.is_right),
-            ("side_left", 1 - prediction.mirrored_is_right),
+        all_mirrored = torch.ones_like(prediction.mirrored_is_right, dtype=torch.bool)
+        for name, of_truth, where in (
+            ("side_right", prediction.is_right, every),
+            ("side_left", 1 - prediction.mirrored_is_right, all_mirrored),
+            ("presence_hand", prediction.is_hand, every),
+            ("presence_none", 1 - prediction.is_hand, ~every),
         ):
             # torch's own cross-entropy raises where a probability is not a number; here that is a step not taken.
-            values = -of_truth.float().clamp_min(1e-12).log()
-            terms[name] = _term(values, torch.ones_like(values, dtype=torch.bool))
+            terms[name] = _term(-of_truth.float().clamp_min(1e-12).log(), where)
         return terms
 
     def total(self, terms: dict[str, Term]) -> tuple[Tensor, dict[str, Tensor]]:

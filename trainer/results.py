@@ -69,8 +69,12 @@ def summarise(measured: Measured) -> dict[str, Any]:
         },
         "texture": {"count": _count(measured["psnr_db"]), **_means(measured, "ssim", "psnr_db")},
         "side": {
-            "right_taken_for_right": _share(measured["right_probability"], right=True),
-            "mirrored_taken_for_left": _share(measured["mirrored_right_probability"], right=False),
+            "right_taken_for_right": _share(measured["right_probability"], yes=True),
+            "mirrored_taken_for_left": _share(measured["mirrored_right_probability"], yes=False),
+        },
+        "presence": {
+            "hands_taken_for_hands": _share(measured["hand_probability"], yes=True),
+            "nothing_taken_for_nothing": _share(measured["empty_hand_probability"], yes=False),
         },
         "uncertainty": {name: _judge(judged[name]) if name in judged else None for name in _UNCERTAINTIES},
     }
@@ -89,9 +93,9 @@ def _mean(values: Floats) -> float | None:
     return _number(np.nanmean(values, dtype=np.float64)) if _count(values) else None
 
 
-def _share(probability: Floats, right: bool) -> float | None:
+def _share(probability: Floats, yes: bool) -> float | None:
     known = probability[~np.isnan(probability)]
-    return float(((known >= 0.5) == right).mean()) if len(known) else None
+    return float(((known >= 0.5) == yes).mean()) if len(known) else None
 
 
 def _means(measured: Measured, *names: str) -> dict[str, float | None]:
@@ -172,6 +176,8 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("", "PSNR", _shown(texture["psnr_db"], "dB")),
         ("side", "right hands taken for right", _shown(summary["side"]["right_taken_for_right"], "%")),
         ("", "their mirror images, for left", _shown(summary["side"]["mirrored_taken_for_left"], "%")),
+        ("presence", "hands taken for hands", _shown(summary["presence"]["hands_taken_for_hands"], "%")),
+        ("", "squares without one, for none", _shown(summary["presence"]["nothing_taken_for_nothing"], "%")),
     ]
     for name, title in _UNCERTAINTIES.items():
         found = summary["uncertainty"][name]

@@ -24,8 +24,11 @@ from annotator.io.storage import open_file, write_whole
 from annotator.model.network import Network
 from annotator.model.pretrained import try_pretrained
 
-#: 2: prior-net's hands are bounded, landmarks.
-CHECKPOINT_VERSION = 2
+#: 2: prior-net's hands are bounded, landmarks. 3: is there a hand at all.
+CHECKPOINT_VERSION = 3
+
+#: The weights that come with the package.
+SHIPPED = Path(__file__).parent.parent / "weights" / "default.safetensors"
 
 #: A name that starts a network from its configuration alone: `untrained:NAME`.
 UNTRAINED = "untrained:"
@@ -79,12 +82,12 @@ class Checkpoint:
     info: CheckpointInfo
     id: str  # hash of the file's bytes
 
-    def to_bytes(self) -> bytes:
-        """The bytes of the safetensors file."""
-        return _to_bytes(self.network, self.info)
+    def to_bytes(self, half: bool = False) -> bytes:
+        """The bytes of the safetensors file; see `save_checkpoint`."""
+        return _to_bytes(self.network, self.info, half)
 
 
-def _to_bytes(network: Network, info: CheckpointInfo) -> bytes:
+def _to_bytes(network: Network, info: CheckpointInfo, half: bool = False) -> bytes:
     header = {
         "version": CHECKPOINT_VERSION,
         "network": to_dict(info.network),
@@ -93,6 +96,9 @@ def _to_bytes(network: Network, info: CheckpointInfo) -> bytes:
         "calibration": asdict(info.calibration),
     }
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    if half:
+        # Weights. Biases, and what normalisation counts, take no room and are not all of a half's range.
+        tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
     return safetensors.torch.save(tensors, metadata={"amvur": json.dumps(header, sort_keys=True)})
 
 
@@ -120,14 +126,14 @@ def untrained(name: str, hand: str | None = None) -> Checkpoint:
 def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoint:
     """Load a checkpoint by path or URL (`.safetensors`), or by name.
 
-    `default` is what ships with the package: until weights do, an untrained network. `untrained:NAME` starts
-    from a network configuration. `hand` is needed where the checkpoint was made with MANO (`mano:PATH`).
+    `default` is what ships with the package (docs/model-card.md). `untrained:NAME` starts from a network
+    configuration. `hand` is needed where the checkpoint was made with MANO (`mano:PATH`).
 
     Raises:
         UserError: no such file, a damaged one, one from a newer version, or one made with another hand model.
     """
     if name == "default":
-        return untrained("default", hand)
+        name = str(SHIPPED)
     if name.startswith(UNTRAINED):
         return untrained(name.removeprefix(UNTRAINED), hand)
     if not name.endswith(".safetensors"):
@@ -143,6 +149,10 @@ def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoin
         raise UserError(f"checkpoint '{name}': can't be read ({error.strerror or error})") from None
     info = read_info(name, data)
     model = load_hand(hand or _hand_of(name, info))
+    if model.id != info.hand_id and name == str(SHIPPED):
+        raise UserError(
+            "the weights that ship are the open hand's: leave out --hand, or train your own (amvur train --hand)"
+        )
     if model.id != info.hand_id:
         raise UserError(
             f"checkpoint '{name}' was made with hand model {info.hand_id}, but '{hand or 'open'}' is {model.id}: "
@@ -203,6 +213,6 @@ def read_info(name: str, data: bytes) -> CheckpointInfo:
     )
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
-    """Write a checkpoint as one file, whole or not at all."""
-    write_whole(str(path), checkpoint.to_bytes())
+def save_checkpoint(checkpoint: Checkpoint, path: str | Path, half: bool = False) -> None:
+    """Write a checkpoint as one file, whole or not at all; with `half` its weights in 16 bits, for half the size."""
+    write_whole(str(path), checkpoint.to_bytes(half))

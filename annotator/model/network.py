@@ -1,4 +1,4 @@
-"""The network: backbone, prior-net, AMVUR, camera, texture and side, joined (Figure 1 of the paper)."""
+"""The network: backbone, prior-net, AMVUR, camera, texture, side and presence, joined (Figure 1 of the paper)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from annotator.model.backbone import build_backbone
 from annotator.model.camera import Camera, CameraHead, joints2d_covariance
 from annotator.model.landmarks import Landmarks
 from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_hand
-from annotator.model.side import SideHead
+from annotator.model.read_out import ReadOut
 from annotator.model.texture import GlobalTexture, OcclusionAwareTexture
 from annotator.render import nearest_faces, visible_vertices
 
@@ -35,6 +35,7 @@ class Prediction:
     rgb: Tensor | None  # (B, V, 3) in 0..1; None without a texture
     is_right: Tensor  # (B,) probability that the crop shows a right hand
     mirrored_is_right: Tensor  # (M,) the same of M of the crops, mirrored
+    is_hand: Tensor  # (B,) probability that the crop shows a hand at all
     landmarks: Tensor | None = None  # (B, 21, H, W), log of each cell's share of a joint
 
 
@@ -60,7 +61,7 @@ class Network(nn.Module):
         if config.variant != "prior_net":
             self.amvur = Amvur(feature_dim, hand, layer, config.amvur)
             self.camera = CameraHead(feature_dim, start, config.camera, constant_std=False)
-        self.side = SideHead(feature_dim)
+        self.side, self.presence = ReadOut(feature_dim), ReadOut(feature_dim)
         self.texture: nn.Module | None = None
         if config.texture.kind == "occlusion_aware":
             self.texture = OcclusionAwareTexture(feature_dim, self.backbone.shallow_dim, hand, config.texture)
@@ -120,6 +121,7 @@ class Network(nn.Module):
             rgb=self._colour(images, X, g, points, visible, face_ids),
             is_right=is_right[: len(images)],
             mirrored_is_right=is_right[len(images) :],
+            is_hand=self.presence(g),
             landmarks=None if maps is None else maps[: len(images)],
         )
 

@@ -54,7 +54,12 @@ class ConvertSummary:
 
 
 def convert(
-    source: str, out: str, hand: str = "open", split: str | None = None, images: str | None = None
+    source: str,
+    out: str,
+    hand: str = "open",
+    split: str | None = None,
+    images: str | None = None,
+    empty: float = 0.0,
 ) -> ConvertSummary:
     """Write the examples of a source to `OUT/data/*.parquet` (`trainer.data.examples`), in a shuffled order.
 
@@ -65,6 +70,7 @@ def convert(
             keep the hand they were made with.
         split: `train` (the default) or `evaluation`, of the data sets that have them.
         images: where photos lie, for `coco` and `labels` whose own word does not lead there.
+        empty: of `labels`, a square without a hand from this share of the photos: examples of what is no hand.
 
     Raises:
         UserError: a mistake in the arguments, or a file that is missing or malformed: it and the field are named.
@@ -77,6 +83,12 @@ def convert(
         raise UserError(f"split is {split!r}, may be {', '.join(SPLITS)}")
     if images and kind not in ("coco", "labels"):
         raise UserError(f"a folder of images is for coco and labels; {kind} knows its own")
+    if empty and kind != "labels":
+        raise UserError(
+            f"squares without a hand are cut from photos whose hands labels tell: {kind} gives none"
+        )
+    if not 0 <= empty <= 1:
+        raise UserError(f"empty is {empty}, must be a share from 0 to 1")
     there = {name for name in names_in(out) if not name.startswith(".")}
     # What a mistake in the arguments leaves behind is no reason to refuse their correction.
     if there and not (there == {SUMMARY_FILE} and read_whole(join(out, SUMMARY_FILE)) == UNFINISHED):
@@ -87,7 +99,7 @@ def convert(
     rows: Iterator[dict[str, Any] | str]
     hand_id: str | None
     if kind in ("labels", "synth"):
-        tables = label_tables(path, images) if kind == "labels" else synthetic_tables(path)
+        tables = label_tables(path, images, empty) if kind == "labels" else synthetic_tables(path)
         hand_id, vertex_count = tables.hand, tables.vertex_count
         rows = label_examples(tables, chance)
     else:

@@ -8,6 +8,8 @@ whoever reads a few row groups sees a bit of everything. Columns that say more t
 - `joints2d_px` may hold NaN pairs: joints that nobody annotated.
 - `camera_matrix`: the data set's own K, and `wrist_mm`: the wrist before that camera; `camera.cam_t_mm` is, as in
   labels, for a camera whose axis meets the photo's centre.
+- `guess3d_mm`: what a detector took the 3D joints for, wrist-relative, camera axes, of a hand of its usual size.
+- `status` is `ok`, or `no_hand` where the box holds none: then nothing else is known.
 - `reference_bone_mm`: the length that FreiHAND gives with every photo, also where it hides the joints.
 - `source_index`: the example's place in its data set's own list, from 0; submissions are in that order.
 """
@@ -25,6 +27,9 @@ import pyarrow.parquet as pq
 
 from annotator.io.schema import SCHEMA_VERSION, label_schema, labels_to_table
 from annotator.io.storage import join, write_whole
+
+#: The status of an example that shows no hand; every other is `ok`.
+NO_HAND = "no_hand"
 
 #: Rows of a row group, the unit in which training reads.
 GROUP = 32
@@ -46,6 +51,7 @@ def example_schema(vertex_count: int, facts: Mapping[str, Any]) -> pa.Schema:
     own = [
         ("image", pa.binary()),
         ("hand_mask", pa.binary()),
+        ("guess3d_mm", pa.list_(xyz, 21)),
         ("camera_matrix", pa.list_(xyz, 3)),
         ("wrist_mm", xyz),
         ("reference_bone_mm", pa.float32()),

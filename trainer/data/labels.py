@@ -1,21 +1,28 @@
-"""Labels as training examples: what `annotate`, `detect` or `synth` wrote, joined with the photos they are of."""
+"""Labels as training examples: what `annotate`, `detect` or `synth` wrote, joined with the photos they are of.
+
+Besides, squares of the same photos that lie beyond all their hands: examples of what is no hand.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from annotator.errors import UserError
+from annotator.io.crops import BOX_PADDING
 from annotator.io.decode import PhotoError
 from annotator.io.labels import label_files
 from annotator.io.storage import join, read_whole
 from annotator.run_record import FILE as RUN_FILE
+from trainer.data.examples import NO_HAND
 from trainer.data.fields import opened
 from trainer.data.photos import photo_columns
 
@@ -24,6 +31,9 @@ _NEEDED = ("image_uri", "image_id", "status", "is_right", "box_xyxy", "width", "
 #: Rows read at once, and rows that wait to be drawn from: what is mixed, where files hold one sequence each.
 _READ_ROWS = 256
 _POOL = 2048
+
+#: How much wider than its box's own crop a square without a hand must be free of hands, for augmentation moves it.
+_WIDEST = 1.3
 
 
 @dataclass(frozen=True)
@@ -35,9 +45,10 @@ class LabelTables:
     hand: str | None  # id; None where there are no meshes
     vertex_count: int
     masks: str | None = None  # a folder of PNGs, by the photo's name
+    empty: float = 0.0  # squares without a hand, as a share of the photos
 
 
-def label_tables(labels: str, images: str | None = None) -> LabelTables:
+def label_tables(labels: str, images: str | None = None, empty: float = 0.0) -> LabelTables:
     """Of a label folder; photos lie where the labels say, below the labelled folder, or below `images`.
 
     Raises:
@@ -48,7 +59,8 @@ def label_tables(labels: str, images: str | None = None) -> LabelTables:
         raise UserError(
             f"'{labels}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
         )
-    return _tables([join(labels, "data", file) for file in files], images or _labelled_folder(labels))
+    tables = _tables([join(labels, "data", file) for file in files], images or _labelled_folder(labels))
+    return replace(tables, empty=empty)
 
 
 def synthetic_tables(out: str) -> LabelTables:
@@ -64,10 +76,10 @@ def label_examples(tables: LabelTables, chance: np.random.Generator) -> Iterator
     """The examples, shuffled; instead of one, why it was left out. Left hands are as labels have them: photo
     and points unmirrored, pose and betas those of the mirrored right hand."""
     waiting: list[dict[str, Any]] = []
-    for row in _rows(tables, chance):
-        if row["status"] != "ok":
+    for row in _with_empty(_rows(tables, chance), tables.empty, chance):
+        if row["status"] != "ok" and row["box_xyxy"] is None:
             yield str(row["status"])
-        elif row["is_right"] is None:
+        elif row["status"] == "ok" and row["is_right"] is None:
             yield "nothing says which hand it is"
         else:
             waiting.append(row)
@@ -77,6 +89,37 @@ def label_examples(tables: LabelTables, chance: np.random.Generator) -> Iterator
                 yield _joined(waiting.pop(), tables)
     for drawn in chance.permutation(len(waiting)).tolist():
         yield _joined(waiting[drawn], tables)
+
+
+def _with_empty(
+    rows: Iterator[dict[str, Any]], share: float, chance: np.random.Generator
+) -> Iterator[dict[str, Any]]:
+    """The rows, and after those of some photos one of a square beside its hands. A photo's rows follow each other;
+    one without a hand has no box, a square has.
+    """
+    for _, hands in groupby(rows, key=lambda row: (row["image_uri"], row["image_id"])):
+        of_photo = list(hands)
+        # Where the detector saw nothing there may still be a hand.
+        known = all(row["status"] == "ok" for row in of_photo)
+        yield from of_photo
+        if share and known and chance.random() < share:
+            square = _square_beside(of_photo, chance)
+            if square is not None:
+                kept = {name: of_photo[0][name] for name in ("image_uri", "image_id", "width", "height")}
+                yield kept | {"status": NO_HAND, "hand_index": -1, "box_xyxy": square, "box_source": "list"}
+
+
+def _square_beside(hands: list[dict[str, Any]], chance: np.random.Generator) -> NDArray[np.float64] | None:
+    """A box inside a photo whose crop, as wide as training may cut it, meets no hand's box; None if none was found."""
+    boxes = np.stack([row["box_xyxy"] for row in hands])
+    size = np.array([hands[0]["width"], hands[0]["height"]], np.float64)
+    for _ in range(30):
+        half = size.min() / 2 * chance.uniform(0.12, 0.6)
+        centre = chance.uniform(half, size - half)
+        low, high = centre - half * BOX_PADDING * _WIDEST, centre + half * BOX_PADDING * _WIDEST
+        if ((boxes[:, :2] >= high).any(1) | (boxes[:, 2:] <= low).any(1)).all():
+            return np.concatenate([centre - half, centre + half])
+    return None
 
 
 def _joined(row: dict[str, Any], tables: LabelTables) -> dict[str, Any] | str:
@@ -95,8 +138,8 @@ def _joined(row: dict[str, Any], tables: LabelTables) -> dict[str, Any] | str:
         if (photo["width"], photo["height"]) != (row["width"], row["height"]):
             return "a photo of another size than was labelled"
         if row.get("vertices_mm") is None:
-            # A detector's 3D joints are those of its own typical hand: a guess, and no target.
-            row = row | {"joints3d_mm": None}
+            # A detector's 3D joints are those of its own typical hand: a guess, and no truth.
+            row = row | {"joints3d_mm": None, "guess3d_mm": row.get("joints3d_mm")}
         if tables.masks:
             photo["hand_mask"] = read_whole(join(tables.masks, f"{name.rsplit('.', 1)[0]}.png"))
         return row | photo

@@ -16,11 +16,12 @@ from annotator.io.crops import BOX_PADDING, box_around_joints
 from annotator.io.decode import PhotoError, decode_photo
 from trainer.batch import Batch
 from trainer.config import Target
+from trainer.data.examples import NO_HAND
 
 #: What is read of a row.
 COLUMNS = (
-    *("image", "hand_mask", "width", "height", "box_xyxy", "box_source", "is_right"),
-    *("joints2d_px", "joints2d_std_px", "joints3d_mm", "vertices_mm"),
+    *("image", "status", "hand_mask", "width", "height", "box_xyxy", "box_source", "is_right"),
+    *("joints2d_px", "joints2d_std_px", "joints3d_mm", "guess3d_mm", "vertices_mm"),
 )
 
 #: What is read besides by those who write about each photo.
@@ -66,7 +67,7 @@ def read_example(
 ) -> Batch:
     """One example as a batch of one: `size_px` pixels over the hand's padded box times `margin`.
 
-    A photo that can't be decoded becomes a grey crop with no targets: it teaches nothing and stops nothing.
+    A photo that can't be decoded becomes a grey crop with no hand: it teaches no more than that and stops nothing.
     """
     batch = Batch.empty(1, size_px, vertex_count)
     joints2d_px = rows.array("joints2d_px", row)
@@ -79,9 +80,12 @@ def read_example(
         photo = decode_photo(rows.scalar("image", row), needed_px)
     except (PhotoError, TypeError):
         batch.image[:] = torch.tensor(OUTSIDE_RGB, dtype=torch.uint8).view(3, 1, 1)
-        batch.hand_mask[:] = 0
+        batch.has_hand[:], batch.hand_mask[:] = False, 0
         return batch
     batch.image[0] = _pixels(cut(photo.pixels, frame, size_px, width), mirrored)
+    if rows.scalar("status", row) == NO_HAND:
+        batch.has_hand[:], batch.hand_mask[:] = False, 0
+        return batch
     half_side_px = float(frame.half_side_px)
     if joints2d_px is not None and "joints2d" in targets:
         joints2d = frame.crop_from_photo(joints2d_px)
@@ -91,7 +95,11 @@ def read_example(
         if (std_px := rows.array("joints2d_std_px", row)) is not None:
             std = np.sqrt((std_px**2).mean(1)) / half_side_px
             batch.joints2d_std[0] = torch.from_numpy(np.nan_to_num(std)).float()
-    for name, has in (("joints3d", "has_joints3d"), ("vertices", "has_vertices")):
+    for name, has in (
+        ("joints3d", "has_joints3d"),
+        ("vertices", "has_vertices"),
+        ("guess3d", "has_guess3d"),
+    ):
         points = rows.array(f"{name}_mm", row)
         if points is not None and name in targets:
             points = mirror_points(points) if mirrored else points

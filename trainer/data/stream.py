@@ -62,7 +62,7 @@ class Synthetic:
         indices = torch.as_tensor(numbers, dtype=torch.int64)
         if self.config.count:
             indices = indices % self.config.count
-        return withhold(self.hands.batch(self.config.first + indices), self.config.targets)
+        return withhold(self.hands.batch(self.config.first + indices, self.config.empty), self.config.targets)
 
 
 class _Piece(NamedTuple):

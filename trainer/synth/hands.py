@@ -25,8 +25,7 @@ from trainer.synth.scene import Scene, Scenes
 from trainer.synth.skin import TEXELS, SkinLook, skin_map
 
 # What each stage of a photo draws from, so that more draws in one leave the others as they were.
-_SCENE, _SKIN, _CLOTH, _LIGHT, _BACKGROUND, _FLAT, _CAMERA = range(7)
-
+_SCENE, _SKIN, _CLOTH, _LIGHT, _BACKGROUND, _FLAT, _CAMERA, _EMPTY = range(8)
 
 #: Which vertices are seen is found at this size, whatever the photo's.
 SEEN_PX = 256
@@ -61,31 +60,40 @@ class SyntheticHands:
         self.patterns = patterns(seed, self.device)
         self.noise = camera.noise_bank(seed, self.device)
 
-    def batch(self, indices: Tensor) -> Batch:
-        """Examples (n,) as a batch in which everything is known; `key` is their numbers' keys."""
-        photos = self.photos(indices)
+    def batch(self, indices: Tensor, empty: float = 0.0) -> Batch:
+        """Examples (n,) as a batch in which everything is known; `key` is their numbers' keys.
+
+        A share `empty` of them is a room without a hand.
+        """
+        has_hand = ~Draws(keys(self.seed, _EMPTY, indices.to(self.device))).chance(empty)
+        photos = self.photos(indices, has_hand)
         count, scene = len(photos.image), photos.scene
 
+        there = has_hand[:, None, None]
+
         def known(*shape: int) -> Tensor:
-            return torch.ones(count, *shape, dtype=torch.bool, device=self.device)
+            return has_hand.view(-1, *[1] * len(shape)).expand(-1, *shape).clone()
 
         return Batch(
             key=keys(self.seed, indices.to(self.device)),
             image=photos.image,
-            joints2d=scene.project(scene.joints3d_mm),
+            has_hand=has_hand,
+            joints2d=scene.project(scene.joints3d_mm) * there,
             joints2d_std=torch.zeros(count, 21, device=self.device),
             has_joints2d=known(21),
-            joints3d_mm=scene.joints3d_mm,
+            joints3d_mm=scene.joints3d_mm * there,
             has_joints3d=known(),
-            vertices_mm=scene.vertices_mm,
+            vertices_mm=scene.vertices_mm * there,
             has_vertices=known(),
+            guess3d_mm=torch.zeros(count, 21, 3, device=self.device),
+            has_guess3d=torch.zeros_like(has_hand),
             hand_mask=photos.hand_mask,
             has_hand_mask=known(),
         )
 
     @torch.no_grad()
-    def photos(self, indices: Tensor) -> Photos:
-        """Photos (n,) and what is true of them."""
+    def photos(self, indices: Tensor, has_hand: Tensor | None = None) -> Photos:
+        """Photos (n,) and what is true of them; where `has_hand` (n,) is false, neither hand nor arm is drawn."""
         indices = indices.to(self.device)
 
         def draws(stage: int) -> Draws:
@@ -94,7 +102,9 @@ class SyntheticHands:
         scene = self.scenes.sample(draws(_SCENE))
         look, light = SkinLook(draws(_SKIN)), Light(draws(_LIGHT))
         figure, seen = self._drawn(scene, look, light, draws(_CLOTH))
-        cover = seen.cover
+        cover, hand_cover = seen.cover, seen.hand_cover
+        if has_hand is not None:
+            cover, hand_cover = (share * has_hand.view(-1, 1, 1, 1) for share in (cover, hand_cover))
         behind_draws = draws(_BACKGROUND)
         # The room's light is not the figure's.
         room = (
@@ -104,7 +114,7 @@ class SyntheticHands:
         owner = lab_to_linear(look.base_lab)
         behind = backgrounds(self.size_px, self.patterns, owner, room, behind_draws)
         photo = behind + (figure - behind) * cover
-        brightness = figure.mean(1).sum((1, 2)) / (cover > 0).sum((1, 2, 3)).clamp(min=1)
+        brightness = figure.mean(1).sum((1, 2)) / (seen.cover > 0).sum((1, 2, 3)).clamp(min=1)
         photo, covered = flat.before(photo, self.patterns, draws(_FLAT))
         shot = draws(_CAMERA)
         photo = camera.through_lens(camera.exposed(photo, brightness, shot), shot)
@@ -113,7 +123,7 @@ class SyntheticHands:
         covered = torch.where(outside, 1.0, covered)
         channels = self.skin_map[self.vertex_texel]
         skin_lab = look.base_lab[:, None] + channels @ look.mix
-        return Photos(scene, image, (seen.hand_cover * (1 - covered) > 0.5).byte() * 255, covered, skin_lab)
+        return Photos(scene, image, (hand_cover * (1 - covered) > 0.5).byte() * 255, covered, skin_lab)
 
     @torch.no_grad()
     def visible_vertices(self, photos: Photos) -> Tensor:

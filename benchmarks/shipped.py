@@ -1,0 +1,143 @@
+"""From nothing to the weights that ship: `python benchmarks/shipped.py OUT --photos PHOTOS --model MODEL`.
+
+PHOTOS holds the folders `sign-digits` and `hand-scenes`, MODEL is MediaPipe's hand_landmarker.task. It looks at the
+photos, 500 hands are kept aside by person and sequence, and the stages of configs/shipped train one after the other,
+each from where the last one ended. Stopped, it goes on where it was when started again. OUT/default.safetensors is the
+file that ships, OUT/numbers.json what it reaches on drawn hands that nobody trained on and on the hands kept aside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from machine import machine
+
+from annotator.config import config_folder, read_config
+from annotator.detect.job import detect
+from annotator.model.checkpoint import load_checkpoint, save_checkpoint
+from trainer.config import SYNTHETIC, TrainConfig
+from trainer.data.convert import convert
+from trainer.evaluate import calibrate, evaluate
+from trainer.loop import Progress
+from trainer.run import run_training
+
+#: Squares without a hand, as a share of the photos in which hands are found.
+EMPTY = {"sign-digits": 0.0, "hand-scenes": 0.25}
+
+#: Of the digits, whose photos are numbered and ten in a row are one person's, so many last numbers are kept aside; of
+#: the scenes, these sequences.
+LAST_DIGITS, ASIDE_SCENES = 300, re.compile(r"(996_|5_|Hand)")
+
+#: Drawn hands for calibrating, and those for judging that follow them.
+CALIBRATED_ON, JUDGED_ON = 1000, 1000
+
+
+def examples(out: Path, photos: Path, model: str) -> None:
+    """OUT/examples/NAME to train on and OUT/aside/NAME to judge on, of both collections."""
+    for name, empty in EMPTY.items():
+        found = out / "found" / name
+        detect(str(photos / name / "images"), str(found), model, world_joints=True)
+        for part, share in (("examples", empty), ("aside", float(empty > 0))):
+            if (out / part / name / "_convert.json").exists():
+                continue
+            labels = out / "labels" / part / name
+            _keep(found, labels, kept_aside(name, found), part == "aside")
+            shutil.rmtree(out / part / name, ignore_errors=True)
+            convert(f"labels:{labels}", str(out / part / name), empty=share)
+
+
+def kept_aside(name: str, found: Path) -> Callable[[str], bool]:
+    """Whether a photo, by its id, is kept out of training."""
+    if name == "hand-scenes":
+        return lambda image_id: bool(ASIDE_SCENES.match(image_id))
+    table = pq.ParquetDataset(found / "data").read(columns=["image_id", "status"]).to_pylist()
+    numbers = sorted(_number(row["image_id"]) for row in table if row["status"] == "ok")
+    return lambda image_id: _number(image_id) >= numbers[-LAST_DIGITS]
+
+
+def _number(image_id: str) -> int:
+    return int(image_id.rpartition("_")[2].partition(".")[0])
+
+
+def _keep(found: Path, labels: Path, is_aside: Callable[[str], bool], aside: bool) -> None:
+    """The label set of the photos that are kept aside, or of all others."""
+    shutil.rmtree(labels, ignore_errors=True)
+    (labels / "data").mkdir(parents=True)
+    shutil.copy(found / "_run.json", labels)
+    for path in sorted((found / "data").glob("*.parquet")):
+        table = pq.read_table(path)
+        chosen = [is_aside(image_id) == aside for image_id in table["image_id"].to_pylist()]
+        if any(chosen):
+            pq.write_table(table.filter(pa.array(chosen)), labels / "data" / path.name)
+
+
+def train_stages(out: Path, workers: int | None, settings: Sequence[str]) -> Path:
+    """Each file of configs/shipped in turn; returns the last one's model."""
+    before = ""
+    for path in sorted((config_folder() / "shipped").glob("*.yaml")):
+        config = read_config(TrainConfig, "shipped", str(path), settings)
+        data = tuple(
+            source
+            if source.source == SYNTHETIC
+            else replace(source, source=str(out / "examples" / source.source))
+            for source in config.data
+        )
+        run = out / path.stem
+
+        def told(progress: Progress, stage: str = path.stem) -> None:
+            if progress.step % 100 == 0:
+                print(
+                    f"{stage}: step {progress.step} of {progress.steps}, {progress.photos_per_s:.0f} photos/s",
+                    flush=True,
+                )
+
+        run_training(replace(config, data=data, start_from=before), str(run), workers, on_progress=told)
+        before = str(run / "model.safetensors")
+    return Path(before)
+
+
+def numbers(checkpoint: str, aside: Path, out: Path) -> dict[str, Any]:
+    """What a checkpoint reaches on drawn hands, and on each collection's hands kept aside."""
+    return {
+        SYNTHETIC: evaluate(
+            checkpoint, SYNTHETIC, str(out / SYNTHETIC), first=CALIBRATED_ON, count=JUDGED_ON
+        ),
+        **{name: evaluate(checkpoint, str(aside / name), str(out / name)) for name in EMPTY},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--model", required=True, help="MediaPipe's hand_landmarker.task")
+    parser.add_argument("--workers", type=int, help="as `amvur train --workers`")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="as `amvur train --set`, in every stage"
+    )
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    examples(out, arguments.photos, arguments.model)
+    trained = train_stages(out, arguments.workers, arguments.set)
+    calibrate(str(trained), SYNTHETIC, str(out / "calibrated.safetensors"), count=CALIBRATED_ON)
+    save_checkpoint(
+        load_checkpoint(str(out / "calibrated.safetensors")), out / "default.safetensors", half=True
+    )
+    found = {
+        "machine": machine(),
+        **numbers(str(out / "default.safetensors"), out / "aside", out / "results"),
+    }
+    (out / "numbers.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
