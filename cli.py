@@ -130,11 +130,15 @@ def convert(
     empty: Annotated[
         float, typer.Option(help="Of labels: squares without a hand, from this share of the photos.")
     ] = 0.0,
+    outline: Annotated[
+        bool,
+        typer.Option(help="Hands before a plain wall: find their masks by colour, for augment.backdrop."),
+    ] = False,
 ) -> None:
     """Turn a data set, labels or synthetic photos into training examples."""
     from trainer.data.convert import convert as to_examples
 
-    summary = to_examples(source, out, hand, split, images, empty)
+    summary = to_examples(source, out, hand, split, images, empty, outline)
     for reason, count in summary.left_out.items():
         typer.echo(f"left out  {count}  {reason}")
     typer.echo(f"{summary.examples} examples in {out}")

@@ -215,6 +215,18 @@ def test_texture_is_judged_where_the_hand_is():
     assert summary["presence"] == {"hands_taken_for_hands": 2 / 3, "nothing_taken_for_nothing": None}
 
 
+def test_distance_from_a_detector_s_joints_is_the_benchmarks_procrustes():
+    batch, prediction = example(4)
+    batch.guess3d_mm, batch.has_guess3d = 0.8 * batch.joints3d_mm.flip(0), torch.arange(4) > 0
+    found = measure(batch, prediction)
+    guess = batch.guess3d_mm.numpy()
+    expected = metrics.distances(metrics.align(prediction.joints3d.mean_mm.numpy(), guess), guess).mean(1)
+    np.testing.assert_allclose(found["guess_pa_mpjpe_mm"][1:], expected[1:], rtol=1e-4)
+    assert np.isnan(found["guess_pa_mpjpe_mm"][0])
+    summary = summarise(found)
+    assert summary["guess3d"]["count"] == 3 and summary["uncertainty"]["guess3d"]["count"] == 3
+
+
 def test_squares_without_a_hand_count_for_presence_alone():
     batch, prediction = example(4)
     empty = Batch.empty(1, 32, V)

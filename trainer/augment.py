@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +18,28 @@ from trainer.batch import Batch
 from trainer.config import AugmentConfig
 from trainer.keyed import Draws
 
+if TYPE_CHECKING:  # who changes no background needs nothing that draws
+    from trainer.synth.backdrops import Backdrops
+
 #: Grey from linear shares of red, green and blue.
 _LUMINANCE = (0.299, 0.587, 0.114)
 
 
-def prepare(batch: Batch, crop_px: int, margin: float, config: AugmentConfig) -> tuple[Tensor, Batch]:
+def prepare(
+    batch: Batch, crop_px: int, margin: float, config: AugmentConfig, backdrops: Backdrops | None = None
+) -> tuple[Tensor, Batch]:
     """Images for the network (B, 3, crop_px, crop_px) float 0..1, and the batch with labels and mask in their crop.
 
     `margin` is how much wider than a crop the batch's images are; with 1 (drawn hands, which come turned, shifted,
-    covered, blurred and noisy already) only colours change.
+    covered, blurred and noisy already) only colours change. `backdrops` are what `config.backdrop` is a share of.
     """
     draws = Draws(batch.key)
     images = batch.image.float() / 255
     if margin == 1:
         return _colour(images, draws, config), batch
     images, batch = move(images, batch, crop_px, *_motion(draws, margin, config))
+    if backdrops is not None:
+        images = backdrops.behind(images, batch, config.backdrop)
     images = _colour(images, draws, config)
     images = _blur(images, draws, config)
     images, batch = _erase(images, batch, draws, config)

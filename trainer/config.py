@@ -75,6 +75,7 @@ class AugmentConfig:
     colour: float = 0.25  # brightness, contrast, saturation and balance
     blur: float = 0.3  # share of photos blurred or coarsened
     noise: float = 0.03  # up to this std, of 0..1
+    backdrop: float = 0.0  # share of photos with a hand mask whose background is drawn anew
     erase: float = 0.3  # share of photos with a patch of something else before them
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -36,6 +36,9 @@ from trainer.data.stream import Order, Steps
 from trainer.diary import Diary
 from trainer.objective import Objective
 from trainer.state import claim_folder, new_state, newest_state, save_state
+
+if TYPE_CHECKING:
+    from trainer.synth.backdrops import Backdrops
 
 #: So many steps in a row may have gradients that are not finite before the run gives up.
 PATIENCE = 20
@@ -96,10 +99,11 @@ def train(
         warnings.filterwarnings("ignore", "Grad strides do not match")
         model = nn.parallel.DistributedDataParallel(model)
     diary = Diary(out, config, state.step) if rank == 0 else None
+    backdrops = _backdrops(config, place)
     clock = _Clock()
     bad = 0
     for parts in clock.waited(_loader(data, state.step)):
-        images, batch = _prepared(parts, data, config, place)
+        images, batch = _prepared(parts, data, config, place, backdrops)
         _set_mode(network, config)
         _set_rate(state.optimizer, config, state.step)
         with torch.autocast(place.type, torch.bfloat16, enabled=config.precision == "bf16"):
@@ -211,15 +215,27 @@ def mirrored_rows(batch: Batch) -> Tensor:
     return ((batch.key % PHOTOS_PER_MIRRORED == 0) & batch.has_hand).nonzero().squeeze(1)
 
 
+def _backdrops(config: TrainConfig, device: torch.device) -> Backdrops | None:
+    if not config.augment.backdrop:
+        return None
+    from trainer.synth.backdrops import Backdrops
+
+    return Backdrops(config.seed, device)
+
+
 def _prepared(
-    parts: list[Batch | Order], data: Steps, config: TrainConfig, device: torch.device
+    parts: list[Batch | Order],
+    data: Steps,
+    config: TrainConfig,
+    device: torch.device,
+    backdrops: Backdrops | None = None,
 ) -> tuple[Tensor, Batch]:
     """All sources' examples in crops of one size, changed as `augment` says."""
     crop_px = config.network.crop_px
     ready = []
     for part in data.filled(parts, device):
         margin = part.image.shape[-1] / crop_px
-        ready.append(prepare(part, crop_px, margin, config.augment))
+        ready.append(prepare(part, crop_px, margin, config.augment, backdrops))
     images = torch.cat([images for images, _ in ready]).contiguous(memory_format=torch.channels_last)
     # The images from before are of each source's own size, and nobody needs them any more.
     return images, Batch.join([replace(batch, image=batch.image[..., :0, :0]) for _, batch in ready])

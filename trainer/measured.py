@@ -32,6 +32,7 @@ PHOTO_COLUMNS = (
     "pa_f5",
     "pa_f15",
     "joints2d_error",
+    "guess_pa_mpjpe_mm",  # from what a detector took the joints for
     "joint_std_mm",
     "max_joint_std_mm",
     "vertex_std_mm",
@@ -127,6 +128,7 @@ class Measured:
         joint_std_mm, vertex_std_mm = self._stds(prediction, ids, columns)
         self._read_outs(batch, prediction, columns)
         self._joints3d(batch, prediction, joint_std_mm, columns)
+        self._guess(batch, prediction, columns)
         self._vertices(batch, prediction, vertex_std_mm, columns)
         self._joints2d(batch, prediction, columns)
         if rendered is not None and region is not None:
@@ -186,6 +188,13 @@ class Measured:
         columns["pa_mpjpe_mm"][rows] = aligned.mean(1)
         columns["scale_aligned_mpjpe_mm"][rows] = scaled.mean(1)
 
+    def _guess(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
+        rows = np.flatnonzero(batch.has_guess3d.cpu().numpy())
+        if len(rows):
+            predicted, guess = _numpy(prediction.joints3d.mean_mm)[rows], _numpy(batch.guess3d_mm)[rows]
+            distance = metrics.distances(metrics.align(predicted, guess), guess)
+            columns["guess_pa_mpjpe_mm"][rows] = distance.mean(1)
+
     def _vertices(
         self, batch: Batch, prediction: Prediction, std_mm: Floats, columns: dict[str, Floats]
     ) -> None:
@@ -223,6 +232,7 @@ class Measured:
         kinds = (
             ("joints3d", "3D joints", "mm", "joint_std_mm", "mpjpe_mm", joints),
             ("joints3d_pa", "3D joints, Procrustes", "mm", "joint_std_mm", "pa_mpjpe_mm", None),
+            ("guess3d", "3D joints, from a detector's", "mm", "joint_std_mm", "guess_pa_mpjpe_mm", None),
             ("vertices", "vertices", "mm", "vertex_std_mm", "mpvpe_mm", self.vertex_pairs()),
             ("vertices_pa", "vertices, Procrustes", "mm", "vertex_std_mm", "pa_mpvpe_mm", None),
             ("joints2d", "2D joints", "% of the crop", "joints2d_std", "joints2d_error", joints2d),

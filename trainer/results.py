@@ -29,6 +29,7 @@ Floats = NDArray[np.floating]
 _UNCERTAINTIES = {
     "joints3d": "std, 3D joints",
     "joints3d_pa": "std, 3D joints, Procrustes",
+    "guess3d": "std, 3D joints, from a detector's",
     "vertices": "std, vertices",
     "vertices_pa": "std, vertices, Procrustes",
     "joints2d": "std, 2D joints",
@@ -56,6 +57,10 @@ def summarise(measured: Measured) -> dict[str, Any]:
             "auc": _auc(root_errors),
             "scale_aligned_auc": _auc(measured["scale_aligned_joint_errors_mm"]),
             "per_joint_mm": _per_joint(measured, root_errors),
+        },
+        "guess3d": {
+            "count": _count(measured["guess_pa_mpjpe_mm"]),
+            "pa_mpjpe_mm": _mean(measured["guess_pa_mpjpe_mm"]),
         },
         "vertices": {
             "count": _count(measured["mpvpe_mm"]),
@@ -163,6 +168,8 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("", "AUC, Procrustes", _shown(joints3d["pa_auc"])),
         ("", "AUC, wrist on wrist", _shown(joints3d["auc"])),
         ("", "AUC, wrist and scale (HO3D)", _shown(joints3d["scale_aligned_auc"])),
+        ("detector's 3D joints", "photos", str(summary["guess3d"]["count"])),
+        ("", "distance after Procrustes", _shown(summary["guess3d"]["pa_mpjpe_mm"], "mm")),
         ("vertices", "photos", str(vertices["count"])),
         ("", "PA-MPVPE", _shown(vertices["pa_mpvpe_mm"], "mm")),
         ("", "MPVPE, wrist on wrist", _shown(vertices["mpvpe_mm"], "mm")),

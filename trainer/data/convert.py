@@ -23,6 +23,7 @@ from annotator.io.storage import (
     write_whole,
 )
 from trainer.data.coco import coco_examples
+from trainer.data.cut_out import outlined
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
 from trainer.data.freihand import freihand_examples
 from trainer.data.ho3d import ho3d_examples
@@ -60,6 +61,7 @@ def convert(
     split: str | None = None,
     images: str | None = None,
     empty: float = 0.0,
+    outline: bool = False,
 ) -> ConvertSummary:
     """Write the examples of a source to `OUT/data/*.parquet` (`trainer.data.examples`), in a shuffled order.
 
@@ -71,6 +73,7 @@ def convert(
         split: `train` (the default) or `evaluation`, of the data sets that have them.
         images: where photos lie, for `coco` and `labels` whose own word does not lead there.
         empty: of `labels`, a square without a hand from this share of the photos: examples of what is no hand.
+        outline: before a plain wall: find each hand's mask by its colour (`trainer.data.cut_out`).
 
     Raises:
         UserError: a mistake in the arguments, or a file that is missing or malformed: it and the field are named.
@@ -109,6 +112,8 @@ def convert(
             rows = coco_examples(path, images, chance)
         else:
             rows = (freihand_examples if kind == "freihand" else ho3d_examples)(path, model, split, chance)
+    if outline:
+        rows = map(outlined, rows)
     summary = ConvertSummary(source, split, hand_id)
     left_out: Counter[str] = Counter()
     check_writable(out)

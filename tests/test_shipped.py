@@ -1,0 +1,82 @@
+"""The weights that ship still say what they said when their numbers were written down (docs/model-card.md).
+
+tests/data/shipped.json is made by benchmarks/shipped.py; tests/data/kept_aside.parquet is what MediaPipe found in the
+real photos that nobody trains on, and the squares beside hands that it did not.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+
+from annotator.model.checkpoint import SHIPPED, load_checkpoint
+from trainer.data.examples import example_schema, write_examples
+from trainer.data.photos import photo_columns
+from trainer.evaluate import evaluate
+
+DATA = Path(__file__).parent / "data"
+SAID = json.loads((DATA / "shipped.json").read_text())
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+#: Other processors round otherwise, and a joint may cross a bin.
+TOLERANCE = 0.01
+
+
+def check(found: dict, said: dict, *path: str) -> None:
+    for name in path:
+        found, said = found[name], said[name]
+    assert found == pytest.approx(said, rel=TOLERANCE), path
+
+
+@pytest.fixture(scope="module")
+def aside(tmp_path_factory) -> dict[str, str]:
+    """Examples of the hands kept aside, of each collection."""
+    if not SHARED.exists():
+        pytest.skip("the real photos, ../shared/data, are not there")
+    folders = {}
+    for name in ("sign-digits", "hand-scenes"):
+        folder = tmp_path_factory.mktemp(name)
+        rows = pq.read_table(DATA / "kept_aside.parquet", filters=[("collection", "=", name)]).to_pylist()
+        for row in rows:
+            row |= photo_columns(str(SHARED / row.pop("collection") / "images" / row["image_id"]))
+            for column in ("box_xyxy", "joints2d_px", "guess3d_mm"):
+                row[column] = None if row[column] is None else np.array(row[column])
+        write_examples(str(folder), rows, example_schema(1, {"hand": None}))
+        folders[name] = str(folder)
+    return folders
+
+
+def test_the_file_is_small_plain_and_the_one_whose_numbers_are_told():
+    assert SHIPPED.stat().st_size < 16 << 20
+    tensors = safetensors.torch.load(SHIPPED.read_bytes())
+    assert {t.dtype for t in tensors.values() if t.ndim > 1} == {torch.float16}
+    loaded = load_checkpoint("default")
+    assert loaded.id == SAID["checkpoint"] and loaded.info.trained and loaded.info.calibration.fitted_on
+    assert all(torch.isfinite(t).all() for t in loaded.network.state_dict().values())
+
+
+def test_drawn_hands_that_nobody_trained_on(tmp_path):
+    found = evaluate("default", "synth", str(tmp_path), first=SAID["first"], count=SAID["count"])
+    said = SAID["synth"]
+    check(found, said, "joints3d", "pa_mpjpe_mm")
+    check(found, said, "joints3d", "mpjpe_mm")
+    check(found, said, "joints2d", "error_share_of_crop")
+    check(found, said, "texture", "psnr_db")
+    check(found, said, "uncertainty", "joints3d", "coverage", "68%")
+
+
+@pytest.mark.parametrize("name", ["sign-digits", "hand-scenes"])
+def test_real_hands_that_were_kept_aside(name, aside, tmp_path):
+    found = evaluate("default", aside[name], str(tmp_path))
+    check(found, SAID[name], "joints2d", "count")
+    check(found, SAID[name], "joints2d", "error_share_of_crop")
+    check(found, SAID[name], "guess3d", "pa_mpjpe_mm")
+    check(found, SAID[name], "uncertainty", "guess3d", "spearman")
+    check(found, SAID[name], "side", "right_taken_for_right")
+    check(found, SAID[name], "presence", "hands_taken_for_hands")
