@@ -1,0 +1,132 @@
+"""The model card's pictures and its table of sizes: `python benchmarks/model_card.py PHOTOS`.
+
+PHOTOS holds the folders `sign-digits` and `hand-scenes`. Twenty of the hands that nobody trains on, evenly from the one
+that lies best on MediaPipe's 2D joints to the one that lies worst, go to docs/images/kept-aside.jpg, and the eight
+worst to docs/images/worst.jpg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from machine import machine
+from PIL import Image, ImageDraw
+
+import annotator
+from annotator.io.crops import BOX_PADDING
+from annotator.predictor import Predictor
+from annotator.tiles import Picture, contact_sheet, hand_tiles
+
+ROOT = Path(__file__).parents[1]
+SIZES_PX = (64, 80, 96, 112, 128, 160)
+TILE_PX, STD_RANGE_MM = 150, (4.0, 20.0)
+BONES = [(0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, 21)]
+
+
+def rows_aside(photos: Path) -> list[dict[str, Any]]:
+    """What the detector found in the photos kept aside."""
+    rows = pq.read_table(ROOT / "tests/data/kept_aside.parquet", filters=[("status", "=", "ok")]).to_pylist()
+    for row in rows:
+        row["path"] = str(photos / row["collection"] / "images" / row["image_id"])
+    return rows
+
+
+def labels_of(predictor: Predictor, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Labels of the rows' boxes, with `off`: the mean distance from the detector's 2D joints over the crop's side."""
+    labels = predictor.predict([row["path"] for row in rows], boxes_xyxy=[row["box_xyxy"] for row in rows])
+    for row, label in zip(rows, labels, strict=True):
+        x0, _, x1, _ = label["crop_xyxy"]
+        distances = np.linalg.norm(label["joints2d_px"] - np.array(row["joints2d_px"]), axis=1)
+        label |= {"image_uri": row["path"], "off": float(distances.mean() / (x1 - x0)), "row": row}
+    return labels
+
+
+def with_joints(label: dict[str, Any], tile: Picture) -> Picture:
+    """The photo with the detector's joints (white) and the label's (red)."""
+    image = Image.fromarray(tile.copy())
+    pencil = ImageDraw.Draw(image)
+    x0, y0, x1, _ = label["crop_xyxy"]
+    for joints, colour in (
+        (label["row"]["joints2d_px"], (255, 255, 255)),
+        (label["joints2d_px"], (230, 40, 30)),
+    ):
+        at = (np.array(joints) - [x0, y0]) / (x1 - x0) * tile.shape[0]
+        for a, b in BONES:
+            pencil.line([tuple(at[a]), tuple(at[b])], fill=colour, width=2)
+    return np.asarray(image)
+
+
+def sheet(labels: list[dict[str, Any]], faces: np.ndarray, columns: int) -> Image.Image:
+    """A row of pictures a label: photo, mesh over it, both 2D joints, uncertainty."""
+    tiles = []
+    for label in labels:
+        drawn = hand_tiles(label, faces, TILE_PX, STD_RANGE_MM)
+        tiles.append(
+            [drawn["photo"], drawn["overlay"], with_joints(label, drawn["photo"]), drawn["uncertainty"]]
+        )
+    rows = [list(chain(*tiles[i : i + columns])) for i in range(0, len(tiles), columns)]
+    return contact_sheet(rows, gap_px=3)
+
+
+def at_size(predictor: Predictor, crop_px: int) -> Predictor:
+    """The same weights on crops of another size."""
+    info = predictor.checkpoint.info
+    info = replace(info, network=replace(info.network, crop_px=crop_px))
+    return Predictor(replace(predictor.checkpoint, info=info), predictor.device, predictor.batch_size)
+
+
+def photos_per_s(predictor: Predictor, rows: list[dict[str, Any]]) -> float:
+    """Of the predictor alone, on crops of real photos, median of five."""
+    from annotator.io.crops import Crops, crop_photo
+    from annotator.io.decode import decode_photo, read_photo
+
+    crop_px = predictor.checkpoint.info.network.crop_px
+    cut = []
+    for row in rows[:128]:
+        photo = decode_photo(read_photo(row["path"]))
+        cut.append(crop_photo(photo.pixels, photo.width, photo.height, crop_px, row["box_xyxy"]))
+    crops, times = Crops.stack(cut), []
+    for _ in range(6):
+        began = time.perf_counter()
+        predictor.predict_crops(crops, side="right")
+        times.append(time.perf_counter() - began)
+    return len(crops) / statistics.median(times[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--checkpoint", default="default")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/images")
+    arguments = parser.parse_args()
+    predictor = annotator.load(arguments.checkpoint, device="cpu")
+    rows = rows_aside(arguments.photos)
+    labels = sorted(labels_of(predictor, rows), key=lambda label: label["off"])
+    faces = predictor.checkpoint.hand.faces
+    chosen = [labels[i] for i in np.linspace(0, len(labels) - 1, 20).astype(int)]
+    sheet(chosen, faces, 2).save(arguments.out / "kept-aside.jpg", quality=85)
+    sheet(labels[-8:], faces, 2).save(arguments.out / "worst.jpg", quality=85)
+    print(f"{machine()}, {torch.get_num_threads()} threads; crops {BOX_PADDING} times the box")
+    print(f"{'crop_px':>8} {'photos/s':>9}  2D off, mean / median % of the crop: sign-digits, hand-scenes")
+    for size in SIZES_PX:
+        other = at_size(predictor, size)
+        found = labels_of(other, rows)
+        off = {
+            name: 100 * np.array([label["off"] for label in found if label["row"]["collection"] == name])
+            for name in ("sign-digits", "hand-scenes")
+        }
+        told = ", ".join(f"{values.mean():.2f} / {np.median(values):.2f}" for values in off.values())
+        print(f"{size:>8} {photos_per_s(other, rows):>9.0f}  {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
