@@ -46,11 +46,18 @@ Sides = Annotated[Side, typer.Option(help="Which hands the photos show; 'auto' a
 
 @app.command(epilog="Example: amvur annotate photos/ labels/")
 def annotate(
-    photos: Annotated[str, typer.Argument(help="A folder of photos, one hand each.")],
+    photos: Annotated[str, typer.Argument(help="A folder of photos, one hand each, or any with --detector.")],
     labels: Annotated[str, typer.Argument(help="The label folder; an unfinished one is gone on with.")],
     checkpoint: Checkpoint = "default",
     hand: Hand = None,
     side: Sides = Side.auto,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            help="MediaPipe's hand_landmarker.task, to find the hands; without, a photo is one's crop."
+        ),
+    ] = None,
+    max_hands: Annotated[int, typer.Option(min=1, help="Hands a photo, at most, with --detector.")] = 2,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Models at work; default one a GPU, else one.")
     ] = None,
@@ -61,7 +68,18 @@ def annotate(
     shard_size: Annotated[int, typer.Option(min=1, help="Photos a label file.")] = 256,
 ) -> None:
     """Label every photo of a folder. Run it again to go on where it stopped."""
-    record = _annotate(photos, labels, checkpoint, hand, side, workers, threads, batch_size, shard_size)
+    from annotator.pipeline import ComputeOptions
+
+    record = _annotate(
+        photos,
+        labels,
+        checkpoint=checkpoint,
+        hand=hand,
+        side=side.value,
+        detector=detector,
+        max_hands=max_hands,
+        compute=ComputeOptions(workers, threads, batch_size, shard_size),
+    )
     _print_record(labels, record)
     if any(outcome.startswith("failed") for outcome in record.outcomes):
         raise typer.Exit(3)
@@ -264,9 +282,7 @@ def demo(
 
     typer.echo(f"drawing {count} hands")
     write_photos(out, count, seed=0, size_px=256)
-    record = _annotate(
-        str(out / "images"), str(out / "predicted"), "default", None, Side.auto, None, None, 32, 256
-    )
+    record = _annotate(str(out / "images"), str(out / "predicted"))
     _print_record(str(out / "predicted"), record)
     page = write_report(str(out / "predicted"), out / "report", 24).resolve()
     typer.echo(f"look at {page}")
@@ -274,30 +290,12 @@ def demo(
         typer.launch(page.as_uri())
 
 
-def _annotate(
-    photos: str,
-    labels: str,
-    checkpoint: str,
-    hand: str | None,
-    side: Side,
-    workers: int | None,
-    threads: int | None,
-    batch_size: int,
-    shard_size: int,
-) -> RunRecord:
-    from annotator.pipeline import ComputeOptions
+def _annotate(photos: str, labels: str, **settings: Any) -> RunRecord:
+    """`annotator.annotate` with a progress bar."""
     from annotator.pipeline import annotate as label
 
     with _progress_bar("labelling", "a label") as told:
-        return label(
-            photos,
-            labels,
-            checkpoint=checkpoint,
-            hand=hand,
-            side=side.value,
-            compute=ComputeOptions(workers, threads, batch_size, shard_size),
-            on_progress=told,
-        )
+        return label(photos, labels, **settings, on_progress=told)
 
 
 #: How often a log that is no terminal hears of progress.

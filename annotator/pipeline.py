@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, get_args
 
 from annotator import stations
 from annotator.allocator import keep_freed_memory
 from annotator.cluster import connected
+from annotator.detect.hands import HandDetector, detector_of_process, model_id
 from annotator.errors import UserError
 from annotator.io.labels import label_files, label_metadata, outcome_rows, write_faces
 from annotator.io.manifest import Manifest, ShardRef
@@ -64,6 +66,8 @@ def annotate(
     checkpoint: str = "default",
     hand: str | None = None,
     side: Side = "auto",
+    detector: str | None = None,
+    max_hands: int = 2,
     compute: ComputeOptions = ComputeOptions(),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunRecord[RunSettings]:
@@ -73,7 +77,10 @@ def annotate(
         source: a folder of photos.
         labels: the label folder, made if need be.
         checkpoint: as for `annotator.load`. hand: likewise.
-        side: which hands the photos show; `auto` asks the network.
+        side: which hands the photos show; `auto` asks the detector, or else the network.
+        detector: path or URL of MediaPipe's `hand_landmarker.task`, which finds the hands in each photo; without,
+            each photo is the crop around one hand.
+        max_hands: how many the detector looks for in a photo.
         compute: workers, threads and sizes.
         on_progress: called before the first shard and after each.
 
@@ -103,7 +110,10 @@ def annotate(
         vertex_count=loaded.hand.vertex_count,
         side=side,
         crop_px=loaded.info.network.crop_px,
+        detector=model_id(detector) if detector else None,
+        max_hands=max_hands if detector else 1,
     )
+    find = partial(detector_of_process, detector, max_hands) if detector else None
     if record is None:
         write_faces(labels, loaded.hand.faces)
         record = RunRecord(settings)
@@ -135,7 +145,7 @@ def annotate(
     tell()
     if pending:
         with connected():
-            for report in _run(labels, pending, loaded, side, compute):
+            for report in _run(labels, pending, loaded, side, find, compute):
                 outcomes.update(report.outcomes)
                 shard_began = report.began
                 began = min(began, shard_began)
@@ -149,7 +159,12 @@ def annotate(
 
 
 def _run(
-    labels: str, pending: list[ShardRef], checkpoint: Checkpoint, side: Side, compute: ComputeOptions
+    labels: str,
+    pending: list[ShardRef],
+    checkpoint: Checkpoint,
+    side: Side,
+    find: Callable[[], HandDetector] | None,
+    compute: ComputeOptions,
 ) -> Iterator[ShardReport]:
     """Send shards through the stations; yields a report as each is committed."""
     import ray
@@ -164,7 +179,7 @@ def _run(
     schema = label_schema(checkpoint.hand.vertex_count, label_metadata(checkpoint))
 
     def decode(row: dict[str, Any]) -> dict[str, Any]:
-        return stations.packed(stations.decode_shard(labels, ShardRef(**row), crop_px))
+        return stations.packed(stations.decode_shard(labels, ShardRef(**row), crop_px, find))
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
         return stations.packed(stations.write_shard(labels, stations.unpacked(row), schema))

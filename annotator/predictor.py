@@ -91,13 +91,15 @@ class Predictor:
         return [_rows(columns, index) for index in range(len(cut))]
 
     def _predict_batch(self, crops: Crops, side: Side, samples: int) -> dict[str, Any]:
-        mirrored = np.full(len(crops), side == "left")
+        told = ~np.isnan(crops.right_score)
+        mirrored = crops.right_score < 0.5 if side == "auto" else np.full(len(crops), side == "left")
         columns = self._label(crops, mirrored, samples)
         right = columns.pop("right_probability")
         if side != "auto":
             return {**columns, "side_score": None}
+        right = np.where(told, crops.right_score, right)
         # The network knows right hands: what may be a left one is mirrored and asked again, and both answers count.
-        unsure = np.flatnonzero(right < SURELY_RIGHT)
+        unsure = np.flatnonzero(~told & (right < SURELY_RIGHT))
         if len(unsure):
             again = self._label(crops[unsure], np.ones(len(unsure), bool), samples)
             right[unsure] = (right[unsure] + 1 - again.pop("right_probability")) / 2

@@ -27,6 +27,8 @@ class RunSettings:
     vertex_count: int
     side: str
     crop_px: int
+    detector: str | None = None  # id; none: each photo is the crop around one hand
+    max_hands: int = 1
 
 
 #: Every kind of job has settings of its own.

@@ -10,12 +10,13 @@ from __future__ import annotations
 import pickle
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
+from annotator.detect.hands import ENOUGH_PX, HandDetector
 from annotator.io.crops import Crops, crop_photo
 from annotator.io.decode import PhotoError, decode_photo, read_photo
 from annotator.io.manifest import ShardRef, read_shard
@@ -56,26 +57,62 @@ class ShardReport:
     began: float
 
 
-def decode_shard(labels: str, ref: ShardRef, crop_px: int) -> DecodedShard:
-    """Read, decode and cut every photo of a shard; one that can't be read gets its row at once."""
+def decode_shard(
+    labels: str, ref: ShardRef, crop_px: int, find: Callable[[], HandDetector] | None = None
+) -> DecodedShard:
+    """Read and decode every photo of a shard and cut its hands; one that can't be read gets its row at once.
+
+    Hands are those that the detector `find` gives sees; without, each photo is the crop around one.
+    """
     rows: list[dict[str, Any]] = []
     cut: list[Crops] = []
     hand_rows: list[int] = []
     for entry in read_shard(labels, ref):
         row: dict[str, Any] = {"image_uri": entry.uri, "image_id": entry.id, "hand_index": -1}
         try:
-            photo = decode_photo(read_photo(entry.path), min_side_px=crop_px)
-            crop = crop_photo(photo.pixels, photo.width, photo.height, crop_px)
+            found = _hands(entry.path, crop_px, find)
         except PhotoError as error:
             row |= {"status": "unreadable", "reason": error.reason, "error": str(error)}
         except Exception as error:  # a defect of ours must cost one photo, not the run
             row |= {"status": "failed", "reason": "internal_error", "error": one_line(error)}
         else:
-            row |= {"width": photo.width, "height": photo.height, "box_source": "photo"}
-            hand_rows.append(len(rows))
-            cut.append(crop)
+            size = found.size_px
+            row |= {"width": size[0], "height": size[1], "box_source": "detector" if find else "photo"}
+            hand_rows += range(len(rows), len(rows) + len(found.crops))
+            cut += found.crops
+            rows += [row | {"hand_index": index} for index in range(len(found.crops))]
+            if found.crops:
+                continue
+            row |= {"status": "no_hand", "reason": "no_hand_found", "error": "the detector found no hand"}
+            row |= {"box_source": None}
         rows.append(row)
     return DecodedShard(ref, rows, Crops.stack(cut) if cut else None, hand_rows)
+
+
+class _Found(NamedTuple):
+    size_px: tuple[int, int]  # of the photo
+    crops: list[Crops]  # of its hands, the largest first
+
+
+def _hands(path: str, crop_px: int, find: Callable[[], HandDetector] | None) -> _Found:
+    """The hands of one photo; raises as `read_photo` and `decode_photo` do."""
+    if find is None:
+        photo = decode_photo(read_photo(path), min_side_px=crop_px)
+        crops = [crop_photo(photo.pixels, photo.width, photo.height, crop_px)]
+    else:
+        photo = decode_photo(read_photo(path), min_side_px=ENOUGH_PX)
+        crops = [
+            crop_photo(
+                photo.pixels,
+                photo.width,
+                photo.height,
+                crop_px,
+                hand.box_xyxy.tolist(),
+                right_score=hand.side_score if hand.is_right else 1 - hand.side_score,
+            )
+            for hand in find().find(photo.pixels, photo.width, photo.height)
+        ]
+    return _Found((photo.width, photo.height), crops)
 
 
 def predict_shard(predictor: Predictor, shard: DecodedShard, side: Side) -> LabelledShard:
@@ -90,7 +127,7 @@ def predict_shard(predictor: Predictor, shard: DecodedShard, side: Side) -> Labe
                 shard.rows[row] |= {"status": "failed", "reason": "internal_error", "error": one_line(error)}
         else:
             for row in shard.hand_rows:
-                shard.rows[row] |= {"status": "ok", "hand_index": 0}
+                shard.rows[row] |= {"status": "ok"}
     return LabelledShard(shard.ref, shard.rows, hands, shard.hand_rows if hands else [], began)
 
 

@@ -31,6 +31,7 @@ pytest.importorskip("mediapipe", reason="MediaPipe (extra 'detect') is not insta
 
 from annotator.detect.hands import HandDetector, agreement, read_model
 from annotator.detect.job import detect, detection_schema
+from annotator.pipeline import ComputeOptions, annotate
 
 MODEL = SHARED / "models" / "hand_landmarker.task"
 
@@ -79,6 +80,57 @@ def test_hands_of_scenes_are_found_where_the_boxes_are(detector, hand_scenes):
                 hits += 1
     assert there > 50
     assert hits / there >= 0.93 and hits / found_count >= 0.97
+
+
+def test_annotate_with_a_detector_labels_every_hand_of_a_scene(
+    model, hand_scenes, lively, lively_file, local_ray, tmp_path
+):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted((hand_scenes / "images").glob("*.jpg"))[3::250]:
+        shutil.copy(path, photos)
+    (photos / "wall.jpg").write_bytes(encoded(np.full((300, 400, 3), 180, np.uint8), "JPEG"))
+    detect(str(photos), str(tmp_path / "found"), model, workers=1)
+    record = annotate(
+        str(photos),
+        str(tmp_path / "labels"),
+        checkpoint=lively_file,
+        detector=model,
+        compute=ComputeOptions(threads=1),
+    )
+    found, labels = (
+        {
+            (row["image_id"], row["hand_index"]): row
+            for path in (tmp_path / folder / "data").glob("*.parquet")
+            for row in pq.read_table(path).to_pylist()
+        }
+        for folder in ("found", "labels")
+    )
+    assert found.keys() == labels.keys() and len(labels) > len(list(photos.iterdir()))  # some show two hands
+    assert record.outcomes == {"ok": len(list(photos.iterdir())) - 1, "no_hand: no_hand_found": 1}
+    wall = labels["wall.jpg", -1]
+    assert wall["status"] == "no_hand" and wall["box_xyxy"] is None and wall["box_source"] is None
+    for key, label in labels.items():
+        if label["status"] != "ok":
+            continue
+        for column in ("box_xyxy", "is_right", "side_score", "box_source", "width", "height"):
+            assert label[column] == found[key][column], column
+        # The photo's own camera: 3D joints before it fall on the 2D joints, near enough to weak perspective.
+        camera = label["camera"]
+        points = np.array(label["joints3d_mm"]) + camera["cam_t_mm"]
+        seen_px = camera["focal_px"] * points[:, :2] / points[:, 2:] + [
+            label["width"] / 2,
+            label["height"] / 2,
+        ]
+        x0, _, x1, _ = label["crop_xyxy"]
+        off = np.linalg.norm(seen_px - np.array(label["joints2d_px"]), axis=1).mean() / (x1 - x0)
+        assert off < 0.08 and camera["cam_t_mm"][2] > 0
+    # The same through Python, told where the hand is.
+    key = next(key for key, label in labels.items() if label["status"] == "ok" and label["is_right"])
+    told = lively.predict([photos / key[0]], side="right", boxes_xyxy=[labels[key]["box_xyxy"]])[0]
+    np.testing.assert_allclose(told["joints3d_mm"], labels[key]["joints3d_mm"], atol=0.5)
+    with pytest.raises(UserError, match="labelled with detector"):
+        annotate(str(photos), str(tmp_path / "labels"), checkpoint=lively_file)
 
 
 def test_photos_filled_by_a_right_hand_give_a_right_hand_in_2d_and_3d(detector, sign_digits):

@@ -18,6 +18,7 @@ import io
 import weakref
 import zipfile
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -138,6 +139,12 @@ class HandDetector:
                 result.hand_landmarks, result.hand_world_landmarks, result.handedness, strict=True
             )
         ]
+
+
+@cache
+def detector_of_process(model: str, max_hands: int) -> HandDetector:
+    """The one of this process, loaded when first asked for."""
+    return HandDetector(model, max_hands)
 
 
 def _hand(

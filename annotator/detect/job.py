@@ -18,14 +18,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from annotator.detect.hands import ENOUGH_PX, FoundHand, HandDetector, model_id
+from annotator.detect.hands import ENOUGH_PX, FoundHand, HandDetector, detector_of_process, model_id
 from annotator.errors import UserError
 from annotator.io.crops import BOX_OVER_JOINTS
 from annotator.io.decode import PhotoError, decode_photo, read_photo
@@ -244,13 +243,7 @@ def _start_worker() -> None:
 
 
 def _work(model: str, out: str, ref: ShardRef, settings: DetectSettings) -> ShardReport:
-    return detect_shard(_detector(model, settings.max_hands), out, ref, settings)
-
-
-@cache
-def _detector(model: str, max_hands: int) -> HandDetector:
-    """The one of this process."""
-    return HandDetector(model, max_hands)
+    return detect_shard(detector_of_process(model, settings.max_hands), out, ref, settings)
 
 
 def _core_count() -> int:

@@ -29,6 +29,7 @@ class Crops:
     photo_size_px: NDArray[np.float64]  # (n, 2) width, height
     focal_px: NDArray[np.float64]  # (n,)
     focal_given: NDArray[np.bool_]  # (n,)
+    right_score: NDArray[np.float32]  # (n,) probability of a right hand, says whoever found it; NaN: nobody
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -49,6 +50,7 @@ def crop_photo(
     crop_px: int,
     box_xyxy: Sequence[float] | None = None,
     focal_px: float | None = None,
+    right_score: float | None = None,
 ) -> Crops:
     """Cut one hand out of a photo (n = 1).
 
@@ -58,6 +60,7 @@ def crop_photo(
         crop_px: side of the crop.
         box_xyxy: the hand's box in photo pixels; without, the photo is the crop.
         focal_px: the photo's focal length, if it is known.
+        right_score: probability that it is a right hand, if somebody said so.
     """
     whole = box_xyxy is None
     box = np.array([0, 0, width, height] if box_xyxy is None else box_xyxy, np.float64)
@@ -71,6 +74,7 @@ def crop_photo(
         photo_size_px=np.array([[width, height]], np.float64),
         focal_px=np.array([focal]),
         focal_given=np.array([focal_px is not None]),
+        right_score=np.array([np.nan if right_score is None else right_score], np.float32),
     )
 
 
