@@ -49,7 +49,7 @@ class LossConfig:
     joints2d: float = 1.0  # L_J2, (6)
     camera: float = 1.0  # L_C, (4)
     aligned: float = 0.0  # squared error of 3D joints after Procrustes, not in the paper
-    guess: float = 0.0  # L_J3 after Procrustes against what a detector took the joints for; not in the paper
+    guess: float = 0.0  # the same against what a detector took the joints for, where nothing better is known
     texture: float = 1.0  # L_tex, (12)
     kl: float = 1.0  # w of (3) and (5), and of the KL terms of (8) ...
     kl_vertices: float = 1.0  # ... times these, so that Table 4's rows can leave each out

@@ -106,7 +106,7 @@ class Objective(nn.Module):
             "joints2d": self._joints2d(q, camera, batch, draws),
             "camera": self._camera(losses.camera_loss(camera, target_camera), has_camera),
             "aligned": _term(losses.aligned_loss(q.mean_mm, batch.joints3d_mm), batch.has_joints3d),
-            "guess": _term(losses.guess_loss(q, batch.guess3d_mm), guessed),
+            "guess": _term(losses.aligned_loss(q.mean_mm, batch.guess3d_mm), guessed),
         }
         prior, prior_camera = prediction.prior, prediction.prior_camera
         if prior is not None and prior_camera is not None:
