@@ -24,9 +24,11 @@ from machine import machine
 
 from annotator.config import config_folder, read_config
 from annotator.detect.job import detect
+from annotator.io.storage import read_whole
 from annotator.model.checkpoint import load_checkpoint, save_checkpoint
 from trainer.config import SYNTHETIC, TrainConfig
 from trainer.data.convert import convert
+from trainer.data.examples import SUMMARY_FILE, UNFINISHED
 from trainer.evaluate import calibrate, evaluate
 from trainer.loop import Progress
 from trainer.run import run_training
@@ -37,9 +39,9 @@ EMPTY = {"sign-digits": 0.0, "hand-scenes": 0.25}
 #: Photos before a plain wall, whose hands can be cut out.
 PLAIN = "sign-digits"
 
-#: Of the digits, whose photos are numbered and ten in a row are one person's, so many last numbers are kept aside; of
-#: the scenes, these sequences.
-LAST_DIGITS, ASIDE_SCENES = 300, re.compile(r"(996_|5_|Hand)")
+#: Of the digits, whose photos are numbered and ten in a row, 0 to 9, are one person's, at least so many last ones are
+#: kept aside; of the scenes, these sequences.
+LAST_DIGITS, ASIDE_SCENES = 300, re.compile(r"(996_|96_|5_|Hand)")
 
 #: Drawn hands for calibrating, and those for judging that follow them.
 CALIBRATED_ON, JUDGED_ON = 1000, 500
@@ -51,7 +53,7 @@ def examples(out: Path, photos: Path, model: str) -> None:
         found = out / "found" / name
         detect(str(photos / name / "images"), str(found), model, world_joints=True)
         for part, share in (("examples", empty), ("aside", float(empty > 0))):
-            if (out / part / name / "_convert.json").exists():
+            if read_whole(str(out / part / name / SUMMARY_FILE)) not in (None, UNFINISHED):
                 continue
             labels = out / "labels" / part / name
             _keep(found, labels, kept_aside(name, found), part == "aside")
@@ -65,7 +67,9 @@ def kept_aside(name: str, found: Path) -> Callable[[str], bool]:
         return lambda image_id: bool(ASIDE_SCENES.match(image_id))
     table = pq.ParquetDataset(found / "data").read(columns=["image_id", "status"]).to_pylist()
     numbers = sorted(_number(row["image_id"]) for row in table if row["status"] == "ok")
-    return lambda image_id: _number(image_id) >= numbers[-LAST_DIGITS]
+    zeros = (_number(row["image_id"]) for row in table if row["image_id"].startswith("0/"))
+    first = max(number for number in zeros if number <= numbers[-LAST_DIGITS])
+    return lambda image_id: _number(image_id) >= first
 
 
 def _number(image_id: str) -> int:

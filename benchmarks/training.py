@@ -23,10 +23,12 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import lsqr
 
 from annotator.config import read_config
+from annotator.io.storage import read_whole
 from annotator.model.checkpoint import load_checkpoint
 from annotator.render import rasterize
 from trainer.config import TrainConfig
 from trainer.data.convert import convert
+from trainer.data.examples import SUMMARY_FILE, UNFINISHED
 from trainer.evaluate import calibrate, evaluate, run
 from trainer.loop import Progress, train
 from trainer.synth import write_photos
@@ -41,7 +43,7 @@ SMALL = ("network.crop_px=64", "steps=2500", "optimizer.learning_rate=0.0007", "
 
 def overfit(out: Path, settings: Sequence[str]) -> dict[str, Any]:
     """64 photos to 3 mm, and their texture to within 2 dB of the best per-vertex colours."""
-    if not (out / "examples/_convert.json").exists():
+    if read_whole(str(out / "examples" / SUMMARY_FILE)) in (None, UNFINISHED):
         write_photos(out / "photos", 64, seed=1, size_px=160)
         convert(f"synth:{out / 'photos'}", str(out / "examples"))
     train_here(out, settings, data=str(out / "examples"))

@@ -95,7 +95,8 @@ class Objective(nn.Module):
         target_camera, has_camera = losses.fit_camera(batch.joints3d_mm, batch.joints2d, batch.has_joints2d)
         has_camera = has_camera & batch.has_joints3d
         every = batch.has_hand
-        guessed = batch.has_guess3d & ~batch.has_joints3d
+        # A guess that nobody asked for says nothing, and what is likely goes on counting.
+        guessed = batch.has_guess3d & ~batch.has_joints3d & (self.config.guess > 0)
         draws = Draws(keys(batch.key, 1))
         q, camera = prediction.joints3d, prediction.camera
         terms = {
@@ -104,7 +105,7 @@ class Objective(nn.Module):
             ),
             "joints3d": _term(losses.joints3d_loss(q, batch.joints3d_mm), batch.has_joints3d),
             "joints2d": self._joints2d(q, camera, batch, draws),
-            "camera": self._camera(losses.camera_loss(camera, target_camera), has_camera),
+            "camera": self._camera(losses.camera_loss(camera, target_camera), has_camera, every),
             "aligned": _term(losses.aligned_loss(q.mean_mm, batch.joints3d_mm), batch.has_joints3d),
             "guess": _term(losses.aligned_loss(q.mean_mm, batch.guess3d_mm), guessed),
         }
@@ -120,7 +121,7 @@ class Objective(nn.Module):
                     losses.vertices_kl(prediction.vertices, prior.vertices_mm), every
                 )
                 terms["kl_joints3d"] = _term(losses.joints3d_kl(q, prior.joints3d_mm), every)
-                terms["kl_camera"] = self._camera(losses.camera_kl(camera, prior_camera), every)
+                terms["kl_camera"] = self._camera(losses.camera_kl(camera, prior_camera), every, every)
                 terms["prior_vertices"] = _term(
                     losses.vertices_loss(p_vertices, batch.vertices_mm), batch.has_vertices
                 )
@@ -133,7 +134,7 @@ class Objective(nn.Module):
                 terms["prior_guess"] = _term(losses.aligned_loss(p_joints.mean_mm, batch.guess3d_mm), guessed)
                 terms["prior_joints2d"] = self._joints2d(p_joints, prior_camera, batch, None)
                 terms["prior_camera"] = self._camera(
-                    losses.camera_loss(prior_camera, target_camera), has_camera
+                    losses.camera_loss(prior_camera, target_camera), has_camera, every
                 )
         if prediction.landmarks is not None:
             terms["landmarks"] = _term(
@@ -174,12 +175,12 @@ class Objective(nn.Module):
         ]
         return workers * torch.stack(weighted).sum(), dict(zip(names, sums / counts, strict=True))
 
-    def _camera(self, values: Tensor, known: Tensor) -> Term:
+    def _camera(self, values: Tensor, known: Tensor, has_hand: Tensor) -> Term:
         """Values (B, 6) of a camera. What is switched off does not count; r needs no label, its target is 0."""
         if not self.network_config.camera.rotation:
             return _term(values[:, [0, 4, 5]], known)
         is_rotation = torch.tensor([0, 1, 1, 1, 0, 0], dtype=torch.bool, device=values.device)
-        return _term(values, known[:, None] | is_rotation)
+        return _term(values, known[:, None] | (is_rotation & has_hand[:, None]))
 
     def _joints2d(self, q: Gaussian, camera: Camera, batch: Batch, draws: Draws | None) -> Term:
         """L_J2: (6) at the means; with `draws`, at drawn J3 and C where 3D is hidden (8).
@@ -211,5 +212,5 @@ class Objective(nn.Module):
         painted = paint(fragments, prediction.rgb.float(), self.faces)
         photo = interpolate(images.float(), size=size_px, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
         seen = interpolate(batch.hand_mask.float(), size=size_px, mode="area")[:, 0] > 254
-        mask = (fragments.face_ids >= 0) & seen
+        mask = (fragments.face_ids >= 0) & seen & batch.has_hand[:, None, None]
         return Term(losses.texture_loss(photo, painted, mask).sum(), mask.sum())

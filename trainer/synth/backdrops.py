@@ -27,7 +27,8 @@ class Backdrops:
         rows = (batch.has_hand_mask & batch.has_hand & draws.chance(share)).nonzero().squeeze(1)
         if not len(rows):
             return images
-        own = Draws(draws.key[rows])
+        # Keys of their own: the first draw of these has just decided which rows they are.
+        own = Draws(keys(draws.key[rows], 1))
         hand = batch.hand_mask[rows].float() / 255
         photo = images[rows]
         # The hand's own tone, for others' arms and faces, near enough to linear light.
