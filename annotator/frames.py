@@ -147,8 +147,11 @@ def camera_translation(points_mm: Floats, points_px: Floats, focal_px: Floats, c
         a = (design * weight[..., None]).reshape(batch, -1, 3)
         b = (target * weight).reshape(batch, -1, 1)
         normal = a.transpose(0, 2, 1) @ a
-        # Joints that are all seen at one point, as a bad prediction may have them, say nothing of depth: no error.
-        translation = (np.linalg.pinv(normal, hermitian=True) @ a.transpose(0, 2, 1) @ b)[..., 0]
+        # Joints all seen at one point say nothing of depth, and those that are not numbers of nothing: one bad
+        # prediction, and no error.
+        fine = np.isfinite(normal).all((1, 2), keepdims=True)
+        inverse = np.linalg.pinv(np.where(fine, normal, 0), hermitian=True)
+        translation = (inverse @ a.transpose(0, 2, 1) @ b)[..., 0]
         depth = np.maximum(xyz[..., 2:] + translation[:, None, 2:], 1.0)
         weight = depth.mean(1, keepdims=True) / depth
     return translation

@@ -97,7 +97,7 @@ def photos_per_s(predictor: Predictor, rows: list[dict[str, Any]]) -> float:
     crops, times = Crops.stack(cut), []
     for _ in range(6):
         began = time.perf_counter()
-        predictor.predict_crops(crops, side="right")
+        predictor.predict_crops(crops)
         times.append(time.perf_counter() - began)
     return len(crops) / statistics.median(times[1:])
 

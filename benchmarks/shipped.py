@@ -4,7 +4,7 @@ PHOTOS holds the folders `sign-digits` and `hand-scenes`, MODEL is MediaPipe's h
 photos, 500 hands are kept aside by person and sequence, and the stages of configs/shipped train one after the other,
 each from where the last one ended. Stopped, it goes on where it was when started again. OUT/default.safetensors is the
 file that ships (annotator/weights), OUT/numbers.json what it reaches on drawn hands that nobody trained on and on the
-hands kept aside (tests/data/shipped.json).
+hands kept aside (tests/data/shipped.json), and OUT/kept_aside.parquet what the detector says of those (tests/data).
 """
 
 from __future__ import annotations
@@ -59,6 +59,18 @@ def examples(out: Path, photos: Path, model: str) -> None:
             _keep(found, labels, kept_aside(name, found), part == "aside")
             shutil.rmtree(out / part / name, ignore_errors=True)
             convert(f"labels:{labels}", str(out / part / name), empty=share, outline=name == PLAIN)
+
+
+def write_aside(aside: Path, out: Path) -> None:
+    """The examples kept aside but for their photos: what the detector says of hands, and squares without one."""
+    columns = ["image_id", "hand_index", "status", "width", "height", "box_xyxy", "box_source", "is_right"]
+    columns += ["joints2d_px", "guess3d_mm"]
+    tables = []
+    for name in EMPTY:
+        for path in sorted((aside / name / "data").glob("*.parquet")):
+            table = pq.read_table(path, columns=columns).replace_schema_metadata(None)
+            tables.append(table.append_column("collection", pa.array([name] * len(table))))
+    pq.write_table(pa.concat_tables(tables), out, compression="zstd")
 
 
 def kept_aside(name: str, found: Path) -> Callable[[str], bool]:
@@ -139,6 +151,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
     examples(out, arguments.photos, arguments.model)
+    write_aside(out / "aside", out / "kept_aside.parquet")
     trained = train_stages(out, arguments.workers, arguments.set)
     calibrate(str(trained), SYNTHETIC, str(out / "calibrated.safetensors"), count=CALIBRATED_ON)
     save_checkpoint(

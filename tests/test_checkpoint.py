@@ -110,6 +110,18 @@ def test_a_hand_that_is_not_one_is_refused():
     assert load_hand("open").vertex_count != 778
 
 
+def test_half_precision_halves_the_file_and_rounds_weights_alone(lively, tmp_path):
+    save_checkpoint(lively.checkpoint, tmp_path / "whole.safetensors")
+    save_checkpoint(lively.checkpoint, tmp_path / "half.safetensors", half=True)
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.55 * sizes[1]
+    whole = lively.checkpoint.network.state_dict()
+    for name, tensor in load_checkpoint(str(tmp_path / "half.safetensors")).network.state_dict().items():
+        assert tensor.dtype == whole[name].dtype
+        expected = whole[name].half().float() if tensor.ndim > 1 else whole[name]
+        assert torch.equal(tensor, expected), name
+
+
 def test_the_shipped_weights_are_the_open_hands(tmp_path):
     write_mano_file(tmp_path / "MANO_RIGHT.pkl")
     with pytest.raises(UserError, match="the weights that ship are the open hand's: leave out --hand"):

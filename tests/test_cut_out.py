@@ -44,6 +44,15 @@ def test_a_hand_before_a_wall_is_told_from_it(skin):
     assert (found[hand] > 0).mean() > 0.85  # its outermost pixels are left out
 
 
+def test_a_large_photo_gets_a_mask_of_its_own_size():
+    pixels, hand, joints = before_a_wall((205, 160, 130))
+    large = np.repeat(np.repeat(pixels, 8, 0), 8, 1)
+    found = cut_out(large, joints * 8)
+    assert found.shape == (640, 800) and (found[::8, ::8][hand] > 0).mean() > 0.8
+    wall = np.repeat(np.repeat(~hand, 8, 0), 8, 1)
+    assert (found[wall] > 0).mean() < 0.01
+
+
 def test_what_cannot_be_told_has_no_mask():
     pixels, _, joints = before_a_wall((205, 205, 212))
     assert cut_out(pixels, joints) is None

@@ -119,6 +119,9 @@ def test_camera_translation_of_joints_seen_at_one_point_is_a_number():
     focal, centre = np.full(4, 500.0), np.array([[320.0, 240]] * 4)
     found = frames.camera_translation(points, np.full((4, 21, 2), 240.0) + [80, 0], focal, centre)
     assert np.isfinite(found).all()
+    points[2] = np.nan
+    found = frames.camera_translation(points, np.full((4, 21, 2), 240.0) + [80, 0], focal, centre)
+    assert np.isfinite(found).all(1).tolist() == [True, True, False, True]
 
 
 def test_camera_translation_is_the_best_in_pixels():

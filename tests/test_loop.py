@@ -275,9 +275,13 @@ def test_a_guess_counts_where_nothing_better_is_known_and_where_there_is_no_hand
     batch = replace(batch, guess3d_mm=batch.joints3d_mm.flip(0), has_guess3d=torch.ones(6, dtype=torch.bool))
     for name in ("has_hand", "has_joints2d", "has_joints3d", "has_vertices", "has_guess3d"):
         getattr(batch, name)[5] = False
-    batch.hand_mask[5] = 0
     batch.has_joints3d[:2] = False
     terms = objective.terms(network(images, torch.tensor([0])), batch, images)
+    # All that is withheld of a drawn room is its mask, and one that nobody knows is all hand.
+    assert torch.equal(batch.hand_mask[5], torch.full_like(batch.hand_mask[5], 255))
+    hidden = replace(batch, hand_mask=batch.hand_mask * batch.has_hand.view(-1, 1, 1, 1))
+    counted = objective.terms(network(images, torch.tensor([0])), hidden, images)["texture"].count
+    assert terms["texture"].count == counted > 0
     counts = {name: int(term.count) for name, term in terms.items()}
     assert counts["guess"] == counts["prior_guess"] == 2 * 21 * 3
     assert counts["pose"] == 0  # a guess says more than what is likely

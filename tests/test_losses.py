@@ -121,6 +121,14 @@ def test_aligned_loss_does_not_see_how_a_hand_lies():
     assert losses.aligned_loss(mirrored(mean), mean).mean() > 1
 
 
+def test_aligned_loss_neither_shrinks_nor_turns_a_hand():
+    target, mean = 40 * random(*SHAPE), (40 * random(*SHAPE) + 15 * random(*SHAPE, seed=1)).requires_grad_()
+    (slope,) = torch.autograd.grad(losses.aligned_loss(mean, target).sum(), mean)
+    around = (mean - mean.mean(1, keepdim=True)).detach()
+    assert (slope * around).sum((1, 2)).abs().max() < 1e-9  # of the common size
+    assert torch.linalg.cross(around, slope).sum(1).abs().max() < 1e-9  # of the common turn
+
+
 def test_aligned_loss_has_the_slopes_of_finite_differences_though_nothing_goes_through_its_fit():
     target, mean = 40 * random(*SHAPE), (40 * random(*SHAPE) + 15 * random(*SHAPE, seed=1)).requires_grad_()
     assert gradcheck(lambda x: losses.aligned_loss(x, target).sum(), (mean,))

@@ -10,9 +10,10 @@ from PIL import Image
 
 from annotator import UserError, frames
 from annotator.hand.anatomy import chirality
+from annotator.io.crops import crop_photo
 from annotator.io.decode import PhotoError
 from annotator.model.checkpoint import Calibration, PowerLaw
-from annotator.predictor import Predictor
+from annotator.predictor import SURELY_RIGHT, Predictor
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,33 @@ def test_auto_takes_the_side_the_network_sees_and_predicts_it_mirrored(lively, p
     finally:
         with torch.no_grad():
             head.bias.copy_(saved)
+
+
+def test_a_hand_that_may_be_left_is_looked_at_in_the_mirror_and_both_answers_count(lively, photos):
+    network = lively.network
+    bias = network.side.linear.bias
+    saved = bias.detach().clone()
+
+    def shown(photo, mirrored):
+        crop_px = lively.checkpoint.info.network.crop_px
+        pixels = crop_photo(photo, photo.shape[1], photo.shape[0], crop_px).pixels
+        image = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 255
+        with torch.inference_mode():
+            return float(network(image.flip(-1) if mirrored else image).is_right)
+
+    try:
+        for shift in (-1.0, 0.0, 4.0):
+            with torch.no_grad():
+                bias.copy_(saved + shift)
+            for photo, label in zip(photos, lively.predict(photos), strict=True):
+                right = shown(photo, False)
+                if right < SURELY_RIGHT:
+                    right = (right + 1 - shown(photo, True)) / 2
+                assert label["is_right"] == (right >= 0.5)
+                assert label["side_score"] == pytest.approx(max(right, 1 - right), abs=1e-3)
+    finally:
+        with torch.no_grad():
+            bias.copy_(saved)
 
 
 def test_draws_scatter_about_the_mean_as_far_as_std_says(lively, photos):

@@ -57,6 +57,20 @@ def test_examples_do_not_depend_on_what_they_are_drawn_with(hands: SyntheticHand
         assert_same(hands.batch(torch.tensor([index])), together[row : row + 1])
 
 
+def test_a_share_of_rooms_is_empty_whoever_draws_them(hands: SyntheticHands) -> None:
+    together = hands.batch(torch.arange(24), empty=0.4)
+    assert 4 < int(together.has_hand.sum()) < 20
+    for row in (0, 7, 23):
+        alone = hands.batch(torch.tensor([row]), empty=0.4)
+        assert alone.has_hand[0] == together.has_hand[row]
+        assert_same(alone, together[row : row + 1])
+    empty = together[~together.has_hand]
+    for name in ("has_joints2d", "joints2d", "has_joints3d", "joints3d_mm", "has_vertices", "hand_mask"):
+        assert not getattr(empty, name).any(), name
+    # Where a hand is, it is the one of a source without empty rooms.
+    assert_same(together[together.has_hand], hands.batch(torch.arange(24))[together.has_hand])
+
+
 def test_another_source_of_the_same_seed_gives_the_same_and_of_another_seed_others(
     hands: SyntheticHands,
 ) -> None:

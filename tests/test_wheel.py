@@ -39,13 +39,14 @@ def test_it_holds_all_configurations_the_hand_and_nothing_else(installed):
     assert list(installed.glob("*.dist-info/licenses/LICENSE"))
 
 
-def test_it_loads_configurations_by_name_and_predicts(installed, tmp_path):
+def test_it_predicts_with_the_weights_that_come_with_it(installed, tmp_path):
     code = (
         "import numpy as np, annotator\n"
-        "from annotator.model.checkpoint import load_checkpoint\n"
         f"assert annotator.__file__.startswith({str(installed)!r}), annotator.__file__\n"
-        "label = annotator.load('untrained:default', device='cpu').predict([np.zeros((50, 50, 3), np.uint8)])[0]\n"
-        "print(label['vertices_mm'].shape, load_checkpoint('untrained:default').info.network.backbone)\n"
+        "predictor = annotator.load(device='cpu')\n"
+        "label = predictor.predict([np.zeros((50, 50, 3), np.uint8)])[0]\n"
+        "info = predictor.checkpoint.info\n"
+        "print(label['vertices_mm'].shape, info.network.backbone, info.trained)\n"
     )
     shown = subprocess.run(
         [sys.executable, "-c", code],
@@ -54,4 +55,4 @@ def test_it_loads_configurations_by_name_and_predicts(installed, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert shown.stdout.split() == ["(800,", "3)", "efficientnet_lite0"], shown.stderr
+    assert shown.stdout.split() == ["(800,", "3)", "efficientnet_lite0", "True"], shown.stderr

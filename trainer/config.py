@@ -61,7 +61,7 @@ class LossConfig:
     pose: float = 0.0  # its coefficients, standard normal among poses, where 3D is hidden; not in the paper
     shape: float = 0.1  # its betas, which are standard normal among people
     side: float = 1.0  # cross-entropy of left against right
-    presence: float = 1.0  # cross-entropy of a hand against none
+    presence: float = 0.0  # cross-entropy of a hand against none, for data with squares that hold none
     draw: bool = True  # L_J2 at drawn J3 and C where 3D is hidden, as (8) says; else at their means
 
 
@@ -153,7 +153,10 @@ def read_train_config(
     """
     config = read_config(TrainConfig, "train", name, settings)
     if data:
-        config = replace(
-            config, data=tuple(replace(config.data[0], source=place, share=1.0) for place in data)
+        first = config.data[0]
+        sources = (
+            replace(first, source=place, share=1.0, empty=first.empty if place == SYNTHETIC else 0.0)
+            for place in data
         )
+        config = replace(config, data=tuple(sources))
     return replace(config, hand=hand) if hand else config

@@ -32,6 +32,7 @@ PHOTO_COLUMNS = (
     "pa_f5",
     "pa_f15",
     "joints2d_error",
+    "hand_length_mm",  # predicted: wrist to the middle finger's tip, along the bones
     "guess_pa_mpjpe_mm",  # from what a detector took the joints for
     "joint_std_mm",
     "max_joint_std_mm",
@@ -54,6 +55,9 @@ _JOINT_COLUMNS = {
     "joints2d_errors": (21, 2),
     "joints2d_stds": (21, 2),
 }
+
+# Wrist and middle finger.
+_MIDDLE = [0, 9, 10, 11, 12]
 
 # Coverage of vertices is taken from this many of each photo, in this many photos at most.
 _VERTICES_A_PHOTO, _VERTEX_PHOTOS = 24, 16384
@@ -126,7 +130,7 @@ class Measured:
             for name, shape in {**dict.fromkeys(PHOTO_COLUMNS, ()), **_JOINT_COLUMNS}.items()
         }
         joint_std_mm, vertex_std_mm = self._stds(prediction, ids, columns)
-        self._read_outs(batch, prediction, columns)
+        self._told_of_the_hand(batch, prediction, columns)
         self._joints3d(batch, prediction, joint_std_mm, columns)
         self._guess(batch, prediction, columns)
         self._vertices(batch, prediction, vertex_std_mm, columns)
@@ -161,7 +165,7 @@ class Measured:
         columns["vertex_std_mm"][:] = np.linalg.norm(vertex_std_mm, axis=-1).mean(1)
         return joint_std_mm, vertex_std_mm
 
-    def _read_outs(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
+    def _told_of_the_hand(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
         there, mirrored = batch.has_hand.cpu().numpy(), _numpy(prediction.mirrored_is_right)
         columns["right_probability"][:] = np.where(there, _numpy(prediction.is_right), np.nan)
         columns["mirrored_right_probability"][: len(mirrored)] = np.where(
@@ -169,6 +173,9 @@ class Measured:
         )
         columns["hand_probability"][:] = np.where(there, _numpy(prediction.is_hand), np.nan)
         columns["empty_hand_probability"][:] = np.where(there, np.nan, _numpy(prediction.is_hand))
+        chain = _numpy(prediction.joints3d.mean_mm)[:, _MIDDLE]
+        length_mm = np.linalg.norm(np.diff(chain, axis=1), axis=-1).sum(1)
+        columns["hand_length_mm"][:] = np.where(there, length_mm, np.nan)
 
     def _joints3d(
         self, batch: Batch, prediction: Prediction, std_mm: Floats, columns: dict[str, Floats]

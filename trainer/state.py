@@ -33,7 +33,7 @@ from trainer.config import TrainConfig
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 #: Changes when older states would be taken for something else.
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 #: Settings that a run may change and still go on: they don't change what its steps have been.
 FREE = ("steps", "loaders", "checkpoint_every", "keep", "log_every", "pictures_every", "compile")

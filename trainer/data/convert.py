@@ -73,6 +73,7 @@ def convert(
         split: `train` (the default) or `evaluation`, of the data sets that have them.
         images: where photos lie, for `coco` and `labels` whose own word does not lead there.
         empty: of `labels`, a square without a hand from this share of the photos: examples of what is no hand.
+            All hands of a photo must be there, one after the other, as they were written.
         outline: before a plain wall: find each hand's mask by its colour (`trainer.data.cut_out`).
 
     Raises:

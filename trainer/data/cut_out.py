@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch.nn.functional import max_pool2d
 
 from annotator.io.decode import decode_photo
@@ -24,6 +25,9 @@ _BRIGHTNESS, _RED_GREEN, _YELLOW_BLUE = 0.35, 2.4, 1.7
 
 #: Levels of 255 by which a hand's colour differs from the wall's at least, and how many times the wall's own spread.
 _LEAST_DISTANCE, _LEAST_SPREADS = 12.0, 3.0
+
+#: A larger photo is looked at at this size.
+_LARGEST_PX = 320
 
 #: A hand covers so much of its photo, and most of its joints; else it was not the hand that was found.
 _SHARES, _LEAST_JOINTS = (0.05, 0.7), 19
@@ -43,6 +47,12 @@ def outlined(row: dict[str, Any] | str) -> dict[str, Any] | str:
 
 def cut_out(pixels: NDArray[np.uint8], joints2d_px: Floats) -> NDArray[np.uint8] | None:
     """The hand (H, W), 255 where it is, of a photo (H, W, 3) RGB with joints (21, 2); None where it can't be told."""
+    shrink = max(1, max(pixels.shape[:2]) / _LARGEST_PX)
+    size = pixels.shape[1::-1]
+    if shrink > 1:
+        small = (max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink)))
+        pixels = np.asarray(Image.fromarray(pixels).resize(small, Image.Resampling.BOX))
+        joints2d_px = joints2d_px / shrink
     distance, spread = _distance_from_wall(pixels)
     differs = torch.from_numpy(distance > max(_LEAST_SPREADS * spread, _LEAST_DISTANCE))[None, None].float()
     # Specks that are as thin as a pixel are noise.
@@ -57,7 +67,8 @@ def cut_out(pixels: NDArray[np.uint8], joints2d_px: Floats) -> NDArray[np.uint8]
     if found < _LEAST_JOINTS or not _SHARES[0] <= share <= _SHARES[1]:
         return None
     # Pixels on the outline are half of the wall's colour.
-    return (_shrunk(hand)[0, 0].numpy() * 255).astype(np.uint8)
+    mask = Image.fromarray((_shrunk(hand)[0, 0].numpy() * 255).astype(np.uint8))
+    return np.asarray(mask if shrink == 1 else mask.resize(size, Image.Resampling.NEAREST))
 
 
 def _distance_from_wall(pixels: NDArray[np.uint8]) -> tuple[Floats, float]:

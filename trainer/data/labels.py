@@ -32,7 +32,8 @@ _NEEDED = ("image_uri", "image_id", "status", "is_right", "box_xyxy", "width", "
 _READ_ROWS = 256
 _POOL = 2048
 
-#: How much wider than its box's own crop a square without a hand must be free of hands, for augmentation moves it.
+#: How much wider than its box's own crop a square without a hand must be free of hands, for augmentation zooms out and
+#: shifts; turned by 45 degrees, its corners may still show some.
 _WIDEST = 1.3
 
 
@@ -110,7 +111,7 @@ def _with_empty(
 
 
 def _square_beside(hands: list[dict[str, Any]], chance: np.random.Generator) -> NDArray[np.float64] | None:
-    """A box inside a photo whose crop, as wide as training may cut it, meets no hand's box; None if none was found."""
+    """A box inside a photo whose crop, and some way around it, meets no hand's box; None if none was found."""
     boxes = np.stack([row["box_xyxy"] for row in hands])
     size = np.array([hands[0]["width"], hands[0]["height"]], np.float64)
     for _ in range(30):
