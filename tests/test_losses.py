@@ -129,6 +129,20 @@ def test_aligned_loss_neither_shrinks_nor_turns_a_hand():
     assert torch.linalg.cross(around, slope).sum(1).abs().max() < 1e-9  # of the common turn
 
 
+def test_a_std_that_learns_from_aligned_errors_is_best_where_it_is_that_error():
+    q, target = q_of(), 40 * random(*SHAPE, seed=7)
+    turned = target @ roma.rotvec_to_rotmat(random(4, 3, seed=2)) + 100  # however the target lies
+    for there in (target, turned):
+        mean, log_std = q.mean_mm.clone().requires_grad_(), q.std_mm.log().requires_grad_()
+        losses.aligned_std_loss(Gaussian(mean, log_std.exp()), there).sum().backward()
+        assert mean.grad is None or not mean.grad.any()
+        # By the benchmarks' Procrustes: errors in the target's frame, turned into q's.
+        laid = torch.from_numpy(align(q.mean_mm.numpy(), there.numpy()))
+        turn = roma.rigid_points_registration(q.mean_mm, there, compute_scaling=True)[0]
+        error = (laid - there) @ turn
+        torch.testing.assert_close(log_std.grad, 1 - (error / q.std_mm).square())
+
+
 def test_aligned_loss_has_the_slopes_of_finite_differences_though_nothing_goes_through_its_fit():
     target, mean = 40 * random(*SHAPE), (40 * random(*SHAPE) + 15 * random(*SHAPE, seed=1)).requires_grad_()
     assert gradcheck(lambda x: losses.aligned_loss(x, target).sum(), (mean,))

@@ -1,5 +1,5 @@
-"""The losses of sections 3.2 to 3.4, formulas (3) to (6), (8) and (12), and two that are ours (joints after Procrustes,
-landmarks): one pure function each.
+"""The losses of sections 3.2 to 3.4, formulas (3) to (6), (8) and (12), and three that are ours (joints after
+Procrustes, std after Procrustes, landmarks): one pure function each.
 
 **Unit of length: centimetres.** Functions take millimetres, like everything else, and divide by `CM`. The unit
 matters: it sets how far off a prior with a variance of 1 lets a vertex be, and what sigma becomes. With w = 1 the
@@ -23,11 +23,11 @@ depends neither on the number of vertices nor on how much of a batch is labelled
 
 **Weights** are `trainer.config.LossConfig`'s: one for each mean, and w = `kl` for the KL terms of (3), (5) and (8).
 
-**Gradients.** Nothing is detached here but the fit inside `aligned_loss`, whose own slope is zero, and `fit_camera`,
-where nothing has a gradient. A KL pulls on both of its sides: q towards prior-net's answer and prior-net (its hand and
-its camera) towards q; the std of p is a constant. Where q starts at prior-net's hand (`amvur.start: prior_net`), q's
-mean is V_p, taken as a constant, plus offsets: so a likelihood moves the offsets alone, and a KL draws them to zero and
-V_p by as much towards where they point.
+**Gradients.** Nothing is detached here but the fit inside `aligned_loss`, whose own slope is zero, the means in
+`aligned_std_loss`, and `fit_camera`, where nothing has a gradient. A KL pulls on both of its sides: q towards
+prior-net's answer and prior-net (its hand and its camera) towards q; the std of p is a constant. Where q starts at
+prior-net's hand (`amvur.start: prior_net`), q's mean is V_p, taken as a constant, plus offsets: so a likelihood moves
+the offsets alone, and a KL draws them to zero and V_p by as much towards where they point.
 
 Constant terms (log sqrt(2 pi) per number) are left out of every likelihood. All of this wants float32 or better.
 """
@@ -104,13 +104,30 @@ def aligned_loss(mean_mm: Tensor, target_mm: Tensor) -> Tensor:
     hand is turned takes long to learn, and until then errors of the wrist's turn drown what the fingers do; this
     teaches fingers meanwhile. No gradient goes through the fit: it is the best one, so its own slope is zero.
     """
-    with torch.no_grad():
-        # Older versions raise where a number is not finite. The loss below still is not, and the step not taken.
-        turn, _, scale = roma.rigid_points_registration(
-            mean_mm.nan_to_num(0, 0, 0), target_mm.nan_to_num(0, 0, 0), compute_scaling=True
-        )
+    turn, scale = _procrustes(mean_mm, target_mm)
     x, y = mean_mm - mean_mm.mean(1, keepdim=True), target_mm - target_mm.mean(1, keepdim=True)
-    return ((scale[:, None, None] * x @ turn.mT - y) / CM).square() / 2
+    return ((scale * x @ turn.mT - y) / CM).square() / 2
+
+
+def aligned_std_loss(q: Gaussian, target_mm: Tensor) -> Tensor:
+    """Not in the paper: the likelihood, as a function of std alone, of what Procrustes leaves of q's means, (B, N, 3).
+
+    The target's points (B, N, 3) are turned into q's frame, in which std is. An error that the wrist's turn makes says
+    little of a hand's shape; a std that learns from this one says which shapes to keep.
+    """
+    turn, scale = _procrustes(q.mean_mm, target_mm)
+    x, y = (points - points.mean(1, keepdim=True) for points in (q.mean_mm.detach(), target_mm))
+    return gaussian_nll(y @ turn / CM, scale * x / CM, q.std_mm / CM)
+
+
+@torch.no_grad()
+def _procrustes(points: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The turn (B, 3, 3) and scale (B, 1, 1) that, about their means, bring points (B, N, 3) closest to the target."""
+    # Older versions raise where a number is not finite. A loss of such points still is not, and the step not taken.
+    turn, _, scale = roma.rigid_points_registration(
+        points.nan_to_num(0, 0, 0), target.nan_to_num(0, 0, 0), compute_scaling=True
+    )
+    return turn, scale[:, None, None]
 
 
 def _without_wrist(q: Gaussian) -> Gaussian:

@@ -11,6 +11,7 @@ that two workers with half a batch each take the step that one would have taken.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -101,9 +102,12 @@ class Objective(nn.Module):
         q, camera = prediction.joints3d, prediction.camera
         terms = {
             "vertices": _term(
-                losses.vertices_loss(prediction.vertices, batch.vertices_mm), batch.has_vertices
+                self._likelihood(losses.vertices_loss, prediction.vertices, batch.vertices_mm),
+                batch.has_vertices,
             ),
-            "joints3d": _term(losses.joints3d_loss(q, batch.joints3d_mm), batch.has_joints3d),
+            "joints3d": _term(
+                self._likelihood(losses.joints3d_loss, q, batch.joints3d_mm), batch.has_joints3d
+            ),
             "joints2d": self._joints2d(q, camera, batch, draws),
             "camera": self._camera(losses.camera_loss(camera, target_camera), has_camera, every),
             "aligned": _term(losses.aligned_loss(q.mean_mm, batch.joints3d_mm), batch.has_joints3d),
@@ -174,6 +178,16 @@ class Objective(nn.Module):
             self.weights[name] * terms[name].sum / count for name, count in zip(names, counts, strict=True)
         ]
         return workers * torch.stack(weighted).sum(), dict(zip(names, sums / counts, strict=True))
+
+    def _likelihood(
+        self, loss: Callable[[Gaussian, Tensor], Tensor], q: Gaussian, target_mm: Tensor
+    ) -> Tensor:
+        """(3) or (5) of q's means and std; or of its means, and of std what Procrustes leaves."""
+        if self.config.std == "wrist":
+            return loss(q, target_mm)
+        values = loss(Gaussian(q.mean_mm, q.std_mm.detach()), target_mm)
+        of_std = losses.aligned_std_loss(q, target_mm)
+        return values + of_std[:, of_std.shape[1] - values.shape[1] :]  # joints without the wrist
 
     def _camera(self, values: Tensor, known: Tensor, has_hand: Tensor) -> Term:
         """Values (B, 6) of a camera. What is switched off does not count; r needs no label, its target is 0."""
