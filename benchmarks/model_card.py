@@ -1,8 +1,8 @@
 """The model card's pictures and its table of sizes: `python benchmarks/model_card.py PHOTOS`.
 
 PHOTOS holds the folders `sign-digits` and `hand-scenes`. Twenty of the hands that nobody trains on, evenly from the one
-that lies best on MediaPipe's 2D joints to the one that lies worst, go to docs/images/kept-aside.jpg, and the eight
-worst to docs/images/worst.jpg.
+that lies best on MediaPipe's 2D joints to the one that lies worst, go to docs/images/kept-aside.jpg, the eight worst
+to worst.jpg, and eight of the better half, with their textures, to real.jpg.
 """
 
 from __future__ import annotations
@@ -77,6 +77,12 @@ def sheet(labels: list[dict[str, Any]], faces: np.ndarray, columns: int) -> Imag
     return contact_sheet(rows, gap_px=3)
 
 
+def with_texture(labels: list[dict[str, Any]], faces: np.ndarray) -> Image.Image:
+    """Two labels a row: photo, mesh over it, uncertainty, texture."""
+    tiles = [list(hand_tiles(label, faces, TILE_PX, STD_RANGE_MM).values()) for label in labels]
+    return contact_sheet([tiles[i] + tiles[i + 1] for i in range(0, len(tiles), 2)], gap_px=3)
+
+
 def at_size(predictor: Predictor, crop_px: int) -> Predictor:
     """The same weights on crops of another size."""
     info = predictor.checkpoint.info
@@ -115,6 +121,8 @@ def main() -> None:
     chosen = [labels[i] for i in np.linspace(0, len(labels) - 1, 20).astype(int)]
     sheet(chosen, faces, 2).save(arguments.out / "kept-aside.jpg", quality=85)
     sheet(labels[-8:], faces, 2).save(arguments.out / "worst.jpg", quality=85)
+    better = [labels[i] for i in np.linspace(0, len(labels) // 2, 8).astype(int)]
+    with_texture(better, faces).save(arguments.out / "real.jpg", quality=85)
     print(f"{machine()}, {torch.get_num_threads()} threads; crops {BOX_PADDING} times the box")
     print(f"{'crop_px':>8} {'photos/s':>9}  2D off, mean / median % of the crop: sign-digits, hand-scenes")
     for size in SIZES_PX:

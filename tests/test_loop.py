@@ -286,7 +286,7 @@ def test_a_guess_counts_where_nothing_better_is_known_and_where_there_is_no_hand
     assert counts["guess"] == counts["prior_guess"] == 2 * 21 * 3
     assert counts["pose"] == 0  # a guess says more than what is likely
     assert (counts["presence_hand"], counts["presence_none"], counts["side_right"]) == (5, 1, 5)
-    assert counts["kl_vertices"] == 5 * 800 * 3 and counts["limits"] == counts["shape"] / 2 == 5
+    assert counts["kl_vertices"] == 5 * 800 * 3 and counts["limits"] == counts["shape"] / 10 == 5
     q = network(images).joints3d.mean_mm
     expected = losses.aligned_loss(q[:2], batch.guess3d_mm[:2]).sum()
     torch.testing.assert_close(terms["guess"].sum, expected)
