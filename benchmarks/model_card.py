@@ -28,7 +28,7 @@ from annotator.tiles import Picture, contact_sheet, hand_tiles
 
 ROOT = Path(__file__).parents[1]
 SIZES_PX = (64, 80, 96, 112, 128, 160)
-TILE_PX, STD_RANGE_MM = 150, (4.0, 20.0)
+TILE_PX, STD_RANGE_MM = 150, (12.0, 45.0)
 BONES = [(0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, 21)]
 
 
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--checkpoint", default="default")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/images")
+    parser.add_argument("--pictures-only", action="store_true")
     arguments = parser.parse_args()
     predictor = annotator.load(arguments.checkpoint, device="cpu")
     rows = rows_aside(arguments.photos)
@@ -123,6 +124,8 @@ def main() -> None:
     sheet(labels[-8:], faces, 2).save(arguments.out / "worst.jpg", quality=85)
     better = [labels[i] for i in np.linspace(0, len(labels) // 2, 8).astype(int)]
     with_texture(better, faces).save(arguments.out / "real.jpg", quality=85)
+    if arguments.pictures_only:
+        return
     print(f"{machine()}, {torch.get_num_threads()} threads; crops {BOX_PADDING} times the box")
     print(f"{'crop_px':>8} {'photos/s':>9}  2D off, mean / median % of the crop: sign-digits, hand-scenes")
     for size in SIZES_PX:

@@ -142,6 +142,7 @@ def test_every_switch_gives_whole_predictions_and_trains_all_its_weights(switch)
         + prediction.joints2d.square().mean()
         + prediction.joints2d_covariance.sum()
         + prediction.is_right.sum()
+        + prediction.is_hand.sum()
     )
     for part in (prediction.prior, prediction.prior_camera):
         if part is not None:

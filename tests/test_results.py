@@ -217,6 +217,7 @@ def test_texture_is_judged_where_the_hand_is():
 
 def test_distance_from_a_detector_s_joints_is_the_benchmarks_procrustes():
     batch, prediction = example(4)
+    assert summarise(measure(batch, prediction))["guess3d"] == {"count": 0, "pa_mpjpe_mm": None}
     batch.guess3d_mm, batch.has_guess3d = 0.8 * batch.joints3d_mm.flip(0), torch.arange(4) > 0
     found = measure(batch, prediction)
     guess = batch.guess3d_mm.numpy()
@@ -225,6 +226,15 @@ def test_distance_from_a_detector_s_joints_is_the_benchmarks_procrustes():
     assert np.isnan(found["guess_pa_mpjpe_mm"][0])
     summary = summarise(found)
     assert summary["guess3d"]["count"] == 3 and summary["uncertainty"]["guess3d"]["count"] == 3
+
+
+def test_predicted_hands_have_a_length_whatever_is_known_of_them():
+    batch, prediction = example(3, supervised=False)
+    batch.has_hand[2] = False
+    chain = prediction.joints3d.mean_mm[:2, [0, 9, 10, 11, 12]]
+    expected = chain.diff(dim=1).norm(dim=-1).sum(1).mean()
+    summary = summarise(measure(batch, prediction))
+    assert summary["size"] == {"count": 2, "hand_length_mm": pytest.approx(float(expected), rel=1e-5)}
 
 
 def test_squares_without_a_hand_count_for_presence_alone():

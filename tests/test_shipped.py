@@ -77,7 +77,7 @@ def test_real_hands_that_were_kept_aside(name, aside, tmp_path):
     check(found, SAID[name], "joints2d", "count")
     check(found, SAID[name], "joints2d", "error_share_of_crop")
     check(found, SAID[name], "guess3d", "pa_mpjpe_mm")
-    check(found, SAID[name], "joints3d", "predicted_length_mm")
+    check(found, SAID[name], "size", "hand_length_mm")
     check(found, SAID[name], "uncertainty", "guess3d", "spearman")
     check(found, SAID[name], "side", "right_taken_for_right")
     check(found, SAID[name], "presence", "hands_taken_for_hands")

@@ -57,8 +57,8 @@ def summarise(measured: Measured) -> dict[str, Any]:
             "auc": _auc(root_errors),
             "scale_aligned_auc": _auc(measured["scale_aligned_joint_errors_mm"]),
             "per_joint_mm": _per_joint(measured, root_errors),
-            "predicted_length_mm": _mean(measured["hand_length_mm"]),
         },
+        "size": {"count": _count(measured["hand_length_mm"]), **_means(measured, "hand_length_mm")},
         "guess3d": {
             "count": _count(measured["guess_pa_mpjpe_mm"]),
             "pa_mpjpe_mm": _mean(measured["guess_pa_mpjpe_mm"]),
@@ -171,7 +171,7 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("", "AUC, wrist and scale (HO3D)", _shown(joints3d["scale_aligned_auc"])),
         ("detector's 3D joints", "photos", str(summary["guess3d"]["count"])),
         ("", "distance after Procrustes", _shown(summary["guess3d"]["pa_mpjpe_mm"], "mm")),
-        ("predicted hands", "wrist to middle fingertip", _shown(joints3d["predicted_length_mm"], "mm")),
+        ("predicted hands", "wrist to middle fingertip", _shown(summary["size"]["hand_length_mm"], "mm")),
         ("vertices", "photos", str(vertices["count"])),
         ("", "PA-MPVPE", _shown(vertices["pa_mpvpe_mm"], "mm")),
         ("", "MPVPE, wrist on wrist", _shown(vertices["mpvpe_mm"], "mm")),
