@@ -87,7 +87,9 @@ def amvur(folder: Path, *arguments: str) -> subprocess.Popen:
 
 def steps_of(out: Path) -> list[int]:
     path = out / "metrics.jsonl"
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+    # What follows the last end of a line is being written.
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line)["step"] for line in lines]
 
 
 def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
