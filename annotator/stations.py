@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from annotator.detect.hands import ENOUGH_PX, HandDetector
+from annotator.detect.hands import ENOUGH_PX, NO_HAND_FOUND, HandDetector
 from annotator.io.crops import Crops, crop_photo
 from annotator.io.decode import PhotoError, decode_photo, read_photo
 from annotator.io.manifest import ShardRef, read_shard
@@ -76,15 +76,14 @@ def decode_shard(
         except Exception as error:  # a defect of ours must cost one photo, not the run
             row |= {"status": "failed", "reason": "internal_error", "error": one_line(error)}
         else:
-            size = found.size_px
-            row |= {"width": size[0], "height": size[1], "box_source": "detector" if find else "photo"}
-            hand_rows += range(len(rows), len(rows) + len(found.crops))
-            cut += found.crops
-            rows += [row | {"hand_index": index} for index in range(len(found.crops))]
+            row |= {"width": found.size_px[0], "height": found.size_px[1]}
             if found.crops:
+                hand_rows += range(len(rows), len(rows) + len(found.crops))
+                cut += found.crops
+                row |= {"box_source": "detector" if find else "photo"}
+                rows += [row | {"hand_index": index} for index in range(len(found.crops))]
                 continue
-            row |= {"status": "no_hand", "reason": "no_hand_found", "error": "the detector found no hand"}
-            row |= {"box_source": None}
+            row |= NO_HAND_FOUND
         rows.append(row)
     return DecodedShard(ref, rows, Crops.stack(cut) if cut else None, hand_rows)
 

@@ -2,7 +2,8 @@
 
 PHOTOS holds the folders `sign-digits` and `hand-scenes`. Twenty of the hands that nobody trains on, evenly from the one
 that lies best on MediaPipe's 2D joints to the one that lies worst, go to docs/images/kept-aside.jpg, the eight worst
-to worst.jpg, and eight of the better half, with their textures, to real.jpg.
+to worst.jpg, and eight of the better half, with their textures, to real.jpg. With --eye FOLDER, sixty drawn by lot go
+there, to be looked at.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from machine import machine
-from PIL import Image, ImageDraw
+from PIL import Image
 
 import annotator
-from annotator.io.crops import BOX_PADDING
+from annotator.io.crops import BOX_PADDING, Crops, crop_photo
+from annotator.io.decode import decode_photo, read_photo
 from annotator.predictor import Predictor
 from annotator.tiles import Picture, contact_sheet, hand_tiles
+from trainer.diary import draw_bones
 
 ROOT = Path(__file__).parents[1]
 SIZES_PX = (64, 80, 96, 112, 128, 160)
 TILE_PX, STD_RANGE_MM = 150, (12.0, 45.0)
-BONES = [(0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, 21)]
+#: Hands drawn by lot to be looked at, and the lot.
+EYE, EYE_SEED = 60, 60
 
 
 def rows_aside(photos: Path) -> list[dict[str, Any]]:
@@ -53,15 +57,12 @@ def labels_of(predictor: Predictor, rows: list[dict[str, Any]]) -> list[dict[str
 def with_joints(label: dict[str, Any], tile: Picture) -> Picture:
     """The photo with the detector's joints (white) and the label's (red)."""
     image = Image.fromarray(tile.copy())
-    pencil = ImageDraw.Draw(image)
-    x0, y0, x1, _ = label["crop_xyxy"]
+    x0, y0, x1, y1 = label["crop_xyxy"]
     for joints, colour in (
         (label["row"]["joints2d_px"], (255, 255, 255)),
         (label["joints2d_px"], (230, 40, 30)),
     ):
-        at = (np.array(joints) - [x0, y0]) / (x1 - x0) * tile.shape[0]
-        for a, b in BONES:
-            pencil.line([tuple(at[a]), tuple(at[b])], fill=colour, width=2)
+        draw_bones(image, (np.array(joints) - [(x0 + x1) / 2, (y0 + y1) / 2]) / ((x1 - x0) / 2), colour)
     return np.asarray(image)
 
 
@@ -92,9 +93,6 @@ def at_size(predictor: Predictor, crop_px: int) -> Predictor:
 
 def photos_per_s(predictor: Predictor, rows: list[dict[str, Any]]) -> float:
     """Of the predictor alone, on crops of real photos, median of five."""
-    from annotator.io.crops import Crops, crop_photo
-    from annotator.io.decode import decode_photo, read_photo
-
     crop_px = predictor.checkpoint.info.network.crop_px
     cut = []
     for row in rows[:128]:
@@ -114,6 +112,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="default")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/images")
     parser.add_argument("--pictures-only", action="store_true")
+    parser.add_argument("--eye", type=Path)
     arguments = parser.parse_args()
     predictor = annotator.load(arguments.checkpoint, device="cpu")
     rows = rows_aside(arguments.photos)
@@ -124,6 +123,11 @@ def main() -> None:
     sheet(labels[-8:], faces, 2).save(arguments.out / "worst.jpg", quality=85)
     better = [labels[i] for i in np.linspace(0, len(labels) // 2, 8).astype(int)]
     with_texture(better, faces).save(arguments.out / "real.jpg", quality=85)
+    if arguments.eye:
+        lot = np.random.default_rng(EYE_SEED).choice(len(labels), EYE, replace=False)
+        for part in range(0, EYE, 15):
+            some = sheet([labels[i] for i in lot[part : part + 15]], faces, 3)
+            some.save(arguments.eye / f"eye-{part:02d}.png")
     if arguments.pictures_only:
         return
     print(f"{machine()}, {torch.get_num_threads()} threads; crops {BOX_PADDING} times the box")

@@ -18,8 +18,6 @@ from trainer.data.cut_out import cut_out, outlined
 from trainer.keyed import keys
 from trainer.synth.backdrops import Backdrops
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-
 
 def before_a_wall(skin: tuple[int, int, int], seed: int = 0):
     """A photo (80, 100, 3) of a bar and a disc of one colour before a wall that darkens to its corners, its mask, and
@@ -76,14 +74,12 @@ def test_examples_get_a_mask_where_they_have_none():
     assert "hand_mask" not in outlined(row | {"joints2d_px": unknown})
 
 
-def test_real_hands_before_a_wall_are_cut_out():
-    if not SHARED.exists():
-        pytest.skip("the real photos, ../shared/data, are not there")
+def test_real_hands_before_a_wall_are_cut_out(sign_digits):
     table = Path(__file__).parent / "data" / "kept_aside.parquet"
     rows = pq.read_table(table, filters=[("collection", "=", "sign-digits")]).to_pylist()[:20]
     masks = [
         cut_out(
-            np.asarray(Image.open(SHARED / "sign-digits" / "images" / row["image_id"]).convert("RGB")),
+            np.asarray(Image.open(sign_digits / row["image_id"]).convert("RGB")),
             np.array(row["joints2d_px"]),
         )
         for row in rows

@@ -22,7 +22,6 @@ from trainer.evaluate import evaluate
 
 DATA = Path(__file__).parent / "data"
 SAID = json.loads((DATA / "shipped.json").read_text())
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 #: Other processors round otherwise, and a joint may cross a bin.
 TOLERANCE = 0.01
@@ -35,16 +34,15 @@ def check(found: dict, said: dict, *path: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def aside(tmp_path_factory) -> dict[str, str]:
+def aside(tmp_path_factory, sign_digits, hand_scenes) -> dict[str, str]:
     """Examples of the hands kept aside, of each collection."""
-    if not SHARED.exists():
-        pytest.skip("the real photos, ../shared/data, are not there")
     folders = {}
-    for name in ("sign-digits", "hand-scenes"):
+    for name, images in (("sign-digits", sign_digits), ("hand-scenes", hand_scenes / "images")):
         folder = tmp_path_factory.mktemp(name)
         rows = pq.read_table(DATA / "kept_aside.parquet", filters=[("collection", "=", name)]).to_pylist()
         for row in rows:
-            row |= photo_columns(str(SHARED / row.pop("collection") / "images" / row["image_id"]))
+            del row["collection"]
+            row |= photo_columns(str(images / row["image_id"]))
             for column in ("box_xyxy", "joints2d_px", "guess3d_mm"):
                 row[column] = None if row[column] is None else np.array(row[column])
         write_examples(str(folder), rows, example_schema(1, {"hand": None}))

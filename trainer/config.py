@@ -62,9 +62,8 @@ class LossConfig:
     shape: float = 0.1  # its betas, which are standard normal among people
     side: float = 1.0  # cross-entropy of left against right
     presence: float = 0.0  # cross-entropy of a hand against none, for data with squares that hold none
-    std: Literal["wrist", "aligned"] = (
-        "wrist"  # whether (3) and (5) teach std errors wrist on wrist or after Procrustes
-    )
+    # Whether (3) and (5) teach std errors wrist on wrist, or what Procrustes leaves of them.
+    std: Literal["wrist", "aligned"] = "wrist"
     draw: bool = True  # L_J2 at drawn J3 and C where 3D is hidden, as (8) says; else at their means
 
 

@@ -115,14 +115,15 @@ def picture(images: Tensor, batch: Batch, prediction: Prediction, faces: Tensor)
     for i in range(count):
         bones = Image.fromarray(photo[i])
         if bool(batch.has_joints2d[i].any()):
-            _bones(bones, batch.joints2d[i].cpu().numpy(), (40, 200, 80))
-        _bones(bones, prediction.joints2d[i].float().cpu().numpy(), (230, 60, 40))
+            draw_bones(bones, batch.joints2d[i].cpu().numpy(), (40, 200, 80))
+        draw_bones(bones, prediction.joints2d[i].float().cpu().numpy(), (230, 60, 40))
         rows.append([photo[i], _over(mesh[i], photo[i]), np.asarray(bones), _over(unsure[i], photo[i])])
     half = (count + 1) // 2
     return contact_sheet([a + b for a, b in zip(rows[:half], rows[half:] or rows[:half], strict=False)])
 
 
-def _bones(image: Image.Image, joints2d: np.ndarray, colour: tuple[int, int, int]) -> None:
+def draw_bones(image: Image.Image, joints2d: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Draw a hand's bones into a square crop; `joints2d` (21, 2) in crop coordinates, -1 to 1."""
     pen = ImageDraw.Draw(image)
     at_px = (joints2d + 1) / 2 * image.width
     for a, b in BONES:

@@ -141,6 +141,10 @@ class HandDetector:
         ]
 
 
+#: What the row of a photo without any says.
+NO_HAND_FOUND = {"status": "no_hand", "reason": "no_hand_found", "error": "the detector found no hand"}
+
+
 @cache
 def detector_of_process(model: str, max_hands: int) -> HandDetector:
     """The one of this process, loaded when first asked for."""

@@ -24,7 +24,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from annotator.detect.hands import ENOUGH_PX, FoundHand, HandDetector, detector_of_process, model_id
+from annotator.detect.hands import (
+    ENOUGH_PX,
+    NO_HAND_FOUND,
+    FoundHand,
+    HandDetector,
+    detector_of_process,
+    model_id,
+)
 from annotator.errors import UserError
 from annotator.io.crops import BOX_OVER_JOINTS
 from annotator.io.decode import PhotoError, decode_photo, read_photo
@@ -34,7 +41,7 @@ from annotator.io.schema import ROUNDING, SCHEMA_VERSION, label_schema
 from annotator.io.sources import Entry, FolderSource, readable
 from annotator.io.storage import check_writable, is_local, join, local_path, remove_folder
 from annotator.run_record import RunRecord, check_settings, read_run_record, write_run_record
-from annotator.stations import LabelledShard, ShardReport, count_outcomes, write_shard
+from annotator.stations import LabelledShard, ShardReport, count_outcomes, one_line, write_shard
 
 #: Columns of labels whose type depends on a hand model.
 _MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible")
@@ -181,11 +188,10 @@ def _look(detector: HandDetector, entry: Entry) -> tuple[dict[str, Any], list[Fo
     except PhotoError as error:
         row |= {"status": "unreadable", "reason": error.reason, "error": str(error)}
     except Exception as error:  # a defect of ours or the detector's must cost one photo, not the run
-        text = f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
-        row |= {"status": "failed", "reason": "internal_error", "error": text}
+        row |= {"status": "failed", "reason": "internal_error", "error": one_line(error)}
     else:
         if not found:
-            row |= {"status": "no_hand", "reason": "no_hand_found", "error": "the detector found no hand"}
+            row |= NO_HAND_FOUND
     return row, found
 
 
