@@ -44,45 +44,98 @@ Hand = Annotated[str | None, typer.Option(help="Hand model: 'open', or 'mano:PAT
 Sides = Annotated[Side, typer.Option(help="Which hands the photos show; 'auto' asks the network.")]
 
 
+Photos = Annotated[
+    str,
+    typer.Argument(
+        help="A folder, a glob, a list (.txt, .csv, .jsonl, .parquet), a tar, a Parquet file with photos, or a video; "
+        "a path or URL."
+    ),
+]
+Labels = Annotated[
+    str, typer.Argument(help="The label folder, a path or URL; an unfinished one is gone on with.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster: 'auto', or http(s)://HOST:8265 to submit this as a job."),
+]
+JobAddress = Annotated[
+    str | None, typer.Option(help="http(s)://HOST:8265 of a Ray cluster, to submit this as a job.")
+]
+EveryFrames = Annotated[int, typer.Option(min=1, help="Of a video, each so-many-th frame.")]
+MaxHands = Annotated[int, typer.Option(min=1, help="Hands a photo, at most, that the detector looks for.")]
+Relabel = Annotated[
+    str | None,
+    typer.Option(
+        help='Do photos with such a row again, such as "status != ok" or "reason == missing", and nothing else.'
+    ),
+]
+ShardSize = Annotated[int, typer.Option(min=1, help="Photos a label file.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
 @app.command(epilog="Example: amvur annotate photos/ labels/")
 def annotate(
-    photos: Annotated[str, typer.Argument(help="A folder of photos, one hand each, or any with --detector.")],
-    labels: Annotated[str, typer.Argument(help="The label folder; an unfinished one is gone on with.")],
+    photos: Photos,
+    labels: Labels,
     checkpoint: Checkpoint = "default",
     hand: Hand = None,
     side: Sides = Side.auto,
     detector: Annotated[
         str | None,
         typer.Option(
-            help="MediaPipe's hand_landmarker.task, to find the hands; without, a photo is one's crop."
+            help="MediaPipe's hand_landmarker.task (path or URL), or 'mediapipe' where it lies in this folder: finds "
+            "the hands; without, a photo is one's crop."
         ),
     ] = None,
-    max_hands: Annotated[int, typer.Option(min=1, help="Hands a photo, at most, with --detector.")] = 2,
+    max_hands: MaxHands = 2,
+    boxes: Annotated[
+        str | None, typer.Option(help="Where the hands are: a list with boxes, or what `amvur detect` wrote.")
+    ] = None,
+    every: EveryFrames = 1,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Models at work; default one a GPU, else one.")
+        int | None, typer.Option(min=1, help="Models at work; default one a GPU, else one a machine.")
+    ] = None,
+    decoders: Annotated[
+        int | None,
+        typer.Option(min=1, help="Shards decoded at once; default what the models leave of the cores."),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads a model; default all cores, shared out.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Photos a forward pass.")] = 32,
-    shard_size: Annotated[int, typer.Option(min=1, help="Photos a label file.")] = 256,
+    gpus_per_worker: Annotated[
+        float, typer.Option(min=0.01, help="A part, such as 0.5, for several models on one GPU.")
+    ] = 1.0,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Photos a forward pass; default 32, on GPUs found by trying.")
+    ] = None,
+    shard_size: ShardSize = 256,
+    address: Address = None,
+    relabel: Relabel = None,
+    dry_run: DryRun = False,
 ) -> None:
-    """Label every photo of a folder. Run it again to go on where it stopped."""
-    from annotator.pipeline import ComputeOptions
+    """Label every photo of a collection. Run it again to go on where it stopped."""
+    from annotator.crew import ComputeOptions
 
-    record = _annotate(
-        photos,
-        labels,
-        checkpoint=checkpoint,
-        hand=hand,
-        side=side.value,
-        detector=detector,
-        max_hands=max_hands,
-        compute=ComputeOptions(workers, threads, batch_size, shard_size),
-    )
+    _submit_to(address, photos, labels, checkpoint, detector, boxes)
+    options: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "hand": hand,
+        "side": side.value,
+        "detector": detector,
+        "max_hands": max_hands,
+        "boxes": boxes,
+        "every": every,
+    }
+    if dry_run:
+        from annotator.estimate import estimate
+
+        with _counting("listing") as told:
+            _print_table(estimate(photos, labels, **options, on_progress=told).table())
+        return
+    compute = ComputeOptions(workers, threads, batch_size, shard_size, decoders, gpus_per_worker, address)
+    record = _annotate(photos, labels, **options, compute=compute, relabel=relabel)
     _print_record(labels, record)
-    if any(outcome.startswith("failed") for outcome in record.outcomes):
-        raise typer.Exit(3)
+    _exit_if_failed(record)
 
 
 @app.command(epilog="Example: amvur synth hands/ --count 36")
@@ -94,29 +147,37 @@ def synth(
     count: Annotated[int, typer.Option(min=1, help="How many hands.")] = 36,
     seed: Annotated[int, typer.Option(help="The same seed draws the same photos.")] = 0,
     size_px: Annotated[int, typer.Option(min=32, max=1024, help="Side of a photo.")] = 256,
+    address: JobAddress = None,
 ) -> None:
     """Draw photos of synthetic hands."""
     from trainer.synth import write_photos
 
+    _submit_to(address, str(out))
     write_photos(out, count, seed, size_px)
     typer.echo(f"{count} photos in {out / 'images'}, their true labels in {out / 'truth.parquet'}")
 
 
 @app.command(epilog="Example: amvur detect photos/ found/ --model hand_landmarker.task")
 def detect(
-    photos: Annotated[str, typer.Argument(help="A folder of photos.")],
-    out: Annotated[str, typer.Argument(help="The label folder; an unfinished one is gone on with.")],
+    photos: Photos,
+    out: Labels,
     model: Annotated[
-        str | None, typer.Option(help="Path or URL of MediaPipe's hand_landmarker.task.")
+        str | None,
+        typer.Option(help="Path or URL of MediaPipe's hand_landmarker.task; default the one in this folder."),
     ] = None,
-    max_hands: Annotated[int, typer.Option(min=1, help="Hands a photo, at most.")] = 2,
+    max_hands: MaxHands = 2,
     world_joints: Annotated[bool, typer.Option(help="Also keep the detector's guess of 3D joints.")] = False,
+    every: EveryFrames = 1,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Photos a label file.")] = 256,
+    shard_size: ShardSize = 256,
+    address: Address = None,
+    relabel: Relabel = None,
 ) -> None:
     """Find boxes, sides and 2D joints of hands with MediaPipe: weak labels of real photos."""
+    from annotator.crew import ComputeOptions
     from annotator.detect.job import detect as find
 
+    _submit_to(address, photos, out, model)
     with _progress_bar("looking", "hands") as told:
         record = find(
             photos,
@@ -124,12 +185,14 @@ def detect(
             model,
             max_hands=max_hands,
             world_joints=world_joints,
-            workers=workers,
-            shard_size=shard_size,
+            every=every,
+            compute=ComputeOptions(workers, shard_size=shard_size, address=address),
+            relabel=relabel,
             on_progress=told,
         )
     _print_outcomes(record)
     typer.echo(f"{record.photos} photos looked at, hands in {out}")
+    _exit_if_failed(record)
 
 
 @app.command(epilog="Example: amvur convert synth:hands/ examples/")
@@ -152,10 +215,12 @@ def convert(
         bool,
         typer.Option(help="Hands before a plain wall: find their masks by colour, for augment.backdrop."),
     ] = False,
+    address: JobAddress = None,
 ) -> None:
     """Turn a data set, labels or synthetic photos into training examples."""
     from trainer.data.convert import convert as to_examples
 
+    _submit_to(address, source.partition(":")[2], out, images)
     summary = to_examples(source, out, hand, split, images, empty, outline)
     for reason, count in summary.left_out.items():
         typer.echo(f"left out  {count}  {reason}")
@@ -183,10 +248,7 @@ def train(
         int | None,
         typer.Option(min=1, help="Workers; default one a GPU, else one. More than one: Ray Train."),
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(help="A Ray cluster: 'auto', or http(s)://HOST:8265 to submit this as a job."),
-    ] = None,
+    address: Address = None,
     local: Annotated[bool, typer.Option("--local", help="This process alone, in plain torch.")] = False,
     device: Annotated[str | None, typer.Option(help="With --local: cpu, cuda, cuda:1.")] = None,
 ) -> None:
@@ -220,8 +282,10 @@ def evaluate(
     submission: Annotated[
         str | None, typer.Option(help="Also a benchmark's files: freihand, ho3d_v2 or ho3d_v3.")
     ] = None,
+    address: JobAddress = None,
 ) -> None:
     """Hold a checkpoint against the truth: errors, what its uncertainty is worth, submission files."""
+    _submit_to(address, checkpoint, examples, out)
     from trainer.evaluate import evaluate as judge
     from trainer.results import table_rows
 
@@ -243,8 +307,10 @@ def calibrate(
     first: First = 0,
     count: Count = 0,
     device: Device = None,
+    address: JobAddress = None,
 ) -> None:
     """Fit the uncertainties to errors on examples that the checkpoint was not trained on."""
+    _submit_to(address, checkpoint, examples, out)
     from trainer.evaluate import calibrate as fit
 
     with _counting("predicting") as told:
@@ -288,6 +354,51 @@ def demo(
     typer.echo(f"look at {page}")
     if show:
         typer.launch(page.as_uri())
+
+
+jobs_app = typer.Typer(help="The jobs that --address http(s)://... submitted.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
+
+Dashboard = Annotated[
+    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="http(s)://HOST:8265 of the cluster's head.")
+]
+JobId = Annotated[str, typer.Argument(help="The id that was printed when the job was submitted.")]
+LOCAL_DASHBOARD = "http://127.0.0.1:8265"
+
+
+@jobs_app.command("list", epilog="Example: amvur jobs list --address http://head:8265")
+def jobs_list(address: Dashboard = LOCAL_DASHBOARD) -> None:
+    """The cluster's jobs of amvur, the newest first: id, state, when it began, what it runs."""
+    from annotator.jobs import jobs_table
+
+    _print_table(jobs_table(address))
+
+
+@jobs_app.command("logs", epilog="Example: amvur jobs logs raysubmit_abc --address http://head:8265")
+def jobs_logs(job: JobId, address: Dashboard = LOCAL_DASHBOARD) -> None:
+    """Follow a job's log to its end; Ctrl-C leaves the job running. Ends with the job's exit code."""
+    from annotator.jobs import follow_job
+
+    raise typer.Exit(follow_job(address, job, _as_it_comes))
+
+
+@jobs_app.command("stop", epilog="Example: amvur jobs stop raysubmit_abc --address http://head:8265")
+def jobs_stop(job: JobId, address: Dashboard = LOCAL_DASHBOARD) -> None:
+    """Stop a job; the same command submitted again goes on where it was."""
+    from annotator.jobs import stop_job
+
+    typer.echo(f"job {job}: {stop_job(address, job)}")
+
+
+def _submit_to(address: str | None, *places: str | None) -> None:
+    """If an address is one that jobs are submitted to, run this very command there and end with its exit code."""
+    from annotator.jobs import is_job_address, submit, without_address
+
+    if address and is_job_address(address):
+        arguments = without_address(sys.argv[1:], "auto" if sys.argv[1] in ("annotate", "detect") else None)
+        raise typer.Exit(
+            submit(address, arguments, _as_it_comes, places=[place for place in places if place])
+        )
 
 
 def _annotate(photos: str, labels: str, **settings: Any) -> RunRecord:
@@ -355,9 +466,13 @@ def _progress_bar(what: str, missing: str) -> Iterator[Callable[[Any], None]]:
     with _Bar(what) as bar:
 
         def told(progress: Any) -> None:
-            wrong = progress.photos - progress.outcomes.get("ok", 0)
-            said = f"[red]{wrong} without {missing}" if wrong else ""
-            bar.show(progress.photos, progress.total, progress.rate, said)
+            wrong = {name: count for name, count in progress.outcomes.items() if name != "ok"}
+            causes = sorted(wrong, key=lambda name: -wrong[name])
+            said = [f"{sum(wrong.values())} without {missing}"] if wrong else []
+            said += [f"{wrong[name]} {name.rpartition(': ')[2]}" for name in causes[:2]] * (len(causes) > 0)
+            said += [f"{progress.retries} tried again"] * (progress.retries > 0)
+            said += ["still listing"] * (not progress.listed)
+            bar.show(progress.photos, progress.total, progress.rate, ", ".join(said))
 
         yield told
 
@@ -391,16 +506,21 @@ def _as_it_comes(text: str) -> None:
     typer.echo(text, nl=False)
 
 
-def _print_table(rows: Sequence[tuple[str, str, str]]) -> None:
-    widths = [max(len(row[k]) for row in rows) for k in range(2)]
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        typer.echo(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}")
+        typer.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _print_outcomes(record: RunRecord) -> None:
     width = max(map(len, record.outcomes), default=0)
     for outcome, count in sorted(record.outcomes.items(), key=lambda item: -item[1]):
         typer.echo(f"{outcome:<{width}}  {count}")
+    for uri, error in record.failed:
+        typer.echo(f"failed  {uri}  {error}")
+    if record.retries:
+        often = ", ".join(f"{count} after {cause}" for cause, count in sorted(record.retries.items()))
+        typer.echo(f"tried again: {often}")
     if record.skipped_files:
         some = ", ".join(repr(name)[1:-1] for name in record.skipped_names)
         typer.echo(f"{record.skipped_files} left out, being no photos or not readable folders: {some}, ...")
@@ -411,6 +531,17 @@ def _print_record(labels: str, record: RunRecord) -> None:
     if record.settings.trained_steps == 0:
         typer.echo("untrained weights: every hand is the mean hand, with one uncertainty for all")
     typer.echo(f"{record.photos} photos labelled in {labels}")
+
+
+def _exit_if_failed(record: RunRecord) -> None:
+    """Exit code 3 where some photos failed, which may end otherwise when tried again."""
+    failed = sum(count for outcome, count in record.outcomes.items() if outcome.startswith("failed"))
+    if failed:
+        typer.echo(
+            f'{failed} failed; to try them again: the same command with --relabel "status == failed"',
+            err=True,
+        )
+        raise typer.Exit(3)
 
 
 def main() -> None:

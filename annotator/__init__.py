@@ -3,7 +3,7 @@
     import annotator
     labels = annotator.load("default").predict(["hand.jpg"])
 
-`load` gives a predictor for arrays and paths, `annotate` runs the whole job from a folder of photos to a label folder.
+`load` gives a predictor for arrays and paths, `annotate` runs the whole job from a source of photos to a label folder.
 Both are imported when first used: the package itself is light.
 """
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from annotator.errors import UserError
 from annotator.quiet import quiet_stderr
 
-#: What waits between stations of an embedded Ray at most: it bounds the memory of a run of any length.
+#: What an embedded Ray keeps of what waits between stations.
 OBJECT_STORE_BYTES = 1 << 30
 
 
@@ -26,7 +26,6 @@ def connected(address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
-    import ray.data
 
     if ray.is_initialized():
         yield
@@ -44,7 +43,6 @@ def connected(address: str | None = None) -> Iterator[None]:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            # Bounds what waits between stations, and so the memory of a run of any length.
             object_store_memory=OBJECT_STORE_BYTES,
         )
     try:

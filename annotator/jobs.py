@@ -10,23 +10,31 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import annotator
 from annotator.config import config_folder
 from annotator.errors import UserError
+from annotator.io.storage import is_local
 
 #: How long an address may take to answer at all.
 ANSWER_S = 5.0
 
 #: How long a cluster that answered before may be silent until its job is left alone.
 SILENCE_S = 120.0
+
+#: How long a job that is told to stop may take.
+STOP_S = 30.0
+
+#: What the entry point of a job of ours begins with.
+_MARK = "sh job.sh "
 
 #: What runs the command there: the first Python that has Ray, for the cluster's `python` may be another; in the folder
 #: of the submitting shell where there is one, so that relative paths mean the same.
@@ -50,6 +58,7 @@ def submit(
     arguments: list[str],
     follow: Callable[[str], None],
     files: Mapping[str, str] | None = None,
+    places: Sequence[str] = (),
 ) -> int:
     """Run `amvur ARGUMENTS` as a job of a cluster, and follow it to its end.
 
@@ -61,6 +70,7 @@ def submit(
         arguments: of the command line, such as `["train", "supervised", "run", "--address", "auto"]`.
         follow: is given what there is to show: the job's id, then its log as it grows, in pieces.
         files: text files to send along, by their path below the code, such as `annotator/configs/train/mine.yaml`.
+        places: paths and URLs that the command reads or writes; the user is told which the cluster may not see.
 
     Returns:
         the command's exit code; 130 if the job was stopped, or left with Ctrl-C.
@@ -69,18 +79,95 @@ def submit(
         UserError: nothing answers there, it wants a token, or the job could not start.
     """
     client = _client(address)
+    here = [place for place in places if is_local(place)]
+    if here and urlsplit(address).hostname not in ("localhost", "127.0.0.1", "::1"):
+        names = ", ".join(f"'{place}'" for place in here)
+        follow(f"{names}: give URLs, unless all machines of the cluster share this folder\n")
     with tempfile.TemporaryDirectory(prefix="amvur-job-") as folder:
         _stage(Path(folder), {"job.sh": _SCRIPT, **(files or {})})
         entry = shlex.join(["sh", "job.sh", str(Path.cwd()), sys.executable, *arguments])
         with _plain_errors(address):
             job = client.submit_job(entrypoint=entry, runtime_env={"working_dir": folder})
     follow(f"job {job} at {address}; Ctrl-C leaves it running\n")
+    return _follow_or_leave(client, address, job, follow)
+
+
+def without_address(arguments: Sequence[str], instead: str | None) -> list[str]:
+    """A command's arguments with another `--address`, or none."""
+    kept: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--address":
+            next(rest, None)
+        elif not argument.startswith("--address="):
+            kept.append(argument)
+    return [*kept, "--address", instead] if instead else kept
+
+
+def jobs_table(address: str) -> list[tuple[str, ...]]:
+    """A head, and a row a job of ours, the newest first.
+
+    Raises:
+        UserError: as for `submit`.
+    """
+    client = _client(address)
+    with _plain_errors(address):
+        jobs = [job for job in client.list_jobs() if job.submission_id and _MARK in (job.entrypoint or "")]
+    jobs.sort(key=lambda job: -(job.start_time or 0))
+    rows: list[tuple[str, ...]] = [("job", "state", "began", "command")]
+    for job in jobs:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((job.start_time or 0) / 1000))
+        command = shlex.join(["amvur", *shlex.split(job.entrypoint)[4:]])
+        rows.append((job.submission_id, str(job.status.value).lower(), began, command))
+    return rows
+
+
+def follow_job(address: str, job: str, follow: Callable[[str], None]) -> int:
+    """Follow a job's log to its end, from its beginning; its exit code, 130 where it is left with Ctrl-C.
+
+    Raises:
+        UserError: there is no such job; or as for `submit`.
+    """
+    client = _client(address)
+    _state(client, address, job)
+    return _follow_or_leave(client, address, job, follow)
+
+
+def stop_job(address: str, job: str) -> str:
+    """Stop a job; what it is then.
+
+    Raises:
+        UserError: there is no such job; or as for `submit`.
+    """
+    client = _client(address)
+    if _state(client, address, job).is_terminal():
+        return f"had ended already ({_state(client, address, job).value.lower()})"
+    with _plain_errors(address):
+        client.stop_job(job)
+    until = time.monotonic() + STOP_S
+    while not (state := _state(client, address, job)).is_terminal() and time.monotonic() < until:
+        time.sleep(0.5)
+    return str(state.value).lower()
+
+
+def _state(client: Any, address: str, job: str) -> Any:
+    try:
+        return client.get_job_status(job)
+    except RuntimeError as error:
+        if "does not exist" in str(error) or "404" in str(error):
+            raise UserError(
+                f"'{address}' has no job '{job}': `amvur jobs list` shows those there are"
+            ) from None
+        raise UserError(f"'{address}' says nothing of job '{job}': {_first_line(error)}") from None
+
+
+def _follow_or_leave(client: Any, address: str, job: str, follow: Callable[[str], None]) -> int:
     try:
         return _follow(client, address, job, follow)
     except KeyboardInterrupt:
         follow(
-            f"\njob {job} goes on. Its log: ray job logs --follow --address {address} {job}\n"
-            f"To stop it: ray job stop --address {address} {job}\n"
+            f"\njob {job} goes on. Its log: amvur jobs logs {job} --address {address}\n"
+            f"To stop it: amvur jobs stop {job} --address {address}\n"
         )
         return 130
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,13 +15,17 @@ from numpy.typing import NDArray
 from annotator import frames
 from annotator.errors import UserError
 from annotator.frames import CropFrame
-from annotator.io.crops import Crops, crop_photo
+from annotator.io.crops import Crops, Side, crop_photo
 from annotator.io.decode import Photo, decode_photo, read_photo
 from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.network import Prediction, draw_meshes
 
-Side = Literal["auto", "left", "right"]
+#: Photos a forward pass on a CPU: more do not make it faster.
+CPU_BATCH = 32
+
+#: What is tried on a GPU, and how much faster the next must be to be worth its memory.
+_GPU_BATCHES, _WORTH = (32, 64, 128, 256, 512, 1024), 1.05
 
 #: A hand taken for right with less than this probability is looked at in the mirror, too.
 SURELY_RIGHT = 0.9
@@ -32,7 +37,7 @@ class Predictor:
 
     checkpoint: Checkpoint
     device: torch.device
-    batch_size: int = 32
+    batch_size: int = CPU_BATCH
 
     def __post_init__(self) -> None:
         self.network = self.checkpoint.network.to(self.device).eval()
@@ -53,11 +58,57 @@ class Predictor:
         if side not in get_args(Side):
             raise UserError(f"side is {side!r}, may be {', '.join(get_args(Side))}")
         self._noise = torch.Generator(self.device).manual_seed(0)
-        parts = [
-            self._predict_batch(crops[start : start + self.batch_size], side, samples)
-            for start in range(0, len(crops), self.batch_size)
-        ]
+        parts: list[dict[str, Any]] = []
+        start = 0
+        while start < len(crops):
+            try:
+                parts.append(self._predict_batch(crops[start : start + self.batch_size], side, samples))
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self._halve_batch()
+            else:
+                start += len(parts[-1]["is_right"])
         return _concatenate(parts) if parts else {}
+
+    def _halve_batch(self) -> None:
+        self.batch_size = max(1, self.batch_size // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def find_batch_size(self) -> None:
+        """Take the smallest batch beyond which a GPU labels hardly more photos a second, or memory ends."""
+        best = 0.0
+        for size in _GPU_BATCHES:
+            before, self.batch_size = self.batch_size, size
+            try:
+                rate = size / self._seconds_a_batch()
+            except torch.OutOfMemoryError:
+                self.batch_size = size
+                self._halve_batch()
+                return
+            if rate < best * _WORTH:
+                self.batch_size = before
+                return
+            best = rate
+
+    def photos_per_s(self) -> float:
+        """How fast the network is, on nothing."""
+        self.warm_up()
+        return self.batch_size / self._seconds_a_batch()
+
+    def _seconds_a_batch(self, repeat: int = 3) -> float:
+        self.warm_up()
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(repeat):
+            self.warm_up()
+        self._wait()
+        return (time.perf_counter() - began) / repeat
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def predict(
         self,
@@ -109,7 +160,7 @@ class Predictor:
 
     def _label(self, crops: Crops, mirrored: NDArray[np.bool_], samples: int) -> dict[str, Any]:
         """Predict crops, mirrored where told, and bring everything back to the photo's own frame."""
-        images = torch.from_numpy(crops.pixels).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        images = torch.tensor(crops.pixels, device=self.device).permute(0, 3, 1, 2).float().div_(255)
         flip = torch.from_numpy(mirrored).to(self.device)
         if mirrored.any():
             images = torch.where(flip[:, None, None, None], images.flip(-1), images)
@@ -145,7 +196,7 @@ def _label_columns(
     turned = joints3d_mm @ _rotations(rotvec).transpose(0, 2, 1)
     return {
         "right_probability": _numpy(prediction.is_right),
-        "box_xyxy": crops.box_xyxy,
+        "box_xyxy": crops.box_xyxy.copy(),  # what is handed out may be written to, what came in may not
         "crop_xyxy": np.concatenate(
             [crops.centre_px - crops.half_side_px[:, None], crops.centre_px + crops.half_side_px[:, None]], 1
         ),
@@ -164,7 +215,7 @@ def _label_columns(
             "rotation": rotvec,
             "translation": _mirror_where(translation, mirrored),
             "cam_t_mm": frames.camera_translation(turned, joints2d_px, crops.focal_px, photo_centre_px),
-            "focal_px": crops.focal_px,
+            "focal_px": crops.focal_px.copy(),
             "focal_source": np.where(crops.focal_given, "given", "assumed"),
         },
         "vertex_rgb": None if prediction.rgb is None else _numpy((prediction.rgb * 255).round().byte()),

@@ -6,10 +6,12 @@ A folder holds labels of one kind. Its settings are written before the first lab
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from annotator.errors import UserError
+from annotator.io.lease import FILE as LEASE_FILE
 from annotator.io.storage import join, names_in, read_whole, write_whole
 
 FILE = "_run.json"
@@ -29,6 +31,8 @@ class RunSettings:
     crop_px: int
     detector: str | None = None  # id; none: each photo is the crop around one hand
     max_hands: int = 1
+    every: int = 1  # of a video's frames
+    boxes: str | None = None  # where the hands are listed
 
 
 #: Every kind of job has settings of its own.
@@ -43,6 +47,10 @@ class RunRecord(Generic[Settings]):
     outcomes: dict[str, int] = field(default_factory=dict)  # rows by "ok" or "status: reason"
     skipped_files: int = 0  # files of the source that are no photos
     skipped_names: list[str] = field(default_factory=list)  # the first few of them
+    failed: list[list[str]] = field(default_factory=list)  # the first few that failed: uri, error
+    retries: dict[str, int] = field(
+        default_factory=dict
+    )  # what was asked again, by what had come first, over all runs
     seconds: float = 0.0  # of labelling, start-up left out, over all runs
 
     @property
@@ -60,7 +68,7 @@ def read_run_record(labels: str, kind: type[Settings]) -> RunRecord[Settings] | 
     data = read_whole(join(labels, FILE))
     if data is None:
         # A killed run's unfinished files, and those that file managers leave, start with a dot.
-        if any(not name.startswith(".") for name in names_in(labels) - {"faces.parquet"}):
+        if any(not name.startswith(".") for name in names_in(labels) - {"faces.parquet", LEASE_FILE}):
             raise UserError(
                 f"'{labels}' holds something that is not a label set: give an empty or a new folder"
             )
@@ -76,15 +84,19 @@ def read_run_record(labels: str, kind: type[Settings]) -> RunRecord[Settings] | 
         ) from None
 
 
-def check_settings(labels: str, old: Any, new: Any) -> None:
+def check_settings(labels: str, old: Any, new: Any, may_differ: Sequence[str] = ()) -> None:
     """Refuse to mix labels.
+
+    Args:
+        labels: the folder. old: its settings. new: this run's.
+        may_differ: names of settings that do not matter.
 
     Raises:
         UserError: names the first setting that differs.
     """
     for name, was in asdict(old).items():
         now = getattr(new, name)
-        if was != now:
+        if was != now and name not in may_differ:
             raise UserError(
                 f"'{labels}' was labelled with {name} {was!r}, this run has {now!r}: "
                 "use the same settings to go on, or another folder"

@@ -1,150 +1,186 @@
-"""The stations a shard passes: decode, predict, write. Plain functions on one shard; they know no engine.
+"""The stations a shard passes: open, predict, write. Plain functions on one shard; they know no engine.
 
-    ShardRef --decode_shard--> DecodedShard --predict_shard--> LabelledShard --write_shard--> ShardReport
+    entries --open_shard--> Shard with crops --predict_shard--> Shard with hands --shard_file--> a label file
 
 Every entry leaves as a row, whatever became of it.
 """
 
 from __future__ import annotations
 
-import pickle
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
-from annotator.detect.hands import ENOUGH_PX, NO_HAND_FOUND, HandDetector
+from annotator.detect.hands import ENOUGH_PX, HandDetector
+from annotator.errors import UserError
 from annotator.io.crops import Crops, crop_photo
-from annotator.io.decode import PhotoError, decode_photo, read_photo
-from annotator.io.manifest import ShardRef, read_shard
-from annotator.io.schema import encode_table, labels_to_table
-from annotator.io.storage import join, write_whole
+from annotator.io.decode import Photo, PhotoError
+from annotator.io.entry import Entry
+from annotator.io.photos import photos_of
+from annotator.io.schema import labels_to_table, without_hand
 
-if TYPE_CHECKING:  # decoders and writers start seconds sooner without torch
+if TYPE_CHECKING:  # who opens and writes starts seconds sooner without torch
     from annotator.predictor import Predictor, Side
 
-
-@dataclass
-class DecodedShard:
-    """Rows for every entry of a shard, and the crops of those that could be read."""
-
-    ref: ShardRef
-    rows: list[dict[str, Any]]
-    crops: Crops | None  # None where no entry could be read
-    hand_rows: list[int]  # the row of each crop
+#: Gives this process's detector, which is loaded when first asked for.
+FindHands = Callable[[], HandDetector]
 
 
 @dataclass
-class LabelledShard:
-    """A decoded shard whose crops have become label columns."""
+class Shard:
+    """Rows for every entry, and crops or labels of the hands among them."""
 
-    ref: ShardRef
-    rows: list[dict[str, Any]]
-    hands: dict[str, Any]
-    hand_rows: list[int]
-    began: float  # when its prediction began, time.time()
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    hand_rows: list[int] = field(default_factory=list)  # the row of each crop, then of each hand
+    crops: Crops | None = None  # gone once they are labelled
+    hands: dict[str, Any] = field(default_factory=dict)  # label columns over hands
+
+    @staticmethod
+    def join(parts: Sequence[Shard]) -> Shard:
+        """One of several that were opened apart."""
+        whole = Shard()
+        for part in parts:
+            whole.hand_rows += [len(whole.rows) + row for row in part.hand_rows]
+            whole.rows += part.rows
+        crops = [part.crops for part in parts if part.crops is not None]
+        whole.crops = Crops.stack(crops) if crops else None
+        of_hands = [part.hands for part in parts if part.hands]
+        if of_hands:
+            whole.hands = {name: np.concatenate([h[name] for h in of_hands]) for name in of_hands[0]}
+        return whole
 
 
-@dataclass
-class ShardReport:
-    """What became of a shard's entries."""
+def first_row(entry: Entry) -> dict[str, Any]:
+    """What all rows of an entry have in common, as a row without a hand."""
+    return {
+        "image_uri": entry.uri,
+        "image_id": entry.id,
+        "duplicate": entry.duplicate,
+        "frame_index": entry.frame_index,
+        "frame_time_s": entry.frame_time_s,
+        "hand_index": -1,
+        **entry.extra,
+    }
 
-    shard: int
-    outcomes: dict[str, int]  # "ok", or "status: reason"
-    began: float
+
+def row_of_error(error: Exception) -> dict[str, Any]:
+    """What the row of an entry says that could not be read, or met a defect of ours, which costs it alone."""
+    if isinstance(error, PhotoError):
+        return without_hand(error.reason, str(error))
+    return without_hand("internal_error", one_line(error))
 
 
-def decode_shard(
-    labels: str, ref: ShardRef, crop_px: int, find: Callable[[], HandDetector] | None = None
-) -> DecodedShard:
+def crashed_shard(entries: Sequence[Entry]) -> Shard:
+    """Entries that ended every process that opened them."""
+    said = without_hand("crashed", "each process that opened this photo ended without a word")
+    return Shard([first_row(entry) | said for entry in entries])
+
+
+def opened(
+    entries: Sequence[Entry], min_side_px: int
+) -> Iterator[tuple[Entry, dict[str, Any], Photo | None]]:
+    """Each entry with its row and its photo; where there is none, the row says why."""
+    photos = photos_of([entry for entry in entries if not entry.fault], min_side_px)
+    for entry in entries:
+        row = first_row(entry)
+        if entry.fault:
+            yield entry, row | without_hand(*entry.fault), None
+            continue
+        photo = next(photos)
+        if isinstance(photo, Exception):
+            yield entry, row | row_of_error(photo), None
+        else:
+            yield entry, row | {"width": photo.width, "height": photo.height}, photo
+
+
+def open_shard(entries: Sequence[Entry], crop_px: int, find: FindHands | None = None) -> Shard:
     """Read and decode every photo of a shard and cut its hands; one that can't be read gets its row at once.
 
-    Hands are those that the detector `find` gives sees; without, each photo is the crop around one.
+    Hands are those that the list names, or the detector `find` gives sees; without either, each photo is the crop
+    around one.
     """
-    rows: list[dict[str, Any]] = []
+    shard = Shard()
     cut: list[Crops] = []
-    hand_rows: list[int] = []
-    for entry in read_shard(labels, ref):
-        row: dict[str, Any] = {"image_uri": entry.uri, "image_id": entry.id, "hand_index": -1}
+    whole = find is None and all(entry.hands is None or _no_box(entry) for entry in entries)
+    for entry, row, photo in opened(entries, crop_px if whole else ENOUGH_PX):
+        if photo is None:
+            shard.rows.append(row)
+            continue
         try:
-            found = _hands(entry.path, crop_px, find)
-        except PhotoError as error:
-            row |= {"status": "unreadable", "reason": error.reason, "error": str(error)}
-        except Exception as error:  # a defect of ours must cost one photo, not the run
-            row |= {"status": "failed", "reason": "internal_error", "error": one_line(error)}
-        else:
-            row |= {"width": found.size_px[0], "height": found.size_px[1]}
-            if found.crops:
-                hand_rows += range(len(rows), len(rows) + len(found.crops))
-                cut += found.crops
-                row |= {"box_source": "detector" if find else "photo"}
-                rows += [row | {"hand_index": index} for index in range(len(found.crops))]
-                continue
-            row |= NO_HAND_FOUND
-        rows.append(row)
-    return DecodedShard(ref, rows, Crops.stack(cut) if cut else None, hand_rows)
+            source, crops = _hands(entry, photo, crop_px, find)
+        except UserError:  # a detector that can't be used finds nothing in any photo
+            raise
+        except Exception as error:  # a defect of ours or the detector's must cost one photo, not the run
+            shard.rows.append(row | row_of_error(error))
+            continue
+        if not crops:
+            shard.rows.append(row | without_hand("no_hand_found", "the detector found no hand"))
+            continue
+        shard.hand_rows += range(len(shard.rows), len(shard.rows) + len(crops))
+        shard.rows += [row | {"hand_index": k, "box_source": source} for k in range(len(crops))]
+        cut += crops
+    shard.crops = Crops.stack(cut) if cut else None
+    return shard
 
 
-class _Found(NamedTuple):
-    size_px: tuple[int, int]  # of the photo
-    crops: list[Crops]  # of its hands, the largest first
+def _no_box(entry: Entry) -> bool:
+    return (
+        entry.hands is not None and all(hand.box_xyxy is None for hand in entry.hands) and entry.hands != ()
+    )
 
 
-def _hands(path: str, crop_px: int, find: Callable[[], HandDetector] | None) -> _Found:
-    """The hands of one photo; raises as `read_photo` and `decode_photo` do."""
+def _hands(entry: Entry, photo: Photo, crop_px: int, find: FindHands | None) -> tuple[str, list[Crops]]:
+    """Who said where the hands are, and their crops."""
+
+    def crop(box: Sequence[float] | None, right_score: float | None) -> Crops:
+        return crop_photo(photo.pixels, photo.width, photo.height, crop_px, box, entry.focal_px, right_score)
+
+    hands = entry.hands
+    if hands is not None and not _no_box(entry):
+        for hand in hands:
+            x0, y0, x1, y1 = hand.box_xyxy or (0, 0, 1, 1)
+            if x1 <= 0 or y1 <= 0 or x0 >= photo.width or y0 >= photo.height:
+                size = f"{photo.width} x {photo.height} pixels"
+                raise PhotoError(
+                    "box_outside", f"the listed box {(x0, y0, x1, y1)} lies outside the photo of {size}"
+                )
+        return "list", [crop(*hand) for hand in hands]
+    told = hands[0].right_score if hands else None
     if find is None:
-        photo = decode_photo(read_photo(path), min_side_px=crop_px)
-        crops = [crop_photo(photo.pixels, photo.width, photo.height, crop_px)]
-    else:
-        photo = decode_photo(read_photo(path), min_side_px=ENOUGH_PX)
-        crops = [
-            crop_photo(
-                photo.pixels,
-                photo.width,
-                photo.height,
-                crop_px,
-                hand.box_xyxy.tolist(),
-                right_score=hand.side_score if hand.is_right else 1 - hand.side_score,
-            )
-            for hand in find().find(photo.pixels, photo.width, photo.height)
-        ]
-    return _Found((photo.width, photo.height), crops)
+        return "photo", [crop(None, told)]
+    found = find().find(photo.pixels, photo.width, photo.height)
+    return "detector", [
+        crop(hand.box_xyxy.tolist(), _right_score(hand.is_right, hand.side_score) if told is None else told)
+        for hand in found
+    ]
 
 
-def predict_shard(predictor: Predictor, shard: DecodedShard, side: Side) -> LabelledShard:
+def _right_score(is_right: bool, side_score: float) -> float:
+    return side_score if is_right else 1 - side_score
+
+
+def predict_shard(predictor: Predictor, shard: Shard, side: Side) -> Shard:
     """Label the crops of a shard."""
-    began = time.time()
-    hands: dict[str, Any] = {}
-    if shard.crops is not None:
-        try:
-            hands = predictor.predict_crops(shard.crops, side)
-        except Exception as error:
-            for row in shard.hand_rows:
-                shard.rows[row] |= {"status": "failed", "reason": "internal_error", "error": one_line(error)}
-        else:
-            for row in shard.hand_rows:
-                shard.rows[row] |= {"status": "ok"}
-    return LabelledShard(shard.ref, shard.rows, hands, shard.hand_rows if hands else [], began)
+    labelled = Shard(shard.rows, shard.hand_rows)
+    if shard.crops is None:
+        return labelled
+    try:
+        labelled.hands = predictor.predict_crops(shard.crops, side)
+        said: dict[str, Any] = {"status": "ok", "checkpoint": predictor.checkpoint.id}
+    except Exception as error:
+        said, labelled.hand_rows = without_hand("internal_error", one_line(error)), []
+    for row in shard.hand_rows:
+        labelled.rows[row] |= said
+    return labelled
 
 
-def write_shard(labels: str, shard: LabelledShard, schema: pa.Schema) -> ShardReport:
-    """Write a shard's label file in one step: its appearance commits the shard."""
-    table = labels_to_table(shard.rows, shard.hands, shard.hand_rows, schema)
-    write_whole(join(labels, "data", shard.ref.file_name), encode_table(table), scratch=join(labels, "_tmp"))
-    return ShardReport(shard.ref.number, count_outcomes(shard.rows), shard.began)
-
-
-def packed(shard: Any) -> dict[str, Any]:
-    """A shard as the one opaque value of an engine's row: Arrow would otherwise guess a schema for each anew."""
-    return {"shard": pickle.dumps(shard, protocol=5)}
-
-
-def unpacked(row: dict[str, Any]) -> Any:
-    """The inverse of `packed`; only ever given what a station of the same run packed."""
-    return pickle.loads(row["shard"])
+def shard_table(shard: Shard, schema: pa.Schema) -> pa.Table:
+    """The rows of a shard's label file."""
+    return labels_to_table(shard.rows, shard.hands, shard.hand_rows, schema)
 
 
 def count_outcomes(rows: Iterable[dict[str, Any]]) -> dict[str, int]:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from annotator.frames import CropFrame, cut, project_weak
-from annotator.io.decode import PhotoError, decode_photo, read_photo
+from annotator.io.decode import PhotoError
+from annotator.io.photos import photo_at
 from annotator.render.shading import draw
 
 Picture = NDArray[np.uint8]
@@ -45,7 +46,7 @@ def crop_points(label: Mapping[str, Any]) -> torch.Tensor:
 def photo_tile(label: Mapping[str, Any], size_px: int) -> Picture | None:
     """The crop of the photo that the network saw (size_px, size_px, 3); None where the photo is gone."""
     try:
-        photo = decode_photo(read_photo(label["image_uri"]))
+        photo = photo_at(label["image_uri"], label["frame_index"])
     except PhotoError:
         return None
     x0, y0, x1, y1 = label["crop_xyxy"]

@@ -31,7 +31,8 @@ from annotator.allocator import keep_freed_memory
 from annotator.io.crops import Crops, crop_photo
 from annotator.io.decode import PhotoError, decode_photo, read_photo
 from annotator.io.sources import FolderSource
-from annotator.pipeline import ComputeOptions, Progress
+from annotator.crew import ComputeOptions
+from annotator.job import Progress
 
 
 def prepared(photos: Path, crop_px: int) -> torch.Tensor:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from annotator.cluster import connected
+from annotator.crew import ComputeOptions
 from annotator.model.checkpoint import save_checkpoint
-from annotator.pipeline import ComputeOptions, annotate
+from annotator.pipeline import annotate
 from annotator.predictor import Predictor
 from tests.hostile_photos import encoded
 
@@ -131,3 +134,12 @@ def labelled(photos, lively_file, tmp_path_factory, local_ray):
         str(photos), str(labels), checkpoint=lively_file, compute=SMALL, on_progress=told.append
     )
     return labels, record, told
+
+
+def at_work(process: psutil.Process) -> bool:
+    """Whether a process of Ray's writes anything; its agents take a minute to see that they are alone."""
+    with suppress(psutil.NoSuchProcess):
+        return process.name() == "raylet" or (
+            process.name().startswith("ray::") and "Agent" not in process.name()
+        )
+    return False

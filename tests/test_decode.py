@@ -354,7 +354,7 @@ def test_a_failing_disk_is_one_line(tmp_path, monkeypatch):
 
     (tmp_path / "a.jpg").write_bytes(b"abc")
     monkeypatch.setattr(Path, "read_bytes", fail)
-    assert reason_of(tmp_path / "a.jpg") == "missing"
+    assert reason_of(tmp_path / "a.jpg") == "io_error"
 
 
 def test_errors_travel_between_processes():

@@ -24,15 +24,17 @@ from PIL import Image
 from annotator.errors import UserError
 from annotator.hand.anatomy import chirality
 from annotator.io.schema import label_schema
-from tests.conftest import SHARED
+from tests.conftest import SHARED, at_work
 from tests.hostile_photos import encoded, noise
 
 pytest.importorskip("mediapipe", reason="MediaPipe (extra 'detect') is not installed")
 
+from annotator.crew import ComputeOptions
 from annotator.detect.hands import HandDetector, agreement, read_model
 from annotator.detect.job import detect, detection_schema
-from annotator.pipeline import ComputeOptions, annotate
+from annotator.pipeline import annotate
 
+SMALL_SHARDS = ComputeOptions(shard_size=4)
 MODEL = SHARED / "models" / "hand_landmarker.task"
 
 
@@ -90,7 +92,7 @@ def test_annotate_with_a_detector_labels_every_hand_of_a_scene(
     for path in sorted((hand_scenes / "images").glob("*.jpg"))[3::250]:
         shutil.copy(path, photos)
     (photos / "wall.jpg").write_bytes(encoded(np.full((300, 400, 3), 180, np.uint8), "JPEG"))
-    detect(str(photos), str(tmp_path / "found"), model, workers=1)
+    detect(str(photos), str(tmp_path / "found"), model)
     record = annotate(
         str(photos),
         str(tmp_path / "labels"),
@@ -226,7 +228,7 @@ def mixed(sign_digits, hand_scenes, tmp_path_factory) -> Path:
 def detected(mixed, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "labels"
     told = []
-    record = detect(str(mixed), str(out), model, workers=2, shard_size=4, on_progress=told.append)
+    record = detect(str(mixed), str(out), model, compute=SMALL_SHARDS, on_progress=told.append)
     return out, record, told
 
 
@@ -267,7 +269,7 @@ def test_every_photo_ends_in_rows_of_the_label_schema(detected, mixed, detector)
 def test_running_again_changes_no_file(detected, mixed, model):
     out, record, _ = detected
     before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in out.rglob("*")}
-    assert detect(str(mixed), str(out), model, shard_size=4) == record
+    assert detect(str(mixed), str(out), model, compute=SMALL_SHARDS) == record
     assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in out.rglob("*")} == before
 
 
@@ -275,7 +277,8 @@ def test_a_killed_run_loses_nothing_repeats_nothing_and_leaves_no_process(detect
     undisturbed, record, _ = detected
     out = tmp_path / "labels"
     program = (
-        "import sys; from annotator.detect.job import detect;detect(*sys.argv[1:], workers=1, shard_size=4)"
+        "import sys; from annotator.crew import ComputeOptions; from annotator.detect.job import detect;"
+        "detect(*sys.argv[1:], compute=ComputeOptions(workers=1, shard_size=4))"
     )
     driver = subprocess.Popen(
         [sys.executable, "-c", program, str(mixed), str(out), model], cwd=Path(__file__).parents[1]
@@ -283,13 +286,13 @@ def test_a_killed_run_loses_nothing_repeats_nothing_and_leaves_no_process(detect
     while not list(out.glob("data/*.parquet")):
         assert driver.poll() is None
         time.sleep(0.01)
-    children = psutil.Process(driver.pid).children(recursive=True)
+    children = [one for one in psutil.Process(driver.pid).children(recursive=True) if at_work(one)]
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    assert children and not psutil.wait_procs(children, timeout=5)[1]
+    assert children and not psutil.wait_procs(children, timeout=30)[1]
     committed = {p.name: p.stat().st_mtime_ns for p in (out / "data").iterdir()}
     assert 1 <= len(committed) < 5
-    again = detect(str(mixed), str(out), model, workers=1, shard_size=4)
+    again = detect(str(mixed), str(out), model, compute=SMALL_SHARDS)
     assert again.outcomes == record.outcomes and contents(out) == contents(undisturbed)
     assert {name: (out / "data" / name).stat().st_mtime_ns for name in committed} == committed
     assert not (out / "_tmp").exists()
@@ -319,7 +322,10 @@ def test_a_missing_model_or_package_is_one_line_that_says_what_to_do(mixed, mode
     with zipfile.ZipFile(other, "w") as file:
         file.writestr("face_landmarks_detector.tflite", b"")
     for given, words in (
-        (None, "no hand detector is given: --model PATH of MediaPipe's hand_landmarker.task, from http"),
+        (
+            None,
+            "no hand_landmarker.task in this folder: give the path or URL of MediaPipe's .*task, from http",
+        ),
         (str(tmp_path / "none.task"), "there is no '.*none.task': give"),
         (str(tmp_path), "can't be read"),
         (str(text), "is not a hand detector: give"),
@@ -332,7 +338,7 @@ def test_a_missing_model_or_package_is_one_line_that_says_what_to_do(mixed, mode
     with zipfile.ZipFile(hollow, "w") as file:
         file.writestr("hand_landmarks_detector.tflite", b"not a network")
     with pytest.raises(UserError, match="can't be used"):
-        detect(str(mixed), str(tmp_path / "hollow"), str(hollow), workers=1)
+        detect(str(mixed), str(tmp_path / "hollow"), str(hollow))
     assert not os.path.lexists(out)
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     with pytest.raises(UserError, match=r"pip install 'amvur-annotator\[detect\]'"):

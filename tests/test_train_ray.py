@@ -26,6 +26,7 @@ from annotator.config import to_dict
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.model.checkpoint import load_checkpoint
+from tests.conftest import at_work
 from tests.example_files import write_stick_hands
 from tests.test_loop import TINY, largest_difference, weights
 from trainer.config import OptimizerConfig, SourceConfig, TrainConfig
@@ -188,13 +189,6 @@ def test_a_run_ends_as_if_nothing_had_been_killed_and_a_job_ends_it(run_folder, 
     assert largest_difference(whole, weights(out)) < 1e-5
     assert largest_difference(whole, start.state_dict()) > 1e-3
     assert not (run_folder / "ray_results").exists()
-
-
-def at_work(process: psutil.Process) -> bool:
-    """Ray's agents take a minute to see that they are alone; they write nothing of ours."""
-    with suppress(psutil.NoSuchProcess):
-        return process.name() == "raylet" or process.name().startswith("ray::RayTrainW")
-    return False
 
 
 def wait_for_answer(address: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import torch
 import yaml
@@ -58,18 +57,11 @@ def _submit_training(
 ) -> int:
     places = [out, config.start_from, config.hand.removeprefix("mano:")]
     places += [source.source for source in config.data if source.source != SYNTHETIC]
-    here = [
-        place
-        for place in places
-        if place and is_local(place) and (place == out or local_path(place).exists())
-    ]
-    if here and urlsplit(address).hostname not in ("localhost", "127.0.0.1", "::1"):
-        names = ", ".join(f"'{place}'" for place in here)
-        follow(f"{names}: give URLs, unless all machines of the cluster share this folder\n")
+    here = [place for place in places if place and (place == out or local_path(place).exists())]
     if is_local(out):
         out = str(local_path(out).absolute())
     arguments = ["train", SUBMITTED, out, "--address", "auto"]
     if workers:
         arguments += ["--workers", str(workers)]
     files = {f"annotator/configs/train/{SUBMITTED}.yaml": yaml.safe_dump(to_dict(config))}
-    return submit(address, arguments, follow, files)
+    return submit(address, arguments, follow, files, here)

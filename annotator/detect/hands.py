@@ -18,8 +18,8 @@ import io
 import weakref
 import zipfile
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,9 @@ BORDER = 0.5
 #: The fit between its two answers, of a share of the hand's size, at which `detection_score` is 1/2.
 _HALF_SCORE_MISFIT = 0.05
 
+#: The name under which it is given out.
+MODEL_NAME = "hand_landmarker.task"
+
 _WHERE_TO_GET = "MediaPipe's hand_landmarker.task, from https://ai.google.dev/edge/mediapipe/solutions/vision/hand_landmarker"
 
 
@@ -61,27 +64,37 @@ class FoundHand:
     ]  # (21, 3) wrist-relative, camera axes; of a hand of the detector's usual size
 
 
+@dataclass(frozen=True, eq=False)
+class DetectorModel:
+    """A detector's file, which travels whole: other machines need not see where it lies."""
+
+    place: str
+    bundle: bytes
+    id: str  # its name in labels, with a hash of its content
+
+
 class HandDetector:
     """MediaPipe's hand landmarker, ready to look at photos. One per process and thread."""
 
-    def __init__(self, model: str, max_hands: int = 2) -> None:
+    def __init__(self, model: str | DetectorModel, max_hands: int = 2) -> None:
         """Load a model.
 
         Args:
-            model: path or URL of `hand_landmarker.task`.
+            model: path or URL of `hand_landmarker.task`, or what `read_model` gave.
             max_hands: how many hands a photo shows at most.
 
         Raises:
             UserError: the package or the model is missing, or the file is no such model.
         """
-        bundle = read_model(model)
+        if isinstance(model, str):
+            model = read_model(model)
         from mediapipe import Image as MediaPipeImage
         from mediapipe import ImageFormat
         from mediapipe.tasks.python import BaseOptions
         from mediapipe.tasks.python.vision import HandLandmarker, HandLandmarkerOptions
 
         options = HandLandmarkerOptions(
-            base_options=BaseOptions(model_asset_buffer=bundle), num_hands=max_hands
+            base_options=BaseOptions(model_asset_buffer=model.bundle), num_hands=max_hands
         )
         self._image = lambda pixels: MediaPipeImage(image_format=ImageFormat.SRGB, data=pixels)
         # It logs as it starts and at its first photo, not later.
@@ -90,7 +103,7 @@ class HandDetector:
                 self._landmarker = HandLandmarker.create_from_options(options)
             except (RuntimeError, ValueError, OSError) as error:
                 reason = str(error).splitlines()[0]
-                raise UserError(f"'{model}' can't be used ({reason}): give {_WHERE_TO_GET}") from None
+                raise UserError(f"'{model.place}' can't be used ({reason}): give {_WHERE_TO_GET}") from None
             # A landmarker that the garbage collector closes waits for ever for a thread that has gone already.
             self._closing = weakref.finalize(self, self._landmarker.close)
             self._closing.atexit = False  # by then no thread starts any more
@@ -141,14 +154,15 @@ class HandDetector:
         ]
 
 
-#: What the row of a photo without any says.
-NO_HAND_FOUND = {"status": "no_hand", "reason": "no_hand_found", "error": "the detector found no hand"}
+_of_process: dict[tuple[str, int], HandDetector] = {}
 
 
-@cache
-def detector_of_process(model: str, max_hands: int) -> HandDetector:
+def detector_of_process(model: DetectorModel, max_hands: int) -> HandDetector:
     """The one of this process, loaded when first asked for."""
-    return HandDetector(model, max_hands)
+    key = (model.id, max_hands)
+    if key not in _of_process:
+        _of_process[key] = HandDetector(model, max_hands)
+    return _of_process[key]
 
 
 def _hand(
@@ -178,31 +192,34 @@ def agreement(joints2d_px: NDArray[np.floating], joints3d_mm: NDArray[np.floatin
     return float(1 / (1 + (misfit / diagonal / _HALF_SCORE_MISFIT) ** 2))
 
 
-def read_model(model: str | None) -> bytes:
-    """The bytes of a model bundle.
+def model_file(named: str | None) -> str | None:
+    """Where the model is that a user named: a path or URL, or `mediapipe`, or nothing."""
+    if named not in (None, "mediapipe"):
+        return named
+    return MODEL_NAME if Path(MODEL_NAME).exists() else None
+
+
+def read_model(named: str | None) -> DetectorModel:
+    """The model that a user named.
 
     Raises:
         UserError: MediaPipe is not installed, there is no such file, or it is another kind of file.
     """
     if find_spec("mediapipe") is None:
         raise UserError("hands are detected by MediaPipe: pip install 'amvur-annotator[detect]'")
-    if model is None:
-        raise UserError(f"no hand detector is given: --model PATH of {_WHERE_TO_GET}")
+    place = model_file(named)
+    if place is None:
+        raise UserError(f"there is no {MODEL_NAME} in this folder: give the path or URL of {_WHERE_TO_GET}")
     try:
-        bundle = read_whole(model)
+        bundle = read_whole(place)
     except OSError as error:
-        raise UserError(f"'{model}' can't be read ({error.strerror}): give {_WHERE_TO_GET}") from None
+        raise UserError(f"'{place}' can't be read ({error.strerror}): give {_WHERE_TO_GET}") from None
     if bundle is None:
-        raise UserError(f"there is no '{model}': give {_WHERE_TO_GET}")
+        raise UserError(f"there is no '{place}': give {_WHERE_TO_GET}")
     try:
         names = zipfile.ZipFile(io.BytesIO(bundle)).namelist()
     except zipfile.BadZipFile:
         names = []
     if "hand_landmarks_detector.tflite" not in names:
-        raise UserError(f"'{model}' is not a hand detector: give {_WHERE_TO_GET}")
-    return bundle
-
-
-def model_id(model: str | None) -> str:
-    """A model's name in labels, with a hash of its content; raises as `read_model` does."""
-    return f"hand_landmarker-{hashlib.sha256(read_model(model)).hexdigest()[:12]}"
+        raise UserError(f"'{place}' is not a hand detector: give {_WHERE_TO_GET}")
+    return DetectorModel(place, bundle, f"hand_landmarker-{hashlib.sha256(bundle).hexdigest()[:12]}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from annotator.frames import assumed_focal_px, cut, square_around
+
+#: Which hands photos show; `auto`: somebody or the network says it of each.
+Side = Literal["auto", "left", "right"]
 
 #: A crop's side over its box's longer side. A photo that is itself the crop is taken whole.
 BOX_PADDING = 1.3

@@ -6,6 +6,7 @@ it tries forty formats (one of them starts Ghostscript), and its size limit is a
 
 from __future__ import annotations
 
+import errno
 import io
 import stat
 import struct
@@ -13,7 +14,6 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
@@ -26,10 +26,22 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from annotator.errors import UserError
 from annotator.io.jpeg_end import ends_early
+from annotator.io.remote import read_part
+from annotator.io.storage import is_local, local_path
 
 Reason = Literal[
-    "missing", "no_permission", "empty", "not_a_photo", "truncated", "corrupt", "too_large", "unsupported"
+    "missing",
+    "no_permission",
+    "io_error",
+    "empty",
+    "not_a_photo",
+    "truncated",
+    "corrupt",
+    "too_large",
+    "unsupported",
+    "box_outside",
 ]
 
 #: Pillow keeps 4 bytes a pixel and the array 3: 0.7 GB for the largest photo. A JPEG of up to twice as many
@@ -71,30 +83,48 @@ class Photo:
 
 
 def read_photo(path: str) -> bytes:
-    """The bytes of a photo's file.
+    """The bytes of a photo's file, a path or URL.
 
     Raises:
-        PhotoError: `missing`, `no_permission`, `not_a_photo` (a folder or a device) or `too_large`.
+        PhotoError: `missing`, `no_permission`, `not_a_photo` (a folder or a device), `too_large`, or `io_error` where a
+            disk or store did not answer as it should, for long.
     """
     try:
-        file = Path(path)
+        if not is_local(path):
+            return _checked_length(read_part(path, 0, MAX_BYTES + 1))
+        file = local_path(path)
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise PhotoError("not_a_photo", f"this is {kind}")
         if status.st_size > MAX_BYTES:
-            raise PhotoError(
-                "too_large", f"the file has {status.st_size:,} bytes; at most {MAX_BYTES:,} are read"
-            )
+            raise _too_many_bytes(f"{status.st_size:,}")
         return file.read_bytes()
     except PermissionError:
         raise PhotoError("no_permission", "no permission to read the file") from None
     except (FileNotFoundError, NotADirectoryError):
         raise PhotoError("missing", "no such file") from None
     except OSError as error:
-        raise PhotoError("missing", f"the file can't be read: {error.strerror}") from None
-    except ValueError:
+        raise reading_error(error) from None
+    except (ValueError, UserError):
         raise PhotoError("missing", "no such file: the path is not a file name") from None
+
+
+def reading_error(error: OSError) -> PhotoError:
+    """Why a file that is there can't be read: its name, or its disk or store."""
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
+        return PhotoError("missing", f"the file can't be read: {error.strerror}")
+    return PhotoError("io_error", f"the file can't be read: {error.strerror or type(error).__name__}")
+
+
+def _checked_length(data: bytes) -> bytes:
+    if len(data) > MAX_BYTES:
+        raise _too_many_bytes("more")
+    return data
+
+
+def _too_many_bytes(there: str) -> PhotoError:
+    return PhotoError("too_large", f"the file has {there} bytes; at most {MAX_BYTES:,} are read")
 
 
 def decode_photo(data: bytes, min_side_px: int | None = None) -> Photo:

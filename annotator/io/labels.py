@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from annotator.errors import UserError
@@ -75,10 +76,45 @@ def read_columns(labels: str, file_name: str, columns: list[str] | None = None) 
         with open_file(path) as file:
             return pq.read_table(file, columns=columns)
     except pa.ArrowInvalid:
-        raise UserError(f"'{path}' is damaged: delete it and run the same command again") from None
+        raise _damaged(path) from None
+
+
+def label_columns(labels: str, file_name: str) -> list[str]:
+    """The names of a label file's columns.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = join(labels, "data", file_name)
+    try:
+        with open_file(path) as file:
+            return pq.read_schema(file).names
+    except pa.ArrowInvalid:
+        raise _damaged(path) from None
+
+
+def _damaged(path: str) -> UserError:
+    return UserError(f"'{path}' is damaged: delete it and run the same command again")
 
 
 def outcome_rows(labels: str, file_names: Iterable[str]) -> Iterator[dict[str, Any]]:
     """`status`, `reason` and `hand_index` of every row of some label files."""
     for name in sorted(file_names):
         yield from read_columns(labels, name, ["status", "reason", "hand_index"]).to_pylist()
+
+
+def replace_rows(labels: str, file_name: str, table: pa.Table, ids: list[str]) -> pa.Table:
+    """A label file's table with the rows of some entries in place of those it had; `ids`: of all entries in order."""
+    again = table["image_id"].combine_chunks()
+    old = read_columns(labels, file_name)
+    kept = old.filter(pc.invert(pc.is_in(old["image_id"], again)))
+    columns = [
+        kept[field.name].cast(field.type)
+        if field.name in kept.column_names
+        else pa.nulls(len(kept), field.type)
+        for field in table.schema
+    ]
+    both = pa.concat_tables([pa.Table.from_arrays(columns, schema=table.schema), table])
+    place = pc.index_in(both["image_id"], value_set=pa.array(ids))
+    order = np.lexsort((both["hand_index"].to_numpy(), place.to_numpy()))
+    return both.take(order)

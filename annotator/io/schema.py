@@ -22,7 +22,14 @@ SCHEMA_VERSION = 1
 STATUSES = ("ok", "no_hand", "unreadable", "failed")
 
 #: Closed list of `reason`: null for ok, else why there is no hand in this row.
-REASONS = (*get_args(Reason), "no_hand_found", "internal_error")
+REASONS = (
+    *get_args(Reason),
+    *("bad_row", "no_hand_found", "not_listed", "crashed", "internal_error"),
+)
+
+_STATUS_OF = {"no_hand_found": "no_hand", "not_listed": "no_hand"}
+#: What may end otherwise when it is tried again.
+_STATUS_OF |= dict.fromkeys(["io_error", "crashed", "internal_error"], "failed")
 
 #: What is rounded to which power of two (millimetres or pixels); at most half of it is lost.
 ROUNDING = {
@@ -49,8 +56,20 @@ CAMERA = pa.struct(
 )
 
 
-def label_schema(vertex_count: int, metadata: Mapping[str, str] | None = None) -> pa.Schema:
-    """The columns of a label file for a hand of V vertices; `metadata` goes into the file's own."""
+def without_hand(reason: str, message: str) -> dict[str, str]:
+    """`status`, `reason` and `error` of a row that holds no hand."""
+    return {"status": _STATUS_OF.get(reason, "unreadable"), "reason": reason, "error": message}
+
+
+def label_schema(
+    vertex_count: int,
+    metadata: Mapping[str, str] | None = None,
+    passed: Mapping[str, pa.DataType] | None = None,
+) -> pa.Schema:
+    """The columns of a label file for a hand of V vertices, then those that a list passes through.
+
+    `metadata` goes into the file's own.
+    """
     xyz = pa.list_(pa.float32(), 3)
     joints3d = pa.list_(xyz, 21)
     joints2d = pa.list_(pa.list_(pa.float32(), 2), 21)
@@ -59,6 +78,7 @@ def label_schema(vertex_count: int, metadata: Mapping[str, str] | None = None) -
         [
             ("image_uri", pa.string()),
             ("image_id", pa.string()),
+            ("duplicate", pa.bool_()),
             ("frame_index", pa.int32()),
             ("frame_time_s", pa.float64()),
             ("hand_index", pa.int8()),
@@ -88,6 +108,8 @@ def label_schema(vertex_count: int, metadata: Mapping[str, str] | None = None) -
             ("joint_std_mm", pa.float32()),
             ("max_joint_std_mm", pa.float32()),
             ("vertex_std_mm", pa.float32()),
+            ("checkpoint", pa.string()),
+            *(passed or {}).items(),
         ],
         metadata=dict(metadata or {}),
     )
@@ -161,7 +183,7 @@ def encode_table(table: pa.Table) -> bytes:
 
 def write_tables(sink: Any, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     """One Parquet file of tables as they come, a row group each; `sink` is a path or an open file."""
-    dictionary = ["status", "reason", "box_source", "camera.focal_source"]
+    dictionary = ["status", "reason", "box_source", "camera.focal_source", "checkpoint"]
     split = [path for path in _SPLIT if path.split(".")[0] in schema.names]
     with pq.ParquetWriter(
         sink,

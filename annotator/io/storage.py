@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
@@ -11,16 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
-
 from annotator.errors import UserError
+from annotator.io.remote import ask, open_remote, patience, read_all, read_part
 
-
-class RefusedError(UserError, PermissionError):
-    """A store that says no, and will say so again. An OSError too: who needs one file of many may go on."""
-
-    def __str__(self) -> str:
-        return f"'{self.filename}': {self.strerror}"
+#: How long a store that a command names may take to give a first good answer.
+FIRST_ANSWER_S = 10.0
 
 
 def is_local(url: str) -> bool:
@@ -47,8 +41,7 @@ def write_whole(url: str, data: bytes, scratch: str | None = None) -> None:
         scratch: on disk, the folder for the unfinished file, on the same file system; beside `url` if none.
     """
     if not is_local(url):
-        with _remote(url) as (filesystem, path):
-            filesystem.pipe_file(path, data)
+        ask(url, lambda filesystem, path: filesystem.pipe_file(path, data))
         return
     with whole_file(local_path(url), local_path(scratch) if scratch else None) as file:
         file.write(data)
@@ -82,45 +75,12 @@ def read_range(url: str, start: int, length: int) -> bytes:
         with local_path(url).open("rb") as file:
             file.seek(start)
             return file.read(length)
-    with _remote(url) as (filesystem, path):
-        return filesystem.cat_file(path, start=start, end=start + length)
+    return read_part(url, start, start + length)
 
 
-def open_file(url: str) -> IO[bytes]:
-    """A file to read from."""
-    if is_local(url):
-        return local_path(url).open("rb")
-    with _remote(url) as (filesystem, path):
-        return filesystem.open(path, "rb")
-
-
-@contextlib.contextmanager
-def _remote(url: str) -> Iterator[tuple[Any, str]]:
-    """The file system and path behind a URL. What its library raises, whatever that is, becomes an OSError.
-
-    Raises:
-        UserError: there is no such kind of URL.
-        RefusedError: no permission, or no credentials.
-        OSError: anything else; names the URL.
-    """
-    try:
-        try:
-            yield fsspec.core.url_to_fs(url)
-        except ImportError as error:
-            raise UserError(f"'{url}': {_first_line(error)}") from None
-    except UserError:
-        raise
-    except Exception as error:
-        said = _first_line(error)
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(errno.ENOENT, said, url) from None
-        if isinstance(error, (PermissionError, ValueError)) or "Credential" in type(error).__name__:
-            raise RefusedError(errno.EACCES, said, url) from None
-        raise OSError(getattr(error, "errno", None) or errno.EIO, said, url) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def open_file(url: str, ahead: int = 1 << 17) -> IO[bytes]:
+    """A file to read from; of a store, so many bytes at once."""
+    return local_path(url).open("rb") if is_local(url) else open_remote(url, ahead)
 
 
 def read_whole(url: str) -> bytes | None:
@@ -128,8 +88,7 @@ def read_whole(url: str) -> bytes | None:
     try:
         if is_local(url):
             return local_path(url).read_bytes()
-        with _remote(url) as (filesystem, path):
-            return filesystem.cat_file(path)
+        return read_all(url)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -139,12 +98,15 @@ def names_in(folder: str) -> set[str]:
     if is_local(folder):
         here = local_path(folder)
         return {entry.name for entry in os.scandir(here)} if here.is_dir() else set()
-    with contextlib.suppress(FileNotFoundError), _remote(folder) as (filesystem, path):
-        try:
-            return {name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
-        finally:
-            filesystem.invalidate_cache(path)  # others write here too
-    return set()
+
+    def listed(filesystem: Any, path: str) -> set[str]:
+        filesystem.invalidate_cache(path)  # others write here too
+        return {name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
+
+    try:
+        return ask(folder, listed)
+    except FileNotFoundError:
+        return set()
 
 
 def remove_file(url: str) -> None:
@@ -152,8 +114,8 @@ def remove_file(url: str) -> None:
     if is_local(url):
         local_path(url).unlink(missing_ok=True)
         return
-    with contextlib.suppress(FileNotFoundError), _remote(url) as (filesystem, path):
-        filesystem.rm_file(path)
+    with contextlib.suppress(FileNotFoundError):
+        ask(url, lambda filesystem, path: filesystem.rm_file(path))
 
 
 def remove_folder(folder: str) -> None:
@@ -172,10 +134,8 @@ def check_writable(folder: str) -> None:
     try:
         if is_local(folder):
             local_path(folder).mkdir(parents=True, exist_ok=True)
-        write_whole(probe, b"")
-        if is_local(folder):
-            local_path(probe).unlink()
-        else:
+        with patience(FIRST_ANSWER_S):
+            write_whole(probe, b"")
             remove_file(probe)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

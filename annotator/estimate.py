@@ -1,0 +1,99 @@
+"""What `annotate` would do: how many photos, how long, how many bytes, and where to. Nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from annotator.errors import UserError
+from annotator.io.manifest import DoneShards, Manifest
+from annotator.job import label_folder
+from annotator.pipeline import some_photos
+
+#: Of the bare predictor's photos a second, what a whole job keeps (docs/benchmarks.md).
+JOB_EFFICIENCY = 0.6
+
+#: Bytes of a hand's label, whatever the hand model, and for each vertex (docs/benchmarks.md).
+BYTES_A_HAND, BYTES_A_VERTEX = 1500, 10.0
+
+#: How often a count is told.
+_TELL_EVERY = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is there, and what is left to do."""
+
+    photos: int
+    done: int
+    photos_per_s: float  # of one model on this machine, in a job
+    bytes_a_hand: float
+    labels: str
+
+    @property
+    def left(self) -> int:
+        """Photos without a row."""
+        return self.photos - self.done
+
+    def table(self) -> list[tuple[str, ...]]:
+        """For people."""
+        gigabytes = self.left * self.bytes_a_hand / 1e9
+        return [
+            ("photos", f"{self.photos:,}", f"{self.done:,} of them have a row already"),
+            ("to do", f"{self.left:,}", ""),
+            (
+                "time",
+                _duration(self.left / self.photos_per_s),
+                f"with one model on this machine, at {self.photos_per_s:.0f} photos/s; a cluster's share it",
+            ),
+            ("labels", f"{gigabytes:.3g} GB", f"{self.bytes_a_hand / 1000:.1f} KB a hand, one hand a photo"),
+            ("written to", self.labels, ""),
+        ]
+
+
+def estimate(
+    source: str,
+    labels: str,
+    *,
+    checkpoint: str = "default",
+    hand: str | None = None,
+    side: str = "auto",
+    detector: str | None = None,
+    max_hands: int = 2,
+    boxes: str | None = None,
+    every: int = 1,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Estimate:
+    """Walk the whole source, and time the model on this machine for a few seconds; arguments as for `annotate`.
+
+    The detector's own time is left out.
+
+    Raises:
+        UserError: as `annotate` does.
+    """
+    from annotator.predictor import load
+    from annotator.run_record import RunSettings, read_run_record
+
+    labels = label_folder(labels)
+    photos = some_photos(source, labels, every, boxes)
+    if detector and boxes:
+        raise UserError("detector and boxes both say where the hands are: give one of them")
+    read_run_record(labels, RunSettings)
+    done_shards, manifest = DoneShards(labels), Manifest(labels)
+    done = sum(count for number, count in manifest.counts() if number in done_shards)
+    count = manifest.entry_count
+    for _ in manifest.unplanned(photos):
+        count += 1
+        if count % _TELL_EVERY == 0:
+            on_progress(count, count)
+    predictor = load(checkpoint, hand)
+    rate = predictor.photos_per_s() * JOB_EFFICIENCY
+    per_hand = BYTES_A_HAND + BYTES_A_VERTEX * predictor.checkpoint.hand.vertex_count
+    return Estimate(count, done, rate, per_hand, labels)
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(seconds, 1):.0f} s"

@@ -1,0 +1,92 @@
+"""One photo to label: where it is, and what is already known of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+
+class ListedHand(NamedTuple):
+    """What a list or a detector's labels say of one hand."""
+
+    box_xyxy: tuple[float, float, float, float] | None = None  # photo pixels
+    right_score: float | None = None  # probability of a right hand
+
+
+class Fault(NamedTuple):
+    """Why there is nothing to read: known when the source was listed."""
+
+    reason: str  # of the closed list in `schema.REASONS`
+    message: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One photo, frame of a video, or whatever else takes a row."""
+
+    path: str  # of its file, a path or URL; may hold surrogates for bytes that are not UTF-8
+    id: str  # stable and its own: the path below the source, the list's id, or the list's row and uri
+    order: int = 0  # its place in the list, or in the file that holds it
+    inside: str | None = None  # the name of a tar's member or the number of a Parquet file's row
+    at: tuple[int, ...] = ()  # where in the file, as `tar`, `parquet` and `video` have it; () is all of it
+    frame_index: int | None = None
+    frame_time_s: float | None = None
+    hands: tuple[ListedHand, ...] | None = None  # None: nobody has looked; () somebody has, and found none
+    focal_px: float | None = None
+    duplicate: bool = False  # an earlier entry of the list has the same uri or id
+    fault: Fault | None = None
+    extra: dict[str, Any] = field(default_factory=dict)  # the list's other columns
+
+    @property
+    def uri(self) -> str:
+        """The place as text that every reader can hold: the file's, and what it is called inside."""
+        return readable(self.path) + (f"#{self.inside}" if self.inside is not None else "")
+
+    @property
+    def file_id(self) -> str:
+        """The id of the file that holds it, which many entries may share."""
+        within = self.inside if self.frame_index is None else str(self.frame_index)
+        return self.id.removesuffix(f"#{within}") if within is not None else self.id
+
+    def to_json(self) -> dict[str, Any]:
+        """What differs from the defaults."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value != _DEFAULTS.get(name)}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Entry:
+        """The inverse of `to_json`.
+
+        Raises:
+            TypeError, ValueError: it is not.
+        """
+        if "at" in values:
+            values["at"] = tuple(values["at"])
+        if values.get("hands") is not None:
+            values["hands"] = tuple(
+                ListedHand(None if box is None else tuple(box), right) for box, right in values["hands"]
+            )
+        if "fault" in values:
+            values["fault"] = Fault(*values["fault"])
+        return Entry(**values)
+
+
+_DEFAULTS: dict[str, Any] = {
+    "order": 0,
+    "at": (),
+    "duplicate": False,
+    "extra": {},
+    **dict.fromkeys(["inside", "frame_index", "frame_time_s", "hands", "focal_px", "fault"]),
+}
+
+
+def readable(path: str) -> str:
+    r"""A path as valid UTF-8; bytes that are not become `\xNN`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def dumps(entries: list[Entry]) -> str:
+    """Entries as one line of JSON."""
+    return json.dumps([entry.to_json() for entry in entries], separators=(",", ":"))

@@ -1,0 +1,153 @@
+"""One run at a time into a label folder: a file that the run which holds it writes anew every few seconds.
+
+A run that was killed leaves the file behind, but not its pulse: whoever comes next and sees the file change waits no
+longer and is refused; who sees it stand still takes it over. Clocks of two machines are never compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from annotator.errors import UserError
+from annotator.io.storage import is_local, join, read_whole, remove_file, write_whole
+
+FILE = "_lease.json"
+
+BEAT_S = 5.0
+
+#: A pulse that stands still so long has stopped; a store may be away for a while.
+STILL_S = 20.0
+
+#: Two runs that start together may both see no lease: the one that finds its own after so long has it.
+_SETTLE_S = 0.2
+
+
+class Lease:
+    """The right to write into a label folder, as long as nobody else took it."""
+
+    def __init__(self, labels: str) -> None:
+        self._labels, self._url = labels, join(labels, FILE)
+        self._mine: dict[str, Any] = {
+            "run": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "boot": _boot(),
+            "pid": os.getpid(),
+            "began": _began(os.getpid()),
+        }
+        self._beats = 0
+        self._stop = threading.Event()
+        self._lost = False
+
+    def check(self) -> None:
+        """Go on only while it is ours.
+
+        Raises:
+            UserError: another run took it, because this one had stood still.
+        """
+        if self._lost:
+            raise UserError(
+                f"another run took over '{self._labels}' while this one stood still; what is there stays"
+            )
+
+    def take(self) -> None:
+        """Take the lease, or see that another run lives.
+
+        Raises:
+            UserError: it does.
+        """
+        there = _read(self._url)
+        if there is not None and there.get("run") != self._mine["run"] and self._lives(there):
+            raise UserError(
+                f"another run (process {there.get('pid')} on {there.get('host')}) is writing to '{self._labels}': "
+                "wait for its end, or stop it first; the same command then goes on where it was"
+            )
+        self._beat()
+        time.sleep(_SETTLE_S if is_local(self._labels) else 5 * _SETTLE_S)
+        now = _read(self._url)
+        if now is None or now.get("run") != self._mine["run"]:
+            raise UserError(f"another run began to write to '{self._labels}' just now: wait for its end")
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def give_back(self) -> None:
+        """End it, unless another run has it by now."""
+        self._stop.set()
+        with suppress(OSError):
+            there = _read(self._url)
+            if there is not None and there.get("run") == self._mine["run"]:
+                remove_file(self._url)
+
+    def _lives(self, there: dict[str, Any]) -> bool:
+        if there.get("host") == self._mine["host"] and there.get("boot") == self._mine["boot"]:
+            return _began(int(there.get("pid", 0))) == there.get("began")
+        until = time.monotonic() + STILL_S
+        while time.monotonic() < until:
+            time.sleep(min(1.0, BEAT_S / 2))
+            now = _read(self._url)
+            if now is None:
+                return False
+            if now != there:
+                return True
+        return False
+
+    def _beat(self) -> None:
+        self._beats += 1
+        write_whole(self._url, json.dumps({**self._mine, "beat": self._beats}).encode())
+
+    def _keep(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            with suppress(OSError):  # a store that is away for a while; who takes the lease meanwhile has it
+                there = _read(self._url)
+                if there is None or there.get("run") != self._mine["run"]:
+                    self._lost = not self._stop.is_set()
+                    return
+                if not self._stop.is_set():
+                    self._beat()
+
+
+@contextmanager
+def leased(labels: str) -> Iterator[Lease]:
+    """The lease of a label folder for the time of the block; raises as `Lease.take` does."""
+    lease = Lease(labels)
+    lease.take()
+    try:
+        yield lease
+    finally:
+        lease.give_back()
+
+
+def _read(url: str) -> dict[str, Any] | None:
+    data = read_whole(url)
+    try:
+        values = json.loads(data) if data else None
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _boot() -> str:
+    """This start of this machine; two containers of one name differ by their own."""
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - a name, not a path
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + namespace
+    return ""
+
+
+def _began(pid: int) -> str | None:
+    """When a process of this machine began, in the kernel's ticks; None where there is none."""
+    with suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else fields[19]
+    with suppress(OSError):
+        if not Path("/proc").is_dir():  # no Linux: alive is all that can be known
+            os.kill(pid, 0)
+            return "alive"
+    return None

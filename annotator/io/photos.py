@@ -1,0 +1,128 @@
+"""The photos of entries, wherever they lie: files, members of tars, rows of Parquet files, frames of videos."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby, islice
+from typing import Any
+
+from annotator.io.decode import Photo, PhotoError, decode_photo, read_photo, reading_error
+from annotator.io.entry import Entry
+from annotator.io.sources.parquet import read_parquet, read_row
+from annotator.io.sources.suffixes import VIDEO_SUFFIXES
+from annotator.io.sources.tar import list_tar, read_tar
+from annotator.io.sources.video import list_video, read_video
+from annotator.io.storage import is_local
+
+#: A store answers slowly and many at once: so many photos are asked for together.
+REQUESTS_AT_ONCE = 16
+
+_READERS: dict[str, Callable[[str, Sequence[tuple[int, ...]]], Iterator[Any]]] = {
+    "tar": read_tar,
+    "parquet": read_parquet,
+    "video": read_video,
+}
+
+
+def photos_of(entries: Sequence[Entry], min_side_px: int | None) -> Iterator[Photo | Exception]:
+    """The photo of each entry in their order, or why there is none: whatever happens costs one photo.
+
+    `min_side_px` as for `decode_photo`. Entries that lie together in one file are read together.
+    """
+    for (kind, path), group in groupby(entries, key=_place):
+        together = list(group)
+        if kind == "file":
+            found = _files([entry.path for entry in together])
+        else:
+            found = _READERS[kind](path, [entry.at for entry in together])
+        for data in _one_each(found, len(together)):
+            yield _decoded(data, min_side_px)
+
+
+def photo_at(uri: str, frame_index: int | None = None) -> Photo:
+    """The photo that a label's `image_uri` and `frame_index` name.
+
+    Raises:
+        PhotoError: it is not there any more, or can't be read.
+    """
+    path, _, inside = uri.rpartition("#")
+    if frame_index is not None:
+        of_video = list_video(uri, uri, 1)
+        places = [entry.at for entry in islice(of_video, frame_index, frame_index + 1) if not entry.fault]
+        found: Iterable[Any] = read_video(uri, places)
+    elif path.lower().endswith(".tar"):
+        members = list_tar(path, path)
+        found = read_tar(path, [entry.at for entry in members if entry.inside == inside and not entry.fault])
+    elif path.lower().endswith(".parquet") and inside.isdigit():
+        found = [read_row(path, int(inside))]
+    else:
+        return decode_photo(read_photo(uri))
+    photo = _decoded(next(_one_each(iter(found), 1)), None)
+    if isinstance(photo, Photo):
+        return photo
+    raise photo
+
+
+def _place(entry: Entry) -> tuple[str, str]:
+    if not entry.at:
+        return "file", ""
+    suffix = entry.path[entry.path.rfind(".") :].lower()
+    return "video" if suffix in VIDEO_SUFFIXES else suffix[1:], entry.path
+
+
+def _files(paths: Sequence[str]) -> Iterator[bytes | Exception]:
+    """Files on disk one by one, those of stores ahead of their turn."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        ahead: deque[Future[bytes | Exception]] = deque()
+        asked = 0
+        for turn, path in enumerate(paths):
+            if is_local(path):
+                yield _read(path)
+                continue
+            while asked < len(paths) and asked <= turn + REQUESTS_AT_ONCE:
+                if not is_local(paths[asked]):
+                    ahead.append(pool.submit(_read, paths[asked]))
+                asked += 1
+            yield ahead.popleft().result()
+
+
+def _read(path: str) -> bytes | Exception:
+    try:
+        return read_photo(path)
+    except Exception as error:
+        return error
+
+
+def _one_each(found: Iterator[Any], count: int) -> Iterator[Any]:
+    """What an iterator gives, and from where it stops or fails, why."""
+    given = 0
+    reason: Exception = PhotoError("missing", "no such photo in this file any more")
+    try:
+        for value in found:
+            yield value
+            given += 1
+    except (FileNotFoundError, NotADirectoryError):
+        reason = PhotoError("missing", "no such file")
+    except PermissionError:
+        reason = PhotoError("no_permission", "no permission to read the file")
+    except OSError as error:
+        reason = reading_error(error)
+    except Exception as error:
+        reason = error
+    for _ in range(given, count):
+        yield reason
+
+
+def _decoded(data: Any, min_side_px: int | None) -> Photo | Exception:
+    try:
+        if data is None:
+            return PhotoError("empty", "there is no photo in this row")
+        if isinstance(data, Exception):
+            return data
+        if isinstance(data, bytes):
+            return decode_photo(data, min_side_px)
+        return Photo(data, width=data.shape[1], height=data.shape[0])
+    except Exception as error:
+        return error

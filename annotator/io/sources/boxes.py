@@ -1,0 +1,98 @@
+"""Photos from one source, their hands from another: a list with boxes, or labels that `amvur detect` wrote."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from annotator.errors import UserError
+from annotator.io.entry import Entry, Fault, ListedHand
+from annotator.io.labels import label_files, read_columns
+from annotator.io.remote import shown
+from annotator.io.sources.listed import LIST_SUFFIXES, ListSource
+from annotator.io.sources.source import Source
+
+_COLUMNS = [
+    *("image_uri", "image_id", "status", "reason", "error", "hand_index", "box_xyxy", "is_right"),
+    "side_score",
+]
+
+_NOT_LISTED = Fault("not_listed", "the boxes say nothing of this photo")
+
+
+class WithBoxes(Source):
+    """Each photo of a source, with the hands that `boxes` has for it, by its uri or its id."""
+
+    def __init__(self, photos: Source, boxes: str) -> None:
+        """Look at the boxes.
+
+        Raises:
+            UserError: there are none.
+        """
+        super().__init__()
+        self._photos, self._boxes = photos, boxes
+        self.place, self.columns = photos.place, photos.columns
+        if boxes.lower().endswith(LIST_SUFFIXES):
+            if not ListSource(boxes).has_boxes:
+                raise UserError(f"'{shown(boxes)}' has no boxes: give columns x1, y1, x2, y2, or box_xyxy")
+        elif not label_files(boxes):
+            raise UserError(
+                f"'{shown(boxes)}' holds no boxes: give a list with them, or what `amvur detect` wrote"
+            )
+
+    def key(self, entry: Entry) -> tuple[Any, ...]:
+        """That of the photos' source."""
+        return self._photos.key(entry)
+
+    def __iter__(self) -> Iterator[Entry]:
+        # As large as the boxes: in a file of SQLite's own, which goes with the process.
+        index = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        index.execute("pragma journal_mode = off")
+        index.execute("pragma synchronous = off")
+        index.execute("begin")
+        index.execute("create table hands (photo text, hand text)")
+        rows = ((name, json.dumps(hand)) for names, hand in self._hands() for name in names)
+        index.executemany("insert into hands values (?, ?)", rows)
+        index.execute("create index by_photo on hands (photo)")
+        try:
+            for entry in self._photos:
+                yield entry if entry.fault else _joined(entry, index)
+        finally:
+            self.skipped, self.skipped_count = self._photos.skipped, self._photos.skipped_count
+            index.close()
+
+    def _hands(self) -> Iterator[tuple[set[str], Any]]:
+        """The names of a photo, and one of its hands: a `ListedHand`, a `Fault`, or None for no hand at all."""
+        if self._boxes.lower().endswith(LIST_SUFFIXES):
+            for given, entry in ListSource(self._boxes).rows():
+                yield {given, entry.uri, entry.id}, entry.fault or next(iter(entry.hands or ()), None)
+            return
+        for name in sorted(label_files(self._boxes)):
+            table = read_columns(self._boxes, name, _COLUMNS)
+            for row in table.to_pylist():
+                yield {row["image_uri"], row["image_id"]}, _hand_of(row)
+
+
+def _hand_of(row: dict[str, Any]) -> Any:
+    if row["status"] == "ok":
+        score = row["side_score"] if row["side_score"] is not None else 1.0
+        return ListedHand(row["box_xyxy"], score if row["is_right"] else 1 - score)
+    return None if row["status"] == "no_hand" else Fault(row["reason"], row["error"])
+
+
+def _joined(entry: Entry, index: sqlite3.Connection) -> Entry:
+    find = "select hand from hands where photo = ? order by rowid"
+    found = index.execute(find, (entry.uri,)).fetchall() or index.execute(find, (entry.id,)).fetchall()
+    if not found:
+        return replace(entry, fault=_NOT_LISTED)
+    hands: list[ListedHand] = []
+    for (text,) in found:
+        hand = json.loads(text)
+        if hand is not None and isinstance(hand[0], str):
+            return replace(entry, fault=Fault(*hand))
+        if hand is not None:
+            hands.append(ListedHand(tuple(hand[0]) if hand[0] else None, hand[1]))
+    return replace(entry, hands=tuple(hands))

@@ -1,0 +1,220 @@
+"""A job over photos: a source into a label folder, whatever its stations do.
+
+    lease -> settings -> manifest: shards of earlier runs, then new ones as the source is listed -> dispatch -> tally
+
+`annotate` and `detect` are such jobs. The same command again does what is missing and nothing else, however the last
+run ended.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic
+
+from annotator.cluster import connected
+from annotator.crew import ComputeOptions
+from annotator.dispatch import Crew, Dispatcher, Stations
+from annotator.errors import UserError
+from annotator.io.labels import label_columns, read_columns
+from annotator.io.lease import Lease, leased
+from annotator.io.manifest import DoneShards, Manifest, PlannedShard, shard_file_name
+from annotator.io.remote import take_retries
+from annotator.io.sources import Source
+from annotator.io.storage import check_writable, is_local, join, local_path, remove_folder
+from annotator.run_record import (
+    RunRecord,
+    Settings,
+    check_settings,
+    read_run_record,
+    write_run_record,
+)
+from annotator.tally import ShardReport, Tally
+from annotator.where import Condition
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told before the first shard and after each."""
+
+    photos: int  # with a row so far, earlier runs included
+    total: int  # listed so far
+    listed: bool  # whether that is all
+    outcomes: dict[str, int]  # of all of them
+    rate: float  # photos per second of this run, since its first prediction began
+    shard_began: float  # when the prediction of the shard just committed began, time.time()
+    retries: int  # what stores and processes had to be asked again, this run
+
+
+@dataclass(frozen=True)
+class Job(Generic[Settings]):
+    """What is to be done."""
+
+    labels: str
+    source: Source
+    settings: Settings
+    stations: Callable[[Crew], Stations]  # of the crew that there is
+    crew: Callable[[ComputeOptions], Crew]
+    begin: Callable[[], None] = lambda: None  # writes what lies beside the rows of a new folder
+    may_differ: tuple[str, ...] = ()  # settings that may, where rows are done again
+
+
+def label_folder(labels: str) -> str:
+    """A label folder as workers elsewhere find it."""
+    return str(local_path(labels).absolute()) if is_local(labels) else labels.rstrip("/")
+
+
+def run_job(
+    job: Job[Settings],
+    compute: ComputeOptions,
+    relabel: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RunRecord[Settings]:
+    """Do what is missing.
+
+    Args:
+        job: what. compute: by how many.
+        relabel: a condition on columns of labels: the photos of rows that meet it are done again, and no others.
+        on_progress: called before the first shard and after each.
+
+    Raises:
+        UserError: another run is at it, the folder was made with other settings, a place that can't be read or
+            written, and whatever goes wrong every time.
+    """
+    labels = job.labels
+    record = read_run_record(labels, type(job.settings))
+    if record is None and relabel:
+        raise UserError(f"'{labels}' holds no labels to do again")
+    if record is not None:
+        check_settings(labels, record.settings, job.settings, job.may_differ if relabel else ())
+    check_writable(labels)
+    with leased(labels) as lease:
+        if record is None:
+            job.begin()
+            record = RunRecord(job.settings)
+            write_run_record(labels, record)
+        before = RunRecord(**vars(record))
+        _Run(job, record, lease, on_progress).go(compute, relabel)
+        if record != before:
+            write_run_record(labels, record)
+        remove_folder(join(labels, "_tmp"))
+    return record
+
+
+@dataclass
+class _Run(Generic[Settings]):
+    """One run of a job."""
+
+    job: Job[Settings]
+    record: RunRecord[Settings]
+    lease: Lease
+    on_progress: Callable[[Progress], None] | None
+    retries: Counter[str] = field(default_factory=Counter)
+    replaced: dict[int, ShardReport] = field(default_factory=dict)  # what shards under way had
+    listed: bool = False
+
+    def go(self, compute: ComputeOptions, relabel: str | None) -> None:
+        labels = self.job.labels
+        done = DoneShards(labels)
+        self.manifest = Manifest(labels)
+        self.tally = Tally(labels, done, anew=relabel is not None)
+        self.before = self.tally.outcomes.total()
+        self.began = self.shard_began = math.inf
+        self._tell()
+        if relabel is None:
+            shards = _Ahead(self._planned(done, compute.shard_size))
+        else:
+            shards = _Ahead(self._again(done, relabel))
+        if not shards.is_empty():
+            with connected(compute.address):
+                crew = self.job.crew(compute)
+                stations = self.job.stations(crew)
+                work = Dispatcher(labels, iter(shards), stations, crew, self.lease.check)
+                for report in work.reports():
+                    self._took(report)
+        self.tally.write()
+        self.retries.update(take_retries())
+        self._close(relabel)
+
+    def _planned(self, done: DoneShards, shard_size: int) -> Iterator[PlannedShard]:
+        yield from self.manifest.pending(done)
+        yield from self.manifest.new(self.job.source, shard_size)
+        self.listed = True
+
+    def _again(self, done: DoneShards, relabel: str) -> Iterator[PlannedShard]:
+        """Shards with a row that meets the condition, of those the entries that have one."""
+        self.listed = True
+        for shard in self.manifest.all():
+            if shard.number in done:
+                ids = _meeting(self.job.labels, shard.number, relabel)
+                entries = [entry for entry in shard.entries if entry.id in ids]
+                if entries:
+                    self.replaced[shard.number] = self.tally.of_labels(shard.number)
+                    yield PlannedShard(shard.number, entries, [entry.id for entry in shard.entries])
+
+    def _took(self, report: ShardReport) -> None:
+        self.tally.add(report, self.replaced.pop(report.shard, None))
+        self.retries.update(report.retries)
+        self.shard_began = report.began
+        self.began = min(self.began, report.began)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.on_progress:
+            photos = self.tally.outcomes.total()
+            rate = (photos - self.before) / max(time.time() - self.began, 1e-3)
+            self.on_progress(
+                Progress(
+                    photos,
+                    max(self.manifest.entry_count, photos),
+                    self.listed,
+                    dict(self.tally.outcomes),
+                    rate,
+                    self.shard_began,
+                    self.retries.total(),
+                )
+            )
+
+    def _close(self, relabel: str | None) -> None:
+        record, source = self.record, self.job.source
+        record.outcomes = dict(sorted(self.tally.outcomes.items()))
+        record.failed = self.tally.failed
+        if relabel is None:
+            record.skipped_files, record.skipped_names = source.skipped_count, source.skipped
+            if record.photos != self.manifest.entry_count:
+                raise UserError(
+                    f"'{self.job.labels}' has rows of {record.photos} photos where {self.manifest.entry_count} were "
+                    "planned: delete '_outcomes' in it and run the same command again"
+                )
+        if self.began < math.inf:
+            record.seconds = round(record.seconds + time.time() - self.began, 1)
+        for cause, count in self.retries.items():
+            record.retries[cause] = record.retries.get(cause, 0) + count
+
+
+class _Ahead:
+    """An iterator that can be asked whether it is empty."""
+
+    def __init__(self, shards: Iterator[PlannedShard]) -> None:
+        self._shards = shards
+        self._first = next(shards, None)
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing to come."""
+        return self._first is None
+
+    def __iter__(self) -> Iterator[PlannedShard]:
+        if self._first is not None:
+            yield self._first
+            yield from self._shards
+
+
+def _meeting(labels: str, number: int, relabel: str) -> set[str]:
+    """Ids of the photos in a label file with a row that meets a condition."""
+    name = shard_file_name(number)
+    condition = Condition(relabel, label_columns(labels, name))
+    table = read_columns(labels, name, list(dict.fromkeys(["image_id", *condition.columns])))
+    return set(table.filter(condition.expression)["image_id"].to_pylist())
