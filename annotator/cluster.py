@@ -25,6 +25,9 @@ def connected(address: str | None = None) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # What dies is counted and told of by whoever runs the job, not by Ray in forty lines.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
     import ray
 
     if ray.is_initialized():
@@ -44,6 +47,7 @@ def connected(address: str | None = None) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
+            _system_config={"task_events_report_interval_ms": 0},  # for a dashboard that there is not
         )
     try:
         yield

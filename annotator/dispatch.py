@@ -16,7 +16,8 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -151,15 +152,25 @@ class Dispatcher:
         self._opening = 0
         self._later: list[tuple[float, Callable[[], None]]] = []
 
-    def reports(self) -> Iterator[ShardReport]:
+    def reports(self) -> Generator[ShardReport, None, None]:
         """Work until all is done; a report as each shard is committed.
 
         Raises:
             UserError: labels can't be written, models can't be started, or `check` says so.
         """
-        if self._make is not None:
-            for _ in range(self._crew.workers):
-                self._start_model()
+        try:
+            if self._make is not None:
+                for _ in range(self._crew.workers):
+                    self._start_model()
+            yield from self._work()
+        finally:
+            self._planned.stop()
+            for model in self._models:
+                self._ray.kill(model.actor)
+            for ref in self._waiting:
+                self._ray.cancel(ref)
+
+    def _work(self) -> Iterator[ShardReport]:
         while True:
             self._check()
             self._start_what_can()
@@ -216,7 +227,8 @@ class Dispatcher:
         return self._opening < self._crew.decoders and queued < self._crew.decoders + self._crew.workers
 
     def _begin_open(self, piece: _Piece) -> None:
-        brief, piece.data = self._open.remote(self._opener, piece.entries)
+        limit_s = HANG_S + HANG_PER_PHOTO_S * len(piece.entries)
+        brief, piece.data = self._open.remote(self._opener, piece.entries, limit_s)
         self._opening += 1
         self._waiting[brief] = lambda ref: self._end_open(piece, ref)
 
@@ -356,15 +368,28 @@ class _Listing:
     def __init__(self, planned: Iterator[PlannedShard], ahead: int) -> None:
         self._queue: queue.Queue[PlannedShard | Exception | None] = queue.Queue(max(4, ahead))
         self.ended = False
+        self._stopped = threading.Event()
         threading.Thread(target=self._walk, args=(planned,), daemon=True).start()
+
+    def stop(self) -> None:
+        """No more is wanted."""
+        self._stopped.set()
 
     def _walk(self, planned: Iterator[PlannedShard]) -> None:
         try:
             for shard in planned:
-                self._queue.put(shard)
-            self._queue.put(None)
+                if not self._put(shard):
+                    return
+            self._put(None)
         except Exception as error:
-            self._queue.put(error)
+            self._put(error)
+
+    def _put(self, item: PlannedShard | Exception | None) -> bool:
+        while not self._stopped.is_set():
+            with suppress(queue.Full):
+                self._queue.put(item, timeout=0.5)
+                return True
+        return False
 
     def next(self) -> PlannedShard | None:
         """The next one, if it is there already."""
@@ -385,11 +410,13 @@ class _Brief(NamedTuple):
     retries: dict[str, int]
 
 
-def _open(opener: Callable[[Sequence[Entry]], Shard], entries: list[Entry]) -> tuple[_Brief, Shard]:
+def _open(
+    opener: Callable[[Sequence[Entry]], Shard], entries: list[Entry], limit_s: float
+) -> tuple[_Brief, Shard]:
     began = time.time()
     # A decoder that never comes back holds the interpreter as well: only a thread of C's ends it.
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        faulthandler.dump_traceback_later(HANG_S + HANG_PER_PHOTO_S * len(entries), exit=True, file=nowhere)
+        faulthandler.dump_traceback_later(limit_s, exit=True, file=nowhere)
         try:
             shard = opener(entries)
         finally:

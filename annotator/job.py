@@ -8,10 +8,12 @@ run ended.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Generic
 
@@ -58,6 +60,7 @@ class Job(Generic[Settings]):
     settings: Settings
     stations: Callable[[Crew], Stations]  # of the crew that there is
     crew: Callable[[ComputeOptions], Crew]
+    maker: dict[str, str]  # who makes the rows, by the setting's name
     begin: Callable[[], None] = lambda: None  # writes what lies beside the rows of a new folder
     may_differ: tuple[str, ...] = ()  # settings that may, where rows are done again
 
@@ -96,7 +99,7 @@ def run_job(
             job.begin()
             record = RunRecord(job.settings)
             write_run_record(labels, record)
-        before = RunRecord(**vars(record))
+        before = copy.deepcopy(record)
         _Run(job, record, lease, on_progress).go(compute, relabel)
         if record != before:
             write_run_record(labels, record)
@@ -128,13 +131,15 @@ class _Run(Generic[Settings]):
             shards = _Ahead(self._planned(done, compute.shard_size))
         else:
             shards = _Ahead(self._again(done, relabel))
+            self.record.relabelled.append({"where": relabel, **self.job.maker})
         if not shards.is_empty():
             with connected(compute.address):
                 crew = self.job.crew(compute)
                 stations = self.job.stations(crew)
                 work = Dispatcher(labels, iter(shards), stations, crew, self.lease.check)
-                for report in work.reports():
-                    self._took(report)
+                with closing(work.reports()) as reports:
+                    for report in reports:
+                        self._took(report)
         self.tally.write()
         self.retries.update(take_retries())
         self._close(relabel)

@@ -14,9 +14,10 @@ from annotator.dispatch import Crew, Stations
 from annotator.errors import UserError
 from annotator.io.crops import Side
 from annotator.io.labels import label_metadata, write_faces
+from annotator.io.remote import patience
 from annotator.io.schema import SCHEMA_VERSION, label_schema
 from annotator.io.sources import Source, open_source
-from annotator.io.storage import check_writable
+from annotator.io.storage import FIRST_ANSWER_S, check_writable
 from annotator.job import Job, Progress, label_folder, run_job
 from annotator.run_record import RunRecord, RunSettings, read_run_record
 from annotator.stations import Shard, open_shard, predict_shard
@@ -69,10 +70,11 @@ def annotate(
         raise UserError(f"side is {side!r}, may be {', '.join(get_args(Side))}")
     if detector and boxes:
         raise UserError("detector and boxes both say where the hands are: give one of them")
-    photos = some_photos(source, labels, every, boxes)
-    if read_run_record(labels, RunSettings) is None:
-        check_writable(labels)  # before a model is loaded
-    found = read_model(detector) if detector else None
+    with patience(FIRST_ANSWER_S):  # a wrong name or key is told before a model is loaded
+        photos = some_photos(source, labels, every, boxes)
+        if read_run_record(labels, RunSettings) is None:
+            check_writable(labels)
+        found = read_model(detector) if detector else None
     from annotator.model.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(checkpoint, hand)
@@ -112,6 +114,7 @@ def annotate(
         settings,
         stations,
         crew,
+        maker={"checkpoint": loaded.id},
         begin=lambda: write_faces(labels, loaded.hand.faces),
         may_differ=("checkpoint", "trained_steps"),
     )

@@ -51,6 +51,9 @@ class RunRecord(Generic[Settings]):
     retries: dict[str, int] = field(
         default_factory=dict
     )  # what was asked again, by what had come first, over all runs
+    relabelled: list[dict[str, str]] = field(
+        default_factory=list
+    )  # conditions whose rows were done again, by whom
     seconds: float = 0.0  # of labelling, start-up left out, over all runs
 
     @property
@@ -100,6 +103,11 @@ def check_settings(labels: str, old: Any, new: Any, may_differ: Sequence[str] = 
             raise UserError(
                 f"'{labels}' was labelled with {name} {was!r}, this run has {now!r}: "
                 "use the same settings to go on, or another folder"
+                + (
+                    ' (or --relabel "status != ok", say, to do some photos again)'
+                    if name == "checkpoint"
+                    else ""
+                )
             )
 
 

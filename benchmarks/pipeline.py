@@ -28,10 +28,10 @@ from machine import machine, photo_folder
 
 import annotator
 from annotator.allocator import keep_freed_memory
+from annotator.crew import ComputeOptions
 from annotator.io.crops import Crops, crop_photo
 from annotator.io.decode import PhotoError, decode_photo, read_photo
 from annotator.io.sources import FolderSource
-from annotator.crew import ComputeOptions
 from annotator.job import Progress
 
 

@@ -6,10 +6,15 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+
+Pixels = NDArray[np.uint8]
 
 
 def arrow(width: int = 48, height: int = 32) -> np.ndarray:
@@ -175,11 +180,38 @@ def hostile_photos() -> dict[str, tuple[bytes, str]]:
     photos["cut.gif"] = (gif[: len(gif) // 2], "truncated")
     photos["cut.bmp"] = (encoded(picture, "BMP")[:2000], "truncated")
     photos["cut.tif"] = (encoded(picture, "TIFF")[:2000], "truncated")
+    photos |= _interrupted(picture)
+    photos["big.tif"] = (encoded(picture, "TIFF", big_tiff=True), "ok")
+    photos["cut_big.tif"] = (photos["big.tif"][0][:2000], "truncated")
+    photos["beginning.tif"] = (b"II*\0", "truncated")
+    photos["beginning.bmp"] = (b"BM", "truncated")
+    photos["plain.ppm"] = (encoded(picture, "PPM"), "unsupported")
+    frame = gif.index(b",", 13 + 3 * 256)
+    photos["huge_frame.gif"] = (gif[: frame + 5] + b"\xff" * 4 + gif[frame + 9 :], "too_large")
     for orientation in range(1, 9):
         stored = Image.fromarray(turned(arrow(), orientation))
         options = {"exif": exif(orientation), "quality": 95, "subsampling": 0}
         photos[f"orientation_{orientation}.jpg"] = (encoded(stored, "JPEG", **options), "ok")
     return photos
+
+
+def _interrupted(picture: Image.Image) -> dict[str, tuple[bytes, str]]:
+    """JPEGs of which libjpeg leaves a part grey and says nothing."""
+    rows = encoded(picture, "JPEG", quality=95, restart_marker_rows=1)
+    start, second, last = rows.index(b"\xff\xda"), rows.index(b"\xff\xd1"), rows.rindex(b"\xff\xd1")
+    assert second == last  # three rows: after the first two are restarts 0 and 1
+    plain = encoded(picture, "JPEG", quality=95)
+    middle = len(plain) // 2
+    return {
+        "rows.jpg": (rows, "ok"),
+        "cut_at_a_restart_and_closed.jpg": (rows[:second] + b"\xff\xd9", "truncated"),
+        "without_a_row.jpg": (rows[: rows.index(b"\xff\xd0")] + rows[second:], "truncated"),
+        "short_row.jpg": (rows[: start + 60].rstrip(b"\xff") + rows[rows.index(b"\xff\xd0") :], "truncated"),
+        "restart_that_is_none.jpg": (
+            plain[:middle].rstrip(b"\xff") + b"\xff\xd3" + plain[middle:],
+            "truncated",
+        ),
+    }
 
 
 def write_hostile_photos(folder: Path) -> dict[str, str]:
@@ -197,6 +229,258 @@ def write_hostile_photos(folder: Path) -> dict[str, str]:
     (folder / "dangling.jpg").symlink_to(folder / "nowhere.jpg")
     expected["dangling.jpg"] = "missing"
     return expected
+
+
+# One picture in all formats.
+
+
+def _jpegs(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
+    def jpeg(image: Image.Image = picture, **options: Any) -> bytes:
+        return encoded(image, "JPEG", **{"quality": 88, **options})
+
+    yield "baseline", jpeg()
+    yield "progressive", jpeg(progressive=True)
+    yield "optimized", jpeg(optimize=True, subsampling=0)
+    yield "restarts", jpeg(restart_marker_blocks=3)
+    yield "restart rows", jpeg(restart_marker_rows=1)
+    yield "progressive rows", jpeg(restart_marker_rows=1, progressive=True)
+    yield "4-2-2", jpeg(subsampling=1)
+    yield "grey", jpeg(picture.convert("L"))
+    yield "grey progressive", jpeg(picture.convert("L"), progressive=True)
+    yield "cmyk", jpeg(picture.convert("CMYK"))
+    yield "cmyk progressive", jpeg(picture.convert("CMYK"), progressive=True)
+    yield "rgb", jpeg(keep_rgb=True)
+    yield "quality 1", jpeg(quality=1)
+    yield "comment", jpeg(comment=b"a comment \xff\xd9 with an end mark")
+    yield "profile", jpeg(icc_profile=bytes(range(256)) * 600)
+    yield "two pictures", encoded(picture, "MPO", save_all=True, append_images=[picture.rotate(180)])
+    yield "exif with thumbnail", jpeg(exif=_exif_with_thumbnail(jpeg(picture.resize((40, 30)))))
+    for orientation in range(1, 9):
+        stored = Image.fromarray(turned(np.asarray(picture), orientation))
+        yield f"orientation {orientation}", jpeg(stored, exif=exif(orientation))
+    plain = jpeg()
+    yield "without JFIF", plain[:2] + plain[20:]
+    yield "filled", plain[:2] + b"\xff\xff\xff" + plain[2:]
+    yield "trailing bytes", plain + bytes(700)
+    yield "joined", plain + jpeg(picture.rotate(180))
+
+
+def _exif_with_thumbnail(thumbnail: bytes) -> bytes:
+    first = struct.pack(">HHHIHHI", 1, 0x112, 3, 1, 1, 0, 26)
+    second = struct.pack(">HHHIIHHIII", 2, 0x201, 4, 1, 56, 0x202, 4, 1, len(thumbnail), 0)
+    return b"Exif\0\0MM\0*\0\0\0\x08" + first + second + thumbnail
+
+
+def _pngs(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
+    rgb = np.asarray(picture)
+    width, height = picture.size
+    few = picture.quantize(4)
+    yield "rgb", encoded(picture, "PNG")
+    yield "grey", encoded(picture.convert("L"), "PNG")
+    yield "1 bit", encoded(picture.convert("1"), "PNG")
+    yield "palette", encoded(picture.quantize(200), "PNG")
+    yield "palette 2 bits", encoded(few, "PNG", bits=2)
+    yield "palette 4 bits", encoded(picture.quantize(16), "PNG", bits=4)
+    yield "palette with transparency", encoded(few, "PNG", transparency=1)
+    yield "alpha", encoded(picture.convert("RGBA"), "PNG")
+    yield "grey and alpha", encoded(picture.convert("LA"), "PNG")
+    yield "16 bit grey", encoded(Image.fromarray(rgb[..., 1].astype(np.uint16) * 257), "PNG")
+    wide = (rgb.astype(">u2") * 257).tobytes()
+    row = 6 * width
+    lines = b"".join(b"\0" + wide[start : start + row] for start in range(0, len(wide), row))
+    yield "16 bit", png(width, height, 16, 2, lines)
+    yield "animated", encoded(picture, "PNG", save_all=True, append_images=[picture.rotate(90)] * 3)
+    yield "interlaced", _interlaced(rgb)
+    plain = encoded(picture, "PNG")
+    text = png_chunk(b"tEXt", b"Title\0A hand") + png_chunk(
+        b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 999)
+    )
+    yield "text", plain[:33] + text + plain[33:]
+    yield "exif", encoded(picture, "PNG", exif=exif(3))
+    yield "many chunks", _rechunked(plain)
+
+
+def _interlaced(rgb: Pixels) -> bytes:
+    """Adam7, which Pillow does not write."""
+    passes = [
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    ]
+    lines = [row for top, left, down, right in passes for row in rgb[top::down, left::right]]
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in lines))
+    header = struct.pack(">IIBBBBB", rgb.shape[1], rgb.shape[0], 8, 2, 0, 0, 1)
+    chunks = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(kind, content) for kind, content in chunks)
+
+
+def _rechunked(data: bytes, size: int = 100) -> bytes:
+    """A PNG whose pixels lie in chunks of a few bytes, some of them empty."""
+    start = data.index(b"IDAT") - 4
+    (length,) = struct.unpack_from(">I", data, start)
+    body, end = data[start + 8 : start + 8 + length], start + 12 + length
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    return data[:start] + b"".join(png_chunk(b"IDAT", part) for part in [b"", *parts, b""]) + data[end:]
+
+
+def _webps(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
+    yield "lossy", encoded(picture, "WEBP", quality=80)
+    yield "lossless", encoded(picture, "WEBP", lossless=True)
+    yield "alpha", encoded(_faded(picture), "WEBP")
+    yield "lossless alpha", encoded(_faded(picture), "WEBP", lossless=True)
+    yield "exif", encoded(picture, "WEBP", exif=exif(3))
+    yield "animated", encoded(picture, "WEBP", save_all=True, append_images=[picture.rotate(180)] * 3)
+
+
+def _faded(picture: Image.Image) -> Image.Image:
+    rgba = picture.convert("RGBA")
+    rgba.putalpha(Image.linear_gradient("L").resize(picture.size))
+    return rgba
+
+
+def _gifs(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
+    small = picture.quantize(64)
+    yield "interlaced", encoded(small, "GIF", interlace=True)
+    yield "plain", encoded(small, "GIF", interlace=False)
+    yield "transparent", encoded(small, "GIF", transparency=2)
+    yield "grey", encoded(picture.convert("L"), "GIF")
+    yield (
+        "animated",
+        encoded(small, "GIF", save_all=True, append_images=[picture.rotate(180).quantize(64)] * 3),
+    )
+
+
+def _bmps(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
+    rgb = np.asarray(picture)
+    height, width = rgb.shape[:2]
+    yield "24 bits", encoded(picture, "BMP")
+    yield "grey", encoded(picture.convert("L"), "BMP")
+    yield "1 bit", encoded(picture.convert("1"), "BMP")
+    yield "palette", encoded(picture.quantize(64), "BMP")
+    yield "32 bits", encoded(picture.convert("RGBA"), "BMP")
+    yield "top down", bmp(width, -height, 24, rgb[..., ::-1].tobytes())
+    five = (rgb >> 3).astype("<u2")
+    yield (
+        "15 bits",
+        bmp(width, height, 16, (five[..., 0] << 10 | five[..., 1] << 5 | five[..., 2])[::-1].tobytes()),
+    )
+    grey = np.asarray(picture.convert("L")) & 0xE0
+    yield "run lengths", bmp(width, height, 8, _run_lengths(grey), compression=1)
+    palette = bytes(value for shade in range(256) for value in (shade, shade, shade))
+    old = struct.pack("<IHHHH", 12, width, height, 1, 8) + palette
+    raw = np.asarray(picture.convert("L"))[::-1].tobytes()
+    yield "OS-2", struct.pack("<2sIII", b"BM", 14 + len(old) + len(raw), 0, 14 + len(old)) + old + raw
+
+
+def bmp(width: int, height: int, bits: int, raw: bytes, compression: int = 0, colours: int = 0) -> bytes:
+    """A BMP made by hand, with a palette of greys if it needs one."""
+    palette = b"".join(bytes([shade] * 3) + b"\0" for shade in range(256)) if bits == 8 else b""
+    start = 54 + len(palette)
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(raw), 0, 0, colours, 0)
+    return struct.pack("<2sIII", b"BM", start + len(raw), 0, start) + header + palette + raw
+
+
+def _run_lengths(grey: Pixels) -> bytes:
+    out = bytearray()
+    for row in grey[::-1]:
+        ends = [*(np.flatnonzero(np.diff(row.astype(int))) + 1).tolist(), len(row)]
+        for start, end in zip([0, *ends], ends, strict=False):
+            out += bytes([end - start, row[start]])
+        out += b"\0\0"
+    return bytes(out + b"\0\1")
+
+
+def _tiffs(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
+    rgb = np.asarray(picture)
+    height, width = rgb.shape[:2]
+    for name, image in {
+        "rgb": picture,
+        "grey": picture.convert("L"),
+        "1 bit": picture.convert("1"),
+        "palette": picture.quantize(64),
+        "alpha": picture.convert("RGBA"),
+        "cmyk": picture.convert("CMYK"),
+        "16 bit": Image.fromarray(rgb[..., 1].astype(np.uint16) * 257),
+    }.items():
+        yield name, encoded(image, "TIFF")
+    for method in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd", "lzma"):
+        try:
+            yield method, encoded(picture, "TIFF", compression=method)
+        except (OSError, ValueError):  # this libtiff has none
+            continue
+    yield "group 4", encoded(picture.convert("1"), "TIFF", compression="group4")
+    yield "pages", encoded(picture, "TIFF", save_all=True, append_images=[picture.rotate(180)] * 2)
+    yield "orientation 6", encoded(Image.fromarray(turned(rgb, 6)), "TIFF", tiffinfo={274: 6})
+    yield "big", encoded(picture, "TIFF", big_tiff=True)
+    yield "big-endian", tiff(width, height, [rgb.tobytes()], order=">")
+    yield "strips", tiff(width, height, [part.tobytes() for part in np.split(rgb, 12)], {278: [height // 12]})
+    planes = [rgb[..., channel].tobytes() for channel in range(3)]
+    yield "planes", tiff(width, height, planes, {284: [2]})
+    padded = np.zeros((-(-height // 64) * 64, -(-width // 64) * 64, 3), np.uint8)
+    padded[:height, :width] = rgb
+    tiles = [
+        padded[y : y + 64, x : x + 64].tobytes()
+        for y in range(0, padded.shape[0], 64)
+        for x in range(0, padded.shape[1], 64)
+    ]
+    yield "tiles", tiff(width, height, tiles, {322: [64], 323: [64]})
+    twelve = (rgb[..., 1].astype(np.uint16) * 16).reshape(-1, 2)
+    packed = np.stack(
+        [twelve[:, 0] >> 4, (twelve[:, 0] & 15) << 4 | twelve[:, 1] >> 8, twelve[:, 1] & 255], 1
+    )
+    grey_tags = {258: [12], 262: [1], 277: [1]}
+    yield "12 bits", tiff(width, height, [packed.astype(np.uint8).tobytes()], grey_tags)
+
+
+def tiff(
+    width: int,
+    height: int,
+    parts: list[bytes],
+    tags: dict[int, list[int]] | None = None,
+    order: str = "<",
+) -> bytes:
+    """A TIFF made by hand: 8-bit RGB in one strip unless the tags say otherwise."""
+    data, offsets, position = b"".join(parts), [], 8
+    for part in parts:
+        offsets.append(position)
+        position += len(part)
+    tiled = 322 in (tags or {})
+    all_tags: dict[int, list[int]] = {
+        256: [width],
+        257: [height],
+        258: [8, 8, 8],
+        259: [1],
+        262: [2],
+        277: [3],
+    }
+    all_tags |= {} if tiled else {278: [height]}
+    all_tags |= {324 if tiled else 273: offsets, 325 if tiled else 279: [len(part) for part in parts]}
+    all_tags |= tags or {}
+    start = position + position % 2
+    extra_at, extra, entries = start + 2 + 12 * len(all_tags) + 4, b"", b""
+    for tag, values in sorted(all_tags.items()):
+        packed = struct.pack(f"{order}{len(values)}I", *values)
+        if len(values) > 1:
+            extra, packed = extra + packed, struct.pack(order + "I", extra_at + len(extra))
+        entries += struct.pack(order + "HHI", tag, 4, len(values)) + packed
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    head = mark + struct.pack(order + "I", start) + data + bytes(position % 2)
+    return head + struct.pack(order + "H", len(all_tags)) + entries + bytes(4) + extra
+
+
+#: Suffix -> names and files of one picture in all ways that Pillow, or we, can write.
+WRITERS: dict[str, Callable[[Image.Image], Iterator[tuple[str, bytes]]]] = {
+    "jpg": _jpegs,
+    "png": _pngs,
+    "webp": _webps,
+    "gif": _gifs,
+    "bmp": _bmps,
+    "tif": _tiffs,
+}
 
 
 def _flipped(data: bytes, position: int) -> bytes:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from annotator import UserError, frames
 from annotator.hand.anatomy import chirality
-from annotator.io.crops import crop_photo
+from annotator.io.crops import Crops, crop_photo
 from annotator.io.decode import PhotoError
 from annotator.model.checkpoint import Calibration, PowerLaw
 from annotator.predictor import SURELY_RIGHT, Predictor
@@ -182,3 +182,48 @@ def test_wrong_photos_are_refused_by_name(predictor, tmp_path):
     with pytest.raises(PhotoError, match="no such file"):
         predictor.predict([tmp_path / "none.jpg"])
     assert predictor.predict([]) == []
+
+
+class SmallMemory(torch.nn.Module):
+    """A network on a device that holds so many photos at once."""
+
+    def __init__(self, network, most: int) -> None:
+        super().__init__()
+        self.network, self.most, self.seen = network, most, []
+        self.R = network.R
+
+    def forward(self, images):
+        self.seen.append(len(images))
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.network(images)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_no_row_is_lost(lively, photos):
+    crop_px = lively.checkpoint.info.network.crop_px
+    cut = Crops.stack(
+        [crop_photo(photos[k % 4], 120, 100, crop_px, [k, k, k + 50, k + 40]) for k in range(50)]
+    )
+    whole = lively.predict_crops(cut, "right")
+    small = Predictor(lively.checkpoint, torch.device("cpu"), batch_size=32)
+    small.network = SmallMemory(lively.network, most=5)
+    halved = small.predict_crops(cut, "right")
+    assert small.batch_size == 4 and small.network.seen[:4] == [32, 16, 8, 4]
+    assert len(halved["is_right"]) == 50
+    np.testing.assert_allclose(halved["vertices_mm"], whole["vertices_mm"], atol=1e-2)
+    small.network.most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        small.predict_crops(cut, "right")
+
+
+def test_the_batch_size_that_is_found_fits(lively, monkeypatch):
+    found = Predictor(lively.checkpoint, torch.device("cpu"))
+    found.network = SmallMemory(lively.network, most=100)
+    # Twice the photos in the same time, as on a GPU that is not full.
+    monkeypatch.setattr(found, "_seconds_a_batch", lambda: found.warm_up() or 1.0)
+    found.find_batch_size()
+    assert found.batch_size == 64
+    # No faster: the smaller one.
+    monkeypatch.setattr(found, "_seconds_a_batch", lambda: float(found.batch_size))
+    found.find_batch_size()
+    assert found.batch_size == 32

@@ -21,8 +21,9 @@ from annotator.dispatch import Stations
 from annotator.errors import UserError
 from annotator.io.crops import BOX_OVER_JOINTS
 from annotator.io.entry import Entry
+from annotator.io.remote import patience
 from annotator.io.schema import ROUNDING, SCHEMA_VERSION, label_schema, without_hand
-from annotator.io.storage import check_writable
+from annotator.io.storage import FIRST_ANSWER_S, check_writable
 from annotator.job import Job, Progress, label_folder, run_job
 from annotator.pipeline import some_photos
 from annotator.run_record import RunRecord, read_run_record
@@ -76,18 +77,19 @@ def detect(
         UserError: a mistake in the arguments, before any work; or what `run_job` raises.
     """
     out = label_folder(out)
-    source = some_photos(photos, out, every)
-    found = read_model(model)
+    with patience(FIRST_ANSWER_S):  # a wrong name or key is told at once
+        source = some_photos(photos, out, every)
+        found = read_model(model)
+        if read_run_record(out, DetectSettings) is None:
+            check_writable(out)
     settings = DetectSettings(SCHEMA_VERSION, source.place, found.id, max_hands, world_joints, every)
-    if read_run_record(out, DetectSettings) is None:
-        check_writable(out)
     find = partial(detector_of_process, found, max_hands)
     stations = Stations(
         open=partial(detect_shard, find=find, world_joints=world_joints),
         model=None,
         schema=detection_schema(settings, source.columns),
     )
-    job = Job(out, source, settings, lambda _: stations, openers_only)
+    job = Job(out, source, settings, lambda _: stations, openers_only, maker={"detector": found.id})
     return run_job(job, compute, relabel, on_progress)
 
 

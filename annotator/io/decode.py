@@ -52,10 +52,21 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 8 * MAX_PIXELS
 
 _BACKGROUND = 255
+
+# The middle grey of libjpeg, and that of CMYK; no ordinary photo has so many pixels of exactly one of them.
+_FILLED_IN, _MANY = (128, 64), 0.01
+
 _PIXELS_AT_ONCE = 4_000_000
 
 # TIFF tags.
 _SUBFILE_TYPE, _BITS_PER_SAMPLE, _ORIENTATION = 254, 258, 274
+_TIFF_PARTS = (273, 279, 324, 325)  # offsets and lengths of strips, and of tiles
+_TIFF_TYPES = dict(
+    zip((3, 4, 5, 8, 9, 10, 11, 12, 13, 16, 17, 18), "HIQHIQIQIQQQ", strict=True)
+)  # else bytes
+_MAX_TIFF_TAGS = 1000
+
+_BMP_HEADER_BYTES = 26  # of the oldest kind
 
 # Pillow comments on damaged EXIF, of which only the orientation is read, by us. A filter set once, here:
 # `warnings.catch_warnings` is not safe among threads.
@@ -148,6 +159,11 @@ def decode_photo(data: bytes, min_side_px: int | None = None) -> Photo:
         return _decode(kind, data, min_side_px)
     except (PhotoError, MemoryError):
         raise
+    except Image.DecompressionBombError:  # a GIF's frame may be larger than the GIF
+        message = (
+            f"the photo has more pixels than it says; of a {kind.name}, at most {kind.max_pixels:,} are read"
+        )
+        raise PhotoError("too_large", message) from None
     except Exception as error:
         if kind.is_cut_short(data):
             raise PhotoError("truncated", f"the {kind.name} file is cut short") from error
@@ -176,13 +192,19 @@ def _decode(kind: _Kind, data: bytes, min_side_px: int | None) -> Photo:
     if kind.name == "TIFF":
         width, height = image.size  # Pillow turns a TIFF itself
     pixels = _upright_rgb(image, orientation)
-    # Where libjpeg filled in for missing blocks, the last row ends in one colour.
-    corner = _STORED_VIEW[orientation](pixels)[-1, -4:]
-    if kind.name == "JPEG" and (corner == corner[0]).all() and ends_early(data):
+    if kind.name == "JPEG" and _may_lack_blocks(_STORED_VIEW[orientation](pixels)) and ends_early(data):
         raise PhotoError("truncated", "the JPEG's picture stops before its end")
     if orientation >= 5:
         width, height = height, width
     return Photo(pixels, width, height)
+
+
+def _may_lack_blocks(stored: NDArray[np.uint8]) -> bool:
+    """Whether libjpeg may have filled in for missing blocks: the last row ends in one colour, or much is grey."""
+    corner, some = stored[-1, -4:], stored[::4, ::4]
+    if (corner == corner[0]).all():
+        return True
+    return any((some == grey).all(-1).mean() > _MANY for grey in _FILLED_IN)
 
 
 def _check_size(kind: _Kind, width: int, height: int) -> None:
@@ -315,6 +337,39 @@ def _field(order: Literal["little", "big"], start: int, data: bytes) -> int:
     return int.from_bytes(data[start : start + 4], order)
 
 
+def _bmp_is_cut(data: bytes) -> bool:
+    return len(data) < _BMP_HEADER_BYTES or _field("little", 2, data) > len(data)
+
+
+def _tiff_is_cut(data: bytes) -> bool:
+    """Whether a TIFF's first directory, or anything it points to, lies beyond the end."""
+    order, big = "<" if data[:1] == b"I" else ">", b"+" in data[2:4]
+    count_form, entry_form, offset_form = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
+    inline, parts = 8 if big else 4, {}
+    try:
+        (directory,) = struct.unpack_from(order + offset_form, data, 8 if big else 4)
+        (count,) = struct.unpack_from(order + count_form, data, directory)
+        entry = directory + struct.calcsize(order + count_form)
+        for _ in range(min(count, _MAX_TIFF_TAGS)):
+            tag, form, length = struct.unpack_from(order + entry_form, data, entry)
+            at = entry + struct.calcsize(order + entry_form)
+            entry = at + inline
+            values = f"{order}{length}{_TIFF_TYPES.get(form, 'B')}"
+            if struct.calcsize(values) > inline:
+                (at,) = struct.unpack_from(order + offset_form, data, at)
+            if at + struct.calcsize(values) > len(data):
+                return True
+            if tag in _TIFF_PARTS:
+                parts[tag] = struct.unpack_from(values, data, at)
+    except (struct.error, OverflowError):
+        return True
+    return any(
+        offset + length > len(data)
+        for offsets, lengths in (_TIFF_PARTS[:2], _TIFF_PARTS[2:])
+        for offset, length in zip(parts.get(offsets, ()), parts.get(lengths, ()), strict=False)
+    )
+
+
 @dataclass(frozen=True)
 class _Kind:
     name: str
@@ -323,12 +378,11 @@ class _Kind:
     max_pixels: int = MAX_PIXELS
 
 
-_BMP = _Kind("BMP", BmpImageFile, lambda data: _field("little", 2, data) > len(data))
+_BMP = _Kind("BMP", BmpImageFile, _bmp_is_cut)
 _GIF = _Kind("GIF", GifImageFile, lambda data: not data.endswith(b";"))
 _JPEG = _Kind("JPEG", JpegImageFile, lambda data: not data.endswith(b"\xff\xd9"), 2 * MAX_PIXELS)
 _PNG = _Kind("PNG", PngImageFile, lambda data: b"IEND" not in data[-12:])
-_TIFF_LITTLE = _Kind("TIFF", _open_tiff, lambda data: _field("little", 4, data) >= len(data))
-_TIFF_BIG = _Kind("TIFF", _open_tiff, lambda data: _field("big", 4, data) >= len(data))
+_TIFF = _Kind("TIFF", _open_tiff, _tiff_is_cut)
 _WEBP = _Kind("WebP", WebPImageFile, lambda data: _field("little", 4, data) + 8 > len(data), MAX_PIXELS // 2)
 
 _KINDS = {
@@ -337,8 +391,7 @@ _KINDS = {
     b"GIF87a": _GIF,
     b"GIF89a": _GIF,
     b"BM": _BMP,
-    b"II*\0": _TIFF_LITTLE,
-    b"MM\0*": _TIFF_BIG,
+    **dict.fromkeys([b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"], _TIFF),  # the latter are BigTIFF
 }
 
 # First bytes, from where on, and what they are: named, so that the user knows what to convert.
@@ -354,6 +407,8 @@ _UNSUPPORTED = (
     (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
     (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
     (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    *((0, b"P%d%c" % (number, space), "PPM") for number in range(1, 8) for space in b"\n\r\t "),
     (0, b"8BPS", "Photoshop"),
     (0, b"%!PS", "PostScript"),
     (0, b"%PDF", "PDF"),

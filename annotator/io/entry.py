@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -82,9 +83,23 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+#: A backslash that would read as the escape of a byte.
+_LOOKS_ESCAPED = re.compile(rb"\\(?=x[0-9a-f]{2})")
+
+
 def readable(path: str) -> str:
-    r"""A path as valid UTF-8; bytes that are not become `\xNN`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    r"""A path as valid UTF-8, each its own; bytes that are not become `\xNN`."""
+    try:
+        data = os.fsencode(path)
+    except UnicodeEncodeError:  # JSON may name halves of characters that no file's name has
+        data = path.encode("utf-8", "surrogatepass")
+    return _LOOKS_ESCAPED.sub(rb"\\x5c", data).decode("utf-8", "backslashreplace")
+
+
+def plain(text: str) -> str:
+    """Text for a message of one line: what can't be printed as its escape, and not too much of it."""
+    whole = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:200])
+    return whole + " ..." * (len(text) > 200)
 
 
 def dumps(entries: list[Entry]) -> str:

@@ -2,7 +2,7 @@
 
 libjpeg fills what is missing with one colour and only warns, and Pillow drops the warning, so a file that
 was cut and closed again decodes to a photo that is half grey. Asked here by experiment: bytes put in where
-the picture's data ends are ignored if it is complete, and drawn if it is not.
+the picture's data ends, or is interrupted, are ignored if it is complete, and drawn if it is not.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 # Ends a run of picture data: any marker but a stuffed zero, a restart or a fill byte.
 _END_OF_RUN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _START_OF_SCAN = 0xDA
 # Tables, restart interval, application data, comment: what may lie between the scans of a progressive JPEG.
 _SEGMENTS = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}
@@ -21,8 +22,9 @@ _PROBE = bytes((37 * k) % 251 for k in range(64))
 
 
 def ends_early(data: bytes) -> bool:
-    """Whether blocks are missing from a JPEG that decodes without an error."""
-    return _eighth(data) != _eighth(_with_probes(data))
+    """Whether blocks are missing from a JPEG that decodes without an error, at its end or before."""
+    probed = _with_probes(data)
+    return probed is None or _eighth(data) != _eighth(probed)
 
 
 def _eighth(data: bytes) -> bytes:
@@ -33,16 +35,27 @@ def _eighth(data: bytes) -> bytes:
     return image.tobytes()
 
 
-def _with_probes(data: bytes) -> bytes:
-    """The file with extra bytes after the picture data of every scan."""
+def _with_probes(data: bytes) -> bytes | None:
+    """The file with extra bytes before every restart, and after the picture data of every scan.
+
+    None where restarts, which are numbered, are missing.
+    """
     parts = []
     start, position, marker = 0, 2, data[3]
     while marker in _SEGMENTS or marker == _START_OF_SCAN or 0xC0 <= marker <= 0xCF:
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         if marker == _START_OF_SCAN:
-            end = _END_OF_RUN.search(data, position)
+            body = position
+            end = _END_OF_RUN.search(data, body)
             position = end.start() if end else len(data)
-            parts += [data[start:position], _PROBE]
+            run = data[body:position]
+            numbers = [mark[0][1] & 7 for mark in _RESTART.finditer(run)]
+            if numbers != [count % 8 for count in range(len(numbers))]:
+                return None
+            # Where a restart is due, nothing is drawn before it.
+            due = bytes([0xFF, 0xD0 + len(numbers) % 8])
+            probed = _RESTART.sub(lambda mark: _PROBE + mark[0], run)
+            parts += [data[start:body], probed, _PROBE, due, _PROBE]
             start = position
         # Fill bytes may come before a marker.
         while data[position + 1 : position + 2] == b"\xff":

@@ -6,6 +6,7 @@ longer and is refused; who sees it stand still takes it over. Clocks of two mach
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from annotator.errors import UserError
-from annotator.io.storage import is_local, join, read_whole, remove_file, write_whole
+from annotator.io.entry import plain
+from annotator.io.storage import is_local, join, local_path, read_whole, remove_file, write_whole
 
 FILE = "_lease.json"
 
@@ -29,6 +31,12 @@ STILL_S = 20.0
 
 #: Two runs that start together may both see no lease: the one that finds its own after so long has it.
 _SETTLE_S = 0.2
+
+#: How long the end of a run waits for a pulse on its way to the store.
+_LAST_BEAT_S = 60.0
+
+#: The runs that this process holds leases of: one that ended may have left its file to a store that was away.
+_ours: set[str] = set()
 
 
 class Lease:
@@ -45,6 +53,7 @@ class Lease:
         }
         self._beats = 0
         self._stop = threading.Event()
+        self._keeper: threading.Thread | None = None
         self._lost = False
 
     def check(self) -> None:
@@ -65,29 +74,47 @@ class Lease:
             UserError: it does.
         """
         there = _read(self._url)
-        if there is not None and there.get("run") != self._mine["run"] and self._lives(there):
+        if there is not None and self._lives(there):
             raise UserError(
-                f"another run (process {there.get('pid')} on {there.get('host')}) is writing to '{self._labels}': "
-                "wait for its end, or stop it first; the same command then goes on where it was"
+                f"another run (process {_said(there, 'pid')} on {_said(there, 'host')}) is writing to "
+                f"'{self._labels}': wait for its end, or stop it first; the same command then goes on where it was"
             )
-        self._beat()
+        just_now = UserError(
+            f"another run began to write to '{self._labels}' just now: wait for its end, or stop it first; "
+            "the same command then goes on where it was"
+        )
+        with _alone(self._labels):
+            if _read(self._url) not in (None, there):
+                raise just_now
+            _ours.add(self._mine["run"])
+            self._beat()
+        # Runs on other machines, or into a store, do not wait for each other.
         time.sleep(_SETTLE_S if is_local(self._labels) else 5 * _SETTLE_S)
-        now = _read(self._url)
-        if now is None or now.get("run") != self._mine["run"]:
-            raise UserError(f"another run began to write to '{self._labels}' just now: wait for its end")
-        threading.Thread(target=self._keep, daemon=True).start()
+        if not self._is_ours(_read(self._url)):
+            raise just_now
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
 
     def give_back(self) -> None:
         """End it, unless another run has it by now."""
         self._stop.set()
+        if self._keeper is not None:
+            # Else a pulse on its way would come after the end, and stay.
+            self._keeper.join(_LAST_BEAT_S)
+        _ours.discard(self._mine["run"])
         with suppress(OSError):
-            there = _read(self._url)
-            if there is not None and there.get("run") == self._mine["run"]:
+            if self._is_ours(_read(self._url)):
                 remove_file(self._url)
 
+    def _is_ours(self, there: dict[str, Any] | None) -> bool:
+        return there is not None and there.get("run") == self._mine["run"]
+
     def _lives(self, there: dict[str, Any]) -> bool:
+        if all(there.get(name) == self._mine[name] for name in ("host", "boot", "pid", "began")):
+            return there.get("run") in _ours
         if there.get("host") == self._mine["host"] and there.get("boot") == self._mine["boot"]:
-            return _began(int(there.get("pid", 0))) == there.get("began")
+            began = _began(there.get("pid"))
+            return began is not None and began == there.get("began")
         until = time.monotonic() + STILL_S
         while time.monotonic() < until:
             time.sleep(min(1.0, BEAT_S / 2))
@@ -106,7 +133,7 @@ class Lease:
         while not self._stop.wait(BEAT_S):
             with suppress(OSError):  # a store that is away for a while; who takes the lease meanwhile has it
                 there = _read(self._url)
-                if there is None or there.get("run") != self._mine["run"]:
+                if not self._is_ours(there):
                     self._lost = not self._stop.is_set()
                     return
                 if not self._stop.is_set():
@@ -117,8 +144,8 @@ class Lease:
 def leased(labels: str) -> Iterator[Lease]:
     """The lease of a label folder for the time of the block; raises as `Lease.take` does."""
     lease = Lease(labels)
-    lease.take()
     try:
+        lease.take()
         yield lease
     finally:
         lease.give_back()
@@ -133,6 +160,27 @@ def _read(url: str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
+def _said(there: dict[str, Any], name: str) -> str:
+    return plain(str(there.get(name)))
+
+
+@contextmanager
+def _alone(labels: str) -> Iterator[None]:
+    """No other run of this machine is between its look at the lease and its first pulse."""
+    if not is_local(labels):
+        yield
+        return
+    folder = local_path(labels)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _boot() -> str:
     """This start of this machine; two containers of one name differ by their own."""
     with suppress(OSError):
@@ -141,8 +189,10 @@ def _boot() -> str:
     return ""
 
 
-def _began(pid: int) -> str | None:
+def _began(pid: Any) -> str | None:
     """When a process of this machine began, in the kernel's ticks; None where there is none."""
+    if not isinstance(pid, int) or pid <= 0:
+        return None
     with suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] == "Z" else fields[19]

@@ -28,10 +28,10 @@ from annotator.io.storage import join, names_in, read_whole, write_whole
 FOLDER = "_entries"
 
 #: The largest part. Parts double up to it, so that work starts with the first shard and a collection has few parts.
-PART_SHARDS = 32
-PART_ENTRIES = 1 << 14
+PART_SHARDS = 16
+PART_ENTRIES = 1 << 12
 
-_PART = re.compile(r"part-(\d{4})-(\d{6})\.jsonl")
+_PART = re.compile(r"part-(\d{4,})-(\d{6,})\.jsonl")
 _SHARD_FILE = re.compile(r"shard-(\d{7,})\.parquet")
 
 
@@ -121,8 +121,11 @@ class Manifest:
         return ((number, count) for number, count, _ in self._counted())
 
     def _counted(self) -> Iterator[tuple[int, int, Callable[[], list[Entry]]]]:
+        self.shard_count = self.entry_count = 0
         for _, _, name in self._parts:
             for line in self._lines(name):
+                if line[0] != self.shard_count:
+                    raise self._damaged(name)
                 self.shard_count += 1
                 self.entry_count += line[1]
                 yield line
@@ -193,7 +196,7 @@ class Manifest:
 
     def _lines(self, name: str) -> Iterator[tuple[int, int, Callable[[], list[Entry]]]]:
         """Of each line of a part: the shard's number, how many entries it has, and how to get them."""
-        damaged = UserError(f"'{join(self.folder, name)}' is damaged: give a new label folder")
+        damaged = self._damaged(name)
         data = read_whole(join(self.folder, name))
         if data is None or not data.endswith(b"\n"):
             raise damaged
@@ -202,13 +205,19 @@ class Manifest:
             if head is None:
                 raise damaged
 
-            def entries(text: bytes = line[head.end() : -1]) -> list[Entry]:
+            def entries(text: bytes = line[head.end() : -1], count: int = int(head[2])) -> list[Entry]:
                 try:
-                    return [Entry.from_json(values) for values in json.loads(text)]
-                except (ValueError, TypeError):
+                    found = [Entry.from_json(values) for values in json.loads(text)]
+                except (ValueError, TypeError, AttributeError):
                     raise damaged from None
+                if len(found) != count:
+                    raise damaged
+                return found
 
             yield int(head[1]), int(head[2]), entries
+
+    def _damaged(self, name: str) -> UserError:
+        return UserError(f"'{join(self.folder, name)}' is damaged: give a new label folder")
 
 
 def _unknown(source: Source, known: Iterator[Entry]) -> Iterator[Entry]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, islice
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from annotator.io.decode import Photo, PhotoError, decode_photo, read_photo, reading_error
 from annotator.io.entry import Entry
@@ -47,22 +50,35 @@ def photo_at(uri: str, frame_index: int | None = None) -> Photo:
     Raises:
         PhotoError: it is not there any more, or can't be read.
     """
+    photo = _decoded(stored_at(uri, frame_index), None)
+    if isinstance(photo, Photo):
+        return photo
+    raise photo
+
+
+def stored_at(uri: str, frame_index: int | None = None) -> bytes | NDArray[np.uint8]:
+    """What is stored there: a photo's bytes, or the pixels of a video's frame.
+
+    Raises:
+        PhotoError: it is not there any more, or can't be read.
+    """
     path, _, inside = uri.rpartition("#")
     if frame_index is not None:
-        of_video = list_video(uri, uri, 1)
-        places = [entry.at for entry in islice(of_video, frame_index, frame_index + 1) if not entry.fault]
-        found: Iterable[Any] = read_video(uri, places)
+        of_video = islice(list_video(uri, uri, 1), frame_index, frame_index + 1)
+        found: Iterator[Any] = read_video(uri, [entry.at for entry in of_video if not entry.fault])
     elif path.lower().endswith(".tar"):
         members = list_tar(path, path)
         found = read_tar(path, [entry.at for entry in members if entry.inside == inside and not entry.fault])
     elif path.lower().endswith(".parquet") and inside.isdigit():
-        found = [read_row(path, int(inside))]
+        found = iter([read_row(path, int(inside))])
     else:
-        return decode_photo(read_photo(uri))
-    photo = _decoded(next(_one_each(iter(found), 1)), None)
-    if isinstance(photo, Photo):
-        return photo
-    raise photo
+        return read_photo(uri)
+    stored = next(_one_each(found, 1))
+    if stored is None:
+        raise PhotoError("empty", "there is no photo in this row")
+    if isinstance(stored, Exception):
+        raise stored
+    return stored
 
 
 def _place(entry: Entry) -> tuple[str, str]:

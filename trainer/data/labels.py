@@ -125,14 +125,15 @@ def _square_beside(hands: list[dict[str, Any]], chance: np.random.Generator) -> 
 
 def _joined(row: dict[str, Any], tables: LabelTables) -> dict[str, Any] | str:
     """The row with its photo."""
-    uri, name = row["image_uri"] or "", row["image_id"] or ""
+    uri, frame_index = row["image_uri"] or "", row.get("frame_index")
+    name = (row["image_id"] or "").removesuffix(f"#{frame_index}")
     is_absolute = uri.startswith("/") or "://" in uri
     below = [name] if is_absolute else [name, uri]
     places = [join(folder, part) for folder in tables.folders for part in below if part] + [uri] * is_absolute
     reason = "missing"
     for place in places:
         try:
-            photo = photo_columns(place)
+            photo = photo_columns(place, frame_index)
         except PhotoError as error:
             reason = error.reason if error.reason != "missing" else reason
             continue

@@ -11,29 +11,27 @@ from PIL import Image
 
 from annotator.errors import UserError
 from annotator.io.decode import PhotoError, decode_photo
-from annotator.io.storage import read_whole
+from annotator.io.photos import stored_at
 
 _KEPT = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 
-def photo_columns(url: str) -> dict[str, Any]:
+def photo_columns(url: str, frame_index: int | None = None) -> dict[str, Any]:
     """`image`, `width` and `height` of a photo. JPEG and PNG keep their bytes, other formats become PNG.
+
+    Args:
+        url: of a file, or as labels name what lies in a tar, a Parquet file or a video. frame_index: of a video.
 
     Raises:
         PhotoError: it can't be read; found out here, so that training never meets it.
     """
-    try:
-        data = read_whole(url)
-    except OSError as error:
-        raise PhotoError("missing", f"the file can't be read: {error.strerror or error}") from None
-    except ValueError:
-        raise PhotoError("missing", "no such file: the path is not a file name") from None
-    if data is None:
-        raise PhotoError("missing", "no such file")
-    kept = data.startswith(_KEPT)
-    photo = decode_photo(data, min_side_px=1 if kept else None)
+    stored = stored_at(url, frame_index)
+    if not isinstance(stored, bytes):
+        return {"image": png(stored), "width": stored.shape[1], "height": stored.shape[0]}
+    kept = stored.startswith(_KEPT)
+    photo = decode_photo(stored, min_side_px=1 if kept else None)
     return {
-        "image": data if kept else png(photo.pixels),
+        "image": stored if kept else png(photo.pixels),
         "width": photo.width,
         "height": photo.height,
     }

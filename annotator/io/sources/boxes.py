@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from annotator.errors import UserError
-from annotator.io.entry import Entry, Fault, ListedHand
+from annotator.io.entry import Entry, Fault, ListedHand, plain, readable
 from annotator.io.labels import label_files, read_columns
 from annotator.io.remote import shown
 from annotator.io.sources.listed import LIST_SUFFIXES, ListSource
 from annotator.io.sources.source import Source
+from annotator.io.storage import is_local
 
 _COLUMNS = [
     *("image_uri", "image_id", "status", "reason", "error", "hand_index", "box_xyxy", "is_right"),
@@ -24,7 +26,10 @@ _NOT_LISTED = Fault("not_listed", "the boxes say nothing of this photo")
 
 
 class WithBoxes(Source):
-    """Each photo of a source, with the hands that `boxes` has for it, by its uri or its id."""
+    """Each photo of a source, with the hands that `boxes` has for it, by its uri or its id.
+
+    Ids of labels are photos' own, and go first: a uri may be in a list twice, and all frames of a video have one.
+    """
 
     def __init__(self, photos: Source, boxes: str) -> None:
         """Look at the boxes.
@@ -35,12 +40,15 @@ class WithBoxes(Source):
         super().__init__()
         self._photos, self._boxes = photos, boxes
         self.place, self.columns = photos.place, photos.columns
-        if boxes.lower().endswith(LIST_SUFFIXES):
+        self._is_list = boxes.lower().endswith(LIST_SUFFIXES)
+        if self._is_list:
             if not ListSource(boxes).has_boxes:
-                raise UserError(f"'{shown(boxes)}' has no boxes: give columns x1, y1, x2, y2, or box_xyxy")
+                raise UserError(
+                    f"'{plain(shown(boxes))}' has no boxes: give columns x1, y1, x2, y2, or box_xyxy"
+                )
         elif not label_files(boxes):
             raise UserError(
-                f"'{shown(boxes)}' holds no boxes: give a list with them, or what `amvur detect` wrote"
+                f"'{plain(shown(boxes))}' holds no boxes: give a list with them, or what `amvur detect` wrote"
             )
 
     def key(self, entry: Entry) -> tuple[Any, ...]:
@@ -59,38 +67,56 @@ class WithBoxes(Source):
         index.execute("create index by_photo on hands (photo)")
         try:
             for entry in self._photos:
-                yield entry if entry.fault else _joined(entry, index)
+                yield entry if entry.fault else _joined(entry, self._found(entry, index))
         finally:
             self.skipped, self.skipped_count = self._photos.skipped, self._photos.skipped_count
             index.close()
 
     def _hands(self) -> Iterator[tuple[set[str], Any]]:
         """The names of a photo, and one of its hands: a `ListedHand`, a `Fault`, or None for no hand at all."""
-        if self._boxes.lower().endswith(LIST_SUFFIXES):
-            for given, entry in ListSource(self._boxes).rows():
-                yield {given, entry.uri, entry.id}, entry.fault or next(iter(entry.hands or ()), None)
+        if self._is_list:
+            boxes = ListSource(self._boxes)
+            for given, entry in boxes.rows():
+                # An id that nobody gave is a row's number.
+                names = {f"id {readable(given)}", f"uri {_normal(entry)}"}
+                names |= {f"id {entry.id}"} if boxes.has_ids else set()
+                yield names, entry.fault or next(iter(entry.hands or ()), None)
             return
         for name in sorted(label_files(self._boxes)):
             table = read_columns(self._boxes, name, _COLUMNS)
             for row in table.to_pylist():
-                yield {row["image_uri"], row["image_id"]}, _hand_of(row)
+                yield {f"uri {row['image_uri']}", f"id {row['image_id']}"}, _hand_of(row)
+
+    def _found(self, entry: Entry, index: sqlite3.Connection) -> list[Any]:
+        """What is known of a photo: under its id or its uri."""
+        names = [f"uri {entry.uri}", f"uri {_normal(entry)}", f"id {entry.id}"]
+        if entry.frame_index is not None:
+            names = names[2:]  # the uri is all the video's
+        for name in names if self._is_list else reversed(names):
+            found = index.execute("select hand from hands where photo = ? order by rowid", (name,)).fetchall()
+            if found:
+                return [json.loads(text) for (text,) in found]
+        return []
+
+
+def _normal(entry: Entry) -> str:
+    """An entry's uri, without the detours that a list's may take."""
+    return os.path.normpath(entry.uri) if is_local(entry.path) else entry.uri
 
 
 def _hand_of(row: dict[str, Any]) -> Any:
     if row["status"] == "ok":
         score = row["side_score"] if row["side_score"] is not None else 1.0
-        return ListedHand(row["box_xyxy"], score if row["is_right"] else 1 - score)
+        right = None if row["is_right"] is None else score if row["is_right"] else 1 - score
+        return ListedHand(row["box_xyxy"], right)
     return None if row["status"] == "no_hand" else Fault(row["reason"], row["error"])
 
 
-def _joined(entry: Entry, index: sqlite3.Connection) -> Entry:
-    find = "select hand from hands where photo = ? order by rowid"
-    found = index.execute(find, (entry.uri,)).fetchall() or index.execute(find, (entry.id,)).fetchall()
+def _joined(entry: Entry, found: list[Any]) -> Entry:
     if not found:
         return replace(entry, fault=_NOT_LISTED)
     hands: list[ListedHand] = []
-    for (text,) in found:
-        hand = json.loads(text)
+    for hand in found:
         if hand is not None and isinstance(hand[0], str):
             return replace(entry, fault=Fault(*hand))
         if hand is not None:

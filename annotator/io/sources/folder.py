@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import fsspec.utils
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from annotator.errors import UserError
-from annotator.io.entry import Entry, readable
+from annotator.io.entry import Entry, plain, readable
 from annotator.io.remote import files_below, shown
 from annotator.io.sources.parquet import image_column, list_parquet
 from annotator.io.sources.source import Source
@@ -45,26 +48,36 @@ class FolderSource(Source):
         super().__init__()
         self._every = every
         folder, pattern = _split_glob(place)
-        self._matches = re.compile(fsspec.utils.glob_translate(pattern)).match if pattern else None
+        self._matches = _glob(pattern) if pattern else None
+        self._parts = [None if part == "**" else _glob(part) for part in pattern.split("/") if pattern]
         self._only: str | None = None  # the one file, where the source is one
         self._leave_out = ""
         if is_local(folder):
-            path = _local_folder(str(local_path(folder)))
+            path = _there(str(local_path(folder)))
             if not path.is_dir():
+                if pattern:
+                    raise UserError(f"'{plain(folder)}' is no folder: there is nothing below it")
+                # The file's own name counts: it may be a link to one whose name says nothing.
                 path, self._only = path.parent, path.name
-            self._folder = str(path)
-            self._leave_out = str(local_path(leave_out).resolve()) if is_local(leave_out) else ""
+            self._folder = str(path.resolve())
+            if leave_out and is_local(leave_out):
+                self._leave_out = str(local_path(leave_out).resolve())
         else:
             if not pattern and folder.rsplit("/", 1)[-1].lower().endswith(_FILES):
+                _look_for(folder)
                 folder, self._only = folder.rsplit("/", 1)
             self._folder = folder.rstrip("/")
             if leave_out.startswith(self._folder + "/"):
                 self._leave_out = leave_out.rstrip("/")[len(self._folder) + 1 :] + "/"
         self.place = readable(join(self._folder, pattern or self._only or "").rstrip("/"))
 
-    def key(self, entry: Entry) -> tuple[str, int]:
-        """Paths come in the order of `str`, what is in one file in its own."""
-        return entry.file_id, entry.order
+    def key(self, entry: Entry) -> tuple[str, float]:
+        """Paths come in the order of `str`, what is in one file in its own.
+
+        What became of the file as a whole comes last: it may be cut short today, and whole or away tomorrow.
+        """
+        whole_file = entry.fault is not None and entry.id == entry.file_id
+        return entry.file_id, math.inf if whole_file else entry.order
 
     def __iter__(self) -> Iterator[Entry]:
         self.forget_skipped()
@@ -76,41 +89,67 @@ class FolderSource(Source):
         if self._only is not None:
             yield self._only
         elif is_local(self._folder):
-            yield from self._below(self._folder, "")
+            yield from self._below()
         else:
-            for name in files_below(self._folder):
-                hidden = name.startswith(".") or "/." in name
-                if not hidden and not (self._leave_out and name.startswith(self._leave_out)):
-                    yield name
+            try:
+                yield from filter(self._is_ours, files_below(self._folder))
+            except FileNotFoundError as error:
+                raise UserError(f"there is no '{plain(shown(self._folder))}': {error.strerror}") from None
 
-    def _below(self, folder: str, prefix: str) -> Iterator[str]:
-        """Names, not directory entries, are held while a folder is listed."""
+    def _is_ours(self, name: str) -> bool:
+        hidden = name.startswith(".") or "/." in name
+        return not hidden and not (self._leave_out and name.startswith(self._leave_out))
+
+    def _below(self) -> Iterator[str]:
+        """Files of a folder on disk; however deep it is, no call is."""
+        open_folders = [self._listed("")]
+        while open_folders:
+            if not open_folders[-1]:
+                open_folders.pop()
+                continue
+            name = open_folders[-1].pop()
+            if name.endswith("/"):
+                open_folders.append(self._listed(name))
+            else:
+                yield name
+
+    def _listed(self, prefix: str) -> list[str]:
+        """What is in a folder, the last first: names, not directory entries, are held."""
+        names = []
         try:
-            with os.scandir(folder) as items:
-                names = [item.name + "/" * self._descend(item, prefix) for item in items]
+            with os.scandir(join(self._folder, prefix[:-1]) if prefix else self._folder) as items:
+                for item in items:
+                    if item.name.startswith("."):
+                        continue
+                    if not item.is_dir(follow_symlinks=False):
+                        names.append(prefix + item.name)
+                    elif item.path != self._leave_out and self._may_hold(prefix + item.name):
+                        names.append(f"{prefix}{item.name}/")
         except OSError as error:
             self.skip(f"{readable(prefix)} ({error.strerror})")
-            return
-        names.sort(key=readable)
-        for name in names:
-            if name.endswith("/"):
-                yield from self._below(f"{folder}/{name[:-1]}", prefix + name)
-            elif not name.startswith("."):
-                yield prefix + name
+            return []
+        names.sort(key=readable, reverse=True)
+        return names
 
-    def _descend(self, item: os.DirEntry[str], prefix: str) -> bool:
-        if not item.is_dir(follow_symlinks=False):
-            return False
-        return not item.name.startswith(".") and item.path != self._leave_out
+    def _may_hold(self, folder: str) -> bool:
+        """Whether the pattern, if there is one, can match anything below a folder."""
+        names = readable(folder).split("/")
+        for name, part in zip(names, self._parts, strict=False):
+            if part is None:
+                return True
+            if not part(name):
+                return False
+        return not self._parts or len(names) < len(self._parts)
 
     def _entries(self, name: str) -> Iterator[Entry]:
         path, file_id = join(self._folder, name), readable(name)
         suffix = Path(name).suffix.lower()
-        if suffix in PHOTO_SUFFIXES:
-            if is_local(path) and os.path.isdir(path):  # noqa: PTH112 - a path may hold surrogates
-                self.skip(file_id)
-            else:
-                yield Entry(path, file_id)
+        other = _no_file(path) if is_local(path) else ""
+        if other and (suffix not in PHOTO_SUFFIXES or other == _LINK):
+            if path != self._leave_out:
+                self.skip(f"{file_id} ({other})")
+        elif suffix in PHOTO_SUFFIXES:
+            yield Entry(path, file_id)
         elif suffix == ".tar":
             yield from list_tar(path, file_id, self.skip)
         elif suffix == ".parquet" and (self._only or holds_photos(path)):
@@ -121,15 +160,15 @@ class FolderSource(Source):
             yield from list_video(path, file_id, self._every)
         elif is_local(path) and _starts_like_a_photo(path):
             yield Entry(path, file_id)
-        elif is_local(path) and os.path.isdir(path):  # noqa: PTH112
-            if not os.path.basename(path).startswith(".") and path != self._leave_out:  # noqa: PTH119
-                self.skip(f"{file_id} (a link to a folder)")
         else:
             self.skip(file_id)
 
 
 #: What a URL ends in that is a file rather than a folder.
 _FILES = (*PHOTO_SUFFIXES, *VIDEO_SUFFIXES, ".tar", ".parquet")
+
+
+_LINK = "a link to a folder"
 
 
 def _split_glob(place: str) -> tuple[str, str]:
@@ -139,20 +178,49 @@ def _split_glob(place: str) -> tuple[str, str]:
     parts = place.split("/")
     first = next(number for number, part in enumerate(parts) if _WILD.search(part))
     folder = "/".join(parts[:first])
-    return folder or ("/" if place.startswith("/") else "."), "/".join(parts[first:])
+    pattern = "/".join(parts[first:]) + "**" * place.endswith("/")
+    return folder or ("/" if place.startswith("/") else "."), pattern
 
 
-def _local_folder(folder: str) -> Path:
+def _glob(pattern: str) -> Callable[[str], Any]:
+    try:
+        return re.compile(fsspec.utils.glob_translate(pattern)).match
+    except ValueError:
+        raise UserError(
+            f"'{plain(pattern)}' is no glob: '**' stands alone between slashes, as in '**/*.jpg'"
+        ) from None
+
+
+def _there(folder: str) -> Path:
     path = Path(folder)
     try:
         there = path.exists()
     except OSError as error:
-        raise UserError(f"'{folder}' can't be read: {error.strerror}") from None
+        raise UserError(f"'{plain(folder)}' can't be read: {error.strerror}") from None
     if not there:
-        raise UserError(f"there is no '{shown(folder)}': give a folder of photos, a list or a glob")
+        raise UserError(f"there is no '{plain(folder)}': give a folder of photos, a list or a glob")
     if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
-        raise UserError(f"'{folder}' can't be read: check its permissions")
-    return path.resolve()
+        raise UserError(f"'{plain(folder)}' can't be read: check its permissions")
+    return path
+
+
+def _look_for(url: str) -> None:
+    """A file of a store that a user names shall be there."""
+    try:
+        open_file(url).close()
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no '{plain(shown(url))}': give a folder of photos, a list or a glob"
+        ) from None
+
+
+def _no_file(path: str) -> str:
+    """What lies there instead of a file; one that is away, or can't be looked at, shall have its row."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - a path may hold surrogates
+    except (OSError, ValueError):
+        return ""
+    return _LINK if stat.S_ISDIR(mode) else "" if stat.S_ISREG(mode) else "not a regular file"
 
 
 def holds_photos(path: str) -> bool:

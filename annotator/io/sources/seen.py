@@ -27,6 +27,6 @@ class Seen:
 
     def again(self, name: str) -> bool:
         """Whether the name has been asked for before."""
-        digest = blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         number = int.from_bytes(digest, "little", signed=True)
         return self._database.execute("insert or ignore into seen values (?)", (number,)).rowcount == 0

@@ -1,0 +1,73 @@
+"""A run of real photos that is killed again and again, compared row for row with one that nobody disturbed.
+
+    python benchmarks/chaos.py [PHOTOS] [--kills 24] [--count 600] [--seed 0]
+
+Two machines that Ray simulates here, labels on a real S3 server behind a proxy that breaks one request in fourteen, and
+random kills of models, tasks, whole machines and the driver, with the store cut off now and then; see `tests/chaos.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from machine import machine, photo_folder
+
+from annotator.crew import ComputeOptions
+from annotator.pipeline import annotate
+from tests.chaos import BATCH, SHARD, Chaos, labels_below
+
+
+def main() -> None:
+    """Print what was killed and whether it shows; one JSON line last."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photos", nargs="?", help="a folder of photos; default synthetic ones")
+    parser.add_argument("--kills", type=int, default=24)
+    parser.add_argument("--count", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print(machine())
+    scratch = Path(tempfile.mkdtemp(prefix="amvur-chaos-"))
+    photos = scratch / "photos"
+    photos.mkdir()
+    for number, path in enumerate(sorted(photo_folder(args.photos, args.count).rglob("*.[jJ][pP]*[gG]"))):
+        if number % 3 == 0 and number < 3 * args.count:
+            (photos / f"{number:05d} {path.name}").symlink_to(path.resolve())
+    undisturbed = scratch / "undisturbed"
+    began = time.monotonic()
+    annotate(
+        str(photos), str(undisturbed), compute=ComputeOptions(threads=1, batch_size=BATCH, shard_size=SHARD)
+    )
+    alone_s = time.monotonic() - began
+    import ray
+
+    ray.shutdown()
+    with ExitStack() as stack:
+        chaos = Chaos(stack, scratch, photos, "default", args.seed)
+        outcome = chaos.run(args.kills, every_s=(0.5, 4.0), patience_s=3600)
+        found = labels_below(chaos.server.store / "bucket" / "labels")
+    expected = labels_below(undisturbed)
+    same = found.equals(expected)
+    broken = sum(count for kind, count in outcome.faults.items() if kind != "passed")
+    print(f"undisturbed: {len(expected)} rows in {alone_s:.0f} s")
+    print(
+        f"{outcome.killed.total()} kills ({', '.join(f'{n} {what}' for what, n in outcome.killed.items())}), "
+        f"{broken} broken requests of {sum(outcome.faults.values())}, the command typed {outcome.drivers} times: "
+        f"{len(found)} rows in {outcome.seconds:.0f} s, {'the same to the last bit' if same else 'OTHERS'}"
+    )
+    print(json.dumps({"same": same, **asdict(outcome)}))
+    shutil.rmtree(scratch)
+    sys.exit(not same)
+
+
+if __name__ == "__main__":
+    main()

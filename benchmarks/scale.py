@@ -1,0 +1,137 @@
+"""A million rows through the real job, with nothing to decode and nothing to predict: what the machinery itself costs.
+
+    python benchmarks/scale.py [--rows 10000 100000 1000000]
+
+Lists of rows go through `run_job`: lease, listing, manifest, Ray, tasks, actors, label files, outcomes. Stations do
+nothing but make rows of scalar columns. Told of each size: rows a second, seconds to the first label file, the
+driver's memory (its largest resident set, and that over its first shards), and the seconds that the same command takes
+when all is done. Photos need not exist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import psutil
+import pyarrow as pa
+from machine import machine
+
+from annotator.crew import ComputeOptions, crew_of
+from annotator.dispatch import Stations
+from annotator.io.entry import Entry
+from annotator.io.schema import label_schema
+from annotator.io.sources import open_source
+from annotator.job import Job, run_job
+from annotator.stations import Shard, first_row
+
+#: What rows have that no hand is needed for.
+_HEAVY = frozenset(
+    ["vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible", "joints3d_mm", "joints3d_std_mm"]
+    + ["joints2d_px", "joints2d_std_px", "pose", "betas", "camera"]
+)
+
+
+@dataclass(frozen=True)
+class NothingSettings:
+    """Settings of a job that does nothing."""
+
+    source: str
+
+
+def open_nothing(entries: Sequence[Entry]) -> Shard:
+    """Rows alone."""
+    rows = [first_row(entry) | {"hand_index": 0} for entry in entries]
+    return Shard(rows, list(range(len(rows))))
+
+
+class NoModel:
+    """Labels nothing."""
+
+    def __call__(self, shard: Shard) -> Shard:
+        """Every row is good."""
+        for row in shard.rows:
+            row["status"] = "ok"
+        return Shard(shard.rows)
+
+
+def null_job(source: str, labels: str, shard_size: int) -> None:
+    """What `amvur annotate` does, but for photos and networks."""
+    photos = open_source(source)
+    narrow = [field for field in label_schema(1, passed=photos.columns) if field.name not in _HEAVY]
+    stations = Stations(open_nothing, NoModel, pa.schema(narrow))
+    job = Job(labels, photos, NothingSettings(photos.place), lambda _: stations, lambda c: crew_of(c)[0], {})
+    record = run_job(job, ComputeOptions(threads=1, shard_size=shard_size))
+    print(json.dumps(record.outcomes))
+
+
+def measured(source: Path, labels: Path, shard_size: int) -> dict[str, Any]:
+    """Run the job in a process of its own, and watch it."""
+    command = [sys.executable, __file__, "--job", str(source), str(labels), "--shard-size", str(shard_size)]
+    started = time.monotonic()
+    driver = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    first: float | None = None
+    early = peak = 0
+    data = labels / "data"
+    while driver.poll() is None:
+        if first is None and data.is_dir() and any(data.iterdir()):
+            first = time.monotonic() - started
+        with_children = driver.memory_info().rss if driver.is_running() else 0
+        peak = max(peak, with_children)
+        if first is not None and time.monotonic() - started < first + 3:
+            early = peak
+        time.sleep(0.1)
+    if driver.returncode:
+        sys.exit(f"the job ended with exit code {driver.returncode}")
+    return {"seconds": time.monotonic() - started, "first_s": first, "peak_bytes": peak, "early_bytes": early}
+
+
+def main() -> None:
+    """Print the table; one JSON line last."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--shard-size", type=int, default=256)
+    parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.job:
+        null_job(args.job[0], args.job[1], args.shard_size)
+        return
+    print(machine())
+    scratch = Path(tempfile.mkdtemp(prefix="amvur-scale-"))
+    results = []
+    for rows in args.rows:
+        source, labels = scratch / f"{rows}.csv", scratch / f"labels-{rows}"
+        with source.open("w") as file:
+            file.write("uri,subject\n")
+            file.writelines(f"s3://photos/subject-{k % 977:03d}/{k:09d}.jpg,{k % 977}\n" for k in range(rows))
+        run, again = measured(source, labels, args.shard_size), measured(source, labels, args.shard_size)
+        counted = f"select count(*), count(distinct image_id) from '{labels}/data/*.parquet'"
+        found = duckdb.execute(counted).fetchone()
+        assert found == (rows, rows), f"{found} rows of {rows}"
+        results.append({"rows": rows, **run, "again_s": again["seconds"]})
+        print(
+            f"{rows:9,} rows: {rows / run['seconds']:7.0f} rows/s, first labels after {run['first_s']:.1f} s, driver "
+            f"{run['peak_bytes'] / 2**20:.0f} MiB; all done already: {again['seconds']:.1f} s, "
+            f"driver {again['peak_bytes'] / 2**20:.0f} MiB"
+        )
+        shutil.rmtree(labels)
+    growth = results[-1]["peak_bytes"] / results[0]["peak_bytes"]
+    print(f"driver's memory, most rows over fewest: {growth:.3f}")
+    print(json.dumps({"growth": growth, "runs": results}))
+    shutil.rmtree(scratch)
+
+
+if __name__ == "__main__":
+    main()
