@@ -324,6 +324,36 @@ def calibrate(
     typer.echo(f"calibrated on {found.fitted_on}: {out}")
 
 
+@app.command("filter", epilog="Example: amvur filter labels/ best/ --keep-best 0.5")
+def filter_(
+    labels: Annotated[str, typer.Argument(help="A label folder, a path or URL.")],
+    out: Annotated[str, typer.Argument(help="A new label folder; with --list a new text file.")],
+    max_joint_std_mm: Annotated[
+        float | None, typer.Option(help="Keep hands whose least sure joint has no larger std.")
+    ] = None,
+    keep_best: Annotated[float | None, typer.Option(help="Keep this share of them, the surest.")] = None,
+    per: Annotated[str | None, typer.Option(help="Keep that share of each value of this column.")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(help='Keep rows that meet this, such as "is_right and detection_score > 0.9".'),
+    ] = None,
+    as_list: Annotated[bool, typer.Option("--list", help="Write the photos' uris, one a line.")] = False,
+    sort: Annotated[
+        bool, typer.Option(help="Sort each file by std in small row groups, for later filters to skip.")
+    ] = False,
+    address: JobAddress = None,
+) -> None:
+    """Keep the labels that are good enough, as a new label folder or a list of photos."""
+    from annotator.filter import Keep, filter_labels
+
+    _submit_to(address, labels, out)
+    keep = Keep(max_joint_std_mm, keep_best, per, where)
+    with _counting("filtering") as told:
+        filtered = filter_labels(labels, out, keep, as_list=as_list, sort=sort, on_progress=told)
+    _print_table(filtered.table())
+    typer.echo(f"{filtered.kept} {'rows led to the photos in' if as_list else 'rows in'} {out}")
+
+
 @app.command(epilog="Example: amvur report labels/")
 def report(
     labels: Annotated[str, typer.Argument(help="A label folder.")],

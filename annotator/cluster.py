@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from annotator.errors import UserError
@@ -71,3 +71,28 @@ def _join(address: str) -> None:
         raise UserError(
             f"no Ray cluster at '{address}' ({first}): start one with `ray start --head`"
         ) from None
+
+
+def check_seen_by_all(paths: Iterable[str]) -> None:
+    """Whether every machine with work to do sees some local paths.
+
+    Raises:
+        UserError: one does not.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    look = ray.remote(num_cpus=0, max_retries=2)(_unseen)
+    wanted = list(paths)
+    for node in nodes if len(nodes) > 1 else ():
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        for path in ray.get(look.options(scheduling_strategy=there).remote(wanted)):
+            raise UserError(
+                f"machine {node['NodeManagerHostname']} of the cluster does not see '{path}': give a URL, or a folder "
+                "that all machines share"
+            )
+
+
+def _unseen(paths: list[str]) -> list[str]:
+    return [path for path in paths if not os.path.exists(path)]  # noqa: PTH110 - a path may hold surrogates

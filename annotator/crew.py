@@ -56,8 +56,10 @@ def crew_of(compute: ComputeOptions) -> tuple[Crew, int]:
     else:
         share = 0.0
         with_cpus = sorted((node["CPU"] for node in nodes if node.get("CPU")), reverse=True)
+        if not with_cpus:
+            raise UserError("no machine of the cluster has a CPU to work with: start some that do")
         workers = compute.workers or len(with_cpus)
-        per_node = math.ceil(workers / max(1, len(with_cpus)))
+        per_node = math.ceil(workers / len(with_cpus))
         of_node = with_cpus[min(workers, len(with_cpus)) - 1]
         threads = compute.threads or max(1, int(of_node) // per_node)
         worker_cpus = cpus_of_an_actor(of_node, per_node, threads, gpus=False)

@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Generic
 
-from annotator.cluster import connected
+from annotator.cluster import check_seen_by_all, connected
 from annotator.crew import ComputeOptions
 from annotator.dispatch import Crew, Dispatcher, Stations
 from annotator.errors import UserError
@@ -122,7 +122,7 @@ class _Run(Generic[Settings]):
     def go(self, compute: ComputeOptions, relabel: str | None) -> None:
         labels = self.job.labels
         done = DoneShards(labels)
-        self.manifest = Manifest(labels)
+        self.manifest = Manifest(labels, self.lease.confirm)
         self.tally = Tally(labels, done, anew=relabel is not None)
         self.before = self.tally.outcomes.total()
         self.began = self.shard_began = math.inf
@@ -134,6 +134,7 @@ class _Run(Generic[Settings]):
             self.record.relabelled.append({"where": relabel, **self.job.maker})
         if not shards.is_empty():
             with connected(compute.address):
+                check_seen_by_all(self._local_places())
                 crew = self.job.crew(compute)
                 stations = self.job.stations(crew)
                 work = Dispatcher(labels, iter(shards), stations, crew, self.lease.check)
@@ -143,6 +144,10 @@ class _Run(Generic[Settings]):
         self.tally.write()
         self.retries.update(take_retries())
         self._close(relabel)
+
+    def _local_places(self) -> list[str]:
+        places = [self.job.labels, self.job.source.root]
+        return [str(local_path(place)) for place in places if place and is_local(place)]
 
     def _planned(self, done: DoneShards, shard_size: int) -> Iterator[PlannedShard]:
         yield from self.manifest.pending(done)
@@ -222,4 +227,4 @@ def _meeting(labels: str, number: int, relabel: str) -> set[str]:
     name = shard_file_name(number)
     condition = Condition(relabel, label_columns(labels, name))
     table = read_columns(labels, name, list(dict.fromkeys(["image_id", *condition.columns])))
-    return set(table.filter(condition.expression)["image_id"].to_pylist())
+    return set(condition.meeting(table)["image_id"].to_pylist())

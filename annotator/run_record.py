@@ -54,6 +54,9 @@ class RunRecord(Generic[Settings]):
     relabelled: list[dict[str, str]] = field(
         default_factory=list
     )  # conditions whose rows were done again, by whom
+    filtered: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # what `amvur filter` kept of it, one after the other
     seconds: float = 0.0  # of labelling, start-up left out, over all runs
 
     @property

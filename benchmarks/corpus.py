@@ -2,7 +2,7 @@
 
     python benchmarks/corpus.py [--keep FOLDER]
 
-Makes the files of `hostile_files.py`, from a real photo where ../shared/data is beside the checkout, labels them with
+Makes the files of `hostile`, from a real photo where ../shared/data is beside the checkout, labels them with
 the job as users run it, and compares all rows, as DuckDB reads them, with what is known from how each file was made.
 The exit code is 1 if a row is wrong.
 """
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import duckdb
 import psutil
-from hostile_files import Expected, Run, build
+from hostile import Expected, Run, build
 from machine import machine
 
 import annotator

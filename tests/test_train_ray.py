@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -26,8 +27,9 @@ from annotator.config import to_dict
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.model.checkpoint import load_checkpoint
-from tests.conftest import at_work
+from tests.conftest import SHARED, at_work
 from tests.example_files import write_stick_hands
+from tests.hostile_photos import encoded, noise
 from tests.test_loop import TINY, largest_difference, weights
 from trainer.config import OptimizerConfig, SourceConfig, TrainConfig
 from trainer.distributed import train_on_ray
@@ -66,8 +68,8 @@ def run_folder(tmp_path_factory):
     return folder
 
 
-def amvur(folder: Path, *arguments: str) -> subprocess.Popen:
-    """The command line, its output in log.txt."""
+def amvur(folder: Path, *arguments: str, log: str = "log.txt") -> subprocess.Popen:
+    """The command line, its output added to a file."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -76,13 +78,13 @@ def amvur(folder: Path, *arguments: str) -> subprocess.Popen:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
     }
-    with (folder / "log.txt").open("a") as log:
+    with (folder / log).open("a") as file:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "cli.py"), *arguments],
             cwd=folder,
             env=environment,
-            stdout=log,
-            stderr=log,
+            stdout=file,
+            stderr=file,
         )
 
 
@@ -176,6 +178,8 @@ def test_a_run_ends_as_if_nothing_had_been_killed_and_a_job_ends_it(run_folder, 
         # A mistake of the job's is the client's too.
         client = amvur(run_folder, *command[:3], "--workers", "1000", "--address", address)
         assert client.wait(PATIENCE_S) == 2
+        what_was_trained_labels_photos(run_folder, address)
+        jobs_are_listed_followed_and_stopped(run_folder, address)
     said = (run_folder / "log.txt").read_text()
     assert "job raysubmit_" in said
     assert f"trained {STEPS} steps" in said
@@ -189,6 +193,59 @@ def test_a_run_ends_as_if_nothing_had_been_killed_and_a_job_ends_it(run_folder, 
     assert largest_difference(whole, weights(out)) < 1e-5
     assert largest_difference(whole, start.state_dict()) > 1e-3
     assert not (run_folder / "ray_results").exists()
+
+
+def what_was_trained_labels_photos(folder: Path, address: str) -> None:
+    """train -> calibrate -> annotate -> filter, and detect, each a job of the cluster."""
+    photos = folder / "photos"
+    photos.mkdir()
+    for k in range(6):
+        (photos / f"{k}.jpg").write_bytes(encoded(noise(64 + k), "JPEG"))
+    model = SHARED / "models" / "hand_landmarker.task"
+    chain = [
+        ["calibrate", "out/model.safetensors", "sticks", "calibrated.safetensors"],
+        ["annotate", "photos", "labels", "--checkpoint", "calibrated.safetensors"],
+        ["filter", "labels", "best", "--keep-best", "0.5"],
+    ]
+    if importlib.util.find_spec("mediapipe") and model.is_file():
+        chain.append(["detect", "photos", "found", "--model", str(model)])
+    for command in chain:
+        client = amvur(folder, *command, "--address", address)
+        assert client.wait(PATIENCE_S) == 0, (folder / "log.txt").read_text()
+    labels, best = (pq.read_table(folder / name / "data").to_pylist() for name in ("labels", "best"))
+    assert [row["status"] for row in labels] == ["ok"] * 6 and len(best) >= 3
+    calibrated = load_checkpoint(str(folder / "calibrated.safetensors"))
+    assert {row["checkpoint"] for row in labels} == {calibrated.id}
+    assert max(row["joint_std_mm"] for row in best) <= sorted(row["joint_std_mm"] for row in labels)[2]
+    if len(chain) > 3:
+        assert pq.read_table(folder / "found" / "data").num_rows == 6
+
+
+def jobs_are_listed_followed_and_stopped(folder: Path, address: str) -> None:
+    def said_by(*arguments: str, code: int = 0) -> str:
+        said = folder / "jobs.txt"
+        said.unlink(missing_ok=True)
+        assert amvur(folder, "jobs", *arguments, "--address", address, log=said.name).wait(PATIENCE_S) == code
+        return said.read_text()
+
+    listed = said_by("list").splitlines()
+    assert listed[0].split() == ["job", "state", "began", "command"]
+    (of_filter,) = [line for line in listed if "amvur filter labels best --keep-best 0.5" in line]
+    job = of_filter.split()[0]
+    assert " succeeded " in of_filter
+    assert "rows in best" in said_by("logs", job)
+    assert "had ended already (succeeded)" in said_by("stop", job)
+    assert "has no job 'raysubmit_none': `amvur jobs list`" in said_by("logs", "raysubmit_none", code=2)
+    # Ctrl-C leaves a job alone, `stop` does not.
+    client = amvur(folder, "train", "tiny.yaml", "long", "--set", "steps=100000", "--address", address)
+    while len(listed := said_by("list").splitlines()) < 2 or " running " not in listed[1]:
+        time.sleep(0.5)
+    job = listed[1].split()[0]
+    client.send_signal(signal.SIGINT)
+    assert client.wait(PATIENCE_S) == 130
+    assert f"job {job} goes on. Its log: amvur jobs logs {job} --address" in (folder / "log.txt").read_text()
+    assert " running " in said_by("list").splitlines()[1]
+    assert f"job {job}: stopped" in said_by("stop", job)
 
 
 def wait_for_answer(address: str) -> None:

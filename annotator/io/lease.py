@@ -67,6 +67,11 @@ class Lease:
                 f"another run took over '{self._labels}' while this one stood still; what is there stays"
             )
 
+    def confirm(self) -> None:
+        """Look whether it is ours, before something is written that only one may write; raises as `check` does."""
+        self._lost = self._lost or not self._is_ours(_read(self._url))
+        self.check()
+
     def take(self) -> None:
         """Take the lease, or see that another run lives.
 

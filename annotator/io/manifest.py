@@ -95,13 +95,17 @@ class DoneShards:
 class Manifest:
     """The manifest of one label folder (a path or URL)."""
 
-    def __init__(self, labels: str) -> None:
+    def __init__(self, labels: str, confirm: Callable[[], None] = lambda: None) -> None:
         """Find its parts.
+
+        Args:
+            labels: the label folder.
+            confirm: called before a part is written; raises where this run may not write any more.
 
         Raises:
             UserError: one is missing.
         """
-        self.folder = join(labels, FOLDER)
+        self.folder, self._confirm = join(labels, FOLDER), confirm
         self.shard_count = 0  # of the parts read or written so far
         self.entry_count = 0
         self._parts: list[tuple[int, int, str]] = []
@@ -154,16 +158,9 @@ class Manifest:
             UserError: the source gives other entries in place of those that were planned.
         """
         generation = self._parts[-1][0] + 1 if self._parts else 0
-        known = heapq.merge(
-            *(
-                self._generation([n for _, _, n in parts])
-                for _, parts in groupby(self._parts, lambda p: p[0])
-            ),
-            key=source.key,
-        )
         part: list[PlannedShard] = []
         largest = 1
-        for entries in _chunks(_unknown(source, known), shard_size):
+        for entries in _chunks(self.unplanned(source), shard_size):
             part.append(PlannedShard(self.shard_count + len(part), entries))
             if len(part) >= largest or len(part) * shard_size >= PART_ENTRIES:
                 yield from self._note(part, generation)
@@ -183,6 +180,7 @@ class Manifest:
             f'{{"shard":{s.number},"count":{len(s.entries)},"entries":{dumps(s.entries)}}}' for s in part
         ]
         name = f"part-{generation:04d}-{len(self._parts):06d}.jsonl"
+        self._confirm()
         write_whole(join(self.folder, name), ("\n".join(lines) + "\n").encode())
         self._parts.append((generation, len(self._parts), name))
         self.shard_count += len(part)

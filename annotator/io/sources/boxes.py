@@ -39,7 +39,7 @@ class WithBoxes(Source):
         """
         super().__init__()
         self._photos, self._boxes = photos, boxes
-        self.place, self.columns = photos.place, photos.columns
+        self.place, self.root, self.columns = photos.place, photos.root, photos.columns
         self._is_list = boxes.lower().endswith(LIST_SUFFIXES)
         if self._is_list:
             if not ListSource(boxes).has_boxes:

@@ -69,6 +69,7 @@ class FolderSource(Source):
             self._folder = folder.rstrip("/")
             if leave_out.startswith(self._folder + "/"):
                 self._leave_out = leave_out.rstrip("/")[len(self._folder) + 1 :] + "/"
+        self.root = self._folder
         self.place = readable(join(self._folder, pattern or self._only or "").rstrip("/"))
 
     def key(self, entry: Entry) -> tuple[str, float]:

@@ -15,6 +15,7 @@ class Source(ABC):
     """Entries in increasing order of `key`; nothing of them is held."""
 
     place: str  # as a run's settings name it
+    root: str | None = None  # the folder that its photos lie below, where there is one
 
     def __init__(self) -> None:
         self.columns: dict[str, pa.DataType] = {}  # what its entries have in `extra`

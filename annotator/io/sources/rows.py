@@ -1,0 +1,198 @@
+"""How the rows of a list are read, and which columns of which types they have.
+
+Text and CSV are UTF-8; bytes that are not may name files, and come as surrogates.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from annotator.errors import UserError
+from annotator.io.entry import plain
+from annotator.io.remote import shown
+from annotator.io.sources.roles import ROLES, check_names
+from annotator.io.storage import open_file
+
+Row = dict[str, Any]
+
+#: The name under which a row that is none says why.
+BROKEN = "\0broken"
+
+#: So many rows of JSON lines tell what columns there are.
+FIRST_ROWS = 1000
+
+#: The longest field of CSV: a quote that is never closed takes all that follows.
+_MAX_FIELD = 1 << 24
+
+#: Up to here every whole number is a float.
+EXACT = 1 << 53
+
+
+@contextmanager
+def user_errors(path: str) -> Iterator[None]:
+    """Whatever is wrong with a list as a whole, as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except pa.ArrowException as error:
+        raise UserError(f"'{_name(path)}' is no Parquet file, or damaged: {_first_line(error)}") from None
+    except OSError as error:  # pyarrow's have no errno, but may have lines
+        raise UserError(f"'{_name(path)}' can't be read: {error.strerror or _first_line(error)}") from None
+
+
+def _name(path: str) -> str:
+    return plain(shown(path))
+
+
+def _first_line(error: Exception) -> str:
+    return plain(next(iter(str(error).splitlines()), type(error).__name__))
+
+
+def reader_of(path: str) -> tuple[Callable[[str], Iterator[Row]], dict[str, pa.DataType]]:
+    """How to walk a list's rows, and the types of its columns."""
+    suffix = path.rsplit(".", 1)[-1].lower()
+    if suffix == "parquet":
+        with open_file(path) as file:
+            schema = pq.read_schema(file)
+        check_names(schema.names, _name(path))
+        return _parquet_rows, dict(zip(schema.names, schema.types, strict=True))
+    if suffix in ("jsonl", "ndjson"):
+        return _json_rows, _json_types(path)
+    if suffix == "txt":
+        next(_lines(path), None)  # that it can be read
+        return _text_rows, {"uri": pa.string()}
+    header = next(_records(path), [])
+    if isinstance(header, str):
+        raise UserError(f"'{_name(path)}' has no header: {header}")
+    names = [name.strip() for name in header if name.strip()]
+    check_names(names, _name(path))
+    return _csv_rows, dict.fromkeys(names, pa.string())
+
+
+def _lines(path: str) -> Iterator[str]:
+    # Bytes that are not UTF-8 may name a file on disk.
+    with open_file(path, ahead=1 << 22) as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise UserError(f"'{_name(path)}' is UTF-16: save it as UTF-8")
+        file.seek(0)
+        yield from io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _text_rows(path: str) -> Iterator[Row]:
+    return ({"uri": line.rstrip("\r\n")} for line in _lines(path) if line.strip())
+
+
+def _records(path: str) -> Iterator[list[str] | str]:
+    """The header of CSV, then each row, or why it is none; blank lines are none."""
+    csv.field_size_limit(_MAX_FIELD)
+    ended = False
+
+    def lines() -> Iterator[str]:
+        nonlocal ended
+        yield from _lines(path)
+        ended = True
+
+    reader = csv.reader(lines(), delimiter="\t" if path.lower().endswith(".tsv") else ",")
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            yield f"this row can't be read: {plain(str(error))}"
+            continue
+        if row is None:
+            return
+        if ended:  # a row ends with its line, unless it is in quotes
+            yield "a quote that opens in this row is never closed"
+        elif row:
+            yield row
+
+
+def _csv_rows(path: str) -> Iterator[Row]:
+    records = _records(path)
+    names = [name.strip() for name in next(records, [])]
+    for record in records:
+        if isinstance(record, str):
+            yield {BROKEN: record}
+            continue
+        row = {name: value for name, value in zip(names, record, strict=False) if name}
+        if len(record) < len(names) or any(record[len(names) :]):
+            row[BROKEN] = f"this row has {len(record)} values where the header has {len(names)}"
+        yield row
+
+
+def _json_rows(path: str) -> Iterator[Row]:
+    for line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        yield row if isinstance(row, dict) else {BROKEN: "this line is no JSON object"}
+
+
+def _json_types(path: str) -> dict[str, pa.DataType]:
+    """The columns that the first rows have."""
+    kinds: dict[str, set[str]] = {}
+    for number, row in enumerate(islice(_json_rows(path), FIRST_ROWS)):
+        if BROKEN in row:
+            if not number:
+                raise UserError(f"'{_name(path)}' is not JSON lines: its first line is no object")
+            continue
+        for name, value in row.items():
+            kinds.setdefault(name, set()).update(() if value is None else (_kind(value),))
+    return {name: _json_type(name, those) for name, those in kinds.items()}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "whole" if abs(value) <= EXACT else "long" if -(1 << 63) <= value < 1 << 63 else "text"
+    if isinstance(value, list):
+        numbers = all(isinstance(part, (int, float)) and not isinstance(part, bool) for part in value)
+        return "numbers" if numbers else "text"
+    return "float" if isinstance(value, float) else "text"
+
+
+def _json_type(name: str, kinds: set[str]) -> pa.DataType:
+    """One type for all that a column has; whole numbers are floats, as the next may be none."""
+    if not kinds:
+        return pa.null()
+    if kinds <= {"whole", "long"} and (kinds != {"whole"} or (name,) in ROLES["id"]):
+        return pa.int64()
+    if kinds <= {"whole", "float"}:
+        return pa.float64()
+    only = next(iter(kinds)) if len(kinds) == 1 else "text"
+    return {"bool": pa.bool_(), "numbers": pa.list_(pa.float64())}.get(only, pa.string())
+
+
+def _parquet_rows(path: str) -> Iterator[Row]:
+    with open_file(path, ahead=1 << 22) as file:
+        # Without a buffer's size, pyarrow reads a whole row group.
+        table = pq.ParquetFile(file, buffer_size=1 << 20)
+        for batch in table.iter_batches(4096, use_threads=False):
+            columns = [_values(column) for column in batch.columns]
+            for values in zip(*columns, strict=True):
+                yield dict(zip(batch.schema.names, values, strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    if pa.types.is_temporal(column.type):  # Python has no nanoseconds, and no year 10000
+        with suppress(pa.ArrowException):
+            return column.cast(pa.string()).to_pylist()
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:  # text that is no UTF-8 may name a file, too
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]

@@ -1,0 +1,73 @@
+"""Files and lists that break readers of photos, each with the rows that honest labels may have for it.
+
+What is expected is known from how a file was made. Where damage may go unnoticed, `ok` is allowed only if a strict
+`Image.open` reads the file too and the picture is still there.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from annotator.quiet import quiet_stderr
+from hostile.bombs import bombs
+from hostile.containers import write_parquets, write_tars
+from hostile.expected import Expected, File, Run
+from hostile.lists import write_lists
+from hostile.no_photos import other_files
+from hostile.photos import photos, pictures
+from hostile.places import write_places
+from hostile.refused import write_refused
+from hostile.videos import write_videos
+from tests.hostile_photos import encoded
+
+__all__ = ["Expected", "Run", "build"]
+
+
+def build(folder: Path, every: int = 1, seed: int = 0) -> list[Run]:
+    """Write the corpus; `every` takes each so-many-th of the photos that are cut and damaged."""
+    folder, rng = folder.resolve(), random.Random(seed)
+    picture, camera = pictures(rng)
+    with quiet_stderr(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow and libtiff complain of what is meant to be broken
+        files = [
+            *_thinned(photos(picture, camera, rng), every),
+            *bombs(picture, full=every == 1),
+            *other_files(picture),
+        ]
+    return [
+        Run("folder", folder / "photos", _write_folder(folder / "photos", files, picture, rng)),
+        *write_lists(folder / "lists", picture),
+        *write_refused(folder / "refused", picture),
+    ]
+
+
+def _thinned(files: Iterable[File], every: int) -> Iterator[File]:
+    for number, file in enumerate(files):
+        if number % every == 0 or file.kind == "whole":
+            yield file
+
+
+def _write_folder(
+    folder: Path, files: list[File], picture: Image.Image, rng: random.Random
+) -> dict[str, Expected]:
+    """Photos, odd places, containers."""
+    expected: dict[str, Expected] = {}
+    for file in files:
+        path = folder / file.kind / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.data)
+        image_id = f"{file.kind}/{file.name}"
+        assert image_id not in expected, image_id
+        expected[image_id] = Expected(file.kind, file.outcomes, file.size)
+    return {
+        **expected,
+        **write_places(folder / "places", encoded(picture, "JPEG"), picture.size),
+        **write_tars(folder / "tars", files, picture, rng),
+        **write_parquets(folder / "parquets", files, picture),
+        **write_videos(folder / "videos", picture),
+    }
