@@ -386,6 +386,24 @@ def demo(
         typer.launch(page.as_uri())
 
 
+@app.command(epilog="Example: amvur doctor --store s3://bucket/labels")
+def doctor(
+    store: Annotated[str | None, typer.Option(help="URL of a folder to read and write.")] = None,
+    hand: Annotated[str | None, typer.Option(help="'mano:PATH' of your MANO_RIGHT.pkl.")] = None,
+    model: Annotated[str | None, typer.Option(help="Path or URL of hand_landmarker.task.")] = None,
+) -> None:
+    """Try every part of amvur once: what works here, what does not, and what to do about it."""
+    from annotator.doctor import examine
+
+    marks = {"ok": "ok", "absent": "-", "broken": "BROKEN"}
+    bad = 0
+    for finding in examine(store, hand, model):
+        bad += finding.is_bad
+        typer.echo(f"{finding.part:<16} {marks[finding.state]:<7} {finding.said}")
+    if bad:
+        raise typer.Exit(1)
+
+
 jobs_app = typer.Typer(help="The jobs that --address http(s)://... submitted.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 

@@ -10,8 +10,6 @@ is recorded as `crashed`. Bounded numbers of shards are under way, so memory is 
 
 from __future__ import annotations
 
-import faulthandler
-import os
 import queue
 import threading
 import time
@@ -19,19 +17,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
 from annotator.errors import UserError
 from annotator.io.entry import Entry
-from annotator.io.labels import replace_rows
-from annotator.io.manifest import PlannedShard, shard_file_name
-from annotator.io.remote import take_retries
-from annotator.io.schema import encode_table, without_hand
-from annotator.io.storage import join, write_whole
-from annotator.stations import Shard, crashed_shard, shard_table
-from annotator.tally import OUTCOME_COLUMNS, ShardReport, report_of
+from annotator.io.manifest import PlannedShard
+from annotator.stations import Shard, crashed_shard
+from annotator.tally import ShardReport
+from annotator.workers import Brief, ModelActor, give_up, join_pieces, open_piece, write_labels
 
 #: A shard that ended so many processes is opened photo by photo; a photo that ended so many is left.
 SHARD_CRASHES, PHOTO_CRASHES = 2, 3
@@ -137,10 +132,10 @@ class Dispatcher:
 
         self._ray, self._labels, self._crew, self._check = ray, labels, crew, check
         self._planned = _Listing(planned, 2 * (crew.decoders + crew.workers))
-        self._open: Any = ray.remote(num_returns=2, num_cpus=crew.decoder_cpus, **_ONCE)(_open)
-        self._join = ray.remote(num_cpus=crew.decoder_cpus, **_ONCE)(_join)
-        self._give_up = ray.remote(num_cpus=crew.decoder_cpus, **_ONCE)(_give_up)
-        self._write = ray.remote(num_cpus=crew.decoder_cpus, **_ONCE)(_write)
+        self._open: Any = ray.remote(num_returns=2, num_cpus=crew.decoder_cpus, **_ONCE)(open_piece)
+        self._join = ray.remote(num_cpus=crew.decoder_cpus, **_ONCE)(join_pieces)
+        self._give_up = ray.remote(num_cpus=crew.decoder_cpus, **_ONCE)(give_up)
+        self._write = ray.remote(num_cpus=crew.decoder_cpus, **_ONCE)(write_labels)
         self._opener, self._schema = ray.put(stations.open), ray.put(stations.schema)
         self._make = None if stations.model is None else ray.put(stations.model)
         self._models: list[_Model] = []
@@ -189,7 +184,9 @@ class Dispatcher:
 
     def _start_model(self) -> None:
         crew = self._crew
-        kind = self._ray.remote(num_cpus=crew.worker_cpus, num_gpus=crew.worker_gpus, max_restarts=0)(_Actor)
+        kind = self._ray.remote(num_cpus=crew.worker_cpus, num_gpus=crew.worker_gpus, max_restarts=0)(
+            ModelActor
+        )
         model = _Model(kind.options(scheduling_strategy="SPREAD").remote())
         self._models.append(model)
         self._waiting[model.actor.start.remote(self._make)] = lambda ref: self._end_start(model, ref)
@@ -331,7 +328,7 @@ class Dispatcher:
         flight.retries.update(retries)
         return replace(written, retries=dict(flight.retries), began=flight.began)
 
-    def _note(self, flight: _Flight, brief: _Brief) -> None:
+    def _note(self, flight: _Flight, brief: Brief) -> None:
         flight.retries.update(brief.retries)
         flight.began = brief.began
 
@@ -401,62 +398,6 @@ class _Listing:
             raise found
         self.ended = found is None
         return found
-
-
-class _Brief(NamedTuple):
-    """What the driver hears of a station; the shard itself goes from station to station."""
-
-    began: float
-    retries: dict[str, int]
-
-
-def _open(
-    opener: Callable[[Sequence[Entry]], Shard], entries: list[Entry], limit_s: float
-) -> tuple[_Brief, Shard]:
-    began = time.time()
-    # A decoder that never comes back holds the interpreter as well: only a thread of C's ends it.
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        faulthandler.dump_traceback_later(limit_s, exit=True, file=nowhere)
-        try:
-            shard = opener(entries)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-    return _Brief(began, take_retries()), shard
-
-
-def _join(*parts: Shard) -> Shard:
-    return Shard.join(parts)
-
-
-def _give_up(shard: Shard) -> Shard:
-    for row in shard.hand_rows:
-        shard.rows[row] |= without_hand(
-            "crashed", "each model that was given this shard ended without a word"
-        )
-    return Shard(shard.rows)
-
-
-def _write(
-    labels: str, number: int, among: list[str] | None, shard: Shard, schema: pa.Schema
-) -> tuple[ShardReport, dict[str, int]]:
-    name = shard_file_name(number)
-    table = shard_table(shard, schema)
-    if among is not None:
-        table = replace_rows(labels, name, table, among)
-    write_whole(join(labels, "data", name), encode_table(table), scratch=join(labels, "_tmp"))
-    return report_of(number, table.select(OUTCOME_COLUMNS).to_pylist()), take_retries()
-
-
-class _Actor:
-    """One model."""
-
-    def start(self, make: Callable[[], Callable[[Shard], Shard]]) -> None:
-        """Apart from `__init__`, whose errors Ray would hide behind the actor's death."""
-        self._do = make()
-
-    def label(self, shard: Shard) -> tuple[_Brief, Shard]:
-        began = time.time()
-        return _Brief(began, {}), self._do(shard)
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from annotator.errors import UserError
 from annotator.frames import CropFrame, cut, project_weak
 from annotator.io.decode import PhotoError
 from annotator.io.photos import photo_at
@@ -19,7 +20,7 @@ from annotator.render.shading import draw
 Picture = NDArray[np.uint8]
 
 #: Uncertainty's colours, sure to unsure; told apart by lightness too.
-_STOPS = np.array([[38, 70, 132], [44, 140, 153], [131, 196, 118], [246, 205, 82], [222, 84, 47]], np.float32)
+STOPS = np.array([[38, 70, 132], [44, 140, 153], [131, 196, 118], [246, 205, 82], [222, 84, 47]], np.float32)
 
 SKIN = (0.86, 0.66, 0.56)
 PAPER = 245  # the grey behind meshes that stand alone
@@ -27,10 +28,10 @@ PAPER = 245  # the grey behind meshes that stand alone
 
 def uncertainty_colours(std_mm: np.ndarray, low_mm: float, high_mm: float) -> np.ndarray:
     """Std in millimetres (...) to RGB in 0..1 (..., 3); `low_mm` and below is the surest colour."""
-    place = np.clip((std_mm - low_mm) / max(high_mm - low_mm, 1e-6), 0, 1) * (len(_STOPS) - 1)
-    below = np.minimum(place.astype(int), len(_STOPS) - 2)
+    place = np.clip((std_mm - low_mm) / max(high_mm - low_mm, 1e-6), 0, 1) * (len(STOPS) - 1)
+    below = np.minimum(place.astype(int), len(STOPS) - 2)
     part = (place - below)[..., None]
-    return ((1 - part) * _STOPS[below] + part * _STOPS[below + 1]) / 255
+    return ((1 - part) * STOPS[below] + part * STOPS[below + 1]) / 255
 
 
 def crop_points(label: Mapping[str, Any]) -> torch.Tensor:
@@ -47,34 +48,48 @@ def photo_tile(label: Mapping[str, Any], size_px: int) -> Picture | None:
     """The crop of the photo that the network saw (size_px, size_px, 3); None where the photo is gone."""
     try:
         photo = photo_at(label["image_uri"], label["frame_index"])
-    except PhotoError:
+    except (PhotoError, UserError, OSError):  # the last two: of a store, or of videos without PyAV
         return None
     x0, y0, x1, y1 = label["crop_xyxy"]
     frame = CropFrame(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), np.float64((x1 - x0) / 2), np.bool_(False))
     return cut(photo.pixels, frame, size_px, photo.width)
 
 
+def mesh_tiles(
+    label: Mapping[str, Any], faces: NDArray[np.int64], size_px: int, std_range_mm: tuple[float, float]
+) -> dict[str, np.ndarray]:
+    """The label's mesh as RGBA in 0..1 (size_px, size_px, 4): plain, uncertainty, and texture where it has one."""
+    # A left hand is a mirrored right one: the other side of its triangles faces outwards.
+    winding = torch.from_numpy(faces if label["is_right"] else faces[:, ::-1].copy())
+    std_mm = np.linalg.norm(_rows(label["vertices_std_mm"]), axis=-1)
+    colours = {
+        "plain": np.tile(np.array(SKIN, np.float32), (len(std_mm), 1)),
+        "uncertainty": uncertainty_colours(std_mm, *std_range_mm),
+    }
+    if label["vertex_rgb"] is not None:
+        colours["texture"] = _rows(label["vertex_rgb"]) / 255
+    points = crop_points(label)[None].expand(len(colours), -1, -1)
+    drawn = draw(points, winding, torch.from_numpy(np.stack(list(colours.values()))).float(), size_px)
+    return dict(zip(colours, drawn.numpy(), strict=True))
+
+
 def hand_tiles(
     label: Mapping[str, Any], faces: NDArray[np.int64], size_px: int, std_range_mm: tuple[float, float]
 ) -> dict[str, Picture]:
     """Four pictures (size_px, size_px, 3) of a label: photo, overlay, uncertainty, texture."""
-    # A left hand is a mirrored right one: the other side of its triangles faces outwards.
-    winding = torch.from_numpy(faces if label["is_right"] else faces[:, ::-1].copy())
-    std_mm = np.linalg.norm(_rows(label["vertices_std_mm"]), axis=-1)
-    count = len(std_mm)
-    plain = np.tile(np.array(SKIN, np.float32), (count, 1))
-    colours = [plain, uncertainty_colours(std_mm, *std_range_mm)]
-    if label["vertex_rgb"] is not None:
-        colours.append(_rows(label["vertex_rgb"]) / 255)
-    points = crop_points(label)[None].expand(len(colours), -1, -1)
-    drawn = draw(points, winding, torch.from_numpy(np.stack(colours)).float(), size_px).numpy()
-    photo = photo_tile(label, size_px)
+    return on_paper(photo_tile(label, size_px), mesh_tiles(label, faces, size_px, std_range_mm))
+
+
+def on_paper(photo: Picture | None, meshes: Mapping[str, np.ndarray]) -> dict[str, Picture]:
+    """The four pictures from those of a mesh; paper stands in for what is missing."""
+    size_px = len(meshes["plain"])
     paper = np.full((size_px, size_px, 3), PAPER, np.uint8)
+    photo = paper if photo is None else photo
     return {
-        "photo": paper if photo is None else photo,
-        "overlay": _over(drawn[0], paper if photo is None else photo, strength=0.75),
-        "uncertainty": _over(drawn[1], paper),
-        "texture": _over(drawn[2], paper) if len(drawn) > 2 else paper,
+        "photo": photo,
+        "overlay": _over(meshes["plain"], photo, strength=0.75),
+        "uncertainty": _over(meshes["uncertainty"], paper),
+        "texture": _over(meshes["texture"], paper) if "texture" in meshes else paper,
     }
 
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,19 +82,23 @@ def measured(source: Path, labels: Path, shard_size: int) -> dict[str, Any]:
     started = time.monotonic()
     driver = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     first: float | None = None
-    early = peak = 0
+    peak, cpu_s = 0, 0.0
     data = labels / "data"
     while driver.poll() is None:
         if first is None and data.is_dir() and any(data.iterdir()):
             first = time.monotonic() - started
-        with_children = driver.memory_info().rss if driver.is_running() else 0
-        peak = max(peak, with_children)
-        if first is not None and time.monotonic() - started < first + 3:
-            early = peak
+        with suppress(psutil.Error):
+            peak = max(peak, driver.memory_info().rss)
+            cpu_s = sum(driver.cpu_times()[:2])
         time.sleep(0.1)
     if driver.returncode:
         sys.exit(f"the job ended with exit code {driver.returncode}")
-    return {"seconds": time.monotonic() - started, "first_s": first, "peak_bytes": peak, "early_bytes": early}
+    return {
+        "seconds": time.monotonic() - started,
+        "first_s": first,
+        "peak_bytes": peak,
+        "driver_cpu_s": cpu_s,
+    }
 
 
 def main() -> None:
@@ -123,8 +128,8 @@ def main() -> None:
         results.append({"rows": rows, **run, "again_s": again["seconds"]})
         print(
             f"{rows:9,} rows: {rows / run['seconds']:7.0f} rows/s, first labels after {run['first_s']:.1f} s, driver "
-            f"{run['peak_bytes'] / 2**20:.0f} MiB; all done already: {again['seconds']:.1f} s, "
-            f"driver {again['peak_bytes'] / 2**20:.0f} MiB"
+            f"{run['peak_bytes'] / 2**20:.0f} MiB and {run['driver_cpu_s']:.0f} s of a core; all done already: "
+            f"{again['seconds']:.1f} s, driver {again['peak_bytes'] / 2**20:.0f} MiB"
         )
         shutil.rmtree(labels)
     growth = results[-1]["peak_bytes"] / results[0]["peak_bytes"]

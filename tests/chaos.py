@@ -148,10 +148,10 @@ class Chaos:
             self.driver = self._type()
 
     def _kill_model(self) -> str | None:
-        return "model" if self._kill_one("ray::_Actor") else None
+        return "model" if self._kill_one("ray::ModelActor") else None
 
     def _kill_task(self) -> str | None:
-        return "task" if self._kill_one("ray::_open") or self._kill_one("ray::_write") else None
+        return "task" if self._kill_one("ray::open_piece") or self._kill_one("ray::write_labels") else None
 
     def _kill_one(self, name: str) -> bool:
         found = []

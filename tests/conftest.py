@@ -26,7 +26,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 #: Files of the longest stories: begun last, they would leave the other process of the suite waiting.
 LONG = (
     "test_train_ray",
+    "test_dispatch",
+    "test_annotate_s3",
+    "test_inputs",
     "test_docs",
+    "test_chaos",
     "test_train_s3",
     "test_pipeline",
     "test_loop",

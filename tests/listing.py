@@ -16,7 +16,7 @@ from tests.s3_server import Server, rclone, serve
 
 
 def put(url: str, *names: str, data: bytes = b"x") -> None:
-    """The same behind a URL; a server may not look at its disk again."""
+    """Write files below a URL; a server may not look at its disk again."""
     for name in names:
         write_whole(f"{url}/{name}", data)
 

@@ -102,7 +102,7 @@ def models() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if process.name().startswith("ray::_Actor"):
+            if process.name().startswith("ray::ModelActor"):
                 found.append(process)
     return found
 

@@ -14,6 +14,7 @@ import pytest
 import typer
 
 import cli
+from annotator.io.sources import open_source
 from tests.test_cli import run
 from trainer.config import LossConfig, read_train_config
 from trainer.data.convert import KINDS
@@ -21,6 +22,17 @@ from trainer.synth import write_photos
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "training.md").read_text()
+
+#: Pages whose commands must parse; what they say is tested where it is built.
+PAGES = (
+    "README.md",
+    "docs/inputs.md",
+    "docs/cluster.md",
+    "docs/scale.md",
+    "docs/labels.md",
+    "docs/architecture.md",
+)
+INPUTS = (ROOT / "docs" / "inputs.md").read_text()
 
 #: The same commands, in seconds.
 SMALLER = {
@@ -117,6 +129,40 @@ def test_commands_that_need_something_from_elsewhere_parse(line):
             read_train_config(rest[0])
         if name == "convert":
             assert rest[0].partition(":")[0] in KINDS
+
+
+def commands_of(page: Path) -> list[str]:
+    """Lines that begin as a command does, fenced or indented."""
+    found = re.findall(r"^(?: {4})?(amvur .+)$", page.read_text(), re.MULTILINE)
+    return [line.partition("#")[0].replace("$HEAD", "http://head:8265").replace("...", "x") for line in found]
+
+
+@pytest.mark.parametrize(
+    "line", [line for page in PAGES for line in commands_of(ROOT / page)], ids=lambda line: line[:60]
+)
+def test_commands_of_other_pages_parse(line):
+    name, *rest = shlex.split(line)[1:]
+    command = typer.main.get_command(cli.app).commands[name]
+    if name == "jobs":
+        name, *rest = rest
+        command = command.commands[name]
+    command.make_context(name, rest)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_other_pages_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        assert "://" in link or (ROOT / page).parent.joinpath(link).exists(), link
+
+
+def test_the_list_that_the_page_shows_is_one(tmp_path):
+    """Its `sh` block writes it; every column is taken for what the table says."""
+    (block,) = [text for text in re.findall(r"^```sh\n(.*?)^```$", INPUTS, re.M | re.S) if "cat >" in text]
+    text = block.partition("<<END\n")[2].partition("END\n")[0]
+    (tmp_path / "hands.csv").write_text(text)
+    first, second = open_source(str(tmp_path / "hands.csv"))
+    assert first.path == str(tmp_path / "photos/a.jpg") and first.hands == (((120, 80, 320, 310), 0.0),)
+    assert second.hands == (((40, 60, 260, 300), 1.0),) and second.extra == {"subject": "p9"}
 
 
 def test_the_table_of_weights_is_the_codes():

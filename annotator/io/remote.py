@@ -97,10 +97,13 @@ def shown(url: str) -> str:
     return re.sub(r"(?<=://)[^/@]*@|\?.*", "", url) if "://" in url else url
 
 
-def files_below(url: str) -> Iterator[str]:
-    """Paths below a folder of a store, relative to it, in the order of `str`; on S3 a page at a time."""
+def files_below(url: str, start: str = "") -> Iterator[str]:
+    """Paths below a folder of a store, relative to it, in the order of `str`; on S3 a page at a time.
+
+    `start`: what the wanted ones begin with, for stores that can leave out the others.
+    """
     if url.startswith(_S3):
-        yield from _pages_of_s3(url)
+        yield from _pages_of_s3(url, start)
     else:
         yield from _walk(url.rstrip("/"), "")
 
@@ -207,7 +210,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _pages_of_s3(url: str) -> Iterator[str]:
+def _pages_of_s3(url: str, start: str) -> Iterator[str]:
     """`list_objects_v2` by itself: s3fs would hold the whole listing before it gives the first name."""
     _, path = _filesystem(url)
     bucket, _, prefix = path.partition("/")
@@ -216,7 +219,7 @@ def _pages_of_s3(url: str) -> Iterator[str]:
     while True:
 
         def page(filesystem: Any, _: str, further: dict[str, str] = further) -> dict[str, Any]:
-            return filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **further)
+            return filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix + start, **further)
 
         answer = ask(url, page)
         for item in answer.get("Contents", []):

@@ -50,6 +50,7 @@ class FolderSource(Source):
         folder, pattern = _split_glob(place)
         self._matches = _glob(pattern) if pattern else None
         self._parts = [None if part == "**" else _glob(part) for part in pattern.split("/") if pattern]
+        self._start = _WILD.split(pattern, maxsplit=1)[0]  # what all that matches begins with
         self._only: str | None = None  # the one file, where the source is one
         self._leave_out = ""
         if is_local(folder):
@@ -93,7 +94,7 @@ class FolderSource(Source):
             yield from self._below()
         else:
             try:
-                yield from filter(self._is_ours, files_below(self._folder))
+                yield from filter(self._is_ours, files_below(self._folder, self._start))
             except FileNotFoundError as error:
                 raise UserError(f"there is no '{plain(shown(self._folder))}': {error.strerror}") from None
 

@@ -124,11 +124,10 @@ class ListSource(Source):
 
     def _entry(self, number: int, row: Row, uri: str) -> Entry:
         elsewhere = not uri or "://" in uri or uri.startswith("/")
-        entry = Entry(
-            uri if elsewhere else join(self._folder, uri), readable(f"{number}:{uri}"), order=number
-        )
+        path = uri if elsewhere else join(self._folder, uri)
+        known: dict[str, Any] = {"id": readable(f"{number}:{uri}")}
         try:
-            entry = replace(entry, id=self._id(row) or entry.id)
+            known["id"] = self._id(row) or known["id"]
             if BROKEN in row:
                 raise BadRowError(row[BROKEN])
             if late := next((name for name in self._late.intersection(row) if row[name] is not None), None):
@@ -136,12 +135,14 @@ class ListSource(Source):
                     f"this row has {late!r}, which is in none of the list's first {FIRST_ROWS:,} rows: "
                     "give it in the first too, if only as null"
                 )
-            extra = {to: _passed(row.get(name), self.columns[to]) for name, to in self._passed.items()}
-            entry = replace(entry, extra=extra)
+            known["extra"] = {
+                to: _passed(row.get(name), self.columns[to]) for name, to in self._passed.items()
+            }
             self._check_place(row, uri)
-            return replace(entry, hands=self._hands(row), focal_px=self._focal(row))
+            known["hands"], known["focal_px"] = self._hands(row), self._focal(row)
         except BadRowError as error:
-            return replace(entry, fault=Fault("bad_row", str(error)))
+            known["fault"] = Fault("bad_row", str(error))
+        return Entry(path, order=number, **known)
 
     def _check_place(self, row: Row, uri: str) -> None:
         given = self._given(row, "uri")

@@ -15,7 +15,7 @@ class Seen:
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._database.execute("pragma journal_mode = off")
         self._database.execute("pragma synchronous = off")
-        self._database.execute("pragma cache_size = -16384")
+        self._database.execute("pragma cache_size = -4096")
         self._database.execute("begin")
         self._database.execute("create table seen (name integer primary key)")
         return self

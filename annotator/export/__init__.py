@@ -1,0 +1,5 @@
+"""Labels as the files that other tools read: `export_labels` writes one of `FORMATS`."""
+
+from annotator.export.formats import FORMATS, Exported, export_labels
+
+__all__ = ["FORMATS", "Exported", "export_labels"]

@@ -1,0 +1,154 @@
+"""COCO keypoints: images and hands (box, 21 keypoints) in one JSON file, written as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from annotator.export.exported import Exported
+from annotator.export.places import whole
+from annotator.export.rows import Labels, array_of
+from annotator.hand.model import BONES, JOINT_NAMES
+from annotator.io.crops import box_around_joints
+
+_CATEGORY = {
+    "id": 1,
+    "name": "hand",
+    "supercategory": "person",
+    "keypoints": list(JOINT_NAMES),
+    "skeleton": [[parent + 1, child + 1] for parent, child in BONES],  # counted from 1
+}
+
+#: So many photos are remembered, more than a label file has.
+_RECENT = 1 << 18
+
+_SCALARS = (
+    *("image_uri", "image_id", "duplicate", "frame_index", "frame_time_s", "hand_index"),
+    *("width", "height", "box_source", "is_right", "detection_score", "joint_std_mm"),
+)
+
+
+def columns(labels: Labels) -> list[str]:
+    """What it reads."""
+    return labels.there(*_SCALARS, "box_xyxy", "joints2d_px")
+
+
+def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
+    """Write the file; the hands wait in a temporary one until all images are there."""
+    exported = Exported()
+    images = _Images()
+    with whole(out) as file, tempfile.TemporaryFile() as hands:
+        head = {"description": "hands labelled by amvur", "hand_model": labels.hand}
+        file.write(b'{"info": %s, "licenses": [], ' % _json(head))
+        file.write(b'"categories": [%s], "images": [' % _json(_CATEGORY))
+        for table in batches:
+            scalars = table.select(labels.there(*_SCALARS)).to_pylist()
+            boxes, joints = array_of(table["box_xyxy"]), array_of(table["joints2d_px"])
+            for row, box, points in zip(scalars, boxes, joints, strict=True):
+                image, is_new = images.of(row)
+                if is_new:
+                    _append(file, image, images.count == 1)
+                _append(hands, _annotation(row, box, points, image["id"], exported.hands + 1), not exported.hands)
+                exported.hands += 1
+        file.write(b'\n], "annotations": [')
+        hands.seek(0)
+        shutil.copyfileobj(hands, file)
+        file.write(b"\n]}\n")
+    return exported
+
+
+class _Images:
+    """Photos as `images`, each once: hands of a photo lie in one label file, though not always side by side."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._recent: dict[int, None] = {}  # in the order they came
+        self._duplicates: set[int] = set()  # which may lie anywhere
+
+    def of(self, row: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """A row's photo, and whether it was not there before."""
+        image_id, uri = row["image_id"], row["image_uri"]
+        image = {
+            "id": stable_number(f"{image_id}\0{uri}\0duplicate" if row.get("duplicate") else image_id),
+            "file_name": image_id if uri == image_id or uri.endswith(f"/{image_id}") else uri,
+            "coco_url": uri,
+            "width": row["width"],
+            "height": row["height"],
+            "image_id": image_id,
+        }
+        if row.get("frame_index") is not None:
+            image |= {"frame_index": row["frame_index"], "frame_time_s": row["frame_time_s"]}
+        is_new = image["id"] not in self._recent and image["id"] not in self._duplicates
+        if is_new:
+            self.count += 1
+            if row.get("duplicate"):
+                self._duplicates.add(image["id"])
+            else:
+                self._recent[image["id"]] = None
+            if len(self._recent) > _RECENT:
+                del self._recent[next(iter(self._recent))]
+        return image, is_new
+
+
+def stable_number(text: str) -> int:
+    """A number for an id that is the same in every export; as large as JavaScript can hold."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 11
+
+
+def _annotation(
+    row: dict[str, Any], box: NDArray[np.floating], points: NDArray[np.floating], image: int, number: int
+) -> dict[str, Any]:
+    x0, y0, x1, y1 = _box_of(row, box, points)
+    flags = _flags(points, row["width"], row["height"])
+    known = np.where(flags[:, None] > 0, points, 0).astype(float)
+    annotation = {
+        "id": number,
+        "image_id": image,
+        "category_id": 1,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": (x1 - x0) * (y1 - y0),
+        "iscrowd": 0,
+        "keypoints": [v for (x, y), flag in zip(known.tolist(), flags.tolist(), strict=True) for v in (x, y, flag)],
+        "num_keypoints": int((flags > 0).sum()),
+        "is_right": row["is_right"],
+        "hand_index": row["hand_index"],
+    }
+    for name, column in (("score", "detection_score"), ("joint_std_mm", "joint_std_mm")):
+        value = row.get(column)
+        if value is not None and np.isfinite(value):
+            annotation[name] = value
+    return annotation
+
+
+def _flags(points: NDArray[np.floating], width: int, height: int) -> NDArray[np.int64]:
+    """COCO's v: 2 where a joint lies in the photo, 1 beyond its edge, where nobody sees it, 0 where it is no number."""
+    inside = (points >= 0).all(1) & (points <= [width, height]).all(1)
+    return np.where(np.isfinite(points).all(1), np.where(inside, 2, 1), 0)
+
+
+def _box_of(row: dict[str, Any], box: NDArray[np.floating], points: NDArray[np.floating]) -> list[float]:
+    """The hand's box; where nobody gave one, so that it is the photo's, that around its joints within the photo."""
+    if row.get("box_source") == "photo" and np.isfinite(points).all():
+        size = [row["width"], row["height"]]
+        around = np.asarray(box_around_joints(points), float)
+        around = np.clip(around, 0, [*size, *size])
+        if (around[2:] > around[:2]).all():
+            box = around
+    found: list[float] = np.asarray(box, float).tolist()
+    return found
+
+
+def _append(file: IO[bytes], value: dict[str, Any], is_first: bool) -> None:
+    file.write((b"\n" if is_first else b",\n") + _json(value))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False).encode()

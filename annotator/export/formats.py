@@ -1,0 +1,122 @@
+"""`amvur export`: a label set to one of several formats, from any path or URL to any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from annotator.errors import UserError
+from annotator.export import coco, mano, meshes, submission, table, webdataset
+from annotator.export.exported import Exported
+from annotator.export.places import UNFINISHED, begin_folder, check_new_file, check_new_folder, end_folder
+from annotator.export.rows import Labels
+from annotator.io.storage import join, remove_file
+
+Colour = Literal["texture", "std"]
+
+
+@dataclass(frozen=True)
+class _Format:
+    columns: Callable[[Labels], list[str]]  # that it reads; UserError where these labels can't be it
+    write: Callable[[Labels, Iterator[pa.Table], str], Exported]
+    suffix: str | None = None  # of the one file that it is; None: a folder
+    limit: int = 0  # of hands, if the user says nothing; 0: none
+
+
+#: What there is, by the name that `to` takes.
+FORMATS: dict[str, _Format] = {
+    "coco": _Format(coco.columns, coco.write, suffix=".json"),
+    "freihand": _Format(submission.columns, submission.write_freihand),
+    "ho3d": _Format(submission.columns, submission.write_ho3d),
+    "webdataset": _Format(webdataset.columns, webdataset.write),
+    # A file each: a folder of a million is nobody's wish.
+    "glb": _Format(meshes.columns, partial(meshes.write, "glb"), limit=1000),
+    "ply": _Format(meshes.columns, partial(meshes.write, "ply"), limit=1000),
+    "csv": _Format(table.columns, table.write, suffix=".csv"),
+    "mano": _Format(mano.columns, mano.write),
+}
+
+
+def export_labels(
+    labels: str,
+    out: str,
+    to: str,
+    *,
+    where: str | None = None,
+    limit: int | None = None,
+    colour: Colour | None = None,
+    order: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:
+    """Write the hands of a label set, those of rows with status ok, for another tool to read.
+
+    Args:
+        labels: path or URL of a label folder.
+        out: a new file (`coco`, `csv`) or a new folder, a path or URL; an unfinished folder of the same command is
+            written again.
+        to: one of `FORMATS`; see docs/export.md.
+        where: export only rows that meet this condition, see `annotator.where`.
+        limit: so many hands at most, the first; 0: all. Default 1,000 for `glb` and `ply`, else all.
+        colour: of `glb` and `ply`: `texture` (default), or `std`, the uncertainty of each vertex.
+        order: of `ho3d`: the benchmark's `evaluation.txt`; default the one that lies with the photos.
+        on_progress: told how many label files of how many are done.
+
+    Raises:
+        UserError: these are no labels, can't be this format, or none is left; `out` is there already.
+    """
+    if to not in FORMATS:
+        raise UserError(f"no format '{to}': give one of {', '.join(FORMATS)}")
+    if limit is not None and limit < 0:
+        raise UserError(f"limit is {limit}: give a number of hands, or 0 for all")
+    chosen = FORMATS[to]
+    write = _with_options(chosen.write, to, colour, order)
+    source = Labels(labels, where, chosen.limit if limit is None else limit, on_progress)
+    columns = chosen.columns(source)
+    plan = {
+        "labels": labels,
+        "to": to,
+        "where": where,
+        "limit": source.limit,
+        "colour": colour,
+        "order": order,
+    }
+    if chosen.suffix:
+        check_new_file(out, chosen.suffix)
+    else:
+        check_new_folder(out, plan)
+    batches = source.batches(columns)
+    first = next(batches, None)
+    if first is None:
+        which = "has status ok" if where is None else f"has status ok and meets '{where}'"
+        raise UserError(f"none of the {source.rows} rows of '{labels}' {which}: there is nothing to export")
+    if not chosen.suffix:
+        begin_folder(out, plan)
+    exported = write(source, chain([first], batches), out)
+    if not exported.hands:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in exported.left_out.items())
+        remove_file(join(out, UNFINISHED))
+        raise UserError(f"nothing of '{labels}' can be exported to {to}: {reasons}")
+    if not chosen.suffix:
+        end_folder(out)
+    if source.is_cut:
+        exported.notes.append(f"these are the first {source.limit:,} hands; --limit 0 exports all")
+    return exported
+
+
+def _with_options(write: Callable[..., Exported], to: str, colour: str | None, order: str | None) -> Any:
+    if colour is not None:
+        if to not in ("glb", "ply"):
+            raise UserError(f"--colour is for glb and ply, not for {to}")
+        if colour not in ("texture", "std"):
+            raise UserError(f"no colour '{colour}': give texture or std")
+        return partial(write, colour=colour)
+    if order is not None:
+        if to != "ho3d":
+            raise UserError(f"--order is for ho3d, not for {to}")
+        return partial(write, order=order)
+    return write

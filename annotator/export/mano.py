@@ -1,0 +1,88 @@
+"""MANO's parameters as npz: pose, shape and place of each hand, in parts of so many."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from annotator.errors import UserError
+from annotator.export.exported import Exported
+from annotator.export.places import whole
+from annotator.export.rows import Labels, array_of, camera_of
+from annotator.io.storage import join
+
+#: Hands a file: 35 MB.
+PART_HANDS = 100_000
+
+_NEEDED = ("image_id", "hand_index", "is_right", "width", "height", "pose", "betas", "camera")
+
+
+def columns(labels: Labels) -> list[str]:
+    """What it reads.
+
+    Raises:
+        UserError: the labels are not of MANO.
+    """
+    if labels.hand is None:
+        raise UserError(
+            f"'{labels.place}' is of no hand model, so there are no MANO parameters: give a folder that "
+            "`amvur annotate` wrote"
+        )
+    if not labels.hand.startswith("mano-"):
+        raise UserError(
+            f"'{labels.place}' is of hand model {labels.hand}, whose pose and shape mean nothing to MANO: label with "
+            "a checkpoint trained with --hand mano:PATH"
+        )
+    return list(_NEEDED)
+
+
+def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
+    """Write `mano-000000.npz` and so on: metres, radians, `pose` and `betas` of a right hand throughout."""
+    exported = Exported()
+    waiting: dict[str, list[NDArray[Any]]] = defaultdict(list)
+    parts = held = 0
+
+    def put() -> None:
+        nonlocal parts, held
+        arrays = {name: np.concatenate(values)[:PART_HANDS] for name, values in waiting.items()}
+        rest = {name: np.concatenate(values)[PART_HANDS:] for name, values in waiting.items()}
+        with whole(join(out, f"mano-{parts:06d}.npz")) as file:
+            np.savez(file, **arrays)
+        parts, held = parts + 1, max(held - PART_HANDS, 0)
+        waiting.clear()
+        waiting.update({name: [values] for name, values in rest.items()})
+
+    for table in batches:
+        there = table.filter(table["pose"].combine_chunks().is_valid())
+        if lost := len(table) - len(there):
+            exported.left_out["without pose and betas, for the network has no prior-net"] += lost
+        for name, values in _parameters(there).items():
+            waiting[name].append(values)
+        held += len(there)
+        exported.hands += len(there)
+        if held >= PART_HANDS:
+            put()
+    if held:
+        put()
+    return exported
+
+
+def _parameters(table: pa.Table) -> dict[str, NDArray[Any]]:
+    """Of each hand: what the npz holds."""
+    size = np.stack([array_of(table["width"]), array_of(table["height"])], 1)
+    return {
+        "pose": array_of(table["pose"]),
+        "betas": array_of(table["betas"]),
+        "cam_t": camera_of(table, "cam_t_mm") / np.float32(1000),
+        "cam_rotation": camera_of(table, "rotation"),
+        "is_right": np.array(table["is_right"].to_pylist(), bool),
+        "focal_px": camera_of(table, "focal_px"),
+        "centre_px": (size / 2).astype(np.float32),
+        "image_id": np.array(table["image_id"].to_pylist(), np.str_),
+        "hand_index": array_of(table["hand_index"]).astype(np.int64),
+    }

@@ -1,0 +1,226 @@
+"""The rows of a label set that are exported: status ok, meeting a condition, some at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from annotator.errors import UserError
+from annotator.io.labels import label_files, read_faces
+from annotator.io.schema import SCHEMA_VERSION
+from annotator.io.storage import join, open_file
+from annotator.where import Condition
+
+#: Rows in memory at once: a few megabytes of meshes.
+BATCH_ROWS = 256
+
+#: Without these, rows are no labels.
+_NEEDED = (
+    *("image_uri", "image_id", "hand_index", "status", "width", "height"),
+    *("box_xyxy", "is_right", "joints2d_px"),
+)
+
+_NUMBER = "number of the row"
+
+
+class Labels:
+    """A label set to read from."""
+
+    def __init__(
+        self,
+        place: str,
+        where: str | None = None,
+        limit: int = 0,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Look at its first file.
+
+        Args:
+            place: path or URL of the label folder.
+            where: a condition that rows must meet, see `annotator.where`.
+            limit: give so many rows at most; 0: all.
+            on_progress: told how many files of how many are done.
+
+        Raises:
+            UserError: these are no labels, of another schema version, or without a column that `where` compares.
+        """
+        self.place, self.limit, self._on_progress = place, limit, on_progress
+        self.files = sorted(label_files(place))
+        if not self.files:
+            raise UserError(
+                f"'{place}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
+            )
+        with _opened(join(place, "data", self.files[0])) as file:
+            self.schema: pa.Schema = file.schema_arrow
+            facts = _facts(join(place, "data", self.files[0]), self.schema)
+        self.hand: str | None = facts.get("hand")
+        self.columns: list[str] = self.schema.names
+        self._where = None if where is None else Condition(where, self.columns)
+        self.rows = 0  # that were looked at
+        self.is_cut = False  # whether more rows than the limit were there
+
+    @property
+    def vertex_count(self) -> int:
+        """V; 0 where rows have no meshes."""
+        return self.schema.field("vertices_mm").type.list_size if "vertices_mm" in self.columns else 0
+
+    def there(self, *names: str) -> list[str]:
+        """Those of some columns that these labels have."""
+        return [name for name in names if name in self.columns]
+
+    def need_meshes(self, to: str) -> NDArray[np.int64]:
+        """The triangles (F, 3) of every right hand's mesh.
+
+        Raises:
+            UserError: there are no meshes.
+        """
+        if "vertices_mm" not in self.columns:
+            raise UserError(
+                f"'{self.place}' holds no meshes, which {to} needs: give a folder that `amvur annotate` wrote"
+            )
+        try:
+            return read_faces(self.place)
+        except FileNotFoundError:
+            raise UserError(
+                f"'{self.place}' holds no faces.parquet, the triangles of its meshes: copy it from the set "
+                "that these labels are of"
+            ) from None
+        except (pa.ArrowInvalid, KeyError):
+            raise UserError(f"'{join(self.place, 'faces.parquet')}' is damaged") from None
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Some columns of the rows that are exported, in order, never empty.
+
+        Raises:
+            UserError: a file is damaged, of another hand model than the first, or lacks a column.
+        """
+        given = self.rows = 0
+        for number, name in enumerate(self.files):
+            for table in self._of_file(join(self.place, "data", name), columns):
+                if self.limit and given + len(table) > self.limit:
+                    self.is_cut = True
+                    table = table.slice(0, self.limit - given)
+                given += len(table)
+                if len(table):
+                    yield table
+                if self.is_cut:
+                    return
+            self._on_progress(number + 1, len(self.files))
+
+    def _of_file(self, path: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        with _opened(path) as file:
+            self._check(path, file.schema_arrow, columns)
+            stay = self._stay(file)
+            self.rows += len(stay)
+            groups, masks, start = [], [], 0
+            for group in range(file.metadata.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                if stay[start:end].any():  # others are not read
+                    groups.append(group)
+                    masks.append(stay[start:end])
+                start = end
+            if not groups:
+                return
+            mask, at = np.concatenate(masks), 0
+            wanted = pa.schema([self.schema.field(name) for name in columns])
+            for batch in file.iter_batches(BATCH_ROWS, groups, list(columns), use_threads=False):
+                part = pa.array(mask[at : at + len(batch)])
+                at += len(batch)
+                table = pa.Table.from_batches([batch]).filter(part).select(list(columns))
+                if len(table):
+                    yield table.cast(wanted)
+
+    def _check(self, path: str, schema: pa.Schema, columns: Sequence[str]) -> None:
+        if (hand := _facts(path, schema).get("hand")) != self.hand:
+            raise UserError(
+                f"'{path}' is of hand model {hand}, others are of {self.hand}: export them apart"
+            )
+        for name in columns:
+            if name not in schema.names:
+                raise UserError(f"'{path}' has no column '{name}', which other files here have")
+
+    def _stay(self, file: pq.ParquetFile) -> NDArray[np.bool_]:
+        needed = ["status", *(self._where.columns if self._where else [])]
+        scalars = file.read(columns=list(dict.fromkeys(needed)), use_threads=False)
+        stay: NDArray[np.bool_] = pc.fill_null(pc.equal(scalars["status"], "ok"), False).to_numpy()
+        if self._where is None:
+            return stay
+        numbered = scalars.append_column(_NUMBER, pa.array(np.arange(len(scalars))))
+        meeting = np.zeros(len(scalars), bool)
+        meeting[self._where.meeting(numbered)[_NUMBER].to_numpy()] = True
+        return stay & meeting
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[pq.ParquetFile]:
+    try:
+        with open_file(path) as raw:
+            yield pq.ParquetFile(raw, pre_buffer=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        words = str(error).splitlines()[0]
+        raise UserError(f"'{path}' is damaged, or no label file: {words}") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise UserError(f"'{path}' is damaged: {str(error).splitlines()[0]}") from None
+
+
+def _facts(path: str, schema: pa.Schema) -> dict[str, Any]:
+    """What a label file says of itself.
+
+    Raises:
+        UserError: it is none, or of another schema version.
+    """
+    try:
+        facts = json.loads((schema.metadata or {})[b"amvur"])
+        version = int(facts["schema_version"])
+    except (KeyError, ValueError, TypeError):
+        raise UserError(
+            f"'{path}' is no label file, for it does not say so (key 'amvur' of its metadata): give a folder that "
+            "`amvur annotate`, `detect` or `filter` wrote"
+        ) from None
+    if facts.get("examples"):
+        raise UserError(f"'{path}' holds training examples, not labels: give the labels they were made of")
+    if version != SCHEMA_VERSION:
+        further = "update amvur" if version > SCHEMA_VERSION else "label the photos again"
+        raise UserError(
+            f"'{path}' is of label schema {version}, this amvur reads schema {SCHEMA_VERSION}: {further}"
+        )
+    for name in _NEEDED:
+        if name not in schema.names:
+            raise UserError(f"'{path}' is no label file: there is no column '{name}'")
+    for name in ("box_xyxy", "joints2d_px", "vertices_mm"):
+        if name in schema.names and not pa.types.is_fixed_size_list(schema.field(name).type):
+            raise UserError(
+                f"'{path}' has lists of any length in '{name}': write labels with their own types, as pyarrow does"
+            )
+    return facts
+
+
+def array_of(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
+    """A column of numbers or nested fixed-size lists as (n, ...); null rows are NaN, or 0 where no float can be it."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    there = array.is_valid().to_numpy(zero_copy_only=False)
+    shape, values = [], array.drop_null()
+    while pa.types.is_fixed_size_list(values.type):
+        shape.append(values.type.list_size)
+        values = values.flatten()
+    dense = values.to_numpy(zero_copy_only=False).reshape(int(there.sum()), *shape)
+    if there.all():
+        return dense
+    whole = np.full((len(array), *shape), np.nan if dense.dtype.kind == "f" else 0, dense.dtype)
+    whole[there] = dense
+    return whole
+
+
+def camera_of(table: pa.Table, name: str) -> NDArray[Any]:
+    """A field of the camera, as `array_of`."""
+    return array_of(pc.struct_field(table["camera"], name))

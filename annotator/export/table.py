@@ -1,0 +1,110 @@
+"""CSV: one row a hand, all its numbers but the mesh, under names that say what they are."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
+
+from annotator.export.exported import Exported
+from annotator.export.places import whole
+from annotator.export.rows import Labels, array_of
+from annotator.hand.model import JOINT_NAMES
+from annotator.io.schema import label_schema
+
+_MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible")
+
+_AXES = ("x", "y", "z")
+_CORNERS = ("x0", "y0", "x1", "y1")
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [f"{name}_{k}" for k in range(count)]
+
+
+def _joints(end: str, axes: int) -> list[str]:
+    return [f"{joint}_{axis}_{end}" for joint in JOINT_NAMES for axis in _AXES[:axes]]
+
+
+#: Columns of lists, and what each of their numbers is called.
+_NAMES = {
+    "box_xyxy": [f"box_{corner}" for corner in _CORNERS],
+    "crop_xyxy": [f"crop_{corner}" for corner in _CORNERS],
+    "joints3d_mm": _joints("mm", 3),
+    "joints3d_std_mm": _joints("std_mm", 3),
+    "joints2d_px": _joints("px", 2),
+    "joints2d_std_px": _joints("std_px", 2),
+    "pose": _numbered("pose", 48),
+    "betas": _numbered("beta", 10),
+    "camera.rotation": [f"camera_rotation_{axis}" for axis in _AXES],
+    "camera.translation": [f"camera_translation_{axis}" for axis in _AXES[:2]],
+    "camera.cam_t_mm": [f"cam_t_{axis}_mm" for axis in _AXES],
+}
+_RENAMED = {
+    "camera.scale": "camera_scale",
+    "camera.focal_px": "focal_px",
+    "camera.focal_source": "focal_source",
+}
+_OURS = {*itertools.chain(*_NAMES.values()), *_RENAMED.values(), *label_schema(1).names}
+
+
+def columns(labels: Labels) -> list[str]:
+    """What it reads."""
+    return [name for name in labels.columns if name not in _MESH]
+
+
+def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
+    """Write the file as the hands come."""
+    exported = Exported()
+    with whole(out) as file:
+        writer: csv.CSVWriter | None = None
+        for table in batches:
+            flat = _flat(table)
+            writer = writer or csv.CSVWriter(file, flat.schema)
+            writer.write_table(flat)
+            exported.hands += len(flat)
+        if writer:
+            writer.close()
+    return exported
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    found: dict[str, Any] = {}
+    own = {field.name for field in label_schema(1)}
+    for name in table.column_names:
+        column = table[name]
+        if name not in own:  # of the list that was labelled
+            found[f"list_{name}" if name in _OURS else name] = _as_text(column)
+        elif name == "camera":
+            for field in column.type:
+                found |= _spread(f"camera.{field.name}", pc.struct_field(column, field.name))
+        else:
+            found |= _spread(name, column)
+    return pa.table(found)
+
+
+def _spread(name: str, column: pa.ChunkedArray) -> dict[str, Any]:
+    """A column, or one for each number of its lists."""
+    if name not in _NAMES:
+        return {_RENAMED.get(name, name): column}
+    values = array_of(column).reshape(len(column), -1)
+    null = ~column.is_valid().to_numpy()
+    return {
+        each: pa.array(np.ascontiguousarray(values[:, k]), mask=null) for k, each in enumerate(_NAMES[name])
+    }
+
+
+def _as_text(column: pa.ChunkedArray) -> Any:
+    """A column that CSV can hold: what is nested becomes JSON, bytes become text."""
+    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+        return pa.array(
+            [None if value is None else json.dumps(value, default=str) for value in column.to_pylist()],
+            pa.string(),
+        )
+    return column
