@@ -26,6 +26,19 @@ app = typer.Typer(
 )
 
 
+class ExportFormat(str, Enum):
+    """What labels can be exported to."""
+
+    coco = "coco"
+    freihand = "freihand"
+    ho3d = "ho3d"
+    webdataset = "webdataset"
+    glb = "glb"
+    ply = "ply"
+    csv = "csv"
+    mano = "mano"
+
+
 class Side(str, Enum):
     """Which hands the photos show."""
 
@@ -116,7 +129,7 @@ def annotate(
     """Label every photo of a collection. Run it again to go on where it stopped."""
     from annotator.crew import ComputeOptions
 
-    _submit_to(address, photos, labels, checkpoint, detector, boxes)
+    _submit_to(address, photos, labels, *_there(checkpoint, detector, boxes))
     options: dict[str, Any] = {
         "checkpoint": checkpoint,
         "hand": hand,
@@ -126,6 +139,10 @@ def annotate(
         "boxes": boxes,
         "every": every,
     }
+    if dry_run and relabel:
+        raise UserError(
+            "--dry-run says what is left to label, and --relabel does what is done already: give one"
+        )
     if dry_run:
         from annotator.estimate import estimate
 
@@ -177,7 +194,7 @@ def detect(
     from annotator.crew import ComputeOptions
     from annotator.detect.job import detect as find
 
-    _submit_to(address, photos, out, model)
+    _submit_to(address, photos, out, *_there(model))
     with _progress_bar("looking", "hands") as told:
         record = find(
             photos,
@@ -220,7 +237,7 @@ def convert(
     """Turn a data set, labels or synthetic photos into training examples."""
     from trainer.data.convert import convert as to_examples
 
-    _submit_to(address, source.partition(":")[2], out, images)
+    _submit_to(address, source.partition(":")[2], out, *_there(images))
     summary = to_examples(source, out, hand, split, images, empty, outline)
     for reason, count in summary.left_out.items():
         typer.echo(f"left out  {count}  {reason}")
@@ -285,7 +302,7 @@ def evaluate(
     address: JobAddress = None,
 ) -> None:
     """Hold a checkpoint against the truth: errors, what its uncertainty is worth, submission files."""
-    _submit_to(address, checkpoint, examples, out)
+    _submit_to(address, *_there(checkpoint, examples), out)
     from trainer.evaluate import evaluate as judge
     from trainer.results import table_rows
 
@@ -310,7 +327,7 @@ def calibrate(
     address: JobAddress = None,
 ) -> None:
     """Fit the uncertainties to errors on examples that the checkpoint was not trained on."""
-    _submit_to(address, checkpoint, examples, out)
+    _submit_to(address, *_there(checkpoint, examples), out)
     from trainer.evaluate import calibrate as fit
 
     with _counting("predicting") as told:
@@ -352,6 +369,51 @@ def filter_(
         filtered = filter_labels(labels, out, keep, as_list=as_list, sort=sort, on_progress=told)
     _print_table(filtered.table())
     typer.echo(f"{filtered.kept} {'rows led to the photos in' if as_list else 'rows in'} {out}")
+
+
+@app.command(epilog="Example: amvur export labels/ hands.json --to coco")
+def export(
+    labels: Annotated[str, typer.Argument(help="A label folder, a path or URL.")],
+    out: Annotated[
+        str, typer.Argument(help="A new .json (coco) or .csv file, or a new folder; a path or URL.")
+    ],
+    to: Annotated[ExportFormat, typer.Option(help="The format; docs/export.md says what each holds.")],
+    where: Annotated[
+        str | None,
+        typer.Option(help='Only rows that meet this, such as "is_right and detection_score > 0.9".'),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=0, help="So many hands at most; 0 = all. Default 1000 for glb and ply, else all."),
+    ] = None,
+    colour: Annotated[
+        str | None, typer.Option(help="Of glb and ply: 'texture' (default), or 'std', each vertex's.")
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option(help="HO3D's evaluation.txt, where it does not lie with the photos.")
+    ] = None,
+    address: JobAddress = None,
+) -> None:
+    """Write labels as other tools read them: keypoints, meshes, tables, submissions."""
+    from annotator.export import export_labels
+
+    _submit_to(address, labels, out, order)
+    with _counting("exporting") as told:
+        exported = export_labels(
+            labels,
+            out,
+            to.value,
+            where=where,
+            limit=limit,
+            colour=colour,
+            order=order,
+            on_progress=told,
+        )
+    for reason, count in exported.left_out.items():
+        typer.echo(f"left out  {count}  {reason}")
+    for note in exported.notes:
+        typer.echo(note)
+    typer.echo(f"{exported.hands} hands in {out}")
 
 
 @app.command(epilog="Example: amvur report labels/")
@@ -436,6 +498,11 @@ def jobs_stop(job: JobId, address: Dashboard = LOCAL_DASHBOARD) -> None:
     from annotator.jobs import stop_job
 
     typer.echo(f"job {job}: {stop_job(address, job)}")
+
+
+def _there(*names: str | None) -> list[str]:
+    """Those that name a file or URL."""
+    return [name for name in names if name and ("://" in name or Path(name).exists())]
 
 
 def _submit_to(address: str | None, *places: str | None) -> None:
@@ -566,6 +633,9 @@ def _print_outcomes(record: RunRecord) -> None:
         typer.echo(f"{outcome:<{width}}  {count}")
     for uri, error in record.failed:
         typer.echo(f"failed  {uri}  {error}")
+    failed = sum(count for outcome, count in record.outcomes.items() if outcome.startswith("failed"))
+    if failed > len(record.failed) > 0:
+        typer.echo(f"and {failed - len(record.failed)} more: the rows whose status is 'failed'")
     if record.retries:
         often = ", ".join(f"{count} after {cause}" for cause, count in sorted(record.retries.items()))
         typer.echo(f"tried again: {often}")

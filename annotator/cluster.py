@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from annotator.errors import UserError
+from annotator.io.storage import is_local, local_path
 from annotator.quiet import quiet_stderr
 
 #: What an embedded Ray keeps of what waits between stations.
@@ -73,8 +74,11 @@ def _join(address: str) -> None:
         ) from None
 
 
-def check_seen_by_all(paths: Iterable[str]) -> None:
-    """Whether every machine with work to do sees some local paths.
+def check_seen_by_all(places: Iterable[str], labels: str, run: str) -> None:
+    """Whether every machine with work to do sees the local ones of some places, and the very folder of labels.
+
+    Args:
+        places: paths and URLs. labels: the label folder. run: the run that has its lease.
 
     Raises:
         UserError: one does not.
@@ -84,15 +88,21 @@ def check_seen_by_all(paths: Iterable[str]) -> None:
 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     look = ray.remote(num_cpus=0, max_retries=2)(_unseen)
-    wanted = list(paths)
+    local = [str(local_path(place)) for place in places if is_local(place)]
+    local_labels = str(local_path(labels)) if is_local(labels) else None
     for node in nodes if len(nodes) > 1 else ():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        for path in ray.get(look.options(scheduling_strategy=there).remote(wanted)):
+        for path in ray.get(look.options(scheduling_strategy=there).remote(local, local_labels, run)):
             raise UserError(
                 f"machine {node['NodeManagerHostname']} of the cluster does not see '{path}': give a URL, or a folder "
                 "that all machines share"
             )
 
 
-def _unseen(paths: list[str]) -> list[str]:
-    return [path for path in paths if not os.path.exists(path)]  # noqa: PTH110 - a path may hold surrogates
+def _unseen(places: list[str], labels: str | None, run: str) -> list[str]:
+    from annotator.io.lease import FILE, holder
+
+    absent = [place for place in places if not os.path.exists(place)]  # noqa: PTH110 - may hold surrogates
+    if labels is not None and holder(f"{labels}/{FILE}") != run:
+        absent.append(labels)
+    return absent

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from annotator.dispatch import Crew
 from annotator.errors import UserError
@@ -29,43 +29,57 @@ class ComputeOptions:
 
 
 def crew_of(compute: ComputeOptions) -> tuple[Crew, int]:
-    """Who works where on the Ray that this process is connected to, and the threads of each model.
+    """Who works where on the Ray that this process is connected to, and the threads of each model; see `crew_on`."""
+    import ray
+
+    return crew_on([node["Resources"] for node in ray.nodes() if node["Alive"]], compute)
+
+
+def crew_on(nodes: Sequence[Mapping[str, float]], compute: ComputeOptions) -> tuple[Crew, int]:
+    """Who works where on some machines, each given by its `CPU` and `GPU`; and the threads of each model.
 
     Raises:
         UserError: more workers than there is room for.
     """
-    import ray
-
-    nodes: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = sum(node.get("CPU", 0.0) for node in nodes)
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    if gpus:
-        share = compute.gpus_per_worker
-        room = sum(math.floor(node.get("GPU", 0.0) / share + 1e-6) for node in nodes)
-        workers = compute.workers or room
-        if workers > room:
-            raise UserError(
-                f"{workers} workers asked for, but there are {gpus:.0f} GPUs with room for {room}: "
-                f"give --workers {room}, or --gpus-per-worker a part such as 0.5"
-            )
-        threads = compute.threads or max(1, int(cpus) // workers)
-        per_node = math.ceil(workers / len(nodes))
-        worker_cpus = cpus_of_an_actor(
-            max(node.get("CPU", 1.0) for node in nodes), per_node, threads, gpus=True
+    share = compute.gpus_per_worker if any(node.get("GPU") for node in nodes) else 0.0
+    room = _models_on_gpus(nodes, share) if share else _models_on_cpus(nodes, compute.workers)
+    workers = compute.workers or sum(count for _, count in room)
+    if workers > sum(count for _, count in room):
+        raise UserError(
+            f"{workers} workers asked for, but the GPUs have room for {sum(count for _, count in room)}: give as many, "
+            "or --gpus-per-worker a part such as 0.5"
         )
-    else:
-        share = 0.0
-        with_cpus = sorted((node["CPU"] for node in nodes if node.get("CPU")), reverse=True)
-        if not with_cpus:
-            raise UserError("no machine of the cluster has a CPU to work with: start some that do")
-        workers = compute.workers or len(with_cpus)
-        per_node = math.ceil(workers / len(with_cpus))
-        of_node = with_cpus[min(workers, len(with_cpus)) - 1]
-        threads = compute.threads or max(1, int(of_node) // per_node)
-        worker_cpus = cpus_of_an_actor(of_node, per_node, threads, gpus=False)
-    left = cpus - workers * worker_cpus
+    threads = worker_cpus = 0.0
+    for cpus, count in room:  # what fits the tightest machine fits all
+        of_one = compute.threads or max(1, int(cpus) // count)
+        declared = cpus_of_an_actor(cpus, count, of_one, gpus=share > 0)
+        if not threads or declared < worker_cpus:
+            threads, worker_cpus = of_one, declared
+    left = sum(node.get("CPU", 0.0) for node in nodes) - workers * worker_cpus
     decoders = compute.decoders or max(1, int(left / TASK_CPUS))
-    return Crew(decoders, TASK_CPUS, workers, worker_cpus, share), threads
+    return Crew(decoders, TASK_CPUS, workers, worker_cpus, share), int(threads)
+
+
+def _models_on_gpus(nodes: Sequence[Mapping[str, float]], share: float) -> list[tuple[float, int]]:
+    """Of each machine with a GPU its CPUs, and how many models its GPUs hold."""
+    if share > 1 and share != int(share):
+        raise UserError(f"{share} GPUs a worker: give a whole number of them, or a part of one")
+    room = [
+        (node.get("CPU", 1.0), math.floor(node["GPU"] / share + 1e-6)) for node in nodes if node.get("GPU")
+    ]
+    room = [(cpus, count) for cpus, count in room if count]
+    if not room:
+        raise UserError(f"no machine has the {share:.0f} GPUs that a worker is to have")
+    return room
+
+
+def _models_on_cpus(nodes: Sequence[Mapping[str, float]], workers: int | None) -> list[tuple[float, int]]:
+    """Of each machine, the largest first, its CPUs, and how many models it gets: one, or its part of `workers`."""
+    cpus = sorted((node["CPU"] for node in nodes if node.get("CPU")), reverse=True)
+    if not cpus:
+        raise UserError("no machine of the cluster has a CPU to work with: start some that do")
+    workers = workers or len(cpus)
+    return [(of_one, math.ceil(workers / len(cpus))) for of_one in cpus[:workers]]
 
 
 def openers_only(compute: ComputeOptions) -> Crew:
@@ -77,8 +91,12 @@ def openers_only(compute: ComputeOptions) -> Crew:
     import ray
 
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    workers = compute.workers or cpus
-    return Crew(decoders=workers, decoder_cpus=min(1.0, math.floor(cpus / workers * 100) / 100))
+    workers = compute.workers or max(1, cpus)
+    if workers > max(1, cpus):
+        raise UserError(
+            f"{workers} workers want a CPU each, but Ray has {cpus}: give --workers {max(1, cpus)}"
+        )
+    return Crew(decoders=workers, decoder_cpus=1.0)
 
 
 def cpus_of_an_actor(cpus: float, workers: int, threads: int, gpus: bool) -> float:

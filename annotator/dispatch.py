@@ -106,7 +106,11 @@ class _Model:
     """A model actor and what it has in hand."""
 
     actor: Any
-    flights: list[_Flight] = field(default_factory=list)
+    tries: int  # how many before it, one in place of the other, died without a shard done
+    flights: list[_Flight] = field(default_factory=list)  # in hand, in the order they are taken
+    ready: bool = False
+    done: int = 0
+    dead: bool = False
 
 
 class Dispatcher:
@@ -139,7 +143,8 @@ class Dispatcher:
         self._opener, self._schema = ray.put(stations.open), ray.put(stations.schema)
         self._make = None if stations.model is None else ray.put(stations.model)
         self._models: list[_Model] = []
-        self._deaths = 0
+        # What waits to be written counts, too: a slow store must not fill the memory of all machines.
+        self._most = 2 * crew.decoders + (_AHEAD + 1) * crew.workers + 2
         self._to_open: deque[_Piece] = deque()
         self._to_label: deque[_Flight] = deque()
         self._flights: set[_Flight] = set()
@@ -156,7 +161,7 @@ class Dispatcher:
         try:
             if self._make is not None:
                 for _ in range(self._crew.workers):
-                    self._start_model()
+                    self._start_model(0)
             yield from self._work()
         finally:
             self._planned.stop()
@@ -182,12 +187,12 @@ class Dispatcher:
                 if report is not None:
                     yield report
 
-    def _start_model(self) -> None:
+    def _start_model(self, tries: int) -> None:
         crew = self._crew
         kind = self._ray.remote(num_cpus=crew.worker_cpus, num_gpus=crew.worker_gpus, max_restarts=0)(
             ModelActor
         )
-        model = _Model(kind.options(scheduling_strategy="SPREAD").remote())
+        model = _Model(kind.options(scheduling_strategy="SPREAD").remote(), tries)
         self._models.append(model)
         self._waiting[model.actor.start.remote(self._make)] = lambda ref: self._end_start(model, ref)
 
@@ -195,9 +200,17 @@ class Dispatcher:
         try:
             self._ray.get(ref)
         except Exception as error:
-            if not isinstance(error, self._ray.exceptions.RayActorError):
-                raise getattr(error, "cause", error) from None
-            self._model_died(model, error)
+            cause = getattr(error, "cause", error)
+            if isinstance(error, self._ray.exceptions.RayActorError):
+                self._model_died(model, error)
+            elif isinstance(cause, UserError):
+                raise cause from None
+            else:
+                raise UserError(
+                    f"a model could not be started: {type(cause).__name__}: {_reason(cause)}"
+                ) from error
+        else:
+            model.ready = True
 
     def _start_what_can(self) -> None:
         now = time.monotonic()
@@ -206,15 +219,17 @@ class Dispatcher:
             due[1]()
         while self._room():
             if not self._to_open:
-                shard = self._planned.next()
+                shard = self._planned.next() if len(self._flights) < self._most else None
                 if shard is None:
                     break
                 flight = _Flight(shard)
                 self._flights.add(flight)
                 self._to_open += flight.cut(len(shard.entries))
             self._begin_open(self._to_open.popleft())
-        while self._to_label:
-            model = min(self._models, key=lambda model: len(model.flights))
+        # One that still waits for a processor would hoard what others can do.
+        ready = [model for model in self._models if model.ready]
+        while self._to_label and ready:
+            model = min(ready, key=lambda model: len(model.flights))
             if len(model.flights) >= _AHEAD:
                 break
             self._begin_label(self._to_label.popleft(), model)
@@ -267,39 +282,40 @@ class Dispatcher:
         self._waiting[brief] = lambda ref: self._end_label(flight, model, ref, data)
 
     def _end_label(self, flight: _Flight, model: _Model, ref: Any, data: Any) -> None:
-        # One after the other: only what it had in hand first can have ended it.
-        first = bool(model.flights) and model.flights[0] is flight
+        suspect = model.flights[0]
         model.flights.remove(flight)
         try:
             self._note(flight, self._ray.get(ref))
         except Exception as error:
             if self._process_died(error, flight, lambda: self._to_label.append(flight)):
+                if not model.dead and isinstance(error, self._ray.exceptions.RayActorError):
+                    # Shards are taken one after the other: only the first can have ended it.
+                    suspect.deaths += 1
                 self._model_died(model, error)
-                flight.deaths += first
-                if (
-                    flight.deaths >= PHOTO_CRASHES
-                ):  # it ends one model after the other: no labels of its hands
+                # One that ends every model stays without labels of its hands.
+                if flight.deaths >= PHOTO_CRASHES:
                     flight.data = self._give_up.remote(flight.data)
                     self._begin_write(flight)
                 else:
                     self._reopen(flight, error)
         else:
-            self._deaths = 0
+            model.done += 1
             flight.data = data
             self._begin_write(flight)
 
     def _model_died(self, model: _Model, error: Exception) -> None:
-        if model not in self._models or not isinstance(error, self._ray.exceptions.RayActorError):
+        if model.dead or not isinstance(error, self._ray.exceptions.RayActorError):
             return
+        model.dead = True
         self._models.remove(model)
         self._ray.kill(model.actor)  # one that only can't be reached would keep its processor
-        self._deaths += 1
-        if self._deaths >= MODEL_DEATHS:
+        tries = 0 if model.done else model.tries + 1
+        if tries >= MODEL_DEATHS:
             raise UserError(
-                f"models died {self._deaths} times without a shard in between ({_reason(error)}): if it was for "
+                f"models died {tries} times without a shard in between ({_reason(error)}): if it was for "
                 "want of memory, lower --batch-size or --workers; the same command goes on where it was"
             )
-        self._start_model()
+        self._start_model(tries)
 
     def _reopen(self, flight: _Flight, error: Exception) -> None:
         """Begin a shard anew whose data went with a process; not for ever."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from annotator.errors import UserError
 from annotator.io.manifest import DoneShards, Manifest
+from annotator.io.remote import shown
 from annotator.job import label_folder
 from annotator.pipeline import some_photos
 
@@ -47,7 +48,7 @@ class Estimate:
                 f"with one model on this machine, at {self.photos_per_s:.0f} photos/s; a cluster's share it",
             ),
             ("labels", f"{gigabytes:.3g} GB", f"{self.bytes_a_hand / 1000:.1f} KB a hand, one hand a photo"),
-            ("written to", self.labels, ""),
+            ("written to", shown(self.labels), ""),
         ]
 
 
@@ -75,9 +76,10 @@ def estimate(
     from annotator.run_record import RunSettings, read_run_record
 
     labels = label_folder(labels)
-    photos = some_photos(source, labels, every, boxes)
     if detector and boxes:
         raise UserError("detector and boxes both say where the hands are: give one of them")
+    predictor = load(checkpoint, hand)
+    photos = some_photos(source, labels, every, boxes)
     read_run_record(labels, RunSettings)
     done_shards, manifest = DoneShards(labels), Manifest(labels)
     done = sum(count for number, count in manifest.counts() if number in done_shards)
@@ -86,7 +88,6 @@ def estimate(
         count += 1
         if count % _TELL_EVERY == 0:
             on_progress(count, count)
-    predictor = load(checkpoint, hand)
     rate = predictor.photos_per_s() * JOB_EFFICIENCY
     per_hand = BYTES_A_HAND + BYTES_A_VERTEX * predictor.checkpoint.hand.vertex_count
     return Estimate(count, done, rate, per_hand, labels)

@@ -88,13 +88,10 @@ def run_job(
             written, and whatever goes wrong every time.
     """
     labels = job.labels
-    record = read_run_record(labels, type(job.settings))
-    if record is None and relabel:
-        raise UserError(f"'{labels}' holds no labels to do again")
-    if record is not None:
-        check_settings(labels, record.settings, job.settings, job.may_differ if relabel else ())
+    _record_of(job, relabel)  # a mistake is told without waiting for the lease of a run that was killed
     check_writable(labels)
     with leased(labels) as lease:
+        record = _record_of(job, relabel)
         if record is None:
             job.begin()
             record = RunRecord(job.settings)
@@ -104,6 +101,15 @@ def run_job(
         if record != before:
             write_run_record(labels, record)
         remove_folder(join(labels, "_tmp"))
+    return record
+
+
+def _record_of(job: Job[Settings], relabel: str | None) -> RunRecord[Settings] | None:
+    record = read_run_record(job.labels, type(job.settings))
+    if record is None and relabel:
+        raise UserError(f"'{job.labels}' holds no labels to do again")
+    if record is not None:
+        check_settings(job.labels, record.settings, job.settings, job.may_differ if relabel else ())
     return record
 
 
@@ -118,6 +124,8 @@ class _Run(Generic[Settings]):
     retries: Counter[str] = field(default_factory=Counter)
     replaced: dict[int, ShardReport] = field(default_factory=dict)  # what shards under way had
     listed: bool = False
+    worked: int = 0  # photos whose rows this run wrote
+    again: int = 0  # photos to be done again, so far
 
     def go(self, compute: ComputeOptions, relabel: str | None) -> None:
         labels = self.job.labels
@@ -130,11 +138,13 @@ class _Run(Generic[Settings]):
         if relabel is None:
             shards = _Ahead(self._planned(done, compute.shard_size))
         else:
-            shards = _Ahead(self._again(done, relabel))
+            shards = _Ahead(self._again(relabel))
             self.record.relabelled.append({"where": relabel, **self.job.maker})
         if not shards.is_empty():
             with connected(compute.address):
-                check_seen_by_all(self._local_places())
+                check_seen_by_all(
+                    [self.job.source.root] if self.job.source.root else [], labels, self.lease.run
+                )
                 crew = self.job.crew(compute)
                 stations = self.job.stations(crew)
                 work = Dispatcher(labels, iter(shards), stations, crew, self.lease.check)
@@ -145,28 +155,31 @@ class _Run(Generic[Settings]):
         self.retries.update(take_retries())
         self._close(relabel)
 
-    def _local_places(self) -> list[str]:
-        places = [self.job.labels, self.job.source.root]
-        return [str(local_path(place)) for place in places if place and is_local(place)]
-
     def _planned(self, done: DoneShards, shard_size: int) -> Iterator[PlannedShard]:
         yield from self.manifest.pending(done)
         yield from self.manifest.new(self.job.source, shard_size)
         self.listed = True
 
-    def _again(self, done: DoneShards, relabel: str) -> Iterator[PlannedShard]:
+    def _again(self, relabel: str) -> Iterator[PlannedShard]:
         """Shards with a row that meets the condition, of those the entries that have one."""
-        self.listed = True
-        for shard in self.manifest.all():
-            if shard.number in done:
+        if sum(count for _, count in self.manifest.counts()) > self.before:
+            raise UserError(
+                f"'{self.job.labels}' is not finished: run the same command without --relabel to its end first"
+            )
+        with self.job.source.renewing() as renewed:
+            for shard in self.manifest.all():
                 ids = _meeting(self.job.labels, shard.number, relabel)
-                entries = [entry for entry in shard.entries if entry.id in ids]
+                entries = [renewed(entry) for entry in shard.entries if entry.id in ids]
                 if entries:
                     self.replaced[shard.number] = self.tally.of_labels(shard.number)
+                    self.again += len(entries)
                     yield PlannedShard(shard.number, entries, [entry.id for entry in shard.entries])
+        self.listed = True
 
     def _took(self, report: ShardReport) -> None:
-        self.tally.add(report, self.replaced.pop(report.shard, None))
+        replaced = self.replaced.pop(report.shard, None)
+        self.worked += report.written
+        self.tally.add(report, replaced)
         self.retries.update(report.retries)
         self.shard_began = report.began
         self.began = min(self.began, report.began)
@@ -174,12 +187,12 @@ class _Run(Generic[Settings]):
 
     def _tell(self) -> None:
         if self.on_progress:
-            photos = self.tally.outcomes.total()
-            rate = (photos - self.before) / max(time.time() - self.began, 1e-3)
+            photos = self.worked if self.again else self.tally.outcomes.total()
+            rate = self.worked / max(time.time() - self.began, 1e-3)
             self.on_progress(
                 Progress(
                     photos,
-                    max(self.manifest.entry_count, photos),
+                    self.again or max(self.manifest.entry_count, photos),
                     self.listed,
                     dict(self.tally.outcomes),
                     rate,

@@ -22,7 +22,8 @@ from urllib.request import urlopen
 import annotator
 from annotator.config import config_folder
 from annotator.errors import UserError
-from annotator.io.storage import is_local
+from annotator.io.remote import shown
+from annotator.io.storage import is_local, local_path
 
 #: How long an address may take to answer at all.
 ANSWER_S = 5.0
@@ -40,7 +41,10 @@ _MARK = "sh job.sh "
 #: of the submitting shell where there is one, so that relative paths mean the same.
 _SCRIPT = """\
 code=$PWD here=$1 named=$2; shift 2
-cd "$here" 2>/dev/null
+if [ -n "$here" ] && ! cd "$here"; then
+    echo "amvur: the cluster does not see $here: give URLs, or paths that all its machines share" >&2
+    exit 2
+fi
 for python in python "$named" python3; do
     "$python" -c 'import importlib.util as u; u.find_spec("ray").name' 2>/dev/null && break
 done
@@ -81,11 +85,13 @@ def submit(
     client = _client(address)
     here = [place for place in places if is_local(place)]
     if here and urlsplit(address).hostname not in ("localhost", "127.0.0.1", "::1"):
-        names = ", ".join(f"'{place}'" for place in here)
+        names = ", ".join(f"'{shown(place)}'" for place in here)
         follow(f"{names}: give URLs, unless all machines of the cluster share this folder\n")
     with tempfile.TemporaryDirectory(prefix="amvur-job-") as folder:
         _stage(Path(folder), {"job.sh": _SCRIPT, **(files or {})})
-        entry = shlex.join(["sh", "job.sh", str(Path.cwd()), sys.executable, *arguments])
+        # Only relative paths need this shell's folder there.
+        folder_here = str(Path.cwd()) if any(not local_path(place).is_absolute() for place in here) else ""
+        entry = shlex.join(["sh", "job.sh", folder_here, sys.executable, *arguments])
         with _plain_errors(address):
             job = client.submit_job(entrypoint=entry, runtime_env={"working_dir": folder})
     follow(f"job {job} at {address}; Ctrl-C leaves it running\n")
@@ -101,7 +107,8 @@ def without_address(arguments: Sequence[str], instead: str | None) -> list[str]:
             next(rest, None)
         elif not argument.startswith("--address="):
             kept.append(argument)
-    return [*kept, "--address", instead] if instead else kept
+    # Behind the command's name: what comes after `--` is no option any more.
+    return [*kept[:1], "--address", instead, *kept[1:]] if instead else kept
 
 
 def jobs_table(address: str) -> list[tuple[str, ...]]:
@@ -117,7 +124,7 @@ def jobs_table(address: str) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("job", "state", "began", "command")]
     for job in jobs:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((job.start_time or 0) / 1000))
-        command = shlex.join(["amvur", *shlex.split(job.entrypoint)[4:]])
+        command = shown(shlex.join(["amvur", *shlex.split(job.entrypoint)[4:]]))
         rows.append((job.submission_id, str(job.status.value).lower(), began, command))
     return rows
 

@@ -20,6 +20,7 @@ from annotator.io.decode import Photo, decode_photo, read_photo
 from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.network import Prediction, draw_meshes
+from annotator.stations import joined_columns
 
 #: Photos a forward pass on a CPU: more do not make it faster.
 CPU_BATCH = 32
@@ -69,7 +70,7 @@ class Predictor:
                 self._halve_batch()
             else:
                 start += len(parts[-1]["is_right"])
-        return _concatenate(parts) if parts else {}
+        return joined_columns(parts)
 
     def _halve_batch(self) -> None:
         self.batch_size = max(1, self.batch_size // 2)
@@ -252,17 +253,6 @@ def _photo(image: np.ndarray | str | Path, min_side_px: int | None) -> Photo:
             f"a photo must be an array (height, width, 3) of uint8 RGB, got {image.dtype} {image.shape}"
         )
     return Photo(image, width=image.shape[1], height=image.shape[0])
-
-
-def _concatenate(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    def join(values: list[Any]) -> Any:
-        if values[0] is None:
-            return None
-        if isinstance(values[0], dict):
-            return _concatenate(values)
-        return np.concatenate(values)
-
-    return {name: join([part[name] for part in parts]) for name in parts[0]}
 
 
 def _overwrite(columns: dict[str, Any], rows: NDArray[np.int64], new: dict[str, Any]) -> None:

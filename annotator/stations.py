@@ -1,6 +1,6 @@
 """The stations a shard passes: open, predict, write. Plain functions on one shard; they know no engine.
 
-    entries --open_shard--> Shard with crops --predict_shard--> Shard with hands --shard_file--> a label file
+    entries --open_shard--> Shard with crops --predict_shard--> Shard with hands --shard_table--> a label file
 
 Every entry leaves as a row, whatever became of it.
 """
@@ -48,10 +48,19 @@ class Shard:
             whole.rows += part.rows
         crops = [part.crops for part in parts if part.crops is not None]
         whole.crops = Crops.stack(crops) if crops else None
-        of_hands = [part.hands for part in parts if part.hands]
-        if of_hands:
-            whole.hands = {name: np.concatenate([h[name] for h in of_hands]) for name in of_hands[0]}
+        whole.hands = joined_columns([part.hands for part in parts if part.hands])
         return whole
+
+
+def joined_columns(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Label columns of some hands after those of others: arrays, None throughout, or a mapping of such."""
+
+    def join(values: list[Any]) -> Any:
+        if values[0] is None:
+            return None
+        return joined_columns(values) if isinstance(values[0], dict) else np.concatenate(values)
+
+    return {name: join([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def first_row(entry: Entry) -> dict[str, Any]:
@@ -163,19 +172,49 @@ def _right_score(is_right: bool, side_score: float) -> float:
     return side_score if is_right else 1 - side_score
 
 
+class ModelBrokenError(Exception):
+    """A model that labels nothing any more, such as after an error of its GPU that only a new process mends."""
+
+
 def predict_shard(predictor: Predictor, shard: Shard, side: Side) -> Shard:
-    """Label the crops of a shard."""
-    labelled = Shard(shard.rows, shard.hand_rows)
-    if shard.crops is None:
-        return labelled
+    """Label the crops of a shard.
+
+    Raises:
+        ModelBrokenError: not one of several can be labelled.
+    """
+    crops = shard.crops
+    if crops is None:
+        return Shard(shard.rows, shard.hand_rows)
     try:
-        labelled.hands = predictor.predict_crops(shard.crops, side)
-        said: dict[str, Any] = {"status": "ok", "checkpoint": predictor.checkpoint.id}
+        return _labelled(shard, predictor.predict_crops(crops, side), predictor.checkpoint.id)
     except Exception as error:
-        said, labelled.hand_rows = without_hand("internal_error", one_line(error)), []
+        if len(crops) == 1:
+            return _without_labels(shard, error)
+    # One of them may be at fault, and shall not take the others along.
+    parts: list[Shard] = []
+    failed = 0
+    for number, row in enumerate(shard.hand_rows):
+        alone = Shard([shard.rows[row]], [0], crops[number : number + 1])
+        parts.append(predict_shard(predictor, alone, side))
+        failed += not parts[-1].hands
+    if failed == len(parts):
+        raise ModelBrokenError(parts[0].rows[0]["error"])
+    for row, part in zip(shard.hand_rows, parts, strict=True):
+        shard.rows[row] = part.rows[0]
+    good = [row for row, part in zip(shard.hand_rows, parts, strict=True) if part.hands]
+    return Shard(shard.rows, good, hands=joined_columns([part.hands for part in parts if part.hands]))
+
+
+def _labelled(shard: Shard, hands: dict[str, Any], checkpoint: str) -> Shard:
     for row in shard.hand_rows:
-        labelled.rows[row] |= said
-    return labelled
+        shard.rows[row] |= {"status": "ok", "checkpoint": checkpoint}
+    return Shard(shard.rows, shard.hand_rows, hands=hands)
+
+
+def _without_labels(shard: Shard, error: Exception) -> Shard:
+    for row in shard.hand_rows:
+        shard.rows[row] |= without_hand("internal_error", one_line(error))
+    return Shard(shard.rows)
 
 
 def shard_table(shard: Shard, schema: pa.Schema) -> pa.Table:

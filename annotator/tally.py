@@ -15,6 +15,7 @@ from typing import Any
 
 from annotator.io.labels import read_columns
 from annotator.io.manifest import DoneShards, shard_file_name
+from annotator.io.remote import shown
 from annotator.io.storage import join, names_in, read_whole, remove_file, write_whole
 from annotator.stations import count_outcomes
 
@@ -38,13 +39,14 @@ class ShardReport:
     outcomes: dict[str, int]  # "ok", or "status: reason"
     failed: list[list[str]] = field(default_factory=list)  # a few that failed: uri, error
     retries: dict[str, int] = field(default_factory=dict)  # what stores answered before they answered well
+    written: int = 0  # entries whose rows were made anew
     began: float = 0.0  # when its prediction began, time.time()
 
 
 def report_of(shard: int, rows: Iterable[dict[str, Any]]) -> ShardReport:
     """The report of a shard's rows."""
     rows = list(rows)
-    failed = [[row["image_uri"], row["error"]] for row in rows if row["status"] == "failed"]
+    failed = [[shown(row["image_uri"]), row["error"]] for row in rows if row["status"] == "failed"]
     return ShardReport(shard, count_outcomes(rows), failed[:FAILED_OF_SHARD])
 
 
@@ -62,25 +64,38 @@ class Tally:
             UserError: one of those is damaged.
         """
         self._labels, self._folder, self._at_end = labels, join(labels, FOLDER), anew
-        for name in names_in(self._folder) if anew else ():
-            remove_file(join(self._folder, name))
-        self.outcomes: Counter[str] = Counter()
-        self.failed: list[list[str]] = []
-        self._waiting: list[str] = []
         self._began = self._written = time.monotonic()
-        names = sorted(name for name in names_in(self._folder) if name.endswith(".jsonl"))
-        self._parts = int(names[-1][5:-6]) + 1 if names else 0
         seen = bytearray(done.highest())
-        for name in reversed(names):  # a shard that was made again counts as it is now
-            for report in reversed(self._reports(name)):
-                if report.shard in done and not seen[report.shard]:
-                    seen[report.shard] = 1
-                    self._count(report)
+        if anew or not self._count_parts(done, seen):
+            for name in names_in(self._folder):
+                remove_file(join(self._folder, name))
+            seen = bytearray(done.highest())
+            self._start(0)
         for number in done:
             if not seen[number]:
                 self.add(self.of_labels(number))
         if not anew:
             self.write()
+
+    def _start(self, parts: int) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.failed: list[list[str]] = []
+        self._waiting: list[str] = []
+        self._parts = parts
+
+    def _count_parts(self, done: DoneShards, seen: bytearray) -> bool:
+        """Count what is noted; whether that holds: where a label file has gone, another will take its place, of which
+        a part must not speak."""
+        names = sorted(name for name in names_in(self._folder) if name.endswith(".jsonl"))
+        self._start(int(names[-1][5:-6]) + 1 if names else 0)
+        for name in reversed(names):  # a shard that was made again counts as it is now
+            for report in reversed(self._reports(name)):
+                if report.shard not in done:
+                    return False
+                if not seen[report.shard]:
+                    seen[report.shard] = 1
+                    self._count(report)
+        return True
 
     def _reports(self, name: str) -> list[ShardReport]:
         lines = (read_whole(join(self._folder, name)) or b"").splitlines()

@@ -6,6 +6,7 @@ import faulthandler
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from annotator.io.manifest import shard_file_name
 from annotator.io.remote import take_retries
 from annotator.io.schema import encode_table, without_hand
 from annotator.io.storage import join, write_whole
-from annotator.stations import Shard, shard_table
+from annotator.stations import ModelBrokenError, Shard, shard_table
 from annotator.tally import OUTCOME_COLUMNS, ShardReport, report_of
 
 
@@ -68,7 +69,8 @@ def write_labels(
     if among is not None:
         table = replace_rows(labels, name, table, among)
     write_whole(join(labels, "data", name), encode_table(table), scratch=join(labels, "_tmp"))
-    return report_of(number, table.select(OUTCOME_COLUMNS).to_pylist()), take_retries()
+    report = report_of(number, table.select(OUTCOME_COLUMNS).to_pylist())
+    return replace(report, written=sum(row["hand_index"] <= 0 for row in shard.rows)), take_retries()
 
 
 class ModelActor:
@@ -81,4 +83,7 @@ class ModelActor:
     def label(self, shard: Shard) -> tuple[Brief, Shard]:
         """The shard with its hands labelled."""
         began = time.time()
-        return Brief(began, {}), self._do(shard)
+        try:
+            return Brief(began, {}), self._do(shard)
+        except ModelBrokenError:
+            os._exit(1)  # in a new process it may be whole again

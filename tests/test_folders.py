@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import glob
 import os
 import subprocess
@@ -207,6 +208,7 @@ def test_a_large_folder_is_listed_in_little_memory(tmp_path):
     for number in range(20_000):
         (tmp_path / f"{number:06d}.jpg").touch()
     source = open_source(str(tmp_path))
+    gc.collect()
     tracemalloc.start()
     count = sum(1 for _ in source)
     peak = tracemalloc.get_traced_memory()[1]

@@ -74,7 +74,7 @@ def test_a_photo_gives_the_same_label_wherever_it_lies(put, few, plain, lively_f
     assert len({row["image_id"] for row in found}) == 6
     # The report finds the photos again: its pictures are those of the plain files.
     page = write_report(str(labels), tmp_path / "report", count=6)
-    tile = np.asarray(Image.open(page.parent / "hand-000.png"))[2:194, 2:194]
+    tile = np.asarray(Image.open(page.parent / "contact_sheet.png"))[6:150, 6:150]
     assert tile.std() > 10
 
 
@@ -195,6 +195,31 @@ def test_rows_are_done_again_by_another_checkpoint(few, plain, lively_file, tmp_
             assert row == before[name]
     with pytest.raises(UserError, match="there is no column 'sureness'; there are image_uri"):
         annotate(str(photos), str(labels), checkpoint=lively_file, compute=compute, relabel="sureness < 3")
+
+
+def test_boxes_that_came_later_are_taken_and_no_row_is_doubled(few, lively_file, tmp_path, local_ray):
+    names = sorted(path.name for path in few.iterdir())
+    boxes, labels = tmp_path / "boxes.csv", tmp_path / "labels"
+
+    def list_boxes(known: list[str]) -> None:
+        boxes.write_text("image,x1,y1,x2,y2\n" + "".join(f"{name},2,2,30,30\n" for name in known))
+
+    def go(**options):
+        return annotate(
+            str(few), str(labels), checkpoint=lively_file, boxes=str(boxes), compute=SMALL, **options
+        )
+
+    list_boxes(names[:4])
+    assert go().outcomes == {"no_hand: not_listed": 2, "ok": 4}
+    list_boxes(names)
+    assert go().outcomes == {"no_hand: not_listed": 2, "ok": 4}
+    assert go(relabel="status == no_hand").outcomes == {"ok": 6}
+    assert sorted(row["image_id"] for row in rows_of(labels)) == names
+    # Of a set that is not whole yet, nothing is done again.
+    for path in (labels / "data").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="is not finished: run the same command without --relabel"):
+        go(relabel="status == no_hand")
 
 
 def test_a_dry_run_counts_and_writes_nothing(few, plain, tmp_path, monkeypatch, capsys):

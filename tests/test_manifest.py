@@ -47,7 +47,7 @@ class Numbers(Source):
 def finish(labels: Path, shard: PlannedShard) -> None:
     """What a worker leaves."""
     (labels / "data").mkdir(exist_ok=True)
-    (labels / "data" / shard.file_name).touch()
+    (labels / "data" / shard_file_name(shard.number)).touch()
 
 
 def run(labels: Path, source: Source, size: int, kill_after: int | None = None) -> list[PlannedShard]:

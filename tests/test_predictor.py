@@ -14,6 +14,7 @@ from annotator.io.crops import Crops, crop_photo
 from annotator.io.decode import PhotoError
 from annotator.model.checkpoint import Calibration, PowerLaw
 from annotator.predictor import SURELY_RIGHT, Predictor
+from annotator.stations import ModelBrokenError, Shard, predict_shard
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +228,50 @@ def test_the_batch_size_that_is_found_fits(lively, monkeypatch):
     monkeypatch.setattr(found, "_seconds_a_batch", lambda: float(found.batch_size))
     found.find_batch_size()
     assert found.batch_size == 32
+
+
+class Picky(torch.nn.Module):
+    """A network that fails on a batch with a photo of a certain grey in it."""
+
+    def __init__(self, network, bad: float) -> None:
+        super().__init__()
+        self.network, self.bad = network, bad
+        self.R = network.R
+
+    def forward(self, images):
+        if ((images - self.bad).abs() < 1e-3).flatten(1).all(1).any():
+            raise ValueError("singular matrix")
+        return self.network(images)
+
+
+def test_one_photo_that_the_network_fails_on_takes_no_other_along(lively):
+    crop_px = lively.checkpoint.info.network.crop_px
+    greys = [np.full((40, 40, 3), 10 * k, np.uint8) for k in range(8)]
+    shard = Shard(
+        [{"image_id": str(k), "hand_index": 0} for k in range(9)],
+        [0, 1, 2, 4, 5, 6, 7, 8],  # row 3 holds no hand
+        Crops.stack([crop_photo(grey, 40, 40, crop_px) for grey in greys]),
+    )
+    shard.rows[3]["status"] = "unreadable"
+    picky = Predictor(lively.checkpoint, torch.device("cpu"))
+    picky.network = Picky(lively.network, 50 / 255)
+    found = predict_shard(picky, shard, "right")
+    assert [row["status"] for row in found.rows] == ["ok"] * 3 + ["unreadable"] + ["ok"] * 2 + ["failed"] + [
+        "ok"
+    ] * 2
+    assert found.rows[6]["error"] == "ValueError: singular matrix" and found.hand_rows == [
+        0,
+        1,
+        2,
+        4,
+        5,
+        7,
+        8,
+    ]
+    whole = lively.predict_crops(shard.crops, "right")
+    np.testing.assert_allclose(found.hands["vertices_mm"][5], whole["vertices_mm"][6], atol=1e-2)
+    assert found.hands["camera"]["scale"].shape == (7,)
+    # Where it fails on all of them the model itself is broken, and a new process is asked.
+    picky.network = SmallMemory(lively.network, most=0)
+    with pytest.raises(ModelBrokenError):
+        predict_shard(picky, shard, "right")

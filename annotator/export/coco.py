@@ -56,7 +56,9 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
                 image, is_new = images.of(row)
                 if is_new:
                     _append(file, image, images.count == 1)
-                _append(hands, _annotation(row, box, points, image["id"], exported.hands + 1), not exported.hands)
+                _append(
+                    hands, _annotation(row, box, points, image["id"], exported.hands + 1), not exported.hands
+                )
                 exported.hands += 1
         file.write(b'\n], "annotations": [')
         hands.seek(0)
@@ -116,7 +118,9 @@ def _annotation(
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "area": (x1 - x0) * (y1 - y0),
         "iscrowd": 0,
-        "keypoints": [v for (x, y), flag in zip(known.tolist(), flags.tolist(), strict=True) for v in (x, y, flag)],
+        "keypoints": [
+            v for (x, y), flag in zip(known.tolist(), flags.tolist(), strict=True) for v in (x, y, flag)
+        ],
         "num_keypoints": int((flags > 0).sum()),
         "is_right": row["is_right"],
         "hand_index": row["hand_index"],

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from annotator.errors import UserError
 from annotator.export import coco, mano, meshes, submission, table, webdataset
 from annotator.export.exported import Exported
-from annotator.export.places import UNFINISHED, begin_folder, check_new_file, check_new_folder, end_folder
+from annotator.export.places import check_new_file, check_new_folder, new_folder
 from annotator.export.rows import Labels
-from annotator.io.storage import join, remove_file
-
-Colour = Literal["texture", "std"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def export_labels(
     *,
     where: str | None = None,
     limit: int | None = None,
-    colour: Colour | None = None,
+    colour: str | None = None,
     order: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
@@ -94,15 +92,11 @@ def export_labels(
     if first is None:
         which = "has status ok" if where is None else f"has status ok and meets '{where}'"
         raise UserError(f"none of the {source.rows} rows of '{labels}' {which}: there is nothing to export")
-    if not chosen.suffix:
-        begin_folder(out, plan)
-    exported = write(source, chain([first], batches), out)
-    if not exported.hands:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in exported.left_out.items())
-        remove_file(join(out, UNFINISHED))
-        raise UserError(f"nothing of '{labels}' can be exported to {to}: {reasons}")
-    if not chosen.suffix:
-        end_folder(out)
+    with nullcontext() if chosen.suffix else new_folder(out, plan):
+        exported = write(source, chain([first], batches), out)
+        if not exported.hands:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in exported.left_out.items())
+            raise UserError(f"nothing of '{labels}' can be exported to {to}: {reasons}")
     if source.is_cut:
         exported.notes.append(f"these are the first {source.limit:,} hands; --limit 0 exports all")
     return exported

@@ -49,7 +49,9 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
 
     def put() -> None:
         nonlocal parts, held
-        arrays = {name: np.concatenate(values)[:PART_HANDS] for name, values in waiting.items()}
+        arrays: dict[str, Any] = {
+            name: np.concatenate(values)[:PART_HANDS] for name, values in waiting.items()
+        }
         rest = {name: np.concatenate(values)[PART_HANDS:] for name, values in waiting.items()}
         with whole(join(out, f"mano-{parts:06d}.npz")) as file:
             np.savez(file, **arrays)

@@ -75,10 +75,10 @@ def _is_there(out: str) -> bool:
 
 
 def check_new_folder(out: str, plan: dict[str, Any]) -> None:
-    """Whether a folder can be written to, which is new, empty, or what the same command left unfinished.
+    """Whether a folder is new, empty, or what the same command left unfinished.
 
     Raises:
-        UserError: it holds something else, is a file, or can't be written to.
+        UserError: it holds something else, or is a file.
     """
     if is_local(out) and local_path(out).is_file():
         raise UserError(f"'{out}' is a file: give a new folder")
@@ -89,14 +89,23 @@ def check_new_folder(out: str, plan: dict[str, Any]) -> None:
         raise UserError(f"'{out}' holds something: give a new folder")
 
 
-def begin_folder(out: str, plan: dict[str, Any]) -> None:
-    """Make it. The same command may write all of it again until `end_folder`."""
+@contextmanager
+def new_folder(out: str, plan: dict[str, Any]) -> Iterator[None]:
+    """Make it; until the block is done, the same command may write all of it again.
+
+    A mistake that is found before anything was written leaves nothing.
+    """
+    is_new = is_local(out) and not local_path(out).exists()
     check_writable(out)
     write_whole(join(out, UNFINISHED), _encoded(plan))
-
-
-def end_folder(out: str) -> None:
-    """All is written."""
+    try:
+        yield
+    except UserError:
+        if names_in(out) == {UNFINISHED}:
+            remove_file(join(out, UNFINISHED))
+            if is_new:
+                local_path(out).rmdir()
+        raise
     remove_file(join(out, UNFINISHED))
 
 

@@ -22,6 +22,9 @@ from annotator.where import Condition
 #: Rows in memory at once: a few megabytes of meshes.
 BATCH_ROWS = 256
 
+#: Files that are looked at before the first is read.
+_FILES_BEFORE = 32
+
 #: Without these, rows are no labels.
 _NEEDED = (
     *("image_uri", "image_id", "hand_index", "status", "width", "height"),
@@ -103,6 +106,10 @@ class Labels:
             UserError: a file is damaged, of another hand model than the first, or lacks a column.
         """
         given = self.rows = 0
+        # A mistake that a look at some files shows is told before anything is written or shown.
+        for name in self.files[:_FILES_BEFORE]:
+            with _opened(join(self.place, "data", name)) as file:
+                self._check(join(self.place, "data", name), file.schema_arrow, columns)
         for number, name in enumerate(self.files):
             for table in self._of_file(join(self.place, "data", name), columns):
                 if self.limit and given + len(table) > self.limit:
@@ -113,7 +120,8 @@ class Labels:
                     yield table
                 if self.is_cut:
                     return
-            self._on_progress(number + 1, len(self.files))
+            if given:
+                self._on_progress(number + 1, len(self.files))
 
     def _of_file(self, path: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         with _opened(path) as file:
@@ -140,9 +148,7 @@ class Labels:
 
     def _check(self, path: str, schema: pa.Schema, columns: Sequence[str]) -> None:
         if (hand := _facts(path, schema).get("hand")) != self.hand:
-            raise UserError(
-                f"'{path}' is of hand model {hand}, others are of {self.hand}: export them apart"
-            )
+            raise UserError(f"'{path}' is of hand model {hand}, others are of {self.hand}: export them apart")
         for name in columns:
             if name not in schema.names:
                 raise UserError(f"'{path}' has no column '{name}', which other files here have")

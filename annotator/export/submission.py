@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,7 @@ from annotator.errors import UserError
 from annotator.export.benchmarks import BENCHMARKS, Benchmark, check_vertices, write_submission
 from annotator.export.exported import Exported
 from annotator.export.rows import Labels, array_of, camera_of
-from annotator.io.storage import read_whole
+from annotator.io.storage import join, read_whole
 
 _NEEDED = ("image_uri", "image_id", "is_right", "joints3d_mm", "vertices_mm", "camera")
 
@@ -64,14 +65,16 @@ def write_ho3d(labels: Labels, batches: Iterator[pa.Table], out: str, order: str
     """
 
     def places(ids: list[str], uris: list[str]) -> list[int]:
-        names = [_HO3D_NAME.search(uri) for uri in uris]
-        for uri, name in zip(uris, names, strict=True):
+        names = []
+        for uri in uris:
+            name = _HO3D_NAME.search(uri)
             if not name:
                 raise UserError(
                     f"'{uri}' is no photo of HO3D's evaluation, which are evaluation/SEQUENCE/rgb/FRAME"
                 )
-        lines = _order(order or f"{names[0][1] or '.'}/evaluation.txt" if names[0] else "")
-        return [lines.get(f"{name[2]}/{name[3]}", -1) for name in names if name]
+            names.append(name)
+        lines = _order(order or join("." if names[0][1] is None else names[0][1], "evaluation.txt"))
+        return [lines.get(f"{name[2]}/{name[3]}", -1) for name in names]
 
     hands = _Hands(labels, batches)
     return hands.submit(out, hands.check_count([BENCHMARKS["ho3d_v2"], BENCHMARKS["ho3d_v3"]]), places)
@@ -135,7 +138,7 @@ class _Hands:
             if not 0 <= place < benchmark.entries:
                 raise UserError(f"'{image_id}' is not in {benchmark.title}'s evaluation")
         rows = np.argsort(at, kind="stable")
-        for first, second in zip(rows, rows[1:], strict=False):
+        for first, second in itertools.pairwise(rows):
             if at[first] == at[second]:
                 raise UserError(f"'{ids[first]}' and '{ids[second]}' are one photo of {benchmark.title}")
         arrays = array_of(table["joints3d_mm"]), array_of(table["vertices_mm"]), camera_of(table, "cam_t_mm")

@@ -20,14 +20,15 @@ from typing import Any
 
 from annotator.errors import UserError
 from annotator.io.entry import plain
+from annotator.io.remote import ANSWER_S
 from annotator.io.storage import is_local, join, local_path, read_whole, remove_file, write_whole
 
 FILE = "_lease.json"
 
 BEAT_S = 5.0
 
-#: A pulse that stands still so long has stopped; a store may be away for a while.
-STILL_S = 20.0
+#: A pulse that stands still so long has stopped: a slow store takes up to `ANSWER_S` an answer, and a beat needs two.
+STILL_S = 3 * ANSWER_S
 
 #: Two runs that start together may both see no lease: the one that finds its own after so long has it.
 _SETTLE_S = 0.2
@@ -55,6 +56,11 @@ class Lease:
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
         self._lost = False
+
+    @property
+    def run(self) -> str:
+        """The run that it is of."""
+        return str(self._mine["run"])
 
     def check(self) -> None:
         """Go on only while it is ours.
@@ -163,6 +169,12 @@ def _read(url: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return values if isinstance(values, dict) else None
+
+
+def holder(path: str) -> str | None:
+    """The run that a lease's file names, if it is there."""
+    there = _read(path)
+    return None if there is None else str(there.get("run"))
 
 
 def _said(there: dict[str, Any], name: str) -> str:

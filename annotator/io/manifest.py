@@ -43,11 +43,6 @@ class PlannedShard:
     entries: list[Entry]
     among: list[str] | None = None  # ids of all its entries, where only some are to be done again
 
-    @property
-    def file_name(self) -> str:
-        """The label file whose existence says that the shard is done."""
-        return shard_file_name(self.number)
-
 
 def shard_file_name(number: int) -> str:
     """The label file of a shard."""

@@ -92,9 +92,9 @@ def take_retries() -> dict[str, int]:
     return taken
 
 
-def shown(url: str) -> str:
-    """A URL as messages have it: without keys, passwords and signatures."""
-    return re.sub(r"(?<=://)[^/@]*@|\?.*", "", url) if "://" in url else url
+def shown(text: str) -> str:
+    """A URL, or a text that may hold some, as messages have it: without passwords, keys and signatures."""
+    return re.sub(r"(?<=://)[^/@\s'\"]*@|(?<=\w)\?[^\s'\"]*=[^\s'\"]*", "", text) if "://" in text else text
 
 
 def files_below(url: str, start: str = "") -> Iterator[str]:
@@ -190,7 +190,8 @@ def _problem(url: str, error: Exception) -> OSError:
     # The upload of a large file whose last answer was lost is not there any more, because the file is.
     if isinstance(error, FileNotFoundError) and _cause(error) != "NoSuchUpload":
         return FileNotFoundError(errno.ENOENT, said, shown(url))
-    if isinstance(error, (PermissionError, ValueError)) or "Credential" in type(error).__name__:
+    refused = getattr(error, "status", None) in (400, 401, 403, 410)  # of a server that speaks http
+    if refused or isinstance(error, (PermissionError, ValueError)) or "Credential" in type(error).__name__:
         return RefusedError(errno.EACCES, said, shown(url))
     return OSError(getattr(error, "errno", None) or errno.EIO, said, shown(url))
 
@@ -207,7 +208,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return shown(next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def _pages_of_s3(url: str, start: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from annotator.errors import UserError
-from annotator.io.remote import ask, open_remote, patience, read_all, read_part
+from annotator.io.remote import ask, open_remote, patience, read_all, read_part, shown
 
 #: How long a store that a command names may take to give a first good answer.
 FIRST_ANSWER_S = 10.0
@@ -140,5 +140,5 @@ def check_writable(folder: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
-            f"can't write to '{folder}': {reason}; give a folder that can be written to"
+            f"can't write to '{shown(folder)}': {reason}; give a folder that can be written to"
         ) from None

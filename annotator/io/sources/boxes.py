@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,10 @@ from annotator.errors import UserError
 from annotator.io.entry import Entry, Fault, ListedHand, plain, readable
 from annotator.io.labels import label_files, read_columns
 from annotator.io.remote import shown
+from annotator.io.sources.folder import holds_many
 from annotator.io.sources.listed import LIST_SUFFIXES, ListSource
 from annotator.io.sources.source import Source
-from annotator.io.storage import is_local
+from annotator.io.storage import is_local, join, read_whole
 
 _COLUMNS = [
     *("image_uri", "image_id", "status", "reason", "error", "hand_index", "box_xyxy", "is_right"),
@@ -46,6 +48,8 @@ class WithBoxes(Source):
                 raise UserError(
                     f"'{plain(shown(boxes))}' has no boxes: give columns x1, y1, x2, y2, or box_xyxy"
                 )
+        elif _is_unfinished(boxes):
+            raise UserError(f"'{plain(shown(boxes))}' is not finished: run `amvur detect` to its end first")
         elif not label_files(boxes):
             raise UserError(
                 f"'{plain(shown(boxes))}' holds no boxes: give a list with them, or what `amvur detect` wrote"
@@ -56,6 +60,27 @@ class WithBoxes(Source):
         return self._photos.key(entry)
 
     def __iter__(self) -> Iterator[Entry]:
+        try:
+            with self._index() as index:
+                for entry in self._photos:
+                    yield entry if entry.fault else _joined(entry, self._found(entry, index))
+        finally:
+            self.skipped, self.skipped_count = self._photos.skipped, self._photos.skipped_count
+
+    @contextmanager
+    def renewing(self) -> Iterator[Callable[[Entry], Entry]]:
+        """The boxes may know more by now, and may be better."""
+        with self._index() as index:
+            yield (
+                lambda entry: (
+                    entry
+                    if _has_no_photo(entry)
+                    else _joined(replace(entry, fault=None), self._found(entry, index))
+                )
+            )
+
+    @contextmanager
+    def _index(self) -> Iterator[sqlite3.Connection]:
         # As large as the boxes: in a file of SQLite's own, which goes with the process.
         index = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         index.execute("pragma journal_mode = off")
@@ -66,10 +91,8 @@ class WithBoxes(Source):
         index.executemany("insert into hands values (?, ?)", rows)
         index.execute("create index by_photo on hands (photo)")
         try:
-            for entry in self._photos:
-                yield entry if entry.fault else _joined(entry, self._found(entry, index))
+            yield index
         finally:
-            self.skipped, self.skipped_count = self._photos.skipped, self._photos.skipped_count
             index.close()
 
     def _hands(self) -> Iterator[tuple[set[str], Any]]:
@@ -99,9 +122,24 @@ class WithBoxes(Source):
         return []
 
 
+def _has_no_photo(entry: Entry) -> bool:
+    """Whether its fault is the photos' own source's: a row that makes no sense, a damaged file that holds many."""
+    if entry.fault is None:
+        return False
+    return entry.fault.reason == "bad_row" or (entry.inside is not None and not entry.at) or holds_many(entry)
+
+
 def _normal(entry: Entry) -> str:
     """An entry's uri, without the detours that a list's may take."""
     return os.path.normpath(entry.uri) if is_local(entry.path) else entry.uri
+
+
+def _is_unfinished(boxes: str) -> bool:
+    """Whether a run is going there, or none has come to its end."""
+    record = read_whole(join(boxes, "_run.json"))
+    if record is None:
+        return False
+    return not json.loads(record).get("outcomes") or read_whole(join(boxes, "_lease.json")) is not None
 
 
 def _hand_of(row: dict[str, Any]) -> Any:

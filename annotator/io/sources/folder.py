@@ -71,14 +71,14 @@ class FolderSource(Source):
             if leave_out.startswith(self._folder + "/"):
                 self._leave_out = leave_out.rstrip("/")[len(self._folder) + 1 :] + "/"
         self.root = self._folder
-        self.place = readable(join(self._folder, pattern or self._only or "").rstrip("/"))
+        self.place = shown(readable(join(self._folder, pattern or self._only or "").rstrip("/")))
 
     def key(self, entry: Entry) -> tuple[str, float]:
         """Paths come in the order of `str`, what is in one file in its own.
 
         What became of the file as a whole comes last: it may be cut short today, and whole or away tomorrow.
         """
-        whole_file = entry.fault is not None and entry.id == entry.file_id
+        whole_file = entry.fault is not None and holds_many(entry)
         return entry.file_id, math.inf if whole_file else entry.order
 
     def __iter__(self) -> Iterator[Entry]:
@@ -171,6 +171,12 @@ _FILES = (*PHOTO_SUFFIXES, *VIDEO_SUFFIXES, ".tar", ".parquet")
 
 
 _LINK = "a link to a folder"
+
+
+def holds_many(entry: Entry) -> bool:
+    """Whether it is a whole file that holds many photos, not one of them."""
+    suffix = Path(entry.path).suffix.lower()
+    return not entry.at and entry.id == entry.file_id and suffix in (".tar", ".parquet", *VIDEO_SUFFIXES)
 
 
 def _split_glob(place: str) -> tuple[str, str]:

@@ -49,7 +49,7 @@ class ListSource(Source):
         super().__init__()
         self._path = _absolute(path) if is_local(path) else path
         self._folder = self._path.rsplit("/", 1)[0]
-        self.place = readable(self._path)
+        self.place = shown(readable(self._path))
         said = plain(shown(path))
         with user_errors(self._path):
             self._rows, self._types = reader_of(self._path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,11 @@ class Source(ABC):
     @abstractmethod
     def key(self, entry: Entry) -> tuple[Any, ...]:
         """What orders entries, those of an earlier walk among them."""
+
+    @contextmanager
+    def renewing(self) -> Iterator[Callable[[Entry], Entry]]:
+        """Gives what brings an entry of an earlier walk up to date with what is known beside the photos."""
+        yield lambda entry: entry
 
     def skip(self, name: str) -> None:
         """Note a file that is no photo."""

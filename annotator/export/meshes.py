@@ -1,0 +1,135 @@
+"""One glb or ply file a hand: metres, y up, vertex colours, faces outwards also of left hands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from annotator.errors import UserError
+from annotator.export.exported import Exported
+from annotator.export.glb import glb_bytes
+from annotator.export.places import HandNames
+from annotator.export.ply import ply_bytes
+from annotator.export.rows import Labels, array_of, camera_of
+from annotator.io.photos import REQUESTS_AT_ONCE
+from annotator.io.storage import join, write_whole
+
+#: Camera axes (y down, z forward) to those of meshes (y up, z towards who looks): half a turn about x, no mirror.
+FROM_CAMERA = np.array([1, -1, -1], np.float32)
+
+#: Of hands whose network has no texture.
+_SKIN = np.array([219, 168, 143], np.uint8)
+
+_SCALARS = ("image_uri", "image_id", "duplicate", "hand_index", "is_right")
+_COLOUR_COLUMN = {"texture": "vertex_rgb", "std": "vertices_std_mm"}
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """One hand, as it is written."""
+
+    vertices_m: NDArray[np.float32]  # (V, 3) x right, y up, z towards who looks; the wrist is the origin
+    faces: NDArray[np.int64]  # (F, 3) counter-clockwise seen from outside
+    rgb: NDArray[np.uint8]  # (V, 3) sRGB
+    facts: dict[str, Any]  # which hand it is
+
+
+_ENCODERS: dict[str, Callable[[Mesh], bytes]] = {
+    "glb": lambda mesh: glb_bytes(mesh.vertices_m, mesh.faces, mesh.rgb, mesh.facts),
+    "ply": lambda mesh: ply_bytes(mesh.vertices_m, mesh.faces, mesh.rgb),
+}
+
+
+def columns(labels: Labels) -> list[str]:
+    """What it reads.
+
+    Raises:
+        UserError: there are no meshes.
+    """
+    labels.need_meshes("a mesh file")
+    return labels.there(*_SCALARS, "vertices_mm", "camera", *_COLOUR_COLUMN.values())
+
+
+def write(
+    kind: str, labels: Labels, batches: Iterator[pa.Table], out: str, colour: str = "texture"
+) -> Exported:
+    """Write a file a hand; some at once, for stores answer slowly."""
+    exported = Exported()
+    faces = labels.need_meshes("a mesh file")
+    if faces.size and faces.max() >= labels.vertex_count:
+        raise UserError(
+            f"faces.parquet of '{labels.place}' is of another hand: it names vertices that are not there"
+        )
+    names = HandNames()
+    first = next(batches)
+    paint = _painter(first, colour, exported)
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        for table in chain([first], batches):
+            rows = table.select(labels.there(*_SCALARS)).to_pylist()
+            paths = [join(out, f"{names.of(*_identity(row))}.{kind}") for row in rows]
+            meshes = list(_meshes(table, rows, faces, paint))
+            list(pool.map(lambda path, mesh: write_whole(path, _ENCODERS[kind](mesh)), paths, meshes))
+            exported.hands += len(rows)
+    return exported
+
+
+def _identity(row: dict[str, Any]) -> tuple[str, str, int, bool]:
+    return row["image_id"], row["image_uri"], row["hand_index"], bool(row.get("duplicate"))
+
+
+def _meshes(
+    table: pa.Table,
+    rows: list[dict[str, Any]],
+    faces: NDArray[np.int64],
+    paint: Callable[[pa.Table], NDArray[np.uint8]],
+) -> Iterator[Mesh]:
+    vertices_m = array_of(table["vertices_mm"]) * (FROM_CAMERA / 1000)
+    wrists_m = camera_of(table, "cam_t_mm") * (FROM_CAMERA / 1000)
+    for row, vertices, rgb, wrist in zip(rows, vertices_m, paint(table), wrists_m, strict=True):
+        facts = {name: row[name] for name in ("image_id", "image_uri", "hand_index", "is_right")}
+        if np.isfinite(wrist).all():
+            facts["wrist_m"] = [round(float(v), 6) for v in wrist]
+        # A left hand is a mirrored right one: the other side of its triangles would face outwards.
+        yield Mesh(vertices, faces if row["is_right"] else faces[:, ::-1], rgb, facts)
+
+
+def _painter(first: pa.Table, colour: str, exported: Exported) -> Callable[[pa.Table], NDArray[np.uint8]]:
+    """What gives the hands of a table their colours (n, V, 3)."""
+    if _COLOUR_COLUMN[colour] not in first.column_names:
+        raise UserError(f"there is no column '{_COLOUR_COLUMN[colour]}', which the colours come from")
+    if colour == "texture":
+        if first["vertex_rgb"].null_count:
+            exported.notes.append("hands without a texture are of one colour")
+        return _textures
+    low, high = _std_range(first)
+    exported.notes.append(f"blue: std of {low:.1f} mm and less; red: {high:.1f} mm and more")
+    return lambda table: _uncertainties(table, low, high)
+
+
+def _textures(table: pa.Table) -> NDArray[np.uint8]:
+    rgb = array_of(table["vertex_rgb"]).astype(np.uint8)
+    rgb[table["vertex_rgb"].is_null().to_numpy()] = _SKIN
+    return rgb
+
+
+def _std_range(table: pa.Table) -> tuple[float, float]:
+    """One scale for all hands, so that colours compare; never so narrow that noise fills it."""
+    std_mm = np.linalg.norm(array_of(table["vertices_std_mm"]), axis=-1)
+    low, high = (float(v) for v in np.nanpercentile(std_mm, [2, 98]))
+    middle, half = (low + high) / 2, max(high - low, 1.0) / 2
+    return middle - half, middle + half
+
+
+def _uncertainties(table: pa.Table, low_mm: float, high_mm: float) -> NDArray[np.uint8]:
+    from annotator.tiles import uncertainty_colours  # brings torch
+
+    std_mm = np.nan_to_num(np.linalg.norm(array_of(table["vertices_std_mm"]), axis=-1), nan=high_mm)
+    found: NDArray[np.uint8] = (uncertainty_colours(std_mm, low_mm, high_mm) * 255).round().astype(np.uint8)
+    return found

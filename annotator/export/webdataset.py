@@ -1,0 +1,148 @@
+"""WebDataset: tars of photos with their hands; a sample is a photo."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from annotator.export.exported import Exported
+from annotator.export.places import whole
+from annotator.export.rows import Labels, array_of, camera_of
+from annotator.export.stored import Stored, as_others_read
+from annotator.export.together import Found, StoredPhotos
+from annotator.io.decode import PhotoError
+from annotator.io.labels import read_faces
+from annotator.io.storage import join, write_whole
+
+#: A tar ends with the sample that fills it: what loaders read at once, and many still keep workers busy.
+TAR_BYTES = 256 << 20
+
+#: Photos that are asked for together; their hands wait in memory.
+_PHOTOS_AT_ONCE = 128
+
+Hand = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # its scalars, its arrays
+
+#: A photo's hands as arrays, one row each, `hands.npz`; those that labels have.
+_ARRAYS = (
+    *("box_xyxy", "crop_xyxy", "joints3d_mm", "joints3d_std_mm", "joints2d_px", "joints2d_std_px"),
+    *("vertices_mm", "vertices_std_mm", "pose", "betas", "vertex_rgb", "vertex_visible"),
+)
+_OF_PHOTO = (*("image_id", "image_uri", "duplicate", "frame_index", "frame_time_s", "width", "height"),)
+_LEFT_OUT = ("status", "reason", "error")
+
+
+def columns(labels: Labels) -> list[str]:
+    """What it reads."""
+    return [name for name in labels.columns if name not in _LEFT_OUT]
+
+
+def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
+    """Write `hands-000000.tar` and so on, and `faces.npy`, the triangles of right hands."""
+    exported = Exported()
+    with _Tars(out) as tars:
+        for hands, found in _with_photos(batches):
+            first = hands[0][0]
+            try:
+                if isinstance(found, PhotoError):
+                    raise found
+                photo = as_others_read(found)
+            except PhotoError as error:
+                exported.left_out[f"photo {error.reason}"] += 1
+                continue
+            if (photo.width, photo.height) != (first["width"], first["height"]):
+                exported.left_out["a photo of another size than was labelled"] += 1
+                continue
+            tars.add(_sample(photo, hands))
+            exported.hands += len(hands)
+    if exported.hands and "vertices_mm" in labels.columns:
+        file = io.BytesIO()
+        np.save(file, read_faces(labels.place).astype(np.int32))
+        write_whole(join(out, "faces.npy"), file.getvalue())
+    return exported
+
+
+def _with_photos(batches: Iterator[pa.Table]) -> Iterator[tuple[list[Hand], Found]]:
+    """The hands of each photo, those that follow each other, and what is stored of it."""
+    stored = StoredPhotos()
+    photos = (list(hands) for _, hands in groupby(_rows(batches), key=lambda hand: _place(hand[0])))
+    while some := list(islice(photos, _PHOTOS_AT_ONCE)):
+        places = [(hands[0][0]["image_uri"], hands[0][0].get("frame_index")) for hands in some]
+        yield from zip(some, stored.of(places), strict=True)
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["image_id"], row["image_uri"], row.get("frame_index")
+
+
+def _rows(batches: Iterator[pa.Table]) -> Iterator[Hand]:
+    """Hand by hand: its scalars, and its arrays but for those that are null."""
+    for table in batches:
+        heavy = [name for name in _ARRAYS if name in table.column_names]
+        arrays = {name: array_of(table[name]) for name in heavy}
+        there = {name: table[name].is_valid().to_numpy() for name in heavy}
+        if "camera" in table.column_names:
+            for name in ("rotation", "translation", "cam_t_mm"):
+                arrays[f"camera_{name}"] = camera_of(table, name)
+                there[f"camera_{name}"] = table["camera"].is_valid().to_numpy()
+        for k, row in enumerate(table.drop_columns(heavy).to_pylist()):
+            yield row, {name: values[k] for name, values in arrays.items() if there[name][k]}
+
+
+def _sample(photo: Stored, hands: list[Hand]) -> dict[str, bytes]:
+    """The files of a sample by their extension."""
+    first = hands[0][0]
+    about = {name: first[name] for name in _OF_PHOTO if name in first}
+    about["hands"] = [
+        {name: value for name, value in row.items() if name not in _OF_PHOTO} for row, _ in hands
+    ]
+    names = set.intersection(*(set(arrays) for _, arrays in hands))  # a column is null for all or for none
+    stacked: dict[str, Any] = {
+        name: np.stack([arrays[name] for _, arrays in hands]) for name in sorted(names)
+    }
+    packed = io.BytesIO()
+    np.savez(packed, **stacked)
+    text = json.dumps(_plain(about), allow_nan=False, default=str)
+    return {photo.suffix: photo.data, "json": text.encode(), "hands.npz": packed.getvalue()}
+
+
+def _plain(value: Any) -> Any:
+    """A value that strict JSON can hold: what is no number is null."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Tars(ExitStack):
+    """Tars of some size in a folder, each put there when it is full."""
+
+    def __init__(self, out: str) -> None:
+        super().__init__()
+        self._out, self._count, self._bytes, self._samples = out, 0, 0, 0
+        self._tar: tarfile.TarFile | None = None
+
+    def add(self, files: dict[str, bytes]) -> None:
+        """Write a sample; its key is its number."""
+        if self._tar is None:
+            file = self.enter_context(whole(join(self._out, f"hands-{self._count:06d}.tar")))
+            self._tar = self.enter_context(tarfile.TarFile(fileobj=file, mode="w"))
+        for extension, data in files.items():
+            member = tarfile.TarInfo(f"{self._samples:09d}.{extension}")
+            member.size = len(data)
+            self._tar.addfile(member, io.BytesIO(data))
+            self._bytes += len(data)
+        self._samples += 1
+        if self._bytes >= TAR_BYTES:
+            self.close()
+            self._tar, self._bytes, self._count = None, 0, self._count + 1

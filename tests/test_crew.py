@@ -1,0 +1,58 @@
+"""Who works where: always as many models as fit their machines, and always room for an opener."""
+
+from __future__ import annotations
+
+import pytest
+
+from annotator.crew import TASK_CPUS, ComputeOptions, crew_on
+from annotator.errors import UserError
+
+LAPTOP = [{"CPU": 2.0}]
+HEAD = {"CPU": 64.0}
+GPUS = {"CPU": 4.0, "GPU": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "workers", "threads"),
+    [
+        (LAPTOP, {}, 1, 2),
+        (LAPTOP, {"workers": 2, "threads": 1}, 2, 1),
+        ([{"CPU": 8.0}] * 3, {}, 3, 8),
+        ([{"CPU": 8.0}, {"CPU": 2.0}, {}], {}, 2, 2),
+        ([{"CPU": 8.0}] * 3, {"workers": 6}, 6, 4),
+        ([HEAD, GPUS], {}, 8, 1),
+        ([HEAD, {"CPU": 16.0, "GPU": 2.0}], {"gpus_per_worker": 0.5}, 4, 4),
+        ([{"CPU": 16.0, "GPU": 4.0}] * 2, {"gpus_per_worker": 2}, 4, 8),
+        ([{"CPU": 16.0, "GPU": 4.0}] * 2, {"workers": 3}, 3, 4),
+    ],
+)
+def test_all_models_fit_and_leave_room(nodes, options, workers, threads):
+    crew, found = crew_on(nodes, ComputeOptions(**options))
+    assert (crew.workers, found) == (workers, threads)
+    # Placed one by one, as Ray does: every model finds a machine, and a task does, too.
+    left = [dict(node) for node in nodes]
+    for _ in range(workers):
+        node = next(
+            n
+            for n in left
+            if n.get("CPU", 0) >= crew.worker_cpus - 1e-9 and n.get("GPU", 0) >= crew.worker_gpus - 1e-9
+        )
+        node["CPU"] -= crew.worker_cpus
+        node["GPU"] = node.get("GPU", 0) - crew.worker_gpus
+    assert max(node.get("CPU", 0) for node in left) >= TASK_CPUS - 1e-9 and crew.decoders >= 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "words"),
+    [
+        ([{}], {}, "no machine of the cluster has a CPU"),
+        ([GPUS], {"workers": 9}, "9 workers asked for, but the GPUs have room for 8"),
+        ([{"CPU": 8.0, "GPU": 4.0}], {"gpus_per_worker": 8}, "no machine has the 8 GPUs"),
+        ([GPUS], {"gpus_per_worker": 1.5}, "give a whole number of them, or a part of one"),
+        (LAPTOP, {"workers": 500}, "500 workers are too many for 2 cores"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(nodes, options, words):
+    with pytest.raises(UserError, match=words) as error:
+        crew_on(nodes, ComputeOptions(**options))
+    assert "\n" not in str(error.value)

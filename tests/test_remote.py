@@ -1,0 +1,104 @@
+"""What stores answer: what is asked again, what is not, and what no message shows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from annotator.io.decode import PhotoError, read_photo
+from annotator.io.remote import RefusedError, patience, read_all, shown, take_retries
+from annotator.jobs import without_address
+
+
+@contextmanager
+def answers(*codes: int):
+    """A server that answers with one code after the other, then with the last one."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(codes[min(len(asked), len(codes)) - 1])
+            self.send_header("Content-Length", "3")
+            self.end_headers()
+            self.wfile.write(b"abc")
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+
+
+def test_a_server_that_is_busy_is_asked_again_and_that_is_counted():
+    take_retries()
+    with answers(503, 500, 200) as (url, asked):
+        assert read_all(f"{url}/a.jpg") == b"abc" and len(asked) == 3
+    assert sum(take_retries().values()) == 2
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 410])
+def test_a_no_is_taken_at_once(code):
+    began = time.monotonic()
+    with answers(code) as (url, asked):
+        with pytest.raises(FileNotFoundError if code == 404 else RefusedError) as error:
+            read_all(f"{url}/a.jpg?X-Amz-Signature=TOPSECRET")
+        assert "TOPSECRET" not in str(error.value) and len(asked) == 1
+        with pytest.raises(PhotoError) as of_photo:
+            read_photo(f"{url}/a.jpg?X-Amz-Signature=TOPSECRET")
+        assert of_photo.value.reason == ("missing" if code == 404 else "no_permission")
+        assert "TOPSECRET" not in str(of_photo.value)
+    assert time.monotonic() - began < 5
+
+
+def test_patience_ends():
+    with answers(503) as (url, asked), patience(1.0), pytest.raises(OSError, match="503"):
+        read_all(f"{url}/a")
+    assert 2 <= len(asked) <= 6
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("s3://bucket/a b?.jpg", "s3://bucket/a b?.jpg"),
+        ("https://me:word@host/a.jpg?X-Amz-Signature=abc&x=1", "https://host/a.jpg"),
+        (
+            "403, message='Forbidden', url='https://h/a.jpg?token=abc'",
+            "403, message='Forbidden', url='https://h/a.jpg'",
+        ),
+        ("/a/b?c=d.jpg", "/a/b?c=d.jpg"),
+        ("amvur annotate s3://k:s@b/x y --address auto", "amvur annotate s3://b/x y --address auto"),
+    ],
+)
+def test_messages_show_no_secret(text, clean):
+    assert shown(text) == clean
+
+
+@pytest.mark.parametrize(
+    ("arguments", "instead", "kept"),
+    [
+        (
+            ["annotate", "a", "b", "--address", "http://h"],
+            "auto",
+            ["annotate", "--address", "auto", "a", "b"],
+        ),
+        (
+            ["annotate", "--address=http://h", "--", "-a", "b"],
+            "auto",
+            ["annotate", "--address", "auto", "--", "-a", "b"],
+        ),
+        (["filter", "a", "--address", "http://h", "b"], None, ["filter", "a", "b"]),
+    ],
+)
+def test_a_job_is_the_same_command_with_another_address(arguments, instead, kept):
+    assert without_address(arguments, instead) == kept
