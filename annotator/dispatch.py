@@ -40,8 +40,11 @@ MODEL_DEATHS = 5
 #: How often a station that met a disk or store which did not answer is tried again, and after which pause.
 TRIES, PAUSE_S = 4, 1.0
 
-#: A process that is busy with a shard for longer hangs: a minute, and more for each of its photos.
+#: A process that is busy with a shard for longer hangs: some minutes, and more for each of its photos.
 HANG_S, HANG_PER_PHOTO_S = 240.0, 5.0
+
+#: How long all models may wait for a processor: a cluster may have to start a machine for them.
+START_S = 1800.0
 
 #: Shards that wait before each model.
 _AHEAD = 2
@@ -52,9 +55,8 @@ class Stations:
     """What a job does with a shard; all of it travels to other processes."""
 
     open: Callable[[Sequence[Entry]], Shard]
-    model: (
-        Callable[[], Callable[[Shard], Shard]] | None
-    )  # made once in each actor; None: nothing is left to do
+    #: Made once in each actor; None where nothing is left to do.
+    model: Callable[[], Callable[[Shard], Shard]] | None
     schema: pa.Schema
 
 
@@ -171,8 +173,16 @@ class Dispatcher:
                 self._ray.cancel(ref)
 
     def _work(self) -> Iterator[ShardReport]:
+        last_ready = time.monotonic()
         while True:
             self._check()
+            if not self._models or any(model.ready for model in self._models):
+                last_ready = time.monotonic()
+            elif time.monotonic() - last_ready > START_S:
+                raise UserError(
+                    f"no model found a free processor within {START_S / 60:.0f} minutes: see `ray status`, stop what "
+                    "else runs there, or add machines; the same command goes on where it was"
+                )
             self._start_what_can()
             if not self._flights and self._planned.ended:
                 return

@@ -137,11 +137,12 @@ def filter_labels(
         kept = scalars.filter(pa.array(stay))
         filtered.rows += len(stay)
         filtered.kept += len(kept)
-        outcomes.update(count_outcomes(kept.select(["status", "reason", "hand_index"]).to_pylist()))
         std_mm += float(np.nansum(_floats(kept, MEAN_STD)))
         if as_list:
             uris.update(dict.fromkeys(kept["image_uri"].to_pylist()))
-        elif len(kept) and name not in made:
+        else:
+            outcomes.update(count_outcomes(kept.select(["status", "reason", "hand_index"]).to_pylist()))
+        if len(kept) and not as_list and name not in made:
             write_whole(join(out, "data", name), _encoded(file.rows(stay), sort))
         filtered.bytes_read += file.bytes_read
         filtered.bytes_there += file.bytes_there

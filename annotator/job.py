@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Generic
 
 from annotator.cluster import check_seen_by_all, connected
@@ -135,25 +136,23 @@ class _Run(Generic[Settings]):
         self.before = self.tally.outcomes.total()
         self.began = self.shard_began = math.inf
         self._tell()
-        if relabel is None:
-            shards = _Ahead(self._planned(done, compute.shard_size))
-        else:
-            shards = _Ahead(self._again(relabel))
-            self.record.relabelled.append({"where": relabel, **self.job.maker})
-        if not shards.is_empty():
+        shards = self._planned(done, compute.shard_size) if relabel is None else self._again(relabel)
+        first = next(shards, None)
+        if first is not None:
             with connected(compute.address):
-                check_seen_by_all(
-                    [self.job.source.root] if self.job.source.root else [], labels, self.lease.run
-                )
-                crew = self.job.crew(compute)
-                stations = self.job.stations(crew)
-                work = Dispatcher(labels, iter(shards), stations, crew, self.lease.check)
-                with closing(work.reports()) as reports:
-                    for report in reports:
-                        self._took(report)
+                self._work(chain([first], shards), compute)
         self.tally.write()
         self.retries.update(take_retries())
         self._close(relabel)
+
+    def _work(self, shards: Iterator[PlannedShard], compute: ComputeOptions) -> None:
+        labels, source = self.job.labels, self.job.source
+        check_seen_by_all([source.root] if source.root else [], labels, self.lease.run)
+        crew = self.job.crew(compute)
+        work = Dispatcher(labels, shards, self.job.stations(crew), crew, self.lease.check)
+        with closing(work.reports()) as reports:
+            for report in reports:
+                self._took(report)
 
     def _planned(self, done: DoneShards, shard_size: int) -> Iterator[PlannedShard]:
         yield from self.manifest.pending(done)
@@ -166,6 +165,7 @@ class _Run(Generic[Settings]):
             raise UserError(
                 f"'{self.job.labels}' is not finished: run the same command without --relabel to its end first"
             )
+        self.record.relabelled.append({"where": relabel, **self.job.maker})
         with self.job.source.renewing() as renewed:
             for shard in self.manifest.all():
                 ids = _meeting(self.job.labels, shard.number, relabel)
@@ -216,23 +216,6 @@ class _Run(Generic[Settings]):
             record.seconds = round(record.seconds + time.time() - self.began, 1)
         for cause, count in self.retries.items():
             record.retries[cause] = record.retries.get(cause, 0) + count
-
-
-class _Ahead:
-    """An iterator that can be asked whether it is empty."""
-
-    def __init__(self, shards: Iterator[PlannedShard]) -> None:
-        self._shards = shards
-        self._first = next(shards, None)
-
-    def is_empty(self) -> bool:
-        """Whether there is nothing to come."""
-        return self._first is None
-
-    def __iter__(self) -> Iterator[PlannedShard]:
-        if self._first is not None:
-            yield self._first
-            yield from self._shards
 
 
 def _meeting(labels: str, number: int, relabel: str) -> set[str]:

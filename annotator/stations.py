@@ -90,7 +90,7 @@ def crashed_shard(entries: Sequence[Entry]) -> Shard:
 
 
 def opened(
-    entries: Sequence[Entry], min_side_px: int
+    entries: Sequence[Entry], min_side_px: Callable[[Entry], int]
 ) -> Iterator[tuple[Entry, dict[str, Any], Photo | None]]:
     """Each entry with its row and its photo; where there is none, the row says why."""
     photos = photos_of([entry for entry in entries if not entry.fault], min_side_px)
@@ -114,8 +114,7 @@ def open_shard(entries: Sequence[Entry], crop_px: int, find: FindHands | None = 
     """
     shard = Shard()
     cut: list[Crops] = []
-    whole = find is None and all(entry.hands is None or _no_box(entry) for entry in entries)
-    for entry, row, photo in opened(entries, crop_px if whole else ENOUGH_PX):
+    for entry, row, photo in opened(entries, lambda entry: crop_px if _is_crop(entry, find) else ENOUGH_PX):
         if photo is None:
             shard.rows.append(row)
             continue
@@ -136,10 +135,15 @@ def open_shard(entries: Sequence[Entry], crop_px: int, find: FindHands | None = 
     return shard
 
 
-def _no_box(entry: Entry) -> bool:
-    return (
-        entry.hands is not None and all(hand.box_xyxy is None for hand in entry.hands) and entry.hands != ()
-    )
+def _is_crop(entry: Entry, find: FindHands | None) -> bool:
+    """Whether the photo is taken for the crop around a hand; of each by itself, however entries are opened together."""
+    return find is None and not _has_boxes(entry)
+
+
+def _has_boxes(entry: Entry) -> bool:
+    """Whether somebody said where its hands are, or that there is none."""
+    hands = entry.hands
+    return hands is not None and (not hands or any(hand.box_xyxy is not None for hand in hands))
 
 
 def _hands(entry: Entry, photo: Photo, crop_px: int, find: FindHands | None) -> tuple[str, list[Crops]]:
@@ -149,7 +153,7 @@ def _hands(entry: Entry, photo: Photo, crop_px: int, find: FindHands | None) -> 
         return crop_photo(photo.pixels, photo.width, photo.height, crop_px, box, entry.focal_px, right_score)
 
     hands = entry.hands
-    if hands is not None and not _no_box(entry):
+    if hands is not None and _has_boxes(entry):
         for hand in hands:
             x0, y0, x1, y1 = hand.box_xyxy or (0, 0, 1, 1)
             if x1 <= 0 or y1 <= 0 or x0 >= photo.width or y0 >= photo.height:

@@ -31,6 +31,7 @@ PAGES = (
     "docs/scale.md",
     "docs/labels.md",
     "docs/architecture.md",
+    "docs/export.md",
 )
 INPUTS = (ROOT / "docs" / "inputs.md").read_text()
 

@@ -97,7 +97,7 @@ def detect_shard(entries: Sequence[Entry], find: FindHands, world_joints: bool) 
     """Look at every photo of a shard."""
     shard = Shard()
     hands: list[FoundHand] = []
-    for _, row, photo in opened(entries, ENOUGH_PX):
+    for _, row, photo in opened(entries, lambda _: ENOUGH_PX):
         if photo is None:
             shard.rows.append(row)
             continue

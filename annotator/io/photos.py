@@ -29,10 +29,10 @@ _READERS: dict[str, Callable[[str, Sequence[tuple[int, ...]]], Iterator[Any]]] =
 }
 
 
-def photos_of(entries: Sequence[Entry], min_side_px: int | None) -> Iterator[Photo | Exception]:
+def photos_of(entries: Sequence[Entry], min_side_px: Callable[[Entry], int]) -> Iterator[Photo | Exception]:
     """The photo of each entry in their order, or why there is none: whatever happens costs one photo.
 
-    `min_side_px` as for `decode_photo`. Entries that lie together in one file are read together.
+    `min_side_px`: of each, as for `decode_photo`. Entries that lie together in one file are read together.
     """
     for (kind, path), group in groupby(entries, key=_place):
         together = list(group)
@@ -40,8 +40,8 @@ def photos_of(entries: Sequence[Entry], min_side_px: int | None) -> Iterator[Pho
             found = _files([entry.path for entry in together])
         else:
             found = _READERS[kind](path, [entry.at for entry in together])
-        for data in _one_each(found, len(together)):
-            yield _decoded(data, min_side_px)
+        for entry, data in zip(together, _one_each(found, len(together)), strict=True):
+            yield _decoded(data, min_side_px(entry))
 
 
 def photo_at(uri: str, frame_index: int | None = None) -> Photo:
