@@ -418,14 +418,21 @@ def export(
 
 @app.command(epilog="Example: amvur report labels/")
 def report(
-    labels: Annotated[str, typer.Argument(help="A label folder.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the report; default LABELS/report.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many hands to show.")] = 24,
+    labels: Annotated[str, typer.Argument(help="A label folder, a path or URL.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder on disk; default LABELS/report, of a URL's labels NAME-report here."),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many hands to show, with their meshes.")] = 48,
+    truth: Annotated[
+        str | None,
+        typer.Option(help="True joints to measure errors by, such as the truth.parquet of `amvur synth`."),
+    ] = None,
 ) -> None:
-    """Pictures of a sample of labels: photo, mesh over it, uncertainty, texture."""
+    """A page that opens from disk: outcomes, uncertainty, the surest and least sure hands, meshes to turn."""
     from annotator.report import write_report
 
-    typer.echo(f"look at {write_report(labels, out, count)}")
+    typer.echo(f"look at {write_report(labels, out, count, truth)}")
 
 
 @app.command(epilog="Example: amvur demo demo/")

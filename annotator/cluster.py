@@ -92,7 +92,11 @@ def check_seen_by_all(places: Iterable[str], labels: str, run: str) -> None:
     local_labels = str(local_path(labels)) if is_local(labels) else None
     for node in nodes if len(nodes) > 1 else ():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        for path in ray.get(look.options(scheduling_strategy=there).remote(local, local_labels, run)):
+        try:
+            absent = ray.get(look.options(scheduling_strategy=there).remote(local, local_labels, run))
+        except ray.exceptions.RayError:
+            continue  # it has gone meanwhile
+        for path in absent:
             raise UserError(
                 f"machine {node['NodeManagerHostname']} of the cluster does not see '{path}': give a URL, or a folder "
                 "that all machines share"

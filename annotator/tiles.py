@@ -28,6 +28,7 @@ PAPER = 245  # the grey behind meshes that stand alone
 
 def uncertainty_colours(std_mm: np.ndarray, low_mm: float, high_mm: float) -> np.ndarray:
     """Std in millimetres (...) to RGB in 0..1 (..., 3); `low_mm` and below is the surest colour."""
+    std_mm = np.nan_to_num(std_mm, nan=high_mm)  # of what nothing is known, nobody is sure
     place = np.clip((std_mm - low_mm) / max(high_mm - low_mm, 1e-6), 0, 1) * (len(STOPS) - 1)
     below = np.minimum(place.astype(int), len(STOPS) - 2)
     part = (place - below)[..., None]

@@ -133,8 +133,10 @@ class Chaos:
             if what:
                 self.outcome.killed[what] += 1
             assert time.monotonic() - began < patience_s, "no end"
-        while self.driver.poll() is None:
+        while (code := self.driver.poll()) != 0:
             assert time.monotonic() - began < patience_s, "no end"
+            if code is not None:
+                self._type_again()
             time.sleep(0.1)
         self.outcome.seconds = time.monotonic() - began
         self.outcome.faults = self.proxy.counts()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,7 @@ def detection_schema(settings: DetectSettings, passed: dict[str, pa.DataType] | 
         "schema_version": SCHEMA_VERSION,
         "hand": None,
         "detector": settings.detector,
-        "mediapipe": version("mediapipe"),
+        "mediapipe": version("mediapipe") if find_spec("mediapipe") else None,
         "world_joints": settings.world_joints,
         "box_over_joints": BOX_OVER_JOINTS,
         "shapes": {"joints3d_mm": [21, 3], "joints2d_px": [21, 2]},

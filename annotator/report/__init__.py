@@ -1,0 +1,59 @@
+"""A report of a label folder: one folder of HTML that opens from disk and needs no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from annotator.errors import UserError
+from annotator.io.storage import is_local, local_path
+from annotator.report.page import Report, page_of
+from annotator.report.pictures import Pictures, each_row, galleries
+from annotator.report.survey import survey
+from annotator.report.truth import COLUMNS, Truth
+from annotator.run_record import RunSettings, read_run_record
+
+__all__ = ["write_report"]
+
+
+def write_report(labels: str, out: Path | None = None, count: int = 48, truth: str | None = None) -> Path:
+    """Write `index.html`, `contact_sheet.png` and `hands/` with the pictures and meshes of up to `count` hands.
+
+    Args:
+        labels: path or URL of a label folder; its rows are read once, its meshes only of hands that are shown.
+        out: a folder on disk; default LABELS/report, or NAME-report here where the labels are in a store.
+        count: a third are the surest, a third the least sure, a third from between.
+        truth: a table of true joints, such as the truth.parquet of `amvur synth`, to measure errors against.
+
+    Returns the page's path.
+
+    Raises:
+        UserError: `labels` is not a label folder, or holds no row; `truth` is none; `out` can't be written.
+    """
+    record = read_run_record(labels, RunSettings)
+    if record is None:
+        raise UserError(f"'{labels}' is not a label folder: give one that `amvur annotate` made")
+    known = None if truth is None else Truth(truth)
+    found = survey(labels, count, COLUMNS if known else (), known.add if known else lambda table: None)
+    if not found.rows:
+        raise UserError(f"'{labels}' holds no label yet: run `amvur annotate` again to go on")
+    judged = known.judged() if known else None
+    if known and judged is None and found.hands:
+        raise UserError(f"no hand of '{labels}' is in '{truth}': neither image_id nor file name agrees")
+    parts = galleries(found, count)
+    pictures = Pictures(labels, list(each_row(parts)))
+    out = _folder(labels) if out is None else out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        shown = pictures.write(out)
+        path = out / "index.html"
+        report = Report(labels, record, found, parts, shown, pictures.faces, pictures.range_mm, judged)
+        path.write_text(page_of(report), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"can't write the report to '{out}': {error.strerror or error}") from None
+    return path
+
+
+def _folder(labels: str) -> Path:
+    if is_local(labels):
+        return local_path(labels) / "report"
+    return Path(f"{labels.rstrip('/').rsplit('/', 1)[-1]}-report")

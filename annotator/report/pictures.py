@@ -1,0 +1,211 @@
+"""Which hands a report shows, their pictures, and their meshes as small scripts that the page loads when asked."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from annotator.io.labels import read_columns, read_faces
+from annotator.io.remote import patience
+from annotator.io.storage import FIRST_ANSWER_S
+from annotator.report.survey import Row, Survey
+from annotator.tiles import Picture, contact_sheet, mesh_tiles, on_paper, photo_tile
+
+TILE_PX = 256
+KINDS = ("photo", "overlay", "uncertainty", "texture")
+
+#: Hands of the contact sheet, at most: it is one picture.
+_SHEET_HANDS = 24
+
+_COLUMNS = [
+    *("image_uri", "frame_index", "crop_xyxy", "is_right", "camera"),
+    *("vertices_mm", "vertices_std_mm", "vertex_rgb"),
+]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Some hands with something in common."""
+
+    title: str
+    note: str
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A hand with pictures: `hands/007-photo.webp` and so on, and its mesh, `hands/007.js`."""
+
+    number: int
+    row: Row
+    kinds: tuple[str, ...]  # of the pictures that there are
+
+    @property
+    def stem(self) -> str:
+        """What the names of its files begin with."""
+        return _stem(self.number)
+
+
+def _stem(number: int) -> str:
+    return f"hands/{number:03d}"
+
+
+def galleries(found: Survey, most: int) -> list[Gallery]:
+    """Up to `most` hands: the surest, the least sure, and some from between, or all of a few."""
+    surest, least = found.surest.rows, found.least_sure.rows
+    if found.is_constant or not surest:
+        rows = sorted(found.sample.rows[:most], key=_place)
+        note = "Taken at random: none is surer than another."
+        return [Gallery("A sample of hands", note, rows)] if rows else []
+    if len(surest) < most or found.std.total == most:
+        return [Gallery("All hands", "The surest first.", surest)]
+    third = max(most // 3, 1)
+    ends = surest[:third] + (least[:third] if most > 1 else [])
+    taken = {_place(row) for row in ends}
+    between = [row for row in found.sample.rows if _place(row) not in taken and _std(row) == _std(row)]
+    between.sort(key=_std)
+    wanted = np.linspace(0, len(between) - 1, max(most - len(ends), 0) + 2)[1:-1]
+    middle = [between[i] for i in np.unique(wanted.round().astype(int))] if between else []
+    found_ones = [
+        Gallery("Surest", "The smallest predicted standard deviations of all.", ends[:third]),
+        Gallery("Least sure", "The largest of all.", ends[third:]),
+        Gallery("In between", "From all over the rest, the surest first.", middle),
+    ]
+    return [gallery for gallery in found_ones if gallery.rows]
+
+
+def _place(row: Row) -> tuple[str, int]:
+    return row.file, row.index
+
+
+def _std(row: Row) -> float:
+    std = row.values["joint_std_mm"]
+    return float("nan") if std is None else std
+
+
+class Pictures:
+    """The pictures of some hands, written to a folder."""
+
+    def __init__(self, labels: str, rows: Sequence[Row]) -> None:
+        """Read what is to be drawn."""
+        self._rows = list({_place(row): row for row in rows}.values())
+        self._hands = _heavy(labels, self._rows)
+        self.faces = read_faces(labels) if rows else np.zeros((0, 3), np.int64)
+        self.range_mm = _std_range(self._hands)
+
+    def write(self, out: Path) -> list[Shown]:
+        """Write pictures and meshes to out/hands, and out/contact_sheet.png."""
+        (out / "hands").mkdir(exist_ok=True)
+        threads = torch.get_num_threads()
+        each = max(-(-len(self._hands) // _SHEET_HANDS), 1)
+        shown, sheet = [], list[list[Picture]]()
+        # Threads of our own, each with a hand: torch's would wait for one another at every small step.
+        with ThreadPoolExecutor(
+            os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            photos = pool.map(_photo, self._hands)
+            drawn = pool.map(lambda job: self._write_hand(out, *job), zip(count(), self._hands, photos))
+            for number, (row, (kinds, tiles)) in enumerate(zip(self._rows, drawn, strict=True)):
+                shown.append(Shown(number, row, kinds))
+                if number % each == 0:
+                    sheet.append(tiles)
+        torch.set_num_threads(threads)
+        if sheet:
+            columns = 2 if len(sheet) > 6 else 1
+            lines = [list(chain(*sheet[i : i + columns])) for i in range(0, len(sheet), columns)]
+            contact_sheet(lines).save(out / "contact_sheet.png")
+        return shown
+
+    def _write_hand(
+        self, out: Path, number: int, hand: dict[str, Any], photo: Picture | None
+    ) -> tuple[tuple[str, ...], list[Picture]]:
+        """Its files; returns which pictures there are, and all four on paper."""
+        tiles, pictures = self._drawn(hand, photo)
+        for kind, picture in pictures.items():
+            picture.save(out / f"{_stem(number)}-{kind}.webp", quality=84)
+        (out / f"{_stem(number)}.js").write_text(_mesh_script(number, hand))
+        return tuple(pictures), [tiles[kind] for kind in KINDS]
+
+    def _drawn(
+        self, hand: dict[str, Any], photo: Picture | None
+    ) -> tuple[dict[str, Picture], dict[str, Image.Image]]:
+        """Tiles on paper, and pictures for a page of any colour, in which meshes have no background."""
+        meshes = mesh_tiles(hand, self.faces, TILE_PX, self.range_mm)
+        tiles = on_paper(photo, meshes)
+        pictures = {} if photo is None else {k: Image.fromarray(tiles[k]) for k in ("photo", "overlay")}
+        for kind in ("uncertainty", "texture"):
+            if kind in meshes:
+                pictures[kind] = Image.fromarray((meshes[kind] * 255).round().astype(np.uint8))
+        return tiles, pictures
+
+
+def _photo(hand: dict[str, Any]) -> Picture | None:
+    with patience(FIRST_ANSWER_S):  # a store that is gone must not hold up a page
+        return photo_tile(hand, TILE_PX)
+
+
+def _heavy(labels: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The big columns of some rows, each file read once."""
+    by_file: dict[str, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        by_file[row.file].append(place)
+    hands: list[dict[str, Any]] = [{}] * len(rows)
+    for name, places in by_file.items():
+        table = read_columns(labels, name, _COLUMNS).take([rows[place].index for place in places])
+        for place, hand in zip(places, table.to_pylist(), strict=True):
+            hands[place] = hand
+    return hands
+
+
+def _lengths(hand: dict[str, Any]) -> np.ndarray:
+    return np.linalg.norm(np.array(hand["vertices_std_mm"], np.float32), axis=-1)
+
+
+def _std_range(hands: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """One scale for all hands, so that colours compare; never so narrow that noise fills it."""
+    if not hands:
+        return 0.0, 1.0
+    stds = np.concatenate([_lengths(hand) for hand in hands])
+    stds = stds[np.isfinite(stds)]
+    low, high = (float(v) for v in np.percentile(stds, [2, 98])) if len(stds) else (0.0, 1.0)
+    middle, half = (low + high) / 2, max(high - low, 1.0) / 2
+    return middle - half, middle + half
+
+
+def packed(values: np.ndarray, kind: str) -> str:
+    """Little-endian numbers as base64."""
+    return base64.b64encode(np.ascontiguousarray(values).astype(kind).tobytes()).decode()
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(values), values, 0)
+
+
+def _mesh_script(number: int, hand: dict[str, Any]) -> str:
+    """Vertices (V, 3) and the lengths of their stds (V,) in 1/16 mm, as labels round them; RGB (V, 3) or null."""
+    vertices = _finite(np.array(hand["vertices_mm"], np.float32)) * 16
+    mesh = {
+        "vertices": packed(vertices.round().clip(-32768, 32767), "<i2"),
+        "std": packed((_finite(_lengths(hand)) * 16).round().clip(0, 65535), "<u2"),
+        "rgb": None if hand["vertex_rgb"] is None else packed(np.array(hand["vertex_rgb"]), "u1"),
+        "left": not hand["is_right"],
+    }
+    return f"amvurMesh({number}, {json.dumps(mesh)});\n"
+
+
+def each_row(parts: Sequence[Gallery]) -> Iterator[Row]:
+    """The hands of all galleries."""
+    for gallery in parts:
+        yield from gallery.rows

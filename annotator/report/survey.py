@@ -1,0 +1,231 @@
+"""One pass over a label folder: counts, histograms and a sample, in memory that does not grow with the labels."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from annotator.hand import JOINT_NAMES
+from annotator.io.labels import label_files, read_columns
+
+#: Stds are counted in steps of 1/8 mm, which any wider bar is a multiple of; the last counts all beyond.
+STEP_MM, STEPS = 1 / 8, 4096
+
+#: Rows of a page's table, at most: with a hand, and without one.
+OK_ROWS, OTHER_ROWS = 700, 300
+
+#: How many photos are named of each cause.
+EXAMPLES = 3
+
+#: Files read ahead: a store answers slowly, and many at once.
+_AHEAD = 8
+
+COLUMNS = (
+    *("image_id", "image_uri", "frame_index", "hand_index", "status", "reason", "error", "is_right"),
+    *("detection_score", "joint_std_mm", "max_joint_std_mm", "checkpoint"),
+)
+
+
+@dataclass
+class Histogram:
+    """Counts of stds by steps of `STEP_MM`."""
+
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(STEPS + 1, np.int64))
+    smallest: float = np.inf
+    largest: float = -np.inf
+
+    def add(self, std_mm: NDArray[np.floating]) -> None:
+        """Count finite stds (any shape)."""
+        std_mm = std_mm[np.isfinite(std_mm)]
+        step = np.clip(std_mm / STEP_MM, 0, STEPS).astype(np.int64)
+        self.counts += np.bincount(step, minlength=STEPS + 1)
+        if len(std_mm):
+            self.smallest = min(self.smallest, float(std_mm.min()))
+            self.largest = max(self.largest, float(std_mm.max()))
+
+    @property
+    def total(self) -> int:
+        """How many were counted."""
+        return int(self.counts.sum())
+
+    def quantile(self, share: float) -> float:
+        """The std below which this share lies, to a step; 0 of nothing."""
+        if not self.total:
+            return 0.0
+        below = np.cumsum(self.counts)
+        place = max(share * below[-1], 1e-9)  # so that 0 is the smallest
+        step = int(np.searchsorted(below, place))
+        inside = (place - (below[step] - self.counts[step])) / max(self.counts[step], 1)
+        return float(np.clip((step + inside) * STEP_MM, self.smallest, self.largest))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scalars of one row, and where it lies."""
+
+    file: str
+    index: int
+    values: dict[str, Any]
+
+
+class Smallest:
+    """The rows of the smallest keys among all that were offered."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._found = size, list[tuple[float, Row]]()
+        self._limit = np.inf  # whoever is not below it has no place; infinite keys never have one
+
+    def offer(self, keys: NDArray[np.floating], file: str, table: pa.Table) -> None:
+        """Look at a file's rows."""
+        (better,) = np.nonzero(keys < self._limit)
+        if len(better) > self._size:
+            better = np.sort(better[np.argsort(keys[better], kind="stable")[: self._size]])
+        if not len(better) or not self._size:
+            return
+        rows = table.take(better).to_pylist()
+        new = [(float(keys[i]), Row(file, int(i), values)) for i, values in zip(better, rows, strict=True)]
+        self._found = sorted(self._found + new, key=lambda pair: pair[0])[: self._size]
+        if len(self._found) == self._size:
+            self._limit = self._found[-1][0]
+
+    @property
+    def rows(self) -> list[Row]:
+        """In the order of their keys."""
+        return [row for _, row in self._found]
+
+
+class Survey:
+    """What a label folder holds."""
+
+    def __init__(self, count: int) -> None:
+        """Of the surest and of the least sure hands, `count` are remembered."""
+        self.rows = self.hands = self.right = 0
+        self.outcomes: Counter[str] = Counter()  # of photos: "ok", or "status: reason"
+        self.checkpoints: Counter[str] = Counter()  # of hands
+        self.examples: dict[str, list[tuple[str, str]]] = {}  # of an outcome: name, error
+        self.std, self.largest = Histogram(), Histogram()
+        self.joints = [Histogram() for _ in JOINT_NAMES]
+        self.facts: dict[str, Any] = {}  # of the first file
+        self.surest, self.least_sure = Smallest(count), Smallest(count)
+        self.sample, self.others = Smallest(max(OK_ROWS, count)), Smallest(OTHER_ROWS)
+        self._rng = np.random.default_rng(0)
+
+    @property
+    def photos(self) -> int:
+        """How many photos have a row."""
+        return sum(self.outcomes.values())
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether std is one number for all hands, so that nothing is surer than anything."""
+        used = np.flatnonzero(self.std.counts)
+        return bool(self.facts.get("std_is_constant")) or (self.std.total > 1 and used[-1] - used[0] <= 1)
+
+    def add(self, file: str, table: pa.Table) -> None:
+        """Count a file's rows."""
+        if not self.facts:
+            self.facts = json.loads((table.schema.metadata or {}).get(b"amvur", b"{}"))
+        scalars = table.select(COLUMNS)
+        ok = np.asarray(pc.equal(table["status"], "ok").fill_null(False))
+        std_mm = floats(table, "joint_std_mm")
+        self.rows += len(table)
+        self.hands += int(ok.sum())
+        self.right += int(np.asarray(table["is_right"].fill_null(False))[ok].sum())
+        self._count_outcomes(scalars)
+        self._count_stds(table.filter(pa.array(ok)))
+        known = ok & np.isfinite(std_mm)
+        self.surest.offer(np.where(known, std_mm, np.inf), file, scalars)
+        self.least_sure.offer(np.where(known, -std_mm, np.inf), file, scalars)
+        chance = self._rng.random(len(table))
+        self.sample.offer(np.where(ok, chance, np.inf), file, scalars)
+        self.others.offer(np.where(ok, np.inf, chance), file, scalars)
+
+    def _count_outcomes(self, scalars: pa.Table) -> None:
+        # As `stations.count_outcomes`: a photo's second hand is not counted again.
+        first = scalars.filter(pc.less_equal(scalars["hand_index"], 0))
+        for group in first.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():
+            outcome = outcome_of(group)
+            self.outcomes[outcome] += group["count_all"]
+            named = self.examples.setdefault(outcome, [])
+            if outcome != "ok" and len(named) < EXAMPLES:
+                same = pc.equal(first["status"], group["status"])
+                if group["reason"] is not None:
+                    same = pc.and_(same, pc.equal(first["reason"], group["reason"]))
+                rows = first.filter(same).slice(0, EXAMPLES - len(named)).to_pylist()
+                named += [(row["image_id"] or row["image_uri"], row["error"] or "") for row in rows]
+
+    def _count_stds(self, hands: pa.Table) -> None:
+        self.std.add(floats(hands, "joint_std_mm"))
+        self.largest.add(floats(hands, "max_joint_std_mm"))
+        lengths = np.linalg.norm(vectors(hands, "joints3d_std_mm").astype(np.float64), axis=-1)
+        for joint, histogram in enumerate(self.joints):
+            histogram.add(lengths[:, joint])
+        for group in pc.value_counts(hands["checkpoint"].drop_null()).to_pylist():
+            self.checkpoints[group["values"]] += group["counts"]
+
+
+def outcome_of(row: dict[str, Any]) -> str:
+    """How a row's photo ended: `ok`, or `status: reason`."""
+    return row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
+
+
+def floats(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """A column of numbers (n,), null as NaN."""
+    return np.asarray(table[name].cast(pa.float64()).fill_null(np.nan))
+
+
+def vectors(table: pa.Table, name: str) -> NDArray[np.float32]:
+    """A column of nested fixed-size lists without nulls, such as (n, 21, 3)."""
+    values = table[name].drop_null().combine_chunks()
+    shape = [len(values)]
+    while pa.types.is_fixed_size_list(values.type):
+        shape.append(values.type.list_size)
+        values = values.flatten()
+    return values.to_numpy(zero_copy_only=False).reshape(shape).astype(np.float32, copy=False)
+
+
+def survey(
+    labels: str,
+    count: int,
+    more: Sequence[str] = (),
+    look: Callable[[pa.Table], None] = lambda table: None,
+) -> Survey:
+    """Read a label folder once.
+
+    Args:
+        labels: path or URL.
+        count: how many of the surest and of the least sure hands to remember.
+        more: further columns that `look` needs.
+        look: is shown every file.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    found = Survey(count)
+    for name, table in _tables(labels, [*COLUMNS, "joints3d_std_mm", *more]):
+        found.add(name, table)
+        look(table)
+    return found
+
+
+def _tables(labels: str, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
+    """All files in order, some read ahead."""
+    names = sorted(label_files(labels))
+    waiting: deque[tuple[str, Future[pa.Table]]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for name in names:
+            waiting.append((name, pool.submit(read_columns, labels, name, columns)))
+            if len(waiting) >= _AHEAD:
+                first, table = waiting.popleft()
+                yield first, table.result()
+        for first, table in waiting:
+            yield first, table.result()

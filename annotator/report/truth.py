@@ -1,0 +1,219 @@
+"""Labels held against a truth table: error of each hand, and what its predicted std is worth."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from annotator import metrics, uncertainty
+from annotator.errors import UserError
+from annotator.io.storage import open_file
+from annotator.report.survey import floats, vectors
+
+Floats = NDArray[np.floating]
+
+#: Columns of labels that a comparison needs.
+COLUMNS = ("joints3d_mm", "joints2d_px")
+
+#: Hands whose coordinates are kept for reliability, at most; beyond, a random part of them.
+RELIABILITY_HANDS = 20_000
+
+#: Points of a curve, at most.
+_POINTS = 120
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Error against the share of hands kept, in millimetres."""
+
+    title: str
+    kept: Floats  # (points,)
+    by_std: Floats
+    by_error: Floats  # the oracle
+    mean_mm: float
+    best_half_mm: float
+    spearman: float | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the comparison found."""
+
+    hands: int
+    panels: list[Panel]
+    reliability: uncertainty.ReliabilityBins
+    coverage: list[float] | None  # by `uncertainty.LEVELS`
+    sampled_hands: int  # for reliability and coverage
+    errors: dict[tuple[str, int], float]  # mean joint error by image_id and hand_index, of hands asked for
+
+
+class Truth:
+    """True joints by photo; collects the errors of labels that it is shown."""
+
+    def __init__(self, path: str) -> None:
+        """Read a table with `image_id` and `joints3d_mm`, and `joints2d_px` where photos have several hands.
+
+        Raises:
+            UserError: there is no such table, or it is another one.
+        """
+        table = _read(path)
+        self._joints = vectors(table, "joints3d_mm")
+        self._points = (
+            vectors(table, "joints2d_px")
+            if "joints2d_px" in table.column_names and not table["joints2d_px"].null_count
+            else None
+        )
+        self._photos: dict[str, list[int]] = defaultdict(list)  # rows of the truth
+        for row, name in enumerate(table["image_id"].to_pylist()):
+            self._photos[name].append(row)
+        self._names: dict[str, str | None] = {}  # id by file name; none where several have it
+        for photo in self._photos:
+            name = _file_name(photo)
+            self._names[name] = None if name in self._names else photo
+        self._claims: dict[str, str | None] = {}  # the label's id by the truth's, none where several claim it
+        self._std: list[Floats] = []
+        self._errors: list[Floats] = []
+        self._ids: list[tuple[str, str, int]] = []  # truth's id, label's id, hand_index
+        self._coordinates = _Thinned()
+
+    def add(self, table: pa.Table) -> None:
+        """Hold a label file's hands against the truth."""
+        hands = table.filter(pc.and_(pc.equal(table["status"], "ok"), pc.is_valid(table["joints3d_mm"])))
+        pairs = self._pairs(hands)
+        if not pairs:
+            return
+        rows, truths = np.array(pairs).T
+        predicted, true = vectors(hands, "joints3d_mm")[rows], self._joints[truths]
+        predicted, true = predicted - predicted[:, :1], true - true[:, :1]
+        self._std.append(floats(hands, "joint_std_mm")[rows])
+        self._errors.append(np.stack([metrics.mpjpe(predicted, true), metrics.pa_mpjpe(predicted, true)], 1))
+        std = vectors(hands, "joints3d_std_mm")
+        if len(std) == len(hands):
+            self._coordinates.add(std[rows], predicted - true)
+
+    def _pairs(self, hands: pa.Table) -> list[tuple[int, int]]:
+        """Rows of labels and of the truth that are one hand."""
+        photos: dict[str, list[int]] = defaultdict(list)
+        for row, name in enumerate(hands["image_id"].to_pylist()):
+            photos[name].append(row)
+        indices = hands["hand_index"].to_pylist()
+        points = vectors(hands, "joints2d_px")
+        pairs = []
+        for name, rows in photos.items():
+            photo = name if name in self._photos else self._names.get(_file_name(name))
+            if photo is None:
+                continue
+            self._claims[photo] = name if self._claims.get(photo, name) == name else None
+            for row, truth in self._matched(rows, self._photos[photo], points):
+                pairs.append((row, truth))
+                self._ids.append((photo, name, indices[row]))
+        return pairs
+
+    def _matched(self, rows: list[int], truths: list[int], points: Floats) -> list[tuple[int, int]]:
+        if len(rows) == len(truths) == 1 or self._points is None or len(points) <= max(rows):
+            return list(zip(rows, truths, strict=False))
+        # Detectors number hands as they like: the nearest pair in the photo first.
+        gap = np.linalg.norm(points[rows][:, None] - self._points[truths][None], axis=-1).mean(-1)
+        pairs = []
+        for _ in range(min(len(rows), len(truths))):
+            i, k = np.unravel_index(np.argmin(gap), gap.shape)
+            pairs.append((rows[i], truths[k]))
+            gap[i], gap[:, k] = np.inf, np.inf
+        return pairs
+
+    def judged(self) -> Judged | None:
+        """The comparison so far; None where no hand's truth is known."""
+        if not self._ids:
+            return None
+        # A file name that several photos share says nothing about any of them.
+        sure = np.array([self._claims[photo] is not None for photo, _, _ in self._ids])
+        errors, std = np.concatenate(self._errors), np.concatenate(self._std)
+        sure &= np.isfinite(std) & np.isfinite(errors).all(1)
+        if not sure.any():
+            return None
+        titles = ("Wrist on wrist", "Turned, moved and scaled to fit")
+        coordinate_std, coordinate_error = self._coordinates.arrays()
+        return Judged(
+            hands=int(sure.sum()),
+            panels=[_panel(title, std[sure], errors[sure, k]) for k, title in enumerate(titles)],
+            reliability=uncertainty.reliability(coordinate_std, coordinate_error),
+            coverage=uncertainty.coverage(coordinate_std, coordinate_error),
+            sampled_hands=len(coordinate_std),
+            errors={
+                (name, index): float(error)
+                for (_, name, index), (error, _), one in zip(self._ids, errors, sure, strict=True)
+                if one
+            },
+        )
+
+
+class _Thinned:
+    """Std and error of the coordinates of hands, a random part of them once they are many."""
+
+    def __init__(self) -> None:
+        self._share, self._rng = 1.0, np.random.default_rng(1)
+        self._keys, self._std, self._error = np.zeros(0), np.zeros((0, 20, 3)), np.zeros((0, 20, 3))
+
+    def add(self, std: Floats, error: Floats) -> None:
+        """Of joints (n, 21, 3); the wrist, which has neither, is left out."""
+        keys = self._rng.random(len(std))
+        self._keys = np.concatenate([self._keys, keys])
+        self._std = np.concatenate([self._std, std[:, 1:]])
+        self._error = np.concatenate([self._error, error[:, 1:]])
+        while (self._keys < self._share).sum() > RELIABILITY_HANDS:
+            self._share *= 0.75
+        self._keep(self._keys < self._share)
+
+    def _keep(self, rows: NDArray[np.bool_]) -> None:
+        self._keys, self._std, self._error = self._keys[rows], self._std[rows], self._error[rows]
+
+    def arrays(self) -> tuple[Floats, Floats]:
+        """Those that are finite."""
+        fine = np.isfinite(self._std).all((1, 2)) & np.isfinite(self._error).all((1, 2))
+        return self._std[fine], self._error[fine]
+
+
+def _panel(title: str, std: Floats, error: Floats) -> Panel:
+    count = len(std)
+    at = np.unique(np.linspace(1, count, min(count, _POINTS)).round().astype(int)) - 1
+    return Panel(
+        title,
+        (at + 1) / count,
+        uncertainty.mean_error_of_kept(std, error)[at],
+        uncertainty.mean_error_of_kept(error, error)[at],
+        float(error.mean()),
+        uncertainty.error_of_best(std, error, [0.5])[0],
+        uncertainty.spearman(std, error),
+    )
+
+
+def _file_name(photo: str) -> str:
+    """What lies after the last slash; of a member of a tar, its own name."""
+    name = photo.rsplit("/", 1)[-1]
+    inside = name.rpartition("#")[2]
+    return name if inside.isdigit() else inside
+
+
+def _read(path: str) -> Any:
+    wanted = ["image_id", "joints3d_mm"]
+    try:
+        with open_file(path) as file:
+            there = pq.read_schema(file).names
+            if not set(wanted) <= set(there):
+                raise UserError(f"'{path}' is no truth: it needs the columns {' and '.join(wanted)}")
+            table = pq.read_table(file, columns=[name for name in (*wanted, "joints2d_px") if name in there])
+    except OSError as error:
+        raise UserError(f"can't read the truth '{path}': {error.strerror or error}") from None
+    except pa.ArrowInvalid:
+        raise UserError(f"'{path}' is no Parquet file: give one such as `amvur synth` writes") from None
+    table = table.filter(pc.and_(pc.is_valid(table["image_id"]), pc.is_valid(table["joints3d_mm"])))
+    if vectors(table, "joints3d_mm").shape[1:] != (21, 3):
+        raise UserError(f"'{path}': joints3d_mm is not a list of 21 lists of 3")
+    return table
