@@ -124,10 +124,12 @@ class Chaos:
         planned = self._chance.sample(range(len(ways)), len(ways))
         while self.outcome.killed.total() < kills:
             time.sleep(self._chance.uniform(*every_s))
+            if self.driver.poll() == 0:
+                break  # what is killed now kills nothing
             self._type_again()
             way = planned.pop() if planned else self._chance.randrange(len(ways))
             until = time.monotonic() + 60
-            while (what := ways[way]()) is None and time.monotonic() < until:
+            while (what := ways[way]()) is None and time.monotonic() < until and self.driver.poll() != 0:
                 self._type_again()
                 time.sleep(0.05)
             if what:
@@ -145,8 +147,8 @@ class Chaos:
     def _type_again(self) -> None:
         code = self.driver.poll()
         if code is not None:
-            # -9 we did; 2 is a line that says to type it again; 0 it ended before we were done with it.
-            assert code in (-9, 0, 2), code
+            # -9 we did; 2 is a line that says to type it again.
+            assert code in (-9, 2), code
             self.driver = self._type()
 
     def _kill_model(self) -> str | None:
@@ -176,7 +178,9 @@ class Chaos:
     def _kill_node(self) -> str:
         """The raylet and all that it started, at once; another machine joins later."""
         node = self.nodes.pop(self._chance.randrange(len(self.nodes)))
-        self.cluster.remove_node(node, allow_graceful=False)
+        # Not `remove_node`, which asks the cluster to let it go in peace.
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+        self.cluster.worker_nodes.discard(node)
         self.nodes.append(self._node())
         return "node"
 
