@@ -38,7 +38,8 @@ class Estimate:
 
     def table(self) -> list[tuple[str, ...]]:
         """For people."""
-        gigabytes = self.left * self.bytes_a_hand / 1e9
+        megabytes = self.left * self.bytes_a_hand / 1e6
+        size = f"{megabytes / 1000:,.1f} GB" if megabytes > 1000 else f"{megabytes:.1f} MB"
         return [
             ("photos", f"{self.photos:,}", f"{self.done:,} of them have a row already"),
             ("to do", f"{self.left:,}", ""),
@@ -47,7 +48,7 @@ class Estimate:
                 _duration(self.left / self.photos_per_s),
                 f"with one model on this machine, at {self.photos_per_s:.0f} photos/s; a cluster's share it",
             ),
-            ("labels", f"{gigabytes:.3g} GB", f"{self.bytes_a_hand / 1000:.1f} KB a hand, one hand a photo"),
+            ("labels", size, f"{self.bytes_a_hand / 1000:.1f} KB a hand, one hand a photo"),
             ("written to", shown(self.labels), ""),
         ]
 

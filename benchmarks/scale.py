@@ -123,7 +123,7 @@ def main() -> None:
             file.writelines(f"s3://photos/subject-{k % 977:03d}/{k:09d}.jpg,{k % 977}\n" for k in range(rows))
         run, again = measured(source, labels, args.shard_size), measured(source, labels, args.shard_size)
         counted = f"select count(*), count(distinct image_id) from '{labels}/data/*.parquet'"
-        found = duckdb.execute(counted).fetchone()
+        found = duckdb.execute(counted).fetchall()[0]
         assert found == (rows, rows), f"{found} rows of {rows}"
         results.append({"rows": rows, **run, "again_s": again["seconds"]})
         print(

@@ -261,11 +261,11 @@ def test_a_page_of_many_labels_is_small_and_says_that_it_samples(tmp_path):
     assert data["of"] == 200_000 and 1000 <= len(data["rows"]) <= 1048 and len(data["hands"]) == 48
     # A sample of the hands is one of all of them: its median is near that of all.
     sampled = [row["std"] for row in data["rows"] if row["hand"] is None and row["std"] is not None]
-    (median,) = duckdb.execute(f"select median(joint_std_mm) from '{labels}/data/*.parquet'").fetchone()
+    (median,) = duckdb.execute(f"select median(joint_std_mm) from '{labels}/data/*.parquet'").fetchall()[0]
     assert np.median(sampled) == pytest.approx(median, rel=0.1)
     ok, bad = duckdb.execute(
         f"select count(*) filter (status = 'ok'), count(*) filter (reason = 'crashed') from '{labels}/data/*.parquet'"
-    ).fetchone()
+    ).fetchall()[0]
     assert f"48 of {ok:,} hands" in page.text and f"{bad:,}" in page.text and "200,000" in page.text
     for title, order in (("Surest", "asc"), ("Least sure", "desc")):
         wanted = duckdb.execute(
@@ -285,7 +285,7 @@ def test_counts_are_those_of_duckdb(tmp_path):
     assert found.outcomes == dict(outcomes)
     hands, right = duckdb.execute(
         f"select count(*), sum(is_right::int) {rows} where status = 'ok'"
-    ).fetchone()
+    ).fetchall()[0]
     assert (found.rows, found.hands, found.right) == (3000, hands, right)
     for histogram, value in (
         (found.std, "joint_std_mm"),
@@ -304,13 +304,13 @@ def test_counts_are_those_of_duckdb(tmp_path):
         for share in (0, 0.1, 0.5, 0.9, 1):
             (exact,) = duckdb.execute(
                 f"select quantile_cont({value}, {share}) {rows} where status = 'ok'"
-            ).fetchone()
+            ).fetchall()[0]
             assert abs(histogram.quantile(share) - exact) <= 1 / 8
         bars = rebinned(histogram, span_of([histogram]), 36)
         assert bars.counts.sum() == hands and 18 <= len(bars.counts) <= 48
         (beyond,) = duckdb.execute(
             f"select count(*) {rows} where status = 'ok' and {value} >= {bars.high}"
-        ).fetchone()
+        ).fetchall()[0]
         assert bars.beyond == beyond
 
 
