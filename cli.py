@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from annotator.bars import counting_bar, photos_bar, training_bar
 from annotator.errors import UserError
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ def annotate(
     if dry_run:
         from annotator.estimate import estimate
 
-        with _counting("listing") as told:
+        with counting_bar("listing") as told:
             _print_table(estimate(photos, labels, **options, on_progress=told).table())
         return
     compute = ComputeOptions(workers, threads, batch_size, shard_size, decoders, gpus_per_worker, address)
@@ -195,7 +194,7 @@ def detect(
     from annotator.detect.job import detect as find
 
     _submit_to(address, photos, out, *_there(model))
-    with _progress_bar("looking", "hands") as told:
+    with photos_bar("looking", "hands") as told:
         record = find(
             photos,
             out,
@@ -274,7 +273,7 @@ def train(
     from trainer.run import run_training
 
     chosen = read_train_config(config, data or [], hand, settings or [])
-    with _training_bar() as told:
+    with training_bar() as told:
         job_code = run_training(chosen, out, workers, address, local, device, told, _as_it_comes)
     if job_code is not None:  # it said all there is to say
         raise typer.Exit(job_code)
@@ -306,7 +305,7 @@ def evaluate(
     from trainer.evaluate import evaluate as judge
     from trainer.results import table_rows
 
-    with _counting("judging") as told:
+    with counting_bar("judging") as told:
         summary = judge(checkpoint, examples, out, hand, first, count, device, submission, told)
     if summary is None:
         typer.echo("these examples have no targets: nothing to measure")
@@ -330,7 +329,7 @@ def calibrate(
     _submit_to(address, *_there(checkpoint, examples), out)
     from trainer.evaluate import calibrate as fit
 
-    with _counting("predicting") as told:
+    with counting_bar("predicting") as told:
         found = fit(checkpoint, examples, out, hand, first, count, device, told)
     for name, law in (
         ("vertices", found.vertices),
@@ -365,7 +364,7 @@ def filter_(
 
     _submit_to(address, labels, out)
     keep = Keep(max_joint_std_mm, keep_best, per, where)
-    with _counting("filtering") as told:
+    with counting_bar("filtering") as told:
         filtered = filter_labels(labels, out, keep, as_list=as_list, sort=sort, on_progress=told)
     _print_table(filtered.table())
     typer.echo(f"{filtered.kept} {'rows led to the photos in' if as_list else 'rows in'} {out}")
@@ -398,7 +397,7 @@ def export(
     from annotator.export import export_labels
 
     _submit_to(address, labels, out, order)
-    with _counting("exporting") as told:
+    with counting_bar("exporting") as told:
         exported = export_labels(
             labels,
             out,
@@ -527,101 +526,8 @@ def _annotate(photos: str, labels: str, **settings: Any) -> RunRecord:
     """`annotator.annotate` with a progress bar."""
     from annotator.pipeline import annotate as label
 
-    with _progress_bar("labelling", "a label") as told:
+    with photos_bar("labelling", "a label") as told:
         return label(photos, labels, **settings, on_progress=told)
-
-
-#: How often a log that is no terminal hears of progress.
-LOG_EVERY_S = 30.0
-
-
-class _Bar:
-    """A progress bar that shows itself with the first news: a mistake shall be one line alone."""
-
-    def __init__(self, what: str, total: int | None = None) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        columns: tuple[Any, ...] = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=Console(stderr=True))
-        self._task = self._bar.add_task(what, total=total, rate="starting", said="")
-        self._what, self._logged_s = what, -LOG_EVERY_S
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar.live.is_started:
-            self._bar.stop()
-
-    def show(self, done: int, total: int, rate: float | None = None, said: str = "") -> None:
-        """`rate` in photos a second."""
-        text = "" if rate is None else f"{rate:.0f} photos/s" if rate else "starting"
-        if not self._bar.console.is_terminal:  # a log, such as a job's: a line now and then
-            if done == total or time.monotonic() - self._logged_s >= LOG_EVERY_S:
-                self._logged_s = time.monotonic()
-                line = f"{self._what}  {done}/{total}  {text}  {said}".rstrip()
-                self._bar.console.print(line, soft_wrap=True, highlight=False)
-            return
-        self._bar.start()
-        self._bar.update(self._task, completed=done, total=total, rate=text, said=said)
-
-
-@contextmanager
-def _progress_bar(what: str, missing: str) -> Iterator[Callable[[Any], None]]:
-    """For jobs over photos, which tell of photos, total, outcomes and rate."""
-    with _Bar(what) as bar:
-
-        def told(progress: Any) -> None:
-            wrong = {name: count for name, count in progress.outcomes.items() if name != "ok"}
-            causes = sorted(wrong, key=lambda name: -wrong[name])
-            said = [f"{sum(wrong.values())} without {missing}"] if wrong else []
-            said += [f"{wrong[name]} {name.rpartition(': ')[2]}" for name in causes[:2]] * (len(causes) > 0)
-            said += [f"{progress.retries} tried again"] * (progress.retries > 0)
-            said += ["still listing"] * (not progress.listed)
-            bar.show(progress.photos, progress.total, progress.rate, ", ".join(said))
-
-        yield told
-
-
-@contextmanager
-def _training_bar() -> Iterator[Callable[[Any], None]]:
-    """For training, which tells of steps, photos a second and losses."""
-    with _Bar("training") as bar:
-
-        def told(progress: Any) -> None:
-            names = [name for name in ("vertices", "joints3d", "joints2d") if progress.losses.get(name)]
-            said = "  ".join(f"{name} {progress.losses[name]:.2f}" for name in names)
-            bar.show(
-                progress.step,
-                progress.steps,
-                progress.photos_per_s,
-                f"{said}  waiting {progress.waiting:.0%}",
-            )
-
-        yield told
-
-
-@contextmanager
-def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """For work that tells how much of how much is done."""
-    with _Bar(what) as bar:
-        yield bar.show
 
 
 def _as_it_comes(text: str) -> None:

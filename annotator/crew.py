@@ -17,9 +17,7 @@ TASK_CPUS = 0.5
 class ComputeOptions:
     """How the work is spread; labels differ by float rounding at most."""
 
-    workers: int | None = (
-        None  # model actors; one per GPU (or as many as fit its parts), else one per machine
-    )
+    workers: int | None = None  # model actors; as many as the GPUs have room for, else one per machine
     threads: int | None = None  # of each model actor; a machine's cores shared out among its actors
     batch_size: int | None = None  # 32 on CPUs; on GPUs found by trying
     shard_size: int = 256  # photos a label file
@@ -28,15 +26,15 @@ class ComputeOptions:
     address: str | None = None  # none: a Ray of this machine's own; auto: the cluster it is part of
 
 
-def crew_of(compute: ComputeOptions) -> tuple[Crew, int]:
-    """Who works where on the Ray that this process is connected to, and the threads of each model; see `crew_on`."""
+def crew_of(compute: ComputeOptions) -> Crew:
+    """Who works where on the Ray that this process is connected to; see `crew_on`."""
     import ray
 
     return crew_on([node["Resources"] for node in ray.nodes() if node["Alive"]], compute)
 
 
-def crew_on(nodes: Sequence[Mapping[str, float]], compute: ComputeOptions) -> tuple[Crew, int]:
-    """Who works where on some machines, each given by its `CPU` and `GPU`; and the threads of each model.
+def crew_on(nodes: Sequence[Mapping[str, float]], compute: ComputeOptions) -> Crew:
+    """Who works where on some machines, each given by its `CPU` and `GPU`.
 
     Raises:
         UserError: more workers than there is room for.
@@ -57,7 +55,7 @@ def crew_on(nodes: Sequence[Mapping[str, float]], compute: ComputeOptions) -> tu
             threads, worker_cpus = of_one, declared
     left = sum(node.get("CPU", 0.0) for node in nodes) - workers * worker_cpus
     decoders = compute.decoders or max(1, int(left / TASK_CPUS))
-    return Crew(decoders, TASK_CPUS, workers, worker_cpus, share), int(threads)
+    return Crew(decoders, TASK_CPUS, workers, worker_cpus, share, int(threads))
 
 
 def _models_on_gpus(nodes: Sequence[Mapping[str, float]], share: float) -> list[tuple[float, int]]:

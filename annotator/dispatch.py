@@ -69,6 +69,7 @@ class Crew:
     workers: int = 0
     worker_cpus: float = 0.0
     worker_gpus: float = 0.0
+    threads: int = 1  # of each worker
 
 
 @dataclass(eq=False)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from annotator.errors import UserError
+from annotator.bars import time_left
 from annotator.io.manifest import DoneShards, Manifest
 from annotator.io.remote import shown
-from annotator.job import label_folder
-from annotator.pipeline import some_photos
+from annotator.job import record_of
+from annotator.pipeline import annotation
 
 #: Of the bare predictor's photos a second, what a whole job keeps (docs/benchmarks.md).
 JOB_EFFICIENCY = 0.6
@@ -45,7 +46,7 @@ class Estimate:
             ("to do", f"{self.left:,}", ""),
             (
                 "time",
-                _duration(self.left / self.photos_per_s),
+                time_left(self.left / self.photos_per_s),
                 f"with one model on this machine, at {self.photos_per_s:.0f} photos/s; a cluster's share it",
             ),
             ("labels", size, f"{self.bytes_a_hand / 1000:.1f} KB a hand, one hand a photo"),
@@ -59,43 +60,23 @@ def estimate(
     *,
     checkpoint: str = "default",
     hand: str | None = None,
-    side: str = "auto",
-    detector: str | None = None,
-    max_hands: int = 2,
-    boxes: str | None = None,
-    every: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    **others: Any,
 ) -> Estimate:
-    """Walk the whole source, and time the model on this machine for a few seconds; arguments as for `annotate`.
+    """Walk the whole source, and time the model on this machine for a few seconds; a detector's time is left out.
 
-    The detector's own time is left out.
-
-    Raises:
-        UserError: as `annotate` does.
+    Arguments and errors are those of `annotate`.
     """
     from annotator.predictor import load
-    from annotator.run_record import RunSettings, read_run_record
 
-    labels = label_folder(labels)
-    if detector and boxes:
-        raise UserError("detector and boxes both say where the hands are: give one of them")
-    predictor = load(checkpoint, hand)
-    photos = some_photos(source, labels, every, boxes)
-    read_run_record(labels, RunSettings)
-    done_shards, manifest = DoneShards(labels), Manifest(labels)
+    job = annotation(source, labels, checkpoint=checkpoint, hand=hand, is_dry=True, **others)
+    record_of(job)
+    done_shards, manifest = DoneShards(job.labels), Manifest(job.labels)
     done = sum(count for number, count in manifest.counts() if number in done_shards)
     count = manifest.entry_count
-    for _ in manifest.unplanned(photos):
+    for _ in manifest.unplanned(job.source):
         count += 1
         if count % _TELL_EVERY == 0:
             on_progress(count, count)
-    rate = predictor.photos_per_s() * JOB_EFFICIENCY
-    per_hand = BYTES_A_HAND + BYTES_A_VERTEX * predictor.checkpoint.hand.vertex_count
-    return Estimate(count, done, rate, per_hand, labels)
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{max(seconds, 1):.0f} s"
+    rate = load(checkpoint, hand).photos_per_s() * JOB_EFFICIENCY
+    return Estimate(count, done, rate, BYTES_A_HAND + BYTES_A_VERTEX * job.settings.vertex_count, job.labels)

@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,13 +20,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
-from annotator.io.labels import label_files
+from annotator.io.labels import groups_that_stay, label_facts, label_files, opened_label_file
 from annotator.io.schema import write_tables
 from annotator.io.storage import (
     check_writable,
     join,
     names_in,
-    open_file,
     read_whole,
     remove_file,
     write_whole,
@@ -42,8 +42,6 @@ MEAN_STD, LARGEST_STD = "joint_std_mm", "max_joint_std_mm"
 
 #: Rows of a row group in sorted files: so few that a limit on std leaves most groups unread.
 SORTED_GROUP = 32
-
-_NUMBER = "number of the row"
 
 #: The mean length of a normal 3D error over the length of its std vector.
 _MEAN_ERROR = math.sqrt(8 / (3 * math.pi))
@@ -118,39 +116,42 @@ def filter_labels(
         raise UserError(
             f"'{labels}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
         )
-    rows = _Rows(keep, _LabelFile(join(labels, "data", files[0])))
+    with _opened(labels, files[0]) as first:
+        rows = _Rows(keep, first)
     plan = {**asdict(keep), "labels": labels, "sort": sort}
     made = _check_list(out) if as_list else _begin_folder(out, plan)
     passes = 1 if keep.keep_best is None else 2
     filtered = Filtered()
     if keep.keep_best is not None:
         for number, name in enumerate(files):
-            filtered.bytes_read += rows.weigh(_LabelFile(join(labels, "data", name)))
+            with _opened(labels, name) as file:
+                filtered.bytes_read += rows.weigh(file)
             on_progress(number + 1, passes * len(files))
         rows.set_limits(keep.keep_best)
     uris: dict[str, None] = {}
     outcomes: Counter[str] = Counter()
-    std_mm = 0.0
+    std_mm, hands = 0.0, 0
     for number, name in enumerate(files):
-        file = _LabelFile(join(labels, "data", name))
-        scalars, stay = rows.of(file)
-        kept = scalars.filter(pa.array(stay))
+        with _opened(labels, name) as file:
+            scalars, stay = rows.of(file)
+            kept = scalars.filter(pa.array(stay))
+            if as_list:
+                uris.update(dict.fromkeys(kept["image_uri"].to_pylist()))
+            else:
+                outcomes.update(count_outcomes(kept.select(["status", "reason", "hand_index"]).to_pylist()))
+                if len(kept) and name not in made:
+                    write_whole(join(out, "data", name), _encoded(file.rows(stay), sort))
+            filtered.bytes_read += file.bytes_read
+            filtered.bytes_there += file.bytes_there
         filtered.rows += len(stay)
         filtered.kept += len(kept)
+        hands += len(kept) - kept[MEAN_STD].null_count
         std_mm += float(np.nansum(_floats(kept, MEAN_STD)))
-        if as_list:
-            uris.update(dict.fromkeys(kept["image_uri"].to_pylist()))
-        else:
-            outcomes.update(count_outcomes(kept.select(["status", "reason", "hand_index"]).to_pylist()))
-        if len(kept) and not as_list and name not in made:
-            write_whole(join(out, "data", name), _encoded(file.rows(stay), sort))
-        filtered.bytes_read += file.bytes_read
-        filtered.bytes_there += file.bytes_there
         on_progress((passes - 1) * len(files) + number + 1, passes * len(files))
     if not filtered.kept:
         raise UserError(f"none of the {filtered.rows} rows stays: ask for less")
-    if rows.is_calibrated:
-        filtered.expected_error_mm = _MEAN_ERROR * std_mm / filtered.kept
+    if rows.is_calibrated and hands:
+        filtered.expected_error_mm = _MEAN_ERROR * std_mm / hands
     if as_list:
         write_whole(out, "".join(f"{uri}\n" for uri in uris).encode())
     else:
@@ -220,9 +221,7 @@ class _Rows:
         scalars = file.scalars(self._columns)
         stay = np.ones(len(scalars), bool)
         if self._where:
-            numbered = scalars.append_column(_NUMBER, pa.array(np.arange(len(scalars))))
-            stay[:] = False
-            stay[self._where.meeting(numbered)[_NUMBER].to_numpy()] = True
+            stay &= self._where.mask(scalars)
         if keep.max_joint_std_mm is not None:
             stay &= _floats(scalars, LARGEST_STD) <= keep.max_joint_std_mm
         if keep.keep_best is not None:
@@ -242,18 +241,11 @@ class _Rows:
 class _LabelFile:
     """One label file; counts what is read of it."""
 
-    def __init__(self, path: str) -> None:
-        self.path, self.bytes_read = path, 0
-        try:
-            self._file = pq.ParquetFile(open_file(path), pre_buffer=True)
-        except pa.ArrowInvalid:
-            raise UserError(f"'{path}' is damaged, or no label file") from None
-        schema, facts = self._file.schema_arrow, {}
-        self.names: list[str] = schema.names
-        if schema.metadata and b"amvur" in schema.metadata:
-            facts = json.loads(schema.metadata[b"amvur"])
-        self.facts: dict[str, Any] = facts
-        self._metadata = self._file.metadata
+    def __init__(self, path: str, file: pq.ParquetFile) -> None:
+        self.path, self.bytes_read, self._file = path, 0, file
+        self.names: list[str] = file.schema_arrow.names
+        self.facts = label_facts(path, file.schema_arrow)
+        self._metadata = file.metadata
         self.bytes_there = self._size(range(self._metadata.num_row_groups), None)
 
     def scalars(self, columns: Sequence[str]) -> pa.Table:
@@ -263,15 +255,9 @@ class _LabelFile:
 
     def rows(self, stay: NDArray[np.bool_]) -> pa.Table:
         """All columns of the rows that stay; row groups without any are not read."""
-        start, groups, masks = 0, [], []
-        for group in range(self._metadata.num_row_groups):
-            end = start + self._metadata.row_group(group).num_rows
-            if stay[start:end].any():
-                groups.append(group)
-                masks.append(stay[start:end])
-            start = end
+        groups, mask = groups_that_stay(self._file, stay)
         self.bytes_read += self._size(groups, None)
-        return self._file.read_row_groups(groups, use_threads=False).filter(pa.array(np.concatenate(masks)))
+        return self._file.read_row_groups(groups, use_threads=False).filter(pa.array(mask))
 
     def _size(self, groups: Sequence[int], columns: set[str] | None) -> int:
         size = 0
@@ -282,6 +268,13 @@ class _LabelFile:
                 if columns is None or column.path_in_schema.partition(".")[0] in columns:
                     size += column.total_compressed_size
         return size
+
+
+@contextmanager
+def _opened(labels: str, name: str) -> Iterator[_LabelFile]:
+    path = join(labels, "data", name)
+    with opened_label_file(path) as file:
+        yield _LabelFile(path, file)
 
 
 def _floats(table: pa.Table, name: str) -> NDArray[np.float32]:

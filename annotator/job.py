@@ -89,10 +89,10 @@ def run_job(
             written, and whatever goes wrong every time.
     """
     labels = job.labels
-    _record_of(job, relabel)  # a mistake is told without waiting for the lease of a run that was killed
+    record_of(job, relabel)  # a mistake is told without waiting for the lease of a run that was killed
     check_writable(labels)
     with leased(labels) as lease:
-        record = _record_of(job, relabel)
+        record = record_of(job, relabel)
         if record is None:
             job.begin()
             record = RunRecord(job.settings)
@@ -105,7 +105,12 @@ def run_job(
     return record
 
 
-def _record_of(job: Job[Settings], relabel: str | None) -> RunRecord[Settings] | None:
+def record_of(job: Job[Settings], relabel: str | None = None) -> RunRecord[Settings] | None:
+    """The record of a job's label folder, if it has one.
+
+    Raises:
+        UserError: the folder holds something else, or was made with other settings.
+    """
     record = read_run_record(job.labels, type(job.settings))
     if record is None and relabel:
         raise UserError(f"'{job.labels}' holds no labels to do again")

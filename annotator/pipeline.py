@@ -14,9 +14,9 @@ from annotator.dispatch import Crew, Stations
 from annotator.errors import UserError
 from annotator.io.crops import Side
 from annotator.io.labels import label_metadata, write_faces
-from annotator.io.remote import patience
+from annotator.io.remote import patience, shown
 from annotator.io.schema import SCHEMA_VERSION, label_schema
-from annotator.io.sources import Source, open_source
+from annotator.io.sources import Source, WithBoxes, open_source
 from annotator.io.storage import FIRST_ANSWER_S, check_writable
 from annotator.job import Job, Progress, label_folder, run_job
 from annotator.run_record import RunRecord, RunSettings, read_run_record
@@ -65,6 +65,36 @@ def annotate(
     Raises:
         UserError: a mistake in the arguments, before any work; or what `run_job` raises.
     """
+    job = annotation(
+        source,
+        labels,
+        checkpoint=checkpoint,
+        hand=hand,
+        side=side,
+        detector=detector,
+        max_hands=max_hands,
+        boxes=boxes,
+        every=every,
+        batch_size=compute.batch_size,
+    )
+    return run_job(job, compute, relabel, on_progress)
+
+
+def annotation(
+    source: str,
+    labels: str,
+    *,
+    checkpoint: str = "default",
+    hand: str | None = None,
+    side: Side = "auto",
+    detector: str | None = None,
+    max_hands: int = 2,
+    boxes: str | None = None,
+    every: int = 1,
+    batch_size: int | None = None,
+    is_dry: bool = False,
+) -> Job[RunSettings]:
+    """What `annotate` does, not begun yet; arguments and errors are its. `is_dry`: writing is not even tried."""
     labels = label_folder(labels)
     if side not in get_args(Side):
         raise UserError(f"side is {side!r}, may be {', '.join(get_args(Side))}")
@@ -72,7 +102,7 @@ def annotate(
         raise UserError("detector and boxes both say where the hands are: give one of them")
     with patience(FIRST_ANSWER_S):  # a wrong name or key is told before a model is loaded
         photos = some_photos(source, labels, every, boxes)
-        if read_run_record(labels, RunSettings) is None:
+        if read_run_record(labels, RunSettings) is None and not is_dry:
             check_writable(labels)
         found = read_model(detector) if detector else None
     from annotator.model.checkpoint import load_checkpoint
@@ -90,35 +120,28 @@ def annotate(
         detector=found.id if found else None,
         max_hands=max_hands if found else 1,
         every=every,
-        boxes=label_folder(boxes) if boxes else None,
+        boxes=shown(label_folder(boxes)) if boxes else None,
     )
     find = partial(detector_of_process, found, max_hands) if found else None
     schema = label_schema(loaded.hand.vertex_count, label_metadata(loaded), photos.columns)
-    threads = 1
 
-    def crew(compute: ComputeOptions) -> Crew:
-        nonlocal threads
-        there, threads = crew_of(compute)
-        return there
-
-    def stations(_: Crew) -> Stations:
+    def stations(crew: Crew) -> Stations:
         return Stations(
             open=partial(open_shard, crop_px=settings.crop_px, find=find),
-            model=partial(ShardPredictor, loaded, threads, compute.batch_size, side),
+            model=partial(ShardPredictor, loaded, crew.threads, batch_size, side),
             schema=schema,
         )
 
-    job = Job(
+    return Job(
         labels,
         photos,
         settings,
         stations,
-        crew,
+        crew_of,
         maker={"checkpoint": loaded.id},
         begin=lambda: write_faces(labels, loaded.hand.faces),
         may_differ=("checkpoint", "trained_steps"),
     )
-    return run_job(job, compute, relabel, on_progress)
 
 
 def some_photos(source: str, labels: str, every: int = 1, boxes: str | None = None) -> Source:
@@ -130,7 +153,7 @@ def some_photos(source: str, labels: str, every: int = 1, boxes: str | None = No
     photos = open_source(source, labels, every)
     if next(iter(photos), None) is None:
         raise UserError(f"there are no photos in '{source}' ({photos.skipped_count} files of other kinds)")
-    return open_source(source, labels, every, boxes) if boxes else photos
+    return WithBoxes(photos, boxes) if boxes else photos
 
 
 class ShardPredictor:

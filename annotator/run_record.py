@@ -48,15 +48,10 @@ class RunRecord(Generic[Settings]):
     skipped_files: int = 0  # files of the source that are no photos
     skipped_names: list[str] = field(default_factory=list)  # the first few of them
     failed: list[list[str]] = field(default_factory=list)  # the first few that failed: uri, error
-    retries: dict[str, int] = field(
-        default_factory=dict
-    )  # what was asked again, by what had come first, over all runs
-    relabelled: list[dict[str, str]] = field(
-        default_factory=list
-    )  # conditions whose rows were done again, by whom
-    filtered: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # what `amvur filter` kept of it, one after the other
+    #: How often something was asked again, by what had come first, over all runs.
+    retries: dict[str, int] = field(default_factory=dict)
+    relabelled: list[dict[str, str]] = field(default_factory=list)  # what rows were done again, by whom
+    filtered: list[dict[str, Any]] = field(default_factory=list)  # what `amvur filter` kept of it
     seconds: float = 0.0  # of labelling, start-up left out, over all runs
 
     @property

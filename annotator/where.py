@@ -8,12 +8,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.io.entry import plain
 from annotator.io.schema import label_schema
+
+#: A column beside those of labels.
+_NUMBER = "number of the row"
 
 _COMPARE: dict[type[ast.cmpop], Any] = {
     ast.Eq: operator.eq,
@@ -66,6 +71,13 @@ class Condition:
             raise UserError(
                 f"'{self.text}' compares what can't be: {types} ({plain(str(error).splitlines()[0])})"
             ) from None
+
+    def mask(self, table: pa.Table) -> NDArray[np.bool_]:
+        """Which rows of a table meet it; raises as `meeting` does."""
+        numbers = pa.array(np.arange(len(table)))
+        found = np.zeros(len(table), bool)
+        found[self.meeting(table.append_column(_NUMBER, numbers))[_NUMBER].to_numpy()] = True
+        return found
 
     def _wrong(self) -> UserError:
         return UserError(

@@ -31,7 +31,9 @@ MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible")
 def write_labels(folder: Path, rows: int, vertices: int | None) -> None:
     """Random labels; without meshes, the other columns of a hand are there."""
     (folder / "data").mkdir(parents=True)
-    schema = label_schema(vertices or 1, {"amvur": json.dumps({"hand": "bench", "calibration": {}})})
+    schema = label_schema(
+        vertices or 1, {"amvur": json.dumps({"schema_version": 1, "hand": "bench", "calibration": {}})}
+    )
     if vertices is None:
         schema = pa.schema([field for field in schema if field.name not in MESH], metadata=schema.metadata)
     rng = np.random.default_rng(0)

@@ -71,7 +71,7 @@ def null_job(source: str, labels: str, shard_size: int) -> None:
     photos = open_source(source)
     narrow = [field for field in label_schema(1, passed=photos.columns) if field.name not in _HEAVY]
     stations = Stations(open_nothing, NoModel, pa.schema(narrow))
-    job = Job(labels, photos, NothingSettings(photos.place), lambda _: stations, lambda c: crew_of(c)[0], {})
+    job = Job(labels, photos, NothingSettings(photos.place), lambda _: stations, crew_of, {})
     record = run_job(job, ComputeOptions(threads=1, shard_size=shard_size))
     print(json.dumps(record.outcomes))
 

@@ -16,9 +16,11 @@ import s3fs
 
 from annotator import UserError, annotate
 from annotator.cluster import connected
-from annotator.io.remote import take_retries
-from annotator.io.storage import names_in, open_file
-from tests.conftest import SMALL
+from annotator.detect.job import detect
+from annotator.filter import Keep, filter_labels
+from annotator.io.remote import ask, take_retries
+from annotator.io.storage import names_in, open_file, write_whole
+from tests.conftest import SHARED, SMALL
 from tests.faulty_proxy import Faults, faulty
 from tests.s3_server import rclone, serve
 
@@ -91,6 +93,13 @@ def table_of(labels: str):
     ]
 
 
+def written(folder: str) -> dict[str, str]:
+    """When each file of a folder was put there, as the store has it."""
+    return {
+        name: str(ask(f"{folder}/{name}", lambda fs, path: fs.modified(path))) for name in names_in(folder)
+    }
+
+
 def test_a_store_that_fails_in_every_way_changes_no_label(
     labelled, bucket_of_photos, through, lively_file, tmp_path
 ):
@@ -110,6 +119,41 @@ def test_a_store_that_fails_in_every_way_changes_no_label(
         assert row["image_id"] == expected["image_id"] and row["image_uri"].startswith("s3://bucket/photos/")
         assert row["vertices_mm"] == expected["vertices_mm"] and row["vertex_rgb"] == expected["vertex_rgb"]
     assert names_in(labels) == {"_entries", "_outcomes", "_run.json", "data", "faces.parquet"}
+
+
+def test_detect_annotate_and_filter_go_from_store_to_store(through, hand_scenes, lively_file):
+    """Photos, detections, a checkpoint, the detector's model and labels: nothing of it on this disk."""
+    pytest.importorskip("mediapipe")
+    model = SHARED / "models" / "hand_landmarker.task"
+    if not model.is_file():
+        pytest.skip("the hand detector's model is not beside this checkout")
+    through(Faults.each(0.02, seed=2))
+    scenes = sorted((hand_scenes / "images").glob("*.jpg"))[3::250]
+    for path, name in [(path, f"scenes/{path.name}") for path in scenes] + [
+        (model, "hand_landmarker.task"),
+        (Path(lively_file), "lively.safetensors"),
+    ]:
+        write_whole(f"s3://bucket/{name}", path.read_bytes())
+    found = detect("s3://bucket/scenes", "s3://bucket/found", "s3://bucket/hand_landmarker.task")
+    assert found.outcomes == {"ok": len(scenes)}
+    put = written("s3://bucket/found/data")
+    again = detect("s3://bucket/scenes", "s3://bucket/found", "s3://bucket/hand_landmarker.task")
+    assert again.outcomes == found.outcomes and written("s3://bucket/found/data") == put
+    record = annotate(
+        "s3://bucket/scenes",
+        "s3://bucket/of-scenes",
+        checkpoint="s3://bucket/lively.safetensors",
+        boxes="s3://bucket/found",
+        compute=SMALL,
+    )
+    assert record.outcomes == {"ok": len(scenes)}
+    hands, labels = table_of("s3://bucket/found"), table_of("s3://bucket/of-scenes")
+    assert len(hands) == len(labels) > len(scenes)
+    for hand, label in zip(hands, labels, strict=True):
+        for column in ("image_id", "hand_index", "box_xyxy", "is_right", "width"):
+            assert label[column] == hand[column], column
+    kept = filter_labels("s3://bucket/of-scenes", "s3://bucket/kept", Keep(keep_best=0.5))
+    assert kept.kept == -(-len(labels) // 2) == len(table_of("s3://bucket/kept"))
 
 
 def test_a_store_that_is_away_for_a_while(bucket_of_photos, through, lively_file):

@@ -27,8 +27,8 @@ GPUS = {"CPU": 4.0, "GPU": 8.0}
     ],
 )
 def test_all_models_fit_and_leave_room(nodes, options, workers, threads):
-    crew, found = crew_on(nodes, ComputeOptions(**options))
-    assert (crew.workers, found) == (workers, threads)
+    crew = crew_on(nodes, ComputeOptions(**options))
+    assert (crew.workers, crew.threads) == (workers, threads)
     # Placed one by one, as Ray does: every model finds a machine, and a task does, too.
     left = [dict(node) for node in nodes]
     for _ in range(workers):

@@ -168,6 +168,13 @@ def test_calibrated_stds_say_what_error_to_expect(many, tmp_path):
     assert filter_labels(str(many), str(tmp_path / "a"), Keep(keep_best=0.5)).expected_error_mm is None
     found = filter_labels(str(calibrated), str(tmp_path / "b"), Keep(keep_best=0.5)).expected_error_mm
     std = pq.read_table(tmp_path / "b" / "data")["joint_std_mm"].to_numpy()
+    # Rows without a hand have no std, and no part in it.
+    everything = filter_labels(str(calibrated), str(tmp_path / "c"), Keep(where="hand_index >= 0"))
+    std_of_all = pq.read_table(tmp_path / "c" / "data")["joint_std_mm"].drop_null().to_numpy()
+    assert len(std_of_all) < everything.kept == 1000
+    assert everything.expected_error_mm == pytest.approx(
+        std_of_all.mean() * np.sqrt(8 / (3 * np.pi)), rel=1e-5
+    )
     drawn = np.random.default_rng(0).normal(size=(200, len(std), 3)) * (std / np.sqrt(3))[:, None]
     assert found == pytest.approx(np.linalg.norm(drawn, axis=-1).mean(), rel=0.01)
 
@@ -175,8 +182,15 @@ def test_calibrated_stds_say_what_error_to_expect(many, tmp_path):
 def test_mistakes_are_one_line(many, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(many, other)
-    table = label_schema(7, {"amvur": json.dumps({"hand": "mano-1"})}).empty_table()
+    table = label_schema(7, {"amvur": json.dumps({"schema_version": 1, "hand": "mano-1"})}).empty_table()
     pq.write_table(table, other / "data" / "shard-0000009.parquet")
+    newer = tmp_path / "newer"
+    shutil.copytree(many, newer)
+    table = label_schema(7, {"amvur": json.dumps({"schema_version": 2})}).empty_table()
+    pq.write_table(table, newer / "data" / "shard-0000000.parquet")
+    cut = tmp_path / "cut"
+    shutil.copytree(many, cut)
+    (cut / "data" / "shard-0000002.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "none").mkdir()
     for labels, options, words in (
         (many, {}, "nothing says what to keep"),
@@ -186,6 +200,8 @@ def test_mistakes_are_one_line(many, tmp_path):
         (many, {"where": "joint_std < 3"}, "joint_std"),
         (many, {"max_joint_std_mm": 0.001}, "none of the 1000 rows stays"),
         (tmp_path / "none", {"keep_best": 0.5}, "holds no labels"),
+        (newer, {"keep_best": 0.5}, "is of label schema 2, this amvur reads schema 1: update amvur"),
+        (cut, {"keep_best": 0.5}, "shard-0000002.parquet' is damaged"),
         (other, {"keep_best": 0.5}, "is of hand model mano-1, others are of open-"),
     ):
         with pytest.raises(UserError, match=words) as error:

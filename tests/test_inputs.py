@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from PIL import Image
 
 from annotator import UserError, annotate
 from annotator.crew import ComputeOptions
+from annotator.io.sources import ListSource
+from annotator.job import Progress
 from annotator.report import write_report
 from tests.conftest import SMALL
 from tests.test_cli import run
@@ -222,10 +225,45 @@ def test_boxes_that_came_later_are_taken_and_no_row_is_doubled(few, lively_file,
         go(relabel="status == no_hand")
 
 
+def test_the_first_label_is_there_long_before_the_listing_ends(
+    few, lively_file, tmp_path, local_ray, monkeypatch
+):
+    """A list that gives a row every 50 ms, as a bucket may."""
+    slow = ListSource.rows
+
+    def rows(self):
+        for number, row in enumerate(slow(self)):
+            if number >= 8:
+                time.sleep(0.05)
+            yield row
+
+    monkeypatch.setattr(ListSource, "rows", rows)
+    (tmp_path / "list.txt").write_text("".join(f"{few}/{path.name}\n" for path in few.iterdir()) * 50)
+    told: list[Progress] = []
+    record = annotate(
+        str(tmp_path / "list.txt"),
+        str(tmp_path / "labels"),
+        checkpoint=lively_file,
+        compute=ComputeOptions(threads=1, shard_size=8),
+        on_progress=told.append,
+    )
+    assert record.outcomes == {"ok": 300}
+    first = next(progress for progress in told if progress.photos)
+    assert not first.listed and first.total < 100 and told[-1].listed and told[-1].total == 300
+    # The same photos over and over: all but the first of each are flagged.
+    assert sum(row["duplicate"] for row in rows_of(tmp_path / "labels")) == 294
+
+
 def test_a_dry_run_counts_and_writes_nothing(few, plain, tmp_path, monkeypatch, capsys):
     out = tmp_path / "labels"
     code, printed, _ = run(monkeypatch, capsys, "annotate", few, out, "--dry-run")
     lines = {line.split("  ")[0]: line for line in printed.splitlines()}
     assert code == 0 and not out.exists()
+    code, _, error = run(monkeypatch, capsys, "annotate", few, out, "--dry-run", "--relabel", "status != ok")
+    assert code == 2 and "--relabel does what is done already" in error
+    # Labels of other settings are refused before anybody waits for a run.
+    annotate(str(few), str(tmp_path / "left"), side="left", compute=SMALL)
+    code, _, error = run(monkeypatch, capsys, "annotate", few, tmp_path / "left", "--dry-run")
+    assert code == 2 and "was labelled with side 'left', this run has 'auto'" in error
     assert "6" in lines["photos"] and "6" in lines["to do"] and str(out) in lines["written to"]
     assert "photos/s" in lines["time"] and "KB a hand" in lines["labels"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
-from annotator.io.labels import label_files, read_faces
-from annotator.io.schema import SCHEMA_VERSION
-from annotator.io.storage import join, open_file
+from annotator.io.labels import groups_that_stay, label_facts, label_files, opened_label_file, read_faces
+from annotator.io.storage import join
 from annotator.where import Condition
 
 #: Rows in memory at once: a few megabytes of meshes.
@@ -30,8 +27,6 @@ _NEEDED = (
     *("image_uri", "image_id", "hand_index", "status", "width", "height"),
     *("box_xyxy", "is_right", "joints2d_px"),
 )
-
-_NUMBER = "number of the row"
 
 
 class Labels:
@@ -61,7 +56,7 @@ class Labels:
             raise UserError(
                 f"'{place}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
             )
-        with _opened(join(place, "data", self.files[0])) as file:
+        with opened_label_file(join(place, "data", self.files[0])) as file:
             self.schema: pa.Schema = file.schema_arrow
             facts = _facts(join(place, "data", self.files[0]), self.schema)
         self.hand: str | None = facts.get("hand")
@@ -108,7 +103,7 @@ class Labels:
         given = self.rows = 0
         # A mistake that a look at some files shows is told before anything is written or shown.
         for name in self.files[:_FILES_BEFORE]:
-            with _opened(join(self.place, "data", name)) as file:
+            with opened_label_file(join(self.place, "data", name)) as file:
                 self._check(join(self.place, "data", name), file.schema_arrow, columns)
         for number, name in enumerate(self.files):
             for table in self._of_file(join(self.place, "data", name), columns):
@@ -124,20 +119,14 @@ class Labels:
                 self._on_progress(number + 1, len(self.files))
 
     def _of_file(self, path: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-        with _opened(path) as file:
+        with opened_label_file(path) as file:
             self._check(path, file.schema_arrow, columns)
             stay = self._stay(file)
             self.rows += len(stay)
-            groups, masks, start = [], [], 0
-            for group in range(file.metadata.num_row_groups):
-                end = start + file.metadata.row_group(group).num_rows
-                if stay[start:end].any():  # others are not read
-                    groups.append(group)
-                    masks.append(stay[start:end])
-                start = end
+            groups, mask = groups_that_stay(file, stay)
             if not groups:
                 return
-            mask, at = np.concatenate(masks), 0
+            at = 0
             wanted = pa.schema([self.schema.field(name) for name in columns])
             for batch in file.iter_batches(BATCH_ROWS, groups, list(columns), use_threads=False):
                 part = pa.array(mask[at : at + len(batch)])
@@ -157,49 +146,16 @@ class Labels:
         needed = ["status", *(self._where.columns if self._where else [])]
         scalars = file.read(columns=list(dict.fromkeys(needed)), use_threads=False)
         stay: NDArray[np.bool_] = pc.fill_null(pc.equal(scalars["status"], "ok"), False).to_numpy()
-        if self._where is None:
-            return stay
-        numbered = scalars.append_column(_NUMBER, pa.array(np.arange(len(scalars))))
-        meeting = np.zeros(len(scalars), bool)
-        meeting[self._where.meeting(numbered)[_NUMBER].to_numpy()] = True
-        return stay & meeting
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[pq.ParquetFile]:
-    try:
-        with open_file(path) as raw:
-            yield pq.ParquetFile(raw, pre_buffer=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        words = str(error).splitlines()[0]
-        raise UserError(f"'{path}' is damaged, or no label file: {words}") from None
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise UserError(f"'{path}' is damaged: {str(error).splitlines()[0]}") from None
+        return stay if self._where is None else stay & self._where.mask(scalars)
 
 
 def _facts(path: str, schema: pa.Schema) -> dict[str, Any]:
-    """What a label file says of itself.
+    """What a label file with all that every export needs says of itself.
 
     Raises:
-        UserError: it is none, or of another schema version.
+        UserError: as for `label_facts`; or a column is missing, or of lists of any length.
     """
-    try:
-        facts = json.loads((schema.metadata or {})[b"amvur"])
-        version = int(facts["schema_version"])
-    except (KeyError, ValueError, TypeError):
-        raise UserError(
-            f"'{path}' is no label file, for it does not say so (key 'amvur' of its metadata): give a folder that "
-            "`amvur annotate`, `detect` or `filter` wrote"
-        ) from None
-    if facts.get("examples"):
-        raise UserError(f"'{path}' holds training examples, not labels: give the labels they were made of")
-    if version != SCHEMA_VERSION:
-        further = "update amvur" if version > SCHEMA_VERSION else "label the photos again"
-        raise UserError(
-            f"'{path}' is of label schema {version}, this amvur reads schema {SCHEMA_VERSION}: {further}"
-        )
+    facts = label_facts(path, schema)
     for name in _NEEDED:
         if name not in schema.names:
             raise UserError(f"'{path}' is no label file: there is no column '{name}'")

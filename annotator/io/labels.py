@@ -4,12 +4,15 @@ LABELS/data/*.parquet   the rows, and nothing else
 LABELS/faces.parquet    the triangles of every mesh in it, for right hands; a left hand's winding is reversed
 LABELS/_run.json        settings and outcomes
 LABELS/_entries/        which photo is in which file
+LABELS/_outcomes/       what became of each file's photos
+LABELS/_lease.json      while a run writes here
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.io.schema import ROUNDING, SCHEMA_VERSION, encode_table
@@ -97,10 +101,59 @@ def _damaged(path: str) -> UserError:
     return UserError(f"'{path}' is damaged: delete it and run the same command again")
 
 
-def outcome_rows(labels: str, file_names: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """`status`, `reason` and `hand_index` of every row of some label files."""
-    for name in sorted(file_names):
-        yield from read_columns(labels, name, ["status", "reason", "hand_index"]).to_pylist()
+@contextmanager
+def opened_label_file(path: str) -> Iterator[pq.ParquetFile]:
+    """A label file to read parts of.
+
+    Raises:
+        UserError: it is damaged, or something else.
+    """
+    try:
+        with open_file(path) as raw:
+            yield pq.ParquetFile(raw, pre_buffer=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        words = str(error).splitlines()[0]
+        raise UserError(f"'{path}' is damaged, or no label file: {words}") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise UserError(f"'{path}' is damaged: {str(error).splitlines()[0]}") from None
+
+
+def label_facts(path: str, schema: pa.Schema) -> dict[str, Any]:
+    """What a label file says of itself.
+
+    Raises:
+        UserError: it is none, or of another schema version.
+    """
+    try:
+        facts = json.loads((schema.metadata or {})[b"amvur"])
+        version = int(facts["schema_version"])
+    except (KeyError, ValueError, TypeError):
+        raise UserError(
+            f"'{path}' is no label file, for it does not say so (key 'amvur' of its metadata): give a folder that "
+            "`amvur annotate`, `detect` or `filter` wrote"
+        ) from None
+    if facts.get("examples"):
+        raise UserError(f"'{path}' holds training examples, not labels: give the labels they were made of")
+    if version != SCHEMA_VERSION:
+        further = "update amvur" if version > SCHEMA_VERSION else "label the photos again"
+        raise UserError(
+            f"'{path}' is of label schema {version}, this amvur reads schema {SCHEMA_VERSION}: {further}"
+        )
+    return facts
+
+
+def groups_that_stay(file: pq.ParquetFile, stay: NDArray[np.bool_]) -> tuple[list[int], NDArray[np.bool_]]:
+    """The row groups in which any row stays, and which of their rows do: the others need not be read."""
+    groups, masks, start = [], [np.zeros(0, bool)], 0
+    for group in range(file.metadata.num_row_groups):
+        end = start + file.metadata.row_group(group).num_rows
+        if stay[start:end].any():
+            groups.append(group)
+            masks.append(stay[start:end])
+        start = end
+    return groups, np.concatenate(masks)
 
 
 def replace_rows(labels: str, file_name: str, table: pa.Table, ids: list[str]) -> pa.Table:

@@ -9,7 +9,7 @@ from annotator.io.sources.listed import LIST_SUFFIXES, ListSource
 from annotator.io.sources.source import Source
 from annotator.io.storage import is_local, local_path
 
-__all__ = ["FolderSource", "ListSource", "Source", "open_source"]
+__all__ = ["FolderSource", "ListSource", "Source", "WithBoxes", "open_source"]
 
 
 def open_source(place: str, leave_out: str = "", every: int = 1, boxes: str | None = None) -> Source:

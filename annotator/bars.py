@@ -1,0 +1,132 @@
+"""Progress bars of long work; a line now and then where nobody sees a bar, such as in a job's log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+#: How often a log that is no terminal hears of progress.
+LOG_EVERY_S = 30.0
+
+
+class _Bar:
+    """A progress bar that shows itself with the first news: a mistake shall be one line alone."""
+
+    def __init__(self, what: str, total: int | None = None) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns: tuple[Any, ...] = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=Console(stderr=True))
+        self._task = self._bar.add_task(what, total=total, rate="starting", said="")
+        self._what, self._logged_s = what, -LOG_EVERY_S
+        self._first: tuple[float, int] | None = None  # when the first news came, and how much was done then
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar.live.is_started:
+            self._bar.stop()
+
+    def show(
+        self, done: int, total: int, rate: float | None = None, said: str = "", is_all: bool = True
+    ) -> None:
+        """`rate` in photos a second; `is_all`: whether `total` is all there is to do."""
+        text = "" if rate is None else f"{rate:.0f} photos/s" if rate else "starting"
+        if self._bar.console.is_terminal:
+            self._bar.start()
+            of = total if is_all else None
+            self._bar.update(self._task, completed=done, total=of, rate=text, said=said)
+            return
+        # A log, such as a job's: a line now and then.
+        now = time.monotonic()
+        self._first = self._first or (now, done)
+        if (is_all and done == total) or now - self._logged_s >= LOG_EVERY_S:
+            self._logged_s = now
+            since_s, before = now - self._first[0], self._first[1]
+            left = (
+                f"{time_left((total - done) * since_s / (done - before))} left"
+                if before < done < total
+                else ""
+            )
+            parts = (self._what, f"{done}/{total}" + "+" * (not is_all), text, left, said)
+            self._bar.console.print("  ".join(filter(None, parts)), soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def photos_bar(what: str, missing: str) -> Iterator[Callable[[Any], None]]:
+    """For jobs over photos, which tell of photos, total, outcomes and rate; those that are not ok are `missing` it."""
+    with _Bar(what) as bar:
+
+        def told(progress: Any) -> None:
+            said = _causes(progress.outcomes, missing)
+            if progress.retries:
+                said.append(f"{progress.retries} tried again")
+            if not progress.listed:
+                said.append("still listing")
+            bar.show(progress.photos, progress.total, progress.rate, ", ".join(said), progress.listed)
+
+        yield told
+
+
+def _causes(outcomes: dict[str, int], missing: str) -> list[str]:
+    """How many are without what was wanted, and the two most frequent reasons."""
+    wrong = {name: count for name, count in outcomes.items() if name != "ok"}
+    if not wrong:
+        return []
+    most = sorted(wrong, key=lambda name: -wrong[name])[:2]
+    return [
+        f"{sum(wrong.values())} without {missing}",
+        *(f"{wrong[name]} {name.rpartition(': ')[2]}" for name in most),
+    ]
+
+
+@contextmanager
+def training_bar() -> Iterator[Callable[[Any], None]]:
+    """For training, which tells of steps, photos a second and losses."""
+    with _Bar("training") as bar:
+
+        def told(progress: Any) -> None:
+            names = [name for name in ("vertices", "joints3d", "joints2d") if progress.losses.get(name)]
+            said = "  ".join(f"{name} {progress.losses[name]:.2f}" for name in names)
+            bar.show(
+                progress.step,
+                progress.steps,
+                progress.photos_per_s,
+                f"{said}  waiting {progress.waiting:.0%}",
+            )
+
+        yield told
+
+
+@contextmanager
+def counting_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """For work that tells how much of how much is done."""
+    with _Bar(what) as bar:
+        yield bar.show
+
+
+def time_left(seconds: float) -> str:
+    """Roughly, for people."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(seconds, 1):.0f} s"
