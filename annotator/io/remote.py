@@ -142,6 +142,14 @@ class RemoteFile(io.RawIOBase):
         self._position += len(data)
         return len(data)
 
+    def readall(self) -> bytes:
+        """What is left, in one request; the base class would ask for 8 KiB at a time."""
+        if self._position >= self._size:
+            return b""
+        data = read_part(self._url, self._position, self._size)
+        self._position += len(data)
+        return data
+
 
 def open_remote(url: str, ahead: int) -> IO[bytes]:
     """A file that fetches `ahead` bytes at once, or more where more is asked for."""
