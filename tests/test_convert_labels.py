@@ -59,6 +59,14 @@ def test_labels_that_annotate_wrote_are_joined_with_their_photos(
     assert not there
     # Files hold the photos in the order of their paths.
     assert [row["image_id"] for row in rows] != sorted(row["image_id"] for row in rows)
+    # How unsure each label is comes along; of a photo that is turned afterwards, no axis' std is its own.
+    batch = Stored(str(out), load_hand("open"), 32, SourceConfig(source=str(out)), seed=0).batch([0, 1, 2])
+    for number, row in enumerate(rows[:3]):
+        for name in ("joints3d", "vertices"):
+            of_axes = np.array(row[f"{name}_std_mm"])
+            rms = np.sqrt((of_axes[:, 0] ** 2 + of_axes[:, 1] ** 2 + of_axes[:, 2] ** 2) / 3)
+            np.testing.assert_allclose(getattr(batch, f"{name}_std_mm")[number], rms, rtol=1e-5)
+            assert rms.max() > 1
 
 
 def test_photos_that_are_gone_moved_or_another_are_left_out_or_found(

@@ -315,6 +315,33 @@ def test_std_may_learn_from_aligned_errors_and_means_go_on_as_before(sticks):
     assert not slopes["aligned"][1].std_mm.grad[:, 0].any()  # the wrist's
 
 
+def test_a_label_that_is_unsure_pulls_by_its_variance_and_only_as_far_as_told(sticks):
+    """Prior-net's error of each hand is the same; the second's label is sure to 30 mm, so it counts a tenth."""
+    slopes = {}
+    for doubt in (1.0, 0.0):
+        network, objective, images, batch = objective_and_batch(
+            sticks, batch_size=2, loss=LossConfig(doubt=doubt)
+        )
+        for std in (batch.joints3d_std_mm, batch.vertices_std_mm):
+            assert not std.any()  # these labels say nothing of their own
+            std[1] = 30
+        prediction = network(images)
+        prediction.prior.vertices_mm = (batch.vertices_mm + 7).requires_grad_()
+        prediction.prior.joints3d_mm = (batch.joints3d_mm + 7).requires_grad_()
+        terms = objective.terms(prediction, batch, images)
+        share = 1.1 if doubt else 2
+        for name, points in (("vertices", 800), ("joints3d", 20)):
+            count = terms[f"prior_{name}"].count
+            torch.testing.assert_close(count, torch.tensor(share * points * 3.0), rtol=1e-4, atol=0)
+            assert terms[name].count == count
+            torch.testing.assert_close(terms[f"prior_{name}"].sum / count, torch.tensor(0.245))
+        (terms["prior_vertices"].sum + terms["prior_joints3d"].sum).backward()
+        slopes[doubt] = prediction.prior.vertices_mm.grad, prediction.prior.joints3d_mm.grad[:, 1:]
+    for weighted, plain in zip(slopes[1.0], slopes[0.0], strict=True):
+        torch.testing.assert_close(weighted[0], plain[0])
+        torch.testing.assert_close(weighted[1], plain[1] / 10)
+
+
 def test_each_hand_has_an_aligned_term_of_its_own(sticks):
     network, objective, images, batch = objective_and_batch(sticks, loss=LossConfig(aligned=5))
     prediction = network(images)

@@ -103,6 +103,36 @@ def test_prior_net_alone_has_a_squared_error_in_centimetres():
     torch.testing.assert_close(loss, torch.full((1, 2, 3), 2.0))
 
 
+def test_a_target_with_a_std_of_its_own_is_the_mean_over_its_distribution():
+    q, target = q_of(), 30 * random(*SHAPE)
+    doubt = (1 + random(*SHAPE[:2], seed=7).abs()) * 8
+    of_label = Normal(target / 10, doubt[..., None].expand(SHAPE) / 10)
+    # The cross-entropy of one normal distribution with another.
+    expected = kl_divergence(of_label, Normal(q.mean_mm / 10, q.std_mm / 10)) + of_label.entropy()
+    torch.testing.assert_close(losses.vertices_loss(q, target, doubt), expected - LOG_ROOT_2PI)
+    torch.testing.assert_close(losses.joints3d_loss(q, target, doubt), (expected - LOG_ROOT_2PI)[:, 1:])
+    torch.testing.assert_close(losses.vertices_loss(q, target, 0 * doubt), losses.vertices_loss(q, target))
+
+
+@pytest.mark.parametrize("loss", [losses.vertices_loss, losses.aligned_std_loss])
+def test_who_learns_from_labels_becomes_no_surer_than_they_are(loss):
+    """The best std has sigma^2 = e^2 + label_std^2, of whatever error each loss looks at."""
+    target, doubt = 40 * random(*SHAPE), torch.full(SHAPE[:2], 12.0, dtype=torch.float64)
+    mean = 40 * random(*SHAPE, seed=1)
+    # The plain likelihood's slope at a std of 1 mm, 1 - e^2, tells what error it looks at.
+    plain = torch.ones(SHAPE, dtype=torch.float64).requires_grad_()
+    (slope,) = torch.autograd.grad(loss(Gaussian(mean, plain), target).sum(), plain)
+    best = (1 - slope + 12**2).sqrt().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(Gaussian(mean, best), target, doubt).sum(), best)
+    assert best.min() >= 12 and best.max() > 40 and (slope * best).abs().max() < 1e-9
+
+
+def test_a_label_counts_by_its_variance():
+    stds = torch.tensor([0.0, 10, 20, 1000], dtype=torch.float64)
+    expected = torch.tensor([1, 1 / 2, 1 / 5, 1e-4], dtype=torch.float64)
+    torch.testing.assert_close(losses.label_weight(stds), expected, rtol=1e-3, atol=0)
+
+
 def mirrored(joints: torch.Tensor) -> torch.Tensor:
     return joints * torch.tensor([-1.0, 1.0, 1.0], dtype=joints.dtype)
 

@@ -64,6 +64,9 @@ class LossConfig:
     presence: float = 0.0  # cross-entropy of a hand against none, for data with squares that hold none
     # Whether (3) and (5) teach std errors wrist on wrist, or what Procrustes leaves of them.
     std: Literal["wrist", "aligned"] = "wrist"
+    doubt: float = (
+        1.0  # of what labels say of their own std; 0 = they are taken for the truth; not in the paper
+    )
     draw: bool = True  # L_J2 at drawn J3 and C where 3D is hidden, as (8) says; else at their means
 
 

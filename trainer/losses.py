@@ -1,5 +1,5 @@
-"""The losses of sections 3.2 to 3.4, formulas (3) to (6), (8) and (12), and three that are ours (joints after
-Procrustes, std after Procrustes, landmarks): one pure function each.
+"""The losses of sections 3.2 to 3.4, formulas (3) to (6), (8) and (12), and what is ours (joints after
+Procrustes, std after Procrustes, landmarks, targets that have a std themselves): one pure function each.
 
 **Unit of length: centimetres.** Functions take millimetres, like everything else, and divide by `CM`. The unit
 matters: it sets how far off a prior with a variance of 1 lets a vertex be, and what sigma becomes. With w = 1 the
@@ -71,12 +71,15 @@ def draw(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
     return mean + std * noise
 
 
-def vertices_loss(q: Gaussian, target_mm: Tensor) -> Tensor:
+def vertices_loss(q: Gaussian, target_mm: Tensor, label_std_mm: Tensor | None = None) -> Tensor:
     """The likelihood of L_V, formula (3), which is this + w `vertices_kl`: (B, V, 3).
 
-    With prior-net's constant std it is half a squared error.
+    With prior-net's constant std it is half a squared error. Not in the paper: where the target is itself a
+    prediction, sure to `label_std_mm` (B, V), this is the mean over N(target, label_std^2), whose best std has
+    sigma^2 = e^2 + label_std^2: who learns from labels does not become surer than they are.
     """
-    return gaussian_nll(target_mm / CM, q.mean_mm / CM, q.std_mm / CM)
+    values = gaussian_nll(target_mm / CM, q.mean_mm / CM, q.std_mm / CM)
+    return values if label_std_mm is None else values + (label_std_mm[..., None] / q.std_mm).square() / 2
 
 
 def vertices_kl(q: Gaussian, prior_mm: Tensor) -> Tensor:
@@ -84,12 +87,23 @@ def vertices_kl(q: Gaussian, prior_mm: Tensor) -> Tensor:
     return kl_to_prior(q.mean_mm / CM, q.std_mm / CM, prior_mm / CM, PRIOR_STD_MM / CM)
 
 
-def joints3d_loss(q: Gaussian, target_mm: Tensor) -> Tensor:
+def joints3d_loss(q: Gaussian, target_mm: Tensor, label_std_mm: Tensor | None = None) -> Tensor:
     """The likelihood of L_J3, formula (5), which is this + w `joints3d_kl`: (B, 21, 3) to (B, 20, 3).
 
-    The wrist is left out: it is zero by definition, in the target as in q.
+    The wrist is left out: it is zero by definition, in the target as in q. `label_std_mm` (B, 21): see
+    `vertices_loss`.
     """
-    return vertices_loss(_without_wrist(q), target_mm[:, 1:])
+    return vertices_loss(
+        _without_wrist(q), target_mm[:, 1:], None if label_std_mm is None else label_std_mm[:, 1:]
+    )
+
+
+def label_weight(label_std_mm: Tensor) -> Tensor:
+    """Not in the paper: how much a target counts that is sure to `label_std_mm`, of any shape: 1 for the truth.
+
+    Inverse variances, next to p's own square centimetre: half for a std of a centimetre, a fifth for two.
+    """
+    return 1 / (1 + (label_std_mm / CM).square())
 
 
 def joints3d_kl(q: Gaussian, prior_mm: Tensor) -> Tensor:
@@ -109,15 +123,16 @@ def aligned_loss(mean_mm: Tensor, target_mm: Tensor) -> Tensor:
     return ((scale * x @ turn.mT - y) / CM).square() / 2
 
 
-def aligned_std_loss(q: Gaussian, target_mm: Tensor) -> Tensor:
+def aligned_std_loss(q: Gaussian, target_mm: Tensor, label_std_mm: Tensor | None = None) -> Tensor:
     """Not in the paper: the likelihood, as a function of std alone, of what Procrustes leaves of q's means, (B, N, 3).
 
     The target's points (B, N, 3) are turned into q's frame, in which std is. An error that the wrist's turn makes says
-    little of a hand's shape; a std that learns from this one says which shapes to keep.
+    little of a hand's shape; a std that learns from this one says which shapes to keep. `label_std_mm` (B, N): as in
+    `vertices_loss`.
     """
     turn, scale = _procrustes(q.mean_mm, target_mm)
     x, y = (points - points.mean(1, keepdim=True) for points in (q.mean_mm.detach(), target_mm))
-    return gaussian_nll(y @ turn / CM, scale * x / CM, q.std_mm / CM)
+    return vertices_loss(Gaussian(scale * x, q.std_mm), y @ turn, label_std_mm)
 
 
 @torch.no_grad()

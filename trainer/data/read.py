@@ -21,7 +21,8 @@ from trainer.data.examples import NO_HAND
 #: What is read of a row.
 COLUMNS = (
     *("image", "status", "hand_mask", "width", "height", "box_xyxy", "box_source", "is_right"),
-    *("joints2d_px", "joints2d_std_px", "joints3d_mm", "guess3d_mm", "vertices_mm"),
+    *("joints2d_px", "joints2d_std_px", "joints3d_mm", "joints3d_std_mm", "guess3d_mm"),
+    *("vertices_mm", "vertices_std_mm"),
 )
 
 #: What is read besides by those who write about each photo.
@@ -93,8 +94,7 @@ def read_example(
         batch.joints2d[0] = torch.from_numpy(np.where(known[:, None], joints2d, 0)).float()
         batch.has_joints2d[0] = torch.from_numpy(known)
         if (std_px := rows.array("joints2d_std_px", row)) is not None:
-            std = np.sqrt((std_px**2).mean(1)) / half_side_px
-            batch.joints2d_std[0] = torch.from_numpy(np.nan_to_num(std)).float()
+            batch.joints2d_std[0] = _root_mean_square(std_px / half_side_px)
     for name, has in (
         ("joints3d", "has_joints3d"),
         ("vertices", "has_vertices"),
@@ -105,6 +105,9 @@ def read_example(
             points = mirror_points(points) if mirrored else points
             getattr(batch, f"{name}_mm")[0] = torch.from_numpy(points).float()
             getattr(batch, has)[0] = True
+            # Whoever says how unsure a label is has its errors in mind, whichever way the photo is turned.
+            if (std_mm := rows.array(f"{name}_std_mm", row)) is not None:
+                getattr(batch, f"{name}_std_mm")[0] = _root_mean_square(std_mm)
     if (mask := rows.scalar("hand_mask", row)) is not None and "hand_mask" in targets:
         seen = np.asarray(Image.open(io.BytesIO(mask)).convert("RGB"))
         seen = seen if seen.shape[:2] == (height, width) else np.zeros_like(seen)
@@ -142,6 +145,11 @@ def frame_of(rows: Rows, row: int, margin: float = 1.0) -> CropFrame:
     if not frame.half_side_px > 0:  # a box without a size
         frame = square_around([0, 0, width, height], margin)
     return frame._replace(mirrored=np.bool_(rows.scalar("is_right", row) is False))
+
+
+def _root_mean_square(std: np.ndarray) -> torch.Tensor:
+    """Of each point's coordinates (N, 2 or 3): (N,)."""
+    return torch.from_numpy(np.nan_to_num(np.sqrt((std**2).mean(1)))).float()
 
 
 def _pixels(crop: np.ndarray, mirrored: bool) -> torch.Tensor:
