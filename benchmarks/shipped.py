@@ -78,13 +78,14 @@ def kept_aside(name: str, found: Path) -> Callable[[str], bool]:
     if name == "hand-scenes":
         return lambda image_id: bool(ASIDE_SCENES.match(image_id))
     table = pq.ParquetDataset(found / "data").read(columns=["image_id", "status"]).to_pylist()
-    numbers = sorted(_number(row["image_id"]) for row in table if row["status"] == "ok")
-    zeros = (_number(row["image_id"]) for row in table if row["image_id"].startswith("0/"))
+    numbers = sorted(photo_number(row["image_id"]) for row in table if row["status"] == "ok")
+    zeros = (photo_number(row["image_id"]) for row in table if row["image_id"].startswith("0/"))
     first = max(number for number in zeros if number <= numbers[-LAST_DIGITS])
-    return lambda image_id: _number(image_id) >= first
+    return lambda image_id: photo_number(image_id) >= first
 
 
-def _number(image_id: str) -> int:
+def photo_number(image_id: str) -> int:
+    """The number that a photo of the digits has in its name."""
     return int(image_id.rpartition("_")[2].partition(".")[0])
 
 
