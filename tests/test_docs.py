@@ -1,4 +1,7 @@
-"""The training page is pasted: every `sh` block is run, smaller; every other command must at least parse."""
+"""The training page is pasted: every `sh` block is run, smaller; every other command must at least parse.
+
+Commands of the other pages: tests/test_pages.py.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,6 @@ from trainer.synth import write_photos
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "training.md").read_text()
 
-#: Pages whose commands must parse; what they say is tested where it is built.
-PAGES = (
-    "README.md",
-    "docs/inputs.md",
-    "docs/cluster.md",
-    "docs/scale.md",
-    "docs/labels.md",
-    "docs/architecture.md",
-    "docs/export.md",
-)
 INPUTS = (ROOT / "docs" / "inputs.md").read_text()
 
 #: The same commands, in seconds.
@@ -130,30 +123,6 @@ def test_commands_that_need_something_from_elsewhere_parse(line):
             read_train_config(rest[0])
         if name == "convert":
             assert rest[0].partition(":")[0] in KINDS
-
-
-def commands_of(page: Path) -> list[str]:
-    """Lines that begin as a command does, fenced or indented."""
-    found = re.findall(r"^(?: {4})?(amvur .+)$", page.read_text(), re.MULTILINE)
-    return [line.partition("#")[0].replace("$HEAD", "http://head:8265").replace("...", "x") for line in found]
-
-
-@pytest.mark.parametrize(
-    "line", [line for page in PAGES for line in commands_of(ROOT / page)], ids=lambda line: line[:60]
-)
-def test_commands_of_other_pages_parse(line):
-    name, *rest = shlex.split(line)[1:]
-    command = typer.main.get_command(cli.app).commands[name]
-    if name == "jobs":
-        name, *rest = rest
-        command = command.commands[name]
-    command.make_context(name, rest)
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_links_of_other_pages_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
-        assert "://" in link or (ROOT / page).parent.joinpath(link).exists(), link
 
 
 def test_the_list_that_the_page_shows_is_one(tmp_path):
