@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 #: Files of the longest stories: begun last, they would leave the other process of the suite waiting.
 LONG = (
     "test_train_ray",
+    "test_pages",
     "test_dispatch",
     "test_annotate_s3",
     "test_inputs",

@@ -98,7 +98,7 @@ def test_every_command_of_the_page_works_when_pasted(place, local_ray, monkeypat
         code, _, error = run(monkeypatch, capsys, *arguments, *further)
         assert code == 0, f"{line}: {error}"
         done.append(arguments[0])
-    assert set(done) == {"synth", "convert", "train", "evaluate", "calibrate", "annotate"}
+    assert set(done) == {"synth", "convert", "train", "evaluate", "calibrate", "annotate", "filter"}
     for made in (
         "labels/data",
         "results/table.txt",

@@ -22,12 +22,23 @@ from tests.test_docs import FURTHER, ROOT
 from trainer.data.convert import convert
 from trainer.synth import write_photos
 
-PAGES = ("README.md", "docs/inputs.md", "docs/cluster.md", "docs/export.md", "docs/model-card.md")
+HELP = "--help"
+
+#: Each group in one folder; what one page has done is not done again for the next.
+GROUPS = (
+    ("README.md", HELP, "docs/export.md"),
+    ("docs/tutorial.md",),
+    ("docs/inputs.md",),
+    ("docs/cluster.md",),
+    ("docs/model-card.md",),
+)
+PAGES = tuple(page for group in GROUPS for page in group if page != HELP)
 OTHER_PAGES = (
     "docs/scale.md",
     "docs/labels.md",
     "docs/architecture.md",
     "docs/benchmarks.md",
+    "docs/licences.md",
     "CONTRIBUTING.md",
 )
 
@@ -43,11 +54,15 @@ SMALLER = {
     r"steps=\d+": "steps=3",
     r"--first \d+": "--first 20",
     r"--count (36|500)": "--count 4",
+    r"--count 1000": "--count 20",
+    r" --workers 2( --threads 1)?": "",
 }
 
 
 def commands_of(page: str) -> list[str]:
     """Lines that begin as a command does, fenced or indented."""
+    if page == HELP:
+        return examples()
     text = (ROOT / page).read_text()
     return [
         line.partition(" #")[0].strip() for line in re.findall(r"^(?: {4})?(amvur .+)$", text, re.MULTILINE)
@@ -104,12 +119,14 @@ def place(tmp_path, monkeypatch, hand_scenes, sign_digits):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [*PAGES, "--help"])
-def test_every_command_of_the_page_works_when_pasted(page, place, local_ray, monkeypatch, capsys):
-    if page == "docs/export.md":
-        code, _, error = run(monkeypatch, capsys, "annotate", "photos/", "labels/")
-        assert code == 0, error
-    for line in examples() if page == "--help" else commands_of(page):
+@pytest.mark.parametrize("group", GROUPS, ids=" ".join)
+def test_every_command_works_when_pasted(group, place, sign_digits, local_ray, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import tutorial
+
+    if "docs/tutorial.md" in group:
+        tutorial.write_lists(sign_digits.parents[1], place, every=120)
+    for line in dict.fromkeys(line for page in group for line in commands_of(page)):
         parsed(line.replace("$HEAD", "http://head:8265"))
         if line.startswith(ELSEWHERE):
             continue
@@ -122,6 +139,10 @@ def test_every_command_of_the_page_works_when_pasted(page, place, local_ray, mon
         code, _, error = run(monkeypatch, capsys, name, *rest, *further)
         # Also where hands.csv names a photo that is not here: it has a row that says so.
         assert code == 0, f"{line}: {error}"
+    if "docs/tutorial.md" in group:
+        found = tutorial.numbers(place)
+        assert found["labels"]["best"]["hands"] == -(-found["labels"]["labels"]["hands"] // 2)
+        assert all(network["joints2d_percent"] > 1 for network in found["networks"].values())
 
 
 @pytest.mark.parametrize(
