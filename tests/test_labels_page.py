@@ -127,6 +127,7 @@ def test_the_page_has_every_column_with_its_type():
 
 
 def test_the_page_has_the_rounding_of_the_code():
-    (positions, std) = re.search(r"rounded to 1/(\d+) \(mm or px\), vertex std to 1/(\d+) mm", PAGE).groups()
-    steps = {name: 1 / int(std if name == "vertices_std_mm" else positions) for name in ROUNDING}
-    assert steps == ROUNDING
+    said = r"rounded to 1/(\d+) \(mm or px\), vertex std to 1/(\d+) mm, pose and betas to 1/(\d+)"
+    positions, std, pose = map(int, re.search(said, PAGE).groups())
+    steps = dict.fromkeys(ROUNDING, 1 / positions) | {"vertices_std_mm": 1 / std}
+    assert steps | {"pose": 1 / pose, "betas": 1 / pose} == ROUNDING

@@ -95,7 +95,7 @@ def test_pyarrow_reads_back_schema_metadata_and_rows(written):
     assert table["reason"].to_pylist() == [None, "empty", None, "no_hand_found"]
 
 
-@pytest.mark.parametrize("column", ROUNDING)
+@pytest.mark.parametrize("column", [name for name in ROUNDING if name != "pose"])
 def test_rounding_loses_at_most_half_a_step(written, column):
     folder, _, hands = written
     back = np.array([v for v in pq.read_table(folder)[column].to_pylist() if v is not None])

@@ -2,7 +2,8 @@
 
 Fixed-size lists with plain element types, so that pandas, polars, DuckDB and Hugging Face `datasets` read the
 files as they are. Big columns are rounded to a power of two of a millimetre and stored
-byte-stream-split under zstd: equal high bytes then lie together.
+byte-stream-split under zstd: equal high bytes then lie together. Colours are a dictionary of up to 256 values, so that
+each is a byte (plain, Parquet gives it four; split bytes of whole numbers are what DuckDB before 2.0 can't read).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _STATUS_OF = {"no_hand_found": "no_hand", "not_listed": "no_hand"}
 #: What may end otherwise when it is tried again.
 _STATUS_OF |= dict.fromkeys(["io_error", "crashed", "internal_error"], "failed")
 
-#: What is rounded to which power of two (millimetres or pixels); at most half of it is lost.
+#: What is rounded to which power of two (mm, px, radians, standard deviations); at most half of it is lost.
 ROUNDING = {
     "vertices_mm": 1 / 16,
     "vertices_std_mm": 1 / 8,
@@ -39,10 +40,18 @@ ROUNDING = {
     "joints3d_std_mm": 1 / 16,
     "joints2d_px": 1 / 16,
     "joints2d_std_px": 1 / 16,
+    "pose": 1 / 4096,  # moves a fingertip by 0.02 mm
+    "betas": 1 / 4096,
 }
 
 #: Floats whose bytes compress better apart; the path is the one Parquet gives to nested lists.
-_SPLIT = tuple(f"{name}.list.element.list.element" for name in ROUNDING)
+_SPLIT = ("pose.list.element", "betas.list.element") + tuple(
+    f"{name}.list.element.list.element" for name in ROUNDING if name not in ("pose", "betas")
+)
+_RGB = "vertex_rgb.list.element.list.element"
+
+#: Of zstd: a tenth smaller than its default, which is 1 here, for 0.1 ms a hand more (docs/benchmarks.md).
+_LEVEL = 7
 
 CAMERA = pa.struct(
     [
@@ -183,12 +192,13 @@ def encode_table(table: pa.Table) -> bytes:
 
 def write_tables(sink: Any, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     """One Parquet file of tables as they come, a row group each; `sink` is a path or an open file."""
-    dictionary = ["status", "reason", "box_source", "camera.focal_source", "checkpoint"]
+    dictionary = ["status", "reason", "box_source", "camera.focal_source", "checkpoint", _RGB]
     split = [path for path in _SPLIT if path.split(".")[0] in schema.names]
     with pq.ParquetWriter(
         sink,
         schema,
         compression="zstd",
+        compression_level=_LEVEL,
         use_dictionary=[name for name in dictionary if name.split(".")[0] in schema.names],
         use_byte_stream_split=split,
     ) as writer:
