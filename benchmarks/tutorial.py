@@ -3,7 +3,7 @@
 PHOTOS holds the folders `sign-digits` and `hand-scenes`, MODEL is MediaPipe's hand_landmarker.task. Writes the two
 lists that the page takes for given, then runs its commands one by one in OUT, each as it stands; started again, it
 goes on with the first that has not ended. At the end it says what each step was worth, and keeps it in
-OUT/numbers.json.
+OUT/numbers.json; OUT/steps.jpg shows the same hands by each network.
 """
 
 from __future__ import annotations
@@ -21,10 +21,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from machine import machine
+from PIL import Image
 from shipped import ASIDE_SCENES, LAST_DIGITS, photo_number
 
+import annotator
+from annotator.tiles import contact_sheet, hand_tiles
+
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
+
+#: Networks in the picture, first to last, and its hands: every so-many-th of those kept aside.
+SHOWN, EVERY, TILE_PX = ("drawn", "weakly", "again"), 53, 150
 
 #: What has ended, a command a line with its seconds.
 DONE = "_done.jsonl"
@@ -97,12 +105,41 @@ def numbers(out: Path) -> dict[str, Any]:
             "joints2d_percent": 100 * summary["joints2d"]["error_share_of_crop"],
             "guess3d_mm": summary["guess3d"]["pa_mpjpe_mm"],
             "length_mm": summary["size"]["hand_length_mm"],
+            # Of the half that it is surest of, over that of all.
+            "surest_half_over_all": _surest_half(summary["uncertainty"]["guess3d"]),
         }
     for name in ("labels", "best"):
         hands, off = off_the_detector(out / name, out / "found")
         found["labels"][name] = {"hands": hands, "joints2d_percent": 100 * off}
     found["seconds"] = {line["command"]: line["seconds"] for line in map(json.loads, _lines(out / DONE))}
     return found
+
+
+def _surest_half(judged: dict[str, Any]) -> float | None:
+    best = judged["error_of_best"]["50%"]
+    return None if best is None else best / judged["mean_error"]
+
+
+def picture(out: Path) -> Image.Image:
+    """A row a hand: the photo, and each network's mesh over it."""
+    hands = [
+        row
+        for path in sorted((out / "found-aside" / "data").glob("*.parquet"))
+        for row in pq.read_table(path, columns=["image_uri", "box_xyxy", "status"]).to_pylist()
+        if row["status"] == "ok"
+    ][::EVERY]
+    rows: list[list[Any]] = [[] for _ in hands]
+    for name in SHOWN:
+        predictor = annotator.load(str(out / name / "model.safetensors"))
+        labels = predictor.predict(
+            [row["image_uri"] for row in hands], boxes_xyxy=[row["box_xyxy"] for row in hands]
+        )
+        for tiles, row, label in zip(rows, hands, labels, strict=True):
+            label["image_uri"] = row["image_uri"]
+            drawn = hand_tiles(label, predictor.checkpoint.hand.faces, TILE_PX, (10.0, 40.0))
+            tiles += [drawn["photo"]] * (not tiles) + [drawn["overlay"]]
+    half = -(-len(rows) // 2)
+    return contact_sheet([a + b for a, b in zip(rows[:half], rows[half:] or [[]], strict=False)])
 
 
 def main() -> None:
@@ -119,6 +156,8 @@ def main() -> None:
     found = numbers(out)
     (out / "numbers.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
+    torch.set_num_threads(1)
+    picture(out).save(out / "steps.jpg", quality=88)
 
 
 if __name__ == "__main__":
