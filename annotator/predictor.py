@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,10 @@ class Predictor:
     batch_size: int = CPU_BATCH
 
     def __post_init__(self) -> None:
-        self.network = self.checkpoint.network.to(self.device).eval()
+        # A network of its own: the checkpoint's keeps the weights that it was saved with.
+        self.network = copy.deepcopy(self.checkpoint.network).eval()
+        self.network.backbone.fold_normalisation()
+        self.network.to(self.device)
 
     @torch.inference_mode()
     def warm_up(self) -> None:

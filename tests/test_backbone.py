@@ -3,6 +3,7 @@ the weights and photos that `filled` and `PHOTOS` make again here."""
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -65,6 +66,27 @@ def test_names_and_shapes_are_those_of_the_public_weights(name: str) -> None:
 @every_backbone
 def test_parameter_counts_are_the_published_ones_without_classifier(name: str) -> None:
     assert sum(p.numel() for p in build_backbone(name).parameters()) == PARAMETERS[name]
+
+
+@every_backbone
+@pytest.mark.parametrize("size", [(64, 96), (72, 56), (65, 33)])
+def test_without_gradients_and_with_its_norms_folded_it_says_the_same(
+    name: str, size: tuple[int, int]
+) -> None:
+    """Predictions pad other ways, write over what they need no more, and know no batch norms."""
+    backbone = build_backbone(name).eval()
+    backbone.load_state_dict(weights_like_timm(name), strict=False)
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    plain = backbone(images)
+    assert plain.g.requires_grad
+    folded = copy.deepcopy(backbone)
+    folded.fold_normalisation()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    for other in (backbone, folded):
+        with torch.no_grad():
+            found = other(images)
+        for a, b in zip((plain.g, plain.X, *plain.pyramid), (found.g, found.X, *found.pyramid), strict=True):
+            torch.testing.assert_close(b, a.detach(), rtol=1e-4, atol=1e-4 * float(a.detach().abs().max()))
 
 
 @every_backbone

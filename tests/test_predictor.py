@@ -1,6 +1,7 @@
 """Labels of single photos: frames, left hands, draws."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +69,11 @@ def test_a_left_hand_is_the_mirrored_photos_right_hand_mirrored_back(lively, pho
         np.testing.assert_allclose(left["pose"], right["pose"], atol=1e-3)
         np.testing.assert_array_equal(left["vertex_visible"], right["vertex_visible"])
         assert not left["is_right"] and right["is_right"]
+
+
+def test_a_predictor_leaves_its_checkpoint_as_it_was_loaded(lively, lively_file):
+    """It folds and moves a copy: what is saved again is the same checkpoint."""
+    assert lively.checkpoint.to_bytes() == Path(lively_file).read_bytes()
 
 
 def test_chirality_says_which_hand_it_is(predictor, photos):
