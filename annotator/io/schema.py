@@ -50,8 +50,8 @@ _SPLIT = ("pose.list.element", "betas.list.element") + tuple(
 )
 _RGB = "vertex_rgb.list.element.list.element"
 
-#: Of zstd: a tenth smaller than its default, which is 1 here, for 0.1 ms a hand more (docs/benchmarks.md).
-_LEVEL = 7
+#: Of zstd: from here on each percent of bytes costs more than one of a core's time (benchmarks/encodings.py).
+_LEVEL = 5
 
 CAMERA = pa.struct(
     [
