@@ -16,7 +16,7 @@ from annotator.pipeline import annotation
 JOB_EFFICIENCY = 0.6
 
 #: Bytes of a hand's label, whatever the hand model, and for each vertex (docs/benchmarks.md).
-BYTES_A_HAND, BYTES_A_VERTEX = 1300, 9.5
+BYTES_A_HAND, BYTES_A_VERTEX = 520, 9.5
 
 #: How often a count is told.
 _TELL_EVERY = 1000

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
-from annotator.io.labels import groups_that_stay, label_facts, label_files, opened_label_file
+from annotator.io.labels import groups_that_stay, label_facts, label_files, one_hand, opened_label_file
 from annotator.io.schema import write_tables
 from annotator.io.storage import (
     check_writable,
@@ -149,6 +149,8 @@ def filter_labels(
         std_mm += float(np.nansum(_floats(kept, MEAN_STD)))
         on_progress((passes - 1) * len(files) + number + 1, passes * len(files))
     if not filtered.kept:
+        if not as_list:
+            remove_file(join(out, UNFINISHED))  # what is asked for next may go to the same place
         raise UserError(f"none of the {filtered.rows} rows stays: ask for less")
     if rows.is_calibrated and hands:
         filtered.expected_error_mm = _MEAN_ERROR * std_mm / hands
@@ -179,7 +181,7 @@ class _Rows:
                 raise UserError(f"there is no column '{name}'; there are {', '.join(names)}")
         self._columns = list(dict.fromkeys(needed))
         self._weights: dict[Any, list[NDArray[np.float32]]] = defaultdict(list)
-        self.is_calibrated = bool(self.first.facts.get("calibration", {}).get("fitted_on"))
+        self.is_calibrated = True
         self._hand = self.first.facts.get("hand")
 
     def weigh(self, file: _LabelFile) -> int:
@@ -202,13 +204,10 @@ class _Rows:
         """A file's scalar columns, and which rows stay.
 
         Raises:
-            UserError: the file is of another hand model than the first.
+            UserError: the file is of another hand model than the first, or its std orders nothing.
         """
-        if file.facts.get("hand") != self._hand:
-            raise UserError(
-                f"'{file.path}' is of hand model {file.facts.get('hand')}, others are of {self._hand}: "
-                "filter them apart"
-            )
+        one_hand(file.path, file.facts, self._hand)
+        self.is_calibrated &= _is_calibrated(file)
         scalars, stay = self._meeting(file)
         if self.keep.keep_best is not None:
             std_mm = _floats(scalars, MEAN_STD)
@@ -218,6 +217,11 @@ class _Rows:
 
     def _meeting(self, file: _LabelFile) -> tuple[pa.Table, NDArray[np.bool_]]:
         keep = self.keep
+        if keep.keep_best is not None and file.facts.get("std_is_constant"):
+            raise UserError(
+                f"'{file.path}' has one std for all hands, for its network is a prior-net alone: no share of them is "
+                "the best; keep by another column (where)"
+            )
         scalars = file.scalars(self._columns)
         stay = np.ones(len(scalars), bool)
         if self._where:
@@ -275,6 +279,10 @@ def _opened(labels: str, name: str) -> Iterator[_LabelFile]:
     path = join(labels, "data", name)
     with opened_label_file(path) as file:
         yield _LabelFile(path, file)
+
+
+def _is_calibrated(file: _LabelFile) -> bool:
+    return bool(file.facts.get("calibration", {}).get("fitted_on"))
 
 
 def _floats(table: pa.Table, name: str) -> NDArray[np.float32]:

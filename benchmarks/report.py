@@ -32,7 +32,7 @@ def write_labels(folder: Path, count: int) -> None:
     hand = load_hand("open")
     rng = np.random.default_rng(0)
     facts = {"calibration": {"fitted_on": "synth"}, "hand": hand.id}
-    schema = label_schema(hand.vertex_count, {"amvur": json.dumps(facts)})
+    schema = label_schema(hand.vertex_count, {"amvur": json.dumps({"schema_version": 1, **facts})})
     heavy = _meshes(hand.v_template * 1000, rng)
     outcomes = {"ok": 0, "unreadable: truncated": 0}
     truths = []

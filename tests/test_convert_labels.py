@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from annotator.errors import UserError
+from annotator.filter import Keep, filter_labels
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
 from annotator.io.labels import label_files
@@ -20,6 +21,7 @@ from trainer.config import SourceConfig
 from trainer.data.convert import convert
 from trainer.data.examples import write_examples
 from trainer.data.stream import Stored
+from trainer.evaluate import calibrate, evaluate
 from trainer.synth import write_photos
 
 
@@ -59,14 +61,15 @@ def test_labels_that_annotate_wrote_are_joined_with_their_photos(
     assert not there
     # Files hold the photos in the order of their paths.
     assert [row["image_id"] for row in rows] != sorted(row["image_id"] for row in rows)
-    # How unsure each label is comes along; of a photo that is turned afterwards, no axis' std is its own.
+    # How unsure each label is comes along; of a photo that is turned afterwards, x and y have one std.
     batch = Stored(str(out), load_hand("open"), 32, SourceConfig(source=str(out)), seed=0).batch([0, 1, 2])
     for number, row in enumerate(rows[:3]):
         for name in ("joints3d", "vertices"):
-            of_axes = np.array(row[f"{name}_std_mm"])
-            rms = np.sqrt((of_axes[:, 0] ** 2 + of_axes[:, 1] ** 2 + of_axes[:, 2] ** 2) / 3)
-            np.testing.assert_allclose(getattr(batch, f"{name}_std_mm")[number], rms, rtol=1e-5)
-            assert rms.max() > 1
+            x, y, z = np.array(row[f"{name}_std_mm"]).T
+            across = np.sqrt((x**2 + y**2) / 2)
+            found = getattr(batch, f"{name}_std_mm")[number]
+            np.testing.assert_allclose(found, np.stack([across, across, z], 1), rtol=1e-5)
+            assert across.max() > 1 and getattr(batch, f"has_{name}")[number]
 
 
 def test_photos_that_are_gone_moved_or_another_are_left_out_or_found(
@@ -213,12 +216,12 @@ def test_labels_that_are_none_or_damaged_or_of_two_hands_are_named(
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match=r"holds no labels .data/\*.parquet."):
         convert(f"labels:{synthetic}", out)
-    with pytest.raises(UserError, match=r"truth.parquet: no such file"):
+    with pytest.raises(UserError, match=r"truth.parquet': there is no such file"):
         convert(f"synth:{tmp_path}", out)
     labels = detected(tmp_path / "labels", synthetic)
     first = labels / "data" / "shard-0.parquet"
     shutil.copy(next((labelled[0] / "data").glob("*.parquet")), labels / "data" / "other.parquet")
-    with pytest.raises(UserError, match="are of different hand models: open-"):
+    with pytest.raises(UserError, match="is of hand model None, other files are of open-"):
         convert(f"labels:{labels}", out)
     (labels / "data" / "other.parquet").unlink()
     table = pq.read_table(first)
@@ -226,8 +229,35 @@ def test_labels_that_are_none_or_damaged_or_of_two_hands_are_named(
     with pytest.raises(UserError, match=r"shard-0.parquet: is_right: there is no such column"):
         convert(f"labels:{labels}", out)
     first.write_bytes(b"PAR1 nothing")
-    with pytest.raises(UserError, match=r"shard-0.parquet: damaged, or not a Parquet file"):
+    with pytest.raises(UserError, match=r"shard-0.parquet' is damaged, or no label file"):
         convert(f"labels:{labels}", out)
+    for version, words in ((2, "update amvur"), (0, "label the photos again")):
+        facts = {"amvur": json.dumps({"schema_version": version})}
+        pq.write_table(table.replace_schema_metadata(facts), first)
+        with pytest.raises(UserError, match=f"is of label schema {version}.*{words}"):
+            convert(f"labels:{labels}", out)
+
+
+def test_labels_judge_and_calibrate_nothing_and_say_what_their_std_is(
+    labelled: Any, lively_file: str, tmp_path: Path
+) -> None:
+    """By its own labels a network has no error at all."""
+    labels, _, _ = labelled
+    summary = convert(f"labels:{labels}", str(tmp_path / "own"))
+    assert summary.std.startswith("their std is not calibrated")
+    for judge in (evaluate, calibrate):
+        with pytest.raises(UserError, match="holds labels of a network.*'synth'"):
+            judge(lively_file, str(tmp_path / "own"), str(tmp_path / "out.safetensors"))
+    assert not list(tmp_path.glob("out.safetensors/*"))  # a folder, of `evaluate`
+    constant = tmp_path / "constant"
+    shutil.copytree(labels, constant)
+    for path in (constant / "data").iterdir():
+        table = pq.read_table(path)
+        facts = json.loads(table.schema.metadata[b"amvur"]) | {"std_is_constant": True}
+        pq.write_table(table.replace_schema_metadata({"amvur": json.dumps(facts)}), path)
+    assert convert(f"labels:{constant}", str(tmp_path / "one")).std.startswith("their std is one number")
+    with pytest.raises(UserError, match="has one std for all hands"):
+        filter_labels(str(constant), str(tmp_path / "best"), Keep(keep_best=0.5))
 
 
 def test_a_conversion_that_was_killed_is_no_data_set(synthetic: Path, tmp_path: Path, monkeypatch) -> None:

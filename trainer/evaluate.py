@@ -167,9 +167,26 @@ def _examples(
     if examples != SYNTHETIC:
         config = SourceConfig(source=examples, first=first, count=count)
         stored = Stored(examples, checkpoint.hand, crop_px, config, seed=0, margin=1.0)
-        return len(stored), stored.in_order(BATCH_SIZE)
+        return len(stored), _truths(stored.in_order(BATCH_SIZE), examples)
     total = count or SYNTHETIC_COUNT
     return total, _drawn(checkpoint, crop_px, range(first, first + total))
+
+
+def _truths(
+    batches: Iterator[tuple[Batch, list[Facts]]], examples: str
+) -> Iterator[tuple[Batch, list[Facts]]]:
+    """The batches.
+
+    Raises:
+        UserError: their 3D is a network's opinion, by which a network would be judged to be what it is.
+    """
+    for batch, facts in batches:
+        if batch.vertices_std_mm.any() or batch.joints3d_std_mm.any():
+            raise UserError(
+                f"'{examples}' holds labels of a network, each with its own std: nothing can be judged by them or "
+                "calibrated on them; give examples whose truth is known, or 'synth'"
+            )
+        yield batch, facts
 
 
 def _drawn(checkpoint: Checkpoint, crop_px: int, numbers: range) -> Iterator[tuple[Batch, list[Facts]]]:

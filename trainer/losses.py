@@ -75,11 +75,12 @@ def vertices_loss(q: Gaussian, target_mm: Tensor, label_std_mm: Tensor | None = 
     """The likelihood of L_V, formula (3), which is this + w `vertices_kl`: (B, V, 3).
 
     With prior-net's constant std it is half a squared error. Not in the paper: where the target is itself a
-    prediction, sure to `label_std_mm` (B, V), this is the mean over N(target, label_std^2), whose best std has
-    sigma^2 = e^2 + label_std^2: who learns from labels does not become surer than they are.
+    prediction, sure to `label_std_mm` (B, V, 3), this is the mean over N(target, label_std^2): e^2 becomes
+    e^2 + label_std^2 in all that is said above of the best sigma. So who learns from labels does not become surer than
+    they are (as far as w lets sigma go), and a mean is drawn to each target by 1 / sigma^2.
     """
     values = gaussian_nll(target_mm / CM, q.mean_mm / CM, q.std_mm / CM)
-    return values if label_std_mm is None else values + (label_std_mm[..., None] / q.std_mm).square() / 2
+    return values if label_std_mm is None else values + (label_std_mm / q.std_mm).square() / 2
 
 
 def vertices_kl(q: Gaussian, prior_mm: Tensor) -> Tensor:
@@ -90,8 +91,8 @@ def vertices_kl(q: Gaussian, prior_mm: Tensor) -> Tensor:
 def joints3d_loss(q: Gaussian, target_mm: Tensor, label_std_mm: Tensor | None = None) -> Tensor:
     """The likelihood of L_J3, formula (5), which is this + w `joints3d_kl`: (B, 21, 3) to (B, 20, 3).
 
-    The wrist is left out: it is zero by definition, in the target as in q. `label_std_mm` (B, 21): see
-    `vertices_loss`.
+    The wrist is left out: it is zero by definition, in the target as in q. `label_std_mm` (B, 21, 3):
+    see `vertices_loss`.
     """
     return vertices_loss(
         _without_wrist(q), target_mm[:, 1:], None if label_std_mm is None else label_std_mm[:, 1:]
@@ -99,9 +100,10 @@ def joints3d_loss(q: Gaussian, target_mm: Tensor, label_std_mm: Tensor | None = 
 
 
 def label_weight(label_std_mm: Tensor) -> Tensor:
-    """Not in the paper: how much a target counts that is sure to `label_std_mm`, of any shape: 1 for the truth.
+    """Not in the paper: how much a target sure to `label_std_mm`, of any shape, counts where no std of ours says so.
 
-    Inverse variances, next to p's own square centimetre: half for a std of a centimetre, a fifth for two.
+    For p, whose std is a constant centimetre: 1 for the truth, half for a std of a centimetre, a fifth for two. Inverse
+    variances, the label's and p's own added up.
     """
     return 1 / (1 + (label_std_mm / CM).square())
 
@@ -123,16 +125,15 @@ def aligned_loss(mean_mm: Tensor, target_mm: Tensor) -> Tensor:
     return ((scale * x @ turn.mT - y) / CM).square() / 2
 
 
-def aligned_std_loss(q: Gaussian, target_mm: Tensor, label_std_mm: Tensor | None = None) -> Tensor:
+def aligned_std_loss(q: Gaussian, target_mm: Tensor) -> Tensor:
     """Not in the paper: the likelihood, as a function of std alone, of what Procrustes leaves of q's means, (B, N, 3).
 
     The target's points (B, N, 3) are turned into q's frame, in which std is. An error that the wrist's turn makes says
-    little of a hand's shape; a std that learns from this one says which shapes to keep. `label_std_mm` (B, N): as in
-    `vertices_loss`.
+    little of a hand's shape; a std that learns from this one says which shapes to keep.
     """
     turn, scale = _procrustes(q.mean_mm, target_mm)
     x, y = (points - points.mean(1, keepdim=True) for points in (q.mean_mm.detach(), target_mm))
-    return vertices_loss(Gaussian(scale * x, q.std_mm), y @ turn, label_std_mm)
+    return gaussian_nll(y @ turn / CM, scale * x / CM, q.std_mm / CM)
 
 
 @torch.no_grad()

@@ -3,8 +3,11 @@
 One sum for supervised and weak training alike. Formula (3) is a likelihood of the target plus w KL, formula (8)
 keeps the KL and drops the likelihood: so each likelihood is a mean over the examples that have its target, each KL
 a mean over all. A fully labelled batch has (3) to (6), a batch of 2D joints has (8), a mixed one has both, and an
-example without any target still has its KL terms and its texture. A 3D target that is a label with a std of its own
-counts by `losses.label_weight`, in the sum as in the count.
+example without any target still has its KL terms and its texture.
+
+A 3D target may be a label with a std of its own. q's likelihood is then the mean over the label's distribution, which
+weighs it by q's own std; where there is none (prior-net, joints after Procrustes) it counts by `losses.label_weight`,
+in the sum as in the count.
 
 Every term is a sum and a count of coordinates; counts are added up over all workers before the division, so
 that two workers with half a batch each take the step that one would have taken.
@@ -103,21 +106,24 @@ class Objective(nn.Module):
         q, camera = prediction.joints3d, prediction.camera
         vertices_std_mm = self.config.doubt * batch.vertices_std_mm
         joints_std_mm = self.config.doubt * batch.joints3d_std_mm
-        of_vertices = losses.label_weight(vertices_std_mm) * batch.has_vertices[:, None]
-        of_joints = losses.label_weight(joints_std_mm) * batch.has_joints3d[:, None]
+        of_vertices = losses.label_weight(vertices_std_mm) * batch.has_vertices[:, None, None]
+        of_joints = losses.label_weight(joints_std_mm[:, 1:]) * batch.has_joints3d[:, None, None]
+        # One weight a hand: with one a joint, Procrustes' best fit would not be the best of what is summed up.
+        of_hands = of_joints.mean((1, 2))
         terms = {
             "vertices": _term(
                 self._likelihood(
                     losses.vertices_loss, prediction.vertices, batch.vertices_mm, vertices_std_mm
                 ),
-                of_vertices,
+                batch.has_vertices,
             ),
             "joints3d": _term(
-                self._likelihood(losses.joints3d_loss, q, batch.joints3d_mm, joints_std_mm), of_joints[:, 1:]
+                self._likelihood(losses.joints3d_loss, q, batch.joints3d_mm, joints_std_mm),
+                batch.has_joints3d,
             ),
             "joints2d": self._joints2d(q, camera, batch, draws),
             "camera": self._camera(losses.camera_loss(camera, target_camera), has_camera, every),
-            "aligned": _term(losses.aligned_loss(q.mean_mm, batch.joints3d_mm), of_joints),
+            "aligned": _term(losses.aligned_loss(q.mean_mm, batch.joints3d_mm), of_hands),
             "guess": _term(losses.aligned_loss(q.mean_mm, batch.guess3d_mm), guessed),
         }
         prior, prior_camera = prediction.prior, prediction.prior_camera
@@ -136,11 +142,9 @@ class Objective(nn.Module):
                 terms["prior_vertices"] = _term(
                     losses.vertices_loss(p_vertices, batch.vertices_mm), of_vertices
                 )
-                terms["prior_joints3d"] = _term(
-                    losses.joints3d_loss(p_joints, batch.joints3d_mm), of_joints[:, 1:]
-                )
+                terms["prior_joints3d"] = _term(losses.joints3d_loss(p_joints, batch.joints3d_mm), of_joints)
                 terms["prior_aligned"] = _term(
-                    losses.aligned_loss(p_joints.mean_mm, batch.joints3d_mm), of_joints
+                    losses.aligned_loss(p_joints.mean_mm, batch.joints3d_mm), of_hands
                 )
                 terms["prior_guess"] = _term(losses.aligned_loss(p_joints.mean_mm, batch.guess3d_mm), guessed)
                 terms["prior_joints2d"] = self._joints2d(p_joints, prior_camera, batch, None)
@@ -189,11 +193,14 @@ class Objective(nn.Module):
     def _likelihood(
         self, loss: Callable[..., Tensor], q: Gaussian, target_mm: Tensor, label_std_mm: Tensor
     ) -> Tensor:
-        """(3) or (5) of q's means and std; or of its means, and of std what Procrustes leaves."""
+        """(3) or (5) of q's means and std; or of its means, and of std what Procrustes leaves.
+
+        A label's std is of errors wrist on wrist, and has no say in the latter.
+        """
         if self.config.std == "wrist":
             return loss(q, target_mm, label_std_mm)
         values = loss(Gaussian(q.mean_mm, q.std_mm.detach()), target_mm)
-        of_std = losses.aligned_std_loss(q, target_mm, label_std_mm)
+        of_std = losses.aligned_std_loss(q, target_mm)
         return values + of_std[:, of_std.shape[1] - values.shape[1] :]  # joints without the wrist
 
     def _camera(self, values: Tensor, known: Tensor, has_hand: Tensor) -> Term:

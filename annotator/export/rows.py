@@ -12,7 +12,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
-from annotator.io.labels import groups_that_stay, label_facts, label_files, opened_label_file, read_faces
+from annotator.io.labels import (
+    groups_that_stay,
+    label_facts,
+    label_files,
+    one_hand,
+    opened_label_file,
+    read_faces,
+)
 from annotator.io.storage import join
 from annotator.where import Condition
 
@@ -136,8 +143,7 @@ class Labels:
                     yield table.cast(wanted)
 
     def _check(self, path: str, schema: pa.Schema, columns: Sequence[str]) -> None:
-        if (hand := _facts(path, schema).get("hand")) != self.hand:
-            raise UserError(f"'{path}' is of hand model {hand}, others are of {self.hand}: export them apart")
+        one_hand(path, _facts(path, schema), self.hand)
         for name in columns:
             if name not in schema.names:
                 raise UserError(f"'{path}' has no column '{name}', which other files here have")

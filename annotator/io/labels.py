@@ -60,7 +60,8 @@ def write_faces(labels: str, faces: np.ndarray) -> None:
 def read_faces(labels: str) -> np.ndarray:
     """The triangles (F, 3) int64 of a label folder's meshes."""
     with open_file(join(labels, "faces.parquet")) as file:
-        table = pq.read_table(file)
+        # A thread of Arrow's that still lets go of Python's file when the program ends aborts it.
+        table = pq.ParquetFile(file).read(use_threads=False)
     return np.stack([table[name].to_numpy() for name in ("a", "b", "c")], 1).astype(np.int64)
 
 
@@ -78,7 +79,7 @@ def read_columns(labels: str, file_name: str, columns: list[str] | None = None) 
     path = join(labels, "data", file_name)
     try:
         with open_file(path) as file:
-            return pq.read_table(file, columns=columns)
+            return pq.ParquetFile(file).read(columns, use_threads=False)
     except pa.ArrowInvalid:
         raise _damaged(path) from None
 
@@ -142,6 +143,19 @@ def label_facts(path: str, schema: pa.Schema) -> dict[str, Any]:
             f"'{path}' is of label schema {version}, this amvur reads schema {SCHEMA_VERSION}: {further}"
         )
     return facts
+
+
+def one_hand(path: str, facts: dict[str, Any], hand: str | None) -> None:
+    """Nothing, if a file's meshes are of that hand model (None: it has none).
+
+    Raises:
+        UserError: they are of another.
+    """
+    if facts.get("hand") != hand:
+        raise UserError(
+            f"'{path}' is of hand model {facts.get('hand')}, other files are of {hand}: meshes of several hand models "
+            "can't be mixed; keep them in folders of their own"
+        )
 
 
 def groups_that_stay(file: pq.ParquetFile, stay: NDArray[np.bool_]) -> tuple[list[int], NDArray[np.bool_]]:

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from annotator.hand import JOINT_NAMES
-from annotator.io.labels import label_files, read_columns
+from annotator.io.labels import label_facts, label_files, one_hand, read_columns
+from annotator.io.storage import join
 
 #: Stds are counted in steps of 1/8 mm, which any wider bar is a multiple of; the last counts all beyond.
 STEP_MM, STEPS = 1 / 8, 4096
@@ -208,10 +209,14 @@ def survey(
         look: is shown every file.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: a file is damaged, of another schema version, or of another hand model than the first.
     """
     found = Survey(count)
+    hands: list[str | None] = []
     for name, table in _tables(labels, [*COLUMNS, "joints3d_std_mm", *more]):
+        facts = label_facts(join(labels, "data", name), table.schema)
+        hands.append(facts.get("hand"))
+        one_hand(join(labels, "data", name), facts, hands[0])
         found.add(name, table)
         look(table)
     return found

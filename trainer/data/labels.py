@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from annotator.errors import UserError
 from annotator.io.crops import BOX_PADDING
 from annotator.io.decode import PhotoError
-from annotator.io.labels import label_files
+from annotator.io.labels import label_facts, label_files, one_hand, opened_label_file
 from annotator.io.storage import join, read_whole
 from annotator.run_record import FILE as RUN_FILE
 from trainer.data.examples import NO_HAND
@@ -45,6 +45,7 @@ class LabelTables:
     folders: list[str]
     hand: str | None  # id; None where there are no meshes
     vertex_count: int
+    std: str = ""  # what has to be known of the labels' std; empty where there is nothing to say
     masks: str | None = None  # a folder of PNGs, by the photo's name
     empty: float = 0.0  # squares without a hand, as a share of the photos
 
@@ -176,13 +177,14 @@ def _values(column: pa.Array) -> list[Any]:
 
 def _tables(files: list[str], folder: str | None) -> LabelTables:
     """Looks at every file's schema: columns, and the hand model, which must be one."""
-    known: dict[str | None, int] = {}
-    for path in files:
-        with opened(path) as file:
-            try:
-                schema = pq.read_schema(file)
-            except pa.ArrowInvalid:
-                raise UserError(f"{path}: damaged, or not a Parquet file") from None
+    hand, vertex_count, std = None, 1, ""
+    for number, path in enumerate(files):
+        try:
+            with opened_label_file(path) as file:
+                schema = file.schema_arrow
+        except FileNotFoundError:
+            raise UserError(f"'{path}': there is no such file") from None
+        facts = label_facts(path, schema)
         for name in _NEEDED:
             if name not in schema.names:
                 raise UserError(f"{path}: {name}: there is no such column; these are not labels")
@@ -191,14 +193,20 @@ def _tables(files: list[str], folder: str | None) -> LabelTables:
                 raise UserError(
                     f"{path}: {name}: a list of any length; write filtered labels with their own types, as pyarrow does"
                 )
-        facts = json.loads((schema.metadata or {}).get(b"amvur", b"{}"))
-        known[facts.get("hand")] = (
-            schema.field("vertices_mm").type.list_size if "vertices_mm" in schema.names else 1
-        )
-    if len(known) > 1:
-        raise UserError(f"{files[0]} and others are of different hand models: {', '.join(map(str, known))}")
-    hand, vertex_count = next(iter(known.items()))
-    return LabelTables(files, [folder] if folder else [], hand, vertex_count)
+        if number == 0:
+            hand = facts.get("hand")
+        one_hand(path, facts, hand)
+        vertex_count = schema.field("vertices_mm").type.list_size if "vertices_mm" in schema.names else 1
+        std = std or _of_std(facts)
+    return LabelTables(files, [folder] if folder else [], hand, vertex_count, std)
+
+
+def _of_std(facts: dict[str, Any]) -> str:
+    if facts.get("std_is_constant"):
+        return "their std is one number for all, and weighs none of them more than others"
+    if "calibration" in facts and not facts["calibration"].get("fitted_on"):
+        return "their std is not calibrated, and weighs them by no millimetres: see `amvur calibrate`"
+    return ""
 
 
 def _labelled_folder(labels: str) -> str | None:

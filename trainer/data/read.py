@@ -94,7 +94,7 @@ def read_example(
         batch.joints2d[0] = torch.from_numpy(np.where(known[:, None], joints2d, 0)).float()
         batch.has_joints2d[0] = torch.from_numpy(known)
         if (std_px := rows.array("joints2d_std_px", row)) is not None:
-            batch.joints2d_std[0] = _root_mean_square(std_px / half_side_px)
+            batch.joints2d_std[0] = torch.from_numpy(np.nan_to_num(_root_mean_square(std_px / half_side_px)))
     for name, has in (
         ("joints3d", "has_joints3d"),
         ("vertices", "has_vertices"),
@@ -105,9 +105,13 @@ def read_example(
             points = mirror_points(points) if mirrored else points
             getattr(batch, f"{name}_mm")[0] = torch.from_numpy(points).float()
             getattr(batch, has)[0] = True
-            # Whoever says how unsure a label is has its errors in mind, whichever way the photo is turned.
             if (std_mm := rows.array(f"{name}_std_mm", row)) is not None:
-                getattr(batch, f"{name}_std_mm")[0] = _root_mean_square(std_mm)
+                # Photos are turned in their plane on their way in: then only what x and y have in common still holds.
+                across = _root_mean_square(std_mm[:, :2])
+                std = np.stack([across, across, std_mm[:, 2].astype(np.float32)], 1)
+                # A label that can't say how unsure it is is none.
+                getattr(batch, has)[0] = bool(np.isfinite(std).all())
+                getattr(batch, f"{name}_std_mm")[0] = torch.from_numpy(np.nan_to_num(std, posinf=0))
     if (mask := rows.scalar("hand_mask", row)) is not None and "hand_mask" in targets:
         seen = np.asarray(Image.open(io.BytesIO(mask)).convert("RGB"))
         seen = seen if seen.shape[:2] == (height, width) else np.zeros_like(seen)
@@ -147,9 +151,9 @@ def frame_of(rows: Rows, row: int, margin: float = 1.0) -> CropFrame:
     return frame._replace(mirrored=np.bool_(rows.scalar("is_right", row) is False))
 
 
-def _root_mean_square(std: np.ndarray) -> torch.Tensor:
-    """Of each point's coordinates (N, 2 or 3): (N,)."""
-    return torch.from_numpy(np.nan_to_num(np.sqrt((std**2).mean(1)))).float()
+def _root_mean_square(std: np.ndarray) -> np.ndarray:
+    """Of each point's coordinates (N, 2): (N,)."""
+    return np.sqrt((std**2).mean(1)).astype(np.float32)
 
 
 def _pixels(crop: np.ndarray, mirrored: bool) -> torch.Tensor:
