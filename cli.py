@@ -586,7 +586,7 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except usage_error as error:
-        _fail(error.format_message())
+        _fail(error.format_message().replace("Value error, ", ""))  # Pydantic's words, for no reader's use
     except OSError as error:  # a place that can't be read or written, met half-way
         _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
     except (KeyboardInterrupt, typer.Abort):

@@ -66,10 +66,10 @@ class Condition:
         """
         try:
             return table.filter(self.expression)
-        except pa.ArrowException as error:
+        except pa.ArrowException:
             types = ", ".join(f"{name} is {table.schema.field(name).type}" for name in self.columns)
             raise UserError(
-                f"'{self.text}' compares what can't be: {types} ({plain(str(error).splitlines()[0])})"
+                f"'{self.text}' compares what can't be: {types}, and a word that is no column is text"
             ) from None
 
     def mask(self, table: pa.Table) -> NDArray[np.bool_]:

@@ -73,9 +73,9 @@ ENCODINGS = (
     Encoding("rounded, zstd 1", rounded, {"compression": "zstd", "use_dictionary": False}),
     Encoding("rounded, split, zstd 1", rounded, {"compression": "zstd"}, BIG),
     Encoding("**rounded, split, colours as a dictionary, zstd 5: ours**"),
-    Encoding("the same, zstd 9", rounded, {"compression": "zstd", "compression_level": 9}, BIG),
+    Encoding("rounded, split, zstd 9", rounded, {"compression": "zstd", "compression_level": 9}, BIG),
     Encoding(
-        "the same, colours split",
+        "rounded, colours split, too, zstd 5",
         rounded,
         {"compression": "zstd", "compression_level": 5},
         (*BIG, "vertex_rgb"),

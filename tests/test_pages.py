@@ -23,6 +23,7 @@ from trainer.data.convert import convert
 from trainer.synth import write_photos
 
 HELP = "--help"
+README = (ROOT / "README.md").read_text()
 
 #: Each group in one folder; what one page has done is not done again for the next.
 GROUPS = (
@@ -145,11 +146,17 @@ def test_every_command_works_when_pasted(group, place, sign_digits, local_ray, m
         assert all(network["joints2d_percent"] > 1 for network in found["networks"].values())
 
 
-@pytest.mark.parametrize(
-    "line", [line for page in OTHER_PAGES for line in commands_of(page)], ids=lambda line: line[:60]
-)
-def test_commands_of_other_pages_parse(line):
-    parsed(line)
+def test_the_python_of_the_readme_works(place, local_ray):
+    (block,) = re.findall(r"^```python\n(import annotator\n.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    photo = next((place / "photos").iterdir())
+    photo.rename(photo.with_name("hand.jpg"))
+    exec(block)
+    assert len(list((place / "labels" / "data").iterdir())) == 1
+
+
+@pytest.mark.parametrize("page", OTHER_PAGES)
+def test_other_pages_have_no_command_that_is_not_run(page):
+    assert not commands_of(page)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES])
@@ -157,5 +164,7 @@ def test_scripts_and_links_of_pages_are_there(page):
     text = (ROOT / page).read_text()
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert "://" in link or (ROOT / page).parent.joinpath(link).exists(), link
-    for script in re.findall(r"python (\S+/\S+\.py)", text):
-        assert Path(ROOT / script).is_file() or "NAME" in script, script
+    for script, rest in re.findall(r"python (benchmarks/\w+\.py)([^`|\n]*)", text):
+        if "NAME" not in script:
+            source = Path(ROOT / script).read_text()
+            assert all(f'"{flag}"' in source for flag in re.findall(r"--[a-z-]+", rest)), (script, rest)

@@ -154,7 +154,7 @@ def test_drawn_hands_and_photos_share_a_batch(amvur, place, capsys):
         ("calibrate run/model.safetensors examples tiny.yaml/a.safetensors", "can't write to 'tiny.yaml'"),
         ("calibrate run/model.safetensors examples OUT", "a name that ends in .safetensors"),
         ("convert examples OUT", "is no source of examples: give one of freihand:PATH"),
-        ("convert synth:nowhere OUT", "nowhere/truth.parquet: no such file"),
+        ("convert synth:nowhere OUT", "nowhere/truth.parquet': there is no such file"),
         ("convert labels:empty OUT", "empty' holds no labels"),
         ("convert labels:empty examples", "'examples' is not empty"),
         ("convert labels:empty OUT --split test", "split is 'test', may be train, evaluation"),

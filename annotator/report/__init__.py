@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from annotator.errors import UserError
+from annotator.io.labels import label_files
 from annotator.io.storage import is_local, local_path
 from annotator.report.page import Report, page_of
 from annotator.report.pictures import Pictures, each_row, galleries
@@ -29,9 +30,15 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
     Raises:
         UserError: `labels` is not a label folder, or holds no row; `truth` is none; `out` can't be written.
     """
+    if not label_files(labels):
+        raise UserError(
+            f"'{labels}' is not a label folder, for it holds no data/*.parquet: give one that `amvur annotate` made"
+        )
     record = read_run_record(labels, RunSettings)
     if record is None:
-        raise UserError(f"'{labels}' is not a label folder: give one that `amvur annotate` made")
+        raise UserError(
+            f"'{labels}' has no _run.json, which says how it was made: give one that `amvur` made"
+        )
     known = None if truth is None else Truth(truth)
     found = survey(labels, count, COLUMNS if known else (), known.add if known else lambda table: None)
     if not found.rows:

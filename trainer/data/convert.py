@@ -88,6 +88,8 @@ def convert(
         raise UserError(f"split is {split!r}, may be {', '.join(SPLITS)}")
     if images and kind not in ("coco", "labels"):
         raise UserError(f"a folder of images is for coco and labels; {kind} knows its own")
+    if hand != "open" and kind in ("labels", "synth"):
+        raise UserError(f"{kind} keep the hand that they were made with: leave out hand '{hand}'")
     if empty and kind != "labels":
         raise UserError(
             f"squares without a hand are cut from photos whose hands labels tell: {kind} gives none"
