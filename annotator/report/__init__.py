@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from annotator.errors import UserError
-from annotator.io.labels import label_files
-from annotator.io.storage import is_local, local_path
+from annotator.io.storage import is_local, join, local_path, read_whole
 from annotator.report.page import Report, page_of
 from annotator.report.pictures import Pictures, each_row, galleries
 from annotator.report.survey import survey
 from annotator.report.truth import COLUMNS, Truth
-from annotator.run_record import RunSettings, read_run_record
+from annotator.run_record import FILE, RunSettings, read_run_record
 
 __all__ = ["write_report"]
 
@@ -30,15 +29,11 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
     Raises:
         UserError: `labels` is not a label folder, or holds no row; `truth` is none; `out` can't be written.
     """
-    if not label_files(labels):
-        raise UserError(
-            f"'{labels}' is not a label folder, for it holds no data/*.parquet: give one that `amvur annotate` made"
-        )
-    record = read_run_record(labels, RunSettings)
+    record = None
+    if read_whole(join(labels, FILE)) is not None:
+        record = read_run_record(labels, RunSettings)
     if record is None:
-        raise UserError(
-            f"'{labels}' has no _run.json, which says how it was made: give one that `amvur` made"
-        )
+        raise UserError(f"'{labels}' is not a label folder ({FILE}): give one that `amvur annotate` made")
     known = None if truth is None else Truth(truth)
     found = survey(labels, count, COLUMNS if known else (), known.add if known else lambda table: None)
     if not found.rows:
