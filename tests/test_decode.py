@@ -372,3 +372,63 @@ def test_real_photos_decode_as_pillow_does(name):
         with Image.open(io.BytesIO(data)) as image:
             assert np.array_equal(decode_photo(data).pixels, np.asarray(image.convert("RGB")))
         assert not ends_early(data)
+
+
+def either_way(data: bytes, min_side_px: int | None, monkeypatch) -> list[tuple]:
+    """What becomes of a file with the way for plain JPEGs, and without."""
+    found = []
+    for quick in (True, False):
+        with monkeypatch.context() as patch:
+            if not quick:
+                patch.setattr(decode.plain_jpeg, "read_header", lambda data: None)
+            try:
+                photo = decode_photo(data, min_side_px)
+                found.append(("ok", photo.width, photo.height, photo.pixels.shape, photo.pixels.tobytes()))
+            except PhotoError as error:
+                found.append((error.reason, str(error)))
+    return found
+
+
+@pytest.mark.parametrize("name", ["sign-digits", "hand-scenes"])
+def test_the_way_for_plain_jpegs_changes_no_pixel_and_no_verdict(name, monkeypatch):
+    """Real photos whole, cut, cut and closed, with bytes changed, missing or zeroed, at several sizes."""
+    folder = REAL / name / "images"
+    if not folder.is_dir():
+        pytest.skip(f"the real photos ({name}) are not beside this checkout")
+    random = np.random.default_rng(0)
+    for path in sorted(folder.rglob("*.[jJ][pP][gG]"))[::150]:
+        whole = path.read_bytes()
+        assert decode.plain_jpeg.read_header(whole) is not None
+        for min_side_px in (None, 96, 40):
+            quick, slow = either_way(whole, min_side_px, monkeypatch)
+            assert quick == slow and quick[0] == "ok"
+        for kind in range(30):
+            data = bytearray(whole)
+            at = int(random.integers(2, len(data)))
+            if kind % 5 < 2:
+                data = data[:at] + b"\xff\xd9" * (kind % 5)
+            elif kind % 5 == 2:
+                data[at] = int(random.integers(256))
+            elif kind % 5 == 3:
+                del data[at : at + int(random.integers(1, 200))]
+            else:
+                data[at : at + 32] = bytes(32)
+            quick, slow = either_way(bytes(data), 96 if kind % 2 else None, monkeypatch)
+            assert quick == slow, (path, kind, at)
+
+
+def test_hostile_photos_end_alike_either_way(monkeypatch):
+    for name, (data, _) in PHOTOS.items():
+        quick, slow = either_way(data, None, monkeypatch)
+        assert quick == slow, ascii(name)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_plain_jpeg_is_turned_as_pillow_turns_it(orientation, monkeypatch):
+    image = Image.fromarray(noise(56, 40))
+    for options in ({}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}):
+        data = io.BytesIO()
+        image.save(data, "JPEG", exif=exif(orientation), **options)
+        for min_side_px in (None, 20, 5):
+            quick, slow = either_way(data.getvalue(), min_side_px, monkeypatch)
+            assert quick == slow and quick[0] == "ok"

@@ -1,0 +1,67 @@
+"""Plain JPEGs straight from libjpeg-turbo: the same pixels as Pillow's, in half the time or less.
+
+Whatever is not plain (four colours, 12 bits, a header that says things twice, a picture over which libjpeg has the
+least complaint) is left to Pillow and to what `decode.py` finds out about it: None is no verdict.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+_START_OF_SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
+#: Frames of Huffman-coded blocks: baseline, extended, progressive.
+_FRAMES = {0xC0, 0xC1, 0xC2}
+#: Frames of other kinds, which are not plain; C4, C8 and CC are no frames.
+_OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+_EXIF = b"Exif\0\0"
+
+
+class Header(NamedTuple):
+    """What a plain JPEG says before its picture; sizes as stored, before any turn."""
+
+    width: int
+    height: int
+    exif: bytes  # a TIFF; empty where there is none
+
+
+def read_header(data: bytes) -> Header | None:
+    """The header of a plain JPEG."""
+    frame: tuple[int, int] | None = None
+    exif, position = b"", 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        body = data[position + 4 : position + 2 + length]
+        if marker == _START_OF_SCAN:
+            return None if frame is None else Header(*frame, exif)
+        if marker in _OTHER_FRAMES or marker <= 0x01 or 0xD0 <= marker <= _END or len(body) != length - 2:
+            return None
+        if marker in _FRAMES:
+            if frame or len(body) < 6 or body[0] != 8 or body[5] not in (1, 3):
+                return None
+            height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+            if not height or not width:
+                return None
+            frame = width, height
+        elif marker == _APP1 and body.startswith(_EXIF):
+            if exif:
+                return None
+            exif = body.removeprefix(_EXIF)
+        position += 2 + length
+    return None
+
+
+def decode(data: bytes, header: Header, scale: int) -> NDArray[np.uint8] | None:
+    """Pixels (H, W, 3) as stored, at one `scale`-th (1, 2, 4 or 8) of the size, rounded up."""
+    height, width = -(-header.height // scale), -(-header.width // scale)
+    try:
+        # Strict: libjpeg fills in what is missing of a picture, and only warns.
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=height, min_width=width, strict=True
+        )
+    except ValueError:
+        return None
+    return pixels if pixels.shape == (height, width, 3) else None
