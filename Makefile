@@ -17,7 +17,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 # All but the trainings, which take hours, and what looks at photos that you must have.
-NO_BENCH := training ablations shipped model_card
+NO_BENCH := training ablations shipped model_card tutorial
 bench: $(VENV)/.installed-dev
 	for script in $(filter-out $(NO_BENCH:%=benchmarks/%.py),$(wildcard benchmarks/*.py)); do \
 		$(BIN)/python $$script || exit 1; done

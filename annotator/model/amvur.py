@@ -37,7 +37,7 @@ class Gaussian:
 
 
 def combined(weights: Tensor, points: Tensor) -> Tensor:
-    """`weights` (M, N) times points (B, N, 3) -> (B, M, 3), all photos in one product: B of them take twice as long."""
+    """`weights` (M, N) times points (B, N, 3) -> (B, M, 3), all photos in one product."""
     return nn.functional.linear(points.transpose(1, 2), weights).transpose(1, 2)
 
 
