@@ -40,8 +40,8 @@ ROUNDING = {
     "joints3d_std_mm": 1 / 16,
     "joints2d_px": 1 / 16,
     "joints2d_std_px": 1 / 16,
-    "pose": 1 / 4096,  # moves a fingertip by 0.02 mm
-    "betas": 1 / 4096,
+    "pose": 1 / 32768,  # moves a fingertip by less than 0.01 mm
+    "betas": 1 / 32768,
 }
 
 #: Floats whose bytes compress better apart; the path is the one Parquet gives to nested lists.
