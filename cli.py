@@ -240,8 +240,8 @@ def convert(
     summary = to_examples(source, out, hand, split, images, empty, outline)
     for reason, count in summary.left_out.items():
         typer.echo(f"left out  {count}  {reason}")
-    if summary.std:
-        typer.echo(f"note  {summary.std}")
+    if summary.std_note:
+        typer.echo(f"note  {summary.std_note}")
     typer.echo(f"{summary.examples} examples in {out}")
 
 

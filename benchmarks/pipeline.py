@@ -29,7 +29,7 @@ from machine import machine, photo_folder
 import annotator
 from annotator.allocator import keep_freed_memory
 from annotator.crew import ComputeOptions
-from annotator.io.crops import Crops, crop_photo
+from annotator.io.crops import Crops, Side, crop_photo
 from annotator.io.decode import PhotoError, decode_photo, read_photo
 from annotator.io.sources import FolderSource
 from annotator.job import Progress
@@ -62,15 +62,23 @@ def bare_network(images: torch.Tensor, threads: int, batch_size: int) -> float:
     return len(images) / (time.perf_counter() - started)
 
 
-def job(photos: Path, labels: Path, compute: ComputeOptions) -> tuple[float, float, float, float]:
-    """Photos/s from the second shard on, and from the first; seconds to the first shard, seconds in all."""
+def job(
+    photos: Path, labels: Path, compute: ComputeOptions, side: Side = "auto"
+) -> tuple[float, float, float, float]:
+    """Photos/s from each worker's second shard on, and from the first; seconds to the first shard, seconds in all."""
     told: list[tuple[float, Progress]] = []
     started = time.time()
     annotator.annotate(
-        str(photos), str(labels), compute=compute, on_progress=lambda p: told.append((time.time(), p))
+        str(photos),
+        str(labels),
+        side=side,
+        compute=compute,
+        on_progress=lambda p: told.append((time.time(), p)),
     )
-    first, second, last = told[1], told[2], told[-1]  # told[0] is told before any shard
-    after_first = (last[1].photos - first[1].photos) / (last[0] - second[1].shard_began)
+    workers = compute.workers or 1
+    first, last = told[1], told[-1]  # told[0] is told before any shard
+    done, second = told[workers][1], told[workers + 1][1]
+    after_first = (last[1].photos - done.photos) / (last[0] - second.shard_began)
     return after_first, last[1].rate, first[0] - started, time.time() - started
 
 

@@ -16,20 +16,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from machine import machine, photo_folder
 from PIL import Image
+from pipeline import bare_network, job, prepared
 from torch.utils.data import DataLoader, Dataset
 
 import annotator
@@ -37,7 +37,6 @@ from annotator.crew import ComputeOptions
 from annotator.io.crops import Crops, crop_photo
 from annotator.io.schema import label_schema, labels_to_table
 from annotator.io.sources import open_source
-from annotator.job import Progress
 
 BATCH, SHARD = 32, 256
 
@@ -63,7 +62,6 @@ def loop(paths: list[str], out: Path) -> float:
     crop_px = predictor.checkpoint.info.network.crop_px
     schema = label_schema(predictor.checkpoint.hand.vertex_count)
     loader = DataLoader(PhotoFolder(paths, crop_px), BATCH, num_workers=1, collate_fn=list)
-    rows: list[dict[str, Any]] = []
     tables, done, began = [], 0, 0.0
     out.mkdir()
     for batch in loader:
@@ -72,43 +70,19 @@ def loop(paths: list[str], out: Path) -> float:
         rows = [{"image_uri": path, "image_id": path, "status": "ok", "hand_index": 0} for path, _ in batch]
         tables.append(labels_to_table(rows, hands, range(len(rows)), schema))
         if len(tables) == SHARD // BATCH:
-            pq.write_table(_joined(tables), out / f"{done}.parquet")
+            pq.write_table(pa.concat_tables(tables), out / f"{done}.parquet")
             tables = []
         if began:
             done += len(batch)
         else:  # the first batch also starts the loader
             began = time.perf_counter()
     if tables:
-        pq.write_table(_joined(tables), out / "rest.parquet")
+        pq.write_table(pa.concat_tables(tables), out / "rest.parquet")
     return done / (time.perf_counter() - began)
-
-
-def _joined(tables: list[Any]) -> Any:
-    import pyarrow as pa
-
-    return pa.concat_tables(tables)
-
-
-def job(photos: Path, out: Path, workers: int, threads: int) -> float:
-    """Photos/s of `annotate` from its second shard on."""
-    told: list[tuple[float, Progress]] = []
-    annotator.annotate(
-        str(photos),
-        str(out),
-        side="right",
-        compute=ComputeOptions(workers, threads, BATCH, SHARD),
-        on_progress=lambda progress: told.append((time.time(), progress)),
-    )
-    # With two workers, two shards come at once and the next two begin while the first are written.
-    first, last = told[workers], told[-1]
-    began = told[workers + 1][1].shard_began
-    return (last[1].photos - first[1].photos) / (last[0] - began)
 
 
 def bare(photos: Path, threads: int) -> float:
     """Photos/s of the network alone in this process."""
-    from pipeline import bare_network, prepared
-
     return bare_network(
         prepared(photos, annotator.load("default").checkpoint.info.network.crop_px), threads, BATCH
     )
@@ -146,16 +120,14 @@ def only(what: str, photos: Path, count: int, model: str | None) -> float:
         return bare(photos, int(what[-1]))
     if what.startswith("job"):
         with tempfile.TemporaryDirectory() as scratch:
-            return job(photos, Path(scratch) / "labels", int(what[-2]), int(what[-1]))
+            compute = ComputeOptions(int(what[-2]), int(what[-1]), BATCH, SHARD)
+            return job(photos, Path(scratch) / "labels", compute, side="right")[0]
     paths = [entry.path for entry in open_source(str(photos))][: count or None]
     if what == "mediapipe":
         assert model
         return mediapipe(paths, model)
-    scratch = tempfile.mkdtemp()
-    try:
+    with tempfile.TemporaryDirectory() as scratch:
         return loop(paths, Path(scratch) / "labels")
-    finally:
-        shutil.rmtree(scratch)
 
 
 def main() -> None:

@@ -244,7 +244,7 @@ def test_labels_judge_and_calibrate_nothing_and_say_what_their_std_is(
     """By its own labels a network has no error at all."""
     labels, _, _ = labelled
     summary = convert(f"labels:{labels}", str(tmp_path / "own"))
-    assert summary.std.startswith("their std is not calibrated")
+    assert summary.std_note.startswith("their std is not calibrated")
     for judge in (evaluate, calibrate):
         with pytest.raises(UserError, match="holds labels of a network.*'synth'"):
             judge(lively_file, str(tmp_path / "own"), str(tmp_path / "out.safetensors"))
@@ -255,7 +255,7 @@ def test_labels_judge_and_calibrate_nothing_and_say_what_their_std_is(
         table = pq.read_table(path)
         facts = json.loads(table.schema.metadata[b"amvur"]) | {"std_is_constant": True}
         pq.write_table(table.replace_schema_metadata({"amvur": json.dumps(facts)}), path)
-    assert convert(f"labels:{constant}", str(tmp_path / "one")).std.startswith("their std is one number")
+    assert convert(f"labels:{constant}", str(tmp_path / "one")).std_note.startswith("their std is one number")
     with pytest.raises(UserError, match="has one std for all hands"):
         filter_labels(str(constant), str(tmp_path / "best"), Keep(keep_best=0.5))
 

@@ -15,10 +15,23 @@ from numpy.typing import NDArray
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 #: Frames of Huffman-coded blocks: baseline, extended, progressive.
 _FRAMES = {0xC0, 0xC1, 0xC2}
-#: Frames of other kinds, which are not plain; C4, C8 and CC are no frames.
-_OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
-#: Markers that nothing belongs to, and a fill byte.
-_NO_SEGMENTS = {0x00, 0x01, *range(0xD0, 0xDA), 0xFF}
+#: Frames of other kinds (C4, C8 and CC are no frames), markers that nothing belongs to, and a fill byte.
+_NOT_PLAIN = {
+    0xC3,
+    0xC5,
+    0xC6,
+    0xC7,
+    0xC9,
+    0xCA,
+    0xCB,
+    0xCD,
+    0xCE,
+    0xCF,
+    0x00,
+    0x01,
+    *range(0xD0, 0xDA),
+    0xFF,
+}
 _EXIF = b"Exif\0\0"
 
 
@@ -39,7 +52,7 @@ def read_header(data: bytes) -> Header | None:
         body = data[position + 4 : position + 2 + length]
         if marker == _START_OF_SCAN:
             return None if frame is None else Header(*frame, exif)
-        if marker in _OTHER_FRAMES | _NO_SEGMENTS or len(body) != length - 2:
+        if marker in _NOT_PLAIN or len(body) != length - 2:
             return None
         if marker in _FRAMES:
             if frame or len(body) < 6 or body[0] != 8 or body[5] not in (1, 3):

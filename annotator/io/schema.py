@@ -44,12 +44,6 @@ ROUNDING = {
     "betas": 1 / 32768,
 }
 
-#: Floats whose bytes compress better apart; the path is the one Parquet gives to nested lists.
-_SPLIT = ("pose.list.element", "betas.list.element") + tuple(
-    f"{name}.list.element.list.element" for name in ROUNDING if name not in ("pose", "betas")
-)
-_RGB = "vertex_rgb.list.element.list.element"
-
 #: Of zstd: 2 % smaller than at 1 for 0.06 ms a hand more; at 9 another 1 % costs 0.14 ms (docs/benchmarks.md).
 _LEVEL = 5
 
@@ -190,16 +184,24 @@ def encode_table(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
+def _leaf(schema: pa.Schema, column: str) -> str:
+    """The path that Parquet gives to the values of a column of nested lists; a part of a struct is given by its own."""
+    kind, path = None if "." in column else schema.field(column).type, column
+    while kind is not None and pa.types.is_fixed_size_list(kind):
+        kind, path = kind.value_type, f"{path}.list.element"
+    return path
+
+
 def write_tables(sink: Any, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     """One Parquet file of tables as they come, a row group each; `sink` is a path or an open file."""
-    dictionary = ["status", "reason", "box_source", "camera.focal_source", "checkpoint", _RGB]
-    split = [path for path in _SPLIT if path.split(".")[0] in schema.names]
+    dictionary = ["status", "reason", "box_source", "camera.focal_source", "checkpoint", "vertex_rgb"]
+    split = [_leaf(schema, name) for name in ROUNDING if name in schema.names]
     with pq.ParquetWriter(
         sink,
         schema,
         compression="zstd",
         compression_level=_LEVEL,
-        use_dictionary=[name for name in dictionary if name.split(".")[0] in schema.names],
+        use_dictionary=[_leaf(schema, name) for name in dictionary if name.split(".")[0] in schema.names],
         use_byte_stream_split=split,
     ) as writer:
         for table in tables:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from annotator.errors import UserError
-from annotator.io.storage import is_local, join, local_path, read_whole
+from annotator.io.storage import is_local, local_path, names_in
 from annotator.report.page import Report, page_of
 from annotator.report.pictures import Pictures, each_row, galleries
 from annotator.report.survey import survey
@@ -29,9 +29,7 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
     Raises:
         UserError: `labels` is not a label folder, or holds no row; `truth` is none; `out` can't be written.
     """
-    record = None
-    if read_whole(join(labels, FILE)) is not None:
-        record = read_run_record(labels, RunSettings)
+    record = read_run_record(labels, RunSettings) if FILE in names_in(labels) else None
     if record is None:
         raise UserError(f"'{labels}' is not a label folder ({FILE}): give one that `amvur annotate` made")
     known = None if truth is None else Truth(truth)

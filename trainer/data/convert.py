@@ -52,7 +52,7 @@ class ConvertSummary:
     hand: str | None  # id of the model whose meshes these are
     examples: int = 0
     left_out: dict[str, int] = field(default_factory=dict)  # reason to count
-    std: str = ""  # what whoever trains on them should know of their std
+    std_note: str = ""  # what whoever trains on them should know of their std
 
 
 def convert(
@@ -105,10 +105,10 @@ def convert(
     chance = np.random.default_rng(_SEED)
     rows: Iterator[dict[str, Any] | str]
     hand_id: str | None
-    std = ""
+    std_note = ""
     if kind in ("labels", "synth"):
         tables = label_tables(path, images, empty) if kind == "labels" else synthetic_tables(path)
-        hand_id, vertex_count, std = tables.hand, tables.vertex_count, tables.std
+        hand_id, vertex_count, std_note = tables.hand, tables.vertex_count, tables.std_note
         rows = label_examples(tables, chance)
     else:
         model = load_hand(hand)
@@ -119,7 +119,7 @@ def convert(
             rows = (freihand_examples if kind == "freihand" else ho3d_examples)(path, model, split, chance)
     if outline:
         rows = map(outlined, rows)
-    summary = ConvertSummary(source, split, hand_id, std=std)
+    summary = ConvertSummary(source, split, hand_id, std_note=std_note)
     left_out: Counter[str] = Counter()
     check_writable(out)
     # Until it is whole, nobody shall train on it.

@@ -45,7 +45,7 @@ class LabelTables:
     folders: list[str]
     hand: str | None  # id; None where there are no meshes
     vertex_count: int
-    std: str = ""  # what has to be known of the labels' std; empty where there is nothing to say
+    std_note: str = ""  # what has to be known of the labels' std; empty where there is nothing to say
     masks: str | None = None  # a folder of PNGs, by the photo's name
     empty: float = 0.0  # squares without a hand, as a share of the photos
 
@@ -177,7 +177,7 @@ def _values(column: pa.Array) -> list[Any]:
 
 def _tables(files: list[str], folder: str | None) -> LabelTables:
     """Looks at every file's schema: columns, and the hand model, which must be one."""
-    hand, vertex_count, std = None, 1, ""
+    hand, vertex_count, std_note = None, 1, ""
     for number, path in enumerate(files):
         try:
             with opened_label_file(path) as file:
@@ -197,8 +197,8 @@ def _tables(files: list[str], folder: str | None) -> LabelTables:
             hand = facts.get("hand")
         one_hand(path, facts, hand)
         vertex_count = schema.field("vertices_mm").type.list_size if "vertices_mm" in schema.names else 1
-        std = std or _of_std(facts)
-    return LabelTables(files, [folder] if folder else [], hand, vertex_count, std)
+        std_note = std_note or _of_std(facts)
+    return LabelTables(files, [folder] if folder else [], hand, vertex_count, std_note)
 
 
 def _of_std(facts: dict[str, Any]) -> str:
