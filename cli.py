@@ -105,11 +105,11 @@ def annotate(
     ] = None,
     every: EveryFrames = 1,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Models at work; default one a GPU, else one a machine.")
+        int | None, typer.Option(min=1, help="Models at work; default one a GPU, else one a core.")
     ] = None,
     decoders: Annotated[
         int | None,
-        typer.Option(min=1, help="Shards decoded at once; default what the models leave of the cores."),
+        typer.Option(min=1, help="Shards decoded at once; default one a core."),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads a model; default all cores, shared out.")

@@ -14,6 +14,10 @@ from annotator.quiet import quiet_stderr
 #: What an embedded Ray keeps of what waits between stations.
 OBJECT_STORE_BYTES = 1 << 30
 
+#: How long an embedded Ray keeps processes that wait for work. Its own second is less than a shard takes: each task
+#: would find its process gone and start another, a second of a core each time.
+IDLE_MS = 600_000
+
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[None]:
@@ -48,7 +52,10 @@ def connected(address: str | None = None) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
-            _system_config={"task_events_report_interval_ms": 0},  # for a dashboard that there is not
+            _system_config={
+                "task_events_report_interval_ms": 0,  # for a dashboard that there is not
+                "idle_worker_killing_time_threshold_ms": IDLE_MS,
+            },
         )
     try:
         yield

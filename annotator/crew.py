@@ -12,12 +12,15 @@ from annotator.errors import UserError
 #: Opening a shard and writing one are tasks of half a core each.
 TASK_CPUS = 0.5
 
+#: Memory for a model on a CPU, its process and what it works on: 0.6 GiB are taken (docs/benchmarks.md).
+MODEL_BYTES = 1 << 30
+
 
 @dataclass(frozen=True)
 class ComputeOptions:
     """How the work is spread; labels differ by float rounding at most."""
 
-    workers: int | None = None  # model actors; as many as the GPUs have room for, else one per machine
+    workers: int | None = None  # model actors; as many as the GPUs have room for, else one a core
     threads: int | None = None  # of each model actor; a machine's cores shared out among its actors
     batch_size: int | None = None  # 32 on CPUs; on GPUs found by trying
     shard_size: int = 256  # photos a label file
@@ -40,7 +43,7 @@ def crew_on(nodes: Sequence[Mapping[str, float]], compute: ComputeOptions) -> Cr
         UserError: more workers than there is room for.
     """
     share = compute.gpus_per_worker if any(node.get("GPU") for node in nodes) else 0.0
-    room = _models_on_gpus(nodes, share) if share else _models_on_cpus(nodes, compute.workers)
+    room = _models_on_gpus(nodes, share) if share else _models_on_cpus(nodes, compute)
     workers = compute.workers or sum(count for _, count in room)
     if workers > sum(count for _, count in room):
         raise UserError(
@@ -71,13 +74,28 @@ def _models_on_gpus(nodes: Sequence[Mapping[str, float]], share: float) -> list[
     return room
 
 
-def _models_on_cpus(nodes: Sequence[Mapping[str, float]], workers: int | None) -> list[tuple[float, int]]:
-    """Of each machine, the largest first, its CPUs, and how many models it gets: one, or its part of `workers`."""
-    cpus = sorted((node["CPU"] for node in nodes if node.get("CPU")), reverse=True)
-    if not cpus:
+def _models_on_cpus(
+    nodes: Sequence[Mapping[str, float]], compute: ComputeOptions
+) -> list[tuple[float, int]]:
+    """Of each machine, the largest first, its CPUs, and how many models it gets.
+
+    One a core, if there is memory for so many: the threads of one model go in step, layer by layer, and all wait for
+    the one whose core an opener has (a third slower on two cores; docs/benchmarks.md).
+    """
+    machines = sorted(
+        ((node["CPU"], node.get("memory", node["CPU"] * MODEL_BYTES)) for node in nodes if node.get("CPU")),
+        reverse=True,
+    )
+    if not machines:
         raise UserError("no machine of the cluster has a CPU to work with: start some that do")
-    workers = workers or len(cpus)
-    return [(of_one, math.ceil(workers / len(cpus))) for of_one in cpus[:workers]]
+    if compute.workers:
+        count = math.ceil(compute.workers / len(machines))
+        return [(cpus, count) for cpus, _ in machines[: compute.workers]]
+    threads = compute.threads or 1
+    return [
+        (cpus, max(1, min(int(cpus) // threads, int(memory // MODEL_BYTES))))
+        for cpus, memory in machines
+    ]
 
 
 def openers_only(compute: ComputeOptions) -> Crew:
@@ -98,16 +116,17 @@ def openers_only(compute: ComputeOptions) -> Crew:
 
 
 def cpus_of_an_actor(cpus: float, workers: int, threads: int, gpus: bool) -> float:
-    """How many CPUs a model actor declares to Ray: one less than its threads, one on a GPU.
+    """How many CPUs a model actor declares to Ray: half of its threads, one on a GPU.
 
-    All actors of a machine leave a core, or half of a single one, for openers and writers, who would otherwise wait
-    for ever.
+    Ray only counts; the system shares the cores out among whoever has work. What is declared leaves room for as many
+    openers and writers as there are cores, since photos may take longer to open than to label: half a machine, or
+    beside GPUs a core, or half of a single one. With no room they would wait for ever.
 
     Raises:
         UserError: there are too many workers for that.
     """
-    spare = min(2 * TASK_CPUS, cpus / 2)
-    wanted = 1.0 if gpus else max(1.0, threads - 1.0)
+    spare = min(2 * TASK_CPUS, cpus / 2) if gpus else cpus / 2
+    wanted = 1.0 if gpus else threads / 2
     declared = min(wanted, math.floor((cpus - spare) / workers * 100) / 100)
     if declared < 0.01:
         raise UserError(

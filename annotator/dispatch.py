@@ -162,9 +162,6 @@ class Dispatcher:
             UserError: labels can't be written, models can't be started, or `check` says so.
         """
         try:
-            if self._make is not None:
-                for _ in range(self._crew.workers):
-                    self._start_model(0)
             yield from self._work()
         finally:
             self._planned.stop()
@@ -237,6 +234,9 @@ class Dispatcher:
                 self._flights.add(flight)
                 self._to_open += flight.cut(len(shard.entries))
             self._begin_open(self._to_open.popleft())
+        # As there is work for them: a handful of photos shall not wait for a model a core to start.
+        while self._make is not None and len(self._models) < min(self._crew.workers, len(self._flights)):
+            self._start_model(0)
         # One that still waits for a processor would hoard what others can do.
         ready = [model for model in self._models if model.ready]
         while self._to_label and ready:

@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 
-def machine() -> str:
-    """One line: processor, cores, load, Python and torch."""
+def machine(device: str = "cpu") -> str:
+    """One line: processor, cores, load, Python and torch; a GPU first."""
     import torch
 
     model = platform.processor() or platform.machine()
@@ -18,6 +18,9 @@ def machine() -> str:
             model = line.split(":")[1].strip()
             break
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    if device.startswith("cuda"):
+        versions += f", CUDA {torch.version.cuda}"
+        model = f"{torch.cuda.get_device_name(device)}; {model}"
     return f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before, {versions}"
 
 

@@ -8,14 +8,13 @@ for one training step's share (colours in, an image out, gradients back).
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from machine import machine
 from scipy.spatial import ConvexHull
 from torch import Tensor
 
@@ -44,15 +43,6 @@ def median_seconds(run: Callable[[], object], repeats: int, device: str) -> floa
     return statistics.median(times)
 
 
-def machine(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=32)
@@ -71,7 +61,7 @@ def main() -> None:
     faces = faces.to(options.device)
     colours = torch.rand(options.batch, points.shape[1], 3, generator=generator).to(options.device)
 
-    print(f"{machine(options.device)}, {options.threads} threads, torch {torch.__version__}")
+    print(f"{machine(options.device)}, {options.threads} threads")
     print(f"batch {options.batch}, {points.shape[1]} vertices, {len(faces)} faces, backend {options.backend}")
     for size_px in (128, 224):
 

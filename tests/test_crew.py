@@ -15,10 +15,16 @@ GPUS = {"CPU": 4.0, "GPU": 8.0}
 @pytest.mark.parametrize(
     ("nodes", "options", "workers", "threads"),
     [
-        (LAPTOP, {}, 1, 2),
-        (LAPTOP, {"workers": 2, "threads": 1}, 2, 1),
-        ([{"CPU": 8.0}] * 3, {}, 3, 8),
-        ([{"CPU": 8.0}, {"CPU": 2.0}, {}], {}, 2, 2),
+        (LAPTOP, {}, 2, 1),
+        (LAPTOP, {"workers": 1}, 1, 2),
+        (LAPTOP, {"threads": 2}, 1, 2),
+        ([{"CPU": 1.0}], {}, 1, 1),
+        ([{"CPU": 8.0, "memory": 100.0 * 2**30}], {}, 8, 1),
+        ([{"CPU": 8.0, "memory": 3.5 * 2**30}], {}, 3, 2),
+        ([{"CPU": 8.0, "memory": 0.5 * 2**30}], {}, 1, 8),
+        ([{"CPU": 8.0}], {"threads": 3}, 2, 3),
+        ([{"CPU": 8.0}] * 3, {}, 24, 1),
+        ([{"CPU": 8.0}, {"CPU": 2.0}, {}], {}, 10, 1),
         ([{"CPU": 8.0}] * 3, {"workers": 6}, 6, 4),
         ([HEAD, GPUS], {}, 8, 1),
         ([HEAD, {"CPU": 16.0, "GPU": 2.0}], {"gpus_per_worker": 0.5}, 4, 4),
@@ -40,6 +46,12 @@ def test_all_models_fit_and_leave_room(nodes, options, workers, threads):
         node["CPU"] -= crew.worker_cpus
         node["GPU"] = node.get("GPU", 0) - crew.worker_gpus
     assert max(node.get("CPU", 0) for node in left) >= TASK_CPUS - 1e-9 and crew.decoders >= 1
+
+
+@pytest.mark.parametrize("cpus", [2.0, 4.0, 16.0, 64.0])
+def test_without_gpus_as_many_open_as_there_are_cores(cpus):
+    crew = crew_on([{"CPU": cpus}], ComputeOptions())
+    assert (crew.workers, crew.decoders) == (cpus, cpus)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ class Gaussian:
 
 def combined(weights: Tensor, points: Tensor) -> Tensor:
     """`weights` (M, N) times points (B, N, 3) -> (B, M, 3), all photos in one product."""
-    return nn.functional.linear(points.transpose(1, 2), weights).transpose(1, 2)
+    # Laid out anew, which costs nothing beside it: of a view torch makes one small product a photo.
+    return nn.functional.linear(points.transpose(1, 2).contiguous(), weights).transpose(1, 2)
 
 
 def joints_from_vertices(vertices: Gaussian, R: Tensor, joint_variance: str) -> Gaussian:

@@ -1,0 +1,223 @@
+"""Where a prediction's time goes, part by part: `python benchmarks/network.py [PHOTOS]`.
+
+Milliseconds a photo of the shipped network at its own size and of the paper's (ResNet-50, random weights) at 224 px:
+backbone, landmarks, prior-net, AMVUR, cameras, texture, the rasterizer (ids, visibility, barycentrics), and what is
+left (read-outs, joints, projection). Medians over batches, after a warm-up; on a GPU by events on its stream, which the
+host does not wait for in between. The last line is the table as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import machine, photo_folder
+from pipeline import prepared
+from torch import Tensor
+
+import annotator
+from annotator.allocator import keep_freed_memory
+from annotator.config import NetworkConfig, read_config
+from annotator.hand import load_hand
+from annotator.model import network as network_module
+from annotator.model import texture as texture_module
+from annotator.model.network import Network
+
+#: The module of a network that is a part of it.
+MODULES = {
+    "backbone": "backbone",
+    "landmarks": "landmarks",
+    "prior_net": "prior-net",
+    "amvur": "AMVUR",
+    "prior_camera": "cameras",
+    "camera": "cameras",
+    "texture": "texture",
+}
+
+#: Functions that are the rasterizer, by the module that calls them.
+RASTERIZER = (
+    (network_module, "nearest_faces"),
+    (network_module, "visible_vertices"),
+    (texture_module, "barycentrics"),
+)
+
+#: What formula by formula is the paper's head: at most half of the backbone together.
+HEADS = ("prior-net", "AMVUR", "texture")
+
+
+class Stopwatch:
+    """Times nested parts; each keeps what its inner ones do not take."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._marks: list[tuple[str, Any]] = []
+        self._open: list[str] = []
+
+    def begin(self, part: str) -> None:
+        """From here on time is this part's."""
+        self._open.append(part)
+        self._mark(part)
+
+    def end(self) -> None:
+        """From here on it is that of the part around it."""
+        self._open.pop()
+        self._mark(self._open[-1] if self._open else "")
+
+    def _mark(self, part: str) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((part, event))
+        else:
+            self._marks.append((part, time.perf_counter()))
+
+    def take(self) -> dict[str, float]:
+        """Milliseconds of each part since the last time."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        spent: dict[str, float] = defaultdict(float)
+        for (part, start), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+            spent[part] += start.elapsed_time(end) if self.device.type == "cuda" else (end - start) * 1000
+        self._marks.clear()
+        spent.pop("", None)
+        return spent
+
+
+@contextmanager
+def watched(network: Network, watch: Stopwatch) -> Iterator[None]:
+    """Time the parts of a network while the block runs."""
+    handles = []
+    for name, part in MODULES.items():
+        module = getattr(network, name, None)
+        if module is not None:
+            handles.append(module.register_forward_pre_hook(lambda *_, part=part: watch.begin(part)))
+            handles.append(module.register_forward_hook(lambda *_: watch.end()))
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            watch.begin("rasterizer")
+            found = function(*args, **kwargs)
+            watch.end()
+            return found
+
+        return run
+
+    plain = [(module, name, getattr(module, name)) for module, name in RASTERIZER]
+    for module, name, function in plain:
+        setattr(module, name, timed(function))
+    try:
+        yield
+    finally:
+        for module, name, function in plain:
+            setattr(module, name, function)
+        for handle in handles:
+            handle.remove()
+
+
+def parts_ms(
+    network: Network, images: Tensor, batch_size: int, rounds: int, precision: torch.dtype
+) -> dict[str, float]:
+    """Milliseconds a photo by part; `rest` is what no part has, `whole` is of passes that nobody looked into."""
+    device = images.device
+    watch = Stopwatch(device)
+    batches = images.split(batch_size)
+    found: dict[str, list[float]] = defaultdict(list)
+    whole: list[float] = []
+    half = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+    with torch.inference_mode(), half:
+        for _ in range(3):
+            network(batches[0])
+        for _ in range(rounds):
+            for batch in batches:
+                watch.begin("whole")
+                network(batch)
+                watch.end()
+                whole.append(watch.take()["whole"] / len(batch))
+            with watched(network, watch):
+                for batch in batches:
+                    watch.begin("rest")
+                    network(batch)
+                    watch.end()
+                    for part, spent in watch.take().items():
+                        found[part].append(spent / len(batch))
+    return {
+        **{part: statistics.median(values) for part, values in found.items()},
+        "whole": statistics.median(whole),
+    }
+
+
+def paper_network() -> Network:
+    """The paper's network as the predictor has it, with random weights."""
+    config = read_config(NetworkConfig, "network", "paper/supervised")
+    network = Network(config, load_hand("open")).eval()
+    network.backbone.fold_normalisation()
+    return network
+
+
+def measured(
+    photos: Path, device: torch.device, batch_size: int, count: int, rounds: int, precision: str
+) -> dict[str, Any]:
+    """The table of both networks."""
+    shipped = annotator.load("default", device=str(device)).network
+    networks = {"shipped": shipped, "paper's, ResNet-50": paper_network().to(device)}
+    table = {}
+    for name, network in networks.items():
+        crop_px = network.config.crop_px
+        images = prepared(photos, crop_px)[:count].to(device)
+        ms = parts_ms(network, images, batch_size, rounds, getattr(torch, precision))
+        table[f"{name}, {crop_px} px"] = {
+            **ms,
+            "heads over backbone": sum(ms[part] for part in HEADS) / ms["backbone"],
+            "rasterizer over whole": ms["rasterizer"] / ms["whole"],
+        }
+    return table
+
+
+def main() -> None:
+    """Print the table; one JSON line last."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "photos", nargs="?", help="a folder of photos, each a crop; default 256 synthetic ones"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", default="float32", choices=["float32", "float16", "bfloat16"])
+    args = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(args.threads)
+    print(machine(args.device))
+    photos = photo_folder(args.photos, args.count)
+    table = measured(
+        photos, torch.device(args.device), args.batch_size, args.count, args.rounds, args.precision
+    )
+    rows = list(dict.fromkeys(row for column in table.values() for row in column))
+    print(
+        f"| ms a photo, {args.threads} threads, batches of {args.batch_size}, {args.precision} | "
+        + " | ".join(table)
+        + " |"
+    )
+    print("|---|" + "---|" * len(table))
+    for row in rows:
+        print(
+            f"| {row} | "
+            + " | ".join(f"{column[row]:.3f}" if row in column else "" for column in table.values())
+            + " |"
+        )
+    print(json.dumps(table))
+
+
+if __name__ == "__main__":
+    main()
