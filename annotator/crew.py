@@ -74,9 +74,7 @@ def _models_on_gpus(nodes: Sequence[Mapping[str, float]], share: float) -> list[
     return room
 
 
-def _models_on_cpus(
-    nodes: Sequence[Mapping[str, float]], compute: ComputeOptions
-) -> list[tuple[float, int]]:
+def _models_on_cpus(nodes: Sequence[Mapping[str, float]], compute: ComputeOptions) -> list[tuple[float, int]]:
     """Of each machine, the largest first, its CPUs, and how many models it gets.
 
     One a core, if there is memory for so many: the threads of one model go in step, layer by layer, and all wait for
@@ -93,8 +91,7 @@ def _models_on_cpus(
         return [(cpus, count) for cpus, _ in machines[: compute.workers]]
     threads = compute.threads or 1
     return [
-        (cpus, max(1, min(int(cpus) // threads, int(memory // MODEL_BYTES))))
-        for cpus, memory in machines
+        (cpus, max(1, min(int(cpus) // threads, int(memory // MODEL_BYTES)))) for cpus, memory in machines
     ]
 
 

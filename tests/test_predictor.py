@@ -191,19 +191,27 @@ def test_wrong_photos_are_refused_by_name(predictor, tmp_path):
     assert predictor.predict([]) == []
 
 
-class SmallMemory(torch.nn.Module):
+class Failing(torch.nn.Module):
+    """A network whose `see` may fail."""
+
+    def __init__(self, network) -> None:
+        super().__init__()
+        self.network = network
+        self.R, self.side, self.hands = network.R, network.side, network.hands
+
+
+class SmallMemory(Failing):
     """A network on a device that holds so many photos at once."""
 
     def __init__(self, network, most: int) -> None:
-        super().__init__()
-        self.network, self.most, self.seen = network, most, []
-        self.R = network.R
+        super().__init__(network)
+        self.most, self.seen = most, []
 
-    def forward(self, images):
+    def see(self, images):
         self.seen.append(len(images))
         if len(images) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return self.network(images)
+        return self.network.see(images)
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_no_row_is_lost(lively, photos):
@@ -236,18 +244,17 @@ def test_the_batch_size_that_is_found_fits(lively, monkeypatch):
     assert found.batch_size == 32
 
 
-class Picky(torch.nn.Module):
+class Picky(Failing):
     """A network that fails on a batch with a photo of a certain grey in it."""
 
     def __init__(self, network, bad: float) -> None:
-        super().__init__()
-        self.network, self.bad = network, bad
-        self.R = network.R
+        super().__init__(network)
+        self.bad = bad
 
-    def forward(self, images):
+    def see(self, images):
         if ((images - self.bad).abs() < 1e-3).flatten(1).all(1).any():
             raise ValueError("singular matrix")
-        return self.network(images)
+        return self.network.see(images)
 
 
 def test_one_photo_that_the_network_fails_on_takes_no_other_along(lively):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,24 @@ class Prediction:
     mirrored_is_right: Tensor  # (M,) the same of M of the crops, mirrored
     is_hand: Tensor  # (B,) probability that the crop shows a hand at all
     landmarks: Tensor | None = None  # (B, 21, H, W), log of each cell's share of a joint
+
+
+@dataclass
+class Seen:
+    """What backbone and landmarks make of B crops: all that says which hand they show, and how."""
+
+    g: Tensor  # (B, feature_dim), the features at landmarks with it
+    X: Tensor  # (B, shallow_dim, H/2, W/2)
+    maps: Tensor | None  # (B, 21, H, W), `Prediction.landmarks`
+
+    def __getitem__(self, rows: Any) -> Seen:
+        return Seen(self.g[rows], self.X[rows], None if self.maps is None else self.maps[rows])
+
+    def put(self, rows: Tensor, other: Seen) -> None:
+        """Take these rows from another's, in place."""
+        self.g[rows], self.X[rows] = other.g, other.X
+        if self.maps is not None and other.maps is not None:
+            self.maps[rows] = other.maps
 
 
 class Network(nn.Module):
@@ -76,19 +95,26 @@ class Network(nn.Module):
         `also_mirrored` (M,): rows whose mirror images the side head is shown too, and nothing else is.
         """
         shown = images if also_mirrored is None else torch.cat([images, images[also_mirrored].flip(-1)])
-        g, X, pyramid = self.backbone(shown.contiguous(memory_format=torch.channels_last))
-        # Under autocast only the backbone works in half precision: bfloat16 would move a vertex by half a millimetre.
+        seen = self.see(shown)
+        prediction = self.hands(images, seen[: len(images)])
+        return replace(prediction, mirrored_is_right=self.side(seen.g[len(images) :]))
+
+    def see(self, images: Tensor) -> Seen:
+        """What of images (B, 3, crop_px, crop_px) the rest of the network looks at; under autocast the backbone alone
+        works in half precision."""
+        g, X, pyramid = self.backbone(images.contiguous(memory_format=torch.channels_last))
         with torch.autocast(images.device.type, enabled=False):
-            maps: Tensor | None = None
-            if self.landmarks is not None:
-                maps, at_joints = self.landmarks(pyramid)
-                g = torch.cat([g.float(), at_joints], -1)
-            return self._hands(images, g.float(), X[: len(images)].float(), maps)
+            if self.landmarks is None:
+                return Seen(g.float(), X.float(), None)
+            maps, at_joints = self.landmarks(pyramid)
+            return Seen(torch.cat([g.float(), at_joints], -1), X.float(), maps)
+
+    def hands(self, images: Tensor, seen: Seen) -> Prediction:
+        """The hands in images (B, 3, crop_px, crop_px), of which `see` made `seen`; `mirrored_is_right` stays empty."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self._hands(images, seen.g, seen.X, seen.maps)
 
     def _hands(self, images: Tensor, g: Tensor, X: Tensor, maps: Tensor | None) -> Prediction:
-        """Features to hands; `g` (B + M, feature_dim) and `maps` end with those of M mirror images."""
-        is_right = self.side(g)
-        g = g[: len(images)]
         variant = self.config.variant
         prior: PriorHand | None = None
         prior_camera: Camera | None = None
@@ -119,10 +145,10 @@ class Network(nn.Module):
             prior_camera=prior_camera,
             visible=visible,
             rgb=self._colour(images, X, g, points, visible, face_ids),
-            is_right=is_right[: len(images)],
-            mirrored_is_right=is_right[len(images) :],
+            is_right=self.side(g),
+            mirrored_is_right=g.new_empty(0),
             is_hand=self.presence(g),
-            landmarks=None if maps is None else maps[: len(images)],
+            landmarks=maps,
         )
 
     def _colour(
