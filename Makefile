@@ -16,11 +16,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# All but the trainings, which take hours, and what looks at photos that you must have.
-NO_BENCH := training ablations shipped model_card tutorial
+# make bench PHOTOS=folder MODEL=hand_landmarker.task; half an hour or more on two cores.
 bench: $(VENV)/.installed-dev
-	for script in $(filter-out $(NO_BENCH:%=benchmarks/%.py),$(wildcard benchmarks/*.py)); do \
-		$(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/all.py $(PHOTOS) $(if $(MODEL),--model $(MODEL))
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

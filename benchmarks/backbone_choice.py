@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from machine import machine, tell
 
 from annotator.model import backbone
 from annotator.model.backbone import BACKBONES, build_backbone
@@ -53,20 +54,20 @@ def photos_per_second(name: str, size_px: int, batch: int = 8) -> float:
 
 
 def main() -> None:
+    print(machine())
     transformers = importlib.util.find_spec("transformers")
+    figures: dict[str, float] = {"our lines": code_lines(Path(backbone.__file__))}
     for label, statement in IMPORTS.items():
-        if "transformers" in statement and transformers is None:
-            print(f"import {label}: transformers not installed")
-        else:
-            print(f"import {label}: {import_seconds(statement):.2f} s")
-    print(f"lines, ours: {code_lines(Path(backbone.__file__))}")
+        if "transformers" not in statement or transformers is not None:
+            figures[f"import {label}, s"] = import_seconds(statement)
     if transformers is not None and transformers.origin is not None:
         models = Path(transformers.origin).parent / "models"
         for name in ("resnet", "efficientnet"):
-            print(f"lines, transformers' {name}: {code_lines(models / name / f'modeling_{name}.py')}")
+            figures[f"lines of transformers' {name}"] = code_lines(models / name / f"modeling_{name}.py")
     for name in BACKBONES:
-        rates = ", ".join(f"{photos_per_second(name, size):.0f} at {size} px" for size in (128, 224))
-        print(f"forward photos/s, {name}: {rates}")
+        for size_px in (128, 224):
+            figures[f"forward at {size_px} px, {name}, photos/s"] = photos_per_second(name, size_px)
+    tell(figures)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ random kills of models, tasks, whole machines and the driver, with the store cut
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from machine import machine, photo_folder
+from machine import machine, photo_folder, tell
 
 from annotator.crew import ComputeOptions
 from annotator.pipeline import annotate
@@ -63,9 +62,19 @@ def main() -> None:
         f"{broken} broken requests of {sum(outcome.faults.values())}, the command typed {outcome.drivers} times: "
         f"{len(found)} rows in {outcome.seconds:.0f} s, {'the same to the last bit' if same else 'OTHERS'}"
     )
-    figures = {"drivers": outcome.drivers, "seconds": outcome.seconds, "faults": outcome.faults}
-    print(json.dumps({"same": same, "killed": dict(outcome.killed), **figures}))
     shutil.rmtree(scratch)
+    tell(
+        {
+            "chaos, kills": outcome.killed.total(),
+            "chaos, broken requests": broken,
+            "chaos, rows that differ from an undisturbed run's": 0 if same else len(expected),
+            "chaos, s": outcome.seconds,
+            "chaos, s undisturbed": alone_s,
+        },
+        killed=dict(outcome.killed),
+        faults=outcome.faults,
+        drivers=outcome.drivers,
+    )
     sys.exit(not same)
 
 

@@ -10,7 +10,6 @@ The exit code is 1 if a row is wrong.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import signal
 import sys
@@ -24,7 +23,7 @@ from typing import NamedTuple
 import duckdb
 import psutil
 from hostile import Expected, Run, build
-from machine import machine
+from machine import machine, tell
 
 import annotator
 from annotator.cluster import connected
@@ -209,14 +208,15 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
     print(table(runs, wrong))
     total = sum(max(1, len(run.expected)) for run in runs)
-    result = {
-        "inputs": total,
-        "right": total - len(wrong),
-        "seconds": round(time.monotonic() - started),
-        "seconds_to_make": round(made_s),
-        "peak_process_gib": round(memory.bytes / 2**30, 2),
-    }
-    print(json.dumps(result))
+    tell(
+        {
+            "hostile inputs": total,
+            "hostile inputs, right": total - len(wrong),
+            "hostile inputs, s": time.monotonic() - started,
+            "hostile inputs, s to make": made_s,
+            "hostile inputs, largest process, GiB": memory.bytes / 2**30,
+        }
+    )
     sys.exit(bool(wrong))
 
 

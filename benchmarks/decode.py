@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-from machine import machine, photo_folder
+from machine import machine, photo_folder, tell
 from PIL import Image
 
 from annotator.io import decode
@@ -84,7 +83,14 @@ def main() -> None:
         found[kind] = {way: float(np.median(values)) for way, values in times.items()}
         shown = " | ".join(f"{value:.3f}" for value in found[kind].values())
         print(f"| {kind} | {shown} | {found[kind]['Pillow'] / found[kind]['decode_photo']:.2f} |", flush=True)
-    print(json.dumps(found))
+    tell(
+        {
+            f"{way} over decode_photo, {kind}": ms[way] / ms["decode_photo"]
+            for kind, ms in found.items()
+            for way in list(WAYS)[:-1]
+        },
+        ms=found,
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import tempfile
 import time
@@ -24,7 +23,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from machine import machine, photo_folder
+from machine import machine, photo_folder, tell
 
 import annotator
 from annotator.crew import ComputeOptions
@@ -230,7 +229,18 @@ def main() -> None:
                 f"{', '.join(line['read_by'])}{scale} |",
                 flush=True,
             )
-    print(json.dumps(lines))
+    ours, plain = (next(line for line in lines if word in line["encoding"]) for word in ("ours", "pyarrow"))
+    tell(
+        {
+            "bytes a hand": ours["bytes"],
+            "bytes a hand without meshes": ours["bytes_without_meshes"],
+            "bytes a hand over plain float32's": ours["bytes"] / plain["bytes"],
+            "positions and std off by at most, mm": ours["error_mm"],
+            "writing over plain float32's": ours["write_ms"] / plain["write_ms"],
+            "reading over plain float32's": ours["read_ms"] / plain["read_ms"],
+        },
+        encodings=lines,
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from machine import machine
+from machine import machine, tell
 
 from annotator.io.schema import label_schema, write_tables
 
@@ -122,7 +122,7 @@ def main() -> None:
     print(machine())
     scratch = Path(tempfile.mkdtemp(prefix="amvur-filter-"))
     write_labels(scratch / "narrow", args.rows, None)
-    found = {}
+    figures: dict[str, float] = {}
     for name, options in (
         ("max", ["--max-joint-std-mm", "24"]),
         ("best", ["--keep-best", "0.5"]),
@@ -131,20 +131,18 @@ def main() -> None:
         seconds, gib, said = timed(
             "filter", str(scratch / "narrow"), str(scratch / f"{name}.txt"), "--list", *options
         )
-        found[name] = {"seconds": seconds, "gib": gib}
-        print(
-            f"{args.rows:,} rows, --list {' '.join(options)}: {seconds:.1f} s, {gib:.2f} GiB; {said.splitlines()[1]}"
-        )
+        what = f"filter --list {' '.join(options)}, {args.rows:,} rows"
+        figures |= {f"{what}, s": seconds, f"{what}, GiB": gib}
+        print(f"{what}: {said.splitlines()[1]}")
     shutil.rmtree(scratch / "narrow")
     write_labels(scratch / "meshes", args.meshes, 800)
     seconds, gib, said = timed("filter", str(scratch / "meshes"), str(scratch / "kept"), "--keep-best", "0.5")
     copy_s = plain_copy(scratch / "meshes", scratch / "copy", scratch / "kept" / "data")
-    print(
-        f"{args.meshes:,} rows with meshes, half kept: {seconds:.1f} s, {gib:.2f} GiB; a plain copy of those rows "
-        f"{copy_s:.1f} s: {seconds / copy_s:.2f} times"
-    )
-    found["meshes"] = {"seconds": seconds, "gib": gib, "copy_s": copy_s}
-    print(json.dumps(found))
+    figures |= {
+        f"filter, {args.meshes:,} rows with meshes, half kept, over a plain copy of those": seconds / copy_s,
+        f"filter, {args.meshes:,} rows with meshes, GiB": gib,
+    }
+    tell(figures)
     shutil.rmtree(scratch)
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from annotator.io.crops import Crops, crop_photo
+from annotator.io.decode import PhotoError, decode_photo, read_photo
+from annotator.io.sources import FolderSource
 
 
 def machine(device: str = "cpu") -> str:
     """One line: processor, cores, load, Python and torch; a GPU first."""
-    import torch
-
     model = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -33,3 +40,23 @@ def photo_folder(given: str | None, count: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="amvur-bench-"))
     write_photos(folder, count, seed=0, size_px=128)
     return folder / "images"
+
+
+def prepared(photos: Path, crop_px: int) -> torch.Tensor:
+    """The crops of all readable photos as the network takes them (n, 3, crop_px, crop_px)."""
+    cut = []
+    for entry in FolderSource(str(photos)):
+        try:
+            photo = decode_photo(read_photo(entry.path), min_side_px=crop_px)
+        except PhotoError:
+            continue
+        cut.append(crop_photo(photo.pixels, photo.width, photo.height, crop_px))
+    pixels = torch.from_numpy(Crops.stack(cut).pixels)
+    return pixels.permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def tell(figures: Mapping[str, float], **more: Any) -> None:
+    """A benchmark's last line, which `all.py` reads: what it found, named with its unit, and whatever else it has."""
+    for name, value in figures.items():
+        print(f"{name}: {value:.3g}")
+    print(json.dumps({"figures": figures, **more}))

@@ -9,27 +9,25 @@ host does not wait for in between. The last line is the table as JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import torch
-from machine import machine, photo_folder
-from pipeline import prepared
+from machine import machine, photo_folder, prepared, tell
 from torch import Tensor
 
-import annotator
 from annotator.allocator import keep_freed_memory
 from annotator.config import NetworkConfig, read_config
-from annotator.hand import load_hand
 from annotator.model import network as network_module
 from annotator.model import texture as texture_module
+from annotator.model.checkpoint import CheckpointInfo, load_checkpoint
 from annotator.model.network import Network
+from annotator.predictor import Precision, Predictor
 
 #: The module of a network that is a part of it.
 MODULES = {
@@ -49,7 +47,7 @@ RASTERIZER = (
     (texture_module, "barycentrics"),
 )
 
-#: What formula by formula is the paper's head: at most half of the backbone together.
+#: The paper's own heads.
 HEADS = ("prior-net", "AMVUR", "texture")
 
 
@@ -154,31 +152,20 @@ def parts_ms(
     }
 
 
-def paper_network() -> Network:
-    """The paper's network as the predictor has it, with random weights."""
-    config = read_config(NetworkConfig, "network", "paper/supervised")
-    network = Network(config, load_hand("open")).eval()
-    network.backbone.fold_normalisation()
-    return network
+#: Networks that are measured: what ships, and the paper's.
+NETWORKS = {"shipped, 96 px": "default", "the paper's, ResNet-50, 224 px": "paper/supervised"}
 
 
-def measured(
-    photos: Path, device: torch.device, batch_size: int, count: int, rounds: int, precision: str
-) -> dict[str, Any]:
-    """The table of both networks."""
-    shipped = annotator.load("default", device=str(device)).network
-    networks = {"shipped": shipped, "paper's, ResNet-50": paper_network().to(device)}
-    table = {}
-    for name, network in networks.items():
-        crop_px = network.config.crop_px
-        images = prepared(photos, crop_px)[:count].to(device)
-        ms = parts_ms(network, images, batch_size, rounds, getattr(torch, precision))
-        table[f"{name}, {crop_px} px"] = {
-            **ms,
-            "heads over backbone": sum(ms[part] for part in HEADS) / ms["backbone"],
-            "rasterizer over whole": ms["rasterizer"] / ms["whole"],
-        }
-    return table
+def predictor_of(
+    name: str, device: torch.device, batch_size: int, precision: Precision = "float32"
+) -> Predictor:
+    """A predictor of `default`, or, with random weights, of a configuration."""
+    checkpoint = load_checkpoint("default")
+    if name != "default":
+        config = read_config(NetworkConfig, "network", name, ["imagenet=false"])
+        network = Network(config, checkpoint.hand).eval()
+        checkpoint = replace(checkpoint, network=network, info=CheckpointInfo(config, checkpoint.hand.id))
+    return Predictor(checkpoint, device, batch_size, precision)
 
 
 def main() -> None:
@@ -194,15 +181,21 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--precision", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--precision", default="float32", choices=get_args(Precision))
     args = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(args.threads)
     print(machine(args.device))
     photos = photo_folder(args.photos, args.count)
-    table = measured(
-        photos, torch.device(args.device), args.batch_size, args.count, args.rounds, args.precision
-    )
+    table = {}
+    for title, name in NETWORKS.items():
+        network = predictor_of(name, torch.device(args.device), args.batch_size).network
+        images = prepared(photos, network.config.crop_px)[: args.count].to(args.device)
+        ms = parts_ms(network, images, args.batch_size, args.rounds, getattr(torch, args.precision))
+        table[title] = ms | {
+            "heads over backbone": sum(ms[part] for part in HEADS) / ms["backbone"],
+            "rasterizer over whole": ms["rasterizer"] / ms["whole"],
+        }
     rows = list(dict.fromkeys(row for column in table.values() for row in column))
     print(
         f"| ms a photo, {args.threads} threads, batches of {args.batch_size}, {args.precision} | "
@@ -216,7 +209,15 @@ def main() -> None:
             + " | ".join(f"{column[row]:.3f}" if row in column else "" for column in table.values())
             + " |"
         )
-    print(json.dumps(table))
+    tell(
+        {
+            f"{title}: {row}": column[row]
+            for title, column in table.items()
+            for row in column
+            if "over" in row
+        },
+        table=table,
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from machine import machine
+from machine import machine, tell
 from scipy.spatial import ConvexHull
 from torch import Tensor
 
@@ -63,6 +63,7 @@ def main() -> None:
 
     print(f"{machine(options.device)}, {options.threads} threads")
     print(f"batch {options.batch}, {points.shape[1]} vertices, {len(faces)} faces, backend {options.backend}")
+    figures = {}
     for size_px in (128, 224):
 
         def label(size_px: int = size_px) -> Tensor:
@@ -80,7 +81,8 @@ def main() -> None:
         covered = (nearest_faces(points, faces, size_px, options.backend) >= 0).float().mean().item()
         for name, run in (("visibility", label), ("fragments", draw), ("forward and backward", train)):
             rate = options.batch / median_seconds(run, options.repeats, options.device)
-            print(f"{size_px} px, {covered:.0%} covered, {name}: {rate:.0f} images/s")
+            figures[f"{size_px} px, {covered:.0%} covered, {name}, images/s"] = rate
+    tell(figures)
 
 
 if __name__ == "__main__":

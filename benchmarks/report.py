@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from machine import machine
+from machine import machine, tell
 
 from annotator.hand import load_hand
 from annotator.io.labels import write_faces
@@ -132,11 +132,16 @@ def main() -> None:
         seconds, used = time.perf_counter() - start, time.process_time() - used
         there = sum(path.stat().st_size for path in page.parent.rglob("*") if path.is_file())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(
-            f"{options.count:,} labels, {size / 1e6:,.0f} MB: report in {seconds:.1f} s ({used:.1f} s of CPU)"
-        )
-        print(
-            f"page {page.stat().st_size / 1e3:,.0f} KB, folder {there / 1e6:.1f} MB, peak memory {peak:.1f} GB"
+        what = f"report of {options.count:,} labels" + (" with truth" if options.truth else "")
+        tell(
+            {
+                f"{what}, s": seconds,
+                f"{what}, s of a core": used,
+                f"{what}, page, KB": page.stat().st_size / 1e3,
+                f"{what}, folder, MB": there / 1e6,
+                f"{what}, peak memory, GB": peak,
+                "labels, MB": size / 1e6,
+            }
         )
 
 

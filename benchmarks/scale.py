@@ -26,7 +26,7 @@ from typing import Any
 import duckdb
 import psutil
 import pyarrow as pa
-from machine import machine
+from machine import machine, tell
 
 from annotator.crew import ComputeOptions, crew_of
 from annotator.dispatch import Stations
@@ -133,9 +133,17 @@ def main() -> None:
         )
         shutil.rmtree(labels)
     growth = results[-1]["peak_bytes"] / results[0]["peak_bytes"]
-    print(f"driver's memory, most rows over fewest: {growth:.3f}")
-    print(json.dumps({"growth": growth, "runs": results}))
     shutil.rmtree(scratch)
+    last = results[-1]
+    tell(
+        {
+            "driver's memory, most rows over fewest": growth,
+            f"{last['rows']:,} rows, rows/s": last["rows"] / last["seconds"],
+            f"{last['rows']:,} rows, first label file, s": last["first_s"],
+            f"{last['rows']:,} rows, all done already, s": last["again_s"],
+        },
+        runs=results,
+    )
 
 
 if __name__ == "__main__":

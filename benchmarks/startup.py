@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import machine, photo_folder
+from machine import machine, photo_folder, tell
 
 from annotator.io.sources import FolderSource
 
@@ -49,13 +49,16 @@ def main() -> None:
     for entry, _ in zip(FolderSource(str(photos)), range(30), strict=False):
         shutil.copy(entry.path, thirty / entry.id.replace("/", "-"))
     amvur = (sys.executable, "-m", "cli")
-    print(f"amvur --help             {median(5, *amvur, '--help'):6.2f} s")
-    print(f"import annotator         {median(5, sys.executable, '-c', 'import annotator'):6.2f} s")
+    figures = {
+        "amvur --help, s": median(5, *amvur, "--help"),
+        "import annotator, s": median(5, sys.executable, "-c", "import annotator"),
+    }
     cold = [seconds(*amvur, "annotate", str(thirty), str(scratch / f"labels-{k}")) for k in range(4)][1:]
-    print(f"annotate, 30 photos      {statistics.median(cold):6.2f} s  ({min(cold):.1f} to {max(cold):.1f})")
+    figures["annotate, 30 photos, to exit, s"] = statistics.median(cold)
     again = median(3, *amvur, "annotate", str(thirty), str(scratch / "labels-1"))
-    print(f"annotate, nothing to do  {again:6.2f} s")
+    figures["annotate, nothing left to do, s"] = again
     shutil.rmtree(scratch)
+    tell(figures, annotate_s=cold)
 
 
 if __name__ == "__main__":

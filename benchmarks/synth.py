@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from machine import machine
+from machine import machine, tell
 
 from annotator.allocator import keep_freed_memory
 from annotator.hand import load_hand
@@ -87,24 +87,27 @@ def main() -> None:
     photos = options.batch * options.batches
     seconds: dict[str, float] = defaultdict(float)
     wall, cpu = draw(0, options.batches, options)
-    print(
-        f"{options.size_px} px, 1 thread: {photos / wall:.0f} photos/s, {cpu / photos * 1000:.1f} ms CPU a photo"
-    )
+    figures = {
+        f"{options.size_px} px, 1 thread, photos/s": photos / wall,
+        f"{options.size_px} px, 1 thread, ms of a core a photo": cpu / photos * 1000,
+    }
     with timed(seconds):
         draw(0, options.batches, options)
     for name, spent in seconds.items():
         # One more batch was drawn to warm up.
         print(f"    {name}: {spent / (photos + options.batch) * 1000:.2f} ms")
     if options.device != "cpu":
+        tell(figures)
         return
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         runs = list(pool.map(draw, (0, photos), [options.batches] * 2, [options] * 2))
     slowest = max(wall for wall, _ in runs)
     cpu = sum(cpu for _, cpu in runs)
-    print(
-        f"{options.size_px} px, 2 processes: {2 * photos / slowest:.0f} photos/s, "
-        f"{cpu / photos / 2 * 1000:.1f} ms CPU a photo"
-    )
+    figures |= {
+        f"{options.size_px} px, 2 processes, photos/s": 2 * photos / slowest,
+        f"{options.size_px} px, 2 processes, ms of a core a photo": cpu / photos / 2 * 1000,
+    }
+    tell(figures)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ rounds; the last line is all of it as JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -27,16 +26,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from machine import machine, photo_folder
+from machine import machine, photo_folder, prepared, tell
 from PIL import Image
-from pipeline import bare_network, job, prepared
 from torch.utils.data import DataLoader, Dataset
 
 import annotator
+from annotator.allocator import keep_freed_memory
 from annotator.crew import ComputeOptions
-from annotator.io.crops import Crops, crop_photo
+from annotator.io.crops import Crops, Side, crop_photo
 from annotator.io.schema import label_schema, labels_to_table
 from annotator.io.sources import open_source
+from annotator.job import Progress
 
 BATCH, SHARD = 32, 256
 
@@ -81,6 +81,35 @@ def loop(paths: list[str], out: Path) -> float:
     return done / (time.perf_counter() - began)
 
 
+def bare_network(images: torch.Tensor, threads: int, batch_size: int) -> float:
+    """Photos/s of the forward pass alone, one process, its memory kept as the job's is."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    network = annotator.load("default", device="cpu").network
+    with torch.inference_mode():
+        for _ in range(3):
+            network(images[:batch_size])
+        started = time.perf_counter()
+        for start in range(0, len(images), batch_size):
+            network(images[start : start + batch_size])
+    return len(images) / (time.perf_counter() - started)
+
+
+def job(photos: Path, labels: Path, compute: ComputeOptions, side: Side) -> float:
+    """Photos/s of `annotate` from its workers' second shards on, to its last committed one."""
+    told: list[Progress] = []
+    when: list[float] = []
+
+    def note(progress: Progress) -> None:
+        told.append(progress)
+        when.append(time.time())
+
+    annotator.annotate(str(photos), str(labels), side=side, compute=compute, on_progress=note)
+    workers = compute.workers or 1
+    # The first is told before any shard. While the first shards are predicted, Ray still starts other processes.
+    return (told[-1].photos - told[workers].photos) / (when[-1] - told[workers + 1].shard_began)
+
+
 def bare(photos: Path, threads: int) -> float:
     """Photos/s of the network alone in this process."""
     return bare_network(
@@ -121,7 +150,7 @@ def only(what: str, photos: Path, count: int, model: str | None) -> float:
     if what.startswith("job"):
         with tempfile.TemporaryDirectory() as scratch:
             compute = ComputeOptions(int(what[-2]), int(what[-1]), BATCH, SHARD)
-            return job(photos, Path(scratch) / "labels", compute, side="right")[0]
+            return job(photos, Path(scratch) / "labels", compute, side="right")
     paths = [entry.path for entry in open_source(str(photos))][: count or None]
     if what == "mediapipe":
         assert model
@@ -178,9 +207,7 @@ def main() -> None:
     found = {
         name: float(np.median(np.array(rates[a]) / np.array(rates[b]))) for name, (a, b) in ratios.items()
     }
-    for name, value in found.items():
-        print(f"{name}: {value:.2f}")
-    print(json.dumps({"rates": rates, "ratios": found}))
+    tell(found, rates=rates)
 
 
 if __name__ == "__main__":

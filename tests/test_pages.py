@@ -60,7 +60,7 @@ SMALLER = {
     r"--first \d+": "--first 20",
     r"--count (36|500)": "--count 4",
     r"--count 1000": "--count 20",
-    r" --workers 2( --threads 1)?": "",
+    r" --workers 2": "",
 }
 
 

@@ -1,0 +1,256 @@
+"""What a GPU makes of it, without Ray: `python benchmarks/gpu.py [PHOTOS]`.
+
+Of the shipped network and of the paper's (ResNet-50, 224 px, random weights), in each precision: photos/s of the bare
+network and of the whole predictor (crops in the host's memory to label columns there, texture and all), and over them
+what arithmetic and memory alone would allow: operations counted by torch over what a large product reaches here, bytes
+that layers read and write over what a large copy reaches. Then parts in milliseconds, both rasterizers on the predicted
+meshes, the synthetic generator, and training: photos/s and the share of the time in which the device had work.
+`--device cpu --count 8 --steps 2` tries the script itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from machine import machine, photo_folder, prepared, tell
+from network import HEADS, NETWORKS, parts_ms, predictor_of
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from annotator.allocator import keep_freed_memory
+from annotator.config import read_config
+from annotator.hand import load_hand
+from annotator.io.crops import Crops, crop_photo
+from annotator.model.network import Network
+from annotator.predictor import Precision
+from annotator.render import nearest_faces
+from trainer.config import TrainConfig
+from trainer.loop import Progress, train
+from trainer.synth import SyntheticHands
+
+#: What the training is of: the paper's backbone and size, the project's own recipe.
+TRAINING = (
+    *("network.backbone=resnet50", "network.crop_px=224", "network.imagenet=false", "freeze_early=false"),
+    *("precision=bf16", "log_every=10", "checkpoint_every=1000000", "pictures_every=1000000"),
+)
+
+
+class Device:
+    """The device that is measured."""
+
+    def __init__(self, name: str) -> None:
+        self.place = torch.device(name)
+        self.is_gpu = self.place.type == "cuda"
+
+    def wait(self) -> None:
+        """Until it has done what it was told."""
+        if self.is_gpu:
+            torch.cuda.synchronize(self.place)
+
+    def seconds(self, do: Callable[[], object], repeat: int = 7) -> float:
+        """Median seconds of something, after two to warm up."""
+        times = []
+        for number in range(repeat + 2):
+            self.wait()
+            began = time.perf_counter()
+            do()
+            self.wait()
+            if number >= 2:
+                times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    def operations_per_s(self, precision: torch.dtype) -> float:
+        """What a large matrix product reaches; of float32 in TF32, as convolutions are."""
+        side = 8192 if self.is_gpu else 512
+        a, b = (torch.randn(side, side, device=self.place, dtype=precision) for _ in range(2))
+        torch.set_float32_matmul_precision("high")
+        spent = self.seconds(lambda: a @ b)
+        torch.set_float32_matmul_precision("highest")
+        return 2 * side**3 / spent
+
+    def bytes_per_s(self) -> float:
+        """What a large copy reaches, read and written."""
+        size = (1 << 30) if self.is_gpu else (1 << 26)
+        source = torch.ones(size, dtype=torch.uint8, device=self.place)
+        target = torch.empty_like(source)
+        return 2 * size / self.seconds(lambda: target.copy_(source))
+
+
+def operations(network: Network, images: Tensor) -> float:
+    """Operations of a forward pass, counted by torch."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images)
+    return float(counter.get_total_flops())
+
+
+def traffic_bytes(network: Network, images: Tensor, precision: torch.dtype) -> float:
+    """Bytes that a forward pass moves if each convolution and linear layer reads and writes once, the rest for free."""
+    moved = 0
+
+    def count(module: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> None:
+        nonlocal moved
+        moved += found.numel() + sum(x.numel() for x in given) + sum(p.numel() for p in module.parameters())
+
+    layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        network(images)
+    for handle in handles:
+        handle.remove()
+    return moved * precision.itemsize
+
+
+def crops_of(images: Tensor) -> Crops:
+    """Crops in the host's memory, of what `prepared` gave."""
+    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    side = pixels.shape[1]
+    return Crops.stack([crop_photo(photo, side, side, side) for photo in pixels])
+
+
+def forward(network: Network, images: Tensor, batch: int, precision: torch.dtype) -> None:
+    """The network alone, batch by batch."""
+    half = torch.autocast(images.device.type, precision, enabled=precision != torch.float32)
+    with torch.inference_mode(), half:
+        for part in images.split(batch):
+            network(part)
+
+
+def predictions(title: str, device: Device, photos: Path, count: int, batch: int) -> dict[str, float]:
+    """The figures of one of `NETWORKS`."""
+    figures: dict[str, float] = {}
+    for precision in get_args(Precision):
+        predictor = predictor_of(NETWORKS[title], device.place, batch, precision)
+        network = predictor.network
+        dtype = getattr(torch, precision)
+        images = prepared(photos, predictor.checkpoint.info.network.crop_px)
+        images = images[torch.arange(count) % len(images)]
+        crops = crops_of(images)
+        images = images.to(device.place).contiguous(memory_format=torch.channels_last)
+
+        bare = count / device.seconds(partial(forward, network, images, batch, dtype))
+        whole = count / device.seconds(partial(predictor.predict_crops, crops, "right"))
+        some = images[:batch]
+        arithmetic = len(some) * device.operations_per_s(dtype) / operations(network, some)
+        memory = len(some) * device.bytes_per_s() / traffic_bytes(network, some, dtype)
+        ms = parts_ms(network, images, batch, 2, dtype)
+        what = f"{title}, {precision}"
+        figures |= {
+            f"{what}: bare network, photos/s": bare,
+            f"{what}: whole predictor, photos/s": whole,
+            f"{what}: floor of arithmetic, photos/s": arithmetic,
+            f"{what}: floor of memory, photos/s": memory,
+            f"{what}: bare network over the lower floor": bare / min(arithmetic, memory),
+            f"{what}: heads over backbone": sum(ms[part] for part in HEADS) / ms["backbone"],
+            f"{what}: rasterizer over whole predictor": ms["rasterizer"] * whole / 1000,
+            **{f"{what}: {part}, ms a photo": value for part, value in ms.items()},
+        }
+    return figures
+
+
+def rasterizers(device: Device, count: int) -> dict[str, float]:
+    """Both backends on hands as the generator draws them, 224 px."""
+    index = torch.arange(count, device=device.place)
+    hand = load_hand("open")
+    meshes = SyntheticHands(hand, 64, seed=0, device=device.place).batch(index).vertices_mm
+    points = 0.8 * meshes / meshes.abs().amax((1, 2), keepdim=True)  # as large as hands are in crops
+    faces = torch.as_tensor(hand.faces).long().to(device.place)
+    figures = {}
+    for backend in ("torch", "nvdiffrast") if device.is_gpu else ("torch",):
+        spent = device.seconds(partial(nearest_faces, points, faces, 224, backend))
+        figures[f"rasterizer {backend}, 224 px, images/s"] = count / spent
+    return figures
+
+
+def generator(device: Device, count: int) -> dict[str, float]:
+    """Synthetic photos a second, drawn on the device."""
+    source = SyntheticHands(load_hand("open"), 224, seed=0, device=device.place)
+    index = torch.arange(count, device=device.place)
+    return {"synthetic hands, 224 px, photos/s": count / device.seconds(lambda: source.batch(index), 3)}
+
+
+def training(device: Device, batch_size: int, steps: int) -> dict[str, float]:
+    """Photos/s and the device's busy share over the later half of some steps."""
+    config = read_config(
+        TrainConfig,
+        "train",
+        "supervised",
+        [*TRAINING, f"batch_size={batch_size}", f"steps={2 * steps}", f"log_every={steps}"],
+    )
+    watch = profile(activities=[ProfilerActivity.CUDA] if device.is_gpu else [ProfilerActivity.CPU])
+    marks: list[tuple[float, Progress]] = []
+
+    def told(progress: Progress) -> None:
+        device.wait()
+        marks.append((time.perf_counter(), progress))
+        if len(marks) == 1:
+            watch.start()
+
+    with tempfile.TemporaryDirectory() as out:
+        train(config, out, str(device.place), told)
+    watch.stop()
+    (start, _), (end, last) = marks
+    figures = {
+        "training, ResNet-50 at 224 px, photos/s": steps * batch_size / (end - start),
+        "training, share of time waiting for data": last.waiting,
+    }
+    if device.is_gpu:
+        figures["training, share of time in which the device is busy"] = busy_s(watch) / (end - start)
+    return figures
+
+
+def busy_s(watch: Any) -> float:
+    """Seconds in which at least one kernel or copy ran."""
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in watch.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    )
+    busy, until = 0.0, float("-inf")
+    for start, end in spans:
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return busy / 1e6
+
+
+def main() -> None:
+    """Print what was found as it comes; one JSON line last."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photos", nargs="?", help="a folder of photos, each a crop; default synthetic ones")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--count", type=int, default=8192, help="photos of a measurement")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=30, help="of training")
+    args = parser.parse_args()
+    keep_freed_memory()
+    print(machine(args.device))
+    device = Device(args.device)
+    photos = photo_folder(args.photos, min(args.count, 512))
+    batch = min(args.batch_size, args.count)
+    figures: dict[str, float] = {}
+
+    def add(found: dict[str, float]) -> None:
+        for name, value in found.items():
+            print(f"{name}: {value:.4g}", flush=True)
+        figures.update(found)
+
+    add(generator(device, batch))
+    add(rasterizers(device, batch))
+    for title in NETWORKS:
+        add(predictions(title, device, photos, args.count, batch))
+    add(training(device, batch, args.steps))
+    tell(figures, machine=machine(args.device))
+
+
+if __name__ == "__main__":
+    main()

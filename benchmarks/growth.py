@@ -1,0 +1,185 @@
+"""What grows with a collection, and with workers: `python benchmarks/growth.py [PHOTOS]`.
+
+`annotate` labels as many links to PHOTOS as asked, sizes in turns, each run in a process of its own. Told of each:
+milliseconds a photo between the first shard of every worker and the last (start-up and end left out), seconds to the
+first label, and the peak memory of the whole process tree, each page shared out among those that have it (PSS). Of the
+largest run also each tenth by itself. Then one collection by 1, 2 and 4 workers of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from machine import machine, photo_folder, tell
+
+import annotator
+from annotator.crew import ComputeOptions
+from annotator.io.sources import FolderSource
+
+#: Small enough that a thousand photos are some for each worker.
+SHARD = 64
+
+#: How often memory is looked at: each look takes some milliseconds of a core.
+LOOK_S = 2.0
+
+
+@dataclass
+class Run:
+    """What was seen of one run."""
+
+    photos: int
+    workers: int | None
+    began: float
+    told: list[tuple[float, int]]  # when so many photos were done
+    peak_bytes: int
+    ended: float
+
+    @property
+    def first_s(self) -> float:
+        """Seconds to the first label file."""
+        return self._done()[0][0] - self.began
+
+    def _done(self) -> list[tuple[float, int]]:
+        return [(when, done) for when, done in self.told if done]
+
+    def ms_a_photo(self, low: float = 0.0, high: float = 1.0) -> float:
+        """Milliseconds a photo over a part of the run."""
+        skipped = (self.workers or psutil.cpu_count() or 1) * SHARD
+        least = skipped + low * (self.photos - 2 * skipped)
+        most = skipped + high * (self.photos - 2 * skipped)
+        inside = [(when, done) for when, done in self._done() if least <= done <= most]
+        (start, first), (end, last) = inside[0], inside[-1]
+        return 1000 * (end - start) / (last - first)
+
+
+def tree_pss(root: psutil.Process) -> int:
+    """Bytes of a process and all below it."""
+    total = 0
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        total += next(
+            (int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")), 0
+        )
+    return total
+
+
+def linked(photos: Path, count: int, folder: Path) -> Path:
+    """A folder of so many links to photos: all of them in turns, or as many from all over."""
+    entries = list(FolderSource(str(photos)))
+    entries = entries[:: max(1, len(entries) // count)]  # collections are sorted, and left hands cost more
+    for number in range(count):
+        entry = entries[number % len(entries)]
+        link = folder / f"{number // len(entries):05d}" / entry.id.replace("/", "-")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(entry.path)
+    return folder
+
+
+def label(photos: str, labels: str, workers: int | None) -> None:
+    """In a process of its own: label, and print when how many were done."""
+    told: list[tuple[float, int]] = []
+    annotator.annotate(
+        photos,
+        labels,
+        compute=ComputeOptions(workers=workers, threads=1 if workers else None, shard_size=SHARD),
+        on_progress=lambda progress: told.append((time.time(), progress.photos)),
+    )
+    print(json.dumps(told))
+
+
+def watched(photos: Path, count: int, workers: int | None, scratch: Path) -> Run:
+    """One run, looked at from outside."""
+    folder, labels = linked(photos, count, scratch / "photos"), scratch / "labels"
+    command = [sys.executable, __file__, str(folder), "--labels", str(labels)]
+    began, peak = time.time(), 0
+    with tempfile.TemporaryFile("w+") as out:
+        process = psutil.Popen(
+            command + ["--workers", str(workers or 0)], stdout=out, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None:
+            peak = max(peak, tree_pss(process))
+            time.sleep(LOOK_S)
+        if process.returncode:
+            sys.exit(f"annotate failed with exit code {process.returncode}")
+        out.seek(0)
+        told = json.loads(out.read().splitlines()[-1])
+    ended = told[-1][0]
+    shutil.rmtree(folder)
+    shutil.rmtree(labels)
+    return Run(count, workers, began, told, peak, ended)
+
+
+def main() -> None:
+    """Print the table; one JSON line last."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photos", nargs="?", help="a folder of photos; default 1,000 synthetic ones")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[1_000, 10_000, 1_000, 100_000, 1_000, 10_000]
+    )
+    parser.add_argument("--of-workers", type=int, default=5_000, help="photos for each number of workers")
+    parser.add_argument("--rounds", type=int, default=2, help="of the numbers of workers")
+    parser.add_argument("--labels", help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.labels:
+        label(args.photos, args.labels, args.workers or None)
+        return
+    print(machine())
+    photos = photo_folder(args.photos, 1000)
+    scratch = Path(tempfile.mkdtemp(prefix="amvur-bench-"))
+    runs = []
+    asked: list[tuple[int, int | None]] = [(size, None) for size in args.sizes]
+    asked += [(args.of_workers, workers) for workers in (1, 2, 4)] * args.rounds
+    print("| photos | workers | ms a photo | first label, s | in all, s | peak memory, GiB |")
+    print("|---|---|---|---|---|---|")
+    for count, workers in asked:
+        run = watched(photos, count, workers, scratch)
+        runs.append(run)
+        print(
+            f"| {count:,} | {workers or 'default'} | {run.ms_a_photo():.2f} | {run.first_s:.1f} | "
+            f"{run.ended - run.began:.0f} | {run.peak_bytes / 2**30:.2f} |",
+            flush=True,
+        )
+    largest = max(runs, key=lambda run: run.photos)
+    tenths = [largest.ms_a_photo(k / 10, (k + 1) / 10) for k in range(10)]
+    print(f"{largest.photos:,} photos by tenths, ms: {', '.join(f'{ms:.2f}' for ms in tenths)}")
+
+    def median(count: int, workers: int | None) -> float:
+        return statistics.median(
+            run.ms_a_photo() for run in runs if (run.photos, run.workers) == (count, workers)
+        )
+
+    sizes = sorted(set(args.sizes))
+    figures = {
+        f"ms a photo, {sizes[-1]:,} photos over {size:,}": median(sizes[-1], None) / median(size, None)
+        for size in sizes[:-1]
+    }
+    figures["ms a photo, last tenth over first"] = tenths[-1] / tenths[0]
+    figures["peak memory, most photos over fewest"] = largest.peak_bytes / max(
+        run.peak_bytes for run in runs if (run.photos, run.workers) == (sizes[0], None)
+    )
+    figures |= {
+        f"photos/s, {workers} workers over 1": median(args.of_workers, 1) / median(args.of_workers, workers)
+        for workers in (2, 4)
+    }
+    shutil.rmtree(scratch)
+    tell(figures, runs=[vars(run) | {"told": None} for run in runs], tenths_ms=tenths)
+
+
+if __name__ == "__main__":
+    main()
