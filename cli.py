@@ -109,7 +109,7 @@ def annotate(
     ] = None,
     decoders: Annotated[
         int | None,
-        typer.Option(min=1, help="Shards decoded at once; default one a core."),
+        typer.Option(min=1, help="Shards decoded at once; default at most one a core."),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads a model; default all cores, shared out.")

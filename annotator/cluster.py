@@ -11,8 +11,8 @@ from annotator.errors import UserError
 from annotator.io.storage import is_local, local_path
 from annotator.quiet import quiet_stderr
 
-#: What an embedded Ray keeps of what waits between stations.
-OBJECT_STORE_BYTES = 1 << 30
+#: What an embedded Ray keeps of what waits between stations, at least, and for each core: two or three shards a model.
+STORE_BYTES, STORE_BYTES_A_CORE = 1 << 30, 1 << 26
 
 #: How long an embedded Ray keeps processes that wait for work. Its own second is less than a shard takes: each task
 #: would find its process gone and start another, a second of a core each time.
@@ -51,7 +51,7 @@ def connected(address: str | None = None) -> Iterator[None]:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=max(STORE_BYTES, STORE_BYTES_A_CORE * (os.cpu_count() or 1)),
             _system_config={
                 "task_events_report_interval_ms": 0,  # for a dashboard that there is not
                 "idle_worker_killing_time_threshold_ms": IDLE_MS,

@@ -12,8 +12,11 @@ from annotator.errors import UserError
 #: Opening a shard and writing one are tasks of half a core each.
 TASK_CPUS = 0.5
 
-#: Memory for a model on a CPU, its process and what it works on: 0.6 GiB are taken (docs/benchmarks.md).
-MODEL_BYTES = 1 << 30
+#: Memory of a process that opens or writes, and of one with a model beside the model's own (docs/benchmarks.md).
+OPENER_BYTES, PROCESS_BYTES = 1 << 28, 1 << 29
+
+#: What a model works on, for each pixel of a batch: three of a convolution's outputs, whatever the backbone.
+_WORKING_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -29,21 +32,30 @@ class ComputeOptions:
     address: str | None = None  # none: a Ray of this machine's own; auto: the cluster it is part of
 
 
-def crew_of(compute: ComputeOptions) -> Crew:
+def model_bytes(crop_px: int, batch_size: int, weight_bytes: int) -> int:
+    """What a process with a model takes on a CPU: as loaded, as it predicts with, and what it works on."""
+    return PROCESS_BYTES + 3 * weight_bytes + _WORKING_BYTES * batch_size * crop_px**2
+
+
+def crew_of(compute: ComputeOptions, model_bytes: int = 1 << 30) -> Crew:
     """Who works where on the Ray that this process is connected to; see `crew_on`."""
     import ray
 
-    return crew_on([node["Resources"] for node in ray.nodes() if node["Alive"]], compute)
+    return crew_on([node["Resources"] for node in ray.nodes() if node["Alive"]], compute, model_bytes)
 
 
-def crew_on(nodes: Sequence[Mapping[str, float]], compute: ComputeOptions) -> Crew:
-    """Who works where on some machines, each given by its `CPU` and `GPU`.
+def crew_on(
+    nodes: Sequence[Mapping[str, float]], compute: ComputeOptions, model_bytes: int = 1 << 30
+) -> Crew:
+    """Who works where on some machines, each given by its `CPU`, `GPU` and `memory`.
+
+    `model_bytes`: memory of a model's process, where there are no GPUs.
 
     Raises:
         UserError: more workers than there is room for.
     """
     share = compute.gpus_per_worker if any(node.get("GPU") for node in nodes) else 0.0
-    room = _models_on_gpus(nodes, share) if share else _models_on_cpus(nodes, compute)
+    room = _models_on_gpus(nodes, share) if share else _models_on_cpus(nodes, compute, model_bytes)
     workers = compute.workers or sum(count for _, count in room)
     if workers > sum(count for _, count in room):
         raise UserError(
@@ -56,9 +68,24 @@ def crew_on(nodes: Sequence[Mapping[str, float]], compute: ComputeOptions) -> Cr
         declared = cpus_of_an_actor(cpus, count, of_one, gpus=share > 0)
         if not threads or declared < worker_cpus:
             threads, worker_cpus = of_one, declared
-    left = sum(node.get("CPU", 0.0) for node in nodes) - workers * worker_cpus
-    decoders = compute.decoders or max(1, int(left / TASK_CPUS))
-    return Crew(decoders, TASK_CPUS, workers, worker_cpus, share, int(threads))
+    cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    decoders = int((cpus - workers * worker_cpus) / TASK_CPUS)
+    declared_memory = 0
+    if not share:
+        memories = [node.get("memory", math.inf) for node in nodes if node.get("CPU")]
+        left = sum(memories) - workers * model_bytes
+        decoders = int(min(decoders, cpus, max(0.0, left) / OPENER_BYTES))
+        # Ray puts no model where its memory is not; one that fits nowhere, or is asked for, is tried all the same.
+        declared_memory = model_bytes if max(memories) >= model_bytes and not compute.workers else 0
+    return Crew(
+        decoders=compute.decoders or max(1, decoders),
+        decoder_cpus=TASK_CPUS,
+        workers=workers,
+        worker_cpus=worker_cpus,
+        worker_gpus=share,
+        worker_memory=declared_memory,
+        threads=int(threads),
+    )
 
 
 def _models_on_gpus(nodes: Sequence[Mapping[str, float]], share: float) -> list[tuple[float, int]]:
@@ -74,25 +101,27 @@ def _models_on_gpus(nodes: Sequence[Mapping[str, float]], share: float) -> list[
     return room
 
 
-def _models_on_cpus(nodes: Sequence[Mapping[str, float]], compute: ComputeOptions) -> list[tuple[float, int]]:
+def _models_on_cpus(
+    nodes: Sequence[Mapping[str, float]], compute: ComputeOptions, model_bytes: int
+) -> list[tuple[float, int]]:
     """Of each machine, the largest first, its CPUs, and how many models it gets.
 
     One a core, if there is memory for so many: the threads of one model go in step, layer by layer, and all wait for
     the one whose core an opener has (a third slower on two cores; docs/benchmarks.md).
     """
     machines = sorted(
-        ((node["CPU"], node.get("memory", node["CPU"] * MODEL_BYTES)) for node in nodes if node.get("CPU")),
-        reverse=True,
+        ((node["CPU"], node.get("memory", math.inf)) for node in nodes if node.get("CPU")), reverse=True
     )
     if not machines:
         raise UserError("no machine of the cluster has a CPU to work with: start some that do")
     if compute.workers:
         count = math.ceil(compute.workers / len(machines))
         return [(cpus, count) for cpus, _ in machines[: compute.workers]]
-    threads = compute.threads or 1
-    return [
-        (cpus, max(1, min(int(cpus) // threads, int(memory // MODEL_BYTES)))) for cpus, memory in machines
+    room = [
+        (cpus, int(min(cpus // (compute.threads or 1), memory // model_bytes))) for cpus, memory in machines
     ]
+    # With too little of either, one all the same.
+    return [(cpus, count) for cpus, count in room if count] or [(machines[0][0], 1)]
 
 
 def openers_only(compute: ComputeOptions) -> Crew:

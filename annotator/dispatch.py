@@ -49,6 +49,9 @@ START_S = 1800.0
 #: Shards that wait before each model.
 _AHEAD = 2
 
+#: Opened shards that wait for any model, or half as many as models: more would only fill memory.
+_QUEUED = 4
+
 
 @dataclass(frozen=True)
 class Stations:
@@ -69,6 +72,7 @@ class Crew:
     workers: int = 0
     worker_cpus: float = 0.0
     worker_gpus: float = 0.0
+    worker_memory: int = 0  # bytes
     threads: int = 1  # of each worker
 
 
@@ -197,9 +201,12 @@ class Dispatcher:
 
     def _start_model(self, tries: int) -> None:
         crew = self._crew
-        kind = self._ray.remote(num_cpus=crew.worker_cpus, num_gpus=crew.worker_gpus, max_restarts=0)(
-            ModelActor
-        )
+        kind = self._ray.remote(
+            num_cpus=crew.worker_cpus,
+            num_gpus=crew.worker_gpus,
+            memory=crew.worker_memory,
+            max_restarts=0,
+        )(ModelActor)
         model = _Model(kind.options(scheduling_strategy="SPREAD").remote(), tries)
         self._models.append(model)
         self._waiting[model.actor.start.remote(self._make)] = lambda ref: self._end_start(model, ref)
@@ -247,7 +254,7 @@ class Dispatcher:
 
     def _room(self) -> bool:
         queued = len(self._to_label) if self._make is not None else 0
-        return self._opening < self._crew.decoders and queued < self._crew.decoders + self._crew.workers
+        return self._opening < self._crew.decoders and queued < max(_QUEUED, self._crew.workers // 2)
 
     def _begin_open(self, piece: _Piece) -> None:
         limit_s = HANG_S + HANG_PER_PHOTO_S * len(piece.entries)

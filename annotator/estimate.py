@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from annotator.io.remote import shown
 from annotator.job import record_of
 from annotator.pipeline import annotation
 
-#: Of the bare predictor's photos a second, what a whole job keeps (docs/benchmarks.md).
+#: Of the photos a second of a model alone, times as many as there are cores, what a job keeps that looks twice at hands
+#: that may be left ones (docs/benchmarks.md).
 JOB_EFFICIENCY = 0.6
 
 #: Bytes of a hand's label, whatever the hand model, and for each vertex (docs/benchmarks.md).
@@ -28,7 +30,7 @@ class Estimate:
 
     photos: int
     done: int
-    photos_per_s: float  # of one model on this machine, in a job
+    photos_per_s: float  # of a job on this machine
     bytes_a_hand: float
     labels: str
 
@@ -47,7 +49,7 @@ class Estimate:
             (
                 "time",
                 time_left(self.left / self.photos_per_s),
-                f"with one model on this machine, at {self.photos_per_s:.0f} photos/s; a cluster's share it",
+                f"at {self.photos_per_s:.0f} photos/s, all cores of this machine; a cluster's share it",
             ),
             ("labels", size, f"{self.bytes_a_hand / 1000:.1f} KB a hand, one hand a photo"),
             ("written to", shown(self.labels), ""),
@@ -67,6 +69,8 @@ def estimate(
 
     Arguments and errors are those of `annotate`.
     """
+    import torch
+
     from annotator.predictor import load
 
     job = annotation(source, labels, checkpoint=checkpoint, hand=hand, is_dry=True, **others)
@@ -78,5 +82,9 @@ def estimate(
         count += 1
         if count % _TELL_EVERY == 0:
             on_progress(count, count)
-    rate = load(checkpoint, hand).photos_per_s() * JOB_EFFICIENCY
-    return Estimate(count, done, rate, BYTES_A_HAND + BYTES_A_VERTEX * job.settings.vertex_count, job.labels)
+    predictor = load(checkpoint, hand)
+    models = 1 if predictor.device.type == "cuda" else os.cpu_count() or 1
+    torch.set_num_threads(1)  # as each of them has
+    rate = predictor.photos_per_s() * models * JOB_EFFICIENCY
+    bytes_a_hand = BYTES_A_HAND + BYTES_A_VERTEX * job.settings.vertex_count
+    return Estimate(count, done, rate, bytes_a_hand, job.labels)

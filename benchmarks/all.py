@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from machine import machine, shown
 
 HERE = Path(__file__).parent
 
@@ -29,7 +29,7 @@ WITHOUT = ("rasterize", "synth", "backbone_choice", "filter", "report", "scale",
 def run(name: str, arguments: list[str]) -> dict[str, Any]:
     """One benchmark, shown as it runs; what its last line says, or how it ended."""
     print(f"\n== {name}", flush=True)
-    command = [sys.executable, str(HERE / f"{name}.py"), *arguments]
+    command = [sys.executable, "-u", str(HERE / f"{name}.py"), *arguments]
     began, last = time.monotonic(), ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
@@ -61,7 +61,7 @@ def main() -> None:
     print(f"\n{results['machine']}\n\n| benchmark | | |\n|---|---|---|")
     for name in names:
         for what, value in results[name]["figures"].items():
-            print(f"| {name} | {what} | {value:.3g} |")
+            print(f"| {name} | {what} | {shown(value)} |")
         if results[name]["exit_code"]:
             print(f"| {name} | **ended with exit code {results[name]['exit_code']}** | |")
     print(f"\nall of it: {args.out}")

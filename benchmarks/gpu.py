@@ -1,10 +1,10 @@
 """What a GPU makes of it, without Ray: `python benchmarks/gpu.py [PHOTOS]`.
 
 Of the shipped network and of the paper's (ResNet-50, 224 px, random weights), in each precision: photos/s of the bare
-network and of the whole predictor (crops in the host's memory to label columns there, texture and all), and over them
-what arithmetic and memory alone would allow: operations counted by torch over what a large product reaches here, bytes
-that layers read and write over what a large copy reaches. Then parts in milliseconds, both rasterizers on the predicted
-meshes, the synthetic generator, and training: photos/s and the share of the time in which the device had work.
+network and of the whole predictor (crops in the host's memory to label columns there, texture and all), and what
+arithmetic and memory alone would allow: operations counted by torch, at the pace of a large product; bytes that layers
+read and write, all in this precision, at the pace of a large copy. Then parts in milliseconds, both rasterizers on
+predicted meshes, the synthetic generator, and training: photos/s, and for how much of the time the device had work.
 `--device cpu --count 8 --steps 2` tries the script itself.
 """
 
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,7 +41,7 @@ from trainer.synth import SyntheticHands
 #: What the training is of: the paper's backbone and size, the project's own recipe.
 TRAINING = (
     *("network.backbone=resnet50", "network.crop_px=224", "network.imagenet=false", "freeze_early=false"),
-    *("precision=bf16", "log_every=10", "checkpoint_every=1000000", "pictures_every=1000000"),
+    *("precision=bf16", "checkpoint_every=1000000", "pictures_every=1000000"),
 )
 
 
@@ -145,7 +146,7 @@ def predictions(title: str, device: Device, photos: Path, count: int, batch: int
         what = f"{title}, {precision}"
         figures |= {
             f"{what}: bare network, photos/s": bare,
-            f"{what}: whole predictor, photos/s": whole,
+            f"{what}: whole predictor, sides told, photos/s": whole,
             f"{what}: floor of arithmetic, photos/s": arithmetic,
             f"{what}: floor of memory, photos/s": memory,
             f"{what}: bare network over the lower floor": bare / min(arithmetic, memory),
@@ -156,17 +157,17 @@ def predictions(title: str, device: Device, photos: Path, count: int, batch: int
     return figures
 
 
-def rasterizers(device: Device, count: int) -> dict[str, float]:
-    """Both backends on hands as the generator draws them, 224 px."""
-    index = torch.arange(count, device=device.place)
-    hand = load_hand("open")
-    meshes = SyntheticHands(hand, 64, seed=0, device=device.place).batch(index).vertices_mm
-    points = 0.8 * meshes / meshes.abs().amax((1, 2), keepdim=True)  # as large as hands are in crops
-    faces = torch.as_tensor(hand.faces).long().to(device.place)
+def rasterizers(device: Device, photos: Path, count: int) -> dict[str, float]:
+    """Both backends on the meshes that the shipped network predicts, 224 px."""
+    network = predictor_of("default", device.place, count).network
+    images = prepared(photos, network.config.crop_px)[:count].to(device.place)
+    with torch.inference_mode():
+        prediction = network(images)
+        points = prediction.camera.project(prediction.vertices.mean_mm)
     figures = {}
-    for backend in ("torch", "nvdiffrast") if device.is_gpu else ("torch",):
-        spent = device.seconds(partial(nearest_faces, points, faces, 224, backend))
-        figures[f"rasterizer {backend}, 224 px, images/s"] = count / spent
+    for backend in ("torch", "nvdiffrast") if device.is_gpu and find_spec("nvdiffrast") else ("torch",):
+        spent = device.seconds(partial(nearest_faces, points, network.faces, 224, backend))
+        figures[f"rasterizer {backend}, 224 px, images/s"] = len(points) / spent
     return figures
 
 
@@ -178,32 +179,34 @@ def generator(device: Device, count: int) -> dict[str, float]:
 
 
 def training(device: Device, batch_size: int, steps: int) -> dict[str, float]:
-    """Photos/s and the device's busy share over the later half of some steps."""
-    config = read_config(
-        TrainConfig,
-        "train",
-        "supervised",
-        [*TRAINING, f"batch_size={batch_size}", f"steps={2 * steps}", f"log_every={steps}"],
-    )
-    watch = profile(activities=[ProfilerActivity.CUDA] if device.is_gpu else [ProfilerActivity.CPU])
-    marks: list[tuple[float, Progress]] = []
+    """Photos/s over the second third of some steps, and the device's busy share over the last."""
+    settings = [*TRAINING, f"batch_size={batch_size}", f"steps={3 * steps}", f"log_every={steps}"]
+    config = read_config(TrainConfig, "train", "supervised", settings)
+    watch = profile(activities=[ProfilerActivity.CUDA if device.is_gpu else ProfilerActivity.CPU])
+    ends: list[float] = []
+    begins: list[float] = []
+    waiting = 0.0
 
     def told(progress: Progress) -> None:
+        nonlocal waiting
         device.wait()
-        marks.append((time.perf_counter(), progress))
-        if len(marks) == 1:
+        ends.append(time.perf_counter())
+        if len(ends) == 2:
+            waiting = progress.waiting
             watch.start()
+        elif len(ends) == 3:
+            watch.stop()
+        begins.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as out:
         train(config, out, str(device.place), told)
-    watch.stop()
-    (start, _), (end, last) = marks
     figures = {
-        "training, ResNet-50 at 224 px, photos/s": steps * batch_size / (end - start),
-        "training, share of time waiting for data": last.waiting,
+        "training, ResNet-50 at 224 px, photos/s": steps * batch_size / (ends[1] - begins[0]),
+        "training, share of time waiting for data": waiting,
     }
     if device.is_gpu:
-        figures["training, share of time in which the device is busy"] = busy_s(watch) / (end - start)
+        busy = busy_s(watch) / (ends[2] - begins[1])
+        figures["training, share of time in which the device is busy"] = busy
     return figures
 
 
@@ -212,7 +215,7 @@ def busy_s(watch: Any) -> float:
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in watch.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
     )
     busy, until = 0.0, float("-inf")
     for start, end in spans:
@@ -245,7 +248,7 @@ def main() -> None:
         figures.update(found)
 
     add(generator(device, batch))
-    add(rasterizers(device, batch))
+    add(rasterizers(device, photos, batch))
     for title in NETWORKS:
         add(predictions(title, device, photos, args.count, batch))
     add(training(device, batch, args.steps))

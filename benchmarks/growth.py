@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -29,8 +30,11 @@ from annotator.io.sources import FolderSource
 #: Small enough that a thousand photos are some for each worker.
 SHARD = 64
 
+#: A thousand photos are a few seconds: more often than once.
+SIZES = [1_000, 10_000, 1_000, 100_000, 1_000, 10_000, 1_000, 1_000]
+
 #: How often memory is looked at: each look takes some milliseconds of a core.
-LOOK_S = 2.0
+LOOK_S = 1.0
 
 
 @dataclass
@@ -53,11 +57,12 @@ class Run:
         return [(when, done) for when, done in self.told if done]
 
     def ms_a_photo(self, low: float = 0.0, high: float = 1.0) -> float:
-        """Milliseconds a photo over a part of the run."""
-        skipped = (self.workers or psutil.cpu_count() or 1) * SHARD
-        least = skipped + low * (self.photos - 2 * skipped)
-        most = skipped + high * (self.photos - 2 * skipped)
-        inside = [(when, done) for when, done in self._done() if least <= done <= most]
+        """Milliseconds a photo over a part of the run, between a first shard of each worker and a last."""
+        workers = self.workers or os.cpu_count() or 1
+        inside = self._done()[workers - 1 : -workers]
+        inside = inside[round(low * (len(inside) - 1)) : round(high * (len(inside) - 1)) + 1]
+        if len(inside) < 3:
+            sys.exit(f"{self.photos} photos are too few for {workers} workers: give larger --sizes")
         (start, first), (end, last) = inside[0], inside[-1]
         return 1000 * (end - start) / (last - first)
 
@@ -128,9 +133,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("photos", nargs="?", help="a folder of photos; default 1,000 synthetic ones")
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[1_000, 10_000, 1_000, 100_000, 1_000, 10_000]
-    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--of-workers", type=int, default=5_000, help="photos for each number of workers")
     parser.add_argument("--rounds", type=int, default=2, help="of the numbers of workers")
     parser.add_argument("--labels", help=argparse.SUPPRESS)

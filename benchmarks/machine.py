@@ -55,8 +55,13 @@ def prepared(photos: Path, crop_px: int) -> torch.Tensor:
     return pixels.permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
+def shown(value: float) -> str:
+    """A figure for people."""
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
 def tell(figures: Mapping[str, float], **more: Any) -> None:
     """A benchmark's last line, which `all.py` reads: what it found, named with its unit, and whatever else it has."""
     for name, value in figures.items():
-        print(f"{name}: {value:.3g}")
+        print(f"{name}: {shown(value)}")
     print(json.dumps({"figures": figures, **more}))

@@ -3,13 +3,13 @@
 Photos a second of the same crops, start-up left out, one after the other in turns, so that a machine that drifts
 decides nothing:
 
-- the job: `annotate`, one worker of two threads, and two of one;
+- the job: `annotate`, two workers of one thread (the default on two cores), and one of two;
 - a loop: a `DataLoader` of Pillow's photos, the same network, the same columns, written with pyarrow;
 - the bare network, on crops that lie ready, with as many processes and threads as each job;
 - MediaPipe's hand landmarker (MODEL is its hand_landmarker.task), joints only.
 
-The job is told that all hands are right ones, as the loop takes them: nobody looks twice. Ratios are medians over
-rounds; the last line is all of it as JSON.
+The job is told that all hands are right ones, as the loop takes them: nobody looks twice. It and the loop label each
+photo four times, so that their ends weigh little. Ratios are medians over rounds; the last line is all of it as JSON.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from growth import linked
 from machine import machine, photo_folder, prepared, tell
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -39,6 +40,9 @@ from annotator.io.sources import open_source
 from annotator.job import Progress
 
 BATCH, SHARD = 32, 256
+
+#: How often the job and the loop label each photo.
+TIMES = 4
 
 
 class PhotoFolder(Dataset[tuple[str, np.ndarray]]):
@@ -140,7 +144,15 @@ def in_a_process(what: str, photos: Path, *rest: str) -> Callable[[], subprocess
 def rate_of(start: Callable[[], subprocess.Popen[str]], at_once: int = 1) -> float:
     """The sum of the rates of so many processes at once."""
     running = [start() for _ in range(at_once)]
-    return sum(float((process.communicate()[0] or "nan").split()[-1]) for process in running)
+    said = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        sys.exit(f"a measurement ended with exit code {[process.returncode for process in running]}")
+    return sum(float(words.split()[-1]) for words in said)
+
+
+def count_of(photos: Path) -> int:
+    """How many there are."""
+    return sum(1 for _ in open_source(str(photos)))
 
 
 def only(what: str, photos: Path, count: int, model: str | None) -> float:
@@ -150,13 +162,14 @@ def only(what: str, photos: Path, count: int, model: str | None) -> float:
     if what.startswith("job"):
         with tempfile.TemporaryDirectory() as scratch:
             compute = ComputeOptions(int(what[-2]), int(what[-1]), BATCH, SHARD)
-            return job(photos, Path(scratch) / "labels", compute, side="right")
+            many = linked(photos, TIMES * count_of(photos), Path(scratch) / "photos")
+            return job(many, Path(scratch) / "labels", compute, side="right")
     paths = [entry.path for entry in open_source(str(photos))][: count or None]
     if what == "mediapipe":
         assert model
         return mediapipe(paths, model)
     with tempfile.TemporaryDirectory() as scratch:
-        return loop(paths, Path(scratch) / "labels")
+        return loop(paths * TIMES, Path(scratch) / "labels")
 
 
 def main() -> None:

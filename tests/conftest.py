@@ -82,7 +82,7 @@ def predictor():
     return annotator.load("untrained:default", device="cpu")
 
 
-SMALL = ComputeOptions(threads=1, shard_size=16)
+SMALL = ComputeOptions(workers=1, shard_size=16, threads=1)
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,7 @@ def test_every_hostile_photo_ends_in_one_row_that_says_what_became_of_it(tmp_pat
 
 
 def test_a_killed_driver_loses_nothing_and_repeats_nothing(labelled, photos, lively_file, tmp_path):
-    """kill -9 as soon as the first shard is there; then to the end. (`benchmarks/pipeline.py --kill` has more.)"""
+    """kill -9 as soon as the first shard is there; then to the end. (`tests/test_chaos.py` has more.)"""
     undisturbed, _, _ = labelled
     labels = tmp_path / "labels"
     command = [
@@ -151,6 +151,8 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(labelled, photos, liv
         "annotate",
         str(photos),
         str(labels),
+        "--workers",
+        "1",
         "--threads",
         "1",
         "--shard-size",

@@ -133,6 +133,28 @@ def test_a_hand_that_may_be_left_is_looked_at_in_the_mirror_and_both_answers_cou
             bias.copy_(saved)
 
 
+def test_told_and_untold_sides_in_one_batch(lively, photos):
+    crop_px = lively.checkpoint.info.network.crop_px
+    told = [0.1, None, 0.9, None, 0.2, None]
+    cut = [
+        crop_photo(photos[k % 4], photos[k % 4].shape[1], 100, crop_px, right_score=score)
+        for k, score in enumerate(told)
+    ]
+    before = Crops.stack(cut).pixels.copy()
+    together = lively.predict_crops(Crops.stack(cut), samples=300)
+    assert list(together["is_right"][[0, 2, 4]]) == [False, True, False]
+    np.testing.assert_allclose(together["side_score"][[0, 2, 4]], [0.9, 0.9, 0.8])
+    np.testing.assert_array_equal(Crops.stack(cut).pixels, before)  # what is mirrored is a copy
+    for k, crop in enumerate(cut):
+        alone = lively.predict_crops(crop, "right" if together["is_right"][k] else "left")
+        np.testing.assert_allclose(together["vertices_mm"][k], alone["vertices_mm"][0], atol=1e-2)
+        np.testing.assert_allclose(together["joints2d_px"][k], alone["joints2d_px"][0], atol=1e-2)
+        np.testing.assert_array_equal(together["vertex_rgb"][k] // 4, alone["vertex_rgb"][0] // 4)
+        # Meshes drawn from q lie about its mean, on the side that was found.
+        drawn = together["vertices_samples_mm"][k].mean(0) - alone["vertices_mm"][0]
+        assert np.abs(drawn / alone["vertices_std_mm"][0]).mean() < 0.1
+
+
 def test_draws_scatter_about_the_mean_as_far_as_std_says(lively, photos):
     label = lively.predict(photos[:1], samples=400)[0]
     drawn = label["vertices_samples_mm"]

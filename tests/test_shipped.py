@@ -84,7 +84,7 @@ def test_real_hands_that_were_kept_aside(name, aside, tmp_path):
         check(found, SAID[name], "presence", "nothing_taken_for_nothing")
 
 
-def test_in_half_precision_labels_stay_where_they_were_and_heads_in_full(sign_digits):
+def test_in_half_precision_labels_stay_where_they_were(sign_digits):
     photos = sorted(sign_digits.rglob("*.JPG"))[::130]
     plain = load("default", device="cpu").predict(photos)
     half = load("default", device="cpu", precision="float16").predict(photos)
@@ -96,6 +96,5 @@ def test_in_half_precision_labels_stay_where_they_were_and_heads_in_full(sign_di
     )
     assert 0 < away_mm.mean() < 0.1 and away_mm.max() < 0.3
     assert all(a["is_right"] == b["is_right"] for a, b in zip(half, plain, strict=True))
-    assert all(label["vertices_mm"].dtype == np.float32 for label in half)
     with pytest.raises(UserError, match="precision is 'fp8', may be float32, float16, bfloat16"):
         load("default", precision="fp8")

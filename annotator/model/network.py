@@ -96,8 +96,9 @@ class Network(nn.Module):
         """
         shown = images if also_mirrored is None else torch.cat([images, images[also_mirrored].flip(-1)])
         seen = self.see(shown)
-        prediction = self.hands(images, seen[: len(images)])
-        return replace(prediction, mirrored_is_right=self.side(seen.g[len(images) :]))
+        with torch.autocast(images.device.type, enabled=False):
+            mirrored_is_right = self.side(seen.g[len(images) :])
+        return replace(self.hands(images, seen[: len(images)]), mirrored_is_right=mirrored_is_right)
 
     def see(self, images: Tensor) -> Seen:
         """What of images (B, 3, crop_px, crop_px) the rest of the network looks at; under autocast the backbone alone

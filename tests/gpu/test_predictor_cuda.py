@@ -52,10 +52,19 @@ def test_a_gpu_labels_what_a_cpu_labels(photos, side):
     assert np.abs(rgb).mean() < 2
 
 
-def test_in_half_precision_vertices_move_by_less_than_three_tenths_of_a_millimetre(photos):
-    # bfloat16, with three bits less, moves them by 0.4 mm on average: for training, not for labels.
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "float16",
+        pytest.param(
+            "bfloat16",
+            marks=pytest.mark.xfail(reason="three bits less; on a CPU 0.43 mm. Labels are not made in it"),
+        ),
+    ],
+)
+def test_in_half_precision_hands_move_by_less_than_three_tenths_of_a_millimetre_on_average(photos, precision):
     plain = load("default", device="cuda").predict(photos, side="right")
-    half = load("default", device="cuda", precision="float16").predict(photos, side="right")
+    half = load("default", device="cuda", precision=precision).predict(photos, side="right")
     assert 0 < off_mm(half, plain).mean() < 0.3
 
 
