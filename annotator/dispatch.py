@@ -49,8 +49,8 @@ START_S = 1800.0
 #: Shards that wait before each model.
 _AHEAD = 2
 
-#: Opened shards that wait for any model, or half as many as models: more would only fill memory.
-_QUEUED = 4
+#: Shards that wait for any model, beside those being opened: openers all have work, and memory is not filled.
+_QUEUED = 2
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class Dispatcher:
 
     def _room(self) -> bool:
         queued = len(self._to_label) if self._make is not None else 0
-        return self._opening < self._crew.decoders and queued < max(_QUEUED, self._crew.workers // 2)
+        return self._opening < self._crew.decoders and self._opening + queued < self._crew.decoders + _QUEUED
 
     def _begin_open(self, piece: _Piece) -> None:
         limit_s = HANG_S + HANG_PER_PHOTO_S * len(piece.entries)

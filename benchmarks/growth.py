@@ -1,9 +1,9 @@
 """What grows with a collection, and with workers: `python benchmarks/growth.py [PHOTOS]`.
 
 `annotate` labels as many links to PHOTOS as asked, sizes in turns, each run in a process of its own. Told of each:
-milliseconds a photo between the first shard of every worker and the last (start-up and end left out), seconds to the
-first label, and the peak memory of the whole process tree, each page shared out among those that have it (PSS). Of the
-largest run also each tenth by itself. Then one collection by 1, 2 and 4 workers of one thread.
+milliseconds a photo (start-up and end left out), seconds to the first label, and the peak memory of the whole process
+tree, each page shared out among those that have it (PSS). Of the largest run also each tenth by itself. Then one
+collection by 1, 2 and 4 workers of one thread.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ import annotator
 from annotator.crew import ComputeOptions
 from annotator.io.sources import FolderSource
 
-#: Small enough that a thousand photos are some for each worker.
-SHARD = 64
+#: Small enough that a thousand photos are some for each worker; a batch of the network's.
+SHARD = 32
+
+#: At most about so many shards are under way for each worker.
+AHEAD_A_WORKER = 8
 
 #: A thousand photos are a few seconds: more often than once.
 SIZES = [1_000, 10_000, 1_000, 100_000, 1_000, 10_000, 1_000, 1_000]
@@ -57,14 +60,22 @@ class Run:
         return [(when, done) for when, done in self.told if done]
 
     def ms_a_photo(self, low: float = 0.0, high: float = 1.0) -> float:
-        """Milliseconds a photo over a part of the run, between a first shard of each worker and a last."""
-        workers = self.workers or os.cpu_count() or 1
-        inside = self._done()[workers - 1 : -workers]
-        inside = inside[round(low * (len(inside) - 1)) : round(high * (len(inside) - 1)) + 1]
-        if len(inside) < 3:
-            sys.exit(f"{self.photos} photos are too few for {workers} workers: give larger --sizes")
-        (start, first), (end, last) = inside[0], inside[-1]
-        return 1000 * (end - start) / (last - first)
+        """Milliseconds a photo over a part of the run, start-up and end left out."""
+        return pace_ms(self._done(), self.workers or os.cpu_count() or 1, low, high)
+
+
+def pace_ms(done: list[tuple[float, int]], workers: int, low: float = 0.0, high: float = 1.0) -> float:
+    """Milliseconds a photo over a part of a run, from when so many were done.
+
+    The first shards are left out, which were opened while models were starting, and the last ones, when some have
+    nothing to do any more.
+    """
+    inside = done[AHEAD_A_WORKER * workers : -workers]
+    inside = inside[round(low * (len(inside) - 1)) : round(high * (len(inside) - 1)) + 1]
+    if len(inside) < 3:
+        sys.exit(f"{done[-1][1]} photos are too few for {workers} workers: give more")
+    (start, first), (end, last) = inside[0], inside[-1]
+    return 1000 * (end - start) / (last - first)
 
 
 def tree_pss(root: psutil.Process) -> int:

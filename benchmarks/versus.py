@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from growth import linked
+from growth import linked, pace_ms
 from machine import machine, photo_folder, prepared, tell
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -100,18 +100,15 @@ def bare_network(images: torch.Tensor, threads: int, batch_size: int) -> float:
 
 
 def job(photos: Path, labels: Path, compute: ComputeOptions, side: Side) -> float:
-    """Photos/s of `annotate` from its workers' second shards on, to its last committed one."""
-    told: list[Progress] = []
-    when: list[float] = []
+    """Photos/s of `annotate`, start-up and end left out."""
+    done: list[tuple[float, int]] = []
 
     def note(progress: Progress) -> None:
-        told.append(progress)
-        when.append(time.time())
+        if progress.photos:
+            done.append((time.time(), progress.photos))
 
     annotator.annotate(str(photos), str(labels), side=side, compute=compute, on_progress=note)
-    workers = compute.workers or 1
-    # The first is told before any shard. While the first shards are predicted, Ray still starts other processes.
-    return (told[-1].photos - told[workers].photos) / (when[-1] - told[workers + 1].shard_began)
+    return 1000 / pace_ms(done, compute.workers or 1)
 
 
 def bare(photos: Path, threads: int) -> float:
