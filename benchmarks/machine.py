@@ -8,17 +8,20 @@ import platform
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from annotator.io.crops import Crops, crop_photo
 from annotator.io.decode import PhotoError, decode_photo, read_photo
 from annotator.io.sources import FolderSource
 
+if TYPE_CHECKING:  # a driver's memory is measured beside this, and it does without torch
+    import torch
+
 
 def machine(device: str = "cpu") -> str:
     """One line: processor, cores, load, Python and torch; a GPU first."""
+    import torch
+
     model = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -44,6 +47,8 @@ def photo_folder(given: str | None, count: int) -> Path:
 
 def prepared(photos: Path, crop_px: int) -> torch.Tensor:
     """The crops of all readable photos as the network takes them (n, 3, crop_px, crop_px)."""
+    import torch
+
     cut = []
     for entry in FolderSource(str(photos)):
         try:

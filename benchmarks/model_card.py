@@ -50,7 +50,12 @@ def labels_of(predictor: Predictor, rows: list[dict[str, Any]]) -> list[dict[str
     for row, label in zip(rows, labels, strict=True):
         x0, _, x1, _ = label["crop_xyxy"]
         distances = np.linalg.norm(label["joints2d_px"] - np.array(row["joints2d_px"]), axis=1)
-        label |= {"image_uri": row["path"], "off": float(distances.mean() / (x1 - x0)), "row": row}
+        label |= {
+            "image_uri": row["path"],
+            "frame_index": None,
+            "off": float(distances.mean() / (x1 - x0)),
+            "row": row,
+        }
     return labels
 
 

@@ -3,7 +3,7 @@
 Parameter names and shapes are those of the public timm weights, so these load as they are. Why a file of
 our own: `timm` needs torchvision, which does not import beside every CPU build of torch, and the ResNet and
 EfficientNet classes of `transformers` make every process start 5 s later (7.0 s, where torch alone takes
-2.0 s and this file 0.2 s more), for two files of 858 lines in place of this one of under 250.
+2.0 s and this file 0.2 s more), for two files of 858 lines in place of this one of under 300.
 Measure again with `benchmarks/backbone_choice.py`.
 """
 
