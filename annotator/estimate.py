@@ -84,7 +84,9 @@ def estimate(
             on_progress(count, count)
     predictor = load(checkpoint, hand)
     models = 1 if predictor.device.type == "cuda" else os.cpu_count() or 1
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each of them has
     rate = predictor.photos_per_s() * models * JOB_EFFICIENCY
+    torch.set_num_threads(threads)
     bytes_a_hand = BYTES_A_HAND + BYTES_A_VERTEX * job.settings.vertex_count
     return Estimate(count, done, rate, bytes_a_hand, job.labels)

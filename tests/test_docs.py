@@ -142,6 +142,15 @@ def test_the_table_of_weights_is_the_codes():
     assert said == weights
 
 
+def test_every_benchmark_has_its_command_in_the_docs_and_make_bench_runs_those_of_minutes():
+    names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"all", "machine"}
+    pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    assert [name for name in names if f"python benchmarks/{name}.py" not in pages] == []
+    run_by_all = set(re.findall(r'"(\w+)"[,)]', (ROOT / "benchmarks/all.py").read_text())) & names
+    alone = {"training", "ablations", "shipped", "tutorial", "model_card", "gpu"}
+    assert run_by_all == names - alone
+
+
 def test_links_of_the_page_lead_somewhere():
     links = re.findall(r"\]\(([^)]+)\)", PAGE)
     headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^## (.+)$", PAGE, re.MULTILINE)}
