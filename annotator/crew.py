@@ -156,6 +156,6 @@ def cpus_of_an_actor(cpus: float, workers: int, threads: int, gpus: bool) -> flo
     declared = min(wanted, math.floor((cpus - spare) / workers * 100) / 100)
     if declared < 0.01:
         raise UserError(
-            f"{workers} workers are too many for {cpus:.0f} cores: give --workers {max(1, int(cpus) - 1)}"
+            f"{workers} workers are too many for {cpus:.0f} cores: give --workers {max(1, int(cpus))}"
         )
     return declared

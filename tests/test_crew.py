@@ -83,7 +83,7 @@ def test_larger_photos_batches_and_weights_take_more_memory():
         ([GPUS], {"workers": 9}, "9 workers asked for, but the GPUs have room for 8"),
         ([{"CPU": 8.0, "GPU": 4.0}], {"gpus_per_worker": 8}, "no machine has the 8 GPUs"),
         ([GPUS], {"gpus_per_worker": 1.5}, "give a whole number of them, or a part of one"),
-        (LAPTOP, {"workers": 500}, "500 workers are too many for 2 cores"),
+        (LAPTOP, {"workers": 500}, "500 workers are too many for 2 cores: give --workers 2"),
     ],
 )
 def test_what_does_not_fit_is_one_line(nodes, options, words):
