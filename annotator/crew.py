@@ -32,8 +32,8 @@ class ComputeOptions:
     address: str | None = None  # none: a Ray of this machine's own; auto: the cluster it is part of
 
 
-def model_bytes(crop_px: int, batch_size: int, weight_bytes: int) -> int:
-    """What a process with a model takes on a CPU: as loaded, as it predicts with, and what it works on."""
+def memory_of_model(crop_px: int, batch_size: int, weight_bytes: int) -> int:
+    """Bytes that a process with a model takes on a CPU: as loaded, as it predicts with, and what it works on."""
     return PROCESS_BYTES + 3 * weight_bytes + _WORKING_BYTES * batch_size * crop_px**2
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from annotator.allocator import keep_freed_memory
-from annotator.crew import ComputeOptions, crew_of, model_bytes
+from annotator.crew import ComputeOptions, crew_of, memory_of_model
 from annotator.detect.hands import detector_of_process, read_model
 from annotator.dispatch import Crew, Stations
 from annotator.errors import UserError
@@ -137,7 +137,7 @@ def annotation(
         photos,
         settings,
         stations,
-        partial(crew_of, model_bytes=_model_bytes(loaded, batch_size)),
+        partial(crew_of, model_bytes=_memory_of(loaded, batch_size)),
         maker={"checkpoint": loaded.id},
         begin=lambda: write_faces(labels, loaded.hand.faces),
         may_differ=("checkpoint", "trained_steps"),
@@ -156,11 +156,11 @@ def some_photos(source: str, labels: str, every: int = 1, boxes: str | None = No
     return WithBoxes(photos, boxes) if boxes else photos
 
 
-def _model_bytes(checkpoint: Checkpoint, batch_size: int | None) -> int:
+def _memory_of(checkpoint: Checkpoint, batch_size: int | None) -> int:
     from annotator.predictor import CPU_BATCH
 
     weight_bytes = sum(weights.nbytes for weights in checkpoint.network.state_dict().values())
-    return model_bytes(checkpoint.info.network.crop_px, batch_size or CPU_BATCH, weight_bytes)
+    return memory_of_model(checkpoint.info.network.crop_px, batch_size or CPU_BATCH, weight_bytes)
 
 
 class ShardPredictor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from annotator.crew import TASK_CPUS, ComputeOptions, crew_on, model_bytes
+from annotator.crew import TASK_CPUS, ComputeOptions, crew_on, memory_of_model
 from annotator.errors import UserError
 
 LAPTOP = [{"CPU": 2.0}]
@@ -71,9 +71,9 @@ def test_openers_get_the_memory_that_models_leave():
 
 def test_larger_photos_batches_and_weights_take_more_memory():
     # Measured: 0.42 to 0.52 GiB of the shipped network, 1.35 of the paper's.
-    assert 0.5 * 2**30 < model_bytes(96, 32, 20 << 20) < 0.8 * 2**30
-    assert 1.3 * 2**30 < model_bytes(224, 32, 99 << 20) < 1.7 * 2**30
-    assert model_bytes(96, 256, 20 << 20) > model_bytes(96, 32, 20 << 20)
+    assert 0.5 * 2**30 < memory_of_model(96, 32, 20 << 20) < 0.8 * 2**30
+    assert 1.3 * 2**30 < memory_of_model(224, 32, 99 << 20) < 1.7 * 2**30
+    assert memory_of_model(96, 256, 20 << 20) > memory_of_model(96, 32, 20 << 20)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,9 @@ def test_a_gpu_labels_what_a_cpu_labels(photos, side):
         "float16",
         pytest.param(
             "bfloat16",
-            marks=pytest.mark.xfail(reason="three bits less; on a CPU 0.43 mm. Labels are not made in it"),
+            marks=pytest.mark.xfail(
+                strict=True, reason="three bits less; on a CPU 0.43 mm. Labels are not made in it"
+            ),
         ),
     ],
 )
