@@ -223,7 +223,7 @@ def test_another_run_into_the_same_place_is_refused_and_a_killed_one_is_not_in_t
     through(Faults())
     labels = "s3://bucket/twice"
     command = [sys.executable, "-m", "cli", "annotate", bucket_of_photos, labels, "--checkpoint", lively_file]
-    command += ["--threads", "1", "--shard-size", "4"]
+    command += ["--workers", "1", "--threads", "1", "--shard-size", "4"]
     driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not names_in(f"{labels}/data"):
         assert driver.poll() is None
