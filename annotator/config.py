@@ -32,10 +32,22 @@ class AmvurConfig:
     start: Literal["mean_hand", "prior_net"] = "mean_hand"
     tokens: int = 195  # vertices that are tokens; 0 = every vertex, as the paper writes it
     upsampling: Literal["fixed", "learned"] = "fixed"  # from tokens to vertices
-    width: int = 128  # d of formulas (9) and (10)
-    heads: int = 1
+    width: int = 128  # d of formulas (9) and (10) in the first stage; each next one has a quarter of it
+    stages: int = 1
+    blocks: int = 2  # in each stage; a block is (9), (10) and a feed-forward layer
+    heads: int = 4
+    # (9) and (10) as they are written: no normalisation, no feed-forward, and tokens that are sums of g and place.
+    plain: bool = False
+    # Tokens also hold the backbone's maps where prior-net's vertices and joints project: (11)'s reverse interpolation,
+    # for shape as it is for colour.
+    aligned: bool = False
     # sigma_J^2 from sigma_V^2: the paper's, or as if all vertices erred together.
     joint_variance: Literal["independent", "shared"] = "independent"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each stage's tokens."""
+        return tuple(self.width // 4**stage for stage in range(self.stages))
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,8 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         _at_least("crop_px", self.crop_px, 32)
         _at_least("amvur: width", self.amvur.width, 1)
-        _at_least("amvur: heads", self.amvur.heads, 1)
+        for name in ("heads", "stages", "blocks"):
+            _at_least(f"amvur: {name}", getattr(self.amvur, name), 1)
         _at_least("texture: width", self.texture.width, 1)
         _at_least("texture: raster_px", self.texture.raster_px, 8)
         for part, tokens in (("amvur", self.amvur.tokens), ("texture", self.texture.tokens)):
@@ -84,9 +97,13 @@ class NetworkConfig:
                 _at_least(f"{part}: tokens", tokens, 5)
         if self.variant == "amvur" and self.amvur.start == "prior_net":
             raise UserError("amvur: start is prior_net, which the variant amvur has not: give mean_hand")
-        if self.amvur.width % self.amvur.heads:
+        if self.variant == "amvur" and self.amvur.aligned:
+            raise UserError("amvur: aligned needs prior-net's hand, which the variant amvur has not")
+        step = 4 ** (self.amvur.stages - 1) * self.amvur.heads
+        if self.amvur.width % step:
             raise UserError(
-                f"amvur: width {self.amvur.width} can't be shared out among {self.amvur.heads} heads"
+                f"amvur: width {self.amvur.width} with {self.amvur.stages} stages and {self.amvur.heads} heads "
+                f"must be a multiple of {step}"
             )
 
 

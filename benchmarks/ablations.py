@@ -162,6 +162,8 @@ def configuration(row: Row, options: argparse.Namespace) -> TrainConfig:
             f"network.backbone={options.backbone}",
             f"network.crop_px={crop_px}",
             f"network.amvur.tokens={options.tokens}",
+            "network.amvur.width=128",
+            "network.amvur.blocks=1",
             f"network.texture.tokens={options.tokens}",
             f"network.texture.raster_px={crop_px * 3 // 4}",
             f"steps={options.steps}",

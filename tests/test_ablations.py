@@ -61,7 +61,7 @@ def tiny(network: NetworkConfig) -> NetworkConfig:
         backbone="efficientnet_lite0",
         imagenet=False,
         crop_px=48,
-        amvur=replace(network.amvur, tokens=32, width=32),
+        amvur=replace(network.amvur, tokens=32, width=64, blocks=1),
         texture=replace(network.texture, tokens=32, width=16, raster_px=32),
     )
 

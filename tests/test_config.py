@@ -28,7 +28,7 @@ def test_dictionaries_round_trip():
         ),
         ({"amvur": 3}, "amvur: expected keys and values, found 3"),
         ({"crop_px": 0}, "crop_px is 0, must be at least 32"),
-        ({"amvur": {"heads": 3}}, "width 128 can't be shared out among 3 heads"),
+        ({"amvur": {"heads": 3}}, "width 128 with 1 stages and 3 heads must be a multiple of 3"),
         ({"amvur": {"tokens": 2}}, "amvur: tokens is 2, must be at least 5"),
         ([1], "expected keys and values"),
     ],

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from annotator.config import AmvurConfig, NetworkConfig, TextureConfig
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.model import pretrained
+from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import load_checkpoint
 from tests.example_files import write_stick_hands
 from trainer import loop, losses
@@ -464,3 +465,73 @@ def test_a_short_training_beats_its_start(sticks, tmp_path):
     first, last = (np.mean([p.losses["prior_joints3d"] for p in part]) for part in (said[:5], said[-5:]))
     assert last < 0.95 * first
     assert all(0 <= p.waiting <= 1 and p.photos_per_s > 0 for p in said)
+
+
+def double(value):
+    """The same in double precision: a tensor, or a dataclass of such."""
+    if is_dataclass(value):
+        return replace(value, **{f.name: double(getattr(value, f.name)) for f in fields(value)})
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def textured(sticks, **loss):
+    """A prediction in double precision whose mesh and camera are leaves, coloured by chance, with its objective."""
+    network, objective, images, batch = objective_and_batch(sticks, batch_size=2, loss=LossConfig(**loss))
+    with torch.no_grad():
+        prediction = double(network(images))
+    for leaf in (
+        prediction.vertices.mean_mm,
+        prediction.camera.scale_per_mm,
+        prediction.camera.translation,
+    ):
+        leaf.requires_grad_()
+    colours = torch.rand(prediction.rgb.shape, generator=torch.Generator().manual_seed(0)).double()
+    return objective.double(), replace(prediction, rgb=colours), double(batch), images
+
+
+def test_the_gradient_of_l_tex_into_mesh_and_camera_is_that_of_finite_differences(sticks):
+    objective, prediction, batch, images = textured(sticks, texture_moves_hand=True)
+
+    def l_tex(**moved) -> torch.Tensor:
+        vertices = moved.pop("vertices", prediction.vertices.mean_mm)
+        changed = replace(
+            prediction,
+            vertices=Gaussian(vertices, prediction.vertices.std_mm),
+            camera=replace(prediction.camera, **moved),
+        )
+        return objective.terms(changed, batch, images)["texture"].sum
+
+    leaves = {
+        "vertices": prediction.vertices.mean_mm,
+        "scale_per_mm": prediction.camera.scale_per_mm,
+        "translation": prediction.camera.translation,
+    }
+    value = l_tex()
+    gradients = torch.autograd.grad(value, list(leaves.values()))
+    generator = torch.Generator().manual_seed(3)
+    for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+        way = torch.randn(leaf.shape, generator=generator).double()
+        step = 1e-7 * (1.0 if name != "scale_per_mm" else 1e-3)
+        # No pixel's centre crosses an edge on so short a way, so the difference is that of the colours.
+        apart = (l_tex(**{name: leaf + step * way}) - l_tex(**{name: leaf - step * way})) / (2 * step)
+        assert abs(float((gradient * way).sum())) > 1e-4
+        torch.testing.assert_close((gradient * way).sum(), apart, rtol=1e-4, atol=1e-6)
+
+
+def test_without_the_switch_l_tex_moves_colours_alone(sticks):
+    objective, prediction, batch, images = textured(sticks)
+    rgb = prediction.rgb.requires_grad_()
+    value = objective.terms(prediction, batch, images)["texture"].sum
+    leaves = [rgb, prediction.vertices.mean_mm, prediction.camera.scale_per_mm]
+    of_colours, of_mesh, of_scale = torch.autograd.grad(value, leaves, allow_unused=True)
+    assert of_colours.abs().sum() > 0 and of_mesh is None and of_scale is None
+
+
+def test_draws_of_v_j3_and_c_reach_supervised_terms_where_asked_for(sticks):
+    means, drawn = (textured(sticks, draw_all=draw_all) for draw_all in (False, True))
+    terms = [objective.terms(*rest) for objective, *rest in (means, drawn)]
+    for name in ("joints2d", "texture"):
+        assert not torch.isclose(terms[0][name].sum, terms[1][name].sum)
+    # Likelihoods of V and J3 are closed forms over the means: draws would only add noise to them.
+    for name in ("vertices", "joints3d"):
+        torch.testing.assert_close(terms[0][name].sum, terms[1][name].sum)

@@ -13,7 +13,8 @@ from scipy.sparse.linalg import lsqr
 from annotator.config import AmvurConfig, CameraConfig, NetworkConfig, TextureConfig
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
-from annotator.model.amvur import Gaussian, joints_from_vertices
+from annotator.hand.layer import HandLayer
+from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
 from annotator.model.attention import Attention, Tokens
 from annotator.model.camera import Camera, joints2d_covariance
 from annotator.model.landmarks import LOCAL, Landmarks
@@ -111,8 +112,11 @@ SWITCHES = {
     "no self-attention": {"amvur": AmvurConfig(self_attention=False)},
     "every vertex a token": {"amvur": AmvurConfig(tokens=0), "texture": TextureConfig(tokens=0)},
     "learned upsampling": {"amvur": AmvurConfig(upsampling="learned")},
-    "shared joint variance": {"amvur": AmvurConfig(joint_variance="shared", heads=4)},
+    "shared joint variance": {"amvur": AmvurConfig(joint_variance="shared")},
     "corrects prior-net": {"amvur": AmvurConfig(start="prior_net", tokens=98)},
+    "formulas as written": {"amvur": AmvurConfig(plain=True, blocks=1, heads=1)},
+    "three stages": {"amvur": AmvurConfig(width=128, stages=3, blocks=2, heads=4)},
+    "aligned with the maps": {"amvur": AmvurConfig(start="prior_net", tokens=98, aligned=True)},
     "corrects prior-net, A": {"amvur": AmvurConfig(start="prior_net", kind="fully_connected")},
     "landmarks": {"landmarks": True},
     "camera rotation": {"camera": CameraConfig(rotation=True)},
@@ -200,8 +204,9 @@ def test_landmarks_are_where_their_maps_are_brightest():
     fine[0, 3, 2, 5] = 1  # joint 3: row 2 of 4, column 5 of 8
     fine[0, 4, 0, :2] = 1  # joint 4: between the first two cells of the first row
     pyramid = (fine, torch.randn(1, 2, 2, 4), torch.randn(1, 3, 1, 2))
-    log_share, feature = landmarks(pyramid)
+    log_share, seen, feature = landmarks(pyramid)
     places, local = feature.view(1, 21, -1).split([2, LOCAL], -1)
+    assert torch.equal(seen, places)
     torch.testing.assert_close(log_share.exp().sum((2, 3)), torch.ones(1, 21))
     torch.testing.assert_close(places[0, 3], torch.tensor([2 * 5.5 / 8 - 1, 2 * 2.5 / 4 - 1]))
     torch.testing.assert_close(places[0, 4], torch.tensor([2 * 1 / 8 - 1, 2 * 0.5 / 4 - 1]))
@@ -213,17 +218,17 @@ def test_landmarks_are_where_their_maps_are_brightest():
     with torch.no_grad():
         landmarks.levels[2].weight[7, 1] = 1.0
     coarse = torch.tensor([[[[0.0, 0]], [[0, 9]], [[0, 0]]]])
-    _, feature = landmarks((torch.zeros_like(fine), pyramid[1], coarse))
+    _, _, feature = landmarks((torch.zeros_like(fine), pyramid[1], coarse))
     places = feature.view(1, 21, -1)[..., :2]
     assert places[0, 7, 0] > 0.5 and abs(places[0, 7, 1]) < 1e-5
 
 
 def test_switches_change_the_weights_they_name():
-    asked = ("B0, both", "Table 5 B", "no self-attention", "prior-net", "AMVUR", "Table 5 C")
-    names = {s: {n for n, _ in network(**SWITCHES[s]).named_parameters()} for s in asked}
-    assert any(n.startswith("amvur.cross") for n in names["B0, both"])
-    assert not any(n.startswith(("amvur.cross", "amvur.joint_tokens")) for n in names["Table 5 B"])
-    assert not any(n.startswith("amvur.self_attention") for n in names["no self-attention"])
+    names = {s: {n for n, _ in network(**SWITCHES[s]).named_parameters()} for s in SWITCHES}
+    assert any(".cross." in n for n in names["B0, both"])
+    assert not any(".cross." in n or n.startswith("amvur.joint_tokens") for n in names["Table 5 B"])
+    assert not any(n.startswith("amvur") and ".self_attention." in n for n in names["no self-attention"])
+    assert any(n.startswith("amvur.vertex_tokens.from_maps") for n in names["aligned with the maps"])
     assert not any(n.startswith(("amvur", "camera.")) for n in names["prior-net"])
     assert not any(n.startswith("prior_net") for n in names["AMVUR"])
     assert "amvur.vertex_tokens.index" in names["Table 5 C"]
@@ -367,3 +372,43 @@ def test_drawn_meshes_have_the_mean_and_spread_of_q():
     far = net.R[0] == 0
     expected = (vertices.std_mm.square() + wrist_variance).sqrt()
     torch.testing.assert_close(drawn.std(0)[:, far], expected[:, far], rtol=0.1, atol=0.05)
+
+
+def test_amvur_alone_learns_hands_by_heart():
+    """A global turn needs products of g and place, which a plain sum of both can't hold."""
+    torch.manual_seed(0)
+    layer = HandLayer(HAND)
+    count, generator = 24, torch.Generator().manual_seed(1)
+    rotvecs = torch.randn(count, 16, 3, generator=generator) * torch.tensor([0.8] + [0.25] * 15)[:, None]
+    betas = torch.randn(count, 10, generator=generator)
+    truth_mm, _ = layer(roma.rotvec_to_rotmat(rotvecs), betas)
+    g = torch.randn(count, 256, generator=generator)
+    amvur = Amvur(256, HAND, layer, AmvurConfig(tokens=64, width=128, blocks=1))
+    optimizer = torch.optim.Adam(amvur.parameters())
+    steps = 600
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 6e-3 * min((step + 1) / 50, 1) * (1 - step / steps)
+        loss = (amvur(g).mean_mm - truth_mm).square().mean() / 100
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(amvur.parameters(), 10)
+        optimizer.step()
+    with torch.no_grad():
+        assert float((amvur(g).mean_mm - truth_mm).norm(dim=-1).mean()) < 3
+
+
+def test_aligned_tokens_hold_the_maps_where_prior_nets_hand_projects():
+    torch.manual_seed(0)
+    net = network(amvur=AmvurConfig(start="prior_net", tokens=98, aligned=True))
+    tokens, points = net.amvur.vertex_tokens, torch.rand(2, 98, 2) * 1.6 - 0.8
+    g = torch.randn(2, net.backbone.feature_dim)
+    # A map whose channels are its own coordinates: a sample is the point itself.
+    dims = net.backbone.pyramid_dims
+    axis = (torch.arange(16) * 2 + 1) / 16 - 1
+    ramp = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))
+    maps = [torch.zeros(2, dim, 16, 16) for dim in dims]
+    maps[1][:, :2] = ramp
+    posed = torch.zeros(2, 98, 5)
+    added = tokens(g, posed, points, maps) - tokens(g, posed)
+    expected = points @ tokens.from_maps[1].weight[:, :2].T
+    torch.testing.assert_close(added, expected, atol=1e-4, rtol=1e-4)

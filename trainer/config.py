@@ -67,6 +67,8 @@ class LossConfig:
     # Times what 3D labels say of their own std; 0 takes them for the truth. Not in the paper.
     doubt: float = 1.0
     draw: bool = True  # L_J2 at drawn J3 and C where 3D is hidden, as (8) says; else at their means
+    draw_all: bool = False  # the same where 3D is known, and L_tex at drawn V and C
+    texture_moves_hand: bool = False  # L_tex has a gradient into mesh and camera, not into colours alone
 
     def __post_init__(self) -> None:
         if self.doubt < 0:

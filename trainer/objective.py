@@ -63,6 +63,8 @@ class Objective(nn.Module):
         super().__init__()
         self.config = config
         self.network_config = network.config
+        # A draw of V is as correlated as the variance of joints takes vertices to be.
+        self._errs_together = network.config.amvur.joint_variance == "shared"
         self.limits = losses.JointLimits(hand)
         self.register_buffer("faces", network.faces, persistent=False)
         prior = config.prior
@@ -157,7 +159,7 @@ class Objective(nn.Module):
                 batch.has_joints2d,
             )
         if prediction.rgb is not None:
-            terms["texture"] = self._texture(prediction, batch, images)
+            terms["texture"] = self._texture(prediction, batch, images, draws)
         all_mirrored = torch.ones_like(prediction.mirrored_is_right, dtype=torch.bool)
         for name, of_truth, where in (
             ("side_right", prediction.is_right, every),
@@ -211,34 +213,50 @@ class Objective(nn.Module):
         return _term(values, known[:, None] | (is_rotation & has_hand[:, None]))
 
     def _joints2d(self, q: Gaussian, camera: Camera, batch: Batch, draws: Draws | None) -> Term:
-        """L_J2: (6) at the means; with `draws`, at drawn J3 and C where 3D is hidden (8).
+        """Return L_J2: (6) at the means; with `draws`, at drawn J3 and C where 3D is hidden (8), or everywhere.
 
         V enters only through J3 = R V, so J3 is drawn from its own marginal.
         """
         covariance = joints2d_covariance(q, camera, self.network_config.camera.annotation_noise)
         projected = camera.project(q.mean_mm)[..., :2]
-        if draws is not None and self.config.draw:
+        if draws is not None and (self.config.draw or self.config.draw_all):
             joints = losses.draw(q.mean_mm, q.std_mm, draws.normal(21, 3))
-            noise = draws.normal(6)
-            drawn = Camera(
-                losses.draw(camera.scale_per_mm, camera.std[:, 0] / 100, noise[:, 0]).clamp_min(1e-5),
-                losses.draw(camera.rotvec, camera.std[:, 1:4], noise[:, 1:4]),
-                losses.draw(camera.translation, camera.std[:, 4:], noise[:, 4:]),
-                camera.std,
-            )
-            at_draws = drawn.project(joints)[..., :2]
-            projected = torch.where(batch.has_joints3d[:, None, None], projected, at_draws)
+            at_draws = _drawn_camera(camera, draws).project(joints)[..., :2]
+            at_means = batch.has_joints3d & (not self.config.draw_all)
+            projected = torch.where(at_means[:, None, None], projected, at_draws)
         values = losses.joints2d_loss(batch.joints2d, projected, covariance, batch.joints2d_std)
         return _term(values, batch.has_joints2d)
 
-    def _texture(self, prediction: Prediction, batch: Batch, images: Tensor) -> Term:
-        """(12): paint the mesh with its colours where it stands, compare where the hand is seen."""
+    def _texture(self, prediction: Prediction, batch: Batch, images: Tensor, draws: Draws) -> Term:
+        """Return L_tex, (12): the mesh in its colours, where it projects, against the photo where the hand is seen.
+
+        With `texture_moves_hand` the gradient reaches mesh and camera through the barycentrics of each pixel. Colours
+        are sampled at constant places all the same: sampled wherever the mesh is, they would match there.
+        """
         assert prediction.rgb is not None
         size_px = self.network_config.texture.raster_px
-        points = prediction.camera.project(prediction.vertices.mean_mm).detach().float()
+        mesh_mm, camera = prediction.vertices.mean_mm, prediction.camera
+        if self.config.draw_all:
+            noise = draws.normal(1 if self._errs_together else mesh_mm.shape[1], 3)
+            mesh_mm = losses.draw(mesh_mm, prediction.vertices.std_mm, noise)
+            camera = _drawn_camera(camera, draws)
+        points = camera.project(mesh_mm)
+        if not self.config.texture_moves_hand:
+            points = points.detach()
         fragments = rasterize(points, self.faces, size_px)
-        painted = paint(fragments, prediction.rgb.float(), self.faces)
+        painted = paint(fragments, prediction.rgb.to(points.dtype), self.faces)
         photo = interpolate(images.float(), size=size_px, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
         seen = interpolate(batch.hand_mask.float(), size=size_px, mode="area")[:, 0] > 254
         mask = (fragments.face_ids >= 0) & seen & batch.has_hand[:, None, None]
         return Term(losses.texture_loss(photo, painted, mask).sum(), mask.sum())
+
+
+def _drawn_camera(camera: Camera, draws: Draws) -> Camera:
+    """Draw C from q(C | I), reparameterized."""
+    noise = draws.normal(6)
+    return Camera(
+        losses.draw(camera.scale_per_mm, camera.std[:, 0] / 100, noise[:, 0]).clamp_min(1e-5),
+        losses.draw(camera.rotvec, camera.std[:, 1:4], noise[:, 1:4]),
+        losses.draw(camera.translation, camera.std[:, 4:], noise[:, 4:]),
+        camera.std,
+    )

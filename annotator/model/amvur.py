@@ -1,18 +1,21 @@
 """AMVUR (section 3.3): attention-based mesh vertices uncertainty regression, the model-free half.
 
 Token of vertex i: `[g ; v0_i]`, of joint k: `[g ; j0_k]`, where v0 and j0 are the template at zero pose and
-shape (the positional encoding). Vertices ask joints, then vertices ask vertices, each with a residual:
+shape (the positional encoding). Vertices attend to joints, then to each other, each with a residual:
 
     A = softmax(Q_V K_J^T / sqrt(d)),   F'  = A U_J  + F_V      (9)
     S = softmax(Q_F' K_F'^T / sqrt(d)), F'' = S U_F' + F'       (10)
 
-Two MLPs give mu_V and log sigma_V^2 of q(V | I) = N(mu_V, sigma_V^2). Joints follow through R:
+Each block does both once; a stage is some blocks of one width, and each next stage has a quarter of it, as in the
+authors' network. Two MLPs give mu_V and log sigma_V^2 of q(V | I) = N(mu_V, sigma_V^2). Joints follow through R:
 mu_J = R mu_V and sigma_J^2 = (R * R) sigma_V^2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +24,14 @@ from annotator.config import AmvurConfig
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
 from annotator.hand.regressor import coarse_tokens
-from annotator.model.attention import Attention, Tokens, zero_start
+from annotator.model.attention import Block, Tokens, zero_start
 from annotator.model.prior_net import mean_hand
 
 #: What an untrained network believes of its error; the mean hand is about this far off.
 START_STD_MM = 20.0
+
+#: A distance from a landmark, a tenth of a crop's half-side, becomes a number of about 1.
+RESIDUAL_SCALE = 10.0
 
 
 @dataclass
@@ -59,9 +65,11 @@ class Amvur(nn.Module):
     """Global feature g (B, feature_dim) to q(V | I) over all V vertices.
 
     Tokens may be a subset of the vertices (`config.tokens`): then a linear map, fitted on posed meshes,
-    carries the offsets from tokens to vertices. mu_V is a start plus what the MLP says in centimetres, so that an
+    carries the offsets from tokens to vertices. mu_V is a start plus the MLP's offsets in centimetres, so that an
     untrained network gives the mean hand; it is wrist-relative by construction. The start is the mean hand, or with
     `config.start` prior-net's V_p, through which no gradient goes: prior-net has targets of its own and the KL.
+    With `config.aligned` tokens also hold where prior-net's vertices and joints project into the crop, and the
+    backbone's maps there, of `map_dims` channels; with `landmarks` the joints' also how far beside it each is seen.
     """
 
     start_mm: Tensor  # (V, 3)
@@ -70,7 +78,15 @@ class Amvur(nn.Module):
     upsample: Tensor  # (V, T)
     spread: Tensor  # (V, T), no negative weights
 
-    def __init__(self, feature_dim: int, hand: HandModel, layer: HandLayer, config: AmvurConfig) -> None:
+    def __init__(
+        self,
+        feature_dim: int,
+        hand: HandModel,
+        layer: HandLayer,
+        config: AmvurConfig,
+        map_dims: Sequence[int] = (),
+        landmarks: bool = False,
+    ) -> None:
         super().__init__()
         self.config = config
         start = mean_hand(layer, hand)
@@ -80,6 +96,7 @@ class Amvur(nn.Module):
         token_vertices, upsample, _ = coarse_tokens(
             hand, min(config.tokens or hand.vertex_count, hand.vertex_count)
         )
+        self.register_buffer("token_vertices", torch.as_tensor(token_vertices), persistent=False)
         upsample_t = torch.as_tensor(upsample)
         # Log standard deviations must not overshoot: their map has no negative weights.
         spread = upsample_t.clamp_min(0)
@@ -88,33 +105,60 @@ class Amvur(nn.Module):
             self.upsample = nn.Parameter(upsample_t)
         else:
             self.register_buffer("upsample", upsample_t, persistent=False)
-        count = len(token_vertices)
         if config.kind == "fully_connected":
-            last = zero_start(nn.Linear(512, count * 6))
+            last = zero_start(nn.Linear(512, len(token_vertices) * 6))
             self.direct = nn.Sequential(nn.Linear(feature_dim, 512), nn.ReLU(), last)
-        else:
-            template = torch.as_tensor(hand.v_template)
-            joints = self.R @ template
-            # Decimetres from the wrist: numbers of the size that g's are.
-            places = (template[torch.as_tensor(token_vertices)] - joints[:1]) * 10
-            joint_places = (joints - joints[:1]) * 10
-            width = config.width
-            self.vertex_tokens = Tokens(feature_dim, places, width, config.positional, self.corrects)
-            self.register_buffer("token_vertices", torch.as_tensor(token_vertices), persistent=False)
-            if config.cross_attention:
-                self.joint_tokens = Tokens(feature_dim, joint_places, width, config.positional, self.corrects)
-                self.cross = Attention(width, config.heads)
-            if config.self_attention:
-                self.self_attention = Attention(width, config.heads)
-            self.mean, self.log_variance = (
-                nn.Sequential(nn.Linear(width, width), nn.ReLU(), zero_start(nn.Linear(width, 3)))
-                for _ in range(2)
+            return
+        template = torch.as_tensor(hand.v_template)
+        joints = self.R @ template
+        # Decimetres from the wrist: numbers of the size that g's are.
+        places = (template[self.token_vertices] - joints[:1]) * 10
+        joint_places = (joints - joints[:1]) * 10
+
+        posed_dim = 3 * self.corrects + 2 * config.aligned
+
+        def tokens(places: Tensor, posed_dim: int) -> Tokens:
+            return Tokens(
+                *(feature_dim, places, config.width, config.positional, posed_dim, config.plain),
+                map_dims=map_dims if config.aligned else (),
             )
 
-    def forward(self, g: Tensor, prior_mm: Tensor | None = None) -> Gaussian:
-        """G (B, feature_dim) -> q(V | I), (B, V, 3).
+        self.vertex_tokens = tokens(places, posed_dim)
+        if config.cross_attention:
+            self.joint_tokens = tokens(joint_places, posed_dim + 2 * (config.aligned and landmarks))
+        widths = config.widths
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                Block(width, config.heads, config.cross_attention, config.self_attention, config.plain)
+                for _ in range(config.blocks)
+            )
+            for width in widths
+        )
+        self.narrow = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        if config.cross_attention:
+            self.narrow_joints = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        self.norm = nn.Identity() if config.plain else nn.LayerNorm(widths[-1])
+        self.mean, self.log_variance = (
+            nn.Sequential(nn.Linear(widths[-1], widths[-1]), nn.ReLU(), zero_start(nn.Linear(widths[-1], 3)))
+            for _ in range(2)
+        )
 
-        `prior_mm` (B, V, 3) is prior-net's hand, which `start: prior_net` needs and `mean_hand` does not look at.
+    def forward(
+        self,
+        g: Tensor,
+        prior_mm: Tensor | None = None,
+        prior_points: Tensor | None = None,
+        maps: Sequence[Tensor] = (),
+        landmarks: Tensor | None = None,
+    ) -> Gaussian:
+        """Return q(V | I), (B, V, 3).
+
+        Args:
+            g: (B, feature_dim).
+            prior_mm: (B, V, 3) prior-net's hand, for `start: prior_net`; not looked at with `mean_hand`.
+            prior_points: (B, V, 2) the same hand in crop coordinates, for `aligned`.
+            maps: the backbone's maps (B, C, H, W), for `aligned`.
+            landmarks: (B, 21, 2) where joints are seen in the crop, for `aligned` with landmarks.
         """
         start_mm = self.start_mm.expand(len(g), -1, -1)
         if self.corrects:
@@ -123,17 +167,45 @@ class Amvur(nn.Module):
         if self.config.kind == "fully_connected":
             offsets, log_variance = self.direct(g).unflatten(-1, (-1, 6)).split(3, -1)
         else:
-            posed = posed_joints = None
-            if self.corrects:  # decimetres, as the template's
-                posed, posed_joints = start_mm[:, self.token_vertices] / 100, combined(self.R, start_mm) / 100
-            features = self.vertex_tokens(g, posed)  # F_V (B, T, width)
-            if self.config.cross_attention:
-                features = features + self.cross(features, self.joint_tokens(g, posed_joints))  # (9)
-            if self.config.self_attention:
-                features = features + self.self_attention(features, features)  # (10)
+            features = self._features(g, start_mm, prior_points, maps, landmarks)
             offsets, log_variance = self.mean(features), self.log_variance(features)
         vertices_mm = start_mm + 10 * combined(self.upsample, offsets.float())
         vertices_mm = vertices_mm - combined(self.R[:1], vertices_mm)  # the wrist is the origin
         # exp(7) is 33 m of standard deviation, exp(-7) 18 um: bounds for numbers, not for hands.
         log_std = combined(self.spread, log_variance.float()).clamp(-14, 14) / 2
         return Gaussian(vertices_mm, START_STD_MM * log_std.exp())
+
+    def _features(
+        self,
+        g: Tensor,
+        start_mm: Tensor,
+        points: Tensor | None,
+        maps: Sequence[Tensor],
+        landmarks: Tensor | None,
+    ) -> Tensor:
+        """Return F'' (B, T, last width): tokens, then every stage's blocks."""
+        posed, posed_joints, at_vertices, at_joints = [], [], None, None
+        if self.corrects:  # decimetres, as the template's
+            posed.append(start_mm[:, self.token_vertices] / 100)
+            posed_joints.append(combined(self.R, start_mm) / 100)
+        if points is not None:
+            points = points.detach()
+            at_vertices, at_joints = points[:, self.token_vertices], combined(self.R, points)
+            posed.append(at_vertices)
+            posed_joints.append(at_joints)
+            if landmarks is not None:
+                posed_joints.append(RESIDUAL_SCALE * (landmarks.detach() - at_joints))
+        features = self.vertex_tokens(g, torch.cat(posed, -1) if posed else None, at_vertices, maps)
+        joints = None
+        if self.config.cross_attention:
+            joints = self.joint_tokens(
+                g, torch.cat(posed_joints, -1) if posed_joints else None, at_joints, maps
+            )
+        for stage, blocks in enumerate(self.stages):
+            if stage:
+                features = self.narrow[stage - 1](features)
+                joints = None if joints is None else self.narrow_joints[stage - 1](joints)
+            assert isinstance(blocks, nn.ModuleList)
+            for block in blocks:
+                features = block(features, joints)
+        return self.norm(features)

@@ -1,67 +1,163 @@
-"""One attention step of formulas (9) and (10): `softmax(Q K^T / sqrt(d)) U`, and the token it works on."""
+"""Attention over tokens, formulas (9) and (10): `softmax(Q K^T / sqrt(d)) U`, its block, and the tokens."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import gelu, grid_sample, scaled_dot_product_attention
+
+#: Width of a block's feed-forward layer, in widths of its tokens.
+FEED_FORWARD = 2
+
+#: Octaves of sines in a place's encoding, from one wave per 20 cm of hand to one per 2.5 cm: half a finger's width.
+OCTAVES = 4
 
 
 def zero_start(linear: nn.Linear) -> nn.Linear:
-    """Zero a layer, so that what it is added to stays what it was until training says otherwise."""
+    """Zero a layer, so that whatever it is added to starts unchanged."""
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
 
 
 class Attention(nn.Module):
-    """Queries from one set of tokens (B, N, width), keys and values from another (B, M, width).
+    """Attend from one set of tokens (B, N, width) to another (B, M, width), with `heads` heads.
 
-    Returns (B, N, width) without the residual, which the caller adds. `heads` = 1 is the paper's.
+    Returns (B, N, width) without the residual, which the caller adds. With `output` a linear layer mixes the heads.
     """
 
-    def __init__(self, width: int, heads: int = 1) -> None:
+    def __init__(self, width: int, heads: int = 1, output: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width) if output else nn.Identity()
 
-    def forward(self, asking: Tensor, asked: Tensor) -> Tensor:
-        """Asking (B, N, width), asked (B, M, width) -> (B, N, width)."""
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Queries (B, N, width), keys and values (B, M, width) -> (B, N, width)."""
         q, k, u = (
             projection(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection, tokens in ((self.query, asking), (self.key, asked), (self.value, asked))
+            for projection, tokens in ((self.query, queries), (self.key, keys), (self.value, keys))
         )
-        return scaled_dot_product_attention(q, k, u).transpose(1, 2).flatten(2)
+        return self.output(scaled_dot_product_attention(q, k, u).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Update vertex tokens once: cross-attention (9), self-attention (10), feed-forward, each with a residual.
+
+    Each step first normalises its input (Xiong et al., "On layer normalization in the transformer architecture", 2020).
+    `plain` leaves normalisation and feed-forward out, as the formulas are written.
+    """
+
+    def __init__(self, width: int, heads: int, cross: bool, within: bool, plain: bool) -> None:
+        super().__init__()
+
+        def norm() -> nn.Module:
+            return nn.Identity() if plain else nn.LayerNorm(width)
+
+        self.cross = Attention(width, heads, output=not plain) if cross else None
+        self.self_attention = Attention(width, heads, output=not plain) if within else None
+        if cross:
+            self.cross_norm, self.joint_norm = norm(), norm()
+        if within:
+            self.self_norm = norm()
+        self.expand: nn.Linear | None = None
+        if not plain:
+            self.feed_norm = norm()
+            self.expand = nn.Linear(width, FEED_FORWARD * width)
+            self.contract = nn.Linear(FEED_FORWARD * width, width)
+
+    def forward(self, vertices: Tensor, joints: Tensor | None) -> Tensor:
+        """Vertex tokens F_V (B, T, width), joint tokens F_J (B, 21, width) -> F'' (B, T, width)."""
+        if self.cross is not None and joints is not None:
+            vertices = vertices + self.cross(self.cross_norm(vertices), self.joint_norm(joints))  # (9)
+        if self.self_attention is not None:
+            normed = self.self_norm(vertices)
+            vertices = vertices + self.self_attention(normed, normed)  # (10)
+        if self.expand is not None:
+            vertices = vertices + self.contract(gelu(self.expand(self.feed_norm(vertices))))
+        return vertices
 
 
 class Tokens(nn.Module):
-    """`W [g ; p_i]` for N tokens that share `g`, where p_i is the token's place on the hand.
+    """Make N tokens from the global feature `g` and each token's place on the hand.
 
-    `g` is the same for all tokens, so `W [g ; p] = W_g g + W_p p` costs one product with `g`, not N.
-    `positional`: "template" takes the place's coordinates (N, 3); "index" learns one vector a token. With `posed`,
-    each photo brings places of its own beside them.
+    Plain tokens are the paper's `W [g ; p_i]`. As `g` is the same for all, `W [g ; p] = W_g g + W_p p` costs one
+    product with `g`, not N. A sum can't hold a product of `g` and place, which a turn of the whole hand needs. So the
+    others are `W_g g + (1 + W_m g) * embed(p_i)`, with a small network as `embed`, which sees sines of the template's
+    places: neighbouring fingers are a centimetre apart and move on their own.
+
+    `positional`: "template" takes the place's coordinates (N, 3); "index" learns one vector per token. Each photo may
+    have `posed_dim` numbers of its own per token beside them. `map_dims` are the channels of feature maps that are
+    sampled where tokens project into the crop.
     """
 
-    places: Tensor  # (N, 3)
+    places: Tensor  # (N, 3), or (N, 3 + 6 * OCTAVES) encoded
 
     def __init__(
-        self, feature_dim: int, places: Tensor, width: int, positional: str, posed: bool = False
+        self,
+        feature_dim: int,
+        places: Tensor,
+        width: int,
+        positional: str,
+        posed_dim: int = 0,
+        plain: bool = True,
+        map_dims: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        self.plain = plain
         self.from_feature = nn.Linear(feature_dim, width)
-        self.from_posed = nn.Linear(3, width, bias=False) if posed else None
+        self.from_posed = nn.Linear(posed_dim, width, bias=False) if posed_dim else None
         if positional == "template":
+            places = places if plain else encoded(places)
             self.register_buffer("places", places, persistent=False)
-            self.from_place: nn.Linear | None = nn.Linear(3, width, bias=False)
+            self.from_place: nn.Linear | None = nn.Linear(places.shape[1], width, bias=False)
         else:
             self.from_place = None
             self.index = nn.Parameter(torch.randn(len(places), width) * 0.02)
+        if not plain:
+            self.embed = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+            self.gate = nn.Linear(feature_dim, width)
+        self.from_maps = nn.ModuleList(nn.Linear(dim, width, bias=False) for dim in map_dims)
 
-    def forward(self, g: Tensor, posed: Tensor | None = None) -> Tensor:
-        """G (B, feature_dim) and, if so made, places (B, N, 3) -> (B, N, width)."""
+    def forward(
+        self,
+        g: Tensor,
+        posed: Tensor | None = None,
+        points: Tensor | None = None,
+        maps: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Return tokens (B, N, width).
+
+        Args:
+            g: (B, feature_dim).
+            posed: (B, N, posed_dim) places in each photo, numbers of about 1; needed with `posed_dim`.
+            points: (B, N, 2) where tokens project, crop coordinates; needed with `map_dims`.
+            maps: (B, C, H, W) each, sampled at `points`.
+        """
         place = self.index if self.from_place is None else self.from_place(self.places)
         if self.from_posed is not None and posed is not None:
             place = place + self.from_posed(posed)
-        return self.from_feature(g)[:, None] + place
+        if not self.plain:
+            place = self.embed(place) * (1 + self.gate(g)[:, None])
+        tokens = self.from_feature(g)[:, None] + place
+        if self.from_maps and points is not None:
+            for layer, features in zip(self.from_maps, maps, strict=True):
+                tokens = tokens + layer(reverse_interpolate(features.float(), points))
+        return tokens
+
+
+def encoded(places: Tensor) -> Tensor:
+    """Encode places (N, 3), decimetres, with sines and cosines of `OCTAVES` frequencies: (N, 3 + 6 * OCTAVES)."""
+    angles = torch.cat([math.pi * 2.0**octave * places for octave in range(OCTAVES)], -1)
+    return torch.cat([places, angles.sin(), angles.cos()], -1)
+
+
+def reverse_interpolate(features: Tensor, points: Tensor) -> Tensor:
+    """Sample a map (B, C, H, W) bilinearly at crop points (B, N, 2) -> (B, N, C); beyond the edge, the edge."""
+    sampled = grid_sample(features, points[:, None], padding_mode="border", align_corners=False)
+    return sampled[:, :, 0].transpose(1, 2)

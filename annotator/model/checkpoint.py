@@ -24,8 +24,16 @@ from annotator.io.storage import open_file, write_whole
 from annotator.model.network import Network
 from annotator.model.pretrained import try_pretrained
 
-#: 2: prior-net's hands are bounded, landmarks. 3: is there a hand at all.
-CHECKPOINT_VERSION = 3
+#: 2: prior-net's hands are bounded, landmarks. 3: is there a hand at all. 4: AMVUR has blocks.
+CHECKPOINT_VERSION = 4
+
+#: The oldest version whose networks can still be built: AMVUR was one plain block, its parts named otherwise.
+OLDEST_VERSION = 3
+_AMVUR_OF_VERSION_3 = {"plain": True, "blocks": 1, "stages": 1, "aligned": False}
+_NAMES_OF_VERSION_3 = {
+    "amvur.cross.": "amvur.stages.0.0.cross.",
+    "amvur.self_attention.": "amvur.stages.0.0.self_attention.",
+}
 
 #: The weights that come with the package.
 SHIPPED = Path(__file__).parent.parent / "weights" / "default.safetensors"
@@ -159,7 +167,7 @@ def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoin
             "give the hand it was made with (--hand)"
         )
     network = Network(info.network, model)
-    tensors = safetensors.torch.load(data)
+    tensors = {_current_name(key): tensor for key, tensor in safetensors.torch.load(data).items()}
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -168,6 +176,14 @@ def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoin
             f"checkpoint '{name}': its weights don't fit its own configuration ({first})"
         ) from None
     return Checkpoint(network.eval(), model, info, _id(data))
+
+
+def _current_name(key: str) -> str:
+    """Return a tensor's name in this version; current names have none of the old beginnings."""
+    for old, new in _NAMES_OF_VERSION_3.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
 
 
 def _hand_of(name: str, info: CheckpointInfo) -> str:
@@ -200,11 +216,13 @@ def read_info(name: str, data: bytes) -> CheckpointInfo:
             f"checkpoint '{name}' has format version {header['version']}, this amvur reads "
             f"up to {CHECKPOINT_VERSION}: install a newer amvur"
         )
-    if header["version"] < CHECKPOINT_VERSION:
+    if header["version"] < OLDEST_VERSION:
         raise UserError(
-            f"checkpoint '{name}' has format version {header['version']}, whose networks worked otherwise than those "
-            f"of version {CHECKPOINT_VERSION}: train it again, or label with the amvur that wrote it"
+            f"checkpoint '{name}' has format version {header['version']}, this amvur reads {OLDEST_VERSION} to "
+            f"{CHECKPOINT_VERSION}: train it again, or label with the amvur that wrote it"
         )
+    if header["version"] == 3:
+        header["network"]["amvur"] |= _AMVUR_OF_VERSION_3
     return CheckpointInfo(
         network=from_dict(NetworkConfig, header["network"], f"checkpoint '{name}': network"),
         hand_id=header["hand_id"],

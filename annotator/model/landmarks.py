@@ -37,8 +37,11 @@ class Landmarks(nn.Module):
         self.maps = nn.Conv2d(WIDTH, JOINTS, 1, bias=False)  # a bias would change no share
         self.local = nn.Conv2d(WIDTH, LOCAL, 1)
 
-    def forward(self, pyramid: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps (B, 21, H, W), the log of each cell's share, which add up to 1; and the feature (B, size)."""
+    def forward(self, pyramid: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return maps (B, 21, H, W), places (B, 21, 2) in the crop, and the feature (B, size).
+
+        Maps are the log of each cell's share; shares add up to 1.
+        """
         height, width = pyramid[0].shape[-2:]
         levels = [level(features.float()) for level, features in zip(self.levels, pyramid, strict=True)]
         coarse = [F.interpolate(x, size=(height, width), mode="bilinear") for x in levels[1:]]
@@ -51,4 +54,4 @@ class Landmarks(nn.Module):
         places = share @ centres
         local = share @ self.local(features).flatten(2).transpose(1, 2)  # (B, 21, LOCAL)
         feature = torch.cat([places, local], -1).flatten(1)
-        return log_share.unflatten(2, (height, width)), feature
+        return log_share.unflatten(2, (height, width)), places, feature

@@ -47,15 +47,23 @@ class Seen:
     g: Tensor  # (B, feature_dim), the features at landmarks with it
     X: Tensor  # (B, shallow_dim, H/2, W/2)
     maps: Tensor | None  # (B, 21, H, W), `Prediction.landmarks`
+    pyramid: tuple[Tensor, ...] = ()  # maps of strides 8, 16, 32, where AMVUR samples them
+    joints2d: Tensor | None = None  # (B, 21, 2) where the landmarks' maps have their means
 
     def __getitem__(self, rows: Any) -> Seen:
-        return Seen(self.g[rows], self.X[rows], None if self.maps is None else self.maps[rows])
+        maps, joints2d = (None if x is None else x[rows] for x in (self.maps, self.joints2d))
+        return Seen(self.g[rows], self.X[rows], maps, tuple(level[rows] for level in self.pyramid), joints2d)
 
     def put(self, rows: Tensor, other: Seen) -> None:
         """Take these rows from another's, in place."""
         self.g[rows], self.X[rows] = other.g, other.X
-        if self.maps is not None and other.maps is not None:
-            self.maps[rows] = other.maps
+        for own, others in zip(
+            (self.maps, self.joints2d, *self.pyramid),
+            (other.maps, other.joints2d, *other.pyramid),
+            strict=True,
+        ):
+            if own is not None and others is not None:
+                own[rows] = others
 
 
 class Network(nn.Module):
@@ -78,7 +86,10 @@ class Network(nn.Module):
             self.prior_net = PriorNet(feature_dim, hand, layer)
             self.prior_camera = CameraHead(feature_dim, start, config.camera, constant_std=True)
         if config.variant != "prior_net":
-            self.amvur = Amvur(feature_dim, hand, layer, config.amvur)
+            self.amvur = Amvur(
+                *(feature_dim, hand, layer, config.amvur, self.backbone.pyramid_dims),
+                landmarks=config.landmarks,
+            )
             self.camera = CameraHead(feature_dim, start, config.camera, constant_std=False)
         self.side, self.presence = ReadOut(feature_dim), ReadOut(feature_dim)
         self.texture: nn.Module | None = None
@@ -105,17 +116,19 @@ class Network(nn.Module):
         works in half precision."""
         g, X, pyramid = self.backbone(images.contiguous(memory_format=torch.channels_last))
         with torch.autocast(images.device.type, enabled=False):
-            if self.landmarks is None:
-                return Seen(g.float(), X.float(), None)
-            maps, at_joints = self.landmarks(pyramid)
-            return Seen(torch.cat([g.float(), at_joints], -1), X.float(), maps)
+            g, X, maps, joints2d = g.float(), X.float(), None, None
+            if self.landmarks is not None:
+                maps, joints2d, at_joints = self.landmarks(pyramid)
+                g = torch.cat([g, at_joints], -1)
+            return Seen(g, X, maps, pyramid if self.config.amvur.aligned else (), joints2d)
 
     def hands(self, images: Tensor, seen: Seen) -> Prediction:
         """The hands in images (B, 3, crop_px, crop_px), of which `see` made `seen`; `mirrored_is_right` stays empty."""
         with torch.autocast(images.device.type, enabled=False):
-            return self._hands(images, seen.g, seen.X, seen.maps)
+            return self._hands(images, seen)
 
-    def _hands(self, images: Tensor, g: Tensor, X: Tensor, maps: Tensor | None) -> Prediction:
+    def _hands(self, images: Tensor, seen: Seen) -> Prediction:
+        g, X = seen.g, seen.X
         variant = self.config.variant
         prior: PriorHand | None = None
         prior_camera: Camera | None = None
@@ -126,7 +139,12 @@ class Network(nn.Module):
             joints3d = Gaussian(prior.joints3d_mm, torch.full_like(prior.joints3d_mm, PRIOR_STD_MM))
             camera: Camera = prior_camera
         else:
-            vertices = self.amvur(g, None if prior is None else prior.vertices_mm)
+            prior_mm = prior_points = None
+            if prior is not None and prior_camera is not None:
+                prior_mm = prior.vertices_mm
+                if self.config.amvur.aligned:
+                    prior_points = prior_camera.project(prior_mm)[..., :2]
+            vertices = self.amvur(g, prior_mm, prior_points, seen.pyramid, seen.joints2d)
             joints3d = joints_from_vertices(vertices, self.R, self.config.amvur.joint_variance)
             camera = self.camera(g)
         joints2d = camera.project(joints3d.mean_mm)[..., :2]
@@ -149,7 +167,7 @@ class Network(nn.Module):
             is_right=self.side(g),
             mirrored_is_right=g.new_empty(0),
             is_hand=self.presence(g),
-            landmarks=maps,
+            landmarks=seen.maps,
         )
 
     def _colour(
