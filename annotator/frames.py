@@ -68,6 +68,31 @@ def square_around(box_xyxy: ArrayLike, padding: float) -> CropFrame:
     return CropFrame(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), np.float64(half_side), np.bool_(False))
 
 
+class Upright(NamedTuple):
+    """A square in a photo with axes of its own, in which a hand's fingers point up: B squares, or one."""
+
+    centre_px: Floats  # (B, 2)
+    half_side_px: Floats  # (B,)
+    turn_rad: Floats  # (B,) from the photo's x axis to the square's, positive towards the photo's y
+
+
+def upright_square(joints_px: ArrayLike, padding: float = 1.35) -> Upright:
+    """Return the square around 2D joints (B, 21, 2), photo pixels, in which the middle knuckle is above the wrist.
+
+    Its side is `padding` times the longer side of the joints' box along the square's own axes. A point p of the
+    square, -1..1, lies in the photo at `centre + half_side * Rot(turn) p`. Where wrist and knuckle coincide, turn is 0.
+    """
+    joints = np.asarray(joints_px, np.float64)
+    up = joints[..., 9, :] - joints[..., 0, :]
+    turn = np.arctan2(up[..., 0], 0.0 - up[..., 1])  # 0.0 - 0.0 is +0, whose turn is 0 and not pi
+    cos, sin = np.cos(turn), np.sin(turn)
+    rotation = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)  # (B, 2, 2)
+    turned_back = joints @ rotation
+    low, high = turned_back.min(-2), turned_back.max(-2)
+    centre = (rotation @ ((low + high) / 2)[..., None])[..., 0]
+    return Upright(centre, (high - low).max(-1) / 2 * padding, turn)
+
+
 def cut(pixels: NDArray[np.uint8], frame: CropFrame, crop_px: int, photo_width: int) -> NDArray[np.uint8]:
     """Resample one crop: (crop_px, crop_px, 3) uint8, `OUTSIDE_RGB` beyond the photo's edge, never mirrored.
 

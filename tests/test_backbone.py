@@ -27,11 +27,17 @@ from annotator.model.backbone import BACKBONES, Backbone, build_backbone
 from annotator.model.pretrained import PretrainedUnreachableError, load_pretrained, try_pretrained
 
 TIMM = json.loads((Path(__file__).parent / "data" / "backbone_names.json").read_text())
-PARAMETERS = {"resnet50": 23_508_032, "efficientnet_b0": 4_007_548, "efficientnet_lite0": 3_371_008}
+PARAMETERS = {
+    "resnet50": 23_508_032,
+    "efficientnet_b0": 4_007_548,
+    "efficientnet_lite0": 3_371_008,
+    "hand_landmark": 2_587_424,
+}
 PHOTOS = np.random.RandomState(0).uniform(size=(2, 3, 72, 56))  # halves of these sizes are odd further down
 LITE = "efficientnet_lite0"
 
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
+from_timm = pytest.mark.parametrize("name", TIMM)
 
 
 def filled(name: str, shape: list[int]) -> torch.Tensor:
@@ -49,6 +55,15 @@ def weights_like_timm(name: str) -> dict[str, torch.Tensor]:
     return {key: filled(key, shape) for key, shape in TIMM[name]["shapes"].items()}
 
 
+def filled_backbone(name: str) -> Backbone:
+    backbone = build_backbone(name).eval()
+    weights = {
+        key: filled(key, list(value.shape)) for key, value in backbone.state_dict().items() if value.ndim
+    }
+    backbone.load_state_dict(weights, strict=False)
+    return backbone
+
+
 def copy_of(backbone: Backbone) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in backbone.state_dict().items()}
 
@@ -57,7 +72,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
-@every_backbone
+@from_timm
 def test_names_and_shapes_are_those_of_the_public_weights(name: str) -> None:
     ours = {k: list(v.shape) for k, v in build_backbone(name).state_dict().items()}
     assert {k: v for k, v in ours.items() if not k.endswith("num_batches_tracked")} == TIMM[name]["shapes"]
@@ -74,8 +89,7 @@ def test_without_gradients_and_with_its_norms_folded_it_says_the_same(
     name: str, size: tuple[int, int]
 ) -> None:
     """Predictions pad other ways, write over what they need no more, and know no batch norms."""
-    backbone = build_backbone(name).eval()
-    backbone.load_state_dict(weights_like_timm(name), strict=False)
+    backbone = filled_backbone(name)
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
     plain = backbone(images)
     assert plain.g.requires_grad
@@ -89,7 +103,7 @@ def test_without_gradients_and_with_its_norms_folded_it_says_the_same(
             torch.testing.assert_close(b, a.detach(), rtol=1e-4, atol=1e-4 * float(a.detach().abs().max()))
 
 
-@every_backbone
+@from_timm
 def test_the_same_weights_give_what_timm_gave(name: str) -> None:
     backbone = build_backbone(name).eval()
     backbone.load_state_dict(weights_like_timm(name), strict=False)
@@ -104,6 +118,23 @@ def test_the_same_weights_give_what_timm_gave(name: str) -> None:
     expected_g, expected_X = torch.tensor(TIMM[name]["g"]), torch.tensor(TIMM[name]["X"])
     torch.testing.assert_close(g[:, :: g.shape[1] // 8], expected_g, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(X[1, :: X.shape[1] // 8, 17, 13], expected_X, rtol=1e-4, atol=1e-4)
+
+
+@every_backbone
+def test_measured_norms_give_the_same_function_and_in_training_mode_too(name: str) -> None:
+    """The norms of a batch are measured on it, so its own mean and variance must give what the running ones give."""
+    backbone = filled_backbone(name).double()
+    images = torch.rand(20, 3, 64, 64, generator=torch.Generator().manual_seed(2)).double()
+    with torch.no_grad():
+        before = backbone(images)
+        backbone.measure_normalisation(images)
+        after = backbone(images)
+        in_training = backbone.train()(images)
+    for found in (after, in_training):
+        for a, b in zip(
+            (before.g, before.X, *before.pyramid), (found.g, found.X, *found.pyramid), strict=True
+        ):
+            torch.testing.assert_close(b, a, rtol=0, atol=1e-9 * float(a.abs().max()))
 
 
 @every_backbone
@@ -122,7 +153,7 @@ def test_a_shallow_cell_is_centred_where_the_docstring_says(name: str) -> None:
     X[0, :, 10, 7].abs().sum().backward()
     assert images.grad is not None
     rows, columns = images.grad.abs().sum((0, 1)).nonzero().unbind(1)
-    offset = 1.5 if name == LITE else 0.5
+    offset = 1.5 if name in (LITE, "hand_landmark") else 0.5
     centre = [(seen.min() + seen.max()).item() / 2 + 0.5 for seen in (rows, columns)]
     assert centre == [2 * 10 + offset, 2 * 7 + offset]
 

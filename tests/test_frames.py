@@ -29,6 +29,37 @@ def test_crop_edges_lie_on_the_box_and_the_centre_in_its_middle():
     np.testing.assert_allclose(corners, [[-30, 0], [90, 120], [30, 60]])
 
 
+@given(st.floats(-3, 3), reals, reals, sizes)
+def test_an_upright_square_turns_and_grows_with_the_hand(turn, x, y, scale):
+    """Of a hand turned, scaled and moved by a known map, the square is mapped alike."""
+    rng = np.random.default_rng(3)
+    joints = rng.uniform(-1, 1, (21, 2))
+    joints[0], joints[9] = (0.5, 0.8), (0.5, -0.3)  # straight up
+    before = frames.upright_square(joints, padding=1.5)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    after = frames.upright_square(scale * joints @ rotation.T + [x, y], padding=1.5)
+    assert before.turn_rad == 0
+    np.testing.assert_allclose(before.half_side_px, np.ptp(joints, axis=0).max() / 2 * 1.5)
+    np.testing.assert_allclose(before.centre_px, (joints.min(0) + joints.max(0)) / 2)
+    np.testing.assert_allclose(after.turn_rad, turn, atol=1e-9 * (1 + (abs(x) + abs(y)) / scale))
+    np.testing.assert_allclose(after.half_side_px, scale * before.half_side_px, rtol=1e-6)
+    np.testing.assert_allclose(
+        after.centre_px, scale * rotation @ before.centre_px + [x, y], atol=1e-6 * scale
+    )
+
+
+def test_in_an_upright_square_fingers_point_up_and_joints_keep_their_margin():
+    joints = np.random.default_rng(4).uniform(0, 100, (5, 21, 2))
+    squares = frames.upright_square(joints, padding=1.35)
+    cos, sin = np.cos(squares.turn_rad), np.sin(squares.turn_rad)
+    rotation = np.stack([cos, -sin, sin, cos], -1).reshape(5, 2, 2)
+    inside = (joints - squares.centre_px[:, None]) @ rotation / squares.half_side_px[:, None, None]
+    np.testing.assert_allclose(inside[:, 9, 0], inside[:, 0, 0], atol=1e-9)
+    assert (inside[:, 9, 1] < inside[:, 0, 1]).all()
+    np.testing.assert_allclose(np.abs(inside).max((1, 2)), 1 / 1.35)
+    assert frames.upright_square(np.zeros((21, 2))).turn_rad == 0
+
+
 def test_a_mirrored_crop_swaps_left_and_right_only():
     frame = CropFrame(np.array([5.0, 5]), np.float64(5), np.bool_(False))
     left_edge = np.array([[0.0, 2.0]])

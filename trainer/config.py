@@ -113,7 +113,8 @@ class TrainConfig:
 
     network: NetworkConfig = field(default_factory=NetworkConfig, metadata={"group": "network"})
     hand: str = "open"  # or mano:PATH
-    start_from: str = ""  # a checkpoint whose weights to start from
+    # A checkpoint whose weights to start from; or MediaPipe's hand_landmarker.task, for a backbone hand_landmark.
+    start_from: str = ""
     data: tuple[SourceConfig, ...] = (SourceConfig(),)
     batch_size: int = 32  # over all workers together
     steps: int = 100_000

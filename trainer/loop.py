@@ -27,6 +27,7 @@ from annotator.hand import load_hand
 from annotator.hand.model import HandModel
 from annotator.io.storage import check_writable
 from annotator.model.checkpoint import load_checkpoint
+from annotator.model.landmarker_file import read_landmarker
 from annotator.model.network import Network
 from annotator.model.pretrained import PretrainedUnreachableError, load_pretrained
 from trainer.augment import prepare
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
 #: So many steps in a row may have gradients that are not finite before the run gives up.
 PATIENCE = 20
+
+#: Batch norms that a file came without are measured on so many crops of the first steps.
+MEASURED_CROPS = 64
 
 #: One mirror image for so many photos teaches the side head.
 PHOTOS_PER_MIRRORED = 4
@@ -145,20 +149,23 @@ def train(
 
 
 def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -> Network:
-    """The network before its first step: from `start_from`, or from its seed and ImageNet weights.
+    """Return the network before its first step: from `start_from`, or from its seed and ImageNet weights.
 
     With `resumes` its weights will be a checkpoint's, and neither of the two need be there any more.
 
     Raises:
-        UserError: `start_from` holds another network or another hand; ImageNet weights are asked for and out of
-            reach: days of training must not start from less than was asked for; or random layers would be frozen.
+        UserError: `start_from` can't be read or holds another network or another hand; ImageNet weights are asked
+            for and out of reach: days of training must not start from less than was asked for; or random layers
+            would be frozen.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.network.seed)
         network = Network(config.network, hand)
     if resumes:
         return network.train()
-    if config.start_from:
+    if config.start_from.endswith(".task"):
+        _start_from_landmarker(network, config, hand)
+    elif config.start_from:
         checkpoint = load_checkpoint(config.start_from, config.hand)
         if _without_sizes(checkpoint.info.network) != _without_sizes(config.network):
             raise UserError(
@@ -179,6 +186,20 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
             "or freeze_early=false"
         )
     return network.train()
+
+
+def _start_from_landmarker(network: Network, config: TrainConfig, hand: HandModel) -> None:
+    """Give the backbone MediaPipe's weights, with batch norms measured on the first crops: the same on every worker."""
+    if config.network.backbone != "hand_landmark":
+        raise UserError(
+            f"start_from '{config.start_from}' holds the backbone hand_landmark, not {config.network.backbone}: "
+            "set network.backbone=hand_landmark"
+        )
+    data = Steps(config, hand)
+    steps = range(math.ceil(MEASURED_CROPS / config.batch_size))
+    crops = [_prepared(data[step], data, config, torch.device("cpu"))[0] for step in steps]
+    landmarker = read_landmarker(config.start_from, torch.cat(crops))
+    network.backbone.load_state_dict(landmarker.backbone.state_dict())
 
 
 def _without_sizes(config: NetworkConfig) -> NetworkConfig:

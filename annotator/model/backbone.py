@@ -1,9 +1,9 @@
-"""The convolutional backbones: ResNet-50, EfficientNet-B0 and EfficientNet-Lite0 in plain torch.
+"""The convolutional backbones in plain torch: ResNet-50, EfficientNet-B0 and -Lite0, MediaPipe's hand landmark network.
 
-Parameter names and shapes are those of the public timm weights, so these load as they are. Why a file of
-our own: `timm` needs torchvision, which does not import beside every CPU build of torch, and the ResNet and
-EfficientNet classes of `transformers` make every process start 5 s later (7.0 s, where torch alone takes
-2.0 s and this file 0.2 s more), for two files of 858 lines in place of this one of under 300.
+Parameter names and shapes are those of the public timm weights, so these load as they are; MediaPipe's come through
+`landmarker_file.py`. Why a file of our own: `timm` needs torchvision, which does not import beside every CPU build of
+torch, and the ResNet and EfficientNet classes of `transformers` make every process start 5 s later (7.0 s, where torch
+alone takes 2.0 s and this file 0.2 s more), for two files of 858 lines in place of this one of under 400.
 Measure again with `benchmarks/backbone_choice.py`.
 """
 
@@ -72,8 +72,9 @@ class Backbone(nn.Module):
             `Features`. X is the first convolution, after its batch norm, before its activation:
                 scaled to about 1, yet still linear in the pixels, so that no colour is cut off. From Lite0's
                 ImageNet weights a linear fit gives colours back within 1.5 grey levels (rms); after the
-                activation, 7.8. Cell i is centred on pixel coordinate 2i + 0.5 (Lite0, even sizes: 2i + 1.5),
-                pixel centres being at half integers; a cell's own middle is 2i + 1. Strides: channels last.
+                activation, 7.8. Cell i is centred on pixel coordinate 2i + 0.5 (with TensorFlow's padding, at
+                even sizes: 2i + 1.5), pixel centres being at half integers; a cell's own middle is 2i + 1.
+                Strides: channels last.
         """
         # Channels last in memory: 8 to 15 % faster forward on two cores, 13 to 28 % in training.
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -95,6 +96,43 @@ class Backbone(nn.Module):
                 folded = fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm))
                 setattr(block, conv, folded.to(memory_format=torch.channels_last))
                 setattr(block, norm, nn.Identity())
+
+    @torch.no_grad()
+    def measure_normalisation(self, images: Tensor) -> None:
+        """Set every batch norm's statistics to those of these images, and its weight and bias so that nothing changes.
+
+        In evaluation mode the function stays the same but for rounding. Training mode, which normalises by each
+        batch, then starts from nearly the same function too.
+
+        Args:
+            images: (N, 3, H, W) RGB, float, 0..1. A hundred crops of the kind that training will show are enough.
+        """
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        moments = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
+
+        def add(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+            values = inputs[0].double()
+            count = torch.full_like(values[0, :, 0, 0], values.numel() / values.shape[1])
+            sums = [count, values.sum((0, 2, 3)), values.square().sum((0, 2, 3))]
+            moments[norm] += torch.stack(sums).to("cpu")  # type: ignore[index]
+
+        hooks = [norm.register_forward_pre_hook(add) for norm in norms]
+        was_training = self.training
+        self.eval()
+        for part in images.split(16):
+            self(part)
+        self.train(was_training)
+        for hook in hooks:
+            hook.remove()
+        for norm, (count, total, squares) in moments.items():
+            mean = (total / count).to(norm.weight)
+            var = (squares / count - (total / count) ** 2).clamp_min(0).to(norm.weight)
+            assert norm.running_mean is not None and norm.running_var is not None
+            slope = norm.weight / (norm.running_var + norm.eps).sqrt()
+            norm.bias.add_(slope * (mean - norm.running_mean))
+            norm.weight.copy_(slope * (var + norm.eps).sqrt())
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(var)
 
 
 class Bottleneck(nn.Module):
@@ -260,6 +298,10 @@ class InvertedBottleneck(nn.Module):
         return x + y if self.residual else y
 
 
+#: Of the batch norms of networks that come from TensorFlow.
+LITE_EPS = 1e-3
+
+
 class EfficientNet(Backbone):
     """Tan and Le, 2019: B0 (names and shapes of `timm/efficientnet_b0.ra_in1k`) or Lite0.
 
@@ -268,24 +310,27 @@ class EfficientNet(Backbone):
     """
 
     feature_dim, shallow_dim, pyramid_dims = 1280, 32, (40, 112, 1280)
-    #: kernel, stride, expansion, channels, blocks of each stage after the first
-    STAGES = (
-        (3, 2, 6, 24, 2),
-        (5, 2, 6, 40, 2),
-        (3, 2, 6, 80, 3),
-        (5, 1, 6, 112, 3),
-        (5, 2, 6, 192, 4),
-        (3, 1, 6, 320, 1),
+    #: kernel, stride, channels, blocks of each stage after the first
+    STAGES: tuple[tuple[int, int, int, int], ...] = (
+        (3, 2, 24, 2),
+        (5, 2, 40, 2),
+        (3, 2, 80, 3),
+        (5, 1, 112, 3),
+        (5, 2, 192, 4),
+        (3, 1, 320, 1),
     )
+    #: how many times its input the first inverted bottleneck is wide, and all others
+    first_expansion, expansion = 6, 6
 
     def __init__(self, lite: bool = False) -> None:
         super().__init__(*(((0.5,) * 3, (0.5,) * 3) if lite else (IMAGENET_MEAN, IMAGENET_STD)))
         self.activation: Activation = F.relu6 if lite else F.silu
-        self.conv_stem = _conv(3, 32, 3, stride=2, same=lite)
-        self.bn1 = nn.BatchNorm2d(32)
-        first = DepthwiseBlock(32, 16, 3, squeeze=not lite, activation=_in_place(self.activation))
-        stages, inputs = [nn.Sequential(first)], 16
-        for kernel, stride, expansion, outputs, blocks in self.STAGES:
+        width = self.shallow_dim
+        self.conv_stem = _conv(3, width, 3, stride=2, same=lite)
+        self.bn1 = nn.BatchNorm2d(width)
+        first = DepthwiseBlock(width, 16, 3, squeeze=not lite, activation=_in_place(self.activation))
+        stages, inputs, expansion = [nn.Sequential(first)], 16, self.first_expansion
+        for kernel, stride, outputs, blocks in self.STAGES:
             stage = nn.Sequential()
             for block in range(blocks):
                 stage.append(
@@ -300,7 +345,7 @@ class EfficientNet(Backbone):
                         activation=_in_place(self.activation),
                     )
                 )
-                inputs = outputs
+                inputs, expansion = outputs, self.expansion
             stages.append(stage)
         self.blocks = nn.Sequential(*stages)
         self.conv_head = _conv(inputs, self.feature_dim, 1)
@@ -308,22 +353,50 @@ class EfficientNet(Backbone):
         if lite:
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d):
-                    module.eps = 1e-3
+                    module.eps = LITE_EPS
         _initialise(self)
 
     def stem(self, images: Tensor) -> Tensor:
-        """First convolution and batch norm: (B, 3, H, W) -> (B, 32, H/2, W/2)."""
+        """First convolution and batch norm: (B, 3, H, W) -> (B, shallow_dim, H/2, W/2)."""
         return self.bn1(self.conv_stem(images))
 
     def trunk(self, shallow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 32, H/2, W/2) -> 40 channels of H/8, W/8, 112 of half that, 1280 of a quarter."""
+        """(B, shallow_dim, H/2, W/2) -> 40 channels of H/8, W/8, 112 of half that, `feature_dim` of a quarter."""
         fine = self.blocks[:3](self.activation(shallow))
         middle = self.blocks[3:5](fine)
-        return fine, middle, self.activation(self.bn2(self.conv_head(self.blocks[5:](middle))))
+        return fine, middle, self.head(self.blocks[5:](middle))
+
+    def head(self, coarse: Tensor) -> Tensor:
+        """The last stage's map to the one that is pooled: (B, C, h, w) -> (B, feature_dim, h, w)."""
+        return self.activation(self.bn2(self.conv_head(coarse)))
 
     def early(self) -> list[nn.Module]:
         """Stem and the first two stages."""
         return [self.conv_stem, self.bn1, self.blocks[0], self.blocks[1]]
+
+
+class HandLandmark(EfficientNet):
+    """The network of MediaPipe's hand landmarks (2021): Lite0 with a narrow stem and a depthwise head.
+
+    It takes colours from 0 to 1. Its last stage ends before the projection, so `head` is a 1x1 expansion and a 3x3
+    depthwise convolution. The released file has no batch norms; `landmarker_file.py` puts them back.
+    """
+
+    feature_dim, shallow_dim, pyramid_dims = 1152, 24, (40, 112, 1152)
+    STAGES = ((3, 2, 24, 2), (5, 2, 40, 2), (3, 2, 80, 3), (5, 1, 112, 3), (5, 2, 192, 4))
+    first_expansion = 4
+
+    def __init__(self) -> None:
+        super().__init__(lite=True)
+        self.mean.zero_()
+        self.std.fill_(1)
+        self.conv_dw = _conv(self.feature_dim, self.feature_dim, 3, groups=self.feature_dim)
+        self.bn3 = nn.BatchNorm2d(self.feature_dim, eps=LITE_EPS)
+        _initialise(self.conv_dw)
+
+    def head(self, coarse: Tensor) -> Tensor:
+        """(B, 192, h, w) -> (B, 1152, h, w)."""
+        return self.activation(self.bn3(self.conv_dw(super().head(coarse))))
 
 
 def _initialise(backbone: nn.Module) -> None:
@@ -341,6 +414,7 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "resnet50": ResNet50,
     "efficientnet_b0": EfficientNet,
     "efficientnet_lite0": partial(EfficientNet, lite=True),
+    "hand_landmark": HandLandmark,
 }
 
 
