@@ -170,6 +170,10 @@ def _detector(model: str | None) -> str:
 
 def _mano(hand: str | None) -> str:
     if hand is None:
+        if not _has("smplx"):
+            raise _AbsentError(
+                "not installed (pip install 'amvur-annotator[mano]', non-commercial); the open hand needs none"
+            )
         raise _AbsentError(
             "not looked for (--hand mano:PATH of your MANO_RIGHT.pkl); the open hand needs none"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def test_what_works_here_is_used_once_and_what_is_missing_says_what_to_do(local_
     assert said(hand=f"mano:{tmp_path}/MANO_RIGHT.pkl")["MANO"].said.startswith("mano-")
     broken = said(hand=f"mano:{tmp_path}/other.pkl")["MANO"]
     assert broken.state == "broken" and broken.is_bad and "\n" not in broken.said
+
+
+def test_without_smplx_the_line_on_mano_names_the_extra(local_ray, monkeypatch):
+    monkeypatch.setitem(sys.modules, "smplx", None)  # as if it were not installed
+    found = said()["MANO"]
+    assert found.state == "absent" and not found.is_bad
+    assert "pip install 'amvur-annotator[mano]'" in found.said and "\n" not in found.said
 
 
 def test_the_detector_is_used_once(local_ray):

@@ -1,16 +1,12 @@
-"""One layer that poses every parametric hand: linear blend skinning, run by `smplx`."""
+"""One layer that poses every parametric hand: MANO by `smplx`, every other by our own skinning."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-
-import smplx
 import torch
-from smplx.utils import Struct
 from torch import nn
 
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
+from annotator.hand.skinning import Skinning
 
 
 class HandLayer(nn.Module):
@@ -19,6 +15,9 @@ class HandLayer(nn.Module):
     Rotations are absolute (no mean pose is added), in MANO's joint order, the wrist's first. Buffers:
     `faces (F, 3)`, `joint_regressor (21, V)` (`R`), `template (V, 3)` in metres, `tip_vertices (5,)`.
     `id` is the hand model's.
+
+    Raises:
+        UserError: the hand is MANO, and the extra `mano` is not installed.
     """
 
     faces: torch.Tensor
@@ -29,20 +28,7 @@ class HandLayer(nn.Module):
     def __init__(self, hand: HandModel) -> None:
         super().__init__()
         self.id = hand.id
-        data = Struct(
-            v_template=hand.v_template,
-            f=hand.faces,
-            shapedirs=hand.shapedirs,
-            posedirs=hand.posedirs,
-            J_regressor=hand.J_regressor,
-            weights=hand.weights,
-            kintree_table=hand.kintree_table.copy(),
-            hands_mean=hand.hands_mean,
-            hands_components=hand.hands_components,
-        )
-        # smplx prints a warning that any hand has only 10 shape coefficients.
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.mano = smplx.MANOLayer("", data_struct=data, is_rhand=True, create_body_pose=False)
+        self.skinning = _skinning(hand)
         self.register_buffer("faces", torch.from_numpy(hand.faces).long())
         self.register_buffer("joint_regressor", torch.from_numpy(hand.joint_regressor))
         self.register_buffer("template", torch.from_numpy(hand.v_template))
@@ -58,10 +44,9 @@ class HandLayer(nn.Module):
         Returns vertices (B, V, 3) and the 21 joints (B, 21, 3) in FreiHAND's order: the 16 articulated
         joints of the skeleton and the fingertip vertices.
         """
-        posed = self.mano(global_orient=rotations[:, :1], hand_pose=rotations[:, 1:], betas=betas)
-        tips = posed.vertices[:, self.tip_vertices]
-        joints = torch.cat([posed.joints, tips], dim=1)
-        return posed.vertices, joints[:, FREIHAND_FROM_MANO]
+        vertices, joints = self.skinning(rotations, betas)
+        joints = torch.cat([joints, vertices[:, self.tip_vertices]], dim=1)
+        return vertices, joints[:, FREIHAND_FROM_MANO]
 
     def forward(self, rotations: torch.Tensor, betas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotation matrices (B, 16, 3, 3) and betas (B, 10) to the wrist-relative hand, millimetres.
@@ -72,3 +57,11 @@ class HandLayer(nn.Module):
         joints = self.joint_regressor @ vertices
         wrist = joints[:, :1]
         return 1000.0 * (vertices - wrist), 1000.0 * (joints - wrist)
+
+
+def _skinning(hand: HandModel) -> nn.Module:
+    if hand.name == "mano":
+        from annotator.hand.smplx_skinning import SmplxSkinning
+
+        return SmplxSkinning(hand)
+    return Skinning(hand)

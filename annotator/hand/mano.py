@@ -62,7 +62,8 @@ def read_mano(path: str | Path) -> HandModel:
     is fitted on posed meshes here, a fraction of a second.
 
     Raises:
-        UserError: the file can't be read, is refused by `safe_pickle.load`, or is not MANO's right hand.
+        UserError: the file can't be read, is refused by `safe_pickle.load`, or is not MANO's right hand; or the
+            extra `mano`, which poses it, is not installed.
     """
     try:
         with Path(path).open("rb") as file:

@@ -1,7 +1,7 @@
 """What every parametric hand is made of, whatever file it came from.
 
-The layout is MANO's (Romero et al., 2017), so that one layer (`layer.py`, run by `smplx`) poses
-them all. Only this folder knows how many vertices a hand has.
+The layout is MANO's (Romero et al., 2017), so that one layer (`layer.py`) poses them all.
+Only this folder knows how many vertices a hand has.
 
 Rest frame: metres, a right hand, fingers towards -x, palm facing -y, thumb towards +z.
 Articulated joints are stored in MANO's order (wrist, then index, middle, little, ring, thumb, three
