@@ -8,15 +8,15 @@ from annotator.errors import UserError
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of a name such as `cpu`, `cuda` or `cuda:1`; none is a GPU if there is one.
+    """Return the device of a name such as `cpu`, `cuda` or `cuda:1`; without a name, a GPU if there is one.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: there is no such device here, or it holds no numbers (`meta`).
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError):  # torch raises each of them for some name
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-        raise UserError(f"there is no device '{name}' here: give one of {there}") from None
+        raise UserError(f"there is no device {name!r} here: give one of {there}") from None
     return device

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from annotator import frames
+from annotator.device import device_of
 from annotator.errors import UserError
 from annotator.frames import CropFrame
 from annotator.io.crops import Crops, Side, crop_photo
@@ -308,9 +309,9 @@ def load(
         precision: of the backbone; `float16` is for GPUs, few CPUs are faster at it.
 
     Raises:
-        UserError: no such checkpoint, a damaged one, or the wrong hand model.
+        UserError: no such checkpoint, a damaged one, the wrong hand model, or no such device here.
     """
     if precision not in get_args(Precision):
         raise UserError(f"precision is {precision!r}, may be {', '.join(get_args(Precision))}")
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Predictor(load_checkpoint(checkpoint, hand), chosen, precision=precision)
+    place = device_of(device)
+    return Predictor(load_checkpoint(checkpoint, hand), place, precision=precision)
