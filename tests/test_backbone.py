@@ -25,6 +25,7 @@ from annotator.errors import UserError
 from annotator.model import pretrained
 from annotator.model.backbone import BACKBONES, Backbone, build_backbone
 from annotator.model.pretrained import PretrainedUnreachableError, load_pretrained, try_pretrained
+from annotator.model.texture import reverse_interpolate
 
 TIMM = json.loads((Path(__file__).parent / "data" / "backbone_names.json").read_text())
 PARAMETERS = {
@@ -156,6 +157,61 @@ def test_a_shallow_cell_is_centred_where_the_docstring_says(name: str) -> None:
     offset = 1.5 if name in (LITE, "hand_landmark") else 0.5
     centre = [(seen.min() + seen.max()).item() / 2 + 0.5 for seen in (rows, columns)]
     assert centre == [2 * 10 + offset, 2 * 7 + offset]
+
+
+@every_backbone
+@pytest.mark.parametrize("size", [(64, 96), (63, 96), (72, 57)])
+def test_a_ramp_is_read_from_the_shallow_map_where_the_points_are(name: str, size: tuple[int, int]) -> None:
+    """With kernels of ones the first convolution is a mean, and the mean of a ramp is its value at the centre."""
+    backbone = build_backbone(name).eval()
+    stem = next(module for module in backbone.modules() if isinstance(module, torch.nn.Conv2d))
+    torch.nn.init.constant_(stem.weight, 1 / stem.weight[0].numel())
+    height, width = size
+    x, y = ((torch.arange(side) + 0.5) / side * 2 - 1 for side in (width, height))
+    ramps = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+    images = ramps[:, None].expand(2, 3, height, width) * backbone.std + backbone.mean  # undone by `forward`
+    generator = torch.Generator().manual_seed(0)
+    points = (torch.rand(1, 30, 2, generator=generator) * 1.6 - 0.8).expand(2, 30, 2)
+    with torch.no_grad():
+        read = reverse_interpolate(backbone(images).X, backbone.in_map(points, size, stride=2))[..., 0]
+    slope = (
+        1 + 1e-5 if name == "resnet50" or name == "efficientnet_b0" else 1 + 1e-3
+    ) ** 0.5  # of a new batch norm
+    torch.testing.assert_close(read * slope, points[0].T, atol=1e-5, rtol=0)
+
+
+@every_backbone
+@pytest.mark.parametrize("size", [480, 455])
+def test_cells_of_every_map_are_centred_where_the_backbone_puts_them(name: str, size: int) -> None:
+    """Against the centroid of what nine cells respond to, weights made positive so that nothing cancels."""
+    torch.manual_seed(0)
+    backbone = build_backbone(name).eval()
+    for module in list(backbone.modules()):
+        if hasattr(module, "se"):
+            module.se = torch.nn.Identity()  # its gate sees the whole photo
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data = torch.rand_like(module.weight) / module.weight[0].numel()
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.constant_(module.weight, 0.5)
+    images = (torch.rand(1, 3, size, size) * 0.5 + 0.5).requires_grad_()
+    features = backbone(images)
+    pixels = torch.arange(size) + 0.5
+    for map_, stride in zip((features.X, *features.pyramid), (2, 8, 16, 32), strict=True):
+        assert map_.shape[-1] == math.ceil(size / stride)
+        cell = map_.shape[-1] // 2
+        around = map_[
+            :, :, cell - 1 : cell + 2, cell - 1 : cell + 2
+        ]  # ResNet's maxima are anywhere in their windows
+        (seen,) = torch.autograd.grad(around.sum(), images, retain_graph=True)
+        share = seen.abs().sum((0, 1))
+        centre = backbone.first_centre_px(size, stride) + stride * cell
+        for along in (share.sum(0), share.sum(1)):
+            assert float((along * pixels).sum() / along.sum()) == pytest.approx(
+                centre, abs=0.05 + stride / 16
+            )
+        at = torch.tensor([centre, centre]) / size * 2 - 1
+        in_map = (backbone.in_map(at, (size, size), stride) + 1) / 2 * map_.shape[-1]
+        torch.testing.assert_close(in_map, torch.full((2,), cell + 0.5), atol=1e-4, rtol=0)
 
 
 @every_backbone

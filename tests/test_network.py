@@ -278,6 +278,17 @@ def test_reverse_interpolation_reads_a_ramp_exactly():
     torch.testing.assert_close(reverse_interpolate(ramp, points), points, atol=1e-5, rtol=0)
 
 
+def test_the_texture_samples_x_where_its_cells_are_centred():
+    """In Lite0 cell i of 32 is centred on pixel 2i + 1.5 of 64, and `grid_sample` takes it to be at 2i + 1."""
+    net, seen = network(backbone="efficientnet_lite0", crop_px=64), {}
+    net.texture.register_forward_pre_hook(
+        lambda _, arguments: seen.update(zip("pq", arguments[3:5], strict=True))
+    )
+    with torch.inference_mode():
+        net(images(2))
+    torch.testing.assert_close(seen["q"], seen["p"][..., :2] - 0.5 / 32, atol=1e-6, rtol=0)
+
+
 def test_a_hidden_vertex_does_not_take_the_colour_of_what_covers_it():
     torch.manual_seed(0)
     texture = OcclusionAwareTexture(6, 4, HAND, TextureConfig(tokens=20))
@@ -295,7 +306,7 @@ def test_a_hidden_vertex_does_not_take_the_colour_of_what_covers_it():
     faces = torch.from_numpy(HAND.faces).long()
 
     def colours(photo: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
-        return texture(photo, X, g, points, visible, nothing, faces)
+        return texture(photo, X, g, points, points[..., :2], visible, nothing, faces)
 
     torch.testing.assert_close(colours(red, X), colours(mixed, X))
     changed = X.clone()

@@ -82,6 +82,31 @@ class Backbone(nn.Module):
         pyramid = self.trunk(shallow)
         return Features(pyramid[-1].mean(dim=(2, 3)), shallow, pyramid)
 
+    def first_centre_px(self, size_px: int, stride: int) -> float:
+        """Return where the first cell of a map of this stride is centred, along a side of `size_px` pixels.
+
+        Cell i is centred `stride * i` further on, pixel coordinates, whose pixel centres lie at half integers. The
+        centre is that of the pixels that the cell sees, without regard to the photo's edge. A kernel of 2p + 1 with p
+        pixels of padding and stride 2 centres its cell i on cell 2i of the map before: so the first is on pixel 0.
+        """
+        return 0.5
+
+    def in_map(self, points: Tensor, size_px: tuple[int, int], stride: int) -> Tensor:
+        """Crop points (..., 2) to the coordinates by which `grid_sample` finds them in a map of this stride.
+
+        Args:
+            points: x, y, crop coordinates -1..1. size_px: height and width of the crops that the map is of.
+            stride: 2 (X), 8, 16 or 32.
+
+        Returns:
+            (..., 2), for `align_corners=False`, by which cells are centred in the middle of their shares of the map.
+        """
+        height, width = size_px
+        first = points.new_tensor([self.first_centre_px(width, stride), self.first_centre_px(height, stride)])
+        cells = points.new_tensor([math.ceil(width / stride), math.ceil(height / stride)])
+        index = ((points + 1) / 2 * points.new_tensor([width, height]) - first) / stride
+        return (2 * index + 1) / cells - 1
+
     def fold_normalisation(self) -> None:
         """Put every batch norm into the convolution before it, for good: for prediction alone. A tenth faster on CPUs.
 
@@ -355,6 +380,19 @@ class EfficientNet(Backbone):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eps = LITE_EPS
         _initialise(self)
+
+    def first_centre_px(self, size_px: int, stride: int) -> float:
+        """Return the same for TensorFlow's padding: one pixel more after an even side than before it.
+
+        So each convolution of stride 2 centres cell i on cell 2i + 1 of a map with an even side, 2i of one with an odd.
+        """
+        if not isinstance(self.conv_stem, SameConv2d):
+            return super().first_centre_px(size_px, stride)
+        centre, step, side = 0.5, 1, size_px
+        while step < stride:
+            centre += step * (side % 2 == 0)
+            step, side = 2 * step, math.ceil(side / 2)
+        return centre
 
     def stem(self, images: Tensor) -> Tensor:
         """First convolution and batch norm: (B, 3, H, W) -> (B, shallow_dim, H/2, W/2)."""

@@ -177,7 +177,8 @@ class Network(nn.Module):
             return None
         if isinstance(self.texture, GlobalTexture):
             return self.texture(g)
-        return self.texture(images.float(), X, g, points, visible, face_ids, self.faces)
+        points_in_X = self.backbone.in_map(points[..., :2], (images.shape[-2], images.shape[-1]), stride=2)
+        return self.texture(images.float(), X, g, points, points_in_X, visible, face_ids, self.faces)
 
 
 def draw_meshes(

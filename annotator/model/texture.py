@@ -30,7 +30,11 @@ LEAST_WEIGHT = 0.01
 
 
 def reverse_interpolate(features: Tensor, points: Tensor) -> Tensor:
-    """Sample a map (B, C, H, W) bilinearly at crop points (B, N, 2) -> (B, N, C); the edge beyond the edge."""
+    """Sample a map (B, C, H, W) bilinearly at points (B, N, 2) -> (B, N, C); the edge beyond the edge.
+
+    -1..1 spans the map, whose cells lie in the middle of their shares, as pixels of the crop do. The maps of a backbone
+    do not lie so: for them, points come from `Backbone.in_map`.
+    """
     sampled = grid_sample(features, points[:, None], padding_mode="border", align_corners=False)
     return sampled[:, :, 0].transpose(1, 2)
 
@@ -90,6 +94,7 @@ class OcclusionAwareTexture(nn.Module):
         X: Tensor,
         g: Tensor,
         points: Tensor,
+        points_in_X: Tensor,
         visible: Tensor,
         face_ids: Tensor,
         faces: Tensor,
@@ -98,12 +103,13 @@ class OcclusionAwareTexture(nn.Module):
 
         Args:
             images: (B, 3, H, W) RGB in 0..1. X: (B, shallow_dim, H', W'). g: (B, feature_dim).
-            points: (B, V, 3) projected vertices, crop coordinates. visible: (B, V) bool.
+            points: (B, V, 3) projected vertices, crop coordinates. points_in_X: (B, V, 2), the same in X.
+            visible: (B, V) bool.
             face_ids: (B, S, S) of `faces` (F, 3), which each pixel sees, at any size.
         """
         places = points[..., :2]
         seen = visible[..., None].to(X.dtype)
-        pixels = reverse_interpolate(X, places) * seen
+        pixels = reverse_interpolate(X, points_in_X) * seen
         logits = torch.zeros_like(pixels[..., :3])
         if self.photo_colour:
             fragments = Fragments(face_ids, barycentrics(points, faces, face_ids))
