@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -13,14 +15,16 @@ import roma
 import torch
 
 from annotator.errors import UserError
+from annotator.export.benchmarks import BENCHMARKS, write_submission
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
 from annotator.hand.layer import HandLayer
-from tests.dataset_fixtures import SIMPLE, dots_found, skinned, write_ho3d
+from tests.dataset_fixtures import FREIHAND_TIPS, HO3D_TIPS, SIMPLE, dots_found, skinned, write_ho3d
 from tests.mano_file import dump, write_mano_file
 from trainer.data.convert import ConvertSummary, convert
 from trainer.data.ho3d import ho3d_examples
 
+NO_TIPS = [joint for joint in range(21) if joint % 4 or not joint]
 TARGETS = ("joints2d_px", "joints3d_mm", "vertices_mm", "pose", "betas")
 
 
@@ -65,6 +69,25 @@ def seen(meta: dict[str, Any], points: np.ndarray) -> np.ndarray:
     return np.stack([u / w, v / w], 1)
 
 
+def dots_missed(row: dict[str, Any], meta: dict[str, Any], joints: np.ndarray) -> np.ndarray:
+    """How far (px) joints lie from their dots; the photo shows HO3D's tips, those of its `joints` (21, 3)."""
+    joints2d = seen(meta, joints)[SIMPLE]
+    joints2d[NO_TIPS] = np.array(row["joints2d_px"])[NO_TIPS]
+    return dots_found(row["image"], joints2d)
+
+
+def check_tips(mano: Any, row: dict[str, Any]) -> None:
+    """J3 is R V, whose tips are FreiHAND's vertices; HO3D's own lie elsewhere on index and middle."""
+    joints, vertices = np.array(row["joints3d_mm"]), np.array(row["vertices_mm"])
+    assert np.linalg.norm(mano.joint_regressor @ vertices - joints, axis=1).max() < 3.0
+    np.testing.assert_allclose(joints[4::4], vertices[list(FREIHAND_TIPS)], atol=0.05)
+    apart_mm = np.linalg.norm(joints[4::4] - vertices[list(HO3D_TIPS)], axis=1)
+    assert (apart_mm[[1, 2]] > 2).all() and (apart_mm[[0, 3, 4]] < 0.05).all()
+    relative = joints + row["wrist_mm"]
+    tips2d = relative @ np.array(row["camera_matrix"]).T
+    np.testing.assert_allclose(tips2d[:, :2] / tips2d[:, 2:], row["joints2d_px"], atol=0.1)
+
+
 def test_annotated_frames_are_examples_and_the_others_are_counted(
     root: Path, converted: tuple[Path, ConvertSummary]
 ) -> None:
@@ -86,11 +109,15 @@ def test_joints_in_the_file_projected_as_ho3d_does_are_the_pixels_of_the_example
     for row in rows_of(converted[0]):
         meta = meta_of(root, row)
         joints2d = np.array(row["joints2d_px"])
-        np.testing.assert_allclose(joints2d, seen(meta, meta["handJoints3D"])[SIMPLE], atol=0.05)
-        misses.append(dots_found(row["image"], joints2d))
+        np.testing.assert_allclose(
+            joints2d[NO_TIPS], seen(meta, meta["handJoints3D"])[SIMPLE][NO_TIPS], atol=0.05
+        )
+        misses.append(dots_missed(row, meta, meta["handJoints3D"]))
         x, y, z = 1000 * meta["handJoints3D"][SIMPLE].T
         points = np.stack([x, -y, -z], 1)
-        np.testing.assert_allclose(row["joints3d_mm"], points - points[0], atol=0.05)
+        np.testing.assert_allclose(
+            np.array(row["joints3d_mm"])[NO_TIPS], (points - points[0])[NO_TIPS], atol=0.05
+        )
         np.testing.assert_allclose(row["wrist_mm"], points[0], atol=0.05)
         assert chirality(np.array(row["joints3d_mm"])) > 0
     assert np.isfinite(misses).any(0).sum() >= 18
@@ -119,8 +146,7 @@ def test_the_mesh_is_the_one_that_pose_shape_and_translation_give_in_the_files_o
         there = 1000 * (mesh - meta["handJoints3D"][0]) * [1, -1, -1]
         # R's wrist and the skeleton's own differ by a little.
         np.testing.assert_allclose(vertices, there, atol=1.0)
-        off = np.linalg.norm(mano.joint_regressor @ vertices - row["joints3d_mm"], axis=1)
-        assert np.delete(off, [8, 12]).max() < 3.0
+        check_tips(mano, row)
         pixels = seen(meta, mesh)
         np.testing.assert_allclose(row["box_xyxy"], [*pixels.min(0), *pixels.max(0)], atol=1.5)
 
@@ -169,13 +195,33 @@ def test_evaluation_frames_have_targets_where_the_truth_was_published(
 ) -> None:
     write_ho3d(tmp_path / "data", mano, 3, truth=True)
     convert(f"ho3d:{tmp_path / 'data'}", str(tmp_path / "out"), f"mano:{mano_path}", split="evaluation")
+    published = json.loads((tmp_path / "data" / "evaluation_xyz.json").read_text())
     misses = []
     for row in rows_of(tmp_path / "out"):
-        assert row["box_xyxy"] == meta_of(tmp_path / "data", row)["handBoundingBox"]
-        misses.append(dots_found(row["image"], np.array(row["joints2d_px"])))
-        off = np.linalg.norm(mano.joint_regressor @ np.array(row["vertices_mm"]) - row["joints3d_mm"], axis=1)
-        assert np.delete(off, [8, 12]).max() < 3.0
+        meta = meta_of(tmp_path / "data", row)
+        assert row["box_xyxy"] == meta["handBoundingBox"]
+        misses.append(dots_missed(row, meta, np.array(published[row["source_index"]])))
+        check_tips(mano, row)
     assert np.nanmax(misses) < 0.7
+
+
+def test_the_truth_of_the_evaluation_submitted_is_the_file_that_was_published(
+    mano: Any, mano_path: Path, tmp_path: Path
+) -> None:
+    """Ours in, HO3D's out: conversion and submission undo each other, tips too."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_ho3d(data, mano, 3, truth=True)
+    convert(f"ho3d:{data}", str(out), f"mano:{mano_path}", split="evaluation")
+    rows = sorted(rows_of(out), key=lambda row: row["source_index"])
+    joints, vertices, wrists = (
+        np.array([row[name] for row in rows]) for name in ("joints3d_mm", "vertices_mm", "wrist_mm")
+    )
+    benchmark = dataclasses.replace(BENCHMARKS["ho3d_v3"], entries=len(rows))
+    write_submission(str(tmp_path), benchmark, joints, vertices, wrists)
+    xyz, verts = json.loads((tmp_path / "pred.json").read_text())
+    for submitted, name in ((xyz, "xyz"), (verts, "verts")):
+        published = json.loads((data / f"evaluation_{name}.json").read_text())
+        np.testing.assert_allclose(submitted, published, atol=1e-4)  # examples are rounded to 1/32 mm
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.hand.model import JOINT_NAMES
+from tests.dataset_fixtures import HO3D_TIPS
 from tests.mano_file import write_mano_file
 from trainer.submit import BENCHMARKS, check_submission, write_submission
 
@@ -52,10 +53,11 @@ def test_freihand_wants_metres_before_the_camera(tmp_path):
 def test_ho3d_wants_its_own_joint_order_and_opengl_axes(tmp_path, name):
     xyz, verts, joints, vertices = submitted(tmp_path, name)
     flip = np.array([1, -1, -1])
-    for place, joint in enumerate(HO3D_NAMES):
+    for place, joint in enumerate(HO3D_NAMES[:16]):
         np.testing.assert_allclose(
             xyz[:, place], joints[:, JOINT_NAMES.index(joint)] / 1000 * flip, atol=1e-6
         )
+    np.testing.assert_allclose(xyz[:, 16:], vertices[:, HO3D_TIPS] / 1000 * flip, atol=1e-6)
     np.testing.assert_allclose(verts, vertices / 1000 * flip, atol=1e-6)
     assert (verts[..., 2] < 0).all()  # in front of an OpenGL camera
 

@@ -5,9 +5,15 @@
     train/SEQUENCE/meta/FRAME.pkl      a pickle, read as `annotator.safe_pickle` reads: nothing in it is run
     evaluation_{xyz,verts}.json        the evaluation's truth, published later; used where it is there
 
-Metres, OpenGL axes: y up, z backwards. Joints come in MANO's order, the tips after them; HO3D's tips of index and
-middle finger are the vertices 333 and 444, FreiHAND's 320 and 443, a few millimetres apart. K counts pixels from the
-centre of the first one; the half pixel is left as it is, being less than the annotation's own error.
+Metres, OpenGL axes: y up, z backwards. Joints come in MANO's order, the tips after them, thumb to little. K counts
+pixels from the centre of the first one; the half pixel is left as it is, being less than the annotation's own error.
+
+**Tips.** HO3D's are the vertices 744, 333, 444, 555 and 672; ours, FreiHAND's, are 744, 320, 443, 555 and 672
+(`hand.mano.TIP_VERTICES`). So index and middle differ, by some millimetres. HO3D's own pages do not list them: they are
+those that other projects use for the published joints, not checked here for want of the files. With MANO, examples
+get their tips from the mesh, at our vertices, so that J3 = R V; HO3D's list is not needed for that. Without MANO there
+is no mesh, and tips stay HO3D's. A submission takes HO3D's tips from the predicted mesh
+(`annotator/export/benchmarks.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from numpy.typing import NDArray
 from annotator import safe_pickle
 from annotator.errors import UserError
 from annotator.hand.layer import HandLayer
-from annotator.hand.mano import VERTEX_COUNT
+from annotator.hand.mano import TIP_VERTICES, VERTEX_COUNT
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
 from annotator.io.storage import join, names_in
 from trainer.data.fields import numbers, opened, read_arrays
@@ -107,9 +113,14 @@ def ho3d_examples(
 def _hand_columns(
     joints: NDArray[np.float64], mano: dict[str, Any] | None, K: NDArray, row: dict[str, Any], path: str
 ) -> dict[str, Any]:
-    """Columns of a hand from the file's joints (21, 3); `mano` brings `vertices_mm`, wrist-relative."""
+    """Return the columns of a hand from the file's joints (21, 3).
+
+    `mano` brings `vertices_mm`, wrist-relative, where the hand is MANO: then tips are ours, not HO3D's.
+    """
     joints_mm = 1000 * joints[list(FREIHAND_FROM_MANO)] @ CAMERA_FROM_OPENGL
     mesh_mm = None if mano is None else mano["vertices_mm"] + joints_mm[0]
+    if mesh_mm is not None:
+        joints_mm[4::4] = mesh_mm[list(TIP_VERTICES)]
     return hand_columns(joints_mm, mesh_mm, K, row["width"], row["height"], path) | (mano or {})
 
 
