@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from annotator.errors import UserError
+from annotator.frames import CropFrame
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
 from annotator.hand.layer import HandLayer
@@ -24,6 +25,7 @@ from tests.dataset_fixtures import dots_found, write_freihand
 from tests.mano_file import write_mano_file
 from trainer.data.convert import convert
 from trainer.data.fields import read_arrays
+from trainer.data.read import Rows, frame_of
 
 POSES, EVALUATION = 4, 3
 
@@ -168,7 +170,7 @@ def test_with_the_open_hand_there_are_joints_and_no_mesh_or_pose(
             assert chirality(np.array(row["joints3d_mm"])) > 0
 
 
-def test_evaluation_photos_are_crops_and_have_targets_where_those_are_published(
+def test_evaluation_photos_have_one_box_and_targets_where_those_are_published(
     root: Path, tmp_path: Path, mano_path: Path
 ) -> None:
     convert(f"freihand:{root}", str(tmp_path / "with"), f"mano:{mano_path}", split="evaluation")
@@ -177,7 +179,7 @@ def test_evaluation_photos_are_crops_and_have_targets_where_those_are_published(
     assert sorted(row["source_index"] for row in rows) == list(range(EVALUATION))
     for row in rows:
         k = row["source_index"]
-        assert (row["box_xyxy"], row["box_source"]) == ([0, 0, 224, 224], "photo")
+        np.testing.assert_allclose(row["box_xyxy"], [47.04, 47.04, 176.96, 176.96], atol=1e-3)  # 0.58 of 224
         u, v, w = there["K"][k] @ there["xyz"][k].T
         np.testing.assert_allclose(row["joints2d_px"], np.stack([u / w, v / w], 1), atol=0.05)
         assert row["vertices_mm"] is not None
@@ -190,9 +192,31 @@ def test_evaluation_photos_are_crops_and_have_targets_where_those_are_published(
         k = row["source_index"]
         for target in ("joints2d_px", "joints3d_mm", "vertices_mm", "pose", "betas"):
             assert row[target] is None
+        np.testing.assert_allclose(row["box_xyxy"], [47.04, 47.04, 176.96, 176.96], atol=1e-3)
         np.testing.assert_allclose(row["camera_matrix"], there["K"][k])
         np.testing.assert_allclose(row["reference_bone_mm"], 1000 * there["scale"][k], rtol=1e-6)
         assert row["camera"]["focal_px"] == pytest.approx((480 + 479) / 2 + 5 * k)
+
+
+def test_evaluation_crops_show_a_usual_hand_as_large_as_training_crops_do(
+    root: Path, out: Path, tmp_path: Path
+) -> None:
+    """Read as `evaluate` and `train` read them: the crop is 1.3 times a hand's box, and no truth moves it."""
+    convert(f"freihand:{root}", str(tmp_path / "evaluation"), split="evaluation")
+
+    def frames(folder: Path) -> list[tuple[CropFrame, np.ndarray]]:
+        table = pa.concat_tables([pq.read_table(f) for f in sorted((folder / "data").glob("*.parquet"))])
+        rows = Rows(table)
+        boxes = [rows.array("box_xyxy", row).reshape(4) for row in range(rows.count)]
+        return [(frame_of(rows, row), box) for row, box in enumerate(boxes)]
+
+    for frame, box in frames(out):
+        longer_side_px = max(box[2] - box[0], box[3] - box[1])
+        assert longer_side_px / (2 * frame.half_side_px) == pytest.approx(1 / 1.3)
+    for frame, _ in frames(tmp_path / "evaluation"):
+        np.testing.assert_allclose(frame.centre_px, [112, 112], atol=1e-4)
+        assert 0.58 * 224 / (2 * frame.half_side_px) == pytest.approx(1 / 1.3)
+        assert 2 * frame.half_side_px == pytest.approx(168.9, abs=0.1)
 
 
 def test_duckdb_reads_the_examples(out: Path) -> None:

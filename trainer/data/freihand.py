@@ -8,6 +8,11 @@
 Photo i shows pose i modulo the number of poses. `xyz` are the articulated joints and the tip vertices of this project's
 order and choice, so they are J3 as they stand. `mano` holds 48 rotations without MANO's mean pose, 10 betas, and
 3 numbers that `xyz` makes needless. K takes the photo's centre for 112, as pixels are counted here.
+
+**Crops of the evaluation.** Its photos are cut around the hand, but wider than the crops trained on. There, the hand's
+box fills 1/1.3 of the crop (`io.crops.BOX_PADDING`), before augmentation; here, about 0.58 of the photo. `K` and
+`scale` do not tell where or how large a hand is, and its truth may not be used. So every evaluation photo gets one and
+the same box: a square of `EVALUATION_HAND_SHARE` of the photo in its middle, padded like any other, 169 of 224 pixels.
 """
 
 from __future__ import annotations
@@ -33,14 +38,17 @@ _ALWAYS = ("K", "scale")
 #: Copies of each training photo: the green screen's and three made-up backgrounds.
 VERSIONS = 4
 
+#: The side of the hand's box over that of an evaluation photo, as a rule. Not measured here, for want of the files.
+EVALUATION_HAND_SHARE = 0.58
+
 
 def freihand_examples(
     root: str, hand: HandModel, split: str, chance: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
     """The examples of a split (`train` or `evaluation`), shuffled.
 
-    Meshes, poses and betas are given where `hand` is MANO. Evaluation photos are crops already: their box is the whole
-    photo.
+    Meshes, poses and betas are given where `hand` is MANO. Of evaluation photos all have the same box (see above), also
+    where their truth is known.
 
     Raises:
         UserError: a file is missing or malformed; names it and the entry.
@@ -65,8 +73,10 @@ def freihand_examples(
             row["hand_mask"] = required_mask(join(root, name, "mask", mask), row["width"], row["height"])
         row |= _hand(fields, pose, row["width"], row["height"], hand, join(root, f"{name}_K.json"))
         if split == "evaluation":
-            whole = np.array([0, 0, row["width"], row["height"]], float)
-            row |= {"box_xyxy": whole, "crop_xyxy": whole, "box_source": "photo"}
+            centre = np.array([row["width"], row["height"]]) / 2
+            half_side_px = EVALUATION_HAND_SHARE * centre.max()
+            row |= {"box_xyxy": np.concatenate([centre - half_side_px, centre + half_side_px])}
+            row |= {"box_source": "list"}
         yield row
 
 
