@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, grid_sample, scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from annotator.render import reverse_interpolate
 
 #: Width of a block's feed-forward layer, in widths of its tokens.
 FEED_FORWARD = 2
@@ -155,9 +157,3 @@ def encoded(places: Tensor) -> Tensor:
     """Encode places (N, 3), decimetres, with sines and cosines of `OCTAVES` frequencies: (N, 3 + 6 * OCTAVES)."""
     angles = torch.cat([math.pi * 2.0**octave * places for octave in range(OCTAVES)], -1)
     return torch.cat([places, angles.sin(), angles.cos()], -1)
-
-
-def reverse_interpolate(features: Tensor, points: Tensor) -> Tensor:
-    """Sample a map (B, C, H, W) bilinearly at crop points (B, N, 2) -> (B, N, C); beyond the edge, the edge."""
-    sampled = grid_sample(features, points[:, None], padding_mode="border", align_corners=False)
-    return sampled[:, :, 0].transpose(1, 2)

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from annotator.errors import UserError
 from annotator.render import torch_backend
-from annotator.render.fragments import Fragments, barycentrics, covered, interpolate, visible_vertices
+from annotator.render.fragments import (
+    Fragments,
+    barycentrics,
+    covered,
+    interpolate,
+    reverse_interpolate,
+    visible_vertices,
+)
 
 __all__ = [
     "Fragments",
@@ -24,6 +31,7 @@ __all__ = [
     "interpolate",
     "nearest_faces",
     "rasterize",
+    "reverse_interpolate",
     "visible_vertices",
 ]
 

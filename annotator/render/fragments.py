@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 #: Coordinates from here on count as infinite: their products would not fit in float32.
 FAR = 1e15
@@ -96,6 +97,16 @@ def interpolate(fragments: Fragments, attributes: Tensor, faces: Tensor) -> Tens
     values = seen.paint(attributes.reshape(-1, channels))
     image = values.new_zeros(face_ids.numel(), channels).index_put((seen.pixel,), values)
     return image.reshape(*face_ids.shape, channels)
+
+
+def reverse_interpolate(features: Tensor, points: Tensor) -> Tensor:
+    """Sample a map (B, C, H, W) bilinearly at points (B, N, 2): (B, N, C); beyond the edge, the edge.
+
+    -1 to 1 spans the map, and cells lie in the middle of their shares, as the pixels of a crop do. The first map of a
+    backbone lies otherwise: for it, points come from `Backbone.in_map`.
+    """
+    sampled = grid_sample(features, points[:, None], padding_mode="border", align_corners=False)
+    return sampled[:, :, 0].transpose(1, 2)
 
 
 def visible_vertices(face_ids: Tensor, faces: Tensor, vertex_count: int) -> Tensor:
