@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +23,8 @@ from annotator.io.crops import Crops, Side, crop_photo
 from annotator.io.decode import Photo, decode_photo, read_photo
 from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
-from annotator.model.network import Prediction, Seen, draw_meshes
+from annotator.model.network import Prediction, Seen
+from annotator.model.samples import MeshSampler, keyed_noise
 from annotator.stations import joined_columns
 
 #: Photos a forward pass on a CPU: more do not make it faster.
@@ -64,11 +67,14 @@ class Predictor:
     def predict_crops(self, crops: Crops, side: Side = "auto", samples: int = 0) -> dict[str, Any]:
         """Label columns (`io/schema.py`) of n crops: name to array (n, ...).
 
-        With `samples` also `vertices_samples_mm` (n, samples, V, 3): meshes drawn from q(V | I).
+        With `samples` also `vertices_samples_mm` (n, samples, V, 3), hands drawn from q(V | I) by `model/samples.py`,
+        and `joints3d_samples_mm` (n, samples, 21, 3), R times these. The draws of a row are keyed by its crop's pixels:
+        no other row and no batch size changes them, and the first of many are those of few.
         """
+        if samples < 0:
+            raise UserError(f"samples is {samples}: give 0 or more")
         if side not in get_args(Side):
             raise UserError(f"side is {side!r}, may be {', '.join(get_args(Side))}")
-        self._noise = torch.Generator(self.device).manual_seed(0)
         parts: list[dict[str, Any]] = []
         start = 0
         while start < len(crops):
@@ -132,7 +138,7 @@ class Predictor:
 
         Args:
             images: photos, each showing one hand.
-            samples: how many meshes to draw from q(V | I) beside its mean.
+            samples: how many hands to draw from q(V | I) beside its mean, see `predict_crops`.
             side: which hands they are; `auto` asks the network.
             boxes_xyxy: the hand's box in each photo, in pixels; without, the photo itself is the crop.
 
@@ -168,11 +174,30 @@ class Predictor:
         columns = _label_columns(prediction, crops, mirrored, self.checkpoint)
         columns["side_score"] = None if right is None else np.maximum(right, 1 - right)
         if samples:
-            std_mm = torch.from_numpy(columns["vertices_std_mm"]).to(prediction.vertices.mean_mm)
-            calibrated = Gaussian(prediction.vertices.mean_mm, std_mm)
-            drawn = draw_meshes(calibrated, samples, self.network.R, self._noise)
-            columns["vertices_samples_mm"] = _mirror_where(drawn.transpose(0, 1).cpu().numpy(), mirrored)
+            drawn = self._draw(prediction, crops, samples)
+            columns["joints3d_samples_mm"] = _mirror_where(_numpy(self.network.R @ drawn), mirrored)
+            columns["vertices_samples_mm"] = _mirror_where(_numpy(drawn), mirrored)
         return columns
+
+    @cached_property
+    def _sampler(self) -> MeshSampler:
+        return MeshSampler(self.checkpoint.hand).to(self.device)
+
+    def _draw(self, prediction: Prediction, crops: Crops, count: int) -> torch.Tensor:
+        """Draw meshes (B, count, V, 3) of right hands, crop axes, with the calibrated std."""
+        calibration = self.checkpoint.info.calibration
+        vertices, joints3d = prediction.vertices, prediction.joints3d
+        vertices_std_mm = torch.from_numpy(calibration.vertices(_numpy(vertices.std_mm)))
+        joints3d_std_mm = torch.from_numpy(calibration.joints3d(_numpy(joints3d.std_mm)))
+        noise = keyed_noise(
+            [zlib.crc32(pixels.tobytes()) for pixels in crops.pixels], count, self._sampler.parameter_count
+        )
+        drawn: torch.Tensor = self._sampler(
+            Gaussian(vertices.mean_mm, vertices_std_mm.to(self.device)),
+            Gaussian(joints3d.mean_mm, joints3d_std_mm.to(self.device)),
+            noise.to(self.device),
+        )
+        return drawn
 
     def _see(self, images: torch.Tensor) -> Seen:
         half = self.precision != "float32"

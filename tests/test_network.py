@@ -18,7 +18,7 @@ from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
 from annotator.model.attention import Attention, Tokens
 from annotator.model.camera import Camera, joints2d_covariance
 from annotator.model.landmarks import LOCAL, Landmarks
-from annotator.model.network import Network, draw_meshes
+from annotator.model.network import Network
 from annotator.model.prior_net import REACH
 from annotator.model.texture import OcclusionAwareTexture, fit_colours, reverse_interpolate
 from annotator.render import interpolate, rasterize
@@ -367,22 +367,6 @@ def test_the_backs_vertices_are_hidden_when_the_palm_faces_the_camera():
     visible = prediction.visible[0]
     assert visible[facing].float().mean() > 0.85
     assert visible[away].float().mean() < 0.3
-
-
-def test_drawn_meshes_have_the_mean_and_spread_of_q():
-    net = stirred(network())
-    with torch.inference_mode():
-        vertices = net(images()).vertices
-    drawn = draw_meshes(vertices, 3000, net.R, torch.Generator().manual_seed(0))
-    assert drawn.shape == (3000, 2, V, 3)
-    torch.testing.assert_close((net.R @ drawn)[..., 0, :], torch.zeros(3000, 2, 3), atol=2e-3, rtol=0)
-    standard_error = vertices.std_mm / math.sqrt(3000)
-    assert ((drawn.mean(0) - vertices.mean_mm).abs() < 6 * standard_error + 1.5).all()
-    # Recentring on the wrist adds the wrist's own spread, the same for all vertices.
-    wrist_variance = net.R[:1].square() @ vertices.std_mm.square()
-    far = net.R[0] == 0
-    expected = (vertices.std_mm.square() + wrist_variance).sqrt()
-    torch.testing.assert_close(drawn.std(0)[:, far], expected[:, far], rtol=0.1, atol=0.05)
 
 
 def test_amvur_alone_learns_hands_by_heart():

@@ -179,18 +179,3 @@ class Network(nn.Module):
             return self.texture(g)
         points_in_X = self.backbone.in_map(points[..., :2], (images.shape[-2], images.shape[-1]), stride=2)
         return self.texture(images.float(), X, g, points, points_in_X, visible, face_ids, self.faces)
-
-
-def draw_meshes(
-    vertices: Gaussian, count: int, R: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
-    """Draw `count` meshes from q(V | I): (count, B, V, 3) millimetres, wrist-relative.
-
-    q is a product over coordinates, so each draw is as rough as the model is unsure; means over draws are not.
-    """
-    shape = (count, *vertices.mean_mm.shape)
-    noise = torch.randn(
-        shape, generator=generator, device=vertices.mean_mm.device, dtype=vertices.mean_mm.dtype
-    )
-    drawn = vertices.mean_mm + vertices.std_mm * noise
-    return drawn - R[:1] @ drawn
