@@ -104,6 +104,12 @@ def annotate(
         str | None, typer.Option(help="Where the hands are: a list with boxes, or what `amvur detect` wrote.")
     ] = None,
     every: EveryFrames = 1,
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Meshes to draw for each hand from its predicted distribution, 3.6 KB each."
+        ),
+    ] = 0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Models at work; default one a GPU, else one a core.")
     ] = None,
@@ -137,6 +143,7 @@ def annotate(
         "max_hands": max_hands,
         "boxes": boxes,
         "every": every,
+        "samples": samples,
     }
     if dry_run and relabel:
         raise UserError(
@@ -390,6 +397,10 @@ def export(
     colour: Annotated[
         str | None, typer.Option(help="Of glb and ply: 'texture' (default), or 'std', each vertex's.")
     ] = None,
+    samples: Annotated[
+        bool,
+        typer.Option("--samples", help="Of glb and ply: also the meshes that `annotate --samples` drew."),
+    ] = False,
     order: Annotated[
         str | None, typer.Option(help="HO3D's evaluation.txt, where it does not lie with the photos.")
     ] = None,
@@ -407,6 +418,7 @@ def export(
             where=where,
             limit=limit,
             colour=colour,
+            samples=samples,
             order=order,
             on_progress=told,
         )

@@ -20,6 +20,9 @@ JOB_EFFICIENCY = 0.6
 #: Bytes of a hand's label, whatever the hand model, and for each vertex (docs/benchmarks.md).
 BYTES_A_HAND, BYTES_A_VERTEX = 520, 9.5
 
+#: The same for each drawn mesh (docs/labels.md).
+BYTES_A_DRAW, BYTES_A_DRAWN_VERTEX = 100, 4.4
+
 #: How often a count is told.
 _TELL_EVERY = 1000
 
@@ -89,4 +92,5 @@ def estimate(
     rate = predictor.photos_per_s() * models * JOB_EFFICIENCY
     torch.set_num_threads(threads)
     bytes_a_hand = BYTES_A_HAND + BYTES_A_VERTEX * job.settings.vertex_count
+    bytes_a_hand += job.settings.samples * (BYTES_A_DRAW + BYTES_A_DRAWN_VERTEX * job.settings.vertex_count)
     return Estimate(count, done, rate, bytes_a_hand, job.labels)

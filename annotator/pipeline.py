@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from annotator.model.checkpoint import Checkpoint
     from annotator.predictor import Predictor
 
+#: Meshes drawn for a hand: a shard of 256 hands then holds 160 MB of them.
+MOST_SAMPLES = 64
+
 
 def annotate(
     source: str,
@@ -38,6 +41,7 @@ def annotate(
     max_hands: int = 2,
     boxes: str | None = None,
     every: int = 1,
+    samples: int = 0,
     compute: ComputeOptions = ComputeOptions(),
     relabel: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -54,6 +58,7 @@ def annotate(
         max_hands: how many the detector looks for in a photo.
         boxes: where the hands are: a list with boxes, or labels that `amvur detect` wrote.
         every: of a video, each so-many-th frame.
+        samples: how many meshes to draw for each hand, `MOST_SAMPLES` at most; 0: no columns for them.
         compute: workers, threads, sizes, and the cluster.
         relabel: a condition such as `status != ok`: photos with such a row are labelled again, by any checkpoint of
             the same hand and crop, and nothing else is done.
@@ -75,6 +80,7 @@ def annotate(
         max_hands=max_hands,
         boxes=boxes,
         every=every,
+        samples=samples,
         batch_size=compute.batch_size,
     )
     return run_job(job, compute, relabel, on_progress)
@@ -91,6 +97,7 @@ def annotation(
     max_hands: int = 2,
     boxes: str | None = None,
     every: int = 1,
+    samples: int = 0,
     batch_size: int | None = None,
     is_dry: bool = False,
 ) -> Job[RunSettings]:
@@ -98,6 +105,8 @@ def annotation(
     labels = label_folder(labels)
     if side not in get_args(Side):
         raise UserError(f"side is {side!r}, may be {', '.join(get_args(Side))}")
+    if not 0 <= samples <= MOST_SAMPLES:
+        raise UserError(f"samples is {samples}: give 0 to {MOST_SAMPLES}")
     if detector and boxes:
         raise UserError("detector and boxes both say where the hands are: give one of them")
     with patience(FIRST_ANSWER_S):  # a wrong name or key is told before a model is loaded
@@ -121,14 +130,15 @@ def annotation(
         max_hands=max_hands if found else 1,
         every=every,
         boxes=shown(label_folder(boxes)) if boxes else None,
+        samples=samples,
     )
     find = partial(detector_of_process, found, max_hands) if found else None
-    schema = label_schema(loaded.hand.vertex_count, label_metadata(loaded), photos.columns)
+    schema = label_schema(loaded.hand.vertex_count, label_metadata(loaded, samples), photos.columns, samples)
 
     def stations(crew: Crew) -> Stations:
         return Stations(
             open=partial(open_shard, crop_px=settings.crop_px, find=find),
-            model=partial(ShardPredictor, loaded, crew.threads, batch_size, side),
+            model=partial(ShardPredictor, loaded, crew.threads, batch_size, side, samples),
             schema=schema,
         )
 
@@ -170,9 +180,11 @@ class ShardPredictor:
     would keep a team for each, more threads than there are cores, and let both sleep between layers (a third slower).
     """
 
-    def __init__(self, checkpoint: Checkpoint, threads: int, batch_size: int | None, side: Side) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, threads: int, batch_size: int | None, side: Side, samples: int = 0
+    ) -> None:
         """Load the model and warm it up."""
-        self._side = side
+        self._side, self._samples = side, samples
         self._thread = ThreadPoolExecutor(1)
         self._predictor = self._thread.submit(self._start, checkpoint, threads, batch_size).result()
 
@@ -193,4 +205,4 @@ class ShardPredictor:
 
     def __call__(self, shard: Shard) -> Shard:
         """The shard with its hands labelled."""
-        return self._thread.submit(predict_shard, self._predictor, shard, self._side).result()
+        return self._thread.submit(predict_shard, self._predictor, shard, self._side, self._samples).result()

@@ -33,6 +33,7 @@ class RunSettings:
     max_hands: int = 1
     every: int = 1  # of a video's frames
     boxes: str | None = None  # where the hands are listed
+    samples: int = 0  # meshes drawn for each hand
 
 
 #: Every kind of job has settings of its own.

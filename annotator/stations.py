@@ -180,8 +180,8 @@ class ModelBrokenError(Exception):
     """A model that labels nothing any more, such as after an error of its GPU that only a new process mends."""
 
 
-def predict_shard(predictor: Predictor, shard: Shard, side: Side) -> Shard:
-    """Label the crops of a shard.
+def predict_shard(predictor: Predictor, shard: Shard, side: Side, samples: int = 0) -> Shard:
+    """Label the crops of a shard, with that many drawn meshes for each hand.
 
     Raises:
         ModelBrokenError: not one of several can be labelled.
@@ -190,7 +190,7 @@ def predict_shard(predictor: Predictor, shard: Shard, side: Side) -> Shard:
     if crops is None:
         return Shard(shard.rows, shard.hand_rows)
     try:
-        return _labelled(shard, predictor.predict_crops(crops, side), predictor.checkpoint.id)
+        return _labelled(shard, predictor.predict_crops(crops, side, samples), predictor.checkpoint.id)
     except Exception as error:
         if len(crops) == 1:
             return _without_labels(shard, error)
@@ -199,7 +199,7 @@ def predict_shard(predictor: Predictor, shard: Shard, side: Side) -> Shard:
     failed = 0
     for number, row in enumerate(shard.hand_rows):
         alone = Shard([shard.rows[row]], [0], crops[number : number + 1])
-        parts.append(predict_shard(predictor, alone, side))
+        parts.append(predict_shard(predictor, alone, side, samples))
         failed += not parts[-1].hands
     if failed == len(parts):
         raise ModelBrokenError(parts[0].rows[0]["error"])

@@ -68,6 +68,9 @@ def hands_of(model: HandModel, right: list[bool], mano: bool = False) -> dict:
         "joints2d_std_px": np.ones((n, 21, 2)),
         "vertices_mm": vertices.numpy() * side,
         "vertices_std_mm": rng.gamma(3, 2, vertices.shape),
+        "vertices_samples_mm": (vertices[:, None] * torch.tensor([0.9, 1.2]).view(1, 2, 1, 1)).numpy()
+        * side[:, None],
+        "joints3d_samples_mm": joints3d[:, None] * np.array([0.9, 1.2]).reshape(1, 2, 1, 1),
         "pose": pose if mano else None,
         "betas": betas if mano else None,
         "camera": {
@@ -87,8 +90,16 @@ def hands_of(model: HandModel, right: list[bool], mano: bool = False) -> dict:
     }
 
 
-def label_set(folder: Path, model: HandModel, rows: list[dict], mano: bool = False, files: int = 2, **facts):
-    """A label folder; the rows that say `is_right` are hands."""
+def label_set(
+    folder: Path,
+    model: HandModel,
+    rows: list[dict],
+    mano: bool = False,
+    files: int = 2,
+    samples: int = 0,
+    **facts,
+):
+    """A label folder; the rows that say `is_right` are hands, with 2 drawn meshes each or none."""
     placed = [k for k, row in enumerate(rows) if "is_right" in row]
     hands = hands_of(model, [rows[k]["is_right"] for k in placed], mano)
     rows = [
@@ -96,7 +107,7 @@ def label_set(folder: Path, model: HandModel, rows: list[dict], mano: bool = Fal
     ]
     about = {"amvur": json.dumps({"schema_version": 1, "hand": model.id} | facts)}
     passed = {"subject": pa.string(), "wrist_x_mm": pa.float64(), "tags": pa.list_(pa.string())}
-    schema = label_schema(model.vertex_count, about, passed)
+    schema = label_schema(model.vertex_count, about, passed, samples)
     hands = {name: values for name, values in hands.items() if name != "is_right"}
     table = labels_to_table(rows, hands, placed, schema)
     (folder / "data").mkdir(parents=True)
@@ -276,6 +287,46 @@ def test_trimesh_reads_meshes_metres_colours_and_the_outside(scene, kind, tmp_pa
             smooth = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).vertex_normals
             assert ((mesh.vertex_normals * smooth).sum(1) > 0.8).mean() > 0.98
     assert sides == {True, False}
+
+
+@pytest.mark.parametrize("kind", ["glb", "ply"])
+def test_drawn_meshes_are_files_beside_their_hands(kind, tmp_path):
+    rows = [
+        {"image_uri": f"/{name}", "image_id": name, "is_right": right}
+        for name, right in (("a.jpg", True), ("b.jpg", False))
+    ]
+    labels = label_set(tmp_path / "labels", load_hand("open"), rows, samples=2)
+    assert export_labels(str(labels), str(tmp_path / "out"), kind, samples=True).hands == 2
+    for row in ok_rows(labels):
+        (path,) = (tmp_path / "out").glob(f"{row['image_id']}-*-0.{kind}")
+        mean = trimesh.load(path, force="mesh", process=False)
+        for number, drawn in enumerate(row["vertices_samples_mm"]):
+            path_of_draw = path.with_name(f"{path.stem}-sample{number:02d}.{kind}")
+            mesh = trimesh.load(path_of_draw, force="mesh", process=False)
+            np.testing.assert_allclose(mesh.vertices * CAMERA_FROM_MESH, drawn, atol=1e-3)
+            np.testing.assert_array_equal(mesh.faces, mean.faces)
+            assert mesh.volume > 0
+            if kind == "glb":
+                data = path_of_draw.read_bytes()
+                size = int.from_bytes(data[12:16], "little")
+                assert json.loads(data[20 : 20 + size])["meshes"][0]["extras"]["sample"] == number
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert export_labels(str(labels), str(tmp_path / "means"), kind).hands == 2
+    assert len(list((tmp_path / "means").iterdir())) == 2
+
+
+def test_webdataset_has_drawn_meshes_and_csv_has_none(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encoded(arrow(), "JPEG"))
+    row = {"image_uri": f"{tmp_path}/a.jpg", "image_id": "a.jpg", "is_right": True}
+    labels = label_set(tmp_path / "labels", load_hand("open"), [row], files=1, samples=2)
+    export_labels(str(labels), str(tmp_path / "wds"), "webdataset")
+    (sample,) = webdataset.WebDataset(str(tmp_path / "wds" / "hands-000000.tar"), shardshuffle=False)
+    arrays = np.load(io.BytesIO(sample["hands.npz"]))
+    (expected,) = ok_rows(labels)
+    for name in ("vertices_samples_mm", "joints3d_samples_mm"):
+        np.testing.assert_array_equal(arrays[name][0], np.array(expected[name], np.float32))
+    export_labels(str(labels), str(tmp_path / "hands.csv"), "csv")
+    assert not [name for name in pd.read_csv(tmp_path / "hands.csv").columns if "samples" in name]
 
 
 def test_a_glb_says_which_hand_it_is_and_obeys_the_specification(scene, tmp_path):
@@ -638,6 +689,8 @@ def test_mistakes_are_one_line(scene, tmp_path, monkeypatch, capsys):
         (scene, "coco", ("--where", "joint_std_mm > 1000"), "none of the 10 rows"),
         (scene, "coco", ("--colour", "std"), "--colour is for glb and ply"),
         (scene, "glb", ("--colour", "blue"), "no colour 'blue'"),
+        (scene, "coco", ("--samples",), "--samples is for glb and ply"),
+        (scene, "ply", ("--samples",), "holds no drawn meshes: label with `amvur annotate --samples N`"),
         (scene, "coco", ("--order", "x"), "--order is for ho3d"),
         (scene, "obj", (), "'obj' is not one of"),
     ):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from annotator.io.schema import ROUNDING, label_schema
+from annotator.io.schema import ROUNDING, SAMPLES_ROUNDING, label_schema
 
 PAGE = (Path(__file__).parents[1] / "docs" / "labels.md").read_text()
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -114,12 +114,12 @@ def test_the_page_has_every_column_with_its_type():
         columns = re.findall(r"[\w.]+", names)
         said |= dict(zip(columns, of_row * len(columns) if len(of_row) == 1 else of_row, strict=False))
     expected = {}
-    for field in label_schema(800):
+    for field in label_schema(800, samples=9):
         parts = field.type if pa.types.is_struct(field.type) else [field.with_name("")]
         expected |= {".".join(filter(None, (field.name, part.name))): part.type for part in parts}
     assert list(expected) == [name for name in said if name in expected]
     for name, kind in expected.items():
-        base, *sizes = re.findall(r"\w+", said[name].replace("[V]", "[800]"))
+        base, *sizes = re.findall(r"\w+", said[name].replace("[V]", "[800]").replace("[N]", "[9]"))
         of_page = TYPES[base]
         for size in reversed(sizes):
             of_page = pa.list_(of_page, int(size))
@@ -127,7 +127,8 @@ def test_the_page_has_every_column_with_its_type():
 
 
 def test_the_page_has_the_rounding_of_the_code():
-    said = r"rounded to 1/(\d+) \(mm or px\), vertex std to 1/(\d+) mm, pose and betas to 1/(\d+)"
+    said = r"rounded to 1/(\d+) \(mm or px\), vertex std and drawn vertices to 1/(\d+) mm, pose and betas to 1/(\d+)"
     positions, std, pose = map(int, re.search(said, PAGE).groups())
+    assert {"joints3d_samples_mm": 1 / positions, "vertices_samples_mm": 1 / std} == SAMPLES_ROUNDING
     steps = dict.fromkeys(ROUNDING, 1 / positions) | {"vertices_std_mm": 1 / std}
     assert steps | {"pose": 1 / pose, "betas": 1 / pose} == ROUNDING

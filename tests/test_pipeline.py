@@ -84,6 +84,25 @@ def test_python_gives_the_jobs_numbers(labelled, photos, lively):
     np.testing.assert_allclose(small["vertices_mm"], from_array["vertices_mm"], atol=1 / 16)
 
 
+def test_meshes_are_drawn_where_they_are_asked_for(photos, lively, lively_file, tmp_path, local_ray):
+    """The job's draws are those of Python, whatever its shards and batches; without them no column is there."""
+    labels = tmp_path / "labels"
+    annotate(str(photos / "left"), str(labels), checkpoint=lively_file, samples=2, compute=SMALL)
+    table = pq.read_table(labels / "data")
+    assert table.schema.equals(label_schema(lively.checkpoint.hand.vertex_count, samples=2))
+    facts = json.loads(table.schema.metadata[b"amvur"])
+    assert facts["shapes"]["vertices_samples_mm"] == [2, lively.checkpoint.hand.vertex_count, 3]
+    table = table.slice(3, 6).to_pylist()
+    predicted = lively.predict([photos / "left" / row["image_id"] for row in table], samples=3)
+    for row, label in zip(table, predicted, strict=True):
+        for name in ("vertices_samples_mm", "joints3d_samples_mm"):
+            np.testing.assert_allclose(row[name], label[name][:2], atol=facts["rounding"][name] + 0.1)
+    with pytest.raises(UserError, match="was labelled with samples 2, this run has 0"):
+        annotate(str(photos / "left"), str(labels), checkpoint=lively_file, compute=SMALL)
+    with pytest.raises(UserError, match="samples is 65: give 0 to 64"):
+        annotate(str(photos), str(tmp_path / "new"), checkpoint=lively_file, samples=65, compute=SMALL)
+
+
 def test_running_again_when_all_is_done_changes_no_file(labelled, photos, lively_file):
     labels, record, _ = labelled
     before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in labels.rglob("*")}

@@ -48,6 +48,7 @@ def export_labels(
     where: str | None = None,
     limit: int | None = None,
     colour: str | None = None,
+    samples: bool = False,
     order: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
@@ -61,6 +62,7 @@ def export_labels(
         where: export only rows that meet this condition, see `annotator.where`.
         limit: so many hands at most, the first; 0: all. Default 1,000 for `glb` and `ply`, else all.
         colour: of `glb` and `ply`: `texture` (default), or `std`, the uncertainty of each vertex.
+        samples: of `glb` and `ply`: also a file for each mesh that `annotate --samples` drew.
         order: of `ho3d`: the benchmark's `evaluation.txt`; default the one that lies with the photos.
         on_progress: told how many label files of how many are done.
 
@@ -73,14 +75,17 @@ def export_labels(
         raise UserError(f"limit is {limit}: give a number of hands, or 0 for all")
     chosen = FORMATS[to]
     write = _with_options(chosen.write, to, colour, order)
+    if samples and to not in ("glb", "ply"):
+        raise UserError(f"--samples is for glb and ply, not for {to}")
     source = Labels(labels, where, chosen.limit if limit is None else limit, on_progress)
-    columns = chosen.columns(source)
+    columns = meshes.columns_with_samples(source) if samples else chosen.columns(source)
     plan = {
         "labels": labels,
         "to": to,
         "where": where,
         "limit": source.limit,
         "colour": colour,
+        "samples": samples,
         "order": order,
     }
     if chosen.suffix:

@@ -1,4 +1,4 @@
-"""One glb or ply file a hand: metres, y up, vertex colours, faces outwards also of left hands."""
+"""One glb or ply file a hand, one a drawn mesh: metres, y up, vertex colours, faces outwards also of left hands."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ FROM_CAMERA = np.array([1, -1, -1], np.float32)
 _SKIN = np.array([219, 168, 143], np.uint8)
 
 _SCALARS = ("image_uri", "image_id", "duplicate", "hand_index", "is_right")
+_SAMPLES = "vertices_samples_mm"
 _COLOUR_COLUMN = {"texture": "vertex_rgb", "std": "vertices_std_mm"}
 
 
@@ -57,10 +58,22 @@ def columns(labels: Labels) -> list[str]:
     return labels.there(*_SCALARS, "vertices_mm", "camera", *_COLOUR_COLUMN.values())
 
 
+def columns_with_samples(labels: Labels) -> list[str]:
+    """Name the columns that are read where drawn meshes are written too.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = columns(labels)
+    if _SAMPLES not in labels.columns:
+        raise UserError(f"'{labels.place}' holds no drawn meshes: label with `amvur annotate --samples N`")
+    return [*found, _SAMPLES]
+
+
 def write(
     kind: str, labels: Labels, batches: Iterator[pa.Table], out: str, colour: str = "texture"
 ) -> Exported:
-    """Write a file a hand; some at once, for stores answer slowly."""
+    """Write a file a hand, and one for each drawn mesh that was read; some at once, for stores answer slowly."""
     exported = Exported()
     faces = labels.need_meshes("a mesh file")
     if faces.size and faces.max() >= labels.vertex_count:
@@ -73,9 +86,13 @@ def write(
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         for table in chain([first], batches):
             rows = table.select(labels.there(*_SCALARS)).to_pylist()
-            paths = [join(out, f"{names.of(*_identity(row))}.{kind}") for row in rows]
-            meshes = list(_meshes(table, rows, faces, paint))
-            list(pool.map(lambda path, mesh: write_whole(path, _ENCODERS[kind](mesh)), paths, meshes))
+            stems = [names.of(*_identity(row)) for row in rows]
+            meshes = [
+                (join(out, f"{stem}{ending}.{kind}"), mesh)
+                for stem, of_hand in zip(stems, _meshes(table, rows, faces, paint), strict=True)
+                for ending, mesh in of_hand.items()
+            ]
+            list(pool.map(lambda item: write_whole(item[0], _ENCODERS[kind](item[1])), meshes))
             exported.hands += len(rows)
     return exported
 
@@ -89,15 +106,25 @@ def _meshes(
     rows: list[dict[str, Any]],
     faces: NDArray[np.int64],
     paint: Callable[[pa.Table], NDArray[np.uint8]],
-) -> Iterator[Mesh]:
-    vertices_m = array_of(table["vertices_mm"]) * (FROM_CAMERA / 1000)
+) -> Iterator[dict[str, Mesh]]:
+    """Yield each hand's meshes by the ending of their file names: "", and "-sample00", ... if drawn ones were read."""
+    vertices_m = array_of(table["vertices_mm"])[:, None] * (FROM_CAMERA / 1000)
+    if _SAMPLES in table.column_names:
+        drawn_m = array_of(table[_SAMPLES]) * (FROM_CAMERA / 1000)
+        vertices_m = np.concatenate([vertices_m, drawn_m], 1)
     wrists_m = camera_of(table, "cam_t_mm") * (FROM_CAMERA / 1000)
     for row, vertices, rgb, wrist in zip(rows, vertices_m, paint(table), wrists_m, strict=True):
         facts = {name: row[name] for name in ("image_id", "image_uri", "hand_index", "is_right")}
         if np.isfinite(wrist).all():
             facts["wrist_m"] = [round(float(v), 6) for v in wrist]
         # A left hand is a mirrored right one: the other side of its triangles would face outwards.
-        yield Mesh(vertices, faces if row["is_right"] else faces[:, ::-1], rgb, facts)
+        outwards = faces if row["is_right"] else faces[:, ::-1]
+        yield {
+            f"-sample{k - 1:02d}" if k else "": Mesh(
+                each, outwards, rgb, facts | ({"sample": k - 1} if k else {})
+            )
+            for k, each in enumerate(vertices)
+        }
 
 
 def _painter(first: pa.Table, colour: str, exported: Exported) -> Callable[[pa.Table], NDArray[np.uint8]]:

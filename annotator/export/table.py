@@ -16,9 +16,9 @@ from annotator.export.exported import Exported
 from annotator.export.places import whole
 from annotator.export.rows import Labels, array_of
 from annotator.hand.model import JOINT_NAMES
-from annotator.io.schema import label_schema
+from annotator.io.schema import SAMPLES_ROUNDING, label_schema
 
-_MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible")
+_MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible", *SAMPLES_ROUNDING)
 
 _AXES = ("x", "y", "z")
 _CORNERS = ("x0", "y0", "x1", "y1")
@@ -51,7 +51,7 @@ _RENAMED = {
     "camera.focal_px": "focal_px",
     "camera.focal_source": "focal_source",
 }
-_OURS = {*itertools.chain(*_NAMES.values()), *_RENAMED.values(), *label_schema(1).names}
+_OURS = {*itertools.chain(*_NAMES.values()), *_RENAMED.values(), *label_schema(1, samples=1).names}
 
 
 def columns(labels: Labels) -> list[str]:

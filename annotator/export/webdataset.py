@@ -22,6 +22,7 @@ from annotator.export.stored import Stored, as_others_read
 from annotator.export.together import Found, StoredPhotos
 from annotator.io.decode import PhotoError
 from annotator.io.labels import read_faces
+from annotator.io.schema import SAMPLES_ROUNDING
 from annotator.io.storage import join, write_whole
 
 #: A tar ends with the sample that fills it: what loaders read at once, and many still keep workers busy.
@@ -36,6 +37,7 @@ Hand = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # its scalars, its arrays
 _ARRAYS = (
     *("box_xyxy", "crop_xyxy", "joints3d_mm", "joints3d_std_mm", "joints2d_px", "joints2d_std_px"),
     *("vertices_mm", "vertices_std_mm", "pose", "betas", "vertex_rgb", "vertex_visible"),
+    *SAMPLES_ROUNDING,
 )
 _OF_PHOTO = (*("image_id", "image_uri", "duplicate", "frame_index", "frame_time_s", "width", "height"),)
 _LEFT_OUT = ("status", "reason", "error")

@@ -23,16 +23,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
-from annotator.io.schema import ROUNDING, SCHEMA_VERSION, encode_table
+from annotator.io.schema import ROUNDING, SAMPLES_ROUNDING, SCHEMA_VERSION, encode_table
 from annotator.io.storage import join, names_in, open_file, write_whole
 
 if TYPE_CHECKING:
     from annotator.model.checkpoint import Checkpoint
 
 
-def label_metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """What every label file says of itself, under the key `amvur` in its Parquet metadata (JSON)."""
-    info = checkpoint.info
+def label_metadata(checkpoint: Checkpoint, samples: int = 0) -> dict[str, str]:
+    """Describe label files with `samples` drawn meshes a hand: JSON under the key `amvur` of their Parquet metadata."""
+    info, vertex_count = checkpoint.info, checkpoint.hand.vertex_count
+    drawn = {"joints3d_samples_mm": [samples, 21, 3], "vertices_samples_mm": [samples, vertex_count, 3]}
     facts = {
         "schema_version": SCHEMA_VERSION,
         "checkpoint": checkpoint.id,
@@ -44,9 +45,10 @@ def label_metadata(checkpoint: Checkpoint) -> dict[str, str]:
         "shapes": {
             "joints3d_mm": [21, 3],
             "joints2d_px": [21, 2],
-            "vertices_mm": [checkpoint.hand.vertex_count, 3],
-        },
-        "rounding": ROUNDING,
+            "vertices_mm": [vertex_count, 3],
+        }
+        | (drawn if samples else {}),
+        "rounding": ROUNDING | (SAMPLES_ROUNDING if samples else {}),
     }
     return {"amvur": json.dumps(facts, sort_keys=True)}
 

@@ -44,6 +44,9 @@ ROUNDING = {
     "betas": 1 / 32768,
 }
 
+#: The same for meshes that are drawn; finer steps would be larger files for what is a draw anyway.
+SAMPLES_ROUNDING = {"joints3d_samples_mm": 1 / 16, "vertices_samples_mm": 1 / 8}
+
 #: Of zstd: 2 % smaller than at 1 for 0.06 ms a hand more; at 9 another 1 % costs 0.14 ms (docs/benchmarks.md).
 _LEVEL = 5
 
@@ -68,15 +71,17 @@ def label_schema(
     vertex_count: int,
     metadata: Mapping[str, str] | None = None,
     passed: Mapping[str, pa.DataType] | None = None,
+    samples: int = 0,
 ) -> pa.Schema:
     """The columns of a label file for a hand of V vertices, then those that a list passes through.
 
-    `metadata` goes into the file's own.
+    `metadata` goes into the file's own. `samples` drawn meshes for each hand have columns only where there are any.
     """
     xyz = pa.list_(pa.float32(), 3)
     joints3d = pa.list_(xyz, 21)
     joints2d = pa.list_(pa.list_(pa.float32(), 2), 21)
     vertices = pa.list_(xyz, vertex_count)
+    drawn = [pa.list_(joints3d, samples), pa.list_(vertices, samples)]
     return pa.schema(
         [
             ("image_uri", pa.string()),
@@ -102,6 +107,7 @@ def label_schema(
             ("joints2d_std_px", joints2d),
             ("vertices_mm", vertices),
             ("vertices_std_mm", vertices),
+            *(zip(SAMPLES_ROUNDING, drawn, strict=True) if samples else ()),
             ("pose", pa.list_(pa.float32(), 48)),
             ("betas", pa.list_(pa.float32(), 10)),
             ("camera", CAMERA),
@@ -128,14 +134,15 @@ def labels_to_table(
         hands: column to an array over hands (n, ...), or None for a column the model does not give; `camera` to a
             mapping of its fields.
         hand_rows: the row of each hand. Columns of `hands` are null in every other row.
-        schema: from `label_schema`. Values are rounded as `ROUNDING` says.
+        schema: from `label_schema`. Values are rounded as `ROUNDING` and `SAMPLES_ROUNDING` say.
     """
     missing = np.ones(len(rows), bool)
     missing[list(hand_rows)] = False
+    steps = ROUNDING | SAMPLES_ROUNDING
     columns = []
     for field in schema:
         if field.name in hands:
-            values = _rounded(hands[field.name], ROUNDING.get(field.name))
+            values = _rounded(hands[field.name], steps.get(field.name))
             columns.append(_scattered(values, field.type, np.asarray(hand_rows, np.int64), missing))
         else:
             columns.append(pa.array([row.get(field.name) for row in rows], field.type))
@@ -195,7 +202,7 @@ def _leaf(schema: pa.Schema, column: str) -> str:
 def write_tables(sink: Any, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     """One Parquet file of tables as they come, a row group each; `sink` is a path or an open file."""
     dictionary = ["status", "reason", "box_source", "camera.focal_source", "checkpoint", "vertex_rgb"]
-    split = [_leaf(schema, name) for name in ROUNDING if name in schema.names]
+    split = [_leaf(schema, name) for name in (*ROUNDING, *SAMPLES_ROUNDING) if name in schema.names]
     with pq.ParquetWriter(
         sink,
         schema,

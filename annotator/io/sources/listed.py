@@ -63,7 +63,7 @@ class ListSource(Source):
     def _names_of_passed(self) -> dict[str, str]:
         """Columns that pass through, with the names they get: none is a label's, or another's."""
         used = {name for names in self._roles.values() for name in names}
-        labels = set(label_schema(1).names)
+        labels = set(label_schema(1, samples=1).names)
         taken = labels | set(self._types)
         names = {}
         for name in self._types:
