@@ -578,7 +578,7 @@ def test_ho3d_is_in_the_order_of_its_list_and_of_its_axes_and_joints(mano_model,
             vertices = (np.array(there[k]["vertices_mm"]) + wrist) / CAMERA_FROM_MESH
             for number, joint in enumerate(HO3D_NAMES):
                 # HO3D's own vertices are its tips.
-                tip = dict(index_tip=333, middle_tip=444).get(joint)
+                tip = {"index_tip": 333, "middle_tip": 444}.get(joint)
                 expected = joints[JOINT_NAMES.index(joint)] if tip is None else vertices[tip]
                 np.testing.assert_allclose(xyz[place, number], expected, atol=1e-6)
             np.testing.assert_allclose(verts[place], vertices, atol=1e-6)
