@@ -340,12 +340,8 @@ def calibrate(
 
     with counting_bar("predicting") as told:
         found = fit(checkpoint, examples, out, hand, first, count, device, told)
-    for name, law in (
-        ("vertices", found.vertices),
-        ("3D joints", found.joints3d),
-        ("2D joints", found.joints2d),
-    ):
-        typer.echo(f"{name:<9}  std = {law.scale:.3f} x std ^ {law.exponent:.3f}")
+    for name, formula in found.table():
+        typer.echo(f"{name:<22}  {formula}")
     typer.echo(f"calibrated on {found.fitted_on}: {out}")
 
 

@@ -19,8 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from annotator.calibration import UNCALIBRATED_3D, Calibration
 from annotator.errors import UserError
-from annotator.io.labels import groups_that_stay, label_facts, label_files, one_hand, opened_label_file
+from annotator.io.labels import (
+    calibration_of,
+    groups_that_stay,
+    label_facts,
+    label_files,
+    one_hand,
+    opened_label_file,
+)
 from annotator.io.schema import write_tables
 from annotator.io.storage import (
     check_writable,
@@ -42,9 +50,6 @@ MEAN_STD, LARGEST_STD = "joint_std_mm", "max_joint_std_mm"
 
 #: Rows of a row group in sorted files: so few that a limit on std leaves most groups unread.
 SORTED_GROUP = 32
-
-#: The mean length of a normal 3D error over the length of its std vector.
-_MEAN_ERROR = math.sqrt(8 / (3 * math.pi))
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ class Filtered:
     kept: int = 0
     bytes_there: int = 0  # in all columns
     bytes_read: int = 0
-    expected_error_mm: float | None = None  # the mean error of kept joints that calibrated stds predict
+    expected_error_mm: float | None = None  # mean error of the kept hands' joints, if like the calibration's
+    calibrations: tuple[Calibration, ...] = ()  # of the files with kept rows
 
     def table(self) -> list[tuple[str, ...]]:
         """For people."""
@@ -82,10 +88,19 @@ class Filtered:
             ("kept", f"{self.kept:,} of {self.rows:,} rows", f"{share:.1%}"),
             ("read", f"{self.bytes_read / 1e6:,.1f} of {self.bytes_there / 1e6:,.1f} MB", f"{read:.1%}"),
         ]
+        only_2d = [one for one in self.calibrations if one.fitted_on and not one.measures_3d]
         if self.expected_error_mm is not None:
             expected = f"{self.expected_error_mm:.1f} mm"
-            rows.append(("expected", expected, "mean error of the kept joints, as calibrated"))
+            data = _data_of(self.calibrations)
+            rows.append(("expected", expected, f"mean error of the kept joints, on photos like {data}"))
+        elif only_2d:
+            data = _data_of(only_2d)
+            rows.append(("3D std", "not calibrated", f"only 2D was, on {data}; {UNCALIBRATED_3D}"))
         return rows
+
+
+def _data_of(calibrations: Sequence[Calibration]) -> str:
+    return "; ".join(dict.fromkeys(one.fitted_on for one in calibrations))
 
 
 def filter_labels(
@@ -130,7 +145,8 @@ def filter_labels(
         rows.set_limits(keep.keep_best)
     uris: dict[str, None] = {}
     outcomes: Counter[str] = Counter()
-    std_mm, hands = 0.0, 0
+    error_mm, hands = 0.0, 0
+    calibrations: dict[Calibration, None] = {}
     for number, name in enumerate(files):
         with _opened(labels, name) as file:
             scalars, stay = rows.of(file)
@@ -146,14 +162,17 @@ def filter_labels(
         filtered.rows += len(stay)
         filtered.kept += len(kept)
         hands += len(kept) - kept[MEAN_STD].null_count
-        std_mm += float(np.nansum(_floats(kept, MEAN_STD)))
+        error_mm += float(np.nansum(file.calibration.joint_error(_floats(kept, MEAN_STD))))
+        if len(kept):
+            calibrations[file.calibration] = None
         on_progress((passes - 1) * len(files) + number + 1, passes * len(files))
     if not filtered.kept:
         if not as_list:
             remove_file(join(out, UNFINISHED))  # what is asked for next may go to the same place
         raise UserError(f"none of the {filtered.rows} rows stays: ask for less")
-    if rows.is_calibrated and hands:
-        filtered.expected_error_mm = _MEAN_ERROR * std_mm / hands
+    filtered.calibrations = tuple(calibrations)
+    if hands and all(one.measures_3d for one in calibrations):
+        filtered.expected_error_mm = error_mm / hands
     if as_list:
         write_whole(out, "".join(f"{uri}\n" for uri in uris).encode())
     else:
@@ -181,7 +200,6 @@ class _Rows:
                 raise UserError(f"there is no column '{name}'; there are {', '.join(names)}")
         self._columns = list(dict.fromkeys(needed))
         self._weights: dict[Any, list[NDArray[np.float32]]] = defaultdict(list)
-        self.is_calibrated = True
         self._hand = self.first.facts.get("hand")
 
     def weigh(self, file: _LabelFile) -> int:
@@ -207,7 +225,6 @@ class _Rows:
             UserError: the file is of another hand model than the first, or its std orders nothing.
         """
         one_hand(file.path, file.facts, self._hand)
-        self.is_calibrated &= _is_calibrated(file)
         scalars, stay = self._meeting(file)
         if self.keep.keep_best is not None:
             std_mm = _floats(scalars, MEAN_STD)
@@ -249,6 +266,7 @@ class _LabelFile:
         self.path, self.bytes_read, self._file = path, 0, file
         self.names: list[str] = file.schema_arrow.names
         self.facts = label_facts(path, file.schema_arrow)
+        self.calibration = calibration_of(path, self.facts)
         self._metadata = file.metadata
         self.bytes_there = self._size(range(self._metadata.num_row_groups), None)
 
@@ -279,10 +297,6 @@ def _opened(labels: str, name: str) -> Iterator[_LabelFile]:
     path = join(labels, "data", name)
     with opened_label_file(path) as file:
         yield _LabelFile(path, file)
-
-
-def _is_calibrated(file: _LabelFile) -> bool:
-    return bool(file.facts.get("calibration", {}).get("fitted_on"))
 
 
 def _floats(table: pa.Table, name: str) -> NDArray[np.float32]:

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # its module needs torch
-    from annotator.model.checkpoint import PowerLaw
+from annotator.calibration import AxisLaws, PowerLaw
 
 Floats = NDArray[np.floating]
 
@@ -115,11 +113,33 @@ def error_of_best(std: Floats, error: Floats, shares: Sequence[float] = KEPT) ->
 def coverage(std: Floats, error: Floats, levels: Sequence[float] = LEVELS) -> list[float] | None:
     """Share of coordinates whose error lies within the central interval of N(0, std^2), for each level.
 
-    None where there are no coordinates.
+    Any shape; NaN errors are unknown and left out. None where none is known.
     """
-    if np.size(error) == 0:
+    known = ~np.isnan(error)
+    if not known.any():
         return None
-    return [float((np.abs(error) <= half_width(level) * std).mean()) for level in levels]
+    inside = [np.abs(error[known]) <= half_width(level) * std[known] for level in levels]
+    return [float(one.mean()) for one in inside]
+
+
+def coverage_by_axis(
+    std: Floats, error: Floats, levels: Sequence[float] = LEVELS
+) -> dict[str, list[float] | None]:
+    """`coverage` of each axis, x, y and, of 3D points, z; arrays are (..., 2) or (..., 3)."""
+    axes = "xyz"[: error.shape[-1]]
+    return {axis: coverage(std[..., k], error[..., k], levels) for k, axis in enumerate(axes)}
+
+
+def coverage_by_hand(std: Floats, error: Floats, level: float = CALIBRATED_LEVEL) -> NDArray[np.float64]:
+    """Share of each hand's coordinates within the central interval of N(0, std^2): (n, points, axes) to (n,).
+
+    Errors of one hand are alike, so that shares are spread far wider than those of independent errors would be.
+    NaN errors are unknown and left out; NaN for a hand of which none is known.
+    """
+    known = ~np.isnan(error)
+    inside = known & (np.abs(error) <= half_width(level) * std)
+    count = known.sum((1, 2))
+    return np.where(count > 0, inside.sum((1, 2)) / np.maximum(count, 1), np.nan)
 
 
 @dataclass(frozen=True)
@@ -132,9 +152,13 @@ class ReliabilityBins:
 
 
 def reliability(std: Floats, error: Floats, bins: int = 10) -> ReliabilityBins:
-    """Predicted against observed std, per coordinate (any shape); equal stds fall into one bin, zeros into none."""
+    """Predicted against observed std, per coordinate (any shape).
+
+    Equal stds fall into one bin, zeros and unknown errors (NaN) into none.
+    """
     std, error = np.ravel(std).astype(np.float64), np.abs(np.ravel(error)).astype(np.float64)
-    std, error = std[std > 0], error[std > 0]
+    known = (std > 0) & ~np.isnan(error)
+    std, error = std[known], error[known]
     parts = _equal_parts(std, bins)
     means = np.array([std[part].mean() for part in parts])
     factors = np.array([_std_that_covers(error[part] / std[part]) for part in parts])
@@ -165,8 +189,6 @@ def fit_power_law(std: Floats, error: Floats, bins: int = 25) -> PowerLaw:
     Raises:
         ValueError: fewer than `LEAST_PAIRS` pairs with a positive, finite std, or no error in them.
     """
-    from annotator.model.checkpoint import PowerLaw
-
     std, error = np.ravel(std).astype(np.float64), np.abs(np.ravel(error)).astype(np.float64)
     known = (std > 0) & np.isfinite(std) & np.isfinite(error)
     std, error = std[known], error[known]
@@ -195,3 +217,50 @@ def _exponent(log_std: Floats, error: Floats, bins: int) -> float:
     x = x - np.average(x, weights=weight)
     slope = (weight * x * y).sum() / (weight * x * x).sum()
     return float(np.clip(slope, *EXPONENTS))
+
+
+def fit_axis_laws(std: Floats, error: Floats) -> AxisLaws:
+    """Fit `fit_power_law` to points (..., 3) in crop axes: one law for x and y, one for z.
+
+    Raises:
+        ValueError: as `fit_power_law` does, for either.
+    """
+    return AxisLaws(fit_power_law(std[..., :2], error[..., :2]), fit_power_law(std[..., 2:], error[..., 2:]))
+
+
+def fit_mean_error(std: Floats, error: Floats) -> PowerLaw:
+    """Fit `scale * std ** exponent` to the expected error of hands (n,), from their positive stds and mean errors.
+
+    A quasi-Poisson regression on log std: predicted errors sum to the true ones, over all hands and weighted by log
+    std. So the mean is unbiased whatever the shape of the errors, and no tail is assumed. A constant std is only
+    scaled.
+
+    Raises:
+        ValueError: fewer than two hands, or no error in them.
+    """
+    std, error = np.asarray(std, np.float64), np.asarray(error, np.float64)
+    if len(std) < 2 or not error.any():
+        raise ValueError("no errors of hands to calibrate against")
+    x = np.log(std)
+    x = x - x.mean()
+    exponent = 1.0
+    if np.ptp(x) > 1e-6:
+        exponent = float(np.clip(_mean_slope(x, error), *EXPONENTS))
+    return PowerLaw(float(error.sum() / (std**exponent).sum()), exponent)
+
+
+def _mean_slope(x: Floats, error: Floats, steps: int = 100) -> float:
+    """The b for which errors proportional to exp(b x) have their own mean of x, by Newton's method.
+
+    The derivative of a mean under weights exp(b x) is the variance under them, so the root is unique.
+    """
+    goal = np.average(x, weights=error)
+    slope = 0.0
+    for _ in range(steps):
+        weight = np.exp(slope * x)
+        mean = np.average(x, weights=weight)
+        step = (goal - mean) / np.average((x - mean) ** 2, weights=weight)
+        slope = float(np.clip(slope + step, EXPONENTS[0] - 1, EXPONENTS[1] + 1))
+        if abs(step) < 1e-12:
+            break
+    return slope

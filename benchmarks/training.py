@@ -98,9 +98,12 @@ def uncertainty(found: dict[str, Any], spearman: float) -> dict[str, Any]:
         said[f"best half's error of all's, {title} (asked: 0.8 or less)"] = (
             part["error_of_best"]["50%"] / part["mean_error"]
         )
-    said["truth within the 68 % interval (asked: 0.65 to 0.71)"] = found["uncertainty"]["joints3d"][
-        "coverage"
-    ]["68%"]
+    joints3d = found["uncertainty"]["joints3d"]
+    said["truth within the 68 % interval (asked: 0.65 to 0.71)"] = joints3d["coverage"]["68%"]
+    for axis, part in joints3d["axes"].items():
+        said[f"the same along {axis}"] = part["coverage"]["68%"]
+        said[f"Spearman of hands' std and error along {axis}"] = part["spearman"]
+        said[f"best half's error of all's along {axis}"] = part["best_half_of_all"]
     return said
 
 

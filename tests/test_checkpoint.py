@@ -10,9 +10,10 @@ import torch
 
 import annotator
 from annotator import UserError
+from annotator.calibration import AxisLaws, Calibration, PowerLaw
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
-from annotator.model.checkpoint import Calibration, PowerLaw, load_checkpoint, save_checkpoint, untrained
+from annotator.model.checkpoint import load_checkpoint, save_checkpoint, untrained
 from tests.mano_file import write_mano_file
 
 
@@ -22,7 +23,11 @@ def saved(tmp_path_factory):
     info = dataclasses.replace(
         checkpoint.info,
         trained_steps=7,
-        calibration=Calibration(joints3d=PowerLaw(1.5, 0.8), fitted_on="a set"),
+        calibration=Calibration(
+            joints3d=AxisLaws(PowerLaw(1.5, 0.8), PowerLaw(4.5, 0.9)),
+            joint_error=PowerLaw(0.4, 1.2),
+            fitted_on="a set",
+        ),
     )
     path = tmp_path_factory.mktemp("checkpoint") / "a b.safetensors"
     save_checkpoint(dataclasses.replace(checkpoint, info=info), path)
@@ -45,6 +50,35 @@ def test_weights_configuration_and_calibration_come_back(saved):
     assert loaded.hand.id == original.hand.id and loaded.id != original.id
     for name, tensor in original.network.state_dict().items():
         torch.testing.assert_close(loaded.network.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_a_header_with_one_law_for_all_axes_keeps_its_meaning(saved, tmp_path):
+    old = {
+        "vertices": {"scale": 2.4, "exponent": 0.95},
+        "joints3d": {"scale": 3.4, "exponent": 0.79},
+        "joints2d": {"scale": 0.99, "exponent": 1.05},
+        "fitted_on": "synth, 1000 photos: joints3d, vertices, joints2d",
+    }
+    found = load_checkpoint(str(rewritten(saved[0], tmp_path, calibration=old))).info.calibration
+    std = np.random.default_rng(0).gamma(4, 3, (5, 21, 3)).astype(np.float32)
+    for law, name in (
+        (found.vertices, "vertices"),
+        (found.joints3d, "joints3d"),
+        (found.joints2d, "joints2d"),
+    ):
+        np.testing.assert_array_equal(law(std), old[name]["scale"] * std ** old[name]["exponent"])
+    # What `filter` told before there was a law for it: the mean of a Gaussian.
+    np.testing.assert_allclose(
+        found.joint_error(std[:, 0, 0]), std[:, 0, 0] * np.sqrt(8 / (3 * np.pi)), rtol=1e-6
+    )
+    assert found.fitted_on == old["fitted_on"] and found.measures_3d
+    without = rewritten(
+        saved[0], tmp_path, calibration={"joints3d": {"scale": 1.0, "exponent": 1.0}, "fitted_on": ""}
+    )
+    assert load_checkpoint(str(without)).info.calibration == Calibration()
+    for wrong in ({"joints3d": {"width": 1}}, {"joints4d": {}}, []):
+        with pytest.raises(UserError, match="changed.safetensors': calibration"):
+            load_checkpoint(str(rewritten(saved[0], tmp_path, calibration=wrong)))
 
 
 def test_the_same_configuration_and_seed_give_the_same_checkpoint():

@@ -256,6 +256,15 @@ def test_labels_judge_and_calibrate_nothing_and_say_what_their_std_is(
         facts = json.loads(table.schema.metadata[b"amvur"]) | {"std_is_constant": True}
         pq.write_table(table.replace_schema_metadata({"amvur": json.dumps(facts)}), path)
     assert convert(f"labels:{constant}", str(tmp_path / "one")).std_note.startswith("their std is one number")
+    weak = tmp_path / "weak"
+    shutil.copytree(labels, weak)
+    calibration = {"joints2d": {"scale": 2.0, "exponent": 1.0}, "fitted_on": "photos, 30 photos: joints2d"}
+    for path in (weak / "data").iterdir():
+        table = pq.read_table(path)
+        facts = json.loads(table.schema.metadata[b"amvur"]) | {"calibration": calibration}
+        pq.write_table(table.replace_schema_metadata({"amvur": json.dumps(facts)}), path)
+    note = convert(f"labels:{weak}", str(tmp_path / "two")).std_note
+    assert note.startswith("their std is calibrated in 2D only, on photos, 30 photos: joints2d")
     with pytest.raises(UserError, match="has one std for all hands"):
         filter_labels(str(constant), str(tmp_path / "best"), Keep(keep_best=0.5))
 

@@ -155,28 +155,69 @@ def test_sorted_files_leave_most_groups_unread(many, tmp_path):
     assert one == other
 
 
-def test_calibrated_stds_say_what_error_to_expect(many, tmp_path):
-    """Against errors drawn from those very stds."""
-    calibrated = tmp_path / "labels"
-    shutil.copytree(many, calibrated)
-    for path in (calibrated / "data").iterdir():
+ONE_LAW = {"scale": 2.0, "exponent": 1.0}
+AXES = {"plane": ONE_LAW, "depth": {"scale": 3.0, "exponent": 1.0}}
+
+
+def with_calibration(labels, folder, calibration):
+    """A copy of labels whose metadata holds this calibration."""
+    shutil.copytree(labels, folder)
+    for path in (folder / "data").iterdir():
         table = pq.read_table(path)
-        facts = json.loads(table.schema.metadata[b"amvur"])
-        facts["calibration"]["fitted_on"] = "somewhere"
-        table = table.replace_schema_metadata({"amvur": json.dumps(facts)})
-        pq.write_table(table, path)
-    assert filter_labels(str(many), str(tmp_path / "a"), Keep(keep_best=0.5)).expected_error_mm is None
-    found = filter_labels(str(calibrated), str(tmp_path / "b"), Keep(keep_best=0.5)).expected_error_mm
-    std = pq.read_table(tmp_path / "b" / "data")["joint_std_mm"].to_numpy()
+        facts = json.loads(table.schema.metadata[b"amvur"]) | {"calibration": calibration}
+        pq.write_table(table.replace_schema_metadata({"amvur": json.dumps(facts)}), path)
+    return folder
+
+
+def filtered_half(labels, out):
+    return filter_labels(str(labels), str(out), Keep(keep_best=0.5))
+
+
+def test_the_expected_error_is_the_calibrations_and_names_its_data(many, tmp_path):
+    assert filtered_half(many, tmp_path / "a").expected_error_mm is None
+    law = {"scale": 0.3, "exponent": 1.3}
+    calibration = {
+        "joints3d": AXES,
+        "joint_error": law,
+        "fitted_on": "synth, 1000 photos: joints3d, joints2d",
+    }
+    calibrated = with_calibration(many, tmp_path / "labels", calibration)
+    found = filtered_half(calibrated, tmp_path / "b")
+    std = pq.read_table(tmp_path / "b" / "data")["joint_std_mm"].to_numpy().astype(np.float64)
+    assert found.expected_error_mm == pytest.approx((0.3 * std**1.3).mean(), rel=1e-5)
+    expected = f"{(0.3 * std**1.3).mean():.1f} mm"
+    assert found.table()[-1] == (
+        "expected",
+        expected,
+        "mean error of the kept joints, on photos like synth, 1000 photos: joints3d, joints2d",
+    )
     # Rows without a hand have no std, and no part in it.
     everything = filter_labels(str(calibrated), str(tmp_path / "c"), Keep(where="hand_index >= 0"))
     std_of_all = pq.read_table(tmp_path / "c" / "data")["joint_std_mm"].drop_null().to_numpy()
     assert len(std_of_all) < everything.kept == 1000
-    assert everything.expected_error_mm == pytest.approx(
-        std_of_all.mean() * np.sqrt(8 / (3 * np.pi)), rel=1e-5
-    )
+    assert everything.expected_error_mm == pytest.approx((0.3 * std_of_all**1.3).mean(), rel=1e-5)
+
+
+def test_labels_with_one_law_for_all_axes_expect_the_error_of_a_gaussian(many, tmp_path):
+    """Against errors drawn from those very stds."""
+    calibrated = with_calibration(many, tmp_path / "labels", {"joints3d": ONE_LAW, "fitted_on": "somewhere"})
+    found = filtered_half(calibrated, tmp_path / "b").expected_error_mm
+    std = pq.read_table(tmp_path / "b" / "data")["joint_std_mm"].to_numpy()
     drawn = np.random.default_rng(0).normal(size=(200, len(std), 3)) * (std / np.sqrt(3))[:, None]
     assert found == pytest.approx(np.linalg.norm(drawn, axis=-1).mean(), rel=0.01)
+
+
+def test_a_calibration_of_2d_alone_promises_nothing_of_3d(many, tmp_path):
+    weak = {"joints2d": ONE_LAW, "fitted_on": "photos, 30 photos: joints2d"}
+    labels = with_calibration(many, tmp_path / "labels", weak)
+    found = filtered_half(labels, tmp_path / "b")
+    name, state, sentence = found.table()[-1]
+    assert found.expected_error_mm is None and (name, state) == ("3D std", "not calibrated")
+    assert "photos, 30 photos: joints2d" in sentence and "depth's is a prior's" in sentence
+    # One file of another calibration: still no promise for the whole.
+    part = with_calibration(many, tmp_path / "other", {"joints3d": AXES, "fitted_on": "synth"})
+    shutil.copy(part / "data/shard-0000001.parquet", labels / "data")
+    assert filtered_half(labels, tmp_path / "c").expected_error_mm is None
 
 
 def test_mistakes_are_one_line(many, tmp_path):

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from annotator import UserError, frames
+from annotator.calibration import AxisLaws, Calibration, PowerLaw
 from annotator.hand.anatomy import chirality
 from annotator.io.crops import Crops, crop_photo
 from annotator.io.decode import PhotoError
-from annotator.model.checkpoint import Calibration, PowerLaw
 from annotator.predictor import SURELY_RIGHT, Predictor
 from annotator.stations import ModelBrokenError, Shard, predict_shard
 
@@ -176,16 +176,19 @@ def test_a_box_is_cut_out_with_padding(lively):
 def test_calibration_scales_what_is_reported_and_nothing_else(lively, photos):
     info = lively.checkpoint.info
     law = Calibration(
-        vertices=PowerLaw(2.0, 1.0), joints3d=PowerLaw(3.0, 0.5), joints2d=PowerLaw(1.5, 1.0), fitted_on="x"
+        vertices=AxisLaws(PowerLaw(2.0, 1.0), PowerLaw(4.0, 1.0)),
+        joints3d=AxisLaws(PowerLaw(3.0, 0.5), PowerLaw(5.0, 0.5)),
+        joints2d=PowerLaw(1.5, 1.0),
+        fitted_on="x",
     )
     calibrated = Predictor(
         dataclasses.replace(lively.checkpoint, info=dataclasses.replace(info, calibration=law)),
         torch.device("cpu"),
     )
     before, after = lively.predict(photos[:1])[0], calibrated.predict(photos[:1])[0]
-    np.testing.assert_allclose(after["vertices_std_mm"], 2 * before["vertices_std_mm"], rtol=1e-5)
+    np.testing.assert_allclose(after["vertices_std_mm"], [2, 2, 4] * before["vertices_std_mm"], rtol=1e-5)
     np.testing.assert_allclose(
-        after["joints3d_std_mm"][1:], 3 * before["joints3d_std_mm"][1:] ** 0.5, rtol=1e-5
+        after["joints3d_std_mm"][1:], [3, 3, 5] * before["joints3d_std_mm"][1:] ** 0.5, rtol=1e-5
     )
     np.testing.assert_allclose(after["joints2d_std_px"], 1.5 * before["joints2d_std_px"], rtol=1e-5)
     np.testing.assert_array_equal(after["vertices_mm"], before["vertices_mm"])

@@ -133,7 +133,12 @@ def write_labels(
 ):
     """Labels of a hand of four vertices, whose every number is a random one; some photos end badly."""
     rng = np.random.default_rng(count)
-    facts = {"calibration": {"fitted_on": "synth"}, "std_is_constant": constant, **(facts or {})}
+    law = {"scale": 2.0, "exponent": 1.0}
+    facts = {
+        "calibration": {"joints3d": law, "fitted_on": "synth"},
+        "std_is_constant": constant,
+        **(facts or {}),
+    }
     schema = label_schema(4, {"amvur": json.dumps({"schema_version": 1, **facts})})
     settings = RunSettings(1, "photos", "abc", 7, "tetra-1", 4, "auto", 96)
     outcomes = Counter()
@@ -352,6 +357,7 @@ def test_error_against_what_is_kept_is_the_mean_error_of_the_surest(tmp_path):
     np.testing.assert_allclose(
         judged.coverage, [0.5, 0.68, 0.95], atol=0.02
     )  # errors are drawn from the stds
+    assert judged.coverage_by_axis == {axis: pytest.approx(0.68, abs=0.03) for axis in "xyz"}
     np.testing.assert_allclose(judged.reliability.observed / judged.reliability.std, 1, atol=0.08)
     page = Page(write_report(str(labels), tmp_path / "report", truth=str(tmp_path / "truth.parquet")))
     assert f"{len(rows):,} of {len(rows):,} hands whose truth is known" in page.text
@@ -391,6 +397,28 @@ def test_labels_without_a_hand_or_with_one_std_for_all_are_told_so(tmp_path):
     empty = write_labels(tmp_path / "empty", 0)
     with pytest.raises(UserError, match="holds no label yet"):
         write_report(str(empty))
+
+
+def test_the_page_names_the_data_of_the_calibration(tmp_path):
+    law = {"scale": 2.0, "exponent": 1.0}
+
+    def notes(name, **calibration):
+        labels = write_labels(tmp_path / name, 30, facts={"calibration": calibration})
+        return write_report(str(labels), tmp_path / name / "report", 4).read_text()
+
+    text = notes("whole", joints3d=law, fitted_on="synth & <b>, 9 photos: joints3d")
+    assert text.count("calibrated on synth &amp; &lt;b&gt;, 9 photos: joints3d") == 1  # below the median
+    assert (
+        "were calibrated on <bdi>synth &amp; &lt;b&gt;, 9 photos: joints3d</bdi>" in text
+        and "<b>," not in text
+    )
+    text = notes("weak", joints2d=law, fitted_on="photos, 30 photos: joints2d")
+    assert (
+        "Only the standard deviations in 2D were calibrated, on <bdi>photos, 30 photos: joints2d</bdi>"
+        in text
+    )
+    assert "depth's is a prior's" in text and '<dd class="sub">not calibrated</dd>' in text
+    assert "Standard deviations are not calibrated" in notes("none")
 
 
 def test_numbers_that_are_none_are_survived_and_told(tmp_path):

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from annotator import metrics
+from annotator.calibration import AxisLaws, Calibration, PowerLaw
 from annotator.config import NetworkConfig
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import Camera
-from annotator.model.checkpoint import Calibration, PowerLaw
 from annotator.model.network import Network, Prediction
 from trainer import measured as measured_module
 from trainer.batch import Batch
@@ -191,8 +191,8 @@ def test_meshes_are_not_kept(monkeypatch):
     assert held < 64 * 1200
     std, _ = found.vertex_pairs()
     # Every fourth photo, evenly over all.
-    assert len(std) == 16 * 24
-    np.testing.assert_allclose(std[::24, 0], prediction.vertices.std_mm[::4, 0, 0])
+    assert std.shape == (16, 24, 3)
+    np.testing.assert_allclose(std[:, 0, 0], prediction.vertices.std_mm[::4, 0, 0])
 
 
 def test_texture_is_judged_where_the_hand_is():
@@ -303,23 +303,67 @@ def test_constant_std_and_2d_alone_are_written_too(tmp_path):
         write_results(str(tmp_path / "file"), measure(batch, prediction))
 
 
-def test_calibration_makes_std_cover_68_percent_of_other_photos():
-    held_out, test = example(200, seed=1), example(200, seed=2)
+def with_worse_depth(batch, prediction, factor=3.0):
+    """The same photos, predicted with errors along z that are `factor` times as large, which std does not show."""
+    shift = (factor - 1) * (prediction.joints3d.mean_mm - batch.joints3d_mm)[..., 2:]
+    prediction.joints3d.mean_mm[..., 2:] += shift
+    return batch, prediction
+
+
+@pytest.fixture(scope="module")
+def judged_by_axis():
+    """A calibration, and other photos measured without it and with it."""
+    held_out, test = (with_worse_depth(*example(600, seed=seed)) for seed in (1, 2))
     calibration = calibrate(measure(*held_out, size=64), "synthetic")
-    assert calibration.fitted_on == "synthetic, 200 photos: joints3d, vertices, joints2d"
-    assert calibration.vertices.exponent == pytest.approx(0.7, abs=0.08)
-    for before, off in ((None, 0.05), (calibration, 0.0)):
-        found = summarise(measure(*test, before, size=64))["uncertainty"]
-        for kind in ("joints3d", "vertices", "joints2d"):
-            error = abs(found[kind]["coverage"]["68%"] - 0.68)
-            assert error > off if off else error < 0.04
+    return calibration, measure(*test, size=64), measure(*test, calibration, size=64)
 
 
-def test_calibration_says_what_it_could_not_fit():
+def test_calibration_makes_std_cover_68_percent_of_other_photos_along_each_axis(judged_by_axis):
+    calibration, before, after = judged_by_axis
+    assert calibration.fitted_on == "synthetic, 600 photos: joints3d, vertices, joints2d"
+    for law in (calibration.vertices.plane, calibration.vertices.depth):
+        assert law.exponent == pytest.approx(0.7, abs=0.08)
+    assert calibration.joints3d.depth.scale / calibration.joints3d.plane.scale == pytest.approx(3, rel=0.15)
+    before, after = (summarise(measured)["uncertainty"] for measured in (before, after))
+    for kind, axes in (("joints3d", "xyz"), ("vertices", "xyz"), ("joints2d", "xy")):
+        assert list(after[kind]["axes"]) == list(axes)
+        for one in (after[kind], *after[kind]["axes"].values()):
+            assert one["coverage"]["68%"] == pytest.approx(0.68, abs=0.03)
+    assert before["joints3d"]["axes"]["z"]["coverage"]["68%"] < 0.3
+
+
+def test_the_expected_error_of_what_is_kept_is_that_of_other_photos(judged_by_axis):
+    _, before, found = judged_by_axis
+    expected = summarise(found)["expected_error"]
+    assert list(expected) == ["25%", "50%", "75%", "100%"]
+    errors, std = found["mpjpe_mm"] * 21 / 20, found["joint_std_mm"]  # the wrist has no error
+    assert expected["100%"]["found_mm"] == pytest.approx(errors.mean(), rel=1e-4)
+    assert expected["25%"]["found_mm"] == pytest.approx(errors[np.argsort(std)[:150]].mean(), rel=1e-4)
+    for one in expected.values():
+        assert one["expected_mm"] == pytest.approx(one["found_mm"], rel=0.06)
+    titles = {row[:2] for row in table_rows(summarise(found))}
+    assert ("expected error", "of the best 25%, without the wrist") in titles
+    assert summarise(before)["expected_error"] is None
+
+
+def test_coverage_of_a_hand_is_counted_coordinate_by_coordinate():
+    batch, prediction = example(9)
+    found = measure(batch, prediction)
+    std, error = prediction.joints3d.std_mm.numpy(), (prediction.joints3d.mean_mm - batch.joints3d_mm).numpy()
+    inside = np.abs(error[:, 1:]) <= 0.99446 * std[:, 1:]
+    shares = [inside[k].sum() / 60 for k in range(9)]
+    hands = summarise(found)["uncertainty"]["joints3d"]["coverage_of_hands"]
+    assert hands["50%"] == pytest.approx(np.median(shares)) and hands["5%"] == pytest.approx(
+        np.quantile(shares, 0.05)
+    )
+
+
+def test_calibration_names_what_it_could_not_fit_and_leaves_it():
     weak = measure(*example(30, supervised=False))
     calibration = calibrate(weak, "photos")
-    assert calibration.fitted_on == "photos, 30 photos: joints2d"
-    assert calibration.joints3d == calibration.vertices == PowerLaw() != calibration.joints2d
+    assert calibration.fitted_on == "photos, 30 photos: joints2d" and not calibration.measures_3d
+    assert calibration == Calibration(joints2d=calibration.joints2d, fitted_on=calibration.fitted_on)
+    assert calibration.joints2d != PowerLaw() and [name for name, _ in calibration.table()] == ["2D joints"]
     with pytest.raises(UserError, match="19 photos, too few"):
         calibrate(measure(*example(19)), "photos")
     batch, prediction = example(20, supervised=False)
@@ -327,4 +371,4 @@ def test_calibration_says_what_it_could_not_fit():
     with pytest.raises(UserError, match="no photo with 3D joints, vertices or 2D joints"):
         calibrate(measure(batch, prediction), "photos")
     with pytest.raises(ValueError, match="without a calibration"):
-        calibrate(measure(*example(20), Calibration(vertices=PowerLaw(2, 1))), "photos")
+        calibrate(measure(*example(20), Calibration(vertices=AxisLaws(depth=PowerLaw(2, 1)))), "photos")

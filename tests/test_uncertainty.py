@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annotator import uncertainty
-from annotator.model.checkpoint import PowerLaw
+from annotator.calibration import GAUSSIAN_MEAN_ERROR, PowerLaw
 
 FLOATS = st.floats(0, 100, width=16)
 
@@ -155,3 +155,88 @@ def test_too_little_to_fit_on_is_said():
         uncertainty.fit_power_law(np.ones(200), np.zeros(200))
     fitted = uncertainty.fit_power_law(np.ones(100), np.arange(100.0))
     assert isinstance(fitted, PowerLaw) and fitted.exponent == 1
+
+
+def drawn_by_axis(seed, count=1500):
+    """Stds (n, 20, 3) and Gaussian errors whose true scale is 3 std^0.7 along x and y, and 5 std^1.2 along z."""
+    rng = np.random.default_rng(seed)
+    std = np.exp(1 + 0.5 * rng.normal(size=(count, 20, 3)))
+    true_scale = np.concatenate([3 * std[..., :2] ** 0.7, 5 * std[..., 2:] ** 1.2], -1)
+    return std, rng.normal(size=std.shape) * true_scale
+
+
+def test_a_known_law_of_each_axis_is_found_and_covers_what_it_says():
+    std, error = drawn_by_axis(0)
+    laws = uncertainty.fit_axis_laws(std, error)
+    assert (laws.plane.scale, laws.plane.exponent) == (
+        pytest.approx(3, rel=0.03),
+        pytest.approx(0.7, rel=0.03),
+    )
+    assert (laws.depth.scale, laws.depth.exponent) == (
+        pytest.approx(5, rel=0.03),
+        pytest.approx(1.2, rel=0.03),
+    )
+    std, error = drawn_by_axis(1)
+    for covered in uncertainty.coverage_by_axis(laws(std), error).values():
+        assert covered == pytest.approx([0.50, 0.68, 0.95], abs=0.015)
+    # One law for all axes covers as much on the whole, and no axis rightly.
+    pooled = uncertainty.fit_power_law(std, error)(std)
+    assert uncertainty.coverage(pooled, error)[1] == pytest.approx(0.68, abs=0.015)
+    x, _, z = (covered[1] for covered in uncertainty.coverage_by_axis(pooled, error).values())
+    assert x > 0.75 and z < 0.6
+
+
+def test_coverage_by_axis_and_by_hand_leaves_unknown_coordinates_out():
+    std = np.ones((2, 2, 3))
+    error = np.array([[[0, 2, np.nan], [-0.5, -3, np.nan]], [[5, 0, np.nan], [np.nan] * 3]])
+    assert uncertainty.coverage_by_axis(std, error, [0.68]) == {"x": [2 / 3], "y": [1 / 3], "z": None}
+    np.testing.assert_allclose(uncertainty.coverage_by_hand(std, error), [0.5, 0.5])
+    assert np.isnan(uncertainty.coverage_by_hand(std[:1], np.full((1, 2, 3), np.nan))).all()
+
+
+def test_hands_with_independent_errors_are_covered_as_the_binomial_says_and_those_with_one_error_are_not():
+    rng = np.random.default_rng(0)
+    shape = (4000, 20, 3)
+    independent = uncertainty.coverage_by_hand(np.ones(shape), rng.normal(size=shape))
+    assert independent.mean() == pytest.approx(0.68, abs=0.005)
+    assert independent.std() == pytest.approx(np.sqrt(0.68 * 0.32 / 60), rel=0.05)
+    shared = uncertainty.coverage_by_hand(np.ones(shape), rng.normal(size=(4000, 1, 1)) * np.ones(shape))
+    assert set(shared) == {0.0, 1.0} and shared.mean() == pytest.approx(0.68, abs=0.03)
+
+
+def test_mean_error_of_gaussian_hands_is_the_closed_form():
+    rng = np.random.default_rng(0)
+    scale = np.exp(2 + 0.5 * rng.normal(size=(4000, 1, 1)))
+    error = np.linalg.norm(rng.normal(size=(4000, 20, 3)) * scale, axis=-1).mean(1)
+    law = uncertainty.fit_mean_error(np.sqrt(3) * scale[:, 0, 0], error)
+    assert (law.scale, law.exponent) == (
+        pytest.approx(GAUSSIAN_MEAN_ERROR, rel=0.01),
+        pytest.approx(1, abs=0.01),
+    )
+
+
+def test_mean_error_is_unbiased_under_heavy_tails_where_coverage_tells_too_little():
+    rng = np.random.default_rng(0)
+    std = np.exp(3 + 0.4 * rng.normal(size=20000))
+    # Hands are about as wrong as their std, and the less certain ones now and then hopelessly so.
+    hopeless = rng.random(20000) < 0.1 * std / std.mean()
+    error = GAUSSIAN_MEAN_ERROR * std * rng.gamma(9, 1 / 9, 20000) * np.where(hopeless, 4, 1)
+    law = uncertainty.fit_mean_error(std, error)
+    assert law.exponent > 1.05
+    assert law(std).sum() == pytest.approx(error.sum()) and (law(std) * np.log(std)).sum() == pytest.approx(
+        (error * np.log(std)).sum()
+    )
+    for share in (0.25, 0.5, 1):
+        kept = np.argsort(std)[: int(share * len(std))]
+        assert law(std[kept]).mean() == pytest.approx(error[kept].mean(), rel=0.03)
+        assert GAUSSIAN_MEAN_ERROR * std[kept].mean() < 0.9 * error[kept].mean()
+
+
+def test_mean_error_of_one_std_for_all_is_only_scaled_and_of_nothing_is_refused():
+    law = uncertainty.fit_mean_error(np.full(50, 10.0), np.linspace(0, 24, 50))
+    assert law == PowerLaw(pytest.approx(1.2), 1.0)
+    for few in (np.ones(1), np.zeros(0)):
+        with pytest.raises(ValueError, match="no errors of hands"):
+            uncertainty.fit_mean_error(few, few)
+    with pytest.raises(ValueError, match="no errors of hands"):
+        uncertainty.fit_mean_error(np.ones(5), np.zeros(5))

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from annotator.calibration import Calibration
 from annotator.device import device_of
 from annotator.errors import UserError
 from annotator.frames import CropFrame, camera_translation
 from annotator.io.storage import check_writable
-from annotator.model.checkpoint import Calibration, Checkpoint, load_checkpoint, save_checkpoint
+from annotator.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from annotator.model.network import Network, Prediction
 from annotator.render import interpolate, rasterize
 from trainer import calibrate as calibration

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from annotator import metrics
+from annotator.calibration import Calibration
 from annotator.errors import UserError
-from annotator.model.checkpoint import Calibration
 from annotator.model.network import Prediction
 from trainer.batch import Batch
 
@@ -71,7 +71,8 @@ class Judged:
     unit: str
     std: Floats  # (n,) mean over points of the norm of std
     error: Floats  # (n,) mean over points of the distance
-    #: Std and signed error (m,) of single coordinates; None after Procrustes: std speaks of no such error.
+    #: Std and signed error (m, points, axes) in crop axes of m of the photos, NaN where the truth is unknown; None
+    #: after Procrustes, for a std is of no such error.
     coordinates: tuple[Floats, Floats] | None
 
 
@@ -100,9 +101,18 @@ class Measured:
         return np.concatenate(parts) if parts else np.zeros((0, *_JOINT_COLUMNS.get(name, ())), np.float32)
 
     def vertex_pairs(self) -> tuple[Floats, Floats]:
-        """Std and signed error (m, 3) of some vertices of some photos, millimetres: a fair sample of bounded size."""
+        """Return std and signed error (m, 24, 3) of some vertices of m photos, mm: a fair sample of bounded size."""
         pairs = self._vertex_pairs.rows((_VERTICES_A_PHOTO, 2, 3))
-        return pairs[:, :, 0].reshape(-1, 3), pairs[:, :, 1].reshape(-1, 3)
+        return pairs[:, :, 0], pairs[:, :, 1]
+
+    def joint_errors(self) -> tuple[Floats, Floats]:
+        """Return the `joint_std_mm` (m,) of the m photos with 3D joints, and the mean error of those joints, mm.
+
+        As in the std, the wrist is left out; `mpjpe_mm` counts it as a joint without an error, as benchmarks do.
+        """
+        error = np.linalg.norm(self["joints3d_error_mm"][:, 1:], axis=-1).mean(1)
+        known = ~np.isnan(error)
+        return self["joint_std_mm"][known], error[known]
 
     def add(
         self,
@@ -250,9 +260,6 @@ class Measured:
             if not known.any():
                 continue
             scale = 1 if unit == "mm" else 100
-            if coordinates is not None:
-                there = ~np.isnan(coordinates[1])
-                coordinates = coordinates[0][there], coordinates[1][there]
             yield name, Judged(title, unit, scale * self[std_name][known], scale * error[known], coordinates)
 
 

@@ -117,24 +117,23 @@ def _kept(panel: Axes, judged: Judged) -> None:
 
 def _reliability(panel: Axes, judged: Judged) -> None:
     assert judged.coordinates is not None
-    bins = uncertainty.reliability(*judged.coordinates)
-    covered = uncertainty.coverage(*judged.coordinates) or []
-    top = 1.1 * float(max(bins.std.max(), bins.observed.max()))
+    std, error = judged.coordinates
+    axes = {
+        axis: uncertainty.reliability(std[..., k], error[..., k])
+        for k, axis in enumerate("xyz"[: error.shape[-1]])
+    }
+    top = 1.1 * max(float(max(bins.std.max(), bins.observed.max())) for bins in axes.values())
     panel.plot([0, top], [0, top], color=_GREY, linestyle=":", label="as it says")
-    panel.plot(
-        bins.std,
-        bins.observed,
-        "o-",
-        color=_BLUE,
-        markersize=5,
-        linewidth=1.4,
-        label="covers 68 % of errors",
-    )
+    for (axis, bins), colour in zip(axes.items(), (_BLUE, _ORANGE, _INK), strict=False):
+        label = f"{axis}: covers 68 % of errors"
+        panel.plot(bins.std, bins.observed, "o-", color=colour, markersize=4, linewidth=1.2, label=label)
     panel.set(xlim=(0, top), ylim=(0, top), aspect="equal")
     panel.set(xlabel=f"predicted std, {judged.unit}", ylabel=f"observed std, {judged.unit}")
+    covered = uncertainty.coverage_by_axis(std, error)
     said = [
-        f"{found:.1%} within the {level:.0%} interval"
-        for level, found in zip(uncertainty.LEVELS, covered, strict=True)
+        f"{', '.join(f'{axis} {100 * found[k]:.0f}' for axis, found in covered.items() if found)} % "
+        f"within the {level:.0%} interval"
+        for k, level in enumerate(uncertainty.LEVELS)
     ]
     panel.text(0.03, 0.97, "\n".join(said), transform=panel.transAxes, va="top", fontsize=8.5, color=_INK)
     panel.legend(frameon=False, fontsize=8.5, loc="lower right")

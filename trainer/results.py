@@ -35,6 +35,9 @@ _UNCERTAINTIES = {
     "joints2d": "std, 2D joints",
 }
 
+#: Quantiles over hands that are reported.
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
 
 def summarise(measured: Measured) -> dict[str, Any]:
     """All figures, ready for JSON: numbers, and None where no photo has the target.
@@ -82,6 +85,7 @@ def summarise(measured: Measured) -> dict[str, Any]:
             "hands_taken_for_hands": _share(measured["hand_probability"], yes=True),
             "nothing_taken_for_nothing": _share(measured["empty_hand_probability"], yes=False),
         },
+        "expected_error": _expected(measured),
         "uncertainty": {name: _judge(judged[name]) if name in judged else None for name in _UNCERTAINTIES},
     }
 
@@ -139,16 +143,67 @@ def _judge(judged: Judged) -> dict[str, Any]:
     }
     if judged.coordinates is not None:
         each_std, each_error = judged.coordinates
-        covered = uncertainty.coverage(each_std, each_error)
         bins = uncertainty.reliability(each_std, each_error)
-        found["spearman_of_coordinates"] = uncertainty.spearman(each_std, np.abs(each_error))
-        found["coverage"] = covered and dict(zip(_percents(uncertainty.LEVELS), covered, strict=True))
+        known = ~np.isnan(each_error)
+        found["spearman_of_coordinates"] = uncertainty.spearman(each_std[known], np.abs(each_error[known]))
+        found["coverage"] = _by_level(uncertainty.coverage(each_std, each_error))
+        found["axes"] = {
+            axis: {"coverage": _by_level(covered), **_order(each_std[..., k], each_error[..., k])}
+            for k, (axis, covered) in enumerate(uncertainty.coverage_by_axis(each_std, each_error).items())
+        }
+        found["coverage_of_hands"] = _spread(uncertainty.coverage_by_hand(each_std, each_error))
         found["reliability"] = {
             "std": bins.std.tolist(),
             "observed_std": bins.observed.tolist(),
             "count": bins.count.tolist(),
         }
     return found
+
+
+def _by_level(covered: list[float] | None) -> dict[str, float] | None:
+    return None if covered is None else dict(zip(_percents(uncertainty.LEVELS), covered, strict=True))
+
+
+def _order(std: Floats, error: Floats) -> dict[str, float | None]:
+    """How well std (n, points) orders hands by their mean absolute error along one axis."""
+    known = ~np.isnan(error)
+    hands = known.any(1)
+    std, error = (np.nanmean(np.where(known, values, np.nan)[hands], 1) for values in (std, np.abs(error)))
+    mean = _mean(error)
+    best_half = uncertainty.error_of_best(std, error, [0.5])[0] if len(error) else None
+    return {
+        "spearman": uncertainty.spearman(std, error),
+        "best_half_of_all": best_half / mean if best_half is not None and mean else None,
+    }
+
+
+def _spread(shares: Floats) -> dict[str, float] | None:
+    """Quantiles over hands of the share of a hand's coordinates within its 68 % interval."""
+    known = shares[~np.isnan(shares)]
+    if not len(known):
+        return None
+    return dict(zip(_percents(_QUANTILES), np.quantile(known, _QUANTILES).tolist(), strict=True))
+
+
+def _expected(measured: Measured) -> dict[str, dict[str, float]] | None:
+    """The mean error of joints that a calibration expects of the most certain hands, beside the true one.
+
+    As `amvur filter` states it: per share of the hands kept. None without a calibration of 3D joints, or their truth.
+    """
+    std_mm, error_mm = measured.joint_errors()
+    if not measured.calibration.measures_3d or not len(std_mm):
+        return None
+    expected_mm = measured.calibration.joint_error(std_mm)
+    shares = (*uncertainty.KEPT, 1.0)
+    pairs = zip(
+        uncertainty.error_of_best(std_mm, expected_mm, shares),
+        uncertainty.error_of_best(std_mm, error_mm, shares),
+        strict=True,
+    )
+    return {
+        share: {"expected_mm": expected, "found_mm": true}
+        for share, (expected, true) in zip(_percents(shares), pairs, strict=True)
+    }
 
 
 def _percents(shares: Sequence[float]) -> list[str]:
@@ -188,6 +243,11 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("presence", "hands taken for hands", _shown(summary["presence"]["hands_taken_for_hands"], "%")),
         ("", "squares without one, for none", _shown(summary["presence"]["nothing_taken_for_nothing"], "%")),
     ]
+    for share, error in (summary["expected_error"] or {}).items():
+        both = f"{_shown(error['expected_mm'], 'mm')}, was {_shown(error['found_mm'], 'mm')}"
+        rows.append(
+            ("" if share != "25%" else "expected error", f"of the best {share}, without the wrist", both)
+        )
     for name, title in _UNCERTAINTIES.items():
         found = summary["uncertainty"][name]
         rows += [(title, "", "n/a")] if found is None else _uncertainty_rows(title, found)
@@ -205,7 +265,16 @@ def _uncertainty_rows(title: str, found: Mapping[str, Any]) -> list[tuple[str, s
         part = f"{error / found['mean_error']:.0%} of all's" if found["mean_error"] else "n/a"
         rows.append(("", f"error of the best {share}", f"{_shown(error, unit)}, {part}"))
     for level, covered in (found.get("coverage") or {}).items():
-        rows.append(("", f"truth within the {level} interval", _shown(covered, "%")))
+        by_axis = ", ".join(
+            f"{axis} {100 * one['coverage'][level]:.1f}" for axis, one in found["axes"].items()
+        )
+        rows.append(("", f"truth within the {level} interval", f"{_shown(covered, '%')} ({by_axis})"))
+    if axes := found.get("axes"):
+        order = ", ".join(f"{axis} {_shown(one['spearman'])}" for axis, one in axes.items())
+        rows.append(("", "Spearman of hands, along each axis", order))
+    if hands := found.get("coverage_of_hands"):
+        shares = ", ".join(f"{100 * hands[name]:.0f}" for name in ("5%", "50%", "95%"))
+        rows.append(("", "of a hand, within the 68% interval", f"{shares} % (5, 50, 95 % of hands)"))
     return rows
 
 

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from annotator.calibration import Calibration, read_calibration
 from annotator.errors import UserError
 from annotator.io.schema import ROUNDING, SAMPLES_ROUNDING, SCHEMA_VERSION, encode_table
 from annotator.io.storage import join, names_in, open_file, write_whole
@@ -145,6 +146,15 @@ def label_facts(path: str, schema: pa.Schema) -> dict[str, Any]:
             f"'{path}' is of label schema {version}, this amvur reads schema {SCHEMA_VERSION}: {further}"
         )
     return facts
+
+
+def calibration_of(path: str, facts: dict[str, Any]) -> Calibration:
+    """Return the calibration in a label file's metadata; of labels that no network made, one without a fit.
+
+    Raises:
+        UserError: it is of another amvur.
+    """
+    return read_calibration(facts.get("calibration", {}), f"'{path}': calibration")
 
 
 def one_hand(path: str, facts: dict[str, Any], hand: str | None) -> None:

@@ -12,11 +12,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from annotator.calibration import Calibration, read_calibration
 from annotator.config import NetworkConfig, from_dict, read_config, to_dict
 from annotator.errors import UserError
 from annotator.hand import HandModel, load_hand
@@ -40,30 +40,6 @@ SHIPPED = Path(__file__).parent.parent / "weights" / "default.safetensors"
 
 #: A name that starts a network from its configuration alone: `untrained:NAME`.
 UNTRAINED = "untrained:"
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """Calibrated std = scale * std ** exponent, millimetres (2D: pixels of a unit crop half-side)."""
-
-    scale: float = 1.0
-    exponent: float = 1.0
-
-    def __call__(self, std: np.ndarray) -> np.ndarray:
-        """Any shape to the same shape."""
-        if self == PowerLaw():
-            return std
-        return self.scale * std**self.exponent
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Maps from the network's std to measured error, fitted on held-out data; `fitted_on` is empty until then."""
-
-    vertices: PowerLaw = field(default_factory=PowerLaw)
-    joints3d: PowerLaw = field(default_factory=PowerLaw)
-    joints2d: PowerLaw = field(default_factory=PowerLaw)
-    fitted_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -227,7 +203,7 @@ def read_info(name: str, data: bytes) -> CheckpointInfo:
         network=from_dict(NetworkConfig, header["network"], f"checkpoint '{name}': network"),
         hand_id=header["hand_id"],
         trained_steps=header["trained_steps"],
-        calibration=from_dict(Calibration, header["calibration"], f"checkpoint '{name}': calibration"),
+        calibration=read_calibration(header["calibration"], f"checkpoint '{name}': calibration"),
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from annotator.calibration import UNCALIBRATED_3D
 from annotator.hand import JOINT_NAMES
 from annotator.report import charts
 from annotator.report.survey import Survey
 from annotator.report.truth import Judged
 from annotator.run_record import RunRecord, RunSettings
-from annotator.uncertainty import LEVELS
+from annotator.uncertainty import CALIBRATED_LEVEL, LEVELS
 
 #: Shares of the hands whose largest std is told: what `amvur filter --keep-best` would keep.
 _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -37,7 +38,9 @@ def summary(record: Record, found: Survey) -> str:
         ("photos with a hand", share(ok), ""),
     ]
     if found.std.total:
-        tiles.append(("median std of joints", f"{found.std.quantile(0.5):.1f} mm", _calibrated(found)))
+        data = escape(readable(found.calibration.fitted_on))
+        below = f"calibrated on {data}" if found.calibration.measures_3d else "not calibrated"
+        tiles.append(("median std of joints", f"{found.std.quantile(0.5):.1f} mm", below))
     # What was kept of a run says nothing of how fast it was.
     if record.seconds > 0 and not record.filtered and record.photos:
         tiles.append(
@@ -61,10 +64,6 @@ def share(part: float) -> str:
 def _sides(found: Survey) -> str:
     left = found.hands - found.right
     return f"{found.right:,} right, {left:,} left" if found.hands else ""
-
-
-def _calibrated(found: Survey) -> str:
-    return "calibrated" if found.facts.get("calibration", {}).get("fitted_on") else "not calibrated"
 
 
 def _rate(rate: float) -> str:
@@ -91,8 +90,16 @@ def notes(record: Record, found: Survey) -> str:
         said.append(
             "All hands have one standard deviation: it says how wrong they are on average, not which ones."
         )
-    elif not found.facts.get("calibration", {}).get("fitted_on"):
+    elif not found.calibration.fitted_on:
         said.append("Standard deviations are not calibrated: they order errors, and do not measure them.")
+    else:
+        data = f"<bdi>{escape(readable(found.calibration.fitted_on))}</bdi>"
+        said.append(
+            f"Standard deviations were calibrated on {data}. They measure errors on photos like those; on others they "
+            "may be too small or too large."
+            if found.calibration.measures_3d
+            else f"Only the standard deviations in 2D were calibrated, on {data}: {UNCALIBRATED_3D}."
+        )
     if sum(record.outcomes.values()) != found.photos:
         said.append("The run goes on, or was stopped: this is what there is so far.")
     if found.hands > found.std.total:
@@ -136,7 +143,7 @@ def settings(record: Record, found: Survey) -> str:
         if len(found.checkpoints) > 1
         else made.checkpoint,
         "training steps": f"{made.trained_steps:,}",
-        "calibrated on": found.facts.get("calibration", {}).get("fitted_on") or "nothing",
+        "calibrated on": found.calibration.fitted_on or "nothing",
         "hand model": f"{made.hand}, {made.vertex_count} vertices",
         "crop": f"{made.crop_px} px",
         "side": made.side,
@@ -216,6 +223,10 @@ def _listed(shares: Sequence[float]) -> str:
     return f"{', '.join(first)} and {last}"
 
 
+def _by_axis(judged: Judged) -> str:
+    return ", ".join(f"{100 * share:.0f} % along {axis}" for axis, share in judged.coverage_by_axis.items())
+
+
 def truth(judged: Judged | None, found: Survey) -> str:
     """Errors against what was kept, and reliability."""
     if judged is None:
@@ -237,7 +248,7 @@ def truth(judged: Judged | None, found: Survey) -> str:
         sized = (
             f"<figure><figcaption>Reliability</figcaption>{charts.reliability_chart(judged.reliability)}"
             f'<p class="sub">Wrist on wrist, each coordinate. Intervals meant to hold {meant} % of the errors hold '
-            f"{held} %.{part}</p></figure>"
+            f"{held} %; the {CALIBRATED_LEVEL:.0%} interval {_by_axis(judged)}.{part}</p></figure>"
         )
     return (
         '<section id="truth"><h2>Against the truth</h2><p class="lead">Mean joint error of '

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from annotator.calibration import Calibration
 from annotator.hand import JOINT_NAMES
-from annotator.io.labels import label_facts, label_files, one_hand, read_columns
+from annotator.io.labels import calibration_of, label_facts, label_files, one_hand, read_columns
 from annotator.io.storage import join
 
 #: Stds are counted in steps of 1/8 mm, which any wider bar is a multiple of; the last counts all beyond.
@@ -124,6 +125,11 @@ class Survey:
     def photos(self) -> int:
         """How many photos have a row."""
         return sum(self.outcomes.values())
+
+    @property
+    def calibration(self) -> Calibration:
+        """The first file's."""
+        return calibration_of("labels", self.facts)
 
     @property
     def is_constant(self) -> bool:

@@ -50,6 +50,7 @@ class Judged:
     panels: list[Panel]
     reliability: uncertainty.ReliabilityBins
     coverage: list[float] | None  # by `uncertainty.LEVELS`
+    coverage_by_axis: dict[str, float]  # at `uncertainty.CALIBRATED_LEVEL`
     sampled_hands: int  # for reliability and coverage
     errors: dict[tuple[str, int], float]  # mean joint error by image_id and hand_index, of hands asked for
 
@@ -140,11 +141,15 @@ class Truth:
             return None
         titles = ("Wrist on wrist", "Turned, moved and scaled to fit")
         coordinate_std, coordinate_error = self._coordinates.arrays()
+        by_axis = uncertainty.coverage_by_axis(
+            coordinate_std, coordinate_error, [uncertainty.CALIBRATED_LEVEL]
+        )
         return Judged(
             hands=int(sure.sum()),
             panels=[_panel(title, std[sure], errors[sure, k]) for k, title in enumerate(titles)],
             reliability=uncertainty.reliability(coordinate_std, coordinate_error),
             coverage=uncertainty.coverage(coordinate_std, coordinate_error),
+            coverage_by_axis={axis: found[0] for axis, found in by_axis.items() if found},
             sampled_hands=len(coordinate_std),
             errors={
                 (name, index): float(error)

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from annotator.calibration import UNCALIBRATED_3D
 from annotator.errors import UserError
 from annotator.io.crops import BOX_PADDING
 from annotator.io.decode import PhotoError
-from annotator.io.labels import label_facts, label_files, one_hand, opened_label_file
+from annotator.io.labels import calibration_of, label_facts, label_files, one_hand, opened_label_file
 from annotator.io.storage import join, read_whole
 from annotator.run_record import FILE as RUN_FILE
 from trainer.data.examples import NO_HAND
@@ -197,15 +198,18 @@ def _tables(files: list[str], folder: str | None) -> LabelTables:
             hand = facts.get("hand")
         one_hand(path, facts, hand)
         vertex_count = schema.field("vertices_mm").type.list_size if "vertices_mm" in schema.names else 1
-        std_note = std_note or _of_std(facts)
+        std_note = std_note or _of_std(path, facts)
     return LabelTables(files, [folder] if folder else [], hand, vertex_count, std_note)
 
 
-def _of_std(facts: dict[str, Any]) -> str:
+def _of_std(path: str, facts: dict[str, Any]) -> str:
     if facts.get("std_is_constant"):
         return "their std is one number for all, and weighs none of them more than others"
-    if "calibration" in facts and not facts["calibration"].get("fitted_on"):
+    calibration = calibration_of(path, facts)
+    if "calibration" in facts and not calibration.fitted_on:
         return "their std is not calibrated, and weighs them by no millimetres: see `amvur calibrate`"
+    if calibration.fitted_on and not calibration.measures_3d:
+        return f"their std is calibrated in 2D only, on {calibration.fitted_on}: {UNCALIBRATED_3D}"
     return ""
 
 
