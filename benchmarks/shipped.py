@@ -5,6 +5,9 @@ photos, 500 hands are kept aside by person and sequence, and the stages of confi
 each from where the last one ended. Stopped, it goes on where it was when started again. OUT/default.safetensors is the
 file that ships (annotator/weights), OUT/numbers.json what it reaches on drawn hands that nobody trained on and on the
 hands kept aside (tests/data/shipped.json), and OUT/kept_aside.parquet what the detector says of those (tests/data).
+
+With `--weights default` in place of --model nothing is trained: the weights that ship are calibrated and judged again,
+on the hands of tests/data/kept_aside.parquet. Tensors stay as they are, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine
@@ -28,7 +32,9 @@ from annotator.io.storage import read_whole
 from annotator.model.checkpoint import load_checkpoint, save_checkpoint
 from trainer.config import SYNTHETIC, TrainConfig
 from trainer.data.convert import convert
-from trainer.data.examples import SUMMARY_FILE, UNFINISHED
+from trainer.data.cut_out import outlined
+from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
+from trainer.data.photos import photo_columns
 from trainer.evaluate import calibrate, evaluate
 from trainer.loop import Progress
 from trainer.run import run_training
@@ -42,6 +48,9 @@ PLAIN = "sign-digits"
 #: Of the digits, whose photos are numbered and ten in a row, 0 to 9, are one person's, at least so many last ones are
 #: kept aside; of the scenes, these sequences.
 LAST_DIGITS, ASIDE_SCENES = 300, re.compile(r"(996_|96_|5_|Hand)")
+
+#: What the detector says of the photos kept aside.
+ASIDE = Path(__file__).parents[1] / "tests/data/kept_aside.parquet"
 
 #: Drawn hands for calibrating, and those for judging that follow them.
 CALIBRATED_ON, JUDGED_ON = 1000, 500
@@ -71,6 +80,22 @@ def write_aside(aside: Path, out: Path) -> None:
             table = pq.read_table(path, columns=columns).replace_schema_metadata(None)
             tables.append(table.append_column("collection", pa.array([name] * len(table))))
     pq.write_table(pa.concat_tables(tables), out, compression="zstd")
+
+
+def read_aside(photos: Path, out: Path) -> None:
+    """Write OUT/NAME of each collection: what `write_aside` kept (tests/data/kept_aside.parquet), with the photos."""
+    for name in EMPTY:
+        folder = out / name
+        rows = pq.read_table(ASIDE, filters=[("collection", "=", name)]).to_pylist()
+        for row in rows:
+            del row["collection"]
+            row |= photo_columns(str(photos / name / "images" / row["image_id"]))
+            for column in ("box_xyxy", "joints2d_px", "guess3d_mm"):
+                row[column] = None if row[column] is None else np.array(row[column])
+        if name == PLAIN:
+            rows = [outlined(row) for row in rows]
+        shutil.rmtree(folder, ignore_errors=True)
+        write_examples(str(folder), rows, example_schema(1, {"hand": None}))
 
 
 def kept_aside(name: str, found: Path) -> Callable[[str], bool]:
@@ -136,7 +161,11 @@ def numbers(checkpoint: str, aside: Path, out: Path) -> dict[str, Any]:
         SYNTHETIC: evaluate(
             checkpoint, SYNTHETIC, str(out / SYNTHETIC), first=CALIBRATED_ON, count=JUDGED_ON
         ),
-        **{name: evaluate(checkpoint, str(aside / name), str(out / name)) for name in EMPTY},
+        **{
+            name: (evaluate(checkpoint, str(aside / name), str(out / name)) or {})
+            | {"examples": f"aside/{name}"}
+            for name in EMPTY
+        },
     }
 
 
@@ -144,17 +173,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--model", required=True, help="MediaPipe's hand_landmarker.task")
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("--model", help="MediaPipe's hand_landmarker.task: train from nothing")
+    start.add_argument(
+        "--weights", help="a trained checkpoint, such as 'default': calibrate and judge it alone"
+    )
     parser.add_argument("--workers", type=int, help="as `amvur train --workers`")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="as `amvur train --set`, in every stage"
     )
     arguments = parser.parse_args()
     out: Path = arguments.out
-    examples(out, arguments.photos, arguments.model)
-    write_aside(out / "aside", out / "kept_aside.parquet")
-    trained = train_stages(out, arguments.workers, arguments.set)
-    calibrate(str(trained), SYNTHETIC, str(out / "calibrated.safetensors"), count=CALIBRATED_ON)
+    out.mkdir(parents=True, exist_ok=True)
+    if arguments.weights:
+        trained = arguments.weights
+        read_aside(arguments.photos, out / "aside")
+    else:
+        examples(out, arguments.photos, arguments.model)
+        write_aside(out / "aside", out / "kept_aside.parquet")
+        trained = str(train_stages(out, arguments.workers, arguments.set))
+    calibrate(trained, SYNTHETIC, str(out / "calibrated.safetensors"), count=CALIBRATED_ON)
     save_checkpoint(
         load_checkpoint(str(out / "calibrated.safetensors")), out / "default.safetensors", half=True
     )
