@@ -4,16 +4,18 @@
   photo covers [0, width] x [0, height].
 - **Crop**: the square cut around a hand, -1 to 1 on both axes, x right, y down. A left hand's crop is
   mirrored (x changes sign), because the network knows right hands only.
-- **Camera**: x right, y down, z forward, millimetres. Hands are wrist-relative here.
+- **Camera**: x right, y down, z forward along the optical axis, millimetres. Hands are wrist-relative here.
+- **Crop axes**: camera axes turned so that z points along the ray through the crop's centre, by the smallest
+  rotation and so without roll. A network sees only the crop, so its 3D is in these axes; labels are in camera axes.
 
-A weak-perspective camera maps camera to crop: `J2 = s * (Rot(r) J3)_xy + t` (paper, section 3.1).
+A weak-perspective camera maps crop axes to the crop: `J2 = s * (Rot(r) J3)_xy + t` (paper, section 3.1).
 Functions take NumPy arrays unless they say "tensors"; leading dimensions broadcast.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # decoders use this file, and start seconds sooner without to
     from torch import Tensor
 
 Floats = NDArray[np.floating]
+Points = TypeVar("Points", Floats, "Tensor")  # either, and the same comes back
 
 #: What a crop shows beyond the photo's edge: ImageNet's mean colour, the network's zero.
 OUTSIDE_RGB = (124, 116, 104)
@@ -55,6 +58,15 @@ class CropFrame(NamedTuple):
         """Crop coordinates (B, N, 2) to photo pixels (B, N, 2)."""
         half_side = np.asarray(self.half_side_px)[..., None, None]
         return np.asarray(points) * self._sign() * half_side + np.asarray(self.centre_px)[..., None, :]
+
+    def axes(self, principal_px: ArrayLike, focal_px: ArrayLike) -> Floats:
+        """Return the crop axes (B, 3, 3) of each crop, see `axes_of_ray`; a mirrored crop's are those of its place.
+
+        `principal_px` (B, 2) and `focal_px` (B,) are the camera's, in photo pixels.
+        """
+        focal = np.asarray(focal_px, np.float64)[..., None]
+        axes: Floats = axes_of_ray((np.asarray(self.centre_px) - np.asarray(principal_px)) / focal)
+        return axes
 
     def _sign(self) -> Floats:
         x = np.where(self.mirrored, -1.0, 1.0)
@@ -123,7 +135,7 @@ def cut(pixels: NDArray[np.uint8], frame: CropFrame, crop_px: int, photo_width: 
 
 
 def project_weak(points_mm: Tensor, scale: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
-    """Tensors: camera (B, N, 3) to crop (B, N, 3), keeping a depth in the same unit as x and y.
+    """Tensors: crop axes (B, N, 3) to crop (B, N, 3), keeping a depth in the same unit as x and y.
 
     `scale` (B,) in crop half-sides per millimetre, `rotation` (B, 3, 3), `translation` (B, 2) in crop
     half-sides. x and y are the paper's `s * (Rot(r) J)_xy + t`; z is `s * (Rot(r) J)_z`, smaller is nearer.
@@ -132,6 +144,65 @@ def project_weak(points_mm: Tensor, scale: Tensor, rotation: Tensor, translation
     offset = turned.new_zeros(len(turned), 1, 3)
     offset[:, 0, :2] = translation
     return turned + offset
+
+
+def axes_of_ray(ray: Points) -> Points:
+    """Return the rotations (..., 3, 3) that map the optical axis to a ray; the columns are the crop axes.
+
+    The smallest rotation, about an axis across both, so there is no roll. With the unit ray n it is
+    `I + [v]x + [v]x^2 / (1 + n_z)`, `v = z x n` (Rodrigues). A point in crop axes is `axes @ point` in camera axes.
+
+    Args:
+        ray: (..., 2), x / z and y / z of the ray, NumPy or tensor; 0 on the optical axis, which gives the identity.
+    """
+    x, y = ray[..., 0], ray[..., 1]
+    z = (1 + x * x + y * y) ** -0.5
+    x, y = x * z, y * z
+    bend = 1 / (1 + z)
+    entries = [1 - x * x * bend, -x * y * bend, x, -x * y * bend, 1 - y * y * bend, y, -x, -y, z]
+    if isinstance(ray, np.ndarray):
+        return np.stack(entries, -1).reshape(*ray.shape[:-1], 3, 3)
+    import torch
+
+    return torch.stack(entries, -1).unflatten(-1, (3, 3))
+
+
+def camera_from_crop(points: Points, axes: Points) -> Points:
+    """Turn points (..., N, 3) from crop axes (..., 3, 3) to camera axes."""
+    return points @ axes.swapaxes(-1, -2)
+
+
+def crop_from_camera(points: Points, axes: Points) -> Points:
+    """Turn points (..., N, 3) from camera axes to crop axes (..., 3, 3)."""
+    return points @ axes
+
+
+def turned_std(std: Floats, rotation: Floats) -> Floats:
+    """Return the std (..., N, 3) along each axis after a rotation (..., 3, 3) of independent coordinates.
+
+    The square root of the diagonal of `R diag(std^2) R^T`. Lengths of std vectors stay as they were. The covariances
+    between axes that the rotation makes are dropped.
+    """
+    turned: Floats = np.sqrt(np.square(std) @ np.square(rotation).swapaxes(-1, -2))
+    return turned
+
+
+def rotation_matrices(rotvec: Floats) -> Floats:
+    """Return the matrices (..., 3, 3) of axis-angle vectors (..., 3)."""
+    import roma
+    import torch
+
+    matrices: Floats = roma.rotvec_to_rotmat(torch.from_numpy(np.ascontiguousarray(rotvec))).numpy()
+    return matrices
+
+
+def rotation_vectors(matrices: Floats) -> Floats:
+    """Return the axis-angle vectors (..., 3) of rotation matrices (..., 3, 3)."""
+    import roma
+    import torch
+
+    vectors: Floats = roma.rotmat_to_rotvec(torch.from_numpy(np.ascontiguousarray(matrices))).numpy()
+    return vectors
 
 
 def mirror_points(points: Floats) -> Floats:
@@ -144,6 +215,13 @@ def mirror_points(points: Floats) -> Floats:
 def mirror_rotvec(rotvec: Floats) -> Floats:
     """The rotation (..., 3) that does to mirrored points what `rotvec` does to the points themselves."""
     return np.asarray(rotvec) * np.array([1.0, -1.0, -1.0])
+
+
+def mirror_rotation(matrices: Floats) -> Floats:
+    """Return `mirror_rotvec` of rotation matrices (..., 3, 3)."""
+    flip = np.array([-1.0, 1.0, 1.0])
+    mirrored: Floats = np.asarray(matrices) * np.outer(flip, flip)
+    return mirrored
 
 
 def assumed_focal_px(width: int, height: int, photo_is_crop: bool) -> float:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine, tell
 
-from annotator.io.schema import label_schema, write_tables
+from annotator.io.schema import SCHEMA_VERSION, label_schema, write_tables
 
 FILE_ROWS = 256
 MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible")
@@ -32,7 +32,8 @@ def write_labels(folder: Path, rows: int, vertices: int | None) -> None:
     """Random labels; without meshes, the other columns of a hand are there."""
     (folder / "data").mkdir(parents=True)
     schema = label_schema(
-        vertices or 1, {"amvur": json.dumps({"schema_version": 1, "hand": "bench", "calibration": {}})}
+        vertices or 1,
+        {"amvur": json.dumps({"schema_version": SCHEMA_VERSION, "hand": "bench", "calibration": {}})},
     )
     if vertices is None:
         schema = pa.schema([field for field in schema if field.name not in MESH], metadata=schema.metadata)

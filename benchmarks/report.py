@@ -19,7 +19,7 @@ from machine import machine, tell
 
 from annotator.hand import load_hand
 from annotator.io.labels import write_faces
-from annotator.io.schema import encode_table, label_schema, labels_to_table, without_hand
+from annotator.io.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
 from annotator.io.storage import write_whole
 from annotator.report import write_report
 from annotator.run_record import RunRecord, RunSettings, write_run_record
@@ -32,7 +32,9 @@ def write_labels(folder: Path, count: int) -> None:
     hand = load_hand("open")
     rng = np.random.default_rng(0)
     facts = {"calibration": {"fitted_on": "synth"}, "hand": hand.id}
-    schema = label_schema(hand.vertex_count, {"amvur": json.dumps({"schema_version": 1, **facts})})
+    schema = label_schema(
+        hand.vertex_count, {"amvur": json.dumps({"schema_version": SCHEMA_VERSION, **facts})}
+    )
     heavy = _meshes(hand.v_template * 1000, rng)
     outcomes = {"ok": 0, "unreadable: truncated": 0}
     truths = []
@@ -77,13 +79,14 @@ def _row(number: int, is_lost: bool) -> dict[str, Any]:
 def _meshes(vertices_mm: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     count = PER_FILE
     noise = rng.normal(0, 2, (count, *vertices_mm.shape))
-    vectors = ("rotation", "translation", "cam_t_mm")
+    vectors = ("rotation", "translation", "cam_t_mm", "principal_px")
     camera: dict[str, Any] = {
         "scale": 0.008,
         "rotation": np.zeros(3),
         "translation": np.zeros(2),
         "cam_t_mm": np.zeros(3),
         "focal_px": 768.0,
+        "principal_px": np.zeros(2),
     }
     return {
         "vertices_mm": vertices_mm + noise,

@@ -139,14 +139,16 @@ def best_texture_db(model: str, examples: str, truth: Path) -> list[float]:
     """
     loaded = load_checkpoint(model)
     faces = torch.as_tensor(loaded.hand.faces).long()
-    columns = ["image_id", "width", "vertices_mm", "camera"]
+    columns = ["image_id", "vertices_mm", "camera"]
     rows = {row["image_id"]: row for row in pq.read_table(truth, columns=columns).to_pylist()}
     found = []
     for batch, _, facts in run(loaded, examples, device="cpu"):
         for image, mask, fact in zip(batch.image, batch.hand_mask[:, 0], facts, strict=True):
             row = rows[fact.image_id]
             points = np.array(row["vertices_mm"]) + np.array(row["camera"]["cam_t_mm"])
-            seen_px = points[:, :2] / points[:, 2:] * row["camera"]["focal_px"] + row["width"] / 2
+            seen_px = (
+                points[:, :2] / points[:, 2:] * row["camera"]["focal_px"] + row["camera"]["principal_px"]
+            )
             xy = fact.frame.crop_from_photo(seen_px)
             screen = torch.from_numpy(np.concatenate([xy, points[:, 2:] / 1000], 1)).float()[None]
             fragments = rasterize(screen, faces, image.shape[-1])

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from trainer.augment import move, prepare
 from trainer.batch import Batch
@@ -72,6 +73,48 @@ def test_three_dimensions_turn_with_the_picture_and_keep_their_size():
     for name in ("joints3d_mm", "vertices_mm"):
         before, after = getattr(batch, name), getattr(moved, name)
         assert torch.allclose(torch.cdist(before, before), torch.cdist(after, after), atol=1e-2)
+
+
+def test_a_known_camera_turns_with_the_crop():
+    """Against a pinhole: the moved crop is one before a camera that is rolled, and its 3D is in that crop's axes."""
+    rng = np.random.default_rng(1)
+    batch = dotted()
+    count = len(batch)
+    angle, zoom, shift = (
+        rng.uniform(-1.4, 1.4, count),
+        rng.uniform(0.6, 0.9, count),
+        rng.uniform(-0.2, 0.2, (count, 2)),
+    )
+    ray, tan = rng.uniform(-0.5, 0.5, (count, 2)), rng.uniform(0.1, 0.4, count)
+    points = rng.normal(0, 40, (count, 21, 3)) + np.array([0, 0, 600])
+    points[..., :2] += 600 * ray[:, None]
+    vertices = points[:, :7] * 0.9
+
+    def in_crop(points, ray):
+        across = np.stack([-ray[:, 1], ray[:, 0], np.zeros(count)], 1)
+        length = np.linalg.norm(ray, axis=1, keepdims=True)
+        turn = Rotation.from_rotvec(across / length * np.arctan(length)).inv().as_matrix()
+        return np.einsum("bij,bnj->bni", turn, points)
+
+    def seen(points, ray, tan):
+        return (points[..., :2] / points[..., 2:] - ray[:, None]) / tan[:, None, None]
+
+    def tensor(values):
+        return torch.from_numpy(values).float()
+
+    batch.joints2d, batch.joints3d_mm = tensor(seen(points, ray, tan)), tensor(in_crop(points, ray))
+    batch.vertices_mm, batch.ray, batch.half_side_tan = (
+        tensor(in_crop(vertices, ray)),
+        tensor(ray),
+        tensor(tan),
+    )
+    _, moved = move(batch.image.float(), batch, 64, tensor(angle), tensor(zoom), tensor(shift))
+    roll = Rotation.from_euler("z", -angle[:, None]).as_matrix()
+    rolled, rolled_vertices = (np.einsum("bij,bnj->bni", roll, values) for values in (points, vertices))
+    new_ray, new_tan = moved.ray.double().numpy(), moved.half_side_tan.double().numpy()
+    np.testing.assert_allclose(seen(rolled, new_ray, new_tan), moved.joints2d, atol=1e-4)
+    np.testing.assert_allclose(in_crop(rolled, new_ray), moved.joints3d_mm, atol=1e-2)
+    np.testing.assert_allclose(in_crop(rolled_vertices, new_ray), moved.vertices_mm, atol=1e-2)
 
 
 def test_unknown_joints_stay_zero():

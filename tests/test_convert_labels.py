@@ -16,7 +16,7 @@ from annotator.filter import Keep, filter_labels
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
 from annotator.io.labels import label_files
-from annotator.io.schema import encode_table, label_schema, labels_to_table
+from annotator.io.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table
 from trainer.config import SourceConfig
 from trainer.data.convert import convert
 from trainer.data.examples import write_examples
@@ -135,7 +135,9 @@ def detected(folder: Path, synthetic: Path, vertex_count: int | None = None) -> 
     columns = {
         name: np.array([truth[k][name] for k in hands], np.float32) for name in ("box_xyxy", "joints2d_px")
     }
-    schema = label_schema(vertex_count or 1, {"amvur": json.dumps({"schema_version": 1, "hand": None})})
+    schema = label_schema(
+        vertex_count or 1, {"amvur": json.dumps({"schema_version": SCHEMA_VERSION, "hand": None})}
+    )
     if vertex_count is None:
         schema = pa.schema([f for f in schema if not f.name.startswith("vert")], metadata=schema.metadata)
     (folder / "data").mkdir(parents=True)
@@ -231,7 +233,7 @@ def test_labels_that_are_none_or_damaged_or_of_two_hands_are_named(
     first.write_bytes(b"PAR1 nothing")
     with pytest.raises(UserError, match=r"shard-0.parquet' is damaged, or no label file"):
         convert(f"labels:{labels}", out)
-    for version, words in ((2, "update amvur"), (0, "label the photos again")):
+    for version, words in ((3, "update amvur"), (1, "label the photos again")):
         facts = {"amvur": json.dumps({"schema_version": version})}
         pq.write_table(table.replace_schema_metadata(facts), first)
         with pytest.raises(UserError, match=f"is of label schema {version}.*{words}"):

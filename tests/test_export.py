@@ -32,7 +32,7 @@ from annotator.export.benchmarks import BENCHMARKS
 from annotator.hand import JOINT_NAMES, HandModel, load_hand
 from annotator.hand.layer import HandLayer
 from annotator.io.labels import write_faces
-from annotator.io.schema import label_schema, labels_to_table, without_hand, write_tables
+from annotator.io.schema import SCHEMA_VERSION, label_schema, labels_to_table, without_hand, write_tables
 from tests.hostile_photos import arrow, encoded
 from tests.mano_file import write_mano_file
 from tests.s3_server import rclone, serve
@@ -79,6 +79,7 @@ def hands_of(model: HandModel, right: list[bool], mano: bool = False) -> dict:
             "translation": np.zeros((n, 2)),
             "cam_t_mm": cam_t,
             "focal_px": np.full(n, 60.0),
+            "principal_px": np.tile([24.0, 16.0], (n, 1)),
             "focal_source": np.array(["given"] * n),
         },
         "vertex_rgb": rng.integers(0, 256, vertices.shape, np.uint8),
@@ -105,7 +106,7 @@ def label_set(
     rows = [
         {"status": "ok", "duplicate": False, "hand_index": 0, "width": 48, "height": 32} | row for row in rows
     ]
-    about = {"amvur": json.dumps({"schema_version": 1, "hand": model.id} | facts)}
+    about = {"amvur": json.dumps({"schema_version": SCHEMA_VERSION, "hand": model.id} | facts)}
     passed = {"subject": pa.string(), "wrist_x_mm": pa.float64(), "tags": pa.list_(pa.string())}
     schema = label_schema(model.vertex_count, about, passed, samples)
     hands = {name: values for name, values in hands.items() if name != "is_right"}
@@ -466,7 +467,7 @@ def test_pandas_reads_the_table(scene, tmp_path):
             assert list(found[[f"{joint}_{axis}_std_mm" for axis in "xyz"]]) == row["joints3d_std_mm"][k]
             assert list(found[[f"{joint}_{axis}_px" for axis in "xy"]]) == row["joints2d_px"][k]
         assert found["cam_t_z_mm"] == pytest.approx(row["camera"]["cam_t_mm"][2])
-        assert found["focal_px"] == 60 and found["focal_source"] == "given"
+        assert found["focal_px"] == 60 and found["principal_x_px"] == 24 and found["focal_source"] == "given"
     # The list's own columns, one of which has the name of one of ours, and one of which holds lists.
     assert table["subject"][0] == 'one, "1"' and table["list_wrist_x_mm"][2] == 7
     assert json.loads(table["tags"].dropna().iloc[0]) == ["x", "y"]
@@ -508,7 +509,7 @@ def test_mano_parameters_make_the_labels_meshes_again(mano_model, tmp_path, monk
         expected = np.array(row["vertices_mm"]) + row["camera"]["cam_t_mm"]
         np.testing.assert_allclose(mesh * 1000, expected, atol=0.1)
     assert set(found["is_right"]) == {True, False}
-    np.testing.assert_array_equal(found["centre_px"], [[24, 16]] * 9)
+    np.testing.assert_array_equal(found["principal_px"], [[24, 16]] * 9)
 
 
 def test_only_manos_labels_have_its_parameters(scene, mano_model, tmp_path):
@@ -658,12 +659,12 @@ def test_mistakes_are_one_line(scene, tmp_path, monkeypatch, capsys):
     (damaged / "data" / "shard-0000000.parquet").write_bytes(b"PAR1 no")
     hand = load_hand("open").id
     of = {
-        "newer": changed(scene, tmp_path / "newer", 0, saying(schema_version=2, hand=hand)),
-        "older": changed(scene, tmp_path / "older", 1, saying(schema_version=0, hand=hand)),
-        "mixed": changed(scene, tmp_path / "mixed", 1, saying(schema_version=1, hand="mano-1")),
+        "newer": changed(scene, tmp_path / "newer", 0, saying(schema_version=3, hand=hand)),
+        "older": changed(scene, tmp_path / "older", 1, saying(schema_version=1, hand=hand)),
+        "mixed": changed(scene, tmp_path / "mixed", 1, saying(schema_version=2, hand="mano-1")),
         "silent": changed(scene, tmp_path / "silent", 0, lambda table: table.replace_schema_metadata({})),
         "other": changed(scene, tmp_path / "other", 0, lambda table: table.select(["image_id"])),
-        "examples": changed(scene, tmp_path / "examples", 0, saying(schema_version=1, examples=True)),
+        "examples": changed(scene, tmp_path / "examples", 0, saying(schema_version=2, examples=True)),
         "narrow": changed(scene, tmp_path / "narrow", 1, lambda table: table.drop_columns(["box_source"])),
         "meshless": changed(
             scene, tmp_path / "meshless", 0, lambda table: table.drop_columns(["vertices_mm"])
@@ -675,8 +676,8 @@ def test_mistakes_are_one_line(scene, tmp_path, monkeypatch, capsys):
         (tmp_path / "none", "coco", (), "holds no labels"),
         (tmp_path / "empty", "coco", (), "holds no labels"),
         (damaged, "coco", (), "is damaged, or no label file"),
-        (of["newer"], "coco", (), "is of label schema 2, this amvur reads schema 1: update amvur"),
-        (of["older"], "coco", (), "is of label schema 0, this amvur reads schema 1: label the photos again"),
+        (of["newer"], "coco", (), "is of label schema 3, this amvur reads schema 2: update amvur"),
+        (of["older"], "coco", (), "is of label schema 1, this amvur reads schema 2: label the photos again"),
         (of["mixed"], "coco", (), "is of hand model mano-1, other files are of open-"),
         (of["silent"], "coco", (), "is no label file"),
         (of["other"], "coco", (), "is no label file: there is no column 'image_uri'"),

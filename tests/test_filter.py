@@ -223,11 +223,11 @@ def test_a_calibration_of_2d_alone_promises_nothing_of_3d(many, tmp_path):
 def test_mistakes_are_one_line(many, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(many, other)
-    table = label_schema(7, {"amvur": json.dumps({"schema_version": 1, "hand": "mano-1"})}).empty_table()
+    table = label_schema(7, {"amvur": json.dumps({"schema_version": 2, "hand": "mano-1"})}).empty_table()
     pq.write_table(table, other / "data" / "shard-0000009.parquet")
     newer = tmp_path / "newer"
     shutil.copytree(many, newer)
-    table = label_schema(7, {"amvur": json.dumps({"schema_version": 2})}).empty_table()
+    table = label_schema(7, {"amvur": json.dumps({"schema_version": 3})}).empty_table()
     pq.write_table(table, newer / "data" / "shard-0000000.parquet")
     cut = tmp_path / "cut"
     shutil.copytree(many, cut)
@@ -241,7 +241,7 @@ def test_mistakes_are_one_line(many, tmp_path):
         (many, {"where": "joint_std < 3"}, "joint_std"),
         (many, {"max_joint_std_mm": 0.001}, "none of the 1000 rows stays"),
         (tmp_path / "none", {"keep_best": 0.5}, "holds no labels"),
-        (newer, {"keep_best": 0.5}, "is of label schema 2, this amvur reads schema 1: update amvur"),
+        (newer, {"keep_best": 0.5}, "is of label schema 3, this amvur reads schema 2: update amvur"),
         (cut, {"keep_best": 0.5}, "shard-0000002.parquet' is damaged"),
         (other, {"keep_best": 0.5}, "is of hand model mano-1, other files are of open-"),
     ):

@@ -8,8 +8,9 @@ import pytest
 import roma
 import torch
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
-from annotator import UserError, frames
+from annotator import UserError
 from annotator.calibration import AxisLaws, Calibration, PowerLaw
 from annotator.hand.anatomy import chirality
 from annotator.io.crops import Crops, crop_photo
@@ -44,14 +45,9 @@ def test_the_labels_camera_projects_its_joints_to_its_2d_joints(lively, photos, 
 def test_cam_t_and_focal_reproduce_the_2d_joints(lively, photos, side):
     for photo, label in zip(photos, lively.predict(photos, side=side), strict=True):
         camera = label["camera"]
-        rotation = roma.rotvec_to_rotmat(torch.tensor(camera["rotation"])).numpy()
-        centre = np.array([[photo.shape[1], photo.shape[0]]]) / 2
-        back = frames.project_pinhole(
-            (label["joints3d_mm"] @ rotation.T)[None],
-            camera["cam_t_mm"][None],
-            camera["focal_px"][None],
-            centre,
-        )[0]
+        np.testing.assert_array_equal(camera["principal_px"], [photo.shape[1] / 2, photo.shape[0] / 2])
+        x, y, z = (label["joints3d_mm"] + camera["cam_t_mm"]).T
+        back = np.stack([x / z, y / z], 1) * camera["focal_px"] + camera["principal_px"]
         x0, _, x1, _ = label["crop_xyxy"]
         error = np.linalg.norm(back - label["joints2d_px"], axis=1) / (x1 - x0)
         assert error.mean() < 0.025
@@ -169,7 +165,13 @@ def test_a_box_is_cut_out_with_padding(lively):
     label = lively.predict([scene], boxes_xyxy=[[300, 100, 400, 180]])[0]
     np.testing.assert_allclose(label["crop_xyxy"], [285, 75, 415, 205])
     crop = lively.predict([scene[75:205, 285:415]])[0]
-    np.testing.assert_allclose(label["joints3d_mm"], crop["joints3d_mm"], atol=0.5)
+    # The same pixels beside the optical axis: the same hand, turned by the ray through the crop's centre (350, 140).
+    ray = np.array([350 - 320, 140 - 240, label["camera"]["focal_px"]])
+    across, along = np.array([-ray[1], ray[0], 0]), np.linalg.norm(ray)
+    turn = Rotation.from_rotvec(
+        across / np.linalg.norm(across) * np.arcsin(np.linalg.norm(across) / along)
+    ).as_matrix()
+    np.testing.assert_allclose(label["joints3d_mm"], crop["joints3d_mm"] @ turn.T, atol=0.5)
     np.testing.assert_allclose(label["joints2d_px"], crop["joints2d_px"] + [285, 75], atol=0.5)
 
 

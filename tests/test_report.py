@@ -17,11 +17,12 @@ import pytest
 import s3fs
 from PIL import Image
 from scipy.ndimage import binary_dilation
+from scipy.spatial.transform import Rotation
 
 from annotator import UserError, annotate
 from annotator.frames import CropFrame
 from annotator.io.labels import read_faces, write_faces
-from annotator.io.schema import encode_table, label_schema, labels_to_table, without_hand
+from annotator.io.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
 from annotator.io.storage import write_whole
 from annotator.report import write_report
 from annotator.report.charts import rebinned, span_of
@@ -139,7 +140,7 @@ def write_labels(
         "std_is_constant": constant,
         **(facts or {}),
     }
-    schema = label_schema(4, {"amvur": json.dumps({"schema_version": 1, **facts})})
+    schema = label_schema(4, {"amvur": json.dumps({"schema_version": SCHEMA_VERSION, **facts})})
     settings = RunSettings(1, "photos", "abc", 7, "tetra-1", 4, "auto", 96)
     outcomes = Counter()
     for first in range(0, count, per_file):
@@ -191,6 +192,7 @@ def write_labels(
                 "translation": np.tile([0.0, 0.5], (number, 1)),
                 "cam_t_mm": np.zeros((number, 3)),
                 "focal_px": np.full(number, 100.0),
+                "principal_px": np.full((number, 2), 32.0),
                 "focal_source": ["given"] * number,
             },
             "joint_std_mm": lengths.mean(1),
@@ -366,6 +368,24 @@ def test_error_against_what_is_kept_is_the_mean_error_of_the_surest(tmp_path):
         if row["std"] is not None:
             name, _, second = row["name"].partition(" ")
             assert row["off"] == pytest.approx(by_hand[name, int(bool(second))], abs=0.06)
+
+
+def test_a_truth_in_another_cameras_axes_is_turned_to_the_labels(tmp_path):
+    """The photo is a part of a larger one, before whose camera the truth is; labels take its middle for the axis."""
+    labels = write_labels(tmp_path / "labels", 40, bad=0)
+    rows, joints, _ = write_truth(tmp_path / "truth.parquet", labels)
+    ray = (np.array([32, 32]) - [-10, 50]) / 80.0  # the crop's middle before the truth's camera
+    across = np.array([-ray[1], ray[0], 0]) / np.linalg.norm(ray)
+    turn = Rotation.from_rotvec(across * np.arctan(np.linalg.norm(ray))).as_matrix()
+    true = pa.array((joints @ turn.T).tolist(), pa.list_(pa.list_(pa.float32(), 3), 21))
+    camera = pa.array([{"focal_px": 80.0, "principal_px": [-10.0, 50.0]}] * len(rows))
+    for known, low_mm, high_mm in ((True, 0, 0.001), (False, 20, 100)):
+        write_truth(
+            tmp_path / "truth.parquet", labels, joints3d_mm=true, **({"camera": camera} if known else {})
+        )
+        truth = Truth(str(tmp_path / "truth.parquet"))
+        survey(str(labels), 5, COLUMNS, truth.add)
+        assert low_mm <= truth.judged().panels[0].mean_mm < high_mm
 
 
 def test_truth_is_joined_by_file_name_unless_two_photos_have_it(tmp_path):

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from annotator.io.schema import ROUNDING, encode_table, label_schema, labels_to_table
+from annotator.io.schema import ROUNDING, SCHEMA_VERSION, encode_table, label_schema, labels_to_table
 
 V = 97
 
@@ -39,6 +39,7 @@ def written(tmp_path_factory):
             "translation": rng.normal(0, 1, (n, 2)),
             "cam_t_mm": rng.normal(0, 100, (n, 3)),
             "focal_px": np.array([500.0, 600.0]),
+            "principal_px": rng.normal(100, 9, (n, 2)),
             "focal_source": np.array(["given", "assumed"]),
         },
         "vertex_rgb": rng.integers(0, 256, (n, V, 3), np.uint8),
@@ -77,7 +78,7 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labels") / "data"
     folder.mkdir()
     table = labels_to_table(
-        rows, hands, [0, 2], label_schema(V, {"amvur": json.dumps({"schema_version": 1})})
+        rows, hands, [0, 2], label_schema(V, {"amvur": json.dumps({"schema_version": SCHEMA_VERSION})})
     )
     table.validate(full=True)
     data = encode_table(table)
@@ -90,7 +91,7 @@ def test_pyarrow_reads_back_schema_metadata_and_rows(written):
     folder, rows, _ = written
     table = pq.read_table(folder)
     assert table.schema.equals(label_schema(V))
-    assert json.loads(table.schema.metadata[b"amvur"]) == {"schema_version": 1}
+    assert json.loads(table.schema.metadata[b"amvur"]) == {"schema_version": SCHEMA_VERSION}
     assert table["image_uri"].to_pylist() == [row["image_uri"] for row in rows]
     assert table["reason"].to_pylist() == [None, "empty", None, "no_hand_found"]
 

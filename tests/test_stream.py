@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -194,6 +195,19 @@ def test_wrong_collections_are_named(tmp_path, make, says):
     make(tmp_path)
     with pytest.raises(UserError, match=says):
         source(str(tmp_path))
+
+
+def test_examples_of_an_earlier_schema_are_refused(tmp_path):
+    """In schema 1 the 3D of labels was in the axes of their crops: read as camera axes it would be turned twice."""
+    folder = write_stick_hands(tmp_path / "old", 4)
+    path = next((folder / "data").iterdir())
+    table = pq.read_table(path)
+    facts = json.loads(table.schema.metadata[b"amvur"]) | {"schema_version": 1}
+    pq.write_table(table.replace_schema_metadata({"amvur": json.dumps(facts)}), path)
+    with pytest.raises(
+        UserError, match="examples of label schema 1, this amvur reads schema 2: convert them again"
+    ):
+        source(str(folder))
 
 
 def test_shares_add_up():

@@ -11,8 +11,8 @@ import pytest
 import roma
 import torch
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
-from annotator import frames
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
@@ -58,8 +58,9 @@ def in_photo(points_px: np.ndarray) -> np.ndarray:
 def seen_px(truth: dict[str, Any], points_mm: np.ndarray) -> np.ndarray:
     """Camera (N, K, 3) through the pinhole of the truth to photo pixels."""
     camera = truth["camera"]
-    centre = np.full((COUNT, 2), SIZE_PX / 2)
-    return frames.project_pinhole(points_mm, camera["cam_t_mm"], camera["focal_px"], centre)
+    moved = points_mm + camera["cam_t_mm"][:, None]
+    seen = camera["focal_px"][:, None, None] * moved[..., :2] / moved[..., 2:]
+    return seen + camera["principal_px"][:, None]
 
 
 def vertices_px(truth: dict[str, Any]) -> np.ndarray:
@@ -136,15 +137,31 @@ def test_2d_joints_are_the_3d_ones_through_the_pinhole(truth: dict[str, Any]) ->
     assert (truth["joints3d_mm"][:, 0] == 0).all()
     distance_mm = truth["camera"]["cam_t_mm"][:, 2]
     assert distance_mm.min() > 150
+    # Off-axis photos: how far the ray through the middle lies from the optical axis.
+    aside_px = np.linalg.norm(truth["camera"]["principal_px"] - SIZE_PX / 2, axis=1)
+    angle_deg = np.degrees(np.arctan(aside_px / truth["camera"]["focal_px"]))
+    off_axis = angle_deg > 0.01
+    assert 0.1 < off_axis.mean() < 0.5
+    assert angle_deg[off_axis].min() > 3.9
+    assert 20 < angle_deg.max() < 35.1
     assert distance_mm.max() < 1650
     assert np.median(distance_mm) == pytest.approx(600, abs=200)
 
 
 def test_the_weak_camera_is_the_least_squares_one(truth: dict[str, Any]) -> None:
     camera = truth["camera"]
-    assert (camera["rotation"] == 0).all()
+    # The rotation into crop axes: the ray through the photo's middle becomes the axis, without roll.
+    rotation = Rotation.from_rotvec(camera["rotation"])
+    aside = (SIZE_PX / 2 - camera["principal_px"]) / camera["focal_px"][:, None]
+    ray = np.concatenate([aside, np.ones((COUNT, 1))], 1)
+    np.testing.assert_allclose(
+        rotation.apply(ray / np.linalg.norm(ray, axis=1, keepdims=True)), [[0, 0, 1]] * COUNT, atol=1e-5
+    )
+    assert (camera["rotation"][:, 2] == 0).all()
+    assert (camera["rotation"][(aside == 0).all(1)] == 0).all()
+    in_crop = np.einsum("bij,bnj->bni", rotation.as_matrix(), truth["joints3d_mm"])
     for row in range(COUNT):
-        joints, seen = truth["joints3d_mm"][row], truth["joints2d_px"][row] / SIZE_PX * 2 - 1
+        joints, seen = in_crop[row], truth["joints2d_px"][row] / SIZE_PX * 2 - 1
         design = np.concatenate([joints[:, :2].reshape(-1, 1), np.tile(np.eye(2), (21, 1))], 1)
         best = np.linalg.lstsq(design, seen.reshape(-1), rcond=None)[0]
         np.testing.assert_allclose(camera["scale"][row], best[0], rtol=2e-3)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import roma
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from annotator.hand import anatomy, load_hand
@@ -35,7 +36,8 @@ def unhidden_mask(hands: SyntheticHands, photos: Photos) -> Tensor:
     """The hand (B, S, S) bool before the wearer's own arm, with no object near."""
     scene, figure = photos.scene, hands.figure
     moved = (torch.cat([scene.vertices_mm, scene.others_mm], 1) + scene.cam_t_mm[:, None]).double()
-    xy = scene.focal[:, None, None].double() * moved[..., :2] / moved[..., 2:]
+    aside = moved[..., :2] / moved[..., 2:] - scene.ray[:, None]
+    xy = scene.focal[:, None, None].double() * aside
     points = torch.cat([xy, -1000 / moved[..., 2:]], -1).float()
     face = nearest_faces(points, figure.faces[figure.material < OBJECT_A], SIZE_PX)
     return (face >= 0) & (face < figure.face_count)
@@ -94,12 +96,25 @@ def test_a_batch_knows_everything(hands: SyntheticHands) -> None:
 
 
 def test_2d_joints_are_a_pinhole_s_projection_of_the_3d_ones(hands: SyntheticHands, photos: Photos) -> None:
-    batch, scene = hands.batch(torch.arange(8)), photos.scene[:8]
-    for row in range(8):
-        f = float(scene.focal[row])
-        x, y, z = (batch.joints3d_mm[row] + scene.cam_t_mm[row]).double().T
-        np.testing.assert_allclose(batch.joints2d[row, :, 0], f * x / z, atol=1e-5)
-        np.testing.assert_allclose(batch.joints2d[row, :, 1], f * y / z, atol=1e-5)
+    """In a batch they are in crop axes, turned by the ray through the photo's middle."""
+    batch, scene = hands.batch(torch.arange(16)), photos.scene[:16]
+    angles = []
+    for row in range(16):
+        f, aside = float(scene.focal[row]), scene.ray[row].double().numpy()
+        np.testing.assert_allclose(batch.half_side_tan[row], 1 / f, rtol=1e-6)
+        np.testing.assert_allclose(batch.ray[row], aside)
+        # About the axis across the optical axis and the ray, by the angle between them.
+        angle = np.arctan(np.linalg.norm(aside))
+        across = np.array([-aside[1], aside[0], 0]) / max(np.linalg.norm(aside), 1e-9)
+        turn = Rotation.from_rotvec(across * angle)
+        points = turn.apply(batch.joints3d_mm[row].double().numpy()) + scene.cam_t_mm[row].double().numpy()
+        np.testing.assert_allclose(
+            batch.joints2d[row], f * (points[:, :2] / points[:, 2:] - aside), atol=3e-5
+        )
+        mesh = turn.apply(batch.vertices_mm[row].double().numpy())
+        np.testing.assert_allclose(mesh, scene.vertices_mm[row], atol=1e-3)
+        angles.append(np.degrees(angle))
+    assert 2 < np.count_nonzero(angles) < 10 and max(angles) > 15
 
 
 def test_pose_and_betas_give_the_mesh(photos: Photos) -> None:
@@ -177,7 +192,7 @@ def test_hands_lie_inside_the_photo_at_many_distances(photos: Photos) -> None:
     assert 0.6 < fill.min() < 0.7
     assert 0.85 < fill.max() < 0.98
     distance = (photos.scene.vertices_mm + photos.scene.cam_t_mm[:, None])[..., 2].mean(1)
-    assert 200 < distance.min() < 350
+    assert 180 < distance.min() < 350
     assert 1200 < distance.max() < 1600
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from annotator.frames import OUTSIDE_RGB
+from annotator.frames import OUTSIDE_RGB, axes_of_ray
 from trainer.batch import Batch
 from trainer.config import AugmentConfig
 from trainer.keyed import Draws
@@ -63,7 +63,8 @@ def move(
     """Cut crops that are turned by `angle` (B,), `zoom` (B,) times the image's size, centred at `shift` (B, 2).
 
     A point q of the crop is the point `zoom * T q + shift` of the image, T the turn by `angle`. 2D joints move
-    with the pixels; 3D turns about the camera's axis, and neither zoom nor shift changes it.
+    with the pixels. 3D follows the crop's axes: shift moves its ray, T turns about the ray, and zoom changes nothing.
+    Std stays: shift turns by a few degrees only.
     """
     turn = torch.stack(
         [torch.stack([angle.cos(), -angle.sin()], -1), torch.stack([angle.sin(), angle.cos()], -1)], 1
@@ -80,6 +81,8 @@ def move(
     joints2d = ((batch.joints2d - shift[:, None]) @ turn) / zoom[:, None, None]
     back = torch.zeros(len(angle), 3, 3, device=angle.device)
     back[:, :2, :2], back[:, 2, 2] = turn, 1  # row vectors: p @ T is T^-1 p
+    ray = batch.ray + batch.half_side_tan[:, None] * shift
+    back = axes_of_ray(batch.ray).mT @ axes_of_ray(ray) @ back
     moved_batch = replace(
         batch,
         joints2d=torch.where(batch.has_joints2d[..., None], joints2d, 0),
@@ -88,6 +91,8 @@ def move(
         vertices_mm=batch.vertices_mm @ back,
         guess3d_mm=batch.guess3d_mm @ back,
         hand_mask=(mask * 255).round().byte(),
+        ray=(ray[:, None] @ turn)[:, 0],
+        half_side_tan=batch.half_side_tan * zoom,
     )
     return images + (1 - inside) * empty, moved_batch
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """B examples. Crop coordinates run from -1 to 1 over the image; camera axes, wrist-relative millimetres."""
+    """B examples. Crop coordinates run from -1 to 1 over the image; 3D is in crop axes, wrist-relative millimetres."""
 
     key: Tensor  # (B,) int64: all that is random about an example in this step follows from it
     image: Tensor  # (B, 3, S, S) uint8 RGB
@@ -35,6 +35,10 @@ class Batch:
     # (B, 1, S, S) uint8, 255 where the hand itself is seen, nothing before it; all 255 where nobody knows.
     hand_mask: Tensor
     has_hand_mask: Tensor  # (B,) bool
+    ray: (
+        Tensor  # (B, 2) x / z and y / z of the crop's centre before its camera; 0 where the camera is unknown
+    )
+    half_side_tan: Tensor  # (B,) half the crop's side over the focal length; 0 where the camera is unknown
 
     def __len__(self) -> int:
         return len(self.key)
@@ -75,4 +79,6 @@ class Batch:
             has_guess3d=torch.zeros(count, dtype=torch.bool),
             hand_mask=torch.full((count, 1, size_px, size_px), 255, dtype=torch.uint8),
             has_hand_mask=torch.zeros(count, dtype=torch.bool),
+            ray=torch.zeros(count, 2),
+            half_side_tan=torch.zeros(count),
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 from annotator.calibration import Calibration
 from annotator.device import device_of
 from annotator.errors import UserError
-from annotator.frames import CropFrame, camera_translation
+from annotator.frames import CropFrame, axes_of_ray, camera_from_crop, camera_translation
 from annotator.io.storage import check_writable
 from annotator.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from annotator.model.network import Network, Prediction
@@ -82,9 +82,7 @@ def evaluate(
         _measure(measured, loaded.network, batch, prediction, facts)
         targets += int(batch.has_joints2d.any(1).sum() + batch.has_joints3d.sum() + batch.has_vertices.sum())
         if benchmark:
-            joints3d_mm, vertices_mm = prediction.joints3d.mean_mm, prediction.vertices.mean_mm
-            wrists_mm = _wrists_mm(prediction, facts)
-            hands += zip(joints3d_mm.cpu().numpy(), vertices_mm.cpu().numpy(), wrists_mm, strict=True)
+            hands += zip(*before_cameras(batch, prediction, facts), strict=True)
             places += [-1 if fact.source_index is None else fact.source_index for fact in facts]
     if benchmark:
         # Examples are shuffled; a submission is in the data set's own order.
@@ -214,13 +212,21 @@ def _measure(
     measured.add(batch, prediction, [fact.image_id for fact in facts], rendered, region)
 
 
-def _wrists_mm(prediction: Prediction, facts: list[Facts]) -> np.ndarray:
-    """(B, 3): where each wrist stands before its camera, as the data set says, else as 2D and 3D joints do.
+def before_cameras(
+    batch: Batch, prediction: Prediction, facts: list[Facts]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return wrist-relative joints (B, 21, 3) and vertices (B, V, 3), and wrists (B, 3), in camera axes, mm.
+
+    The network's answers are in crop axes. Wrists are the data set's own, else fitted to 2D and 3D joints.
 
     Raises:
         UserError: an example with neither a wrist nor a camera.
     """
-    joints3d_mm = prediction.joints3d.mean_mm.cpu().numpy()
+    axes = axes_of_ray(batch.ray)
+    joints3d_mm, vertices_mm = (
+        camera_from_crop(points.mean_mm, axes).cpu().numpy()
+        for points in (prediction.joints3d, prediction.vertices)
+    )
     joints2d = prediction.joints2d.cpu().numpy()
     wrists = []
     for fact, points_mm, points in zip(facts, joints3d_mm, joints2d, strict=True):
@@ -240,4 +246,4 @@ def _wrists_mm(prediction: Prediction, facts: list[Facts]) -> np.ndarray:
             matrix[None, :2, 2],
         )
         wrists.append(found[0])
-    return np.stack(wrists)
+    return joints3d_mm, vertices_mm, np.stack(wrists)

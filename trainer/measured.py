@@ -125,7 +125,7 @@ class Measured:
         """Hold a batch's predictions against what is known of it.
 
         Args:
-            batch: right hands, crop coordinates and camera axes, as training has them.
+            batch: right hands, crop coordinates and crop axes, as training has them.
             prediction: what the network says of `batch.image / 255`, and of as many mirror images as one likes.
             image_ids: names for the per-photo file; the batch's keys, if not given.
             rendered: I' (B, 3, S, S) in 0..1, the mesh drawn in its predicted colours.

@@ -19,7 +19,7 @@ from annotator.io.storage import join
 #: Hands a file: 35 MB.
 PART_HANDS = 100_000
 
-_NEEDED = ("image_id", "hand_index", "is_right", "width", "height", "pose", "betas", "camera")
+_NEEDED = ("image_id", "hand_index", "is_right", "pose", "betas", "camera")
 
 
 def columns(labels: Labels) -> list[str]:
@@ -76,15 +76,13 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
 
 def _parameters(table: pa.Table) -> dict[str, NDArray[Any]]:
     """Of each hand: what the npz holds."""
-    size = np.stack([array_of(table["width"]), array_of(table["height"])], 1)
     return {
         "pose": array_of(table["pose"]),
         "betas": array_of(table["betas"]),
         "cam_t": camera_of(table, "cam_t_mm") / np.float32(1000),
-        "cam_rotation": camera_of(table, "rotation"),
         "is_right": np.array(table["is_right"].to_pylist(), bool),
         "focal_px": camera_of(table, "focal_px"),
-        "centre_px": (size / 2).astype(np.float32),
+        "principal_px": camera_of(table, "principal_px"),
         "image_id": np.array(table["image_id"].to_pylist(), np.str_),
         "hand_index": array_of(table["hand_index"]).astype(np.int64),
     }

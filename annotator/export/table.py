@@ -45,6 +45,7 @@ _NAMES = {
     "camera.rotation": [f"camera_rotation_{axis}" for axis in _AXES],
     "camera.translation": [f"camera_translation_{axis}" for axis in _AXES[:2]],
     "camera.cam_t_mm": [f"cam_t_{axis}_mm" for axis in _AXES],
+    "camera.principal_px": [f"principal_{axis}_px" for axis in _AXES[:2]],
 }
 _RENAMED = {
     "camera.scale": "camera_scale",

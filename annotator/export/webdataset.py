@@ -93,7 +93,7 @@ def _rows(batches: Iterator[pa.Table]) -> Iterator[Hand]:
         arrays = {name: array_of(table[name]) for name in heavy}
         there = {name: table[name].is_valid().to_numpy() for name in heavy}
         if "camera" in table.column_names:
-            for name in ("rotation", "translation", "cam_t_mm"):
+            for name in ("rotation", "translation", "cam_t_mm", "principal_px"):
                 arrays[f"camera_{name}"] = camera_of(table, name)
                 there[f"camera_{name}"] = table["camera"].is_valid().to_numpy()
         for k, row in enumerate(table.drop_columns(heavy).to_pylist()):

@@ -1,4 +1,4 @@
-"""Labels, schema version 1: one row per hand, plain Arrow types, the same whoever reads them.
+"""Labels, schema version 2: one row per hand, plain Arrow types, the same whoever reads them.
 
 Fixed-size lists with plain element types, so that pandas, polars, DuckDB and Hugging Face `datasets` read the
 files as they are. Big columns are rounded to a power of two of a millimetre and stored
@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from annotator.io.decode import Reason
 
-SCHEMA_VERSION = 1
+#: 1 held 3D in the axes of each crop; 2 holds it in camera axes (`annotator.frames`), with the principal point.
+SCHEMA_VERSION = 2
 
 STATUSES = ("ok", "no_hand", "unreadable", "failed")
 
@@ -57,6 +58,7 @@ CAMERA = pa.struct(
         ("translation", pa.list_(pa.float32(), 2)),  # crop half-sides
         ("cam_t_mm", pa.list_(pa.float32(), 3)),
         ("focal_px", pa.float32()),
+        ("principal_px", pa.list_(pa.float32(), 2)),
         ("focal_source", pa.string()),  # given or assumed
     ]
 )

@@ -40,7 +40,7 @@ class Camera:
         return roma.rotvec_to_rotmat(self.rotvec)
 
     def project(self, points_mm: Tensor) -> Tensor:
-        """Camera axes (B, N, 3) to crop coordinates and depth (B, N, 3)."""
+        """Crop axes (B, N, 3) to crop coordinates and depth (B, N, 3)."""
         return project_weak(points_mm, self.scale_per_mm, self.rotation(), self.translation)
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from annotator import metrics, uncertainty
+from annotator import frames, metrics, uncertainty
 from annotator.errors import UserError
 from annotator.io.storage import open_file
 from annotator.report.survey import floats, vectors
@@ -20,7 +20,7 @@ from annotator.report.survey import floats, vectors
 Floats = NDArray[np.floating]
 
 #: Columns of labels that a comparison needs.
-COLUMNS = ("joints3d_mm", "joints2d_px")
+COLUMNS = ("joints3d_mm", "joints2d_px", "crop_xyxy", "camera")
 
 #: Hands whose coordinates are kept for reliability, at most; beyond, a random part of them.
 RELIABILITY_HANDS = 20_000
@@ -61,6 +61,10 @@ class Truth:
     def __init__(self, path: str) -> None:
         """Read a table with `image_id` and `joints3d_mm`, and `joints2d_px` where photos have several hands.
 
+        `camera.focal_px` and `camera.principal_px` are those of the camera in whose axes the joints are. Labels of a
+        photo that was cut out of a larger one assume another: then the truth is turned so that both have the same
+        axes in the label's crop.
+
         Raises:
             UserError: there is no such table, or it is another one.
         """
@@ -71,6 +75,7 @@ class Truth:
             if "joints2d_px" in table.column_names and not table["joints2d_px"].null_count
             else None
         )
+        self._cameras = _cameras(table)
         self._photos: dict[str, list[int]] = defaultdict(list)  # rows of the truth
         for row, name in enumerate(table["image_id"].to_pylist()):
             self._photos[name].append(row)
@@ -92,6 +97,8 @@ class Truth:
             return
         rows, truths = np.array(pairs).T
         predicted, true = vectors(hands, "joints3d_mm")[rows], self._joints[truths]
+        crop = vectors(hands, "crop_xyxy")[rows]
+        true = _turned(true, (crop[:, :2] + crop[:, 2:]) / 2, self._cameras[truths], _cameras(hands)[rows])
         predicted, true = predicted - predicted[:, :1], true - true[:, :1]
         self._std.append(floats(hands, "joint_std_mm")[rows])
         self._errors.append(np.stack([metrics.mpjpe(predicted, true), metrics.pa_mpjpe(predicted, true)], 1))
@@ -199,6 +206,33 @@ def _panel(title: str, std: Floats, error: Floats) -> Panel:
     )
 
 
+def _cameras(table: pa.Table) -> Floats:
+    """Return focal length and principal point (n, 3) of each row's camera, photo pixels; NaN where unknown."""
+    fields = {"focal_px", "principal_px"}
+    kind = table.schema.field("camera").type if "camera" in table.column_names else pa.null()
+    if not pa.types.is_struct(kind) or not fields <= {field.name for field in kind}:
+        return np.full((len(table), 3), np.nan)
+    camera = table["camera"]
+    principal = pc.struct_field(camera, "principal_px")
+    parts = [
+        pc.struct_field(camera, "focal_px"),
+        pc.list_element(principal, 0),
+        pc.list_element(principal, 1),
+    ]
+    return np.stack([np.asarray(part.cast(pa.float64()).fill_null(np.nan)) for part in parts], 1)
+
+
+def _turned(points: Floats, centre_px: Floats, of_camera: Floats, to_camera: Floats) -> Floats:
+    """Turn points (n, N, 3) from one camera's axes to another's by what both see at the crop's centre (n, 2).
+
+    Cameras (n, 3) as `_cameras` gives them; points of which either is unknown stay.
+    """
+    rays = [(centre_px - camera[:, 1:]) / camera[:, :1] for camera in (of_camera, to_camera)]
+    known = np.isfinite(np.concatenate(rays, 1)).all(1, keepdims=True)
+    of_axes, to_axes = (frames.axes_of_ray(np.where(known, ray, 0)) for ray in rays)
+    return frames.camera_from_crop(frames.crop_from_camera(points, of_axes), to_axes)
+
+
 def _file_name(photo: str) -> str:
     """What lies after the last slash; of a member of a tar, its own name."""
     name = photo.rsplit("/", 1)[-1]
@@ -213,7 +247,9 @@ def _read(path: str) -> Any:
             there = pq.read_schema(file).names
             if not set(wanted) <= set(there):
                 raise UserError(f"'{path}' is no truth: it needs the columns {' and '.join(wanted)}")
-            table = pq.read_table(file, columns=[name for name in (*wanted, "joints2d_px") if name in there])
+            table = pq.read_table(
+                file, columns=[name for name in (*wanted, "joints2d_px", "camera") if name in there]
+            )
     except OSError as error:
         raise UserError(f"can't read the truth '{path}': {error.strerror or error}") from None
     except pa.ArrowInvalid:

@@ -6,8 +6,8 @@ whoever reads a few row groups sees a bit of everything. Columns that say more t
 - `image` (binary): the photo's JPEG or PNG bytes, not mirrored. Coordinates are the photo's pixels after EXIF rotation.
 - `hand_mask` (binary): an 8-bit PNG of the photo's size, 255 where the hand itself is seen; null where nobody knows.
 - `joints2d_px` may hold NaN pairs: joints that nobody annotated.
-- `camera_matrix`: the data set's own K, and `wrist_mm`: the wrist before that camera; `camera.cam_t_mm` is, as in
-  labels, for a camera whose axis meets the photo's centre.
+- `camera_matrix`: the data set's own K, as `camera.focal_px` (the mean of its two) and `camera.principal_px` say too;
+  `wrist_mm`: the wrist before that camera.
 - `guess3d_mm`: what a detector took the 3D joints for, wrist-relative, camera axes, of a hand of its usual size.
 - `status` is `ok`, or `no_hand` where the box holds none: then nothing else is known.
 - `reference_bone_mm`: the length that FreiHAND gives with every photo, also where it hides the joints.

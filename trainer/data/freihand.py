@@ -71,7 +71,7 @@ def freihand_examples(
         mask = f"{pose:08d}.jpg"
         if mask in masks:
             row["hand_mask"] = required_mask(join(root, name, "mask", mask), row["width"], row["height"])
-        row |= _hand(fields, pose, row["width"], row["height"], hand, join(root, f"{name}_K.json"))
+        row |= _hand(fields, pose, hand, join(root, f"{name}_K.json"))
         if split == "evaluation":
             centre = np.array([row["width"], row["height"]]) / 2
             half_side_px = EVALUATION_HAND_SHARE * centre.max()
@@ -80,16 +80,14 @@ def freihand_examples(
         yield row
 
 
-def _hand(
-    fields: dict[str, NDArray[np.float32]], pose: int, width: int, height: int, hand: HandModel, file: str
-) -> dict[str, Any]:
+def _hand(fields: dict[str, NDArray[np.float32]], pose: int, hand: HandModel, file: str) -> dict[str, Any]:
     place = f"{file}: entry {pose}"
     K = fields["K"][pose].astype(np.float64)
     columns = camera_columns(K, place)
     verts_mm = 1000 * fields["verts"][pose].astype(np.float64) if "verts" in fields else None
     if "xyz" in fields:
         joints_mm = 1000 * fields["xyz"][pose].astype(np.float64)
-        columns |= hand_columns(joints_mm, verts_mm, K, width, height, place)
+        columns |= hand_columns(joints_mm, verts_mm, K, place)
         if verts_mm is not None and hand.name == "mano":
             columns["vertices_mm"] = verts_mm - joints_mm[0]
     if "mano" in fields and hand.name == "mano":

@@ -101,9 +101,9 @@ def ho3d_examples(
         if split == "train":
             joints = _field(meta, "handJoints3D", (21, 3), path)
             mano = None if layer is None else _mano_columns(meta, layer, path)
-            row |= _hand_columns(joints, mano, K, row, path)
+            row |= _hand_columns(joints, mano, K, path)
         else:
-            row |= _evaluation_columns(meta, truth, index, layer is not None, K, row, path)
+            row |= _evaluation_columns(meta, truth, index, layer is not None, K, path)
         if meta.get("handBoundingBox") is not None:
             row["box_xyxy"] = _field(meta, "handBoundingBox", (4,), path)
             row["box_source"] = "list"
@@ -111,7 +111,7 @@ def ho3d_examples(
 
 
 def _hand_columns(
-    joints: NDArray[np.float64], mano: dict[str, Any] | None, K: NDArray, row: dict[str, Any], path: str
+    joints: NDArray[np.float64], mano: dict[str, Any] | None, K: NDArray, path: str
 ) -> dict[str, Any]:
     """Return the columns of a hand from the file's joints (21, 3).
 
@@ -121,7 +121,7 @@ def _hand_columns(
     mesh_mm = None if mano is None else mano["vertices_mm"] + joints_mm[0]
     if mesh_mm is not None:
         joints_mm[4::4] = mesh_mm[list(TIP_VERTICES)]
-    return hand_columns(joints_mm, mesh_mm, K, row["width"], row["height"], path) | (mano or {})
+    return hand_columns(joints_mm, mesh_mm, K, path) | (mano or {})
 
 
 def _mano_columns(meta: dict[str, Any], layer: HandLayer, path: str) -> dict[str, Any]:
@@ -171,7 +171,6 @@ def _evaluation_columns(
     index: int,
     with_mesh: bool,
     K: NDArray,
-    row: dict[str, Any],
     path: str,
 ) -> dict[str, Any]:
     if meta.get("handBoundingBox") is None:
@@ -186,7 +185,7 @@ def _evaluation_columns(
         verts_mm = 1000 * truth.verts[index].astype(np.float64) @ CAMERA_FROM_OPENGL
         wrist_mm = 1000 * truth.xyz[index, 0].astype(np.float64) @ CAMERA_FROM_OPENGL
         mano = {"vertices_mm": verts_mm - wrist_mm}
-    return _hand_columns(truth.xyz[index].astype(np.float64), mano, K, row, path)
+    return _hand_columns(truth.xyz[index].astype(np.float64), mano, K, path)
 
 
 def _frames(path: str) -> list[tuple[str, str]]:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator import frames
 from annotator.errors import UserError
 from annotator.io.crops import box_around_joints
 
@@ -21,7 +20,7 @@ def project(points_mm: Floats, K: Floats) -> Floats:
 
 
 def camera_columns(K: Floats, place: str) -> dict[str, Any]:
-    """Of a camera before which nothing is known: `camera_matrix` and the focal length.
+    """Return the columns of a camera before which nothing is known: `camera_matrix`, focal length, principal point.
 
     Raises:
         UserError: K (3, 3) is no camera.
@@ -29,21 +28,16 @@ def camera_columns(K: Floats, place: str) -> dict[str, Any]:
     if K[0, 0] <= 0 or K[1, 1] <= 0 or not np.allclose(K[2], [0, 0, 1]):
         raise UserError(f"{place}: expected a camera matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]")
     focal_px = (K[0, 0] + K[1, 1]) / 2
-    return {"camera_matrix": K, "camera": {"focal_px": float(focal_px), "focal_source": "given"}}
+    camera = {"focal_px": float(focal_px), "principal_px": K[:2, 2].tolist(), "focal_source": "given"}
+    return {"camera_matrix": K, "camera": camera}
 
 
-def hand_columns(
-    joints_mm: Floats, vertices_mm: Floats | None, K: Floats, width: int, height: int, place: str
-) -> dict[str, Any]:
-    """Of a hand in camera axes, at its distance: joints, their pixels, box and camera.
-
-    Pixels follow from K itself. `camera.cam_t_mm`, as in labels, belongs to a pinhole whose axis meets the photo's
-    centre; where K's does not, it is the translation that comes closest (`frames.camera_translation`), and `wrist_mm`
-    says where the wrist really is.
+def hand_columns(joints_mm: Floats, vertices_mm: Floats | None, K: Floats, place: str) -> dict[str, Any]:
+    """Return the columns of a hand in camera axes, at its distance: joints, their pixels, box and camera.
 
     Args:
         joints_mm: (21, 3). vertices_mm: (N, 3) of any mesh of the hand, for the box alone.
-        K: (3, 3). width, height: of the photo. place: the file, for errors.
+        K: (3, 3). place: the file, for errors.
 
     Raises:
         UserError: the hand lies behind the camera.
@@ -53,14 +47,8 @@ def hand_columns(
         raise UserError(f"{place}: the hand lies behind the camera; expected metres along the camera's axis")
     columns = camera_columns(K, place)
     joints2d_px, relative_mm = project(joints_mm, K), joints_mm - joints_mm[0]
-    cam_t_mm = frames.camera_translation(
-        relative_mm[None],
-        joints2d_px[None],
-        np.array([columns["camera"]["focal_px"]]),
-        np.array([[width / 2, height / 2]]),
-    )[0]
     return columns | {
-        "camera": columns["camera"] | {"cam_t_mm": cam_t_mm.tolist()},
+        "camera": columns["camera"] | {"cam_t_mm": joints_mm[0].tolist()},
         "wrist_mm": joints_mm[0],
         "joints3d_mm": relative_mm,
         "joints2d_px": joints2d_px,

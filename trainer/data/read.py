@@ -11,7 +11,16 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from annotator.frames import OUTSIDE_RGB, CropFrame, cut, mirror_points, square_around
+from annotator.frames import (
+    OUTSIDE_RGB,
+    CropFrame,
+    axes_of_ray,
+    crop_from_camera,
+    cut,
+    mirror_points,
+    square_around,
+    turned_std,
+)
 from annotator.io.crops import BOX_PADDING, box_around_joints
 from annotator.io.decode import PhotoError, decode_photo
 from trainer.batch import Batch
@@ -22,7 +31,7 @@ from trainer.data.examples import NO_HAND
 COLUMNS = (
     *("image", "status", "hand_mask", "width", "height", "box_xyxy", "box_source", "is_right"),
     *("joints2d_px", "joints2d_std_px", "joints3d_mm", "joints3d_std_mm", "guess3d_mm"),
-    *("vertices_mm", "vertices_std_mm"),
+    *("vertices_mm", "vertices_std_mm", "camera"),
 )
 
 #: What is read besides by those who write about each photo.
@@ -88,6 +97,13 @@ def read_example(
         batch.has_hand[:], batch.hand_mask[:] = False, 0
         return batch
     half_side_px = float(frame.half_side_px)
+    axes = np.eye(3)
+    camera = rows.scalar("camera", row)
+    if camera is not None and camera["focal_px"] and camera["principal_px"] is not None:
+        ray = (np.asarray(frame.centre_px) - camera["principal_px"]) / camera["focal_px"]
+        axes = np.asarray(axes_of_ray(ray))
+        batch.ray[0] = torch.from_numpy(mirror_points(ray) if mirrored else ray)
+        batch.half_side_tan[0] = half_side_px / camera["focal_px"]
     if joints2d_px is not None and "joints2d" in targets:
         joints2d = frame.crop_from_photo(joints2d_px)
         known = np.asarray(np.isfinite(joints2d).all(1))
@@ -102,10 +118,13 @@ def read_example(
     ):
         points = rows.array(f"{name}_mm", row)
         if points is not None and name in targets:
+            # A network sees only the crop, so its targets are in crop axes. A guess counts only after Procrustes.
+            points = crop_from_camera(points, axes)
             points = mirror_points(points) if mirrored else points
             getattr(batch, f"{name}_mm")[0] = torch.from_numpy(points).float()
             getattr(batch, has)[0] = True
             if (std_mm := rows.array(f"{name}_std_mm", row)) is not None:
+                std_mm = turned_std(std_mm, axes.T)
                 # Photos are turned in their plane on their way in: then only what x and y have in common still holds.
                 across = _root_mean_square(std_mm[:, :2])
                 std = np.stack([across, across, std_mm[:, 2].astype(np.float32)], 1)

@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 from annotator.errors import UserError
 from annotator.hand.model import HandModel
+from annotator.io.schema import SCHEMA_VERSION
 from annotator.io.storage import join, names_in, open_file, read_whole
 from trainer.batch import Batch
 from trainer.config import SYNTHETIC, TARGETS, SourceConfig, Target, TrainConfig
@@ -324,6 +325,12 @@ def _check_hand(url: str, footers: Sequence[pq.ParquetFile], hand: HandModel) ->
         if name not in footers[0].schema_arrow.names:
             raise UserError(f"'{url}' holds no training examples (no column '{name}'): use `amvur convert`")
     facts = [json.loads((footer.schema_arrow.metadata or {}).get(b"amvur", b"{}")) for footer in footers]
+    versions = {fact.get("schema_version", SCHEMA_VERSION) for fact in facts}
+    if versions != {SCHEMA_VERSION}:
+        raise UserError(
+            f"'{url}' holds examples of label schema {', '.join(map(str, sorted(versions)))}, this amvur reads schema "
+            f"{SCHEMA_VERSION}: convert them again"
+        )
     hands = {fact.get("hand") for fact in facts}
     if len(hands) > 1:
         raise UserError(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from annotator.frames import crop_from_camera
 from annotator.hand.model import HandModel
 from annotator.render import nearest_faces, visible_vertices
 from trainer.batch import Batch
@@ -68,8 +69,7 @@ class SyntheticHands:
         has_hand = ~Draws(keys(self.seed, _EMPTY, indices.to(self.device))).chance(empty)
         photos = self.photos(indices, has_hand)
         count, scene = len(photos.image), photos.scene
-
-        there = has_hand[:, None, None]
+        axes, there = scene.axes(), has_hand[:, None, None]
 
         def known(*shape: int) -> Tensor:
             return has_hand.view(-1, *[1] * len(shape)).expand(-1, *shape).clone()
@@ -81,16 +81,18 @@ class SyntheticHands:
             joints2d=scene.project(scene.joints3d_mm) * there,
             joints2d_std=torch.zeros(count, 21, device=self.device),
             has_joints2d=known(21),
-            joints3d_mm=scene.joints3d_mm * there,
+            joints3d_mm=crop_from_camera(scene.joints3d_mm, axes) * there,
             joints3d_std_mm=torch.zeros(count, 21, 3, device=self.device),
             has_joints3d=known(),
-            vertices_mm=scene.vertices_mm * there,
+            vertices_mm=crop_from_camera(scene.vertices_mm, axes) * there,
             vertices_std_mm=torch.zeros_like(scene.vertices_mm),
             has_vertices=known(),
             guess3d_mm=torch.zeros(count, 21, 3, device=self.device),
             has_guess3d=torch.zeros_like(has_hand),
             hand_mask=photos.hand_mask,
             has_hand_mask=known(),
+            ray=scene.ray,
+            half_side_tan=1 / scene.focal,
         )
 
     @torch.no_grad()
@@ -142,7 +144,7 @@ class SyntheticHands:
     def _drawn(self, scene: Scene, look: SkinLook, light: Light, draws: Draws) -> tuple[Tensor, Samples]:
         """Lit figures, linear RGB (B, 3, S, S), zero where there is none, and what was seen."""
         seen = samples(self.figure, scene, self.size_px)
-        shares = reached(seen.depth_mm[:, ::2, ::2], scene.focal, light)
+        shares = reached(seen.depth_mm[:, ::2, ::2], scene.focal, scene.ray, light)
         size = (self.size_px, self.size_px)
         shares = F.interpolate(shares, size=size, mode="bilinear", align_corners=False)
         open_, lit = (shares[:, k].reshape(-1).index_select(0, seen.pixel) for k in range(2))

@@ -76,8 +76,11 @@ class Light:
         return torch.addcmul(albedo * received, lamp, glint * own_sheen * sheen * (gloss * 0.05 + 0.5))
 
 
-def reached(depth_mm: Tensor, focal: Tensor, light: Light) -> Tensor:
-    """Shares (B, 2, G, G) of sky and of lamp light that reach each pixel of depth images (B, G, G), inf behind."""
+def reached(depth_mm: Tensor, focal: Tensor, ray: Tensor, light: Light) -> Tensor:
+    """Shares (B, 2, G, G) of sky and of lamp light that reach each pixel of depth images (B, G, G), inf behind.
+
+    `focal` (B,) and `ray` (B, 2) are the scene's.
+    """
     size, device = depth_mm.shape[1], depth_mm.device
     covered = depth_mm.isfinite()
     nearest = depth_mm.amin((1, 2), keepdim=True)
@@ -92,16 +95,18 @@ def reached(depth_mm: Tensor, focal: Tensor, light: Light) -> Tensor:
 
     centre = (torch.arange(size, device=device) * 2 + 1) / size - 1
     focal = focal[:, None, None]
-    place_x, place_y = centre[None, None] / focal * depth, centre[None, :, None] / focal * depth
+    away_x, away_y = ray[:, :1, None], ray[:, 1:, None]
+    place_x = (centre[None, None] / focal + away_x) * depth
+    place_y = (centre[None, :, None] / focal + away_y) * depth
     blocked = torch.zeros_like(depth)
     scene = torch.where(covered, depth_mm, 1e6)[:, None]
     for step in _SHADOW_STEPS_MM:
         x, y, z = (step * light.to_lamp[:, k, None, None] for k in range(3))
-        ray = (depth + z).clamp(min=1.0)
-        nearness = focal / ray
-        at = torch.stack([(place_x + x) * nearness, (place_y + y) * nearness], 1).permute(0, 2, 3, 1)
+        way = (depth + z).clamp(min=1.0)
+        at_x, at_y = (place_x + x) / way - away_x, (place_y + y) / way - away_y
+        at = torch.stack([at_x * focal, at_y * focal], -1)
         there = F.grid_sample(scene, at, mode="nearest", padding_mode="border", align_corners=False)[:, 0]
-        behind = ray - there
+        behind = way - there
         blocked = torch.maximum(blocked, ((behind - 1.0) / 2.5).clamp(0, 1) * (behind < _THICKNESS_MM))
     soft = F.avg_pool2d(F.pad(blocked[:, None], (1, 1, 1, 1), mode="replicate"), 3, 1)[:, 0]
     lit = 1 - light.shadow[:, None, None] * soft

@@ -95,7 +95,8 @@ def samples(figure: Figure, scene: Scene, size_px: int) -> Samples:
     is_flat = (material >= OBJECT_A) & angular[photo * 2 + (material - OBJECT_A).clamp(min=0)]
     normal = unit(torch.where(is_flat, own_normal, bent))
     focal = scene.focal.index_select(0, photo)
-    view = unit(torch.stack([-x / focal, -y / focal, -torch.ones_like(x)]))
+    away = scene.ray.index_select(0, photo)
+    view = unit(torch.stack([-x / focal - away[:, 0], -y / focal - away[:, 1], -torch.ones_like(x)]))
     # Seen from behind, as the inside of a sleeve is: by the face, not by its smooth normal.
     normal = normal * torch.where(dot(own_normal, view) < 0, -1.0, 1.0)
     return Samples(

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from annotator.frames import axes_of_ray
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
 from annotator.io.crops import BOX_PADDING
 from annotator.model.prior_net import UPRIGHT
-from trainer.keyed import Draws
+from trainer.keyed import Draws, keys
 from trainer.synth import objects
 from trainer.synth.figure import Figure
 from trainer.synth.forearm import forearms
@@ -27,6 +28,9 @@ DISTANCE_MM = (250.0, 1500.0)
 
 #: The longer side of the hand's box over the photo's side.
 FILL = (0.8 / BOX_PADDING, 1.25 / BOX_PADDING)
+
+#: The share of photos that are cut out of a wide-angle one beside its optical axis, and by how much.
+OFF_AXIS_SHARE, OFF_AXIS_DEG = 0.3, (4.0, 35.0)
 
 #: Shares of the views: the rest are turned any way at all.
 VIEWED_UPRIGHT = 0.6
@@ -41,6 +45,8 @@ _BARE, _NO_BAND = 0.6, 0.85
 # No wrist, and no axis of a forearm, comes nearer to the lens.
 _NEAR_WRIST_MM, _NEAR_ARM_MM = 210.0, 110.0
 # Objects: where the first and the second are (nowhere, held, before, behind).
+# What the place in a wide-angle photo is drawn from, so that everything else stays as it was.
+_PLACE = 1
 _WHERE_A, _WHERE_B = [0.58, 0.15, 0.12, 0.15], [0.73, 0.0, 0.12, 0.15]
 
 
@@ -57,7 +63,8 @@ class Scene:
     object_kind: Tensor  # (B, 2) indices of `objects.NAMES`
     object_place: Tensor  # (B, 2) NOWHERE, HELD, BEFORE, BEHIND
     cam_t_mm: Tensor  # (B, 3) the wrist before the pinhole
-    focal: Tensor  # (B,) half photos; the axis goes through the photo's centre
+    focal: Tensor  # (B,) half photos
+    ray: Tensor  # (B, 2) x / z and y / z of the photo's centre; 0 where it lies on the optical axis
 
     def __len__(self) -> int:
         return len(self.pose)
@@ -65,16 +72,26 @@ class Scene:
     def __getitem__(self, rows: Any) -> Scene:
         return Scene(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    @property
+    def principal(self) -> Tensor:
+        """(B, 2) where the optical axis meets the image plane, in photo coordinates, often beyond the photo."""
+        return -self.focal[:, None] * self.ray
+
+    def axes(self) -> Tensor:
+        """Return the photos' crop axes (B, 3, 3), `annotator.frames`: the photo is the crop."""
+        return axes_of_ray(self.ray)
+
     def project(self, points_mm: Tensor) -> Tensor:
         """Camera (B, N, 3) to the photo (B, N, 2), -1 to 1."""
         moved = points_mm + self.cam_t_mm[:, None]
-        return self.focal[:, None, None] * moved[..., :2] / moved[..., 2:]
+        return self.focal[:, None, None] * moved[..., :2] / moved[..., 2:] + self.principal[:, None]
 
     def raster_points(self) -> Tensor:
         """All N vertices (B, N, 3) for the rasterizer: the photo's x and y, and a depth linear in them, -1 / z."""
         moved = torch.cat([self.vertices_mm, self.others_mm], 1) + self.cam_t_mm[:, None]
         nearness = 1 / moved[..., 2:].clamp(min=1.0)
-        return torch.cat([self.focal[:, None, None] * moved[..., :2] * nearness, -1000 * nearness], -1)
+        seen = self.focal[:, None, None] * moved[..., :2] * nearness + self.principal[:, None]
+        return torch.cat([seen, -1000 * nearness], -1)
 
 
 class Scenes:
@@ -92,10 +109,11 @@ class Scenes:
         betas = draws.normal(10).clamp(-2.5, 2.5)
         # Wrists bend most towards palm and back, least sideways.
         bend = draws.normal(3).clamp(-2.2, 2.2) * torch.deg2rad(torch.tensor([0.0, 9.0, 22.0], device=device))
-        turn = _views(bend, draws)
+        ray = _rays(Draws(keys(draws.key, _PLACE)))
+        turn = axes_of_ray(ray) @ _views(bend, draws)
         rotations = torch.cat([turn[:, None], self.poses.rotations(angles)], 1)
         vertices, joints = self.layer(rotations, betas)
-        cam_t, focal = _framing(vertices, draws)
+        cam_t, focal = _framing(vertices, ray, draws)
 
         edge = vertices[:, self.figure.edge] @ turn  # back to the rest frame
         sleeve = draws.uniform(low=5, high=90).masked_fill(draws.chance(_BARE), math.inf)
@@ -126,11 +144,21 @@ class Scenes:
             object_place=torch.stack(places, 1),
             cam_t_mm=cam_t,
             focal=focal,
+            ray=ray,
         )
 
 
+def _rays(draws: Draws) -> Tensor:
+    """Draw where photos lie in the wide-angle ones that they are cut from: `Scene.ray` (B, 2), 0 for most."""
+    low, high = (math.radians(angle) for angle in OFF_AXIS_DEG)
+    off_axis = draws.chance(OFF_AXIS_SHARE)
+    tangent = draws.uniform(low=low, high=high).tan() * off_axis
+    direction = draws.uniform(high=2 * math.pi)
+    return tangent[:, None] * torch.stack([direction.cos(), direction.sin()], -1)
+
+
 def _views(bend: Tensor, draws: Draws) -> Tensor:
-    """Global rotations (B, 3, 3) under which no forearm points straight at the camera."""
+    """Return global rotations (B, 3, 3), crop axes, under which no forearm points straight at the camera."""
     device = bend.device
     normal, uniform = draws.normal(_TRIES, 6), draws.uniform(_TRIES, 4)
     edges = torch.tensor(_YAW_SHARES, device=device).cumsum(0)
@@ -150,11 +178,12 @@ def _views(bend: Tensor, draws: Draws) -> Tensor:
     return views[torch.arange(len(views), device=device), rank.argmax(1)]
 
 
-def _framing(vertices_mm: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Where the wrist stands (B, 3) and the focal length (B,) that put the hand's box inside the photo.
+def _framing(vertices_mm: Tensor, ray: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Return where the wrist stands (B, 3) and the focal length (B,) that put the hand's box inside the photo.
 
     The hand stands at a distance of arm's length, nearer or farther; the focal length makes its box as large in
-    the photo as a detector's padded box would, and the box is not always in the middle.
+    the photo as a detector's padded box would, and the box is not always in the middle. `ray` (B, 2) is the one
+    through the photo's centre.
     """
     near, far = (math.log(d) for d in DISTANCE_MM)
     distance = draws.uniform(low=near, high=far).exp()
@@ -162,16 +191,17 @@ def _framing(vertices_mm: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     aside = draws.uniform(2, low=-0.8, high=0.8)
     planes = vertices_mm.transpose(1, 2).contiguous()
     middle = (planes.amax(2) + planes.amin(2)) / 2
-    cam_t = -middle
-    cam_t[:, 2] = (cam_t[:, 2] + distance).clamp(min=_NEAR_WRIST_MM)
-    distance = cam_t[:, 2] + middle[:, 2]
+    forward = torch.cat([ray, torch.ones_like(ray[:, :1])], 1)  # a step along the ray that is 1 deep
+    depth = distance * forward.norm(dim=1).reciprocal()
+    depth = (depth - middle[:, 2]).clamp(min=_NEAR_WRIST_MM) + middle[:, 2]
+    cam_t = forward * depth[:, None] - middle
     # Moving the hand aside changes how its box is seen: three rounds leave less than a thousandth.
     for _ in range(3):
         moved = planes + cam_t[..., None]
-        seen = moved[:, :2] / moved[:, 2:]
+        seen = moved[:, :2] / moved[:, 2:] - ray[..., None]
         low, high = seen.amin(2), seen.amax(2)
         focal = 2 * fill / (high - low).amax(1)
         room = 1 - focal[:, None] * (high - low) / 2
         off = aside * room / focal[:, None] - (low + high) / 2
-        cam_t[:, :2] += off * distance[:, None]
+        cam_t[:, :2] += off * depth[:, None]
     return cam_t, focal

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from annotator.errors import UserError
+from annotator.frames import axes_of_ray, crop_from_camera, rotation_vectors
 from annotator.hand import HandModel, load_hand
 from annotator.io.schema import (
     ROUNDING,
@@ -51,12 +52,13 @@ _SIDE = 99
 
 def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
     """Write out/images/000000.jpg ..., out/masks/000000.png ... (255 where the hand itself is seen) and
-    out/truth.parquet, their true labels (schema version 1).
+    out/truth.parquet, their true labels (`annotator.io.schema`).
 
     The same seed gives the same files; photo i does not depend on `count`. Files of an earlier run are
     overwritten. In the truth, `image_id` is the file's name, `image_uri` its place beside the table, the crop
-    is the whole photo, `box_xyxy` holds the hand, the focal length is the true one (`given`), `vertex_rgb` is
-    skin without light, and every std is null. Half of the photos are mirrored: left hands.
+    is the whole photo, `box_xyxy` holds the hand, focal length and principal point are the true ones (`given`),
+    `vertex_rgb` is skin without light, and every std is null. Half of the photos are mirrored: left hands. Some are
+    cut out of a wide-angle photo: their principal point is not their centre.
 
     Raises:
         UserError: the folder can't be written, or holds something else.
@@ -153,7 +155,8 @@ def _columns(photos: Photos, seen: Tensor, is_right: Tensor, size_px: int) -> di
     )
     joints3d_mm, joints2d = scene.joints3d_mm * mirror, scene.project(scene.joints3d_mm) * mirror[..., :2]
     vertices2d = scene.project(scene.vertices_mm) * mirror[..., :2]
-    scale, translation = weak_perspective(joints3d_mm, joints2d)
+    axes = axes_of_ray(scene.ray * mirror[:, 0, :2])
+    scale, translation = weak_perspective(crop_from_camera(joints3d_mm, axes), joints2d)
     vertices_px = (vertices2d.numpy() + 1) * half
     return {
         "box_xyxy": np.concatenate([vertices_px.min(1), vertices_px.max(1)], 1),
@@ -171,10 +174,11 @@ def _columns(photos: Photos, seen: Tensor, is_right: Tensor, size_px: int) -> di
         "betas": scene.betas.numpy(),
         "camera": {
             "scale": scale.numpy(),
-            "rotation": np.zeros((count, 3)),
+            "rotation": rotation_vectors(axes.mT.numpy()),
             "translation": translation.numpy(),
             "cam_t_mm": (scene.cam_t_mm * mirror[:, 0]).numpy(),
             "focal_px": scene.focal.numpy() * half,
+            "principal_px": ((scene.principal * mirror[:, 0, :2]).numpy() + 1) * half,
             "focal_source": ["given"] * count,
         },
         "vertex_rgb": photos.vertex_rgb.numpy(),
@@ -187,7 +191,7 @@ def _columns(photos: Photos, seen: Tensor, is_right: Tensor, size_px: int) -> di
 
 
 def weak_perspective(points_mm: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale (B,) and translation (B, 2) under which points (B, N, 3) lie closest to `seen` (B, N, 2)."""
+    """Scale (B,) and translation (B, 2) under which points (B, N, 3), crop axes, lie closest to `seen` (B, N, 2)."""
     flat = points_mm[..., :2]
     around, seen_around = flat - flat.mean(1, keepdim=True), seen - seen.mean(1, keepdim=True)
     scale = (around * seen_around).sum((1, 2)) / around.square().sum((1, 2))
