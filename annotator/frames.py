@@ -3,7 +3,8 @@
 - **Photo**: pixels after EXIF rotation, x right, y down; pixel centres lie at half integers, so the
   photo covers [0, width] x [0, height].
 - **Crop**: the square cut around a hand, -1 to 1 on both axes, x right, y down. A left hand's crop is
-  mirrored (x changes sign), because the network knows right hands only.
+  mirrored (x changes sign), because the network knows right hands only. It may be turned in its plane, about its
+  centre; labels are for the upright square.
 - **Camera**: x right, y down, z forward along the optical axis, millimetres. Hands are wrist-relative here.
 - **Crop axes**: camera axes turned so that z points along the ray through the crop's centre, by the smallest
   rotation and so without roll. A network sees only the crop, so its 3D is in these axes; labels are in camera axes.
@@ -15,7 +16,8 @@ Functions take NumPy arrays unless they say "tensors"; leading dimensions broadc
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +31,7 @@ Points = TypeVar("Points", Floats, "Tensor")  # either, and the same comes back
 
 #: What a crop shows beyond the photo's edge: ImageNet's mean colour, the network's zero.
 OUTSIDE_RGB = (124, 116, 104)
+OUTSIDE = tuple(level / 255 for level in OUTSIDE_RGB)
 
 #: A focal length nobody gave, as a multiple of the photo's longer side: an ordinary phone for a whole
 #: scene; longer where the photo itself is the crop, which was cut from a wider view (at 1.2 a hand that
@@ -43,6 +46,7 @@ class CropFrame(NamedTuple):
     centre_px: NDArray[np.float64]  # (B, 2)
     half_side_px: Floats | np.floating  # (B,)
     mirrored: NDArray[np.bool_] | np.bool_  # (B,) true where the crop's x axis points left in the photo
+    turn_rad: Floats | float = 0.0  # (B,) from the photo's x axis towards its y axis: clockwise
 
     def flipped(self) -> CropFrame:
         """The mirror image of each crop, in the same place."""
@@ -52,25 +56,27 @@ class CropFrame(NamedTuple):
         """Photo pixels (B, N, 2) to crop coordinates (B, N, 2)."""
         points = np.asarray(points_px, np.float64)
         half_side = np.asarray(self.half_side_px)[..., None, None]
-        return (points - np.asarray(self.centre_px)[..., None, :]) / half_side * self._sign()
+        return (points - np.asarray(self.centre_px)[..., None, :]) / half_side @ self.plane()[..., :2, :2]
 
     def photo_from_crop(self, points: ArrayLike) -> Floats:
         """Crop coordinates (B, N, 2) to photo pixels (B, N, 2)."""
         half_side = np.asarray(self.half_side_px)[..., None, None]
-        return np.asarray(points) * self._sign() * half_side + np.asarray(self.centre_px)[..., None, :]
+        centre = np.asarray(self.centre_px)[..., None, :]
+        return from_plane(np.asarray(points), self.plane()) * half_side + centre
+
+    def plane(self) -> Floats:
+        """Return how each crop lies in the plane (B, 3, 3), see `plane_of`."""
+        plane: Floats = plane_of(np.asarray(self.turn_rad, np.float64), np.asarray(self.mirrored))
+        return plane
 
     def axes(self, principal_px: ArrayLike, focal_px: ArrayLike) -> Floats:
-        """Return the crop axes (B, 3, 3) of each crop, see `axes_of_ray`; a mirrored crop's are those of its place.
+        """Return the crop axes (B, 3, 3) of each crop, see `axes_of_ray`; as if it were neither turned nor mirrored.
 
         `principal_px` (B, 2) and `focal_px` (B,) are the camera's, in photo pixels.
         """
         focal = np.asarray(focal_px, np.float64)[..., None]
         axes: Floats = axes_of_ray((np.asarray(self.centre_px) - np.asarray(principal_px)) / focal)
         return axes
-
-    def _sign(self) -> Floats:
-        x = np.where(self.mirrored, -1.0, 1.0)
-        return np.stack([x, np.ones_like(x)], -1)[..., None, :]
 
 
 def square_around(box_xyxy: ArrayLike, padding: float) -> CropFrame:
@@ -106,7 +112,7 @@ def upright_square(joints_px: ArrayLike, padding: float = 1.35) -> Upright:
 
 
 def cut(pixels: NDArray[np.uint8], frame: CropFrame, crop_px: int, photo_width: int) -> NDArray[np.uint8]:
-    """Resample one crop: (crop_px, crop_px, 3) uint8, `OUTSIDE_RGB` beyond the photo's edge, never mirrored.
+    """Resample one crop: (crop_px, crop_px, 3) uint8, `OUTSIDE_RGB` beyond the photo's edge, upright, never mirrored.
 
     `pixels` (H, W, 3) may be a scaled-down photo; `frame` is in pixels of the full one, `photo_width` wide.
     """
@@ -132,6 +138,84 @@ def cut(pixels: NDArray[np.uint8], frame: CropFrame, crop_px: int, photo_width: 
         box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
     # Pillow's resize widens its filter when it shrinks, so that small crops of big photos don't alias.
     return np.asarray(canvas.resize((crop_px, crop_px), Image.Resampling.BILINEAR, box=box))
+
+
+def resample(
+    images: Tensor,
+    centre: Tensor,
+    half_side: Tensor,
+    turn_rad: Tensor,
+    mirrored: Tensor,
+    size_px: int,
+    outside: Sequence[float] = OUTSIDE,
+) -> Tensor:
+    """Tensors: cut turned, mirrored squares (B, C, size_px, size_px) out of square images (B, C, S, S), bilinearly.
+
+    A crop's point p shows the image's `centre + half_side * plane_of(turn_rad, mirrored) @ p`, see `CropFrame`. Where
+    any crop shrinks its image by more than 1.5, each pixel is the mean of several places in it.
+
+    Args:
+        images: in 0..1, e.g. crops cut wider than needed.
+        centre: (B, 2) of the square. half_side: (B,). Both in the image's own coordinates, -1 to 1.
+        turn_rad: (B,). mirrored: (B,) bool.
+        size_px: side of the crops.
+        outside: the colour (C,) beyond the images.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    count, channels, side, _ = images.shape
+    places = max(1, math.ceil(float(half_side.max()) * side / size_px / 1.5))
+    plane = plane_of(turn_rad, mirrored)[:, :2, :2] * half_side[:, None, None]
+    shape = [count, channels, size_px * places, size_px * places]
+    grid = F.affine_grid(torch.cat([plane, centre[..., None]], 2), shape, align_corners=False)
+    # Beyond the image all channels are 0, and so is the one that tells how much of a pixel lies inside.
+    framed = torch.cat([images, torch.ones_like(images[:, :1])], 1)
+    found = F.avg_pool2d(F.grid_sample(framed, grid.to(images), align_corners=False), places)
+    return found[:, :-1] + (1 - found[:, -1:]) * found.new_tensor(outside).view(-1, 1, 1)
+
+
+def plane_of(turn_rad: Points, mirrored: Any) -> Points:
+    """Return the matrices (..., 3, 3) that take a turned, mirrored crop's axes to those of the upright square.
+
+    `Rz(turn) diag(-1 or 1, 1, 1)`: orthogonal, with determinant -1 where `mirrored` (..., bool). A crop that is cut
+    turned by `turn_rad` (...) and then mirrored shows at p what the square of the same centre and side shows at
+    `plane @ p`. NumPy or tensors.
+    """
+    if isinstance(turn_rad, np.ndarray):
+        cos, sin, sign = np.cos(turn_rad), np.sin(turn_rad), np.where(mirrored, -1.0, 1.0)
+    else:
+        cos, sin, sign = turn_rad.cos(), turn_rad.sin(), 1 - 2 * mirrored.to(turn_rad)
+    zero = 0 * cos
+    return _matrices([cos * sign, -sin, zero, sin * sign, cos, zero, zero, zero, zero + 1])
+
+
+def from_plane(points: Points, plane: Points) -> Points:
+    """Carry points or directions (..., N, 2 or 3) of a turned, mirrored crop to the upright square, by `plane_of`.
+
+    A weak-perspective translation is such a point; the scale stays.
+    """
+    size = points.shape[-1]
+    return points @ plane[..., :size, :size].swapaxes(-1, -2)
+
+
+def rotations_from_plane(rotations: Points, turn_rad: Points, mirrored: Any) -> Points:
+    """Carry a hand's global rotations (..., 3, 3) of a turned, mirrored crop to the upright square.
+
+    They turn the right hand at rest that the crop shows. Where the crop is mirrored, the result turns the mirror image
+    of that hand, so that the turned hand follows `from_plane`.
+    """
+    return plane_of(turn_rad, mirrored) @ rotations @ plane_of(0 * turn_rad, mirrored)
+
+
+def covariance_from_plane(covariance: Points, plane: Points) -> Points:
+    """Carry covariances (..., N, 2, 2 or 3, 3) of points of a turned, mirrored crop to the upright square.
+
+    So do stds by `turned_std`, and the rotation r of a weak-perspective camera, since `J2 = s (Rot(r) J3)_xy + t`.
+    """
+    size = covariance.shape[-1]
+    part = plane[..., None, :size, :size]
+    return part @ covariance @ part.swapaxes(-1, -2)
 
 
 def project_weak(points_mm: Tensor, scale: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
@@ -160,11 +244,17 @@ def axes_of_ray(ray: Points) -> Points:
     x, y = x * z, y * z
     bend = 1 / (1 + z)
     entries = [1 - x * x * bend, -x * y * bend, x, -x * y * bend, 1 - y * y * bend, y, -x, -y, z]
-    if isinstance(ray, np.ndarray):
-        return np.stack(entries, -1).reshape(*ray.shape[:-1], 3, 3)
+    return _matrices(entries)
+
+
+def _matrices(entries: list[Any]) -> Any:
+    """Matrices (..., 3, 3) from nine arrays or tensors (...), row by row."""
+    if isinstance(entries[0], (np.ndarray, np.generic)):
+        stacked = np.stack(np.broadcast_arrays(*entries), -1)
+        return stacked.reshape(*stacked.shape[:-1], 3, 3)
     import torch
 
-    return torch.stack(entries, -1).unflatten(-1, (3, 3))
+    return torch.stack(torch.broadcast_tensors(*entries), -1).unflatten(-1, (3, 3))
 
 
 def camera_from_crop(points: Points, axes: Points) -> Points:
@@ -177,14 +267,14 @@ def crop_from_camera(points: Points, axes: Points) -> Points:
     return points @ axes
 
 
-def turned_std(std: Floats, rotation: Floats) -> Floats:
-    """Return the std (..., N, 3) along each axis after a rotation (..., 3, 3) of independent coordinates.
+def turned_std(std: Points, rotation: Points) -> Points:
+    """Return the std (..., N, 2 or 3) along each axis after a rotation (..., 3, 3) of independent coordinates.
 
     The square root of the diagonal of `R diag(std^2) R^T`. Lengths of std vectors stay as they were. The covariances
     between axes that the rotation makes are dropped.
     """
-    turned: Floats = np.sqrt(np.square(std) @ np.square(rotation).swapaxes(-1, -2))
-    return turned
+    turn = rotation[..., : std.shape[-1], : std.shape[-1]]
+    return ((std * std) @ (turn * turn).swapaxes(-1, -2)) ** 0.5
 
 
 def rotation_matrices(rotvec: Floats) -> Floats:

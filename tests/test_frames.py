@@ -6,6 +6,7 @@ import roma
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
@@ -16,12 +17,22 @@ reals = st.floats(-500, 500, allow_nan=False, width=32)
 sizes = st.floats(1, 500, allow_nan=False, width=32)
 
 
-@given(reals, reals, sizes, st.booleans(), reals, reals)
-def test_photo_to_crop_and_back_is_the_identity(cx, cy, half, mirrored, x, y):
-    frame = CropFrame(np.array([[cx, cy]]), np.array([half]), np.array([mirrored]))
+@given(reals, reals, sizes, st.booleans(), st.floats(-7, 7), reals, reals)
+def test_photo_to_crop_and_back_is_the_identity(cx, cy, half, mirrored, turn, x, y):
+    frame = CropFrame(np.array([[cx, cy]]), np.array([half]), np.array([mirrored]), np.array([turn]))
     point = np.array([[[x, y]]])
     np.testing.assert_allclose(frame.photo_from_crop(frame.crop_from_photo(point)), point, atol=1e-6)
     np.testing.assert_allclose(frame.crop_from_photo(frame.photo_from_crop(point)), point, atol=1e-6)
+    # In complex numbers: mirrored, turned, scaled, moved.
+    z = complex(-x if mirrored else x, y) * np.exp(1j * turn) * half + complex(cx, cy)
+    np.testing.assert_allclose(frame.photo_from_crop(point)[0, 0], [z.real, z.imag], rtol=1e-9, atol=1e-6)
+
+
+def test_a_crop_turned_by_a_right_angle_has_its_right_edge_below():
+    frame = CropFrame(np.array([10.0, 20]), np.float64(4), np.bool_(False), np.float64(np.pi / 2))
+    right_edge = np.array([[1.0, 0]])
+    np.testing.assert_allclose(frame.photo_from_crop(right_edge), [[10, 24]], atol=1e-12)
+    np.testing.assert_allclose(frame.flipped().photo_from_crop(right_edge), [[10, 16]], atol=1e-12)
 
 
 def test_crop_edges_lie_on_the_box_and_the_centre_in_its_middle():
@@ -105,6 +116,107 @@ def test_extreme_shapes_are_cut_in_bounded_memory(shape):
     pixels = np.full((*shape, 3), 200, np.uint8)
     frame = frames.square_around([0, 0, shape[1], shape[0]], 1.0)
     assert frames.cut(pixels, frame, 128, photo_width=shape[1]).shape == (128, 128, 3)
+
+
+def _looks(count, seed=0):
+    """Squares in a wider image, -1 to 1, some of which are mirrored: the arguments of `resample`."""
+    rng = np.random.default_rng(seed)
+    looks = rng.uniform(-0.15, 0.15, (count, 2)), rng.uniform(0.5, 0.8, count), rng.uniform(-3, 3, count)
+    return [torch.from_numpy(values).float() for values in looks] + [torch.arange(count) % 2 == 1]
+
+
+def test_a_resampled_crop_shows_a_blob_where_the_map_says():
+    side, size_px = 150, 64
+    centre, half, turn, mirrored = _looks(8)
+    at = (torch.arange(side) * 2 + 1) / side - 1
+    places = torch.from_numpy(np.random.default_rng(1).uniform(-0.2, 0.2, (8, 2))).float()
+    aside = (at[None, None] - places[:, :1, None]) ** 2 + (at[None, :, None] - places[:, 1:, None]) ** 2
+    images = torch.exp(-aside / (2 * 0.06**2))[:, None].expand(-1, 3, -1, -1)
+    crops = frames.resample(images, centre, half, turn, mirrored, size_px, (0, 0, 0))[:, 0].numpy()
+    grid = (np.arange(size_px) + 0.5) / size_px * 2 - 1
+    found = (
+        np.stack([(crops.sum(1) * grid).sum(1), (crops.sum(2) * grid).sum(1)], 1) / crops.sum((1, 2))[:, None]
+    )
+    for k in range(8):
+        z = (complex(*places[k]) - complex(*centre[k])) / float(half[k]) * np.exp(-1j * float(turn[k]))
+        np.testing.assert_allclose(found[k], [-z.real if mirrored[k] else z.real, z.imag], atol=0.01)
+
+
+def test_an_upright_square_is_resampled_as_it_is_cut():
+    photo = np.random.default_rng(2).integers(0, 256, (12, 12, 3), np.uint8)
+    photo = np.asarray(Image.fromarray(photo).resize((90, 90), Image.Resampling.BICUBIC))
+    frame = CropFrame(np.array([50.0, 38]), np.float64(60), np.bool_(False))  # partly beyond the photo
+    expected = frames.cut(photo, frame, 96, 90) / 255
+    images = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None] / 255
+    centre, half = torch.tensor([[50 / 45 - 1, 38 / 45 - 1]]), torch.tensor([60 / 45])
+    found = frames.resample(images, centre, half, torch.zeros(1), torch.tensor([False]), 96)
+    away = np.abs(found[0].permute(1, 2, 0).numpy() - expected)
+    assert away.mean() < 0.01
+    assert tuple((found[0, :, -1, -1] * 255).round().int().tolist()) == frames.OUTSIDE_RGB
+
+
+@pytest.mark.parametrize("shrink", [1.0, 2.0, 3.0, 5.0])
+def test_a_fine_pattern_does_not_alias_when_it_shrinks(shrink):
+    """Lines of one pixel, seen under a turn: where they are too fine to be shown they are grey, without moire."""
+    side, size_px = 320, 64
+    lines = (torch.arange(side) % 2).float()[None, None, None].expand(1, 3, side, side)
+    half = torch.tensor([shrink * size_px / side])
+    turn, upright = torch.tensor([0.3]), torch.tensor([False])
+    crop = frames.resample(lines, torch.zeros(1, 2), half, turn, upright, size_px)[0, 0, 10:-10, 10:-10]
+    if shrink == 1:
+        assert crop.std() > 0.2
+    elif shrink < 5:
+        assert crop.std() < 0.1 and abs(crop.mean() - 0.5) < 0.01
+    else:  # the square is the image itself: only its middle lies inside
+        assert crop[16:-16, 16:-16].std() < 0.1
+
+
+def test_what_a_turned_mirrored_crop_says_is_carried_to_the_upright_one():
+    """Points, rotations, cameras and doubt of hands, once as the upright square shows them, once as the other does."""
+    rng, count = np.random.default_rng(3), 6
+    turn, mirrored = rng.uniform(-3, 3, count), np.arange(count) % 2 == 1
+    rest = rng.normal(0, 50, (count, 30, 3))  # of right hands
+    flip = np.where(mirrored[:, None, None], np.diag([-1.0, 1, 1]), np.eye(3))
+    roll = Rotation.from_euler("z", turn[:, None]).as_matrix()
+    wrist = Rotation.random(
+        count, random_state=4
+    ).as_matrix()  # of the hand that the square shows, maybe a left one
+    hand = np.einsum("bij,bjk,bnk->bni", wrist, flip, rest)
+    shown = np.einsum("bij,bkj,bnk->bni", flip, roll, hand)  # first turned back, then mirrored
+    plane = frames.plane_of(turn, mirrored)
+    np.testing.assert_allclose(frames.from_plane(shown, plane), hand, atol=1e-9)
+    np.testing.assert_allclose(frames.from_plane(shown[..., :2], plane), hand[..., :2], atol=1e-9)
+    of_network = flip @ roll.swapaxes(1, 2) @ wrist @ flip
+    np.testing.assert_allclose(np.einsum("bij,bnj->bni", of_network, rest), shown, atol=1e-9)
+    assert np.allclose(np.linalg.det(of_network), 1)
+    np.testing.assert_allclose(frames.rotations_from_plane(of_network, turn, mirrored), wrist, atol=1e-9)
+    # A weak camera with an r of its own, whose points are carried as points are.
+    r, scale, shift = (
+        Rotation.from_rotvec(rng.normal(0, 0.2, (count, 3))).as_matrix(),
+        0.01,
+        rng.normal(0, 0.1, (count, 2)),
+    )
+    seen = scale * np.einsum("bij,bnj->bni", r, shown)[..., :2] + shift[:, None]
+    carried_r = frames.covariance_from_plane(r[:, None], plane)[:, 0]
+    carried_shift = frames.from_plane(shift[:, None], plane)
+    again = scale * np.einsum("bij,bnj->bni", carried_r, hand)[..., :2] + carried_shift
+    np.testing.assert_allclose(frames.from_plane(seen, plane), again, atol=1e-9)
+    # Doubt: the spread of draws, carried as points.
+    root = rng.normal(0, 1, (count, 2, 2))
+    drawn = np.einsum("bij,bnj->bni", root, rng.normal(0, 1, (count, 200_000, 2)))
+    covariance = frames.covariance_from_plane((root @ root.swapaxes(1, 2))[:, None], plane)[:, 0]
+    std = np.array([[[1.0, 3, 5]]]).repeat(count, 0)
+    for k, points in enumerate(frames.from_plane(drawn, plane)):
+        np.testing.assert_allclose(np.cov(points.T), covariance[k], atol=0.05 * covariance[k].max())
+    spread = frames.from_plane(rng.normal(0, 1, (count, 200_000, 3)) * std, plane).std(1)
+    np.testing.assert_allclose(frames.turned_std(std, plane)[:, 0], spread, rtol=0.02)
+    np.testing.assert_allclose(frames.turned_std(std[..., :2], plane)[:, 0], spread[:, :2], rtol=0.02)
+    # Tensors give the same.
+    tensors = frames.plane_of(torch.from_numpy(turn), torch.from_numpy(mirrored))
+    np.testing.assert_allclose(tensors, plane)
+    np.testing.assert_allclose(frames.from_plane(torch.from_numpy(shown), tensors), hand, atol=1e-9)
+    carried = frames.rotations_from_plane(*(torch.from_numpy(v) for v in (of_network, turn, mirrored)))
+    np.testing.assert_allclose(carried, wrist, atol=1e-9)
 
 
 def test_weak_projection_is_the_papers_formula():

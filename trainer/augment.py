@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from annotator.frames import OUTSIDE_RGB, axes_of_ray
+from annotator.frames import OUTSIDE, axes_of_ray, plane_of, resample
 from trainer.batch import Batch
 from trainer.config import AugmentConfig
 from trainer.keyed import Draws
@@ -66,21 +66,14 @@ def move(
     with the pixels. 3D follows the crop's axes: shift moves its ray, T turns about the ray, and zoom changes nothing.
     Std stays: shift turns by a few degrees only.
     """
-    turn = torch.stack(
-        [torch.stack([angle.cos(), -angle.sin()], -1), torch.stack([angle.sin(), angle.cos()], -1)], 1
-    )  # (B, 2, 2)
-    affine = torch.cat([zoom[:, None, None] * turn, shift[..., None]], 2)
+    upright = torch.zeros_like(angle, dtype=torch.bool)  # none is mirrored
     both = torch.cat([images, batch.hand_mask.float() / 255], 1)
-    grid = F.affine_grid(affine, [len(images), 4, crop_px, crop_px], align_corners=False)
-    grid = grid.to(images)
-    # Beyond the wide image lies the colour that the network takes for nothing.
-    inside = torch.ones_like(both[:, :1])
-    moved = F.grid_sample(torch.cat([both, inside], 1), grid, align_corners=False)
-    images, mask, inside = moved[:, :3], moved[:, 3:4], moved[:, 4:]
-    empty = torch.tensor(OUTSIDE_RGB, device=images.device).view(3, 1, 1) / 255
+    # Beyond the wide image lies the colour that the network takes for nothing, and no hand.
+    moved = resample(both, shift, zoom, angle, upright, crop_px, (*OUTSIDE, 0))
+    images, mask = moved[:, :3], moved[:, 3:]
+    back = plane_of(angle, upright)  # row vectors: p @ T is T^-1 p
+    turn = back[:, :2, :2]
     joints2d = ((batch.joints2d - shift[:, None]) @ turn) / zoom[:, None, None]
-    back = torch.zeros(len(angle), 3, 3, device=angle.device)
-    back[:, :2, :2], back[:, 2, 2] = turn, 1  # row vectors: p @ T is T^-1 p
     ray = batch.ray + batch.half_side_tan[:, None] * shift
     back = axes_of_ray(batch.ray).mT @ axes_of_ray(ray) @ back
     moved_batch = replace(
@@ -94,7 +87,7 @@ def move(
         ray=(ray[:, None] @ turn)[:, 0],
         half_side_tan=batch.half_side_tan * zoom,
     )
-    return images + (1 - inside) * empty, moved_batch
+    return images, moved_batch
 
 
 def _colour(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
