@@ -107,6 +107,26 @@ class NetworkConfig:
             )
 
 
+@dataclass(frozen=True)
+class FitConfig:
+    """`amvur fit`: what the parts of its cost weigh; see `annotator/fit/objective.py` for the formula."""
+
+    tolerance_2d: float = 0.02  # an ordinary error of a landmark in the photo, share of the hand's span
+    tolerance_3d_mm: float = 10.0  # likewise in 3D, on a palm of 90 mm
+    depth_weight: float = 3.0  # of the 3D term
+    pose_weight: float = 0.3  # of the squared pose coefficients
+    shape_weight: float = 1.0  # of the squared betas
+    most_steps: int = 20  # second-order steps a hand
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance_2d", "tolerance_3d_mm", "pose_weight", "shape_weight"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}, must be greater than 0")
+        if not self.depth_weight >= 0:
+            raise UserError(f"depth_weight is {self.depth_weight}, must be at least 0")
+        _at_least("most_steps", self.most_steps, 1)
+
+
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise UserError(f"{name} is {value}, must be at least {least}")

@@ -1,0 +1,178 @@
+"""Fit a parametric hand to image landmarks: the one entry to this package.
+
+fit = HandFitter().fit(Landmarks(joints2d_px, depth_px, is_right))
+fit.vertices_mm, fit.joints3d_mm, fit.pose, fit.betas
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import roma
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from annotator import frames
+from annotator.config import FitConfig
+from annotator.fit.chain import JointChain
+from annotator.fit.landmarks import Landmarks
+from annotator.fit.objective import Objective, Target
+from annotator.fit.solver import Solution, solve
+from annotator.fit.start import from_palm, from_views, has_palm_depth
+from annotator.hand import HandModel, load_hand
+from annotator.hand.layer import HandLayer
+from annotator.hand.model import FREIHAND_FROM_MANO
+
+Floats = NDArray[np.float32]
+
+#: Hands that are solved together: 256 take 20 MB, and more gain nothing.
+BATCH = 256
+
+#: Steps from each of several starts, before the best goes on.
+_TRIAL_STEPS = 6
+
+#: The least landmarks a hand must have.
+LEAST_LANDMARKS = 6
+
+
+@dataclass(frozen=True)
+class Fit:
+    """B fitted hands, in the photo's camera axes (x right, y down, z forward), wrist-relative, millimetres.
+
+    `pose`, `coefficients` and `betas` are of a right hand: of a left one they describe its mirror image, as in labels.
+    Weak perspective: `joints2d_px = scale_px_per_mm * joints3d_mm[..., :2] + wrist_px`.
+    """
+
+    pose: Floats  # (B, 48) absolute axis-angle, the global rotation first, MANO's joint order
+    coefficients: Floats  # (B, 45) of the pose, standard deviations of the hand model's pose components
+    betas: Floats  # (B, 10)
+    vertices_mm: Floats  # (B, V, 3)
+    joints3d_mm: Floats  # (B, 21, 3) R V, FreiHAND's order
+    joints2d_px: Floats  # (B, 21, 2) photo pixels
+    scale_px_per_mm: Floats  # (B,)
+    wrist_px: Floats  # (B, 2) photo pixels
+    misfit: Floats  # (B,) RMS of the landmarks' residuals over their tolerances; about 1 is ordinary
+
+    def __len__(self) -> int:
+        return len(self.pose)
+
+
+class HandFitter:
+    """Fits one hand model, on one device. Immutable, so several threads may share it."""
+
+    def __init__(
+        self,
+        hand: HandModel | None = None,
+        config: FitConfig = FitConfig(),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Reduce the hand model (default: the open hand) to what a fit needs."""
+        self.hand = hand or load_hand("open")
+        self.config = config
+        self.device = torch.device(device)
+        # Single precision loses a step's last digits where depth is unknown, and saves a quarter of the time.
+        self._chain = JointChain.of(self.hand, torch.float64, self.device)
+        self._objective = Objective(self._chain, config)
+        self._layer = HandLayer(self.hand).to(self.device)
+        self._moving = torch.from_numpy(np.flatnonzero(self.hand.hands_std > 1e-6)).to(self.device)
+
+    @torch.inference_mode()
+    def fit(self, landmarks: Landmarks) -> Fit:
+        """Fit each of one or more hands.
+
+        A landmark without depth counts in the photo only. Where the palm has none, the fit is tried from several
+        directions; it then rests on the prior, and is worse.
+
+        Raises:
+            ValueError: a hand with fewer than `LEAST_LANDMARKS` known landmarks.
+        """
+        known = np.isfinite(landmarks.joints2d_px).all(-1).sum(-1)
+        if (known < LEAST_LANDMARKS).any():
+            raise ValueError(f"hands have {known.min()} landmarks at least, a fit needs {LEAST_LANDMARKS}")
+        parts = [
+            self._fit_batch(landmarks[first : first + BATCH]) for first in range(0, len(landmarks), BATCH)
+        ]
+        names = Fit.__dataclass_fields__
+        return Fit(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+    def _fit_batch(self, landmarks: Landmarks) -> Fit:
+        points = torch.as_tensor(landmarks.as_right_hands(), dtype=torch.float64, device=self.device)
+        target = Target.of(points, self.config)
+        return self._result(self._solve(target), target, ~landmarks.is_right)
+
+    def _solve(self, target: Target) -> Solution:
+        """The best solution of each hand."""
+        objective, steps = self._objective, self.config.most_steps
+        start = from_palm(self._chain, target)
+        flat = (~has_palm_depth(target)).nonzero()[:, 0]
+        if len(flat):
+            part = target.rows(flat)
+            trials = [solve(objective, part, state, _TRIAL_STEPS) for state in from_views(self._chain, part)]
+            best = torch.stack([trial.cost for trial in trials]).argmin(0)
+            for number, trial in enumerate(trials):
+                chosen = (best == number).nonzero()[:, 0]
+                start.put(flat[chosen], trial.state.rows(chosen))
+        return solve(objective, target, start, steps)
+
+    def _result(self, solution: Solution, target: Target, mirrored: NDArray[np.bool_]) -> Fit:
+        hands = solution.state.hands
+        posed = self._chain.posed(hands)
+        in_finger_order = torch.tensor(FREIHAND_FROM_MANO[1:], device=self.device).view(5, 4)[:, :3] - 1
+        rotvecs = posed.rotvecs.new_empty(len(hands.betas), 15, 3)
+        rotvecs[:, in_finger_order.flatten()] = posed.rotvecs.flatten(1, 2)
+        rotations = torch.cat([hands.rotation[:, None], roma.rotvec_to_rotmat(rotvecs)], 1)
+        vertices, joints = self._layer(rotations.float(), hands.betas.float())
+        coefficients = rotvecs.new_zeros(len(rotvecs), 45)
+        coefficients[:, self._moving] = hands.coefficients
+        scale = solution.state.log_scale.exp() / target.units_per_px
+        wrist = solution.state.shift / target.units_per_px[:, None] + target.centre_px
+        pose = torch.cat([roma.rotmat_to_rotvec(hands.rotation), rotvecs.flatten(1)], 1)
+        columns: dict[str, Any] = {
+            "pose": pose,
+            "coefficients": coefficients,
+            "betas": hands.betas,
+            "vertices_mm": vertices,
+            "joints3d_mm": joints,
+            "joints2d_px": scale[:, None, None] * joints[..., :2] + wrist[:, None],
+            "scale_px_per_mm": scale,
+            "wrist_px": wrist,
+            "misfit": self._misfit(solution, target),
+        }
+        arrays = {name: values.float().cpu().numpy() for name, values in columns.items()}
+        for name in ("vertices_mm", "joints3d_mm", "joints2d_px", "wrist_px"):
+            sides = mirrored.reshape(-1, *(1,) * (arrays[name].ndim - 1))
+            arrays[name] = np.where(sides, frames.mirror_points(arrays[name]), arrays[name])
+        return Fit(**arrays)
+
+    def _misfit(self, solution: Solution, target: Target) -> Tensor:
+        residual, _ = self._objective.residuals(solution.state, target)
+        counted = 2 * (target.weight_2d > 0).sum(1) + 3 * (target.weight_3d > 0).sum(1)
+        return (residual[:, :105].square().sum(1) / counted).sqrt()
+
+
+def fit_landmarks(
+    joints2d_px: NDArray[np.floating],
+    depth_px: NDArray[np.floating] | None = None,
+    is_right: NDArray[np.bool_] | None = None,
+    hand: HandModel | None = None,
+    config: FitConfig = FitConfig(),
+) -> Fit:
+    """Fit a hand model to landmarks of B hands; see `HandFitter`, which to keep saves a tenth of a second a call.
+
+    Args:
+        joints2d_px: (B, 21, 2) photo pixels, FreiHAND's order; NaN where unknown.
+        depth_px: (B, 21) in the same pixels, larger is farther, from any origin; None or NaN where unknown.
+        is_right: (B,), default all of them.
+        hand: default the open hand.
+        config: what the parts of the cost weigh.
+
+    Raises:
+        ValueError: wrong shapes, or a hand with fewer than `LEAST_LANDMARKS` known landmarks.
+    """
+    count = len(joints2d_px)
+    depth = np.full((count, 21), np.nan) if depth_px is None else np.asarray(depth_px)
+    right = np.ones(count, bool) if is_right is None else np.asarray(is_right, bool)
+    return HandFitter(hand, config).fit(Landmarks(np.asarray(joints2d_px), depth, right))

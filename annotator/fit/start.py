@@ -1,0 +1,103 @@
+"""Where a fit starts: the mean hand turned to where the landmarks are."""
+
+from __future__ import annotations
+
+import math
+
+import roma
+import torch
+from torch import Tensor
+
+from annotator.fit.chain import HandParameters, JointChain
+from annotator.fit.objective import State, Target
+
+#: Wrist, thumb's first joint and the four knuckles: they move little against each other.
+_PALM = (0, 1, 5, 9, 13, 17)
+
+#: Directions from which a hand without depth is tried, and how many of them the fit goes on with.
+_VIEWS, BEST_VIEWS = 48, 6
+
+#: The scale of a start, landmarks being `PALM_MM` long, stays within this of 1.
+_SCALE_BOUNDS = (0.4, 2.5)
+
+
+def from_palm(chain: JointChain, target: Target) -> State:
+    """Turn and scale the mean hand (B) to the palm's landmarks by Procrustes; their depth must be known."""
+    count, palm = len(target.points), list(_PALM)
+    joints = _mean_joints(chain, target)
+    weight = (target.weight_3d[:, palm] > 0).to(joints)
+    turn, _, scale = roma.rigid_points_registration(
+        joints[palm].expand(count, -1, -1), target.points[:, palm], weight, compute_scaling=True
+    )
+    scale = scale.clamp(*_SCALE_BOUNDS)
+    seen = scale[:, None, None] * (joints @ turn.mT)[..., :2]
+    known = (target.weight_2d > 0).to(seen)[..., None]
+    shift = ((target.points[..., :2] - seen) * known).sum(1) / known.sum(1)
+    return _state(chain, turn, scale, shift)
+
+
+def has_palm_depth(target: Target) -> Tensor:
+    """Whether `from_palm` can be used for each hand (B,): four palm landmarks with depth."""
+    return (target.weight_3d[:, list(_PALM)] > 0).sum(1) >= 4
+
+
+def from_views(chain: JointChain, target: Target) -> list[State]:
+    """The mean hand (B) from the `BEST_VIEWS` directions under which it lies closest to landmarks in 2D.
+
+    Each direction's turn in the image plane, scale and shift are the least-squares ones.
+    """
+    joints = _mean_joints(chain, target)
+    views = _directions(_VIEWS).to(joints)
+    flat = (joints @ views.mT)[..., :2]  # (views, 21, 2)
+    known = (target.weight_2d > 0).to(flat)[:, None]  # (B, 1, 21)
+    total = known.sum(-1)
+
+    def centred(points: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (..., 21, 2) as complex numbers about their mean, and the mean."""
+        numbers = torch.view_as_complex(points.contiguous())
+        mean = (numbers * known).sum(-1) / total
+        return (numbers - mean[..., None]) * known, mean
+
+    model, model_mean = centred(flat[None].expand(len(known), -1, -1, -1))
+    seen, seen_mean = centred(target.points[:, None, :, :2])
+    power = model.abs().square().sum(-1).clamp(min=1e-9)
+    factor = (model.conj() * seen).sum(-1) / power
+    misfit = (factor[..., None] * model - seen).abs().square().sum(-1)
+    states = []
+    for view in misfit.topk(BEST_VIEWS, largest=False).indices.unbind(1):
+        chosen = factor.gather(1, view[:, None])[:, 0]
+        mean = model_mean.gather(1, view[:, None])[:, 0]
+        scale = chosen.abs().clamp(*_SCALE_BOUNDS)
+        turn = roma.rotvec_to_rotmat(chosen.angle()[:, None] * torch.tensor([0.0, 0.0, 1.0]).to(joints))
+        shift = torch.view_as_real(seen_mean[:, 0] - torch.polar(scale, chosen.angle()) * mean)
+        states.append(_state(chain, turn @ views[view], scale, shift))
+    return states
+
+
+def _mean_joints(chain: JointChain, target: Target) -> Tensor:
+    """Joints (21, 3) of the mean hand in its rest frame."""
+    like = target.points
+    mean = HandParameters(
+        torch.eye(3).to(like)[None], like.new_zeros(1, chain.pose_dim), like.new_zeros(1, 10)
+    )
+    return chain.posed(mean).joints_mm[0]
+
+
+def _state(chain: JointChain, rotation: Tensor, scale: Tensor, shift: Tensor) -> State:
+    count = len(scale)
+    hands = HandParameters(rotation, scale.new_zeros(count, chain.pose_dim), scale.new_zeros(count, 10))
+    return State(hands, scale.log(), shift, scale.clone())
+
+
+def _directions(count: int) -> Tensor:
+    """Rotations (count, 3, 3) whose third rows lie evenly on the sphere (Fibonacci's lattice)."""
+    number = torch.arange(count, dtype=torch.float64)
+    z = 1 - (2 * number + 1) / count
+    longitude = number * math.pi * (3 - math.sqrt(5))
+    ring = (1 - z.square()).sqrt()
+    third = torch.stack([ring * longitude.cos(), ring * longitude.sin(), z], -1)
+    aside = torch.where(
+        z.abs()[:, None] < 0.9, torch.tensor([0.0, 0.0, 1.0]).double(), torch.tensor([1.0, 0.0, 0.0]).double()
+    )
+    first = torch.nn.functional.normalize(torch.linalg.cross(aside, third), dim=-1)
+    return torch.stack([first, torch.linalg.cross(third, first), third], 1)

@@ -1,0 +1,228 @@
+"""Hands fitted to landmarks: drawn hands whose truth is known, and the same cost minimised in other ways."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import roma
+import scipy.optimize
+import torch
+
+from annotator.config import FitConfig
+from annotator.fit.chain import HandParameters, JointChain, left_jacobian
+from annotator.fit.hand_fit import HandFitter, fit_landmarks
+from annotator.fit.landmarks import Landmarks
+from annotator.fit.objective import Objective, Target
+from annotator.fit.solver import solve
+from annotator.fit.start import from_palm
+from annotator.hand import anatomy, load_hand
+from annotator.hand.layer import HandLayer
+from annotator.metrics import pa_mpjpe, pa_mpvpe
+
+HAND = load_hand("open")
+COUNT = 200
+#: A landmark network's errors on x, y and depth, millimetres.
+NOISE_MM = np.array([3.0, 3.0, 6.0])
+PX_PER_MM, MIDDLE_PX = 2.0, np.array([320.0, 240.0, 0.0])
+
+
+def drawn(count: int, seed: int):
+    """Plausible right hands, turned anyhow: vertices, joints (camera axes, mm), rotations and betas."""
+    rng = np.random.default_rng(seed)
+    poses = torch.from_numpy(anatomy.sample_poses(anatomy.rest_joints(HAND), count, rng))
+    turns = roma.unitquat_to_rotmat(
+        torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(count, 4))), dim=-1)
+    )
+    rotations = torch.cat([turns[:, None], roma.rotvec_to_rotmat(poses.view(count, 15, 3))], 1)
+    betas = torch.from_numpy(rng.normal(size=(count, 10)))
+    vertices, joints = HandLayer(HAND).double()(rotations, betas)
+    return vertices.numpy(), joints.numpy(), rotations, betas
+
+
+@pytest.fixture(scope="module")
+def hands():
+    return drawn(COUNT, 11)
+
+
+@pytest.fixture(scope="module")
+def noisy_px(hands):
+    """Landmarks (COUNT, 21, 3) as a detector gives them: pixels, x, y and depth."""
+    noise = np.random.default_rng(5).normal(size=(COUNT, 21, 3)) * NOISE_MM
+    return (hands[1] + noise) * PX_PER_MM + MIDDLE_PX
+
+
+def fitted(points_px, **options):
+    return fit_landmarks(points_px[..., :2], points_px[..., 2], **options)
+
+
+def test_joints_of_the_chain_are_those_of_the_skinned_hand(hands):
+    """Against `smplx`, which poses the whole mesh."""
+    rng = np.random.default_rng(0)
+    chain = JointChain.of(HAND)
+    coefficients = torch.from_numpy(rng.normal(size=(50, chain.pose_dim)))
+    turn, betas = roma.random_rotmat(50).double(), torch.from_numpy(rng.normal(size=(50, 10)))
+    moving = HAND.hands_std > 1e-6
+    components = torch.from_numpy((HAND.hands_components * HAND.hands_std[:, None])[moving]).double()
+    rotvecs = torch.from_numpy(HAND.hands_mean).double() + coefficients @ components
+    rotations = torch.cat([turn[:, None], roma.rotvec_to_rotmat(rotvecs.view(50, 15, 3))], 1)
+    _, joints = HandLayer(HAND).double().articulate(rotations, betas)
+    joints_mm = 1000 * (joints - joints[:, :1])
+    posed = chain.posed(HandParameters(turn, coefficients, betas))
+    assert (posed.joints_mm - joints_mm).abs().max() < 1e-3
+
+
+def test_derivatives_are_what_finite_differences_find(noisy_px):
+    chain = JointChain.of(HAND)
+    objective = Objective(chain, FitConfig())
+    points = torch.from_numpy(noisy_px[:4].copy())
+    points[1, 7], points[2, 3:, 2] = torch.nan, torch.nan  # a joint that is hidden, and joints without depth
+    target = Target.of(points, FitConfig())
+    rng = np.random.default_rng(1)
+    size = 3 + chain.pose_dim + 10 + 4
+    state = from_palm(chain, Target.of(torch.from_numpy(noisy_px[:4]), FitConfig())).moved(
+        torch.from_numpy(0.2 * rng.normal(size=(4, size)))
+    )
+    _, posed = objective.residuals(state, target)
+    exact = objective.derivatives(state, target, posed)
+    for number in range(size):
+        step = torch.zeros(4, size, dtype=torch.float64)
+        step[:, number] = 1e-5
+        ahead, behind = (objective.residuals(state.moved(sign * step), target)[0] for sign in (1, -1))
+        numeric = (ahead - behind)[:, : exact.shape[1]] / 2e-5
+        torch.testing.assert_close(exact[..., number], numeric, rtol=1e-6, atol=1e-6)
+
+
+def test_the_left_jacobian_turns_small_steps_into_turns():
+    rotvecs = torch.tensor([[0.0, 0, 0], [1e-4, -2e-4, 1e-4], [0.3, -1.2, 0.7], [2.0, 1.5, -1.0]]).double()
+    step = torch.tensor([0.2, -0.1, 0.3]).double() * 1e-6
+    turn = roma.rotvec_to_rotmat(rotvecs + step) @ roma.rotvec_to_rotmat(rotvecs).mT
+    expected = roma.rotmat_to_rotvec(turn)
+    torch.testing.assert_close((left_jacobian(rotvecs) @ step), expected, rtol=1e-4, atol=1e-12)
+
+
+def test_the_minimum_is_the_one_that_scipy_finds_for_the_cost_as_it_is_documented(noisy_px):
+    """Joints from the skinned hand, axis-angle and plain scales; the 3D scale by its closed form in each step."""
+    config = FitConfig(most_steps=100)
+    chain = JointChain.of(HAND)
+    layer = HandLayer(HAND).double()
+    moving = HAND.hands_std > 1e-6
+    components = torch.from_numpy((HAND.hands_components * HAND.hands_std[:, None])[moving]).double()
+    mean = torch.from_numpy(HAND.hands_mean).double()
+    for points in noisy_px[:3]:
+        palm_px = np.linalg.norm(points[9] - points[0])
+        seen = torch.from_numpy(points * 90 / palm_px)
+        span = torch.from_numpy(np.ptp(points[:, :2], 0)).max() * 90 / palm_px
+        target = Target.of(torch.from_numpy(points)[None], config)
+        start = from_palm(chain, target)
+        solution = solve(Objective(chain, config), target, start, config.most_steps)
+
+        def residuals(numbers, seen=seen, span=span):
+            numbers = torch.as_tensor(numbers)
+            turn, coefficients, betas, scale, shift = numbers.split([3, int(moving.sum()), 10, 1, 2])
+            rotvecs = torch.cat([turn, mean + coefficients @ components]).view(1, 16, 3)
+            _, joints = layer.articulate(roma.rotvec_to_rotmat(rotvecs), betas[None])
+            joints = 1000 * (joints[0] - joints[0, :1])
+            flat = (scale * joints[:, :2] + shift - seen[:, :2]) / (0.02 * span)
+            centred, aim = joints - joints.mean(0), seen - seen.mean(0)
+            by_least_squares = (centred * aim).sum() / centred.square().sum()
+            deep = (by_least_squares * centred - aim) / 10 * 3**0.5
+            return torch.cat([flat.flatten(), deep.flatten(), 0.3**0.5 * coefficients, betas])
+
+        first = np.concatenate(
+            [
+                roma.rotmat_to_rotvec(start.hands.rotation[0]).numpy(),
+                np.zeros(int(moving.sum()) + 10),
+                [1.0],
+                seen[0, :2].numpy(),
+            ]
+        )
+        reference = scipy.optimize.least_squares(
+            lambda numbers, residuals=residuals: residuals(numbers).numpy(),
+            first,
+            jac=lambda numbers, residuals=residuals: torch.autograd.functional.jacobian(
+                residuals, torch.as_tensor(numbers), vectorize=True
+            ).numpy(),
+            xtol=1e-12,
+            ftol=1e-12,
+        )
+        assert solution.cost.item() == pytest.approx(reference.cost, rel=1e-4)
+
+
+def test_hands_without_noise_come_back(hands):
+    vertices, joints, _, _ = hands
+    fit = fitted(joints * PX_PER_MM + MIDDLE_PX)
+    assert pa_mpjpe(fit.joints3d_mm, joints).mean() < 1.2
+    assert pa_mpvpe(fit.vertices_mm, vertices).mean() < 1.5
+    assert np.abs(fit.joints2d_px - (joints[..., :2] * PX_PER_MM + MIDDLE_PX[:2])).mean() < 1.0
+
+
+def test_a_fit_is_nearer_to_the_truth_than_its_landmarks(hands, noisy_px):
+    vertices, joints, _, _ = hands
+    before = pa_mpjpe((noisy_px - MIDDLE_PX) / PX_PER_MM, joints).mean()
+    fit = fitted(noisy_px)
+    assert before > 5.5
+    assert pa_mpjpe(fit.joints3d_mm, joints).mean() < before / 2
+    assert pa_mpvpe(fit.vertices_mm, vertices).mean() < before / 2
+
+
+def test_labels_of_a_fit_agree_with_each_other(noisy_px):
+    """The pose and betas give the mesh, the mesh the joints, and the camera the joints in the photo."""
+    fit = fitted(noisy_px)
+    rotations = roma.rotvec_to_rotmat(torch.from_numpy(fit.pose).view(-1, 16, 3))
+    vertices, joints = HandLayer(HAND)(rotations, torch.from_numpy(fit.betas))
+    np.testing.assert_allclose(fit.vertices_mm, vertices, atol=1e-2)
+    np.testing.assert_allclose(fit.joints3d_mm, joints, atol=1e-2)
+    components = HAND.hands_components * HAND.hands_std[:, None]
+    np.testing.assert_allclose(fit.pose[:, 3:], HAND.hands_mean + fit.coefficients @ components, atol=1e-4)
+    seen = fit.scale_px_per_mm[:, None, None] * fit.joints3d_mm[..., :2] + fit.wrist_px[:, None]
+    np.testing.assert_allclose(fit.joints2d_px, seen, atol=1e-2)
+
+
+def test_a_left_hand_is_the_mirror_image_of_a_right_one(noisy_px):
+    right = fitted(noisy_px)
+    mirrored = (noisy_px - MIDDLE_PX) * [-1, 1, 1] + MIDDLE_PX
+    left = fitted(mirrored, is_right=np.zeros(COUNT, bool))
+    np.testing.assert_allclose(left.pose, right.pose, atol=1e-4)
+    np.testing.assert_allclose(left.betas, right.betas, atol=1e-4)
+    for name in ("vertices_mm", "joints3d_mm"):
+        np.testing.assert_allclose(getattr(left, name) * [-1, 1, 1], getattr(right, name), atol=1e-2)
+    np.testing.assert_allclose(
+        2 * MIDDLE_PX[0] - left.joints2d_px[..., 0], right.joints2d_px[..., 0], atol=1e-2
+    )
+
+
+def test_size_and_place_in_the_photo_and_the_origin_of_depth_say_nothing_of_a_hand(noisy_px):
+    fit = fitted(noisy_px[:50])
+    moved = fitted(noisy_px[:50] * 7.5 + [1000.0, -300.0, 4000.0])
+    np.testing.assert_allclose(moved.joints3d_mm, fit.joints3d_mm, atol=1e-2)
+    np.testing.assert_allclose(moved.scale_px_per_mm, 7.5 * fit.scale_px_per_mm, rtol=1e-4)
+
+
+def test_hands_are_fitted_each_by_itself(noisy_px):
+    together = fitted(noisy_px[:20])
+    alone = fitted(noisy_px[7:8])
+    np.testing.assert_allclose(alone.vertices_mm[0], together.vertices_mm[7], atol=1e-3)
+
+
+def test_unknown_landmarks_are_filled_in_and_unknown_depth_is_inferred(hands, noisy_px):
+    joints = hands[1]
+    part = noisy_px.copy()
+    hidden = np.random.default_rng(2).random((COUNT, 21)) < 0.2
+    part[hidden] = np.nan
+    fit = fitted(part)
+    assert pa_mpjpe(fit.joints3d_mm, joints).mean() < 4.5
+    flat = fit_landmarks(noisy_px[..., :2])
+    with_depth = pa_mpjpe(fitted(noisy_px).joints3d_mm, joints).mean()
+    without = pa_mpjpe(flat.joints3d_mm, joints).mean()
+    assert with_depth < without < 5.5
+    shift = np.abs(flat.joints2d_px - noisy_px[..., :2]).mean()
+    assert shift < 2.5 * PX_PER_MM
+
+
+def test_a_hand_with_too_few_landmarks_is_refused(noisy_px):
+    part = noisy_px[:3].copy()
+    part[1, 5:] = np.nan
+    with pytest.raises(ValueError, match="5 landmarks at least, a fit needs 6"):
+        fitted(part)
+    with pytest.raises(ValueError, match=r"depth_px has shape \(3, 20\)"):
+        HandFitter().fit(Landmarks(part[..., :2], part[:, :20, 2], np.ones(3, bool)))
