@@ -218,6 +218,48 @@ def detect(
     _exit_if_failed(record)
 
 
+@app.command(epilog="Example: amvur fit found/ labels/")
+def fit(
+    found: Annotated[
+        str,
+        typer.Argument(
+            help="What `amvur detect` wrote, or a .json file with hand keypoints in COCO's layout."
+        ),
+    ],
+    labels: Labels,
+    images: Annotated[
+        str | None, typer.Option(help="Of COCO: the folder or URL that its file names start from.")
+    ] = None,
+    hand: Annotated[
+        str, typer.Option(help="Hand model: 'open', or 'mano:PATH' of your MANO_RIGHT.pkl.")
+    ] = "open",
+    config: Annotated[str, typer.Option(help="A fit configuration's name or .yaml file.")] = "default",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
+    shard_size: ShardSize = 256,
+    address: Address = None,
+    relabel: Relabel = None,
+) -> None:
+    """Fit meshes to landmarks that are there already. Run it again to resume where it stopped."""
+    from annotator.crew import ComputeOptions
+    from annotator.fitting.job import fit as fit_hands
+
+    _submit_to(address, found, labels, *_there(images))
+    with photos_bar("fitting", "hands") as told:
+        record = fit_hands(
+            found,
+            labels,
+            images=images,
+            hand=hand,
+            config=config,
+            compute=ComputeOptions(workers, shard_size=shard_size, address=address),
+            relabel=relabel,
+            on_progress=told,
+        )
+    _print_outcomes(record)
+    typer.echo(f"{record.photos} photos in {labels}")
+    _exit_if_failed(record)
+
+
 @app.command(epilog="Example: amvur convert synth:hands/ examples/")
 def convert(
     source: Annotated[
@@ -526,7 +568,9 @@ def _submit_to(address: str | None, *places: str | None) -> None:
     from annotator.jobs import is_job_address, submit, without_address
 
     if address and is_job_address(address):
-        arguments = without_address(sys.argv[1:], "auto" if sys.argv[1] in ("annotate", "detect") else None)
+        arguments = without_address(
+            sys.argv[1:], "auto" if sys.argv[1] in ("annotate", "detect", "fit") else None
+        )
         raise typer.Exit(
             submit(address, arguments, _as_it_comes, places=[place for place in places if place])
         )

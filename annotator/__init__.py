@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from annotator.errors import UserError
 
 if TYPE_CHECKING:
+    from annotator.fitting.job import fit
     from annotator.pipeline import annotate
     from annotator.predictor import load
 
-__all__ = ["UserError", "annotate", "load"]
+__all__ = ["UserError", "annotate", "fit", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,4 +30,8 @@ def __getattr__(name: str) -> Any:
         from annotator.pipeline import annotate
 
         return annotate
+    if name == "fit":
+        from annotator.fitting.job import fit
+
+        return fit
     raise AttributeError(f"module 'annotator' has no attribute '{name}'")

@@ -109,7 +109,7 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """`amvur fit`: what the parts of its cost weigh; see `annotator/fit/objective.py` for the formula."""
+    """`amvur fit`: what the parts of its cost weigh; see `annotator/fitting/objective.py` for the formula."""
 
     tolerance_2d: float = 0.02  # an ordinary error of a landmark in the photo, share of the hand's span
     tolerance_3d_mm: float = 10.0  # likewise in 3D, on a palm of 90 mm

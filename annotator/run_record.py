@@ -36,6 +36,19 @@ class RunSettings:
     samples: int = 0  # meshes drawn for each hand
 
 
+@dataclass(frozen=True)
+class FitSettings:
+    """Likewise of `amvur fit`."""
+
+    schema_version: int
+    source: str  # where the photos are
+    landmarks: str  # where the landmarks are
+    checkpoint: str  # id of the fit
+    hand: str  # id
+    vertex_count: int
+    config: dict[str, Any]  # of `FitConfig`
+
+
 #: Every kind of job has settings of its own.
 Settings = TypeVar("Settings")
 
@@ -84,6 +97,16 @@ def read_run_record(labels: str, kind: type[Settings]) -> RunRecord[Settings] | 
             f"'{labels}' was made by another command or another version of amvur, or its {FILE} is damaged: "
             "give a new folder"
         ) from None
+
+
+def read_mesh_record(labels: str) -> RunRecord[Any] | None:
+    """The record of a label folder with meshes: its settings are `RunSettings` or `FitSettings`.
+
+    Raises:
+        UserError: as for `read_run_record`.
+    """
+    data = read_whole(join(labels, FILE)) or b""
+    return read_run_record(labels, FitSettings if b'"landmarks"' in data else RunSettings)
 
 
 def check_settings(labels: str, old: Any, new: Any, may_differ: Sequence[str] = ()) -> None:

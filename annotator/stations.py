@@ -161,7 +161,7 @@ def _hands(entry: Entry, photo: Photo, crop_px: int, find: FindHands | None) -> 
                 raise PhotoError(
                     "box_outside", f"the listed box {(x0, y0, x1, y1)} lies outside the photo of {size}"
                 )
-        return "list", [crop(*hand) for hand in hands]
+        return "list", [crop(hand.box_xyxy, hand.right_score) for hand in hands]
     told = hands[0].right_score if hands else None
     if find is None:
         return "photo", [crop(None, told)]

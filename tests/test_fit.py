@@ -9,15 +9,18 @@ import scipy.optimize
 import torch
 
 from annotator.config import FitConfig
-from annotator.fit.chain import HandParameters, JointChain, left_jacobian
-from annotator.fit.hand_fit import HandFitter, fit_landmarks
-from annotator.fit.landmarks import Landmarks
-from annotator.fit.objective import Objective, Target
-from annotator.fit.solver import solve
-from annotator.fit.start import from_palm
+from annotator.fitting.chain import HandParameters, JointChain, left_jacobian
+from annotator.fitting.drawn import drawn_hands
+from annotator.fitting.hand_fit import HandFitter, fit_landmarks
+from annotator.fitting.landmarks import Landmarks
+from annotator.fitting.laplace import Laplace
+from annotator.fitting.objective import Objective, Target
+from annotator.fitting.solver import solve
+from annotator.fitting.start import from_palm
 from annotator.hand import anatomy, load_hand
 from annotator.hand.layer import HandLayer
 from annotator.metrics import pa_mpjpe, pa_mpvpe
+from annotator.uncertainty import coverage, error_of_best, spearman
 
 HAND = load_hand("open")
 COUNT = 200
@@ -226,3 +229,58 @@ def test_a_hand_with_too_few_landmarks_is_refused(noisy_px):
         fitted(part)
     with pytest.raises(ValueError, match=r"depth_px has shape \(3, 20\)"):
         HandFitter().fit(Landmarks(part[..., :2], part[:, :20, 2], np.ones(3, bool)))
+
+
+def test_the_std_is_the_spread_of_hands_drawn_from_the_curvature(noisy_px):
+    """Monte Carlo through the skinned hand, in steps so small that the hand moves linearly."""
+    fitter = HandFitter()
+    chain, count, small = JointChain.of(HAND), 3000, 0.02
+    rng = np.random.default_rng(3)
+    for points in noisy_px[:2]:
+        target = Target.of(torch.from_numpy(points)[None], FitConfig())
+        solution = solve(Objective(chain, FitConfig()), target, from_palm(chain, target), 50)
+        covariance = np.linalg.inv(solution.curvature[0].numpy())
+        steps = rng.multivariate_normal(np.zeros(len(covariance)), small**2 * covariance, count)
+        states = solution.state.rows(torch.zeros(count, dtype=torch.int64)).moved(torch.from_numpy(steps))
+        rotations = fitter.rotations(states.hands)
+        vertices, joints = HandLayer(HAND).double()(rotations, states.hands.betas)
+        seen = states.log_scale.exp()[:, None, None] * joints[..., :2] + states.shift[:, None]
+        spread = Laplace(HAND, chain).spread(solution.state, solution.curvature, vertices[:1])
+        for drawn_points, std in (
+            (vertices, spread.vertices_mm),
+            (joints[:, 1:], spread.joints3d_mm[:, 1:]),
+            (seen, spread.joints2d),
+        ):
+            ratio = drawn_points.std(0) / small / std[0]
+            assert abs(ratio.mean() - 1) < 0.03 and ratio.min() > 0.85 and ratio.max() < 1.15
+        assert not spread.joints3d_mm[:, 0].any()
+
+
+@pytest.mark.parametrize("depth", [True, False])
+def test_the_std_covers_what_it_should_on_hands_that_it_was_not_fitted_on(depth):
+    """With a detector's errors: 68 % of the errors within one std, of each axis, and the surer half is nearer."""
+    hands = drawn_hands(HAND, 400, np.random.default_rng(99))
+    landmarks = hands.landmarks if depth else hands.landmarks.without_depth()
+    fit = HandFitter().fit(landmarks)
+    units = fit.units_per_px[:, None, None]
+    for error, std in (
+        (fit.joints3d_mm - hands.joints3d_mm, fit.joints3d_std_mm),
+        (fit.vertices_mm - hands.vertices_mm, fit.vertices_std_mm),
+        ((fit.joints2d_px - hands.joints3d_mm[..., :2]) * units, fit.joints2d_std_px * units),
+    ):
+        known = std > 0
+        assert 0.65 <= coverage(std[known], error[known], (0.68,))[0] <= 0.71
+        for axis in range(error.shape[-1]):
+            known = std[..., axis] > 0
+            assert 0.63 <= coverage(std[..., axis][known], error[..., axis][known], (0.68,))[0] <= 0.73
+    aligned = pa_mpjpe(fit.joints3d_mm, hands.joints3d_mm)
+    hand_std = np.linalg.norm(fit.joints3d_std_mm[:, 1:], axis=-1).mean(1)
+    assert spearman(hand_std, aligned) > 0.4
+    assert error_of_best(hand_std, aligned, [0.5])[0] < 0.9 * aligned.mean()
+
+
+def test_a_law_that_was_fitted_for_another_configuration_is_not_called_calibrated():
+    fitted = HandFitter().calibration
+    assert fitted.with_depth.fitted_on and fitted.without_depth.fitted_on
+    other = HandFitter(config=FitConfig(pose_weight=1.0)).calibration
+    assert not other.with_depth.fitted_on and not other.without_depth.fitted_on

@@ -114,7 +114,7 @@ def detect_shard(entries: Sequence[Entry], find: FindHands, world_joints: bool) 
         shard.rows += [row | _scalars(hand, index) for index, hand in enumerate(found)] or [nothing]
         hands += found
     if hands:
-        names = ["box_xyxy", "joints2d_px"] + ["joints3d_mm"] * world_joints
+        names = ["box_xyxy", "joints2d_px", "landmark_depth_px"] + ["joints3d_mm"] * world_joints
         shard.hands = {name: np.stack([getattr(hand, name) for hand in hands]) for name in names}
     return shard
 
@@ -128,7 +128,7 @@ def detection_schema(settings: DetectSettings, passed: dict[str, pa.DataType] | 
         "mediapipe": version("mediapipe") if find_spec("mediapipe") else None,
         "world_joints": settings.world_joints,
         "box_over_joints": BOX_OVER_JOINTS,
-        "shapes": {"joints3d_mm": [21, 3], "joints2d_px": [21, 2]},
+        "shapes": {"joints3d_mm": [21, 3], "joints2d_px": [21, 2], "landmark_depth_px": [21]},
         "rounding": {name: step for name, step in ROUNDING.items() if name not in _MESH},
     }
     return pa.schema(

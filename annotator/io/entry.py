@@ -8,12 +8,17 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
+#: x, y in photo pixels and depth in the same unit, each None where unknown.
+Landmark = tuple[float | None, float | None, float | None]
+
 
 class ListedHand(NamedTuple):
-    """What a list or a detector's labels say of one hand."""
+    """One hand of a photo as a list or a detector's labels have it."""
 
     box_xyxy: tuple[float, float, float, float] | None = None  # photo pixels
     right_score: float | None = None  # probability of a right hand
+    landmarks: tuple[Landmark, ...] | None = None  # 21, FreiHAND's order
+    detection_score: float | None = None
 
 
 class Fault(NamedTuple):
@@ -67,7 +72,7 @@ class Entry:
             values["at"] = tuple(values["at"])
         if values.get("hands") is not None:
             values["hands"] = tuple(
-                ListedHand(None if box is None else tuple(box), right) for box, right in values["hands"]
+                ListedHand(None if box is None else tuple(box), *others) for box, *others in values["hands"]
             )
         if "fault" in values:
             values["fault"] = Fault(*values["fault"])

@@ -28,30 +28,49 @@ from annotator.io.schema import ROUNDING, SAMPLES_ROUNDING, SCHEMA_VERSION, enco
 from annotator.io.storage import join, names_in, open_file, write_whole
 
 if TYPE_CHECKING:
-    from annotator.model.checkpoint import Checkpoint
+    from annotator.hand import HandModel
+    from annotator.model.checkpoint import Calibration, Checkpoint
 
 
 def label_metadata(checkpoint: Checkpoint, samples: int = 0) -> dict[str, str]:
-    """Describe label files with `samples` drawn meshes a hand: JSON under the key `amvur` of their Parquet metadata."""
-    info, vertex_count = checkpoint.info, checkpoint.hand.vertex_count
-    drawn = {"joints3d_samples_mm": [samples, 21, 3], "vertices_samples_mm": [samples, vertex_count, 3]}
-    facts = {
+    """Describe label files with `samples` drawn meshes per hand: JSON under the key `amvur` of their Parquet metadata."""
+    info = checkpoint.info
+    return _metadata(
+        checkpoint.id,
+        checkpoint.hand,
+        info.calibration,
+        samples,
+        trained_steps=info.trained_steps,
+        std_is_constant=info.network.variant == "prior_net",
+        crop_px=info.network.crop_px,
+    )
+
+
+def fit_metadata(
+    fit: str, hand: HandModel, config: dict[str, Any], calibration: Calibration
+) -> dict[str, str]:
+    """Return the same facts for the labels of `amvur fit`; `config` takes the place of a network's facts."""
+    return _metadata(fit, hand, calibration, std_is_constant=False, fit=config)
+
+
+def _metadata(
+    maker: str, hand: HandModel, calibration: Calibration, samples: int = 0, **facts: Any
+) -> dict[str, str]:
+    drawn = {"joints3d_samples_mm": [samples, 21, 3], "vertices_samples_mm": [samples, hand.vertex_count, 3]}
+    common = {
         "schema_version": SCHEMA_VERSION,
-        "checkpoint": checkpoint.id,
-        "trained_steps": info.trained_steps,
-        "hand": checkpoint.hand.id,
-        "calibration": asdict(info.calibration),
-        "std_is_constant": info.network.variant == "prior_net",
-        "crop_px": info.network.crop_px,
+        "checkpoint": maker,
+        "hand": hand.id,
+        "calibration": asdict(calibration),
         "shapes": {
             "joints3d_mm": [21, 3],
             "joints2d_px": [21, 2],
-            "vertices_mm": [vertex_count, 3],
+            "vertices_mm": [hand.vertex_count, 3],
         }
         | (drawn if samples else {}),
         "rounding": ROUNDING | (SAMPLES_ROUNDING if samples else {}),
     }
-    return {"amvur": json.dumps(facts, sort_keys=True)}
+    return {"amvur": json.dumps(common | facts, sort_keys=True)}
 
 
 def write_faces(labels: str, faces: np.ndarray) -> None:

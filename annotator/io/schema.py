@@ -26,10 +26,10 @@ STATUSES = ("ok", "no_hand", "unreadable", "failed")
 #: Closed list of `reason`: null for ok, else why there is no hand in this row.
 REASONS = (
     *get_args(Reason),
-    *("bad_row", "no_hand_found", "not_listed", "crashed", "internal_error"),
+    *("bad_row", "no_hand_found", "not_listed", "too_few_joints", "crashed", "internal_error"),
 )
 
-_STATUS_OF = {"no_hand_found": "no_hand", "not_listed": "no_hand"}
+_STATUS_OF = dict.fromkeys(["no_hand_found", "not_listed", "too_few_joints"], "no_hand")
 #: What may end otherwise when it is tried again.
 _STATUS_OF |= dict.fromkeys(["io_error", "crashed", "internal_error"], "failed")
 
@@ -41,6 +41,7 @@ ROUNDING = {
     "joints3d_std_mm": 1 / 16,
     "joints2d_px": 1 / 16,
     "joints2d_std_px": 1 / 16,
+    "landmark_depth_px": 1 / 16,
     "pose": 1 / 32768,  # moves a fingertip by less than 0.01 mm
     "betas": 1 / 32768,
 }
@@ -107,6 +108,7 @@ def label_schema(
             ("joints3d_std_mm", joints3d),
             ("joints2d_px", joints2d),
             ("joints2d_std_px", joints2d),
+            ("landmark_depth_px", pa.list_(pa.float32(), 21)),
             ("vertices_mm", vertices),
             ("vertices_std_mm", vertices),
             *(zip(SAMPLES_ROUNDING, drawn, strict=True) if samples else ()),

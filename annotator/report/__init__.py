@@ -10,7 +10,7 @@ from annotator.report.page import Report, page_of
 from annotator.report.pictures import Pictures, each_row, galleries
 from annotator.report.survey import survey
 from annotator.report.truth import COLUMNS, Truth
-from annotator.run_record import FILE, RunSettings, read_run_record
+from annotator.run_record import FILE, read_mesh_record
 
 __all__ = ["write_report"]
 
@@ -29,7 +29,7 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
     Raises:
         UserError: `labels` is not a label folder, or holds no row; `truth` is none; `out` can't be written.
     """
-    record = read_run_record(labels, RunSettings) if FILE in names_in(labels) else None
+    record = read_mesh_record(labels) if FILE in names_in(labels) else None
     if record is None:
         raise UserError(f"'{labels}' is not a label folder ({FILE}): give one that `amvur annotate` made")
     known = None if truth is None else Truth(truth)

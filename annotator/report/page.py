@@ -20,7 +20,7 @@ from annotator.report.pictures import Gallery, Shown, packed
 from annotator.report.sections import readable
 from annotator.report.survey import Row, Survey, outcome_of
 from annotator.report.truth import Judged
-from annotator.run_record import RunRecord, RunSettings
+from annotator.run_record import FitSettings, RunRecord, RunSettings
 from annotator.tiles import SKIN, STOPS
 
 _ALT = {
@@ -36,7 +36,7 @@ class Report:
     """All that a page tells."""
 
     labels: str
-    record: RunRecord[RunSettings]
+    record: RunRecord[RunSettings] | RunRecord[FitSettings]
     found: Survey
     galleries: Sequence[Gallery]
     shown: Sequence[Shown]

@@ -10,7 +10,7 @@ from annotator.hand import JOINT_NAMES
 from annotator.report import charts
 from annotator.report.survey import Survey
 from annotator.report.truth import Judged
-from annotator.run_record import RunRecord, RunSettings
+from annotator.run_record import FitSettings, RunRecord, RunSettings
 from annotator.uncertainty import CALIBRATED_LEVEL, LEVELS
 
 #: Shares of the hands whose largest std is told: what `amvur filter --keep-best` would keep.
@@ -19,7 +19,7 @@ _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 #: A name that is longer is cut in its middle.
 _LONGEST_NAME = 120
 
-Record = RunRecord[RunSettings]
+Record = RunRecord[RunSettings] | RunRecord[FitSettings]
 
 
 def readable(name: str) -> str:
@@ -81,7 +81,7 @@ def notes(record: Record, found: Survey) -> str:
     said = []
     if found.hands == 0:
         said.append("No photo gave a hand: the causes are below, and there is nothing to be drawn.")
-    elif record.settings.trained_steps == 0:
+    elif isinstance(record.settings, RunSettings) and record.settings.trained_steps == 0:
         said.append(
             "Untrained weights: every hand is the mean hand, with one uncertainty for all. "
             "What the pictures show is the way a photo goes, not what a trained model sees."
@@ -137,18 +137,15 @@ def settings(record: Record, found: Survey) -> str:
         ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in plan.items() if v and k not in ("labels", "sort"))
         for plan in record.filtered
     ]
+    labelled_by = "fit" if isinstance(made, FitSettings) else "checkpoint"
     shown = {
         "photos from": made.source,
-        "checkpoint": ", ".join(f"{name} ({n:,} hands)" for name, n in found.checkpoints.most_common(4))
+        labelled_by: ", ".join(f"{name} ({n:,} hands)" for name, n in found.checkpoints.most_common(4))
         if len(found.checkpoints) > 1
         else made.checkpoint,
-        "training steps": f"{made.trained_steps:,}",
+        **_of_maker(made),
         "calibrated on": found.calibration.fitted_on or "nothing",
         "hand model": f"{made.hand}, {made.vertex_count} vertices",
-        "crop": f"{made.crop_px} px",
-        "side": made.side,
-        "hands found by": made.detector
-        or (f"the list {made.boxes}" if made.boxes else "each photo is a crop"),
         "kept by filter": "; ".join(filtered),
         "relabelled": f"{len(record.relabelled)} times" if record.relabelled else "",
         "asked again": ", ".join(f"{n:,} × {what}" for what, n in record.retries.items()),
@@ -159,6 +156,18 @@ def settings(record: Record, found: Survey) -> str:
         for name, value in shown.items()
         if value
     )
+
+
+def _of_maker(made: RunSettings | FitSettings) -> dict[str, str]:
+    if isinstance(made, FitSettings):
+        return {"landmarks from": made.landmarks}
+    return {
+        "training steps": f"{made.trained_steps:,}",
+        "crop": f"{made.crop_px} px",
+        "side": made.side,
+        "hands found by": made.detector
+        or (f"the list {made.boxes}" if made.boxes else "each photo is a crop"),
+    }
 
 
 def uncertainty(found: Survey, range_mm: charts.Range) -> str:

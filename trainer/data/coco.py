@@ -1,40 +1,16 @@
-"""2D hand keypoints in COCO's layout: hands of their own, or those of people in COCO-WholeBody.
-
-`annotations[*].keypoints` are 21 times x, y, v in this project's order, which is COCO-WholeBody's and OpenPose's too:
-wrist, then thumb to little finger, from palm to tip. v = 0 means not annotated. `bbox` (x, y, width, height) is taken
-where it is there. Which hand it is says `is_right`, or `left` or `right` in the category's name. In WholeBody,
-`lefthand_kpts` and `righthand_kpts` say it themselves. Coordinates are taken as they are.
-"""
+"""Annotations in COCO's layout (`annotator.io.coco`) as training examples: photos with 2D joints and nothing else."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from annotator.errors import UserError
-from annotator.io.crops import box_around_joints
+from annotator.io.coco import CocoHand, coco_hands
 from annotator.io.decode import PhotoError
 from annotator.io.storage import join
-from trainer.data.fields import numbers, opened
 from trainer.data.photos import photo_columns
-
-
-@dataclass(frozen=True, eq=False)
-class _Hand:
-    """One annotated hand."""
-
-    photo: dict[str, Any]  # of `images`
-    index: int  # of its annotation in the file
-    hand_index: int  # within the photo
-    is_right: bool | None
-    keypoints: NDArray[np.float64]  # (21, 3)
-    box_xywh: NDArray[np.float64] | None
 
 
 def coco_examples(
@@ -52,19 +28,19 @@ def coco_examples(
     """
     beside = annotations.rpartition("/")[0] or "."
     folders = [images] if images else [beside, join(beside, "images")]
-    hands = list(_hands(annotations))
+    hands = list(coco_hands(annotations))
     for place in chance.permutation(len(hands)).tolist():
         yield _example(hands[place], folders)
 
 
-def _example(hand: _Hand, folders: list[str]) -> dict[str, Any] | str:
+def _example(hand: CocoHand, folders: list[str]) -> dict[str, Any] | str:
     if hand.is_right is None:
         return "nothing says which hand it is (is_right, or left or right in the category's name)"
-    joints2d_px = np.where(hand.keypoints[:, 2:] > 0, hand.keypoints[:, :2], np.nan)
+    joints2d_px = hand.joints2d_px()
     if np.isnan(joints2d_px).all():
         return "no annotated joints"
-    box = _box(hand.box_xywh, joints2d_px)
-    if not (box[2:] > box[:2]).all():
+    box = hand.box_xyxy()
+    if box is None:
         return "a box without area"
     photo = None
     for folder in folders:
@@ -88,90 +64,3 @@ def _example(hand: _Hand, folders: list[str]) -> dict[str, Any] | str:
         "box_xyxy": box,
         "box_source": "list",
     }
-
-
-def _box(box_xywh: NDArray[np.float64] | None, joints2d_px: NDArray[np.float64]) -> NDArray[np.float64]:
-    if box_xywh is None or not (box_xywh[2:] > 0).all():
-        return box_around_joints(joints2d_px)
-    return np.concatenate([box_xywh[:2], box_xywh[:2] + box_xywh[2:]])
-
-
-def _hands(path: str) -> Iterator[_Hand]:
-    """Every annotated hand of the file."""
-    document = _read(path)
-    photos = {
-        photo["id"]: photo for photo in _listed(document, "images", path, id=(int, str), file_name=(str,))
-    }
-    categories = document.get("categories") or []
-    sides = {
-        category["id"]: str(category.get("name", "")).lower()
-        for category in categories
-        if type(category) is dict and isinstance(category.get("id"), (int, str))
-    }
-    counts: Counter[Any] = Counter()
-    for index, annotation in enumerate(_listed(document, "annotations", path, image_id=(int, str))):
-        place = f"{path}: annotation {index}"
-        photo = photos.get(annotation["image_id"])
-        if photo is None:
-            raise UserError(f"{place}: image_id: no image has the id {annotation['image_id']!r}")
-        for is_right, keypoints, box in _sided(annotation, sides, place):
-            yield _Hand(photo, index, counts[photo["id"]], is_right, keypoints.reshape(21, 3), box)
-            counts[photo["id"]] += 1
-
-
-def _sided(
-    annotation: dict[str, Any], sides: dict[Any, str], place: str
-) -> Iterator[tuple[bool | None, NDArray[np.float64], NDArray[np.float64] | None]]:
-    """The hands of one annotation: is it right, keypoints (63,), box (4,) or none."""
-    if "lefthand_kpts" in annotation or "righthand_kpts" in annotation:
-        for side in ("left", "right"):
-            name = f"{side}hand_kpts"
-            if annotation.get(f"{side}hand_valid", name in annotation):
-                keypoints = numbers(annotation.get(name), (63,), f"{place}: {name}")
-                box = annotation.get(f"{side}hand_box")
-                yield side == "right", keypoints, _optional_box(box, f"{place}: {side}hand_box")
-        return
-    keypoints = numbers(annotation.get("keypoints"), (63,), f"{place}: keypoints")
-    is_right = annotation.get("is_right")
-    if is_right is None:
-        category = annotation.get("category_id")
-        name = sides.get(category, "") if isinstance(category, (int, str)) else ""
-        if ("right" in name) != ("left" in name):
-            is_right = "right" in name
-    elif is_right not in (0, 1):
-        raise UserError(f"{place}: is_right: expected true or false, got {is_right!r}")
-    yield (
-        None if is_right is None else bool(is_right),
-        keypoints,
-        _optional_box(annotation.get("bbox"), f"{place}: bbox"),
-    )
-
-
-def _optional_box(value: Any, place: str) -> NDArray[np.float64] | None:
-    return None if value is None else numbers(value, (4,), place)
-
-
-def _read(path: str) -> dict[str, Any]:
-    with opened(path) as file:
-        try:
-            document = json.load(file)
-        except ValueError as error:
-            raise UserError(f"{path}: not JSON, or cut short: {error}") from None
-    if type(document) is not dict:
-        raise UserError(f"{path}: expected an object with images and annotations")
-    return document
-
-
-def _listed(
-    document: dict[str, Any], name: str, path: str, **needed: tuple[type, ...]
-) -> list[dict[str, Any]]:
-    """A list of objects that have the fields `needed`, each of one of its types."""
-    items = document.get(name)
-    if type(items) is not list:
-        raise UserError(f"{path}: {name}: expected a list")
-    for index, item in enumerate(items):
-        for field, types in needed.items():
-            if type(item) is not dict or type(item.get(field)) not in types:
-                expected = " or ".join("text" if kind is str else "a number" for kind in types)
-                raise UserError(f"{path}: {name.rstrip('s')} {index}: {field}: expected {expected}")
-    return items

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from annotator.errors import UserError
 from annotator.hand.mano import VERTEX_COUNT
 from annotator.hand.model import HandModel
+from annotator.io.fields import read_arrays
 from annotator.io.storage import join, names_in
-from trainer.data.fields import read_arrays
 from trainer.data.photos import required_mask, required_photo
 from trainer.data.pinhole import camera_columns, hand_columns
 

@@ -32,8 +32,8 @@ from annotator.errors import UserError
 from annotator.hand.layer import HandLayer
 from annotator.hand.mano import TIP_VERTICES, VERTEX_COUNT
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
+from annotator.io.fields import numbers, opened, read_arrays
 from annotator.io.storage import join, names_in
-from trainer.data.fields import numbers, opened, read_arrays
 from trainer.data.photos import required_photo
 from trainer.data.pinhole import camera_columns, hand_columns
 

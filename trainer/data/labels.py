@@ -20,11 +20,11 @@ from annotator.calibration import UNCALIBRATED_3D
 from annotator.errors import UserError
 from annotator.io.crops import BOX_PADDING
 from annotator.io.decode import PhotoError
+from annotator.io.fields import opened
 from annotator.io.labels import calibration_of, label_facts, label_files, one_hand, opened_label_file
 from annotator.io.storage import join, read_whole
 from annotator.run_record import FILE as RUN_FILE
 from trainer.data.examples import NO_HAND
-from trainer.data.fields import opened
 from trainer.data.photos import photo_columns
 
 _NEEDED = ("image_uri", "image_id", "status", "is_right", "box_xyxy", "width", "height", "joints2d_px")

@@ -48,7 +48,7 @@ class WithBoxes(Source):
                 raise UserError(
                     f"'{plain(shown(boxes))}' has no boxes: give columns x1, y1, x2, y2, or box_xyxy"
                 )
-        elif _is_unfinished(boxes):
+        elif is_unfinished(boxes):
             raise UserError(f"'{plain(shown(boxes))}' is not finished: run `amvur detect` to its end first")
         elif not label_files(boxes):
             raise UserError(
@@ -134,7 +134,7 @@ def _normal(entry: Entry) -> str:
     return os.path.normpath(entry.uri) if is_local(entry.path) else entry.uri
 
 
-def _is_unfinished(boxes: str) -> bool:
+def is_unfinished(boxes: str) -> bool:
     """Whether a run is going there, or none has come to its end."""
     record = read_whole(join(boxes, "_run.json"))
     if record is None:

@@ -126,6 +126,19 @@ class JointChain:
         by_pose = torch.cat([of_wrist, by_pose.view(count, 20, 3, self.pose_dim)], 1)
         return torch.cat([by_turn, by_pose, by_beta], -1)
 
+    def turns(self, posed: PosedChain) -> Tensor:
+        """How each bone turns, about the camera's axes, with a step of `HandParameters.moved`.
+
+        (B, 5, 4, 3, 3 + K + 10): of each finger the palm, which all share, then its three bones.
+        """
+        count = len(posed.joints_mm)
+        axes = posed.globals[:, :, :3] @ left_jacobian(posed.rotvecs)
+        components = self.pose_components.permute(1, 2, 3, 0)
+        by_pose = (axes @ components).cumsum(2)
+        by_pose = torch.cat([torch.zeros_like(by_pose[:, :, :1]), by_pose], 2)
+        by_turn = torch.eye(3).to(by_pose).expand(count, 5, 4, 3, 3)
+        return torch.cat([by_turn, by_pose, by_pose.new_zeros(count, 5, 4, 3, 10)], -1)
+
     def _by_beta(self, posed: PosedChain) -> Tensor:
         """(B, 21, 3, 10)."""
         count = len(posed.joints_mm)

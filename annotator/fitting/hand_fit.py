@@ -17,11 +17,13 @@ from torch import Tensor
 
 from annotator import frames
 from annotator.config import FitConfig
-from annotator.fit.chain import JointChain
-from annotator.fit.landmarks import Landmarks
-from annotator.fit.objective import Objective, Target
-from annotator.fit.solver import Solution, solve
-from annotator.fit.start import from_palm, from_views, has_palm_depth
+from annotator.fitting.calibration import FitCalibration, shipped_calibration
+from annotator.fitting.chain import HandParameters, JointChain
+from annotator.fitting.landmarks import Landmarks
+from annotator.fitting.laplace import Laplace, inflation
+from annotator.fitting.objective import Objective, Target
+from annotator.fitting.solver import Solution, solve
+from annotator.fitting.start import from_palm, from_views, has_palm_depth
 from annotator.hand import HandModel, load_hand
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import FREIHAND_FROM_MANO
@@ -52,8 +54,12 @@ class Fit:
     vertices_mm: Floats  # (B, V, 3)
     joints3d_mm: Floats  # (B, 21, 3) R V, FreiHAND's order
     joints2d_px: Floats  # (B, 21, 2) photo pixels
+    vertices_std_mm: Floats  # (B, V, 3) of each coordinate
+    joints3d_std_mm: Floats  # (B, 21, 3) the wrist's 0
+    joints2d_std_px: Floats  # (B, 21, 2)
     scale_px_per_mm: Floats  # (B,)
     wrist_px: Floats  # (B, 2) photo pixels
+    units_per_px: Floats  # (B,) of the lengths in which the fit was done: 90 from wrist to middle knuckle
     misfit: Floats  # (B,) RMS of the landmarks' residuals over their tolerances; about 1 is ordinary
 
     def __len__(self) -> int:
@@ -68,8 +74,12 @@ class HandFitter:
         hand: HandModel | None = None,
         config: FitConfig = FitConfig(),
         device: torch.device | str = "cpu",
+        calibration: FitCalibration | None = None,
     ) -> None:
-        """Reduce the hand model (default: the open hand) to what a fit needs."""
+        """Reduce the hand model (default: the open hand) to what a fit needs.
+
+        `calibration`: of std; default what was measured for this hand and configuration.
+        """
         self.hand = hand or load_hand("open")
         self.config = config
         self.device = torch.device(device)
@@ -77,6 +87,8 @@ class HandFitter:
         self._chain = JointChain.of(self.hand, torch.float64, self.device)
         self._objective = Objective(self._chain, config)
         self._layer = HandLayer(self.hand).to(self.device)
+        self._laplace = Laplace(self.hand, self._chain)
+        self.calibration = calibration or shipped_calibration(self.hand.id, config)
         self._moving = torch.from_numpy(np.flatnonzero(self.hand.hands_std > 1e-6)).to(self.device)
 
     @torch.inference_mode()
@@ -97,6 +109,21 @@ class HandFitter:
         ]
         names = Fit.__dataclass_fields__
         return Fit(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+    @torch.inference_mode()
+    def sides(self, landmarks: Landmarks) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Which side's fit is better: whether each is a right hand (B,), and its probability (B,).
+
+        Posterior odds of the two minima, `is_right` of the landmarks ignored. Without depth both sides often fit:
+        a palm of one and a back of the other look alike.
+        """
+        costs = []
+        for right in (True, False):
+            sided = Landmarks(landmarks.joints2d_px, landmarks.depth_px, np.full(len(landmarks), right))
+            points = torch.as_tensor(sided.as_right_hands(), dtype=torch.float64, device=self.device)
+            costs.append(self._solve(Target.of(points, self.config)).cost)
+        probability = (costs[1] - costs[0]).sigmoid().cpu().numpy()
+        return probability >= 0.5, probability
 
     def _fit_batch(self, landmarks: Landmarks) -> Fit:
         points = torch.as_tensor(landmarks.as_right_hands(), dtype=torch.float64, device=self.device)
@@ -120,16 +147,18 @@ class HandFitter:
     def _result(self, solution: Solution, target: Target, mirrored: NDArray[np.bool_]) -> Fit:
         hands = solution.state.hands
         posed = self._chain.posed(hands)
-        in_finger_order = torch.tensor(FREIHAND_FROM_MANO[1:], device=self.device).view(5, 4)[:, :3] - 1
-        rotvecs = posed.rotvecs.new_empty(len(hands.betas), 15, 3)
-        rotvecs[:, in_finger_order.flatten()] = posed.rotvecs.flatten(1, 2)
-        rotations = torch.cat([hands.rotation[:, None], roma.rotvec_to_rotmat(rotvecs)], 1)
+        rotvecs = self._in_mano_order(posed.rotvecs)
+        rotations = self.rotations(hands)
         vertices, joints = self._layer(rotations.float(), hands.betas.float())
         coefficients = rotvecs.new_zeros(len(rotvecs), 45)
         coefficients[:, self._moving] = hands.coefficients
         scale = solution.state.log_scale.exp() / target.units_per_px
         wrist = solution.state.shift / target.units_per_px[:, None] + target.centre_px
         pose = torch.cat([roma.rotmat_to_rotvec(hands.rotation), rotvecs.flatten(1)], 1)
+        misfit, counted = self._misfit(solution, target)
+        spread = self._laplace.spread(solution.state, solution.curvature, vertices)
+        wider, has_depth = inflation(misfit, counted), has_palm_depth(target)
+        unit = torch.ones_like(wider)
         columns: dict[str, Any] = {
             "pose": pose,
             "coefficients": coefficients,
@@ -137,9 +166,15 @@ class HandFitter:
             "vertices_mm": vertices,
             "joints3d_mm": joints,
             "joints2d_px": scale[:, None, None] * joints[..., :2] + wrist[:, None],
+            "vertices_std_mm": self._calibrated("vertices", spread.vertices_mm, wider, unit, has_depth),
+            "joints3d_std_mm": self._calibrated("joints3d", spread.joints3d_mm, wider, unit, has_depth),
+            "joints2d_std_px": self._calibrated(
+                "joints2d", spread.joints2d, wider, 1 / target.units_per_px, has_depth
+            ),
             "scale_px_per_mm": scale,
             "wrist_px": wrist,
-            "misfit": self._misfit(solution, target),
+            "units_per_px": target.units_per_px,
+            "misfit": misfit,
         }
         arrays = {name: values.float().cpu().numpy() for name, values in columns.items()}
         for name in ("vertices_mm", "joints3d_mm", "joints2d_px", "wrist_px"):
@@ -147,10 +182,28 @@ class HandFitter:
             arrays[name] = np.where(sides, frames.mirror_points(arrays[name]), arrays[name])
         return Fit(**arrays)
 
-    def _misfit(self, solution: Solution, target: Target) -> Tensor:
+    def rotations(self, hands: HandParameters) -> Tensor:
+        """Rotation matrices (B, 16, 3, 3) of fitted hands as `HandLayer` takes them."""
+        fingers = self._in_mano_order(self._chain.posed(hands).rotvecs)
+        return torch.cat([hands.rotation[:, None], roma.rotvec_to_rotmat(fingers)], 1)
+
+    def _in_mano_order(self, rotvecs: Tensor) -> Tensor:
+        """Axis-angle by finger and joint (B, 5, 3, 3) to MANO's order (B, 15, 3)."""
+        order = torch.tensor(FREIHAND_FROM_MANO[1:], device=self.device).view(5, 4)[:, :3] - 1
+        return rotvecs.flatten(1, 2)[:, order.flatten().argsort()]
+
+    def _calibrated(self, name: str, std: Tensor, wider: Tensor, unit: Tensor, has_depth: Tensor) -> Tensor:
+        """Std (B, N, C) of one kind after inflation and calibration, times a unit (B,)."""
+        std = std * wider[:, None, None]
+        laws = [getattr(part, name) for part in (self.calibration.with_depth, self.calibration.without_depth)]
+        deep, flat = (law.scale * std**law.exponent for law in laws)
+        return torch.where(has_depth[:, None, None], deep, flat) * unit[:, None, None]
+
+    def _misfit(self, solution: Solution, target: Target) -> tuple[Tensor, Tensor]:
+        """RMS residual (B,) of landmarks' coordinates over their tolerances, and how many there are (B,)."""
         residual, _ = self._objective.residuals(solution.state, target)
         counted = 2 * (target.weight_2d > 0).sum(1) + 3 * (target.weight_3d > 0).sum(1)
-        return (residual[:, :105].square().sum(1) / counted).sqrt()
+        return (residual[:, :105].square().sum(1) / counted).sqrt(), counted
 
 
 def fit_landmarks(

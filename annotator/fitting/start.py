@@ -8,8 +8,8 @@ import roma
 import torch
 from torch import Tensor
 
-from annotator.fit.chain import HandParameters, JointChain
-from annotator.fit.objective import State, Target
+from annotator.fitting.chain import HandParameters, JointChain
+from annotator.fitting.objective import State, Target
 
 #: Wrist, thumb's first joint and the four knuckles: they move little against each other.
 _PALM = (0, 1, 5, 9, 13, 17)

@@ -37,6 +37,10 @@ class Landmarks:
     def __getitem__(self, hands: slice | NDArray[np.generic]) -> Landmarks:
         return Landmarks(self.joints2d_px[hands], self.depth_px[hands], self.is_right[hands])
 
+    def without_depth(self) -> Landmarks:
+        """The same landmarks, their depth unknown."""
+        return Landmarks(self.joints2d_px, np.full_like(self.depth_px, np.nan), self.is_right)
+
     def as_right_hands(self) -> Floats:
         """The landmarks (B, 21, 3), those of left hands mirrored: x changes sign."""
         points = np.concatenate([self.joints2d_px, self.depth_px[..., None]], -1)

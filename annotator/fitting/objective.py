@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from annotator.config import FitConfig
-from annotator.fit.chain import HandParameters, JointChain, PosedChain
+from annotator.fitting.chain import HandParameters, JointChain, PosedChain
 
 #: Wrist to middle knuckle of landmarks as they are scaled for the fit.
 PALM_MM = 90.0

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from annotator.fit.chain import PosedChain
-from annotator.fit.objective import Objective, State, Target
+from annotator.fitting.chain import PosedChain
+from annotator.fitting.objective import Objective, State, Target
 
 #: Damping as a share of the curvature's diagonal: at the start, its factors after a good and a bad step, its bounds.
 _START, _BETTER, _WORSE, _LEAST, _MOST = 1e-2, 0.2, 5.0, 1e-7, 1e6

@@ -1,0 +1,82 @@
+"""What makes the std of fits measure their errors: power laws, fitted on drawn hands, and the file they ship in.
+
+`python -m annotator.fitting.calibration` fits them anew and writes the file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from annotator.config import FitConfig, from_dict, to_dict
+from annotator.model.checkpoint import Calibration
+from annotator.uncertainty import fit_power_law
+
+PATH = Path(__file__).with_name("calibration.json")
+
+#: Hands that the shipped laws are fitted on, and the seed they are drawn from.
+COUNT, SEED = 1000, 20
+
+
+@dataclass(frozen=True)
+class FitCalibration:
+    """The laws of fits to landmarks with and without depth; `fitted_on` of each is empty until they are measured.
+
+    Lengths are millimetres; 2D is in units of which a palm has 90, whatever its size in the photo.
+    """
+
+    with_depth: Calibration = field(default_factory=Calibration)
+    without_depth: Calibration = field(default_factory=Calibration)
+
+
+@cache
+def shipped_calibration(hand_id: str, config: FitConfig) -> FitCalibration:
+    """The laws that ship; for another hand or configuration than they were fitted with, as not calibrated."""
+    stored = json.loads(PATH.read_text(encoding="utf-8"))
+    laws = from_dict(FitCalibration, stored["calibration"], str(PATH))
+    if (stored["hand"], stored["config"]) == (hand_id, to_dict(config)):
+        return laws
+    return FitCalibration(*(_not_fitted(part) for part in (laws.with_depth, laws.without_depth)))
+
+
+def _not_fitted(laws: Calibration) -> Calibration:
+    """Laws of another hand or configuration: nearer to the truth than none, and not measured."""
+    return Calibration(laws.vertices, laws.joints3d, laws.joints2d)
+
+
+def calibrate(count: int = COUNT, seed: int = SEED, config: FitConfig = FitConfig()) -> dict[str, Any]:
+    """Fit the laws on drawn hands; returns what the shipped file holds."""
+    from annotator.fitting.drawn import drawn_hands
+    from annotator.fitting.hand_fit import HandFitter
+
+    fitter = HandFitter(config=config, calibration=FitCalibration())
+    drawn = drawn_hands(fitter.hand, count, np.random.default_rng(seed))
+    parts = {}
+    for name, landmarks in (
+        ("with_depth", drawn.landmarks),
+        ("without_depth", drawn.landmarks.without_depth()),
+    ):
+        fit = fitter.fit(landmarks)
+        units = fit.units_per_px[:, None, None]
+        parts[name] = Calibration(
+            vertices=fit_power_law(fit.vertices_std_mm, fit.vertices_mm - drawn.vertices_mm),
+            joints3d=fit_power_law(fit.joints3d_std_mm, fit.joints3d_mm - drawn.joints3d_mm),
+            joints2d=fit_power_law(
+                fit.joints2d_std_px * units, (fit.joints2d_px - drawn.joints3d_mm[..., :2]) * units
+            ),
+            fitted_on=f"drawn hands, {count}, with a detector's errors",
+        )
+    return {
+        "hand": fitter.hand.id,
+        "config": to_dict(config),
+        "calibration": asdict(FitCalibration(**parts)),
+    }
+
+
+if __name__ == "__main__":
+    PATH.write_text(json.dumps(calibrate(), indent=1) + "\n", encoding="utf-8")

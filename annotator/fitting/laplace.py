@@ -1,0 +1,110 @@
+"""How sure a fit is: the Laplace approximation at its minimum, carried to joints, vertices and the photo.
+
+The cost is a negative log posterior up to its tolerances, so near its minimum the parameters are Gaussian with the
+inverse of its curvature as covariance C. With C = U U^T, a point that moves by D per parameter has the covariance
+(D U) (D U)^T, of which the diagonal is the row norms of D U, squared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from annotator.fitting.chain import JointChain, PosedChain
+from annotator.fitting.objective import State
+from annotator.hand import HandModel
+from annotator.hand.model import FREIHAND_FROM_MANO
+
+#: The prior that tolerances are right counts as much as so many coordinates of landmarks.
+_SURE_OF_TOLERANCES = 20
+
+#: Hands whose vertices are worked on together: 50 KB each for every unknown.
+_CHUNK = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Standard deviations of B fitted hands, each coordinate by itself, in the lengths of `Target`."""
+
+    joints3d_mm: Tensor  # (B, 21, 3) the wrist's 0
+    vertices_mm: Tensor  # (B, V, 3)
+    joints2d: Tensor  # (B, 21, 2)
+
+
+def inflation(misfit: Tensor, counted: Tensor) -> Tensor:
+    """By how much (B,) a fit's residual makes its std larger than its curvature says.
+
+    Tolerances are of an ordinary hand. The residuals of `counted` coordinates, RMS `misfit`, say how this one's
+    landmarks err: the square is the mean of the noise's variance under a conjugate prior.
+    """
+    return ((_SURE_OF_TOLERANCES + counted * misfit.square()) / (_SURE_OF_TOLERANCES + counted)).sqrt()
+
+
+class Laplace:
+    """Carries a curvature to the points of one hand model."""
+
+    def __init__(self, hand: HandModel, chain: JointChain) -> None:
+        """Reduce skinning to what a small motion needs."""
+        self._chain = chain
+        like = chain.rest_mm
+        # Bones by finger and joint: of each finger the palm, which all share, then its three.
+        fingers = np.array(FREIHAND_FROM_MANO[1:]).reshape(5, 4)[:, :3]
+        weights = np.zeros((hand.vertex_count, 5, 4), np.float32)
+        weights[:, :, 1:] = hand.weights[:, fingers]
+        weights[:, 0, 0] = hand.weights[:, 0]
+        self._weights = torch.from_numpy(weights.reshape(-1, 20)).to(like.device)
+        shape_mm = 1000 * hand.shapedirs.astype(np.float64)
+        shape_mm -= np.einsum("v,vdb->db", hand.J_regressor[0].astype(np.float64), shape_mm)
+        self._shape_mm = torch.from_numpy(shape_mm).float().to(like.device)
+
+    def spread(self, state: State, curvature: Tensor, vertices_mm: Tensor) -> Spread:
+        """Standard deviations.
+
+        Args:
+            state: the minimum, of B hands.
+            curvature: (B, D, D) of the cost there.
+            vertices_mm: (B, V, 3) the hands' meshes, camera axes, wrist-relative.
+        """
+        chain = self._chain
+        posed = chain.posed(state.hands)
+        identity = torch.eye(curvature.shape[-1]).to(curvature).expand_as(curvature)
+        factor = torch.linalg.solve_triangular(torch.linalg.cholesky(curvature).mT, identity, upper=True)  # U
+        of_hand = factor[:, :-4]
+        moved = chain.derivatives(posed) @ of_hand[:, None]  # (B, 21, 3, D)
+        scale = state.log_scale.exp()[:, None, None, None]
+        seen = scale * (moved[:, :, :2] + posed.joints_mm[..., :2, None] * factor[:, None, None, -4])
+        seen = seen + factor[:, None, -3:-1]
+        return Spread(
+            moved.norm(dim=-1), self._of_vertices(posed, of_hand, moved, vertices_mm), seen.norm(dim=-1)
+        )
+
+    def _of_vertices(self, posed: PosedChain, factor: Tensor, moved: Tensor, vertices_mm: Tensor) -> Tensor:
+        """(B, V, 3). A vertex moves with its bones, each about the vertex's own posed place."""
+        turns = (self._chain.turns(posed) @ factor[:, None, None]).flatten(1, 2)  # (B, 20, 3, D)
+        count = len(turns)
+        at = posed.joints_mm.new_zeros(count, 5, 4, 3)
+        at[:, :, 1:] = posed.joints_mm[:, 1:].view(count, 5, 4, 3)[:, :, :3]
+        shifts = moved.new_zeros(count, 5, 4, *moved.shape[2:])
+        shifts[:, :, 1:] = moved[:, 1:].view(count, 5, 4, *moved.shape[2:])[:, :, :3]
+        shifts = shifts.flatten(1, 2) - torch.linalg.cross(
+            turns, at.view(count, 20, 3, 1).expand_as(turns), dim=2
+        )
+        # With the shape, a vertex moves as at rest, less what its joint does, turned as its bones are.
+        bones = posed.globals.flatten(1, 2)  # (B, 20, 3, 3)
+        of_joints = bones.new_zeros(5, 4, 3, 10)
+        of_joints[:, 1:] = self._chain.shape_mm[1:].view(5, 4, 3, 10)[:, :3]
+        shifts = shifts - bones @ of_joints.flatten(0, 1) @ factor[:, None, -10:]
+        parts = []
+        for first in range(0, count, _CHUNK):
+            rows = slice(first, first + _CHUNK)
+            vertices = vertices_mm[rows].float()
+            blend = torch.cat([turns[rows], shifts[rows]], 2).float().flatten(2)
+            turn, shift = (self._weights @ blend).unflatten(2, (6, -1)).split(3, 2)  # (b, V, 3, D) each
+            turned = (self._weights @ bones[rows].float().flatten(2)).unflatten(2, (3, 3))
+            by_shape = (turned @ self._shape_mm) @ factor[rows, None, -10:].float()
+            crossed = torch.linalg.cross(turn, vertices[..., None].expand_as(turn), dim=2)
+            parts.append((crossed + shift + by_shape).norm(dim=-1))
+        return torch.cat(parts)
