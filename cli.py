@@ -218,7 +218,7 @@ def detect(
     _exit_if_failed(record)
 
 
-@app.command(epilog="Example: amvur fit found/ labels/")
+@app.command(epilog="Example: amvur fit found/ fitted/")
 def fit(
     found: Annotated[
         str,

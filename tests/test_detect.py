@@ -145,6 +145,16 @@ def test_photos_filled_by_a_right_hand_give_a_right_hand_in_2d_and_3d(detector, 
     assert np.mean([hand.is_right for hand in hands]) >= 0.95
     # Only with x right, y down and z forward is the sign that of a right hand.
     assert np.mean([chirality(hand.joints3d_mm) > 0 for hand in hands]) >= 0.95
+    # The same holds of image landmarks with their depth, which is in pixels as x and y are.
+    landmarks = [np.column_stack([hand.joints2d_px, hand.landmark_depth_px]) for hand in hands]
+    assert np.mean([chirality(points) > 0 for points in landmarks]) >= 0.95
+    lengths = np.log(
+        [
+            np.linalg.norm(points[9] - points[0]) / np.linalg.norm(points[17] - points[5])
+            for points in landmarks
+        ]
+    )
+    assert lengths.std() < 0.25  # foreshortened alone it would vary more
     for hand, side in zip(hands, side_px, strict=True):
         assert not hand.joints3d_mm[0].any() and 60 < np.linalg.norm(hand.joints3d_mm[9]) < 140
         assert 0.5 <= hand.side_score <= 1 and 0 < hand.detection_score <= 1
@@ -260,6 +270,7 @@ def test_every_photo_ends_in_rows_of_the_label_schema(detected, mixed, detector)
     (name,) = [name for name in first if name.startswith("5 ")][:1]
     (hand,) = detector.find(pixels_of(mixed / name))
     np.testing.assert_allclose(first[name]["joints2d_px"], hand.joints2d_px, atol=1 / 16)
+    np.testing.assert_allclose(first[name]["landmark_depth_px"], hand.landmark_depth_px, atol=1 / 16)
     np.testing.assert_allclose(first[name]["box_xyxy"], hand.box_xyxy, rtol=1e-5)
     assert (first[name]["is_right"], first[name]["box_source"]) == (hand.is_right, "detector")
     facts = json.loads(table.schema.metadata[b"amvur"])

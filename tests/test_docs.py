@@ -64,20 +64,25 @@ def smaller(text: str) -> str:
     return text
 
 
+def write_keypoints(truth: Path, out: Path, size_px: int) -> None:
+    """The 2D joints of a folder of drawn hands in COCO's layout."""
+    keypoints = {"images": [], "annotations": []}
+    for number, row in enumerate(pq.read_table(truth).to_pylist()):
+        points = [value for x, y in row["joints2d_px"] for value in (x, y, 2)]
+        photo = {"id": number, "file_name": Path(row["image_uri"]).name, "width": size_px, "height": size_px}
+        keypoints["images"].append(photo)
+        keypoints["annotations"].append(
+            {"image_id": number, "keypoints": points, "is_right": row["is_right"]}
+        )
+    out.write_text(json.dumps(keypoints))
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """What the page takes for given: photos, and keypoints of them that somebody has annotated."""
     write_photos(tmp_path / "drawn", 4, seed=5, size_px=64)
     shutil.move(tmp_path / "drawn/images", tmp_path / "photos")
-    truth = pq.read_table(tmp_path / "drawn/truth.parquet").to_pylist()
-    keypoints = {"images": [], "annotations": []}
-    for number, row in enumerate(truth):
-        points = [value for x, y in row["joints2d_px"] for value in (x, y, 2)]
-        keypoints["images"].append({"id": number, "file_name": Path(row["image_uri"]).name})
-        keypoints["annotations"].append(
-            {"image_id": number, "keypoints": points, "is_right": row["is_right"]}
-        )
-    (tmp_path / "keypoints.json").write_text(json.dumps(keypoints))
+    write_keypoints(tmp_path / "drawn/truth.parquet", tmp_path / "keypoints.json", size_px=64)
     (mix,) = blocks("yaml")
     (tmp_path / "mix.yaml").write_text(smaller(mix))
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,7 @@ import typer
 import cli
 from annotator.model.checkpoint import SHIPPED
 from tests.test_cli import run
-from tests.test_docs import FURTHER, ROOT
+from tests.test_docs import FURTHER, ROOT, write_keypoints
 from trainer.data.convert import convert
 from trainer.synth import write_photos
 
@@ -28,7 +28,7 @@ README = (ROOT / "README.md").read_text()
 
 #: Each group in one folder; what one page has done is not done again for the next.
 GROUPS = (
-    ("README.md", HELP, "docs/export.md"),
+    ("README.md", HELP, "docs/export.md", "docs/fit.md"),
     ("docs/tutorial.md",),
     ("docs/inputs.md",),
     ("docs/cluster.md",),
@@ -48,7 +48,7 @@ OTHER_PAGES = (
 ELSEWHERE = ("amvur jobs", "amvur evaluate default OUT/aside")
 
 #: Needs MediaPipe, or what it found.
-WITH_DETECTOR = re.compile(r"amvur detect|--detector|--boxes found")
+WITH_DETECTOR = re.compile(r"amvur detect|--detector|--boxes found|fit found|fitted")
 
 #: What keeps the numbers small.
 SMALLER = {
@@ -80,7 +80,7 @@ def examples() -> list[str]:
     commands = [*group.commands.values(), *group.commands["jobs"].commands.values()]
     found = [command.epilog.removeprefix("Example: ") for command in commands if command.epilog]
     assert len(found) == len(commands) - 1  # `jobs` itself has none
-    order = ["annotate", "synth", "detect", "convert", "train"]
+    order = ["annotate", "synth", "detect", "fit", "convert", "train"]
     return sorted(
         found, key=lambda line: order.index(name) if (name := line.split()[1]) in order else len(order)
     )
@@ -115,6 +115,7 @@ def place(tmp_path, monkeypatch, hand_scenes, sign_digits):
     shutil.copy(hand_scenes.parents[1] / "models" / "hand_landmarker.task", tmp_path)
     shutil.copy(SHIPPED, tmp_path / "better.safetensors")
     write_photos(tmp_path / "drawn", 20, seed=5, size_px=48)
+    write_keypoints(tmp_path / "drawn" / "truth.parquet", tmp_path / "keypoints.json", size_px=48)
     for name in ("examples", "held-out"):
         convert(f"synth:{tmp_path}/drawn", str(tmp_path / "bucket" / name))
     listed = (ROOT / "docs" / "inputs.md").read_text().partition("<<END\n")[2].partition("END\n")[0]

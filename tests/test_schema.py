@@ -29,6 +29,7 @@ def written(tmp_path_factory):
         "joints3d_std_mm": rng.uniform(1, 20, (n, 21, 3)),
         "joints2d_px": rng.uniform(0, 100, (n, 21, 2)),
         "joints2d_std_px": rng.uniform(0, 9, (n, 21, 2)),
+        "landmark_depth_px": rng.normal(0, 60, (n, 21)),
         "vertices_mm": rng.normal(0, 60, (n, V, 3)),
         "vertices_std_mm": rng.uniform(1, 20, (n, V, 3)),
         "pose": rng.normal(0, 1, (n, 48)),
