@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from annotator.calibration import Calibration
 from annotator.config import FitConfig, from_dict, to_dict
-from annotator.model.checkpoint import Calibration
-from annotator.uncertainty import fit_power_law
+from annotator.uncertainty import fit_axis_laws, fit_mean_error, fit_power_law
 
 PATH = Path(__file__).with_name("calibration.json")
 
@@ -46,11 +46,11 @@ def shipped_calibration(hand_id: str, config: FitConfig) -> FitCalibration:
 
 def _not_fitted(laws: Calibration) -> Calibration:
     """Laws of another hand or configuration: nearer to the truth than none, and not measured."""
-    return Calibration(laws.vertices, laws.joints3d, laws.joints2d)
+    return replace(laws, fitted_on="")
 
 
 def calibrate(count: int = COUNT, seed: int = SEED, config: FitConfig = FitConfig()) -> dict[str, Any]:
-    """Fit the laws on drawn hands; returns what the shipped file holds."""
+    """Fit the laws on drawn hands and return the content of the shipped file."""
     from annotator.fitting.drawn import drawn_hands
     from annotator.fitting.hand_fit import HandFitter
 
@@ -63,13 +63,19 @@ def calibrate(count: int = COUNT, seed: int = SEED, config: FitConfig = FitConfi
     ):
         fit = fitter.fit(landmarks)
         units = fit.units_per_px[:, None, None]
+        joints_error_mm = fit.joints3d_mm - drawn.joints3d_mm
+        joints3d = fit_axis_laws(fit.joints3d_std_mm, joints_error_mm)
         parts[name] = Calibration(
-            vertices=fit_power_law(fit.vertices_std_mm, fit.vertices_mm - drawn.vertices_mm),
-            joints3d=fit_power_law(fit.joints3d_std_mm, fit.joints3d_mm - drawn.joints3d_mm),
+            vertices=fit_axis_laws(fit.vertices_std_mm, fit.vertices_mm - drawn.vertices_mm),
+            joints3d=joints3d,
             joints2d=fit_power_law(
                 fit.joints2d_std_px * units, (fit.joints2d_px - drawn.joints3d_mm[..., :2]) * units
             ),
-            fitted_on=f"drawn hands, {count}, with a detector's errors",
+            joint_error=fit_mean_error(
+                np.linalg.norm(joints3d(fit.joints3d_std_mm[:, 1:]), axis=-1).mean(1),
+                np.linalg.norm(joints_error_mm[:, 1:], axis=-1).mean(1),
+            ),
+            fitted_on=f"drawn hands, {count}, with a detector's errors: joints3d, vertices, joints2d",
         )
     return {
         "hand": fitter.hand.id,

@@ -196,7 +196,7 @@ class HandFitter:
         """Std (B, N, C) of one kind after inflation and calibration, times a unit (B,)."""
         std = std * wider[:, None, None]
         laws = [getattr(part, name) for part in (self.calibration.with_depth, self.calibration.without_depth)]
-        deep, flat = (law.scale * std**law.exponent for law in laws)
+        deep, flat = (torch.as_tensor(law(std.cpu().numpy())).to(std) for law in laws)
         return torch.where(has_depth[:, None, None], deep, flat) * unit[:, None, None]
 
     def _misfit(self, solution: Solution, target: Target) -> tuple[Tensor, Tensor]:

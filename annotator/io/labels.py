@@ -28,12 +28,13 @@ from annotator.io.schema import ROUNDING, SAMPLES_ROUNDING, SCHEMA_VERSION, enco
 from annotator.io.storage import join, names_in, open_file, write_whole
 
 if TYPE_CHECKING:
+    from annotator.calibration import Calibration
     from annotator.hand import HandModel
-    from annotator.model.checkpoint import Calibration, Checkpoint
+    from annotator.model.checkpoint import Checkpoint
 
 
 def label_metadata(checkpoint: Checkpoint, samples: int = 0) -> dict[str, str]:
-    """Describe label files with `samples` drawn meshes per hand: JSON under the key `amvur` of their Parquet metadata."""
+    """Describe label files with `samples` drawn meshes per hand: JSON, the key `amvur` of their Parquet metadata."""
     info = checkpoint.info
     return _metadata(
         checkpoint.id,
