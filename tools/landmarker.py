@@ -1,0 +1,140 @@
+"""Teach MediaPipe's landmark network to read smaller crops.
+
+    python tools/landmarker.py OUT --photos PHOTOS --model hand_landmarker.task
+
+PHOTOS holds folders of photos. Hands are detected, each gets an upright crop, and a small network is distilled from
+MediaPipe's on them (`trainer/distil.py`). A stopped run resumes. OUT/landmarker.safetensors is a `Landmarker` in half
+precision, like tools/weights/landmarker-160.safetensors, from which `--start` begins. Photos named in ASIDE judge it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from annotator.detect.job import detect
+from annotator.frames import CropFrame, cut, resample, upright_square
+from annotator.io.photos import photo_at
+from annotator.io.storage import write_whole
+from annotator.model.landmarker import Landmarker
+from annotator.model.landmarker_file import read_landmarker
+from trainer.distil import MODEL_FILE, TEACHER_PX, DistilConfig, distil, view
+from trainer.keyed import keys
+
+#: Crops are this much wider than tight ones, so that views may be turned and shifted; and their side.
+MARGIN, CROP_PX = 1.5, 288
+
+#: Side of a tight crop, in sides of the landmarks' upright box.
+PADDING = 1.35
+
+#: Photos kept out of training, by their path below PHOTOS: whole people, sequences or every seventh letter.
+ASIDE = re.compile(
+    r"hand-photos/images/(webcam-0[258]/|asl-letters/\d*[07]_)|hand-scenes/images/(996_|96_|5_|Hand)"
+    r"|sign-digits/images/\d/IMG_5[6-9]"
+)
+
+#: Crops that batch norms are measured on, and views that judge.
+MEASURED, JUDGED = 96, 256
+
+
+def upright_crops(found: Path) -> Iterator[tuple[str, Tensor]]:
+    """Cut each detected hand upright: its photo's path and (CROP_PX, CROP_PX, 3) uint8, left hands mirrored."""
+    for path in sorted((found / "data").glob("*.parquet")):
+        for row in pq.read_table(path, filters=[("status", "=", "ok")]).to_pylist():
+            photo = photo_at(row["image_uri"], row["frame_index"])
+            square = upright_square(np.array(row["joints2d_px"]), PADDING * MARGIN)
+            # A turned square fits into one sqrt(2) times as large.
+            side_px = int(CROP_PX * 1.42)
+            frame = CropFrame(square.centre_px, square.half_side_px * 1.42, np.bool_(False))
+            wide = torch.from_numpy(cut(photo.pixels, frame, side_px, photo.width).copy())
+            image = resample(
+                (wide.permute(2, 0, 1)[None] / 255),
+                torch.zeros(1, 2),
+                torch.tensor([1 / 1.42]),
+                torch.tensor([float(square.turn_rad)]),
+                torch.tensor([not row["is_right"]]),
+                CROP_PX,
+            )
+            yield row["image_uri"], (image[0].permute(1, 2, 0) * 255).round().byte()
+
+
+def crops_of(out: Path, photos: Path, model: str) -> tuple[Tensor, Tensor]:
+    """Return the crops to train on and those kept aside, (N, CROP_PX, CROP_PX, 3); OUT keeps them."""
+    kept = out / "crops.safetensors"
+    if not kept.is_file():
+        parts: dict[str, list[Tensor]] = {"train": [], "aside": []}
+        for folder in sorted(path for path in photos.iterdir() if path.is_dir()):
+            found = out / "found" / folder.name
+            detect(str(folder), str(found), model)
+            for uri, crop in upright_crops(found):
+                parts["aside" if ASIDE.search(uri) else "train"].append(crop)
+        stacked = {name: torch.stack(crops) for name, crops in parts.items()}
+        write_whole(str(kept), safetensors.torch.save(stacked))
+    loaded = safetensors.torch.load_file(kept)
+    return loaded["train"], loaded["aside"]
+
+
+@torch.no_grad()
+def judge(student: Landmarker, teacher: Landmarker, views: Tensor, crop_px: int) -> str:
+    """Describe how far the student's landmarks are from the teacher's, on the views that show a hand."""
+    small = F.interpolate(views, size=crop_px, mode="bilinear", antialias=True)
+    ours, theirs = student.eval()(small), teacher.eval()(views)
+    there = theirs.presence > 0
+    off = 50 * (ours.image - theirs.image)[there][..., :2].norm(dim=-1).mean(1)
+    world_mm = (ours.world_mm - theirs.world_mm)[there].norm(dim=-1).mean()
+    return f"2D {off.mean():.2f} (median {off.median():.2f}) % of the crop, world {world_mm:.1f} mm"
+
+
+def main() -> None:
+    """Detect, cut, distil and judge."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--model", required=True, help="MediaPipe's hand_landmarker.task")
+    parser.add_argument("--start", type=Path, help="weights of an earlier distillation")
+    parser.add_argument("--crop-px", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=10_000)
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    config = DistilConfig(crop_px=arguments.crop_px, steps=arguments.steps)
+    train, aside = crops_of(out, arguments.photos, arguments.model)
+    shown = view(
+        train[:: len(train) // MEASURED],
+        keys(1, torch.arange(len(train[:: len(train) // MEASURED]))),
+        MARGIN,
+        config,
+    )
+    teacher = read_landmarker(arguments.model, shown)
+    student = read_landmarker(
+        arguments.model, F.interpolate(shown, size=config.crop_px, mode="bilinear", antialias=True)
+    )
+    if arguments.start:
+        student.load_state_dict(safetensors.torch.load_file(arguments.start))
+    rows = aside[:: max(len(aside) // JUDGED, 1)]
+    views = view(rows, keys(2, torch.arange(len(rows))), MARGIN, config)
+    assert views.shape[-1] == TEACHER_PX
+    print(
+        f"{len(train)} crops, {len(aside)} kept aside; before: {judge(student, teacher, views, config.crop_px)}"
+    )
+
+    def show(step: int, loss: float) -> None:
+        if step % 100 == 0:
+            print(f"step {step} of {config.steps}, loss {loss:.3f}", flush=True)
+
+    mean = distil(teacher, student, train, MARGIN, out / "run", config, show)
+    print(f"after: {judge(mean, teacher, views, config.crop_px)}")
+    half = {name: t.half() if t.ndim > 1 else t for name, t in mean.state_dict().items()}
+    write_whole(str(out / MODEL_FILE), safetensors.torch.save(half))
+
+
+if __name__ == "__main__":
+    main()
