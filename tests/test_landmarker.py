@@ -239,7 +239,7 @@ def test_training_starts_from_the_file(model, landmarker, crops, tmp_path):
     with torch.no_grad():
         found, expected = start.backbone(crops).g, landmarker.backbone(crops).g
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    # Of its own crops, not of those that `landmarker` was measured on.
+    # Measured on its own crops, not on those of `landmarker`.
     assert not torch.allclose(
         start.backbone.bn1.running_mean, landmarker.backbone.bn1.running_mean, atol=1e-2
     )

@@ -27,7 +27,7 @@ from annotator.hand import load_hand
 from annotator.hand.model import HandModel
 from annotator.io.storage import check_writable
 from annotator.model.checkpoint import load_checkpoint
-from annotator.model.landmarker_file import read_landmarker
+from annotator.model.landmarker_file import INPUT_PX, read_landmarker
 from annotator.model.network import Network
 from annotator.model.pretrained import PretrainedUnreachableError, load_pretrained
 from trainer.augment import prepare
@@ -189,15 +189,20 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
 
 
 def _start_from_landmarker(network: Network, config: TrainConfig, hand: HandModel) -> None:
-    """Give the backbone MediaPipe's weights, with batch norms measured on the first crops: the same on every worker."""
+    """Give the backbone MediaPipe's weights, with batch norms measured on the first crops, the same on every worker.
+
+    The crops have the size of the file's own input. In training mode each batch then has the statistics that its layers
+    were made for, whatever `crop_px`; that brings MediaPipe's landmarks nearer at smaller sizes.
+    """
     if config.network.backbone != "hand_landmark":
         raise UserError(
             f"start_from '{config.start_from}' holds the backbone hand_landmark, not {config.network.backbone}: "
             "set network.backbone=hand_landmark"
         )
-    data = Steps(config, hand)
+    at_its_size = replace(config, network=replace(config.network, crop_px=INPUT_PX))
+    data = Steps(at_its_size, hand)
     steps = range(math.ceil(MEASURED_CROPS / config.batch_size))
-    crops = [_prepared(data[step], data, config, torch.device("cpu"))[0] for step in steps]
+    crops = [_prepared(data[step], data, at_its_size, torch.device("cpu"))[0] for step in steps]
     landmarker = read_landmarker(config.start_from, torch.cat(crops))
     network.backbone.load_state_dict(landmarker.backbone.state_dict())
 

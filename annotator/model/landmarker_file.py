@@ -58,8 +58,8 @@ def read_landmarker(place: str, crops: Tensor) -> Landmarker:
 
     Args:
         place: path or URL of `hand_landmarker.task`.
-        crops: (N, 3, S, S) RGB, 0..1, such as training will show; the batch norms' statistics are measured on them.
-            With N = 0 they stay at mean 0 and variance 1, which is the same function in evaluation mode only.
+        crops: (N, 3, 224, 224) RGB, 0..1, such as training will show; the batch norms' statistics are measured on
+            them. With N = 0 they stay at mean 0 and variance 1: the same function, but in evaluation mode only.
 
     Raises:
         UserError: `tflite` is not installed, there is no such file, or it holds another network.
