@@ -59,7 +59,7 @@ def fitted(points_px, **options):
 
 
 def test_joints_of_the_chain_are_those_of_the_skinned_hand(hands):
-    """Against `smplx`, which poses the whole mesh."""
+    """Against the layer, which poses the whole mesh by skinning."""
     rng = np.random.default_rng(0)
     chain = JointChain.of(HAND)
     coefficients = torch.from_numpy(rng.normal(size=(50, chain.pose_dim)))
@@ -104,7 +104,7 @@ def test_the_left_jacobian_turns_small_steps_into_turns():
 
 
 def test_the_minimum_is_the_one_that_scipy_finds_for_the_cost_as_it_is_documented(noisy_px):
-    """Joints from the skinned hand, axis-angle and plain scales; the 3D scale by its closed form in each step."""
+    """Joints from the skinned mesh, axis-angle and plain scales; the 3D scale by its closed form in each step."""
     config = FitConfig(most_steps=100)
     chain = JointChain.of(HAND)
     layer = HandLayer(HAND).double()
