@@ -59,8 +59,8 @@ Sides = Annotated[Side, typer.Option(help="Which hands the photos show; 'auto' a
 Photos = Annotated[
     str,
     typer.Argument(
-        help="A folder, a glob, a list (.txt, .csv, .jsonl, .parquet), a tar, a Parquet file with photos, or a video; "
-        "a path or URL."
+        help="A folder, a glob, a list (.txt, .csv, .json, .jsonl, .parquet), a tar, a Parquet file with photos, or a "
+        "video; a path or URL."
     ),
 ]
 Labels = Annotated[
@@ -103,6 +103,12 @@ def annotate(
     boxes: Annotated[
         str | None, typer.Option(help="Where the hands are: a list with boxes, or what `amvur detect` wrote.")
     ] = None,
+    boxes_normalised: Annotated[
+        bool,
+        typer.Option(
+            "--boxes-normalised", help="Boxes of a list are fractions of the photo's width and height."
+        ),
+    ] = False,
     every: EveryFrames = 1,
     samples: Annotated[
         int,
@@ -142,6 +148,7 @@ def annotate(
         "detector": detector,
         "max_hands": max_hands,
         "boxes": boxes,
+        "boxes_normalised": boxes_normalised,
         "every": every,
         "samples": samples,
     }

@@ -80,9 +80,9 @@ def estimate(
     record_of(job)
     done_shards, manifest = DoneShards(job.labels), Manifest(job.labels)
     done = sum(count for number, count in manifest.counts() if number in done_shards)
-    count = manifest.entry_count
-    for _ in manifest.unplanned(job.source):
-        count += 1
+    count = manifest.photo_count
+    for entry in manifest.unplanned(job.source):
+        count += not entry.first_hand
         if count % _TELL_EVERY == 0:
             on_progress(count, count)
     predictor = load(checkpoint, hand)

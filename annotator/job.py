@@ -177,7 +177,7 @@ class _Run(Generic[Settings]):
                 entries = [renewed(entry) for entry in shard.entries if entry.id in ids]
                 if entries:
                     self.replaced[shard.number] = self.tally.of_labels(shard.number)
-                    self.again += len(entries)
+                    self.again += sum(not entry.first_hand for entry in entries)
                     yield PlannedShard(shard.number, entries, [entry.id for entry in shard.entries])
         self.listed = True
 
@@ -197,7 +197,7 @@ class _Run(Generic[Settings]):
             self.on_progress(
                 Progress(
                     photos,
-                    self.again or max(self.manifest.entry_count, photos),
+                    self.again or max(self.manifest.photo_count, photos),
                     self.listed,
                     dict(self.tally.outcomes),
                     rate,
@@ -212,9 +212,9 @@ class _Run(Generic[Settings]):
         record.failed = self.tally.failed
         if relabel is None:
             record.skipped_files, record.skipped_names = source.skipped_count, source.skipped
-            if record.photos != self.manifest.entry_count:
+            if record.photos != self.manifest.photo_count:
                 raise UserError(
-                    f"'{self.job.labels}' has rows of {record.photos} photos where {self.manifest.entry_count} were "
+                    f"'{self.job.labels}' has rows of {record.photos} photos where {self.manifest.photo_count} were "
                     "planned: delete '_outcomes' in it and run the same command again"
                 )
         if self.began < math.inf:

@@ -40,6 +40,7 @@ def annotate(
     detector: str | None = None,
     max_hands: int = 2,
     boxes: str | None = None,
+    boxes_normalised: bool = False,
     every: int = 1,
     samples: int = 0,
     compute: ComputeOptions = ComputeOptions(),
@@ -57,6 +58,7 @@ def annotate(
             and without boxes, each photo is the crop around one hand.
         max_hands: how many the detector looks for in a photo.
         boxes: where the hands are: a list with boxes, or labels that `amvur detect` wrote.
+        boxes_normalised: boxes of a list are fractions of each photo's width and height.
         every: of a video, each so-many-th frame.
         samples: how many meshes to draw for each hand, `MOST_SAMPLES` at most; 0: no columns for them.
         compute: workers, threads, sizes, and the cluster.
@@ -79,6 +81,7 @@ def annotate(
         detector=detector,
         max_hands=max_hands,
         boxes=boxes,
+        boxes_normalised=boxes_normalised,
         every=every,
         samples=samples,
         batch_size=compute.batch_size,
@@ -96,6 +99,7 @@ def annotation(
     detector: str | None = None,
     max_hands: int = 2,
     boxes: str | None = None,
+    boxes_normalised: bool = False,
     every: int = 1,
     samples: int = 0,
     batch_size: int | None = None,
@@ -110,7 +114,7 @@ def annotation(
     if detector and boxes:
         raise UserError("detector and boxes both say where the hands are: give one of them")
     with patience(FIRST_ANSWER_S):  # a wrong name or key is told before a model is loaded
-        photos = some_photos(source, labels, every, boxes)
+        photos = some_photos(source, labels, every, boxes, boxes_normalised)
         if read_run_record(labels, RunSettings) is None and not is_dry:
             check_writable(labels)
         found = read_model(detector) if detector else None
@@ -130,6 +134,7 @@ def annotation(
         max_hands=max_hands if found else 1,
         every=every,
         boxes=shown(label_folder(boxes)) if boxes else None,
+        boxes_normalised=boxes_normalised,
         samples=samples,
     )
     find = partial(detector_of_process, found, max_hands) if found else None
@@ -154,16 +159,24 @@ def annotation(
     )
 
 
-def some_photos(source: str, labels: str, every: int = 1, boxes: str | None = None) -> Source:
-    """A source that was found to have photos.
+def some_photos(
+    source: str,
+    labels: str,
+    every: int = 1,
+    boxes: str | None = None,
+    boxes_normalised: bool = False,
+    by_hand: bool = True,
+) -> Source:
+    """A source that was found to have photos; arguments are those of `open_source`.
 
     Raises:
         UserError: it has none.
     """
-    photos = open_source(source, labels, every)
-    if next(iter(photos), None) is None:
-        raise UserError(f"there are no photos in '{source}' ({photos.skipped_count} files of other kinds)")
-    return WithBoxes(photos, boxes) if boxes else photos
+    photos = open_source(source, labels, every, boxes, boxes_normalised, by_hand)
+    listed = photos.photos if isinstance(photos, WithBoxes) else photos
+    if next(iter(listed), None) is None:
+        raise UserError(f"there are no photos in '{source}' ({listed.skipped_count} files of other kinds)")
+    return photos
 
 
 def _memory_of(checkpoint: Checkpoint, batch_size: int | None) -> int:

@@ -33,6 +33,7 @@ class RunSettings:
     max_hands: int = 1
     every: int = 1  # of a video's frames
     boxes: str | None = None  # where the hands are listed
+    boxes_normalised: bool = False  # whether as fractions of the photo
     samples: int = 0  # meshes drawn for each hand
 
 

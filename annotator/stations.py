@@ -26,6 +26,9 @@ from annotator.io.schema import labels_to_table, without_hand
 if TYPE_CHECKING:  # who opens and writes starts seconds sooner without torch
     from annotator.predictor import Predictor, Side
 
+#: A hand's box is longer. One that is shorter is a mistake, such as fractions of the photo given as pixels.
+MIN_BOX_PX = 8
+
 #: Gives this process's detector, which is loaded when first asked for.
 FindHands = Callable[[], HandDetector]
 
@@ -71,7 +74,8 @@ def first_row(entry: Entry) -> dict[str, Any]:
         "duplicate": entry.duplicate,
         "frame_index": entry.frame_index,
         "frame_time_s": entry.frame_time_s,
-        "hand_index": -1,
+        # An earlier row speaks for the photo; this one keeps its place among the hands, whatever becomes of it.
+        "hand_index": entry.first_hand or -1,
         **entry.extra,
     }
 
@@ -129,7 +133,8 @@ def open_shard(entries: Sequence[Entry], crop_px: int, find: FindHands | None = 
             shard.rows.append(row | without_hand("no_hand_found", "the detector found no hand"))
             continue
         shard.hand_rows += range(len(shard.rows), len(shard.rows) + len(crops))
-        shard.rows += [row | {"hand_index": k, "box_source": source} for k in range(len(crops))]
+        first = entry.first_hand
+        shard.rows += [row | {"hand_index": first + k, "box_source": source} for k in range(len(crops))]
         cut += crops
     shard.crops = Crops.stack(cut) if cut else None
     return shard
@@ -154,14 +159,10 @@ def _hands(entry: Entry, photo: Photo, crop_px: int, find: FindHands | None) -> 
 
     hands = entry.hands
     if hands is not None and _has_boxes(entry):
-        for hand in hands:
-            x0, y0, x1, y1 = hand.box_xyxy or (0, 0, 1, 1)
-            if x1 <= 0 or y1 <= 0 or x0 >= photo.width or y0 >= photo.height:
-                size = f"{photo.width} x {photo.height} pixels"
-                raise PhotoError(
-                    "box_outside", f"the listed box {(x0, y0, x1, y1)} lies outside the photo of {size}"
-                )
-        return "list", [crop(hand.box_xyxy, hand.right_score) for hand in hands]
+        return "list", [
+            crop(listed_box(hand.box_xyxy, entry, photo) if hand.box_xyxy else None, hand.right_score)
+            for hand in hands
+        ]
     told = hands[0].right_score if hands else None
     if find is None:
         return "photo", [crop(None, told)]
@@ -170,6 +171,25 @@ def _hands(entry: Entry, photo: Photo, crop_px: int, find: FindHands | None) -> 
         crop(hand.box_xyxy.tolist(), _right_score(hand.is_right, hand.side_score) if told is None else told)
         for hand in found
     ]
+
+
+def listed_box(box_xyxy: Sequence[float], entry: Entry, photo: Photo) -> tuple[float, float, float, float]:
+    """A listed hand's box in photo pixels.
+
+    Raises:
+        PhotoError: it lies outside the photo, or is too small to hold a hand.
+    """
+    across, down = (photo.width, photo.height) if entry.normalised else (1, 1)
+    x0, y0, x1, y1 = box_xyxy
+    box = x0 * across, y0 * down, x1 * across, y1 * down
+    if box[2] <= 0 or box[3] <= 0 or box[0] >= photo.width or box[1] >= photo.height:
+        size = f"{photo.width} x {photo.height} pixels"
+        raise PhotoError("box_outside", f"the listed box {box} lies outside the photo of {size}")
+    if max(box[2] - box[0], box[3] - box[1]) < MIN_BOX_PX:
+        raise PhotoError(
+            "too_small", f"the listed box {box} is smaller than {MIN_BOX_PX} pixels: too small to show a hand"
+        )
+    return box
 
 
 def _right_score(is_right: bool, side_score: float) -> float:

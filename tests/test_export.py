@@ -185,6 +185,8 @@ def test_coco_is_loaded_by_pycocotools_and_hands_match_themselves(scene, tmp_pat
     assert exported.hands == len(rows) == len(coco.anns) == 8
     # a.jpg once with two hands, once more as a duplicate.
     assert len(coco.imgs) == 7 and len({image["id"] for image in coco.imgs.values()}) == 7
+    names = [image["file_name"] for image in coco.imgs.values()]
+    assert {"clip.mp4#5", "clip.mp4#7"} <= set(names) and len(set(names)) == 6
     (category,) = coco.loadCats(coco.getCatIds())
     assert tuple(category["keypoints"]) == JOINT_NAMES and len(category["skeleton"]) == 20
     assert {min(bone) for bone in category["skeleton"]} >= {1} and max(map(max, category["skeleton"])) == 21

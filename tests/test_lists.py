@@ -224,9 +224,10 @@ def test_parquet_of_all_types(tmp_path):
         ("l.csv", "uri,uri\n", "two columns of one name"),
         ("l.csv", "uri,x1,y1,x2\n", "has x1, y1, x2 of a box"),
         *(("l.csv", f"uri,{name}\n", "did you mean") for name in (
-            "Handedness", "handednes", "is-right", "X1", "bbox", "focal px", "Box_XYXY", "imageid", "SIDE")),
-        ("l.jsonl", "[\n", "its first line is no object"),
-        ("l.jsonl", '[{"uri": "a"}]\n', "its first line is no object"),
+            "Handedness", "handednes", "is-right", "bbox", "focal px", "imageid", "SIDE")),
+        ("l.jsonl", "[\n", "its first one is no object"),
+        ("l.jsonl", "[1, 2]\n", "its first one is no object"),
+        ("l.json", '{"images": [],\n"annotations": []}', "neither JSON lines nor a JSON array"),
         ("l.jsonl", '{"uri": 5}\n', "expected text"),
         ("l.parquet", b"PAR1nonsense", "no Parquet file"),
         ("l.parquet", pa.table({"uri": [1]}), "'uri' of"),

@@ -79,7 +79,7 @@ def detect(
     """
     out = label_folder(out)
     with patience(FIRST_ANSWER_S):  # a wrong name or key is told at once
-        source = some_photos(photos, out, every)
+        source = some_photos(photos, out, every, by_hand=False)
         found = read_model(model)
         if read_run_record(out, DetectSettings) is None:
             check_writable(out)

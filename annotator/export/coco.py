@@ -72,32 +72,43 @@ class _Images:
 
     def __init__(self) -> None:
         self.count = 0
-        self._recent: dict[int, None] = {}  # in the order they came
+        self._recent: dict[tuple[str, int | None], int] = {}  # the id of each place, in the order they came
         self._duplicates: set[int] = set()  # which may lie anywhere
 
     def of(self, row: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """A row's photo, and whether it was not there before."""
-        image_id, uri = row["image_id"], row["image_uri"]
+        """A row's photo, and whether it was not there before. A list may give each hand of a photo its own id."""
+        image_id, uri, frame_index = row["image_id"], row["image_uri"], row.get("frame_index")
         image = {
-            "id": stable_number(f"{image_id}\0{uri}\0duplicate" if row.get("duplicate") else image_id),
-            "file_name": image_id if uri == image_id or uri.endswith(f"/{image_id}") else uri,
+            "id": stable_number(image_id),
+            "file_name": _file_name(image_id, uri, frame_index),
             "coco_url": uri,
             "width": row["width"],
             "height": row["height"],
             "image_id": image_id,
         }
-        if row.get("frame_index") is not None:
-            image |= {"frame_index": row["frame_index"], "frame_time_s": row["frame_time_s"]}
-        is_new = image["id"] not in self._recent and image["id"] not in self._duplicates
-        if is_new:
-            self.count += 1
-            if row.get("duplicate"):
-                self._duplicates.add(image["id"])
-            else:
-                self._recent[image["id"]] = None
+        if frame_index is not None:
+            image |= {"frame_index": frame_index, "frame_time_s": row["frame_time_s"]}
+        if row.get("duplicate"):
+            image["id"] = stable_number(f"{image_id}\0{uri}\0duplicate")
+            is_new = image["id"] not in self._duplicates
+            self._duplicates.add(image["id"])
+        else:
+            is_new = (uri, frame_index) not in self._recent
+            image["id"] = self._recent.setdefault((uri, frame_index), image["id"])
             if len(self._recent) > _RECENT:
                 del self._recent[next(iter(self._recent))]
+        self.count += is_new
         return image, is_new
+
+
+def _file_name(image_id: str, uri: str, frame_index: int | None) -> str:
+    """The path below the labelled folder, or the whole uri where there is none; of a frame, with its number."""
+    place, number = (
+        (image_id, "")
+        if frame_index is None
+        else (image_id.removesuffix(f"#{frame_index}"), f"#{frame_index}")
+    )
+    return (place if uri == place or uri.endswith(f"/{place}") else uri) + number
 
 
 def stable_number(text: str) -> int:

@@ -83,7 +83,8 @@ def _with_photos(batches: Iterator[pa.Table]) -> Iterator[tuple[list[Hand], Foun
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["image_id"], row["image_uri"], row.get("frame_index")
+    """What the hands of one photo share. A list may give each its own id; a duplicate is a photo of its own."""
+    return row["image_uri"], row.get("frame_index"), row["image_id"] if row.get("duplicate") else None
 
 
 def _rows(batches: Iterator[pa.Table]) -> Iterator[Hand]:
@@ -104,9 +105,8 @@ def _sample(photo: Stored, hands: list[Hand]) -> dict[str, bytes]:
     """The files of a sample by their extension."""
     first = hands[0][0]
     about = {name: first[name] for name in _OF_PHOTO if name in first}
-    about["hands"] = [
-        {name: value for name, value in row.items() if name not in _OF_PHOTO} for row, _ in hands
-    ]
+    own = [name for name in _OF_PHOTO if name != "image_id" or len({row[name] for row, _ in hands}) == 1]
+    about["hands"] = [{name: value for name, value in row.items() if name not in own} for row, _ in hands]
     names = set.intersection(*(set(arrays) for _, arrays in hands))  # a column is null for all or for none
     stacked: dict[str, Any] = {
         name: np.stack([arrays[name] for _, arrays in hands]) for name in sorted(names)

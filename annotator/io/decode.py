@@ -42,6 +42,7 @@ Reason = Literal[
     "truncated",
     "corrupt",
     "too_large",
+    "too_small",
     "unsupported",
     "box_outside",
 ]

@@ -1,4 +1,4 @@
-"""One photo to label: where it is, and what is already known of it."""
+"""One photo to label, or one hand that a list has of it: where it is, and what is already known of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ Landmark = tuple[float | None, float | None, float | None]
 class ListedHand(NamedTuple):
     """One hand of a photo as a list or a detector's labels have it."""
 
-    box_xyxy: tuple[float, float, float, float] | None = None  # photo pixels
+    box_xyxy: tuple[float, float, float, float] | None = (
+        None  # photo pixels, unless its entry is `normalised`
+    )
     right_score: float | None = None  # probability of a right hand
     landmarks: tuple[Landmark, ...] | None = None  # 21, FreiHAND's order
     detection_score: float | None = None
@@ -40,8 +42,12 @@ class Entry:
     frame_index: int | None = None
     frame_time_s: float | None = None
     hands: tuple[ListedHand, ...] | None = None  # None: nobody has looked; () somebody has, and found none
+    first_hand: int = 0  # `hand_index` of its first hand: earlier rows of a list have the photo's others
+    normalised: bool = False  # boxes are fractions of the photo's width and height
     focal_px: float | None = None
-    duplicate: bool = False  # an earlier entry of the list has the same uri or id
+    duplicate: bool = (
+        False  # an earlier entry of the list has the same uri or id, and this is no further hand
+    )
     fault: Fault | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # the list's other columns
 
@@ -82,6 +88,8 @@ class Entry:
 _DEFAULTS: dict[str, Any] = {
     "order": 0,
     "at": (),
+    "first_hand": 0,
+    "normalised": False,
     "duplicate": False,
     "extra": {},
     **dict.fromkeys(["inside", "frame_index", "frame_time_s", "hands", "focal_px", "fault"]),

@@ -102,7 +102,7 @@ class Manifest:
         """
         self.folder, self._confirm = join(labels, FOLDER), confirm
         self.shard_count = 0  # of the parts read or written so far
-        self.entry_count = 0
+        self.photo_count = 0
         self._parts: list[tuple[int, int, str]] = []
         for name in names_in(self.folder):
             if found := _PART.fullmatch(name):
@@ -116,17 +116,17 @@ class Manifest:
         return (PlannedShard(number, entries()) for number, _, entries in self._counted())
 
     def counts(self) -> Iterator[tuple[int, int]]:
-        """How many entries each shard has that was planned; counts them."""
+        """How many photos each shard has that was planned; counts them."""
         return ((number, count) for number, count, _ in self._counted())
 
     def _counted(self) -> Iterator[tuple[int, int, Callable[[], list[Entry]]]]:
-        self.shard_count = self.entry_count = 0
+        self.shard_count = self.photo_count = 0
         for _, _, name in self._parts:
             for line in self._lines(name):
                 if line[0] != self.shard_count:
                     raise self._damaged(name)
                 self.shard_count += 1
-                self.entry_count += line[1]
+                self.photo_count += line[1]
                 yield line
 
     def pending(self, done: DoneShards) -> Iterator[PlannedShard]:
@@ -172,14 +172,14 @@ class Manifest:
         if not part:
             return part
         lines = [
-            f'{{"shard":{s.number},"count":{len(s.entries)},"entries":{dumps(s.entries)}}}' for s in part
+            f'{{"shard":{s.number},"count":{_photos(s.entries)},"entries":{dumps(s.entries)}}}' for s in part
         ]
         name = f"part-{generation:04d}-{len(self._parts):06d}.jsonl"
         self._confirm()
         write_whole(join(self.folder, name), ("\n".join(lines) + "\n").encode())
         self._parts.append((generation, len(self._parts), name))
         self.shard_count += len(part)
-        self.entry_count += sum(len(shard.entries) for shard in part)
+        self.photo_count += sum(_photos(shard.entries) for shard in part)
         return part
 
     def _generation(self, names: list[str]) -> Iterator[Entry]:
@@ -188,7 +188,7 @@ class Manifest:
                 yield from entries()
 
     def _lines(self, name: str) -> Iterator[tuple[int, int, Callable[[], list[Entry]]]]:
-        """Of each line of a part: the shard's number, how many entries it has, and how to get them."""
+        """Of each line of a part: the shard's number, how many photos it has, and how to get its entries."""
         damaged = self._damaged(name)
         data = read_whole(join(self.folder, name))
         if data is None or not data.endswith(b"\n"):
@@ -203,7 +203,7 @@ class Manifest:
                     found = [Entry.from_json(values) for values in json.loads(text)]
                 except (ValueError, TypeError, AttributeError):
                     raise damaged from None
-                if len(found) != count:
+                if _photos(found) != count:
                     raise damaged
                 return found
 
@@ -211,6 +211,11 @@ class Manifest:
 
     def _damaged(self, name: str) -> UserError:
         return UserError(f"'{join(self.folder, name)}' is damaged: give a new label folder")
+
+
+def _photos(entries: list[Entry]) -> int:
+    """How many photos entries are of: one that adds a hand to an earlier photo is none of its own."""
+    return sum(not entry.first_hand for entry in entries)
 
 
 def _unknown(source: Source, known: Iterator[Entry]) -> Iterator[Entry]:

@@ -32,16 +32,21 @@ _READERS: dict[str, Callable[[str, Sequence[tuple[int, ...]]], Iterator[Any]]] =
 def photos_of(entries: Sequence[Entry], min_side_px: Callable[[Entry], int]) -> Iterator[Photo | Exception]:
     """The photo of each entry in their order, or why there is none: whatever happens costs one photo.
 
-    `min_side_px`: of each, as for `decode_photo`. Entries that lie together in one file are read together.
+    `min_side_px`: of each, as for `decode_photo`. Entries that lie together in one file are read together, and a photo
+    of several entries in a row is decoded once.
     """
     for (kind, path), group in groupby(entries, key=_place):
-        together = list(group)
+        runs = [
+            list(run)
+            for _, run in groupby(group, key=lambda entry: (entry.path, entry.at, min_side_px(entry)))
+        ]
         if kind == "file":
-            found = _files([entry.path for entry in together])
+            found = _files([run[0].path for run in runs])
         else:
-            found = _READERS[kind](path, [entry.at for entry in together])
-        for entry, data in zip(together, _one_each(found, len(together)), strict=True):
-            yield _decoded(data, min_side_px(entry))
+            found = _READERS[kind](path, [run[0].at for run in runs])
+        for run, data in zip(runs, _one_each(found, len(runs)), strict=True):
+            photo = _decoded(data, min_side_px(run[0]))
+            yield from [photo] * len(run)
 
 
 def photo_at(uri: str, frame_index: int | None = None) -> Photo:

@@ -100,7 +100,7 @@ def _with_empty(
     """The rows, and after those of some photos one of a square beside its hands. A photo's rows follow each other;
     one without a hand has no box, a square has.
     """
-    for _, hands in groupby(rows, key=lambda row: (row["image_uri"], row["image_id"])):
+    for _, hands in groupby(rows, key=lambda row: (row["image_uri"], row.get("frame_index"))):
         of_photo = list(hands)
         # Where the detector saw nothing there may still be a hand.
         known = all(row["status"] == "ok" for row in of_photo)

@@ -33,18 +33,23 @@ class WithBoxes(Source):
     Ids of labels are photos' own, and go first: a uri may be in a list twice, and all frames of a video have one.
     """
 
-    def __init__(self, photos: Source, boxes: str) -> None:
+    def __init__(self, photos: Source, boxes: str, normalised: bool = False) -> None:
         """Look at the boxes.
 
+        Args:
+            photos: in a list among them, each row is a photo.
+            boxes: a list, or a label folder.
+            normalised: the list's boxes are fractions of each photo's width and height.
+
         Raises:
-            UserError: there are none.
+            UserError: there are none, or they can't be of that unit.
         """
         super().__init__()
-        self._photos, self._boxes = photos, boxes
+        self.photos, self._boxes, self._normalised = photos, boxes, normalised
         self.place, self.root, self.columns = photos.place, photos.root, photos.columns
         self._is_list = boxes.lower().endswith(LIST_SUFFIXES)
         if self._is_list:
-            if not ListSource(boxes).has_boxes:
+            if not ListSource(boxes, normalised).has_boxes:
                 raise UserError(
                     f"'{plain(shown(boxes))}' has no boxes: give columns x1, y1, x2, y2, or box_xyxy"
                 )
@@ -57,15 +62,15 @@ class WithBoxes(Source):
 
     def key(self, entry: Entry) -> tuple[Any, ...]:
         """That of the photos' source."""
-        return self._photos.key(entry)
+        return self.photos.key(entry)
 
     def __iter__(self) -> Iterator[Entry]:
         try:
             with self._index() as index:
-                for entry in self._photos:
-                    yield entry if entry.fault else _joined(entry, self._found(entry, index))
+                for entry in self.photos:
+                    yield entry if entry.fault else self._joined(entry, index)
         finally:
-            self.skipped, self.skipped_count = self._photos.skipped, self._photos.skipped_count
+            self.skipped, self.skipped_count = self.photos.skipped, self.photos.skipped_count
 
     @contextmanager
     def renewing(self) -> Iterator[Callable[[Entry], Entry]]:
@@ -73,9 +78,7 @@ class WithBoxes(Source):
         with self._index() as index:
             yield (
                 lambda entry: (
-                    entry
-                    if _has_no_photo(entry)
-                    else _joined(replace(entry, fault=None), self._found(entry, index))
+                    entry if _has_no_photo(entry) else self._joined(replace(entry, fault=None), index)
                 )
             )
 
@@ -98,7 +101,7 @@ class WithBoxes(Source):
     def _hands(self) -> Iterator[tuple[set[str], Any]]:
         """The names of a photo, and one of its hands: a `ListedHand`, a `Fault`, or None for no hand at all."""
         if self._is_list:
-            boxes = ListSource(self._boxes)
+            boxes = ListSource(self._boxes, self._normalised)
             for given, entry in boxes.rows():
                 # An id that nobody gave is a row's number.
                 names = {f"id {readable(given)}", f"uri {_normal(entry)}"}
@@ -109,6 +112,18 @@ class WithBoxes(Source):
             table = read_columns(self._boxes, name, _COLUMNS)
             for row in table.to_pylist():
                 yield {f"uri {row['image_uri']}", f"id {row['image_id']}"}, _hand_of(row)
+
+    def _joined(self, entry: Entry, index: sqlite3.Connection) -> Entry:
+        found = self._found(entry, index)
+        if not found:
+            return replace(entry, fault=_NOT_LISTED)
+        hands: list[ListedHand] = []
+        for hand in found:
+            if hand is not None and isinstance(hand[0], str):
+                return replace(entry, fault=Fault(*hand))
+            if hand is not None:
+                hands.append(ListedHand(tuple(hand[0]) if hand[0] else None, hand[1]))
+        return replace(entry, hands=tuple(hands), normalised=self._normalised)
 
     def _found(self, entry: Entry, index: sqlite3.Connection) -> list[Any]:
         """What is known of a photo: under its id or its uri."""
@@ -148,15 +163,3 @@ def _hand_of(row: dict[str, Any]) -> Any:
         right = None if row["is_right"] is None else score if row["is_right"] else 1 - score
         return ListedHand(row["box_xyxy"], right)
     return None if row["status"] == "no_hand" else Fault(row["reason"], row["error"])
-
-
-def _joined(entry: Entry, found: list[Any]) -> Entry:
-    if not found:
-        return replace(entry, fault=_NOT_LISTED)
-    hands: list[ListedHand] = []
-    for hand in found:
-        if hand is not None and isinstance(hand[0], str):
-            return replace(entry, fault=Fault(*hand))
-        if hand is not None:
-            hands.append(ListedHand(tuple(hand[0]) if hand[0] else None, hand[1]))
-    return replace(entry, hands=tuple(hands))

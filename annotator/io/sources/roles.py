@@ -2,9 +2,9 @@
 
 | column | names | type |
 |---|---|---|
-| where the photo is | `uri`, `image_uri`, `url`, `path`, `image` | text; relative ones are relative to the list |
+| where the photo is | `PLACE_NAMES` below | text; relative ones are relative to the list |
 | its own id | `id`, `image_id` | text or whole number |
-| the hand's box | `box_xyxy`, or `x1`, `y1`, `x2`, `y2` (also with `_px`) | four numbers, photo pixels |
+| the hand's box | see `box_columns.py` | four numbers, photo pixels |
 | which hand | `is_right`, or `handedness`, `side` | true/false, or left/right |
 | focal length | `focal_px` | a number, pixels |
 """
@@ -18,20 +18,24 @@ import pyarrow as pa
 
 from annotator.errors import UserError
 from annotator.io.entry import plain
+from annotator.io.sources.box_columns import BOX_NAMES, Layout, find_box
 
-#: Of each role, the names, or sets of names, that a list may use for it.
-ROLES: dict[str, list[tuple[str, ...]]] = {
-    "uri": [("uri",), ("image_uri",), ("url",), ("path",), ("image",)],
-    "id": [("id",), ("image_id",)],
-    "box": [("box_xyxy",), ("x1", "y1", "x2", "y2"), ("x1_px", "y1_px", "x2_px", "y2_px")],
-    "right": [("is_right",), ("handedness",), ("side",)],
-    "focal": [("focal_px",)],
+#: Names of the column that says where a photo is.
+PLACE_NAMES = (
+    *("uri", "image_uri", "url", "path", "image", "image_path", "img_path", "file_path", "filepath"),
+    *("filename", "file_name", "file", "img"),
+)
+
+#: Of each role but the box, the names that a list may use for it.
+ROLES: dict[str, tuple[str, ...]] = {
+    "uri": PLACE_NAMES,
+    "id": ("id", "image_id"),
+    "right": ("is_right", "handedness", "side"),
+    "focal": ("focal_px",),
 }
 
-ROLE_NAMES = frozenset(name for choices in ROLES.values() for choice in choices for name in choice)
-
-#: What others call a box; one that passed through unseen would leave whole photos as crops.
-_BOX_NAMES = ("box", "boxes", "bbox", "bboxes", "xyxy", "bbox_xyxy", "box_xyxy_px")
+#: Names that are a role's in any list.
+ROLE_NAMES = BOX_NAMES.union(*ROLES.values())
 
 
 def check_names(names: Sequence[str], path: str) -> None:
@@ -45,29 +49,29 @@ def check_names(names: Sequence[str], path: str) -> None:
         raise UserError(f"'{path}' has two columns of one name: {_quoted(twice)}")
 
 
-def roles_of(names: Sequence[str], path: str) -> dict[str, tuple[str, ...]]:
-    """Which columns say what; the first of a role's names that is there.
+def roles_of(names: Sequence[str], path: str) -> tuple[dict[str, tuple[str, ...]], Layout]:
+    """The columns of each role, the first of its names that is there, and how those of the box are to be read.
 
     Raises:
-        UserError: none says where photos are, or one is all but named like a role.
+        UserError: none says where photos are, one has almost a role's name, or a box is unclear.
     """
-    roles = {}
-    for role, choices in ROLES.items():
-        there = [choice for choice in choices if set(choice) <= set(names)]
-        if there:
-            roles[role] = there[0]
-        elif some := [name for choice in choices for name in choice if name in names]:
-            raise UserError(f"'{path}' has {', '.join(some)} of a box: give x1, y1, x2 and y2")
+    roles: dict[str, tuple[str, ...]] = {}
+    for role, known in ROLES.items():
+        if there := [name for name in known if name in names]:
+            roles[role] = (there[0],)
+    box = find_box([name for name in names if (name,) not in roles.values()], path)
     if "uri" not in roles:
-        wanted = ", ".join(name for (name,) in ROLES["uri"])
+        wanted = ", ".join(PLACE_NAMES)
         raise UserError(
             f"'{path}' has no column for where the photos are, but {_quoted(names)}: name it one of {wanted}"
         )
     for name in names:
-        meant = _meant(name, roles)
+        meant = _meant(name, roles, box is not None)
         if meant:
             raise UserError(f"'{path}' has a column {_quoted([name])}; did you mean '{meant}'?")
-    return roles
+    if box is None:
+        return roles, "corners"
+    return roles | {"box": box.names}, box.layout
 
 
 def _quoted(names: Sequence[str]) -> str:
@@ -76,16 +80,14 @@ def _quoted(names: Sequence[str]) -> str:
     return first + ", ..." * (len(names) > 20) or "nothing"
 
 
-def _meant(name: str, roles: dict[str, tuple[str, ...]]) -> str | None:
-    """The name of a role that nothing has yet and that a column all but has."""
-    missing = [choice for role, choices in ROLES.items() if role not in roles for choice in choices]
-    known = [known for choice in missing for known in choice]
+def _meant(name: str, roles: dict[str, tuple[str, ...]], has_box: bool) -> str | None:
+    """The name of a role that no column has yet, where this one is close to it."""
+    known = [each for role, choices in ROLES.items() if role not in roles for each in choices]
+    known += [] if has_box else ["box_xyxy", "box_xywh"]
     simple = name.strip().lower().replace("-", "_").replace(" ", "_")
     if simple in known:
         return simple
-    if "box" not in roles and simple in _BOX_NAMES:
-        return "box_xyxy"
-    return next(iter(get_close_matches(simple, [k for k in known if len(k) > 3], 1, 0.85)), None)
+    return next(iter(get_close_matches(simple, [each for each in known if len(each) > 3], 1, 0.85)), None)
 
 
 def check_types(types: dict[str, pa.DataType], roles: dict[str, tuple[str, ...]], path: str) -> None:

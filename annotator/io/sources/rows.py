@@ -10,7 +10,9 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +21,8 @@ import pyarrow.parquet as pq
 from annotator.errors import UserError
 from annotator.io.entry import plain
 from annotator.io.remote import shown
-from annotator.io.sources.roles import ROLES, check_names
+from annotator.io.sources.roles import PLACE_NAMES, ROLES, check_names
+from annotator.io.sources.suffixes import PHOTO_SUFFIXES
 from annotator.io.storage import open_file
 
 Row = dict[str, Any]
@@ -35,6 +38,11 @@ _MAX_FIELD = 1 << 24
 
 #: Up to here every whole number is a float.
 EXACT = 1 << 53
+
+#: What may separate values; spreadsheets write semicolons where numbers have commas.
+_SEPARATORS = (",", ";", "\t", "|")
+
+_JSON_PART = 1 << 20
 
 
 @contextmanager
@@ -66,17 +74,29 @@ def reader_of(path: str) -> tuple[Callable[[str], Iterator[Row]], dict[str, pa.D
             schema = pq.read_schema(file)
         check_names(schema.names, _name(path))
         return _parquet_rows, dict(zip(schema.names, schema.types, strict=True))
-    if suffix in ("jsonl", "ndjson"):
-        return _json_rows, _json_types(path)
+    if suffix in ("jsonl", "ndjson", "json"):
+        rows = _array_rows if _starts_an_array(path) else _json_rows
+        return rows, _json_types(path, rows)
     if suffix == "txt":
         next(_lines(path), None)  # that it can be read
         return _text_rows, {"uri": pa.string()}
-    header = next(_records(path), [])
+    separator = separator_of(path)
+    header = next(_records(path, separator), [])
     if isinstance(header, str):
         raise UserError(f"'{_name(path)}' has no header: {header}")
     names = [name.strip() for name in header if name.strip()]
     check_names(names, _name(path))
-    return _csv_rows, dict.fromkeys(names, pa.string())
+    return partial(_csv_rows, separator=separator), dict.fromkeys(names, pa.string())
+
+
+def separator_of(path: str) -> str:
+    """What separates the values of CSV: that under which the header names a photo's place, else the suffix's own."""
+    own = "\t" if path.lower().endswith(".tsv") else ","
+    for separator in (own, *_SEPARATORS):
+        header = next(_records(path, separator), [])
+        if isinstance(header, list) and {name.strip() for name in header} & set(PLACE_NAMES):
+            return separator
+    return own
 
 
 def _lines(path: str) -> Iterator[str]:
@@ -92,8 +112,8 @@ def _text_rows(path: str) -> Iterator[Row]:
     return ({"uri": line.rstrip("\r\n")} for line in _lines(path) if line.strip())
 
 
-def _records(path: str) -> Iterator[list[str] | str]:
-    """The header of CSV, then each row, or why it is none; blank lines are none."""
+def _records(path: str, separator: str) -> Iterator[list[str] | str]:
+    """The header of CSV, then each row, or why it is none; blank lines, and Excel's `sep=;`, are none."""
     csv.field_size_limit(_MAX_FIELD)
     ended = False
 
@@ -102,7 +122,8 @@ def _records(path: str) -> Iterator[list[str] | str]:
         yield from _lines(path)
         ended = True
 
-    reader = csv.reader(lines(), delimiter="\t" if path.lower().endswith(".tsv") else ",")
+    reader = csv.reader(lines(), delimiter=separator)
+    is_first = True
     while True:
         try:
             row = next(reader, None)
@@ -113,12 +134,13 @@ def _records(path: str) -> Iterator[list[str] | str]:
             return
         if ended:  # a row ends with its line, unless it is in quotes
             yield "a quote that opens in this row is never closed"
-        elif row:
+        elif row and not (is_first and row[0].lower().startswith("sep=")):
             yield row
+        is_first = False
 
 
-def _csv_rows(path: str) -> Iterator[Row]:
-    records = _records(path)
+def _csv_rows(path: str, separator: str) -> Iterator[Row]:
+    records = _records(path, separator)
     names = [name.strip() for name in next(records, [])]
     for record in records:
         if isinstance(record, str):
@@ -127,7 +149,18 @@ def _csv_rows(path: str) -> Iterator[Row]:
         row = {name: value for name, value in zip(names, record, strict=False) if name}
         if len(record) < len(names) or any(record[len(names) :]):
             row[BROKEN] = f"this row has {len(record)} values where the header has {len(names)}"
+        elif len(names) == 1 and (other := _other_separator(record[0])):
+            row[BROKEN] = f"this row has more values than the header, separated by {other!r}"
         yield row
+
+
+def _other_separator(value: str) -> str:
+    """What else separates the one value of a row, if a photo's name ends there."""
+    for separator in _SEPARATORS:
+        first, found, _ = value.partition(separator)
+        if found and Path(first.strip()).suffix.lower() in PHOTO_SUFFIXES:
+            return separator
+    return ""
 
 
 def _json_rows(path: str) -> Iterator[Row]:
@@ -141,13 +174,45 @@ def _json_rows(path: str) -> Iterator[Row]:
         yield row if isinstance(row, dict) else {BROKEN: "this line is no JSON object"}
 
 
-def _json_types(path: str) -> dict[str, pa.DataType]:
+def _starts_an_array(path: str) -> bool:
+    return next((line.lstrip() for line in _lines(path) if line.strip()), "").startswith("[")
+
+
+def _array_rows(path: str) -> Iterator[Row]:
+    """The elements of a JSON array, of which a part is in memory at a time."""
+    decoder, lines = json.JSONDecoder(), _lines(path)
+    text, at, ended = next((line.lstrip() for line in lines if line.strip()), ""), 1, False
+    while True:
+        while at < len(text) and text[at] in " \t\r\n,":
+            at += 1
+        try:
+            if text[at : at + 1] == "]":
+                return
+            row, at = decoder.raw_decode(text, at)
+            # A number at the end of a part may go on; only objects are rows.
+            yield row if isinstance(row, dict) else {BROKEN: "this element is no JSON object"}
+            continue
+        except (ValueError, RecursionError):
+            if ended:
+                yield {BROKEN: "the JSON array is damaged from here on, or cut short"}
+                return
+        more, wanted = [], max(_JSON_PART, len(text) - at)
+        while wanted > 0 and (line := next(lines, None)) is not None:
+            more.append(line)
+            wanted -= len(line)
+        ended = not more
+        text, at = text[at:] + "".join(more), 0
+
+
+def _json_types(path: str, rows: Callable[[str], Iterator[Row]]) -> dict[str, pa.DataType]:
     """The columns that the first rows have."""
     kinds: dict[str, set[str]] = {}
-    for number, row in enumerate(islice(_json_rows(path), FIRST_ROWS)):
+    for number, row in enumerate(islice(rows(path), FIRST_ROWS)):
         if BROKEN in row:
             if not number:
-                raise UserError(f"'{_name(path)}' is not JSON lines: its first line is no object")
+                raise UserError(
+                    f"'{_name(path)}' is neither JSON lines nor a JSON array of rows: its first one is no object"
+                )
             continue
         for name, value in row.items():
             kinds.setdefault(name, set()).update(() if value is None else (_kind(value),))
@@ -169,7 +234,7 @@ def _json_type(name: str, kinds: set[str]) -> pa.DataType:
     """One type for all that a column has; whole numbers are floats, as the next may be none."""
     if not kinds:
         return pa.null()
-    if kinds <= {"whole", "long"} and (kinds != {"whole"} or (name,) in ROLES["id"]):
+    if kinds <= {"whole", "long"} and (kinds != {"whole"} or name in ROLES["id"]):
         return pa.int64()
     if kinds <= {"whole", "float"}:
         return pa.float64()

@@ -17,7 +17,7 @@ class Seen:
         self._database.execute("pragma synchronous = off")
         self._database.execute("pragma cache_size = -4096")
         self._database.execute("begin")
-        self._database.execute("create table seen (name integer primary key)")
+        self._database.execute("create table seen (name integer primary key, value integer)")
         return self
 
     def __exit__(
@@ -26,7 +26,26 @@ class Seen:
         self._database.close()
 
     def again(self, name: str) -> bool:
-        """Whether the name has been asked for before."""
-        digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        number = int.from_bytes(digest, "little", signed=True)
-        return self._database.execute("insert or ignore into seen values (?)", (number,)).rowcount == 0
+        """Whether the name was given before."""
+        return self.first(name, 0) is not None
+
+    def first(self, name: str, value: int) -> int | None:
+        """The value under which the name was given first; None, and this value kept, where it is new."""
+        key = (_number(name),)
+        added = self._database.execute("insert or ignore into seen values (?, ?)", (*key, value)).rowcount
+        if added:
+            return None
+        (earlier,) = self._database.execute("select value from seen where name = ?", key).fetchone()
+        return int(earlier)
+
+    def count(self, name: str) -> int:
+        """How often the name was counted before."""
+        before = self.first(name, 1)
+        if before is not None:
+            self._database.execute("update seen set value = value + 1 where name = ?", (_number(name),))
+        return before or 0
+
+
+def _number(name: str) -> int:
+    digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
