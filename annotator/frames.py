@@ -1,6 +1,6 @@
 """The frames of the project and every map between them: photo, crop, camera.
 
-- **Photo**: pixels after EXIF rotation, x right, y down; pixel centres lie at half integers, so the
+- **Photo**: square pixels after EXIF rotation, x right, y down; pixel centres lie at half integers, so the
   photo covers [0, width] x [0, height].
 - **Crop**: the square cut around a hand, -1 to 1 on both axes, x right, y down. A left hand's crop is
   mirrored (x changes sign), because the network knows right hands only. It may be turned in its plane, about its

@@ -179,7 +179,11 @@ def listed_box(box_xyxy: Sequence[float], entry: Entry, photo: Photo) -> tuple[f
     Raises:
         PhotoError: it lies outside the photo, or is too small to hold a hand.
     """
-    across, down = (photo.width, photo.height) if entry.normalised else (1, 1)
+    across, down = {
+        "file": photo.stretch_xy,
+        "photo": (1.0, 1.0),
+        "fraction": (photo.width, photo.height),
+    }[entry.boxes_in]
     x0, y0, x1, y1 = box_xyxy
     box = x0 * across, y0 * down, x1 * across, y1 * down
     if box[2] <= 0 or box[3] <= 0 or box[0] >= photo.width or box[1] >= photo.height:

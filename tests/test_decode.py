@@ -61,7 +61,8 @@ def test_the_folder_holds_every_reason_and_reads_as_expected(tmp_path):
         except PhotoError as error:
             found[path.name] = error.reason
     assert found == expected
-    codes = {"ok", "missing", "empty", "not_a_photo", "truncated", "corrupt", "too_large", "unsupported"}
+    codes = {"ok", "missing", "empty", "not_a_photo", "truncated", "corrupt", "too_large", "too_small"}
+    codes |= {"unsupported"}
     assert set(found.values()) == codes
     assert codes - {"ok"} | {"no_permission"} <= set(REASONS)
 

@@ -106,7 +106,8 @@ def test_frames_of_a_video_have_their_number_and_time(few, lively_file, tmp_path
 
 def test_a_list_of_scenes_says_box_side_and_focal_length(hand_scenes, lively_file, tmp_path, local_ray):
     with (hand_scenes / "boxes.csv").open() as file:
-        boxes = list(csv.DictReader(file))[::100]
+        rows = list(csv.DictReader(file))
+    boxes, other = rows[::100], hand_scenes / "images" / rows[50]["image"]
     with (tmp_path / "list.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "x1", "y1", "x2", "y2", "handedness", "focal_px", "id", "fingers", "status"])
@@ -125,7 +126,7 @@ def test_a_list_of_scenes_says_box_side_and_focal_length(hand_scenes, lively_fil
                     "x",
                 ]
             )
-        writer.writerow([path, 5000, 10, 6000, 90, "left", 700, "outside", 1, "x"])
+        writer.writerow([other, 5000, 10, 6000, 90, "left", 700, "outside", 1, "x"])
         writer.writerow([path, 90, 10, 10, 90, "left", 700, "inverted", 1, "x"])
     labels = tmp_path / "labels"
     record = annotate(str(tmp_path / "list.csv"), str(labels), checkpoint=lively_file, compute=SMALL)

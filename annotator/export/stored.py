@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from annotator.io.decode import Photo, decode_photo
-
-_ORIENTATION = 0x0112
+from annotator.io.decode import Photo, as_shown, decode_photo
+from annotator.io.exif import Shown
 
 #: For what was lossy before.
 _QUALITY = 95
@@ -28,8 +27,10 @@ class Stored:
 
 
 def as_others_read(found: bytes | NDArray[np.uint8]) -> Stored:
-    """A photo's file of what `photos.stored_at` found: a JPEG or PNG as it is, if it is upright and 8-bit grey or RGB;
-    anything else is decoded as it was for labelling and written anew, as JPEG what was lossy, as PNG the rest.
+    """The file of what `photos.stored_at` found, for readers that know neither EXIF nor other formats.
+
+    A JPEG or PNG stays as it is, if it is upright, of square pixels, and 8-bit grey or RGB. Anything else is decoded as
+    it was for labelling and written anew, as JPEG where it was lossy, else as PNG.
 
     Raises:
         PhotoError: it can't be read.
@@ -44,7 +45,7 @@ def as_others_read(found: bytes | NDArray[np.uint8]) -> Stored:
     pixels = photo.pixels
     if pixels.shape[:2] != (photo.height, photo.width):
         pixels = np.asarray(Image.fromarray(pixels).resize((photo.width, photo.height)))
-    is_lossy = found[:2] == b"\xff\xd8" or found[8:12] == b"WEBP"
+    is_lossy = found[:2] == b"\xff\xd8" or found[8:12] == b"WEBP" or found[4:8] == b"ftyp"
     return _as_jpeg(pixels) if is_lossy else _as_png(pixels)
 
 
@@ -53,7 +54,7 @@ def _as_it_is(data: bytes) -> Stored | None:
         # The header alone; pixels were decoded when they were labelled.
         with Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as image:
             plain = image.mode in ("RGB", "L") and "transparency" not in image.info
-            if not plain or image.getexif().get(_ORIENTATION, 1) != 1:
+            if not plain or as_shown(image) != Shown():
                 return None
             return Stored(data, "png" if image.format == "PNG" else "jpg", *image.size)
     except Exception:  # whatever Pillow makes of a broken header: decoding says what it is

@@ -14,7 +14,9 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, cast
 
 import numpy as np
@@ -24,11 +26,12 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from annotator.errors import UserError
 from annotator.io import plain_jpeg
+from annotator.io.exif import Shown, shown_as
 from annotator.io.jpeg_end import ends_early
 from annotator.io.remote import read_part
 from annotator.io.storage import is_local, local_path
@@ -54,6 +57,9 @@ MAX_PIXELS = 100_000_000
 #: The largest photo, stored raw with 16 bits a channel, and something for its metadata.
 MAX_BYTES = 8 * MAX_PIXELS
 
+#: A photo whose shorter side has fewer pixels shows no hand.
+MIN_SIDE_PX = 8
+
 _BACKGROUND = 255
 
 # The middle grey of libjpeg, and that of CMYK; no ordinary photo has so many pixels of exactly one of them.
@@ -62,12 +68,25 @@ _FILLED_IN, _MANY = (128, 64), 0.01
 _PIXELS_AT_ONCE = 4_000_000
 
 # TIFF tags.
-_SUBFILE_TYPE, _BITS_PER_SAMPLE, _ORIENTATION = 254, 258, 274
+_SUBFILE_TYPE, _BITS_PER_SAMPLE, _COMPRESSION, _ORIENTATION = 254, 258, 259, 274
 _TIFF_PARTS = (273, 279, 324, 325)  # offsets and lengths of strips, and of tiles
 _TIFF_TYPES = dict(
     zip((3, 4, 5, 8, 9, 10, 11, 12, 13, 16, 17, 18), "HIQHIQIQIQQQ", strict=True)
 )  # else bytes
 _MAX_TIFF_TAGS = 1000
+#: Compressions that no libtiff has, or not every one.
+_TIFF_COMPRESSIONS = {
+    **{
+        34712: "JPEG 2000",
+        33003: "JPEG 2000",
+        33005: "JPEG 2000",
+        34887: "LERC",
+        34933: "PNG",
+        34934: "JPEG XR",
+    },
+    **{34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL"},
+}
+_PILLOW_NAMES = {"WebP": "webp", "Zstandard": "zstd", "LZMA": "lzma"}
 
 _BMP_HEADER_BYTES = 26  # of the oldest kind
 
@@ -91,9 +110,10 @@ class PhotoError(Exception):
 class Photo:
     """A decoded photo."""
 
-    pixels: NDArray[np.uint8]  # (H, W, 3) sRGB, upright, the photo itself or scaled down by 2, 4 or 8
-    width: int  # of the photo itself, upright
+    pixels: NDArray[np.uint8]  # (H, W, 3) sRGB, upright, square, the photo itself or scaled down by 2, 4 or 8
+    width: int  # of the photo itself, upright, in square pixels
     height: int
+    stretch_xy: tuple[float, float] = (1.0, 1.0)  # how much wider and higher it is than its upright file
 
 
 def read_photo(path: str) -> bytes:
@@ -142,10 +162,11 @@ def _too_many_bytes(there: str) -> PhotoError:
 
 
 def decode_photo(data: bytes, min_side_px: int | None = None) -> Photo:
-    """Decode a photo: upright, sRGB, 8 bits; the first frame of an animation.
+    """Decode a photo: upright, square pixels, sRGB, 8 bits; the first frame of an animation.
 
-    Transparency is laid on white, as a browser shows it. 16 bits become the upper 8 of them. An embedded
-    colour profile is not applied. Nothing is printed, but for libtiff's own line about a damaged TIFF.
+    Transparency is laid on white, as a browser shows it. 16 bits become the upper 8 of them, or of those
+    that are used. An embedded colour profile is not applied. Nothing is printed, but for libtiff's own line about a
+    damaged TIFF.
 
     Args:
         data: the file's bytes.
@@ -159,7 +180,11 @@ def decode_photo(data: bytes, min_side_px: int | None = None) -> Photo:
         raise PhotoError("empty", "the file is empty")
     kind = _kind_of(data)
     try:
-        return _decode(kind, data, min_side_px)
+        photo = _decode(kind, data, min_side_px)
+        if min(photo.width, photo.height) < MIN_SIDE_PX:
+            message = f"the photo has {photo.width} x {photo.height} pixels: too small to show a hand"
+            raise PhotoError("too_small", message)
+        return photo
     except (PhotoError, MemoryError):
         raise
     except Image.DecompressionBombError:  # a GIF's frame may be larger than the GIF
@@ -168,6 +193,8 @@ def decode_photo(data: bytes, min_side_px: int | None = None) -> Photo:
         )
         raise PhotoError("too_large", message) from None
     except Exception as error:
+        if kind.name == "JPEG" and (other := plain_jpeg.unusual_kind(data)):
+            raise PhotoError("unsupported", f"{other} is not supported; convert it to plain JPEG") from error
         if kind.is_cut_short(data):
             raise PhotoError("truncated", f"the {kind.name} file is cut short") from error
         # Pillow has no error class for what it can't read; these are its words.
@@ -190,18 +217,47 @@ def _decode(kind: _Kind, data: bytes, min_side_px: int | None) -> Photo:
         _check_png(data)
     if kind.name == "JPEG":
         _scale_down(image, min_side_px)
-    orientation = _orientation(image)
+    shown = _as_turned(image) if isinstance(image, TiffImageFile) else as_shown(image)
     # Elsewhere in the process this could be switched on; a photo that is half grey is not a photo.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     image.load()
-    if kind.name == "TIFF":
-        width, height = image.size  # Pillow turns a TIFF itself
-    pixels = _upright_rgb(image, orientation)
-    if kind.name == "JPEG" and _may_lack_blocks(_STORED_VIEW[orientation](pixels)) and ends_early(data):
+    if isinstance(image, TiffImageFile):
+        width, height = image.size
+        _check_depth(image)
+    pixels = _upright_rgb(image, shown.orientation)
+    if kind.name == "JPEG" and _may_lack_blocks(_STORED_VIEW[shown.orientation](pixels)) and ends_early(data):
         raise PhotoError("truncated", "the JPEG's picture stops before its end")
-    if orientation >= 5:
-        width, height = height, width
-    return Photo(pixels, width, height)
+    return _upright_photo(pixels, width, height, shown)
+
+
+def _as_turned(image: TiffImageFile) -> Shown:
+    """How a TIFF is to be shown once it is loaded: Pillow turns it, and not the shape of its pixels."""
+    x, y = image.info.get("dpi") or image.info.get("resolution") or (1, 1)
+    aspect = shown_as(b"", b"", (float(x), float(y)), image.size).pixel_aspect
+    is_turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    return Shown(1, 1 / aspect if is_turned else aspect)
+
+
+def _check_depth(image: TiffImageFile) -> None:
+    """Pillow keeps the upper 8 bits of 16-bit colours, and few are left where samples use 12 or fewer."""
+    if image.mode == "RGB" and image.tag_v2.get(_BITS_PER_SAMPLE, (8,))[0] == 16:
+        highest = max(high for _, high in cast(tuple[tuple[int, int], ...], image.getextrema()))
+        if highest < 16:
+            raise PhotoError(
+                "unsupported", "a TIFF of 16-bit colours that use 12 bits or fewer is not supported"
+            )
+
+
+def _upright_photo(pixels: NDArray[np.uint8], width: int, height: int, shown: Shown) -> Photo:
+    """The photo of upright pixels, of stored width and height."""
+    aspect = shown.pixel_aspect
+    if shown.orientation >= 5:
+        width, height, aspect = height, width, 1 / aspect
+    if aspect == 1:
+        return Photo(pixels, width, height)
+    square_width, square_height = square_size(width, height, aspect)
+    stretch = square_width / width, square_height / height
+    return Photo(square_pixels(pixels, aspect), square_width, square_height, stretch)
 
 
 def _plain_jpeg(data: bytes, min_side_px: int | None) -> Photo | None:
@@ -212,13 +268,12 @@ def _plain_jpeg(data: bytes, min_side_px: int | None) -> Photo | None:
     stored = plain_jpeg.decode(data, header, _scale(width, height, min_side_px))
     if stored is None:
         return None
-    orientation = _orientation_of(header.exif)
-    if orientation == 1:
-        return Photo(stored, width, height)
-    turned = orientation >= 5
-    pixels = np.empty(stored.shape[1::-1] + (3,) if turned else stored.shape, np.uint8)
-    _STORED_VIEW[orientation](pixels)[:] = stored
-    return Photo(pixels, height, width) if turned else Photo(pixels, width, height)
+    shown = shown_as(header.exif, header.xmp, header.density, (width, height))
+    if shown.orientation == 1:
+        return _upright_photo(stored, width, height, shown)
+    pixels = np.empty(stored.shape[1::-1] + (3,) if shown.orientation >= 5 else stored.shape, np.uint8)
+    _STORED_VIEW[shown.orientation](pixels)[:] = stored
+    return _upright_photo(pixels, width, height, shown)
 
 
 def _may_lack_blocks(stored: NDArray[np.uint8]) -> bool:
@@ -259,23 +314,33 @@ def _upright_rgb(image: ImageFile.ImageFile, orientation: int) -> NDArray[np.uin
     pixels = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
     as_stored = _STORED_VIEW[orientation](pixels)
     step = max(1, _PIXELS_AT_ONCE // width)
+    used_bits = _used_bits(image, step)
     if step >= height:
-        as_stored[:] = _rgb(image, image)
+        as_stored[:] = _rgb(image, used_bits)
     else:
         for top in range(0, height, step):
             bottom = min(top + step, height)
-            as_stored[top:bottom] = _rgb(image, image.crop((0, top, width, bottom)))
+            as_stored[top:bottom] = _rgb(image.crop((0, top, width, bottom)), used_bits)
     return pixels
 
 
-def _rgb(image: ImageFile.ImageFile, rows: Image.Image) -> NDArray[np.integer]:
+def _used_bits(image: ImageFile.ImageFile, step: int) -> int:
+    """How many bits of 16 the samples use, by some rows at a time: sensors have 10, 12 or 14, and few files say so."""
+    if not image.mode.startswith("I;16"):
+        return 8
+    stated = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if isinstance(image, TiffImageFile) else 16
+    width, height = image.size
+    strips = (image.crop((0, top, width, min(top + step, height))) for top in range(0, height, step))
+    highest = max(int(np.asarray(strip).max()) for strip in strips)
+    return min(stated, next(bits for bits in (10, 12, 14, 16) if highest < 1 << bits))
+
+
+def _rgb(rows: Image.Image, used_bits: int) -> NDArray[np.integer]:
     """Rows of an image in any mode as 8-bit values that fill (h, w, 3)."""
     if rows.mode == "RGB" and "transparency" not in rows.info:
         return np.asarray(rows)
     if rows.mode.startswith("I;16"):
-        # A TIFF may use 12 of the 16 bits.
-        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if isinstance(image, TiffImageFile) else 16
-        return (np.asarray(rows) >> (bits - 8))[..., None]
+        return (np.asarray(rows) >> (used_bits - 8))[..., None]
     if rows.mode in ("I", "F", "LAB", "HSV"):
         raise PhotoError(
             "unsupported", f"pixels of Pillow's mode {rows.mode} have no agreed range or colours"
@@ -300,32 +365,41 @@ _STORED_VIEW: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 }
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
-    """EXIF orientation 1 to 8; 1 where there is none or it makes no sense."""
-    if isinstance(image, TiffImageFile):
-        return 1
-    return _orientation_of(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+def as_shown(image: ImageFile.ImageFile) -> Shown:
+    """How an opened image, no TIFF, is to be shown."""
+    info = image.info
+    exif = info.get("exif", b"").removeprefix(b"Exif\0\0")
+    if (
+        not exif and "Raw profile type exif" in info
+    ):  # as ImageMagick writes it into PNG: three lines, then hex
+        with suppress(ValueError):
+            exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:])).removeprefix(
+                b"Exif\0\0"
+            )
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
+    # Of JPEG, Pillow takes EXIF's for `dpi`. PNG has pixels a metre, or only their ratio.
+    density = info.get("jfif_density") if image.format == "JPEG" else info.get("aspect") or info.get("dpi")
+    return shown_as(exif, xmp.encode(errors="replace") if isinstance(xmp, str) else xmp, density, image.size)
 
 
-def _orientation_of(exif: bytes) -> int:
-    try:
-        orientation = _exif_orientation(exif)
-    except struct.error:
-        return 1
-    return orientation if orientation in _STORED_VIEW else 1
+def square_pixels(pixels: NDArray[np.uint8], pixel_aspect: float) -> NDArray[np.uint8]:
+    """A picture (H, W, 3), stretched until its pixels are squares; `pixel_aspect` is their width over their height.
+
+    It is enlarged along one axis, or where it would then have too many pixels made smaller along the other.
+    """
+    height, width = pixels.shape[:2]
+    size = square_size(width, height, pixel_aspect)
+    return pixels if size == (width, height) else np.asarray(Image.fromarray(pixels).resize(size))
 
 
-def _exif_orientation(tiff: bytes) -> int:
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return 1
-    (directory,) = struct.unpack_from(order + "I", tiff, 4)
-    (count,) = struct.unpack_from(order + "H", tiff, directory)
-    for entry in range(directory + 2, directory + 2 + 12 * count, 12):
-        tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
-        if tag == _ORIENTATION:
-            return cast(int, value)
-    return 1
+def square_size(width: int, height: int, pixel_aspect: float) -> tuple[int, int]:
+    """The width and height of a picture once its pixels are squares."""
+    if pixel_aspect == 1:
+        return width, height
+    fits = width * height * max(pixel_aspect, 1 / pixel_aspect) <= MAX_PIXELS
+    if (pixel_aspect > 1) == fits:
+        return max(1, round(width * pixel_aspect)), height
+    return width, max(1, round(height / pixel_aspect))
 
 
 def _check_png(data: bytes) -> None:
@@ -358,10 +432,37 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _open_tiff(stream: io.BytesIO) -> TiffImageFile:
+    _check_compression(stream)
     image = TiffImageFile(stream)
     if image.tag_v2.get(_SUBFILE_TYPE, 0) & 1:
         raise PhotoError("unsupported", "a camera's raw file is not supported; convert it to JPEG")
     return image
+
+
+def _check_compression(stream: io.BytesIO) -> None:
+    """Refuse a compression that libtiff lacks, before it prints so and fails as at damage."""
+    name = None
+    with suppress(Exception):  # a damaged directory fails again when the file is opened
+        start = stream.read(16)
+        directory = ImageFileDirectory_v2(start if b"+" in start[2:4] else start[:8])
+        stream.seek(directory.next)
+        directory.load(stream)
+        name = _TIFF_COMPRESSIONS.get(directory.get(_COMPRESSION, 1))
+    stream.seek(0)
+    if name is not None and not _libtiff_reads(name):
+        raise PhotoError("unsupported", f"a TIFF with {name} inside is not supported; convert it to JPEG")
+
+
+@cache
+def _libtiff_reads(compression: str) -> bool:
+    """Whether the libtiff that comes with Pillow has a compression that is optional in it."""
+    if compression not in ("WebP", "Zstandard", "LZMA"):
+        return False
+    with suppress(Exception):
+        sink = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(sink, "TIFF", compression=_PILLOW_NAMES[compression])
+        return True
+    return False
 
 
 def _field(order: Literal["little", "big"], start: int, data: bytes) -> int:

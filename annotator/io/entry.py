@@ -6,7 +6,11 @@ import json
 import os
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+#: What boxes are measured in: pixels of the upright file; pixels of the photo as labels have it, which are squares;
+#: fractions of width and height.
+BoxFrame = Literal["file", "photo", "fraction"]
 
 #: x, y in photo pixels and depth in the same unit, each None where unknown.
 Landmark = tuple[float | None, float | None, float | None]
@@ -15,9 +19,7 @@ Landmark = tuple[float | None, float | None, float | None]
 class ListedHand(NamedTuple):
     """One hand of a photo as a list or a detector's labels have it."""
 
-    box_xyxy: tuple[float, float, float, float] | None = (
-        None  # photo pixels, unless its entry is `normalised`
-    )
+    box_xyxy: tuple[float, float, float, float] | None = None  # as its entry's `boxes_in` has it
     right_score: float | None = None  # probability of a right hand
     landmarks: tuple[Landmark, ...] | None = None  # 21, FreiHAND's order
     detection_score: float | None = None
@@ -43,7 +45,7 @@ class Entry:
     frame_time_s: float | None = None
     hands: tuple[ListedHand, ...] | None = None  # None: nobody has looked; () somebody has, and found none
     first_hand: int = 0  # `hand_index` of its first hand: earlier rows of a list have the photo's others
-    normalised: bool = False  # boxes are fractions of the photo's width and height
+    boxes_in: BoxFrame = "file"
     focal_px: float | None = None
     duplicate: bool = (
         False  # an earlier entry of the list has the same uri or id, and this is no further hand
@@ -89,7 +91,7 @@ _DEFAULTS: dict[str, Any] = {
     "order": 0,
     "at": (),
     "first_hand": 0,
-    "normalised": False,
+    "boxes_in": "file",
     "duplicate": False,
     "extra": {},
     **dict.fromkeys(["inside", "frame_index", "frame_time_s", "hands", "focal_px", "fault"]),

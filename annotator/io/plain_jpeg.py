@@ -12,12 +12,18 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-_START_OF_SCAN, _APP1 = 0xDA, 0xE1
+_START_OF_SCAN, _APP0, _APP1 = 0xDA, 0xE0, 0xE1
 #: Frames of Huffman-coded blocks: baseline, extended, progressive.
 _FRAMES = {0xC0, 0xC1, 0xC2}
 #: Frames of other kinds (C4, C8 and CC are no frames), markers that nothing belongs to, and a fill byte.
 _NOT_PLAIN = {0x00, 0x01, *range(0xC3, 0xDA), 0xFF} - {0xC4, 0xC8, 0xCC}
-_EXIF = b"Exif\0\0"
+_UNUSUAL = {
+    **dict.fromkeys([0xC3, 0xCB], "lossless JPEG"),
+    **dict.fromkeys([0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF], "hierarchical JPEG"),
+    **dict.fromkeys([0xC9, 0xCA], "JPEG with arithmetic coding"),
+    0xF7: "JPEG-LS",
+}
+_EXIF, _XMP, _JFIF = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"JFIF"
 
 
 class Header(NamedTuple):
@@ -26,17 +32,19 @@ class Header(NamedTuple):
     width: int
     height: int
     exif: bytes  # a TIFF; empty where there is none
+    xmp: bytes  # likewise
+    density: tuple[int, int] | None  # JFIF's
 
 
 def read_header(data: bytes) -> Header | None:
     """The header of a plain JPEG."""
     frame: tuple[int, int] | None = None
-    exif, position = b"", 2
+    exif, xmp, density, position = b"", b"", None, 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
         body = data[position + 4 : position + 2 + length]
         if marker == _START_OF_SCAN:
-            return None if frame is None else Header(*frame, exif)
+            return None if frame is None else Header(*frame, exif, xmp, density)
         if marker in _NOT_PLAIN or len(body) != length - 2:
             return None
         if marker in _FRAMES:
@@ -50,8 +58,25 @@ def read_header(data: bytes) -> Header | None:
             if exif:
                 return None
             exif = body.removeprefix(_EXIF)
+        elif marker == _APP1 and body.startswith(_XMP):
+            xmp = body
+        elif marker == _APP0 and body.startswith(_JFIF) and len(body) >= 12:
+            density = int.from_bytes(body[8:10], "big"), int.from_bytes(body[10:12], "big")
         position += 2 + length
     return None
+
+
+def unusual_kind(data: bytes) -> str:
+    """What a JPEG is that only few programs read; empty where it is none of these."""
+    position = 2
+    while position + 5 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in _UNUSUAL:
+            return _UNUSUAL[marker]
+        if marker in _FRAMES:
+            return "JPEG with more than 8 bits a sample" if data[position + 4] != 8 else ""
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big") if marker != 0xD8 else 2
+    return ""
 
 
 def decode(data: bytes, header: Header, scale: int) -> NDArray[np.uint8] | None:

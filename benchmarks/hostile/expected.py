@@ -13,10 +13,11 @@ BAD_ROW = frozenset({"bad_row"})
 CUT = frozenset({"truncated"})
 DAMAGED = frozenset({"corrupt", "truncated"})
 #: A damaged header may claim anything.
-BAD_HEADER = DAMAGED | {"unsupported", "too_large"}
+BAD_HEADER = DAMAGED | {"unsupported", "too_large", "too_small"}
 NO_PHOTO = frozenset({"not_a_photo"})
 OTHER_FORMAT = frozenset({"unsupported"})
 TOO_LARGE = frozenset({"too_large"})
+TOO_SMALL = frozenset({"too_small"})
 
 
 class Expected(NamedTuple):

@@ -66,6 +66,7 @@ def _list_rows(folder: Path) -> list[_Row]:
         _Row(outside, "photos/6.jpg", (160, 0, 170, 120)),
         _Row(OK | outside | BAD_ROW, "photos/7.jpg", (-1e30, -1e30, 1e30, 1e30)),
         _Row(OK | outside | BAD_ROW, "photos/8.jpg", (50, 50, 50.000001, 50.000001)),
+        _Row(frozenset({"too_small"}), "photos/8.jpg", (0.1, 0.1, 0.9, 0.9)),
         _Row(OK | outside | BAD_ROW, "photos/9.jpg", (-1e9, 10, 1e9, 11)),
         _Row(BAD_ROW, "photos/6.jpg", None, "middle"),
         _Row(BAD_ROW, "photos/6.jpg", None, None, -5),

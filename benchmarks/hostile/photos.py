@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
-from hostile.expected import BAD_HEADER, CUT, DAMAGED, NO_PHOTO, OK, OTHER_FORMAT, File
+from annotator.io.decode import MIN_SIDE_PX
+from hostile.expected import BAD_HEADER, CUT, DAMAGED, NO_PHOTO, OK, OTHER_FORMAT, TOO_SMALL, File
 from tests.hostile_photos import WRITERS, Pixels, encoded
 
 REAL_PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "hand-scenes" / "images"
@@ -121,7 +122,8 @@ def photos(picture: Image.Image, camera: bytes, rng: random.Random) -> Iterator[
             if format == "WEBP" and max(shape) > 16_383:
                 continue
             name = f"{shape[0]} x {shape[1]}.{format.lower()}"
-            yield File("odd sizes", name, encoded(image, format), OK, shape)
+            outcomes = OK if min(shape) >= MIN_SIDE_PX else TOO_SMALL
+            yield File("odd sizes", name, encoded(image, format), outcomes, shape)
     for shade in (0, 128, 255):
         flat = Image.new("RGB", picture.size, (shade, shade, shade))
         for name, options in JPEG_MODES.items():

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from annotator.errors import UserError
-from annotator.io.entry import Entry, Fault, ListedHand, plain, readable
+from annotator.io.entry import BoxFrame, Entry, Fault, ListedHand, plain, readable
 from annotator.io.labels import label_files, read_columns
 from annotator.io.remote import shown
 from annotator.io.sources.folder import holds_many
@@ -123,7 +123,8 @@ class WithBoxes(Source):
                 return replace(entry, fault=Fault(*hand))
             if hand is not None:
                 hands.append(ListedHand(tuple(hand[0]) if hand[0] else None, hand[1]))
-        return replace(entry, hands=tuple(hands), normalised=self._normalised)
+        boxes_in: BoxFrame = "photo" if not self._is_list else "fraction" if self._normalised else "file"
+        return replace(entry, hands=tuple(hands), boxes_in=boxes_in)
 
     def _found(self, entry: Entry, index: sqlite3.Connection) -> list[Any]:
         """What is known of a photo: under its id or its uri."""

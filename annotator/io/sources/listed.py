@@ -196,7 +196,12 @@ class ListSource(Source):
             known["hands"], known["focal_px"] = self._hands(row), self._focal(row)
         except BadRowError as error:
             known["fault"] = Fault("bad_row", str(error))
-        return Entry(path, order=number, normalised=self._normalised and self.has_boxes, **known)
+        return Entry(
+            path,
+            order=number,
+            boxes_in="fraction" if self._normalised and self.has_boxes else "file",
+            **known,
+        )
 
     def _check_place(self, row: Row, uri: str) -> None:
         given = self._given(row, "uri")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.io.decode import MAX_PIXELS, PhotoError
+from annotator.io.decode import MAX_PIXELS, MIN_SIDE_PX, PhotoError, square_pixels
+from annotator.io.exif import sensible_aspect
 from annotator.io.sources.video_file import base, can_seek, ffmpeg_error, is_counted, ticks_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def frames_at(
     container: InputContainer, stream: VideoStream, wanted: list[int]
 ) -> Iterator[NDArray[np.uint8] | PhotoError]:
     """The frame at each place, in the order asked, or why there is none."""
+    pixel_aspect = sensible_aspect(float(stream.sample_aspect_ratio or 1))
     from_start = is_counted(container, stream) or not can_seek(container)
     near = math.inf if from_start else _NEAR_S / base(stream)
     frames: Iterator[tuple[float, Any]] = iter(())
@@ -41,7 +43,7 @@ def frames_at(
             low = at + 1
             at, frame = next(frames, (math.inf, None))
         if at == place and frame is not None:
-            yield _pixels(frame)
+            yield _pixels(frame, pixel_aspect)
         else:
             yield PhotoError("corrupt", "the frame can't be decoded")
 
@@ -111,11 +113,16 @@ def _decode(packet: Packet) -> Iterator[Any]:
         yield None
 
 
-def _pixels(frame: VideoFrame) -> NDArray[np.uint8] | PhotoError:
+def _pixels(frame: VideoFrame, pixel_aspect: float) -> NDArray[np.uint8] | PhotoError:
     if frame.width * frame.height > MAX_PIXELS:
         return PhotoError("too_large", f"the frame has {frame.width} x {frame.height} pixels")
+    if min(frame.width, frame.height) < MIN_SIDE_PX:
+        message = f"the frame has {frame.width} x {frame.height} pixels: too small to show a hand"
+        return PhotoError("too_small", message)
     try:
-        return np.ascontiguousarray(_upright(frame.to_ndarray(format="rgb24", threads=1), frame))
+        stored: Any = frame.to_ndarray(format="rgb24", threads=1)
+        stored = square_pixels(stored, pixel_aspect)
+        return np.ascontiguousarray(_upright(stored, frame))
     except (ffmpeg_error(), ValueError):
         return PhotoError("unsupported", "this kind of pixels is not supported")
 
