@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
 Pixels = NDArray[np.uint8]
 
@@ -170,7 +170,7 @@ def hostile_photos() -> dict[str, tuple[bytes, str]]:
         "flipped_checksum.png": (_flipped(plain_png, plain_png.index(b"IDAT") + 100), "corrupt"),
         "flipped_header.png": (_flipped(plain_png, 18), "corrupt"),
         "flipped_tables.jpg": (_flipped(jpeg, jpeg.index(b"\xff\xc4") + 5), "corrupt"),
-        "iphone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "unsupported"),
+        "iphone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "corrupt"),
         "clip.mp4": (b"\0\0\0\x20ftypisom\0\0\x02\0isomiso2avc1mp41" + bytes(100), "unsupported"),
         "drawing.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "unsupported"),
         "with space.jpg": (jpeg, "ok"),
@@ -477,6 +477,14 @@ def tiff(
     return head + struct.pack(order + "H", len(all_tags)) + entries + bytes(4) + extra
 
 
+def _avifs(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
+    if features.check("avif"):
+        yield "plain", encoded(picture, "AVIF", speed=10)
+        stored = Image.fromarray(turned(np.asarray(picture), 6))
+        yield "orientation 6", encoded(stored, "AVIF", speed=10, exif=exif(6))
+        yield "transparent", encoded(picture.convert("RGBA"), "AVIF", speed=10)
+
+
 #: Suffix -> names and files of one picture in all ways that Pillow, or we, can write.
 WRITERS: dict[str, Callable[[Image.Image], Iterator[tuple[str, bytes]]]] = {
     "jpg": _jpegs,
@@ -485,6 +493,7 @@ WRITERS: dict[str, Callable[[Image.Image], Iterator[tuple[str, bytes]]]] = {
     "gif": _gifs,
     "bmp": _bmps,
     "tif": _tiffs,
+    "avif": _avifs,
 }
 
 

@@ -39,6 +39,12 @@ KINDS = {
     "motion.avi": ("mjpeg", {}),
     "old.mpg": ("mpeg2video", {"bf": "2", "g": "12"}),
     "old.mpeg": ("mpeg1video", {"bf": "2", "g": "12"}),
+    "closed.ts": ("libx264", {"x264-params": "keyint=25:bframes=3:b-pyramid=normal:open-gop=0"}),
+    "old.mts": ("mpeg2video", {"bf": "2", "g": "12"}),
+    "old.3gp": ("mpeg4", {"bf": "2", "g": "12"}),
+    "closed.flv": ("libx264", {"x264-params": "keyint=25:bframes=3"}),
+    "old.flv": ("flv", {"g": "12"}),
+    "old.wmv": ("wmv2", {"g": "12"}),
     "vp8.webm": ("libvpx", {"g": "25", "auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "5"}),
     "vp9.webm": ("libvpx-vp9", {"g": "25", "auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "5"}),
 }

@@ -30,7 +30,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from annotator.errors import UserError
-from annotator.io import plain_jpeg
+from annotator.io import heif, plain_jpeg
 from annotator.io.exif import Shown, shown_as
 from annotator.io.jpeg_end import ends_early
 from annotator.io.remote import read_part
@@ -187,6 +187,8 @@ def decode_photo(data: bytes, min_side_px: int | None = None) -> Photo:
         return photo
     except (PhotoError, MemoryError):
         raise
+    except heif.NoReaderError as error:
+        raise PhotoError("unsupported", str(error)) from None
     except Image.DecompressionBombError:  # a GIF's frame may be larger than the GIF
         message = (
             f"the photo has more pixels than it says; of a {kind.name}, at most {kind.max_pixels:,} are read"
@@ -368,7 +370,7 @@ _STORED_VIEW: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 def as_shown(image: ImageFile.ImageFile) -> Shown:
     """How an opened image, no TIFF, is to be shown."""
     info = image.info
-    exif = info.get("exif", b"").removeprefix(b"Exif\0\0")
+    exif = (info.get("exif") or b"").removeprefix(b"Exif\0\0")
     if (
         not exif and "Raw profile type exif" in info
     ):  # as ImageMagick writes it into PNG: three lines, then hex
@@ -515,6 +517,9 @@ _GIF = _Kind("GIF", GifImageFile, lambda data: not data.endswith(b";"))
 _JPEG = _Kind("JPEG", JpegImageFile, lambda data: not data.endswith(b"\xff\xd9"), 2 * MAX_PIXELS)
 _PNG = _Kind("PNG", PngImageFile, lambda data: b"IEND" not in data[-12:])
 _TIFF = _Kind("TIFF", _open_tiff, _tiff_is_cut)
+# Their decoders keep more copies, too.
+_HEIC = _Kind("HEIC", heif.open_heic, heif.is_cut_short, MAX_PIXELS // 2)
+_AVIF = _Kind("AVIF", heif.open_avif, heif.is_cut_short, MAX_PIXELS // 2)
 _WEBP = _Kind("WebP", WebPImageFile, lambda data: _field("little", 4, data) + 8 > len(data), MAX_PIXELS // 2)
 
 _KINDS = {
@@ -528,10 +533,6 @@ _KINDS = {
 
 # First bytes, from where on, and what they are: named, so that the user knows what to convert.
 _UNSUPPORTED = (
-    (4, b"ftypavi", "AVIF"),
-    (4, b"ftyphe", "HEIC"),
-    (4, b"ftypmif1", "HEIC"),
-    (4, b"ftypmsf1", "HEIC"),
     (4, b"ftypcrx", "a camera's raw file"),
     (4, b"ftyp", "a video"),
     (8, b"AVI ", "a video"),
@@ -541,10 +542,38 @@ _UNSUPPORTED = (
     (0, b"\xff\x0a", "JPEG XL"),
     (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
     *((0, b"P%d%c" % (number, space), "PPM") for number in range(1, 8) for space in b"\n\r\t "),
+    (0, b"qoif", "QOI"),
+    (0, b"II\xbc\x01", "JPEG XR"),
+    (0, b"#?RADIANCE", "Radiance HDR"),
+    (0, b"v/1\x01", "OpenEXR"),
+    *(
+        (0, start, "a camera's raw file")
+        for start in (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
+    ),
     (0, b"8BPS", "Photoshop"),
     (0, b"%!PS", "PostScript"),
     (0, b"%PDF", "PDF"),
 )
+
+
+#: TGA has no mark at its start, and this one since its second version.
+_END_OF_TGA = b"TRUEVISION-XFILE.\0"
+
+_NO_PICTURES = ("a video", "PostScript", "PDF")
+
+#: So many bytes of a file tell whether it may be a photo.
+START_BYTES = 32
+
+
+def starts_like_a_photo(start: bytes) -> bool:
+    """Whether a file with these first `START_BYTES` is a picture, of a format that is read or not."""
+    try:
+        _kind_of(start)
+    except PhotoError:
+        return any(
+            name not in _NO_PICTURES and start.startswith(mark, offset) for offset, mark, name in _UNSUPPORTED
+        )
+    return True
 
 
 def _kind_of(data: bytes) -> _Kind:
@@ -553,7 +582,11 @@ def _kind_of(data: bytes) -> _Kind:
             return kind
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return _WEBP
+    if of_container := heif.heif_kind(data):
+        return _HEIC if of_container == "HEIC" else _AVIF
     for offset, start, name in _UNSUPPORTED:
         if data.startswith(start, offset):
             raise PhotoError("unsupported", f"{name} is not supported; convert it to JPEG")
+    if data.endswith(_END_OF_TGA):
+        raise PhotoError("unsupported", "TGA is not supported; convert it to JPEG")
     raise PhotoError("not_a_photo", "not a photo: the file starts like no image format that is read")

@@ -93,7 +93,7 @@ def _no_photos(picture: Image.Image) -> Iterator[File]:
 
 
 def _other_formats(picture: Image.Image) -> Iterator[File]:
-    written = {"PPM": "ppm", "AVIF": "avif", "JPEG2000": "jp2", "EPS": "jpg", "PDF": "jpg"}
+    written = {"PPM": "ppm", "JPEG2000": "jp2", "EPS": "jpg", "PDF": "jpg"}
     for format, suffix in written.items():
         yield from _saved_as(picture, format, f"{format}.{suffix}", OTHER_FORMAT)
     yield from _saved_as(picture.convert("L"), "PPM", "grey.pgm", OTHER_FORMAT)
@@ -107,7 +107,9 @@ def _other_formats(picture: Image.Image) -> Iterator[File]:
     boxes = {"heic": b"ftypheic", "heif": b"ftypmif1", "raw.jpg": b"ftypcrx ", "video.jpg": b"ftypisom"}
     for name, box in boxes.items():
         suffix = name if "." in name else f"mark.{name}"
-        yield File("other formats", suffix, b"\0\0\0\x18" + box + bytes(400), OTHER_FORMAT)
+        # With a reader of HEIC these are damaged, without it unsupported.
+        outcomes = OTHER_FORMAT | DAMAGED if name in ("heic", "heif") else OTHER_FORMAT
+        yield File("other formats", suffix, b"\0\0\0\x18" + box + bytes(400), outcomes)
     yield File("other formats", "photoshop.jpg", b"8BPS\0\1" + bytes(300), OTHER_FORMAT)
     yield File("other formats", "matroska.jpg", b"\x1aE\xdf\xa3" + bytes(300), OTHER_FORMAT)
     yield File(

@@ -145,7 +145,7 @@ def _broken(name: str, suffix: str, data: bytes, rng: random.Random, many: bool)
         cut = data[:end]
         outcomes = _after_cut(cut, whole)
         if end < 12:  # perhaps not even the format can be seen
-            outcomes |= NO_PHOTO
+            outcomes |= NO_PHOTO | OTHER_FORMAT
         yield File(f"cut {suffix}", f"{end:07d} {name}", cut, outcomes)
     checked = suffix == "png"
     for position in sorted(rng.sample(range(len(data)), 14 if many else 1)):

@@ -142,7 +142,11 @@ def _has_no_photo(entry: Entry) -> bool:
     """Whether its fault is the photos' own source's: a row that makes no sense, a damaged file that holds many."""
     if entry.fault is None:
         return False
-    return entry.fault.reason == "bad_row" or (entry.inside is not None and not entry.at) or holds_many(entry)
+    return (
+        entry.fault.reason in ("bad_row", "unsupported")
+        or (entry.inside is not None and not entry.at)
+        or holds_many(entry)
+    )
 
 
 def _normal(entry: Entry) -> str:

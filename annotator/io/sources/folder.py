@@ -16,17 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from annotator.errors import UserError
-from annotator.io.entry import Entry, plain, readable
+from annotator.io.decode import START_BYTES, starts_like_a_photo
+from annotator.io.entry import Entry, Fault, plain, readable
 from annotator.io.remote import files_below, shown
+from annotator.io.sources.faults import open_there
 from annotator.io.sources.parquet import image_column, list_parquet
 from annotator.io.sources.source import Source
-from annotator.io.sources.suffixes import PHOTO_SUFFIXES, VIDEO_SUFFIXES
+from annotator.io.sources.suffixes import ARCHIVE_SUFFIXES, PHOTO_SUFFIXES, VIDEO_SUFFIXES
 from annotator.io.sources.tar import list_tar
 from annotator.io.sources.video import list_video
+from annotator.io.sources.video_end import is_transport_stream
 from annotator.io.storage import is_local, join, local_path, open_file
-
-#: A file with any other name is taken for a photo if it starts like one: a photo may be wrongly named.
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 
 _WILD = re.compile(r"[*?\[]")
 
@@ -70,6 +70,8 @@ class FolderSource(Source):
             self._folder = folder.rstrip("/")
             if leave_out.startswith(self._folder + "/"):
                 self._leave_out = leave_out.rstrip("/")[len(self._folder) + 1 :] + "/"
+        if self._only and self._only.lower().endswith(ARCHIVE_SUFFIXES):
+            raise UserError(f"'{plain(shown(place))}': an archive {_UNPACK}")
         self.root = self._folder
         self.place = shown(readable(join(self._folder, pattern or self._only or "").rstrip("/")))
 
@@ -156,6 +158,10 @@ class FolderSource(Source):
             yield from list_tar(path, file_id, self.skip)
         elif suffix == ".parquet" and (self._only or holds_photos(path)):
             yield from list_parquet(path, file_id)
+        elif name.lower().endswith(ARCHIVE_SUFFIXES):
+            yield Entry(path, file_id, fault=Fault("unsupported", f"an archive {_UNPACK}"))
+        elif suffix == ".ts" and not self._only and _is_code(path):
+            self.skip(file_id)
         elif suffix in VIDEO_SUFFIXES and not self._only and find_spec("av") is None:
             self.skip(f"{file_id} (a video: pip install 'amvur-annotator[video]')")
         elif suffix in VIDEO_SUFFIXES:
@@ -167,7 +173,9 @@ class FolderSource(Source):
 
 
 #: What a URL ends in that is a file rather than a folder.
-_FILES = (*PHOTO_SUFFIXES, *VIDEO_SUFFIXES, ".tar", ".parquet")
+_FILES = (*PHOTO_SUFFIXES, *VIDEO_SUFFIXES, *ARCHIVE_SUFFIXES, ".tar", ".parquet")
+
+_UNPACK = "of this kind is not read: unpack it, or pack its photos in a plain .tar"
 
 
 _LINK = "a link to a folder"
@@ -241,11 +249,21 @@ def holds_photos(path: str) -> bool:
 
 
 def _starts_like_a_photo(path: str) -> bool:
+    """Whether a file with any other name is a photo by its first bytes: a photo may be wrongly named."""
     try:
         if not os.path.isfile(path):  # noqa: PTH113
             return False
         with open(path, "rb") as file:  # noqa: PTH123 - a path may hold surrogates; open is the plainest
-            start = file.read(16)
+            return starts_like_a_photo(file.read(START_BYTES))
     except OSError:
         return False
-    return start.startswith(_SIGNATURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+
+
+def _is_code(path: str) -> bool:
+    """Whether a file named `.ts` is TypeScript, not a transport stream; one that can't be read shall have its row."""
+    try:
+        with open_there(path) as file:
+            start = file.read(256)
+    except OSError:
+        return False
+    return bool(start) and not is_transport_stream(start)

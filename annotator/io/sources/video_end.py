@@ -15,12 +15,18 @@ def is_video(start: bytes) -> bool:
         or start[:4] == _MATROSKA
         or (start[:4] == b"RIFF" and start[8:11] == b"AVI")
         or start[:4] in (b"\0\0\1\xba", b"\0\0\1\xb3")
-        or start[:189:188] == b"\x47\x47"  # packets of MPEG's transport stream
+        or is_transport_stream(start)
+        or start[:4] in (b"FLV\1", b"OggS", b"\x30\x26\xb2\x75")  # the last is ASF, as in WMV
     )
 
 
+def is_transport_stream(start: bytes) -> bool:
+    """Whether a file starts with packets of MPEG's transport stream, which may have time stamps before them."""
+    return b"\x47\x47" in (start[:189:188], start[4:197:192])
+
+
 def is_cut(file: IO[bytes]) -> bool:
-    """Whether a file is cut short, as far as its kind tells: MP4, Matroska and AVI do, MPEG does not."""
+    """Whether a file is cut short, as far as its kind tells: MP4, Matroska and AVI do, others do not."""
     size = file.seek(0, 2)
     file.seek(0)
     start = file.read(64)

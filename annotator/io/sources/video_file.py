@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 # Among FFmpeg's formats are lists of other files and addresses, whatever the file's name: never those.
-_FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo"
+_FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg"
 
 
 def ffmpeg_error() -> type[Exception]:
