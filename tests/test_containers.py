@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import shutil
@@ -21,13 +22,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from annotator.errors import UserError
-from annotator.io.decode import PhotoError, decode_photo
+from annotator.io.decode import Photo, PhotoError, decode_photo
 from annotator.io.entry import Entry
-from annotator.io.sources.parquet import image_column, list_parquet, read_parquet, read_row
+from annotator.io.photos import photos_of, stored_at
+from annotator.io.sources import open_source
+from annotator.io.sources.parquet import image_columns, list_parquet, read_parquet, read_row
 from annotator.io.sources.tar import list_tar, read_tar
 from tests.hostile_photos import encoded, noise
 
 PHOTO = encoded(noise(), "JPEG")
+
+
+HUGGING_FACE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def some_bytes(number: int, size: int = 3000) -> bytes:
@@ -405,7 +411,7 @@ def test_a_file_by_polars(tmp_path):
 
 def test_a_null_struct_and_null_bytes_in_one_are_no_photos(tmp_path):
     kind = pa.struct([("path", pa.string()), ("bytes", pa.large_binary())])
-    photos = [{"bytes": b"1"}, None, {"bytes": None, "path": "x.jpg"}, {"bytes": b"4"}]
+    photos = [{"bytes": b"1"}, None, {"bytes": None, "path": None}, {"bytes": b"4"}]
     path = tmp_path / "p.parquet"
     pq.write_table(pa.table({"photo": pa.array(photos, kind)}), path)
     assert list(read_parquet(str(path), [(0, row) for row in range(4)])) == [b"1", None, None, b"4"]
@@ -439,10 +445,75 @@ def test_only_the_photos_are_read(tmp_path):
         ({"image": pa.struct([("bytes", pa.string())])}, None),
         ({"image": pa.list_(pa.binary())}, None),
         ({}, None),
+        ({"img": pa.binary()}, "img"),
+        ({"img": HUGGING_FACE, "label": pa.int64()}, "img"),
+        ({"observation.image": pa.binary(), "action": pa.binary()}, "observation.image"),
+        (
+            {"observation.images.top": HUGGING_FACE, "observation.state": pa.list_(pa.float32())},
+            "observation.images.top",
+        ),
+        ({"front view": HUGGING_FACE}, "front view"),
+        ({"front view": pa.struct([("path", pa.string()), ("timestamp", pa.float32())])}, None),
     ],
 )
 def test_the_column_of_photos(columns, expected):
-    assert image_column(pa.schema(columns)) == expected
+    assert image_columns(pa.schema(columns)) == ([expected] if expected else [])
+
+
+def test_two_cameras_are_told_and_sound_is_no_photo(tmp_path):
+    rows = pa.array([{"bytes": b"x", "path": None}] * 3, HUGGING_FACE)
+    pq.write_table(
+        pa.table({"observation.images.top": rows, "observation.images.wrist": rows}), tmp_path / "l.parquet"
+    )
+    (entry,) = list_parquet(str(tmp_path / "l.parquet"), "l.parquet")
+    assert (
+        entry.fault.reason == "unsupported"
+        and "'observation.images.top', 'observation.images.wrist'" in entry.fault[1]
+    )
+    assert [found.fault for found in open_source(str(tmp_path))] == [entry.fault]
+    sound = {"info": {"features": {"speech": {"_type": "Audio"}, "view": {"_type": "Image"}}}}
+    schema = pa.schema({"speech": HUGGING_FACE, "view": HUGGING_FACE}, {"huggingface": json.dumps(sound)})
+    assert image_columns(schema) == ["view"]
+
+
+def test_lerobots_column_is_read(tmp_path):
+    photos = [encoded(noise(k, 9), "PNG") for k in range(8, 12)]
+    rows = pa.array([{"bytes": photo, "path": "x.png"} for photo in photos], HUGGING_FACE)
+    table = pa.table({"observation.images.top": rows, "observation.state": [[0.0]] * 4})
+    pq.write_table(table, tmp_path / "l.parquet", row_group_size=3)
+    entries = list(open_source(str(tmp_path / "l.parquet")))
+    assert list(read_parquet(str(tmp_path / "l.parquet"), [entry.at for entry in entries])) == photos
+    assert read_row(str(tmp_path / "l.parquet"), 3) == photos[3]
+
+
+def test_a_path_without_bytes_is_followed(tmp_path):
+    photo, other = encoded(noise(), "PNG"), encoded(noise(30, 20), "PNG")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(photo)
+    (tmp_path / "data" / "b.png").write_bytes(other)
+    paths = [
+        f"{tmp_path}/images/a.png",
+        "b.png",
+        "images/a.png",
+        "nowhere.png",
+        None,
+        "",
+        (tmp_path / "data/b.png").as_uri(),
+    ]
+    rows = pa.array([{"bytes": None, "path": path} for path in paths] + [None], HUGGING_FACE)
+    place = f"{tmp_path}/data/train.parquet"
+    pq.write_table(pa.table({"image": rows}), place)
+    found = list(read_parquet(place, [(0, row) for row in range(8)]))
+    assert found[:3] == [photo, other, photo] and found[4:] == [None, None, other, None]
+    assert found[3].reason == "missing" and "'nowhere.png'" in str(found[3])
+    outcomes = list(photos_of(list(open_source(place)), lambda _: 8))
+    assert [photo.width if isinstance(photo, Photo) else photo.reason for photo in outcomes] == [
+        *(64, 30, 64, "missing", "empty", "empty", 30, "empty")
+    ]
+    assert stored_at(f"{place}#1") == other
+    with pytest.raises(PhotoError, match="no bytes"):
+        stored_at(f"{place}#3")
 
 
 def test_a_file_without_photos_says_what_is_there(tmp_path):

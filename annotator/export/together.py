@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotator.io.decode import PhotoError
-from annotator.io.photos import REQUESTS_AT_ONCE, stored_at
+from annotator.io.photos import REQUESTS_AT_ONCE, place_of, stored_at
 from annotator.io.sources.parquet import list_parquet, read_parquet
 from annotator.io.sources.tar import list_tar, read_tar
 from annotator.io.sources.video import list_video, read_video
@@ -46,7 +46,7 @@ class StoredPhotos:
     def of(self, places: Sequence[Place]) -> Iterator[Found]:
         """What is stored at each place, or why nothing is."""
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            for (kind, path), group in groupby(places, key=_container):
+            for (kind, path), group in groupby(places, key=lambda place: place_of(*place)[:2]):
                 together = list(group)
                 if kind == "file":
                     for start in range(0, len(together), REQUESTS_AT_ONCE):
@@ -57,7 +57,7 @@ class StoredPhotos:
     def _of_container(self, kind: str, path: str, places: Sequence[Place]) -> Iterator[Found]:
         if self._listed[0] != path:
             self._listed = path, _places_in(kind, path)
-        at, inside = self._listed[1], [_inside(place) for place in places]
+        at, inside = self._listed[1], [place_of(*place)[2] for place in places]
         there = iter(_READ[kind](path, [at[name] for name in inside if name in at]))
         for place, name in zip(places, inside, strict=True):
             found = None
@@ -66,23 +66,6 @@ class StoredPhotos:
                 with suppress(PhotoError, OSError):
                     found = next(there, None)
             yield found if isinstance(found, (bytes, np.ndarray)) else _one(place)
-
-
-def _container(place: Place) -> tuple[str, str]:
-    uri, frame_index = place
-    path, _, inside = uri.rpartition("#")
-    if frame_index is not None:
-        return "video", uri
-    if path.lower().endswith(".tar"):
-        return "tar", path
-    if path.lower().endswith(".parquet") and inside.isdigit():
-        return "parquet", path
-    return "file", ""
-
-
-def _inside(place: Place) -> str:
-    uri, frame_index = place
-    return uri.rpartition("#")[2] if frame_index is None else str(frame_index)
 
 
 def _places_in(kind: str, path: str) -> dict[str, tuple[int, ...]]:

@@ -100,6 +100,7 @@ _DEFAULTS: dict[str, Any] = {
 
 #: A backslash that would read as the escape of a byte.
 _LOOKS_ESCAPED = re.compile(rb"\\(?=x[0-9a-f]{2})")
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 def readable(path: str) -> str:
@@ -109,6 +110,13 @@ def readable(path: str) -> str:
     except UnicodeEncodeError:  # JSON may name halves of characters that no file's name has
         data = path.encode("utf-8", "surrogatepass")
     return _LOOKS_ESCAPED.sub(rb"\\x5c", data).decode("utf-8", "backslashreplace")
+
+
+def path_of(text: str) -> str:
+    """The path that `readable` gave this text for."""
+    if "\\x" not in text:
+        return text
+    return os.fsdecode(_ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), os.fsencode(text)))
 
 
 def plain(text: str) -> str:

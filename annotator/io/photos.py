@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotator.io.decode import Photo, PhotoError, decode_photo, read_photo, reading_error
-from annotator.io.entry import Entry
+from annotator.io.entry import Entry, path_of
 from annotator.io.sources.parquet import read_parquet, read_row
 from annotator.io.sources.suffixes import VIDEO_SUFFIXES
 from annotator.io.sources.tar import list_tar, read_tar
 from annotator.io.sources.video import list_video, read_video
-from annotator.io.storage import is_local
+from annotator.io.storage import is_local, local_path
 
 #: A store answers slowly and many at once: so many photos are asked for together.
 REQUESTS_AT_ONCE = 16
@@ -67,23 +68,44 @@ def stored_at(uri: str, frame_index: int | None = None) -> bytes | NDArray[np.ui
     Raises:
         PhotoError: it is not there any more, or can't be read.
     """
-    path, _, inside = uri.rpartition("#")
-    if frame_index is not None:
-        of_video = islice(list_video(uri, uri, 1), frame_index, frame_index + 1)
-        found: Iterator[Any] = read_video(uri, [entry.at for entry in of_video if not entry.fault])
-    elif path.lower().endswith(".tar"):
+    kind, path, inside = place_of(uri, frame_index)
+    found: Iterator[Any]
+    if kind == "video":
+        of_video = islice(list_video(path, path, 1), int(inside), int(inside) + 1)
+        found = read_video(path, [entry.at for entry in of_video if not entry.fault])
+    elif kind == "tar":
         members = list_tar(path, path)
         found = read_tar(path, [entry.at for entry in members if entry.inside == inside and not entry.fault])
-    elif path.lower().endswith(".parquet") and inside.isdigit():
+    elif kind == "parquet":
         found = iter([read_row(path, int(inside))])
     else:
-        return read_photo(uri)
+        return read_photo(path)
     stored = next(_one_each(found, 1))
     if stored is None:
         raise PhotoError("empty", "there is no photo in this row")
     if isinstance(stored, Exception):
         raise stored
     return stored
+
+
+def place_of(uri: str, frame_index: int | None = None) -> tuple[str, str, str]:
+    """What a label's `image_uri` and `frame_index` name: `file`, `tar`, `parquet` or `video`, its path, and what in it.
+
+    Names of files and of members may hold `#`, too: on disk the file that is there counts. A frame may also be named
+    as the id has it, by its number after `#`.
+    """
+    if frame_index is not None:
+        return "video", path_of(uri), str(frame_index)
+    path = path_of(uri)
+    if "#" in uri and not (is_local(path) and local_path(path).is_file()):
+        for mark in re.finditer("#", uri):
+            container, inside = path_of(uri[: mark.start()]), uri[mark.end() :]
+            suffix = container[container.rfind(".") :].lower()
+            kind = "video" if suffix in VIDEO_SUFFIXES else suffix[1:]
+            fits = kind == "tar" or (kind in ("parquet", "video") and inside.isdecimal())
+            if fits and (not is_local(container) or local_path(container).is_file()):
+                return kind, container, inside
+    return "file", path, ""
 
 
 def _place(entry: Entry) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote_to_bytes
 
 from annotator.errors import UserError
 from annotator.io.remote import ask, open_remote, patience, read_all, read_part, shown
@@ -23,8 +24,15 @@ def is_local(url: str) -> bool:
 
 
 def local_path(url: str) -> Path:
-    """The path behind a local path or `file://` URL."""
-    return Path(url.removeprefix("file://"))
+    """The path behind a local path or `file://` URL. Percent signs of a URL are escapes, unless a file has them so."""
+    if not url.startswith("file://"):
+        return Path(url)
+    plain = url.removeprefix("file://").removeprefix("localhost")
+    if "%" not in plain:
+        return Path(plain)
+    meant = os.fsdecode(unquote_to_bytes(os.fsencode(plain)))
+    is_plain = not os.path.exists(meant) and os.path.exists(plain)  # noqa: PTH110 - a path may hold a zero byte
+    return Path(plain if is_plain else meant)
 
 
 def join(folder: str, *parts: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hostile.expected import BAD_HEADER, CUT, DAMAGED, EMPTY, NO_PHOTO, OK, TOO_LARGE, Expected, File
+from hostile.expected import BAD_HEADER, CUT, DAMAGED, EMPTY, MISSING, NO_PHOTO, OK, TOO_LARGE, Expected, File
 from tests.hostile_photos import encoded
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".heic")
@@ -194,7 +194,7 @@ def _write_tables(parquets: _Containers, files: list[File], jpeg: bytes) -> None
     broken = [file.outcomes for file in some]
     write("broken photos", "image", data, broken, kind="in parquets", row_group_size=17)
     values = [jpeg, None, b"", b"text", jpeg[: len(jpeg) // 2], bytes(1000), jpeg]
-    rows = [OK, EMPTY, EMPTY, NO_PHOTO, CUT, NO_PHOTO, OK]
+    rows = [OK, EMPTY, EMPTY, MISSING, NO_PHOTO, CUT, NO_PHOTO, OK]
     for compression in ("none", "snappy", "zstd", "gzip", "brotli", "lz4"):
         write(compression, "jpg", pa.array(values), rows, compression=compression, row_group_size=3)
     write("large", "photo", pa.array(values, pa.large_binary()), rows)
@@ -203,7 +203,8 @@ def _write_tables(parquets: _Containers, files: list[File], jpeg: bytes) -> None
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     write("structs", "image", pa.array(structs, kind), rows, row_group_size=2)
     paths = [{"bytes": None, "path": "/etc/passwd"}] * 3
-    write("paths only", "image", pa.array(paths, kind), [EMPTY] * 3)
+    paths += [{"bytes": None, "path": "nowhere.jpg"}, {"bytes": None, "path": ""}]
+    write("paths only", "image", pa.array(paths, kind), [*[NO_PHOTO] * 3, MISSING, EMPTY])
     write("all null", "image", pa.array([None] * 4, pa.binary()), [EMPTY] * 4)
     # In a folder, a table without photos is not a collection of them.
     for name, column, array in (

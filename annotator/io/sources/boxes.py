@@ -17,7 +17,7 @@ from annotator.io.remote import shown
 from annotator.io.sources.folder import holds_many
 from annotator.io.sources.listed import LIST_SUFFIXES, ListSource
 from annotator.io.sources.source import Source
-from annotator.io.storage import is_local, join, read_whole
+from annotator.io.storage import is_local, join, local_path, read_whole
 
 _COLUMNS = [
     *("image_uri", "image_id", "status", "reason", "error", "hand_index", "box_xyxy", "is_right"),
@@ -151,7 +151,10 @@ def _has_no_photo(entry: Entry) -> bool:
 
 def _normal(entry: Entry) -> str:
     """An entry's uri, without the detours that a list's may take."""
-    return os.path.normpath(entry.uri) if is_local(entry.path) else entry.uri
+    if not is_local(entry.path):
+        return entry.uri
+    path = readable(os.path.normpath(local_path(entry.path))) if entry.path else ""
+    return path + (f"#{entry.inside}" if entry.inside is not None else "")
 
 
 def is_unfinished(boxes: str) -> bool:

@@ -20,7 +20,7 @@ from annotator.io.decode import START_BYTES, starts_like_a_photo
 from annotator.io.entry import Entry, Fault, plain, readable
 from annotator.io.remote import files_below, shown
 from annotator.io.sources.faults import open_there
-from annotator.io.sources.parquet import image_column, list_parquet
+from annotator.io.sources.parquet import image_columns, list_parquet
 from annotator.io.sources.source import Source
 from annotator.io.sources.suffixes import ARCHIVE_SUFFIXES, PHOTO_SUFFIXES, VIDEO_SUFFIXES
 from annotator.io.sources.tar import list_tar
@@ -243,7 +243,7 @@ def holds_photos(path: str) -> bool:
     """Whether a Parquet file is a collection of photos; a damaged one shall have its row."""
     try:
         with open_file(path) as file:
-            return image_column(pq.read_schema(file)) is not None
+            return bool(image_columns(pq.read_schema(file)))
     except (pa.ArrowException, OSError):
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -10,12 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from annotator.errors import UserError
-from annotator.io.decode import PhotoError
-from annotator.io.entry import Entry, Fault
+from annotator.io.decode import PhotoError, read_photo
+from annotator.io.entry import Entry, Fault, plain
 from annotator.io.sources.faults import open_there, unreadable
+from annotator.io.storage import is_local, join
 
-_BYTES_NAMES = ("image", "bytes", "jpg", "jpeg", "png", "webp", "image_bytes", "photo")
-_STRUCT_NAMES = ("image", "photo", "picture")
+_BYTES_NAMES = ("image", "bytes", "jpg", "jpeg", "png", "webp", "image_bytes", "photo", "img")
+_STRUCT_NAMES = ("image", "photo", "picture", "img")
+#: LeRobot names a column for each camera.
+_CAMERA = "observation.image"
 
 # Rows at once: photos may have megabytes. Without a buffer's size, pyarrow reads a whole row group.
 _PHOTOS_AT_ONCE, _IDS_AT_ONCE = 16, 4096
@@ -24,16 +28,58 @@ _BUFFER_BYTES = 1 << 20
 _MAGIC = b"PAR1"
 
 
-def image_column(schema: pa.Schema) -> str | None:
-    """The name of the column that holds photos' bytes, as bytes or as a struct with a field `bytes`."""
+def image_columns(schema: pa.Schema) -> list[str]:
+    """The columns that hold photos: the first of the usual names; else all that Hugging Face or LeRobot write.
+
+    A photo is bytes, or a struct with a field `bytes`, beside which Hugging Face has `path`.
+    """
     types = dict(zip(schema.names, schema.types, strict=True))
-    for name in (*_BYTES_NAMES, "picture"):
+    for name in dict.fromkeys((*_BYTES_NAMES, *_STRUCT_NAMES)):
         if name in types and (
             (name in _BYTES_NAMES and _is_bytes(types[name]))
             or (name in _STRUCT_NAMES and _has_bytes(types[name]))
         ):
-            return name
-    return None
+            return [name]
+    sounds = _sounds(schema)
+    return [
+        name
+        for name, kind in types.items()
+        if name not in sounds
+        and ((_has_bytes(kind) and _has_path(kind)) or (name.startswith(_CAMERA) and _is_bytes(kind)))
+    ]
+
+
+def _sounds(schema: pa.Schema) -> set[str]:
+    """Columns that Hugging Face's own description calls sound, which are stored like photos."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name for name, feature in features.items() if feature.get("_type") == "Audio"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return set()
+
+
+def _has_path(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and any(
+        field.name == "path" and (pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
+        for field in kind
+    )
+
+
+def _image_column(schema: pa.Schema) -> str:
+    """The one column that holds photos.
+
+    Raises:
+        PhotoError: there is none, or more than one.
+    """
+    found = image_columns(schema)
+    if not found:
+        raise PhotoError("not_a_photo", _no_photos(schema))
+    if len(found) > 1:
+        names = ", ".join(f"'{name}'" for name in found[:8])
+        raise PhotoError(
+            "unsupported", f"there are photos in {names}: keep one of these columns, or call it 'image'"
+        )
+    return found[0]
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -56,8 +102,7 @@ def list_parquet(path: str, file_id: str, id_column: str | None = None) -> Itera
     try:
         with open_there(path) as file:
             table = _opened(file)
-            if image_column(table.schema_arrow) is None:
-                raise PhotoError("not_a_photo", _no_photos(table.schema_arrow))
+            _image_column(table.schema_arrow)
             ids = _ids(table, id_column, path) if id_column else iter(())
             for group in range(table.num_row_groups):
                 for row_in_group in range(table.metadata.row_group(group).num_rows):
@@ -101,7 +146,7 @@ def _no_photos(schema: pa.Schema) -> str:
             what = "bytes, or a struct with a field 'bytes'" if name in _STRUCT_NAMES else "bytes"
             return f"the column '{name}' is of the type {kind}; photos are of the type binary: {what}"
     names = ", ".join(f"'{name}'" for name in schema.names[:20]) + (" ..." if len(schema) > 20 else "")
-    wanted = ", ".join((*_BYTES_NAMES, "picture"))
+    wanted = ", ".join((*_BYTES_NAMES, "picture", f"{_CAMERA}*"))
     return f"no column holds photos; there are {names or 'none'}, and photos are looked for in {wanted}"
 
 
@@ -113,7 +158,7 @@ def _ids(table: pq.ParquetFile, column: str, path: str) -> Iterator[str | None]:
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if not text and not pa.types.is_integer(kind):
         raise UserError(f"'{path}': ids are text or whole numbers; the column '{column}' is of type {kind}")
-    for batch in _batches(table, column, None, _IDS_AT_ONCE):
+    for batch in _batches(table, [column], None, _IDS_AT_ONCE):
         # As bytes: text may be no UTF-8, and Python would not take it.
         for value in batch.cast(pa.large_binary()) if text else batch:
             plain = value.as_py()
@@ -124,15 +169,15 @@ def _text(value: int | None) -> str | None:
     return None if value is None else str(value)
 
 
-def _batches(table: pq.ParquetFile, column: str, group: int | None, rows: int) -> Iterator[pa.Array]:
-    """A column's values, some rows at a time.
+def _batches(table: pq.ParquetFile, columns: list[str], group: int | None, rows: int) -> Iterator[pa.Array]:
+    """The values of a column, or of parts of it, some rows at a time.
 
     Raises:
         PhotoError: the file is damaged.
     """
     where = {} if group is None else {"row_groups": [group]}
     try:
-        for batch in table.iter_batches(rows, columns=[column], use_threads=False, **where):
+        for batch in table.iter_batches(rows, columns=columns, use_threads=False, **where):
             yield batch.column(0)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -140,8 +185,10 @@ def _batches(table: pq.ParquetFile, column: str, group: int | None, rows: int) -
         raise PhotoError("corrupt", "the Parquet file's data is damaged") from error
 
 
-def read_parquet(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[bytes | None]:
+def read_parquet(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[bytes | PhotoError | None]:
     """The photo at each (row group, row in it), in the order asked; None where there is none.
+
+    A row without bytes may have a path, which is followed; it is relative to the file's folder, or the one above.
 
     A row group is read once, from its start to the last row asked. Photos asked out of order wait in memory.
 
@@ -152,45 +199,64 @@ def read_parquet(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[bytes
     with open_there(path) as file:
         found = _photos(_opened(file), sorted(set(places)))
         uses = Counter(places)
-        waiting: dict[tuple[int, ...], bytes | None] = {}
+        waiting: dict[tuple[int, ...], bytes | str | None] = {}
         for place in places:
             while place not in waiting:
                 earlier, photo = next(found)
                 waiting[earlier] = photo
-            yield waiting[place]
+            yield _followed(waiting[place], path)
             uses[place] -= 1
             if not uses[place]:
                 del waiting[place]
 
 
+def _followed(photo: bytes | str | None, table: str) -> bytes | PhotoError | None:
+    """A row's bytes; where it has but a path, those of that file."""
+    if not isinstance(photo, str):
+        return photo
+    folder = table.rsplit("/", 1)[0]
+    is_whole = "://" in photo or photo.startswith("/")
+    places = [photo] if is_whole else [join(folder, photo)]
+    if not is_whole and is_local(table):
+        places.append(join(folder, "..", photo))
+    for number, place in enumerate(places):
+        try:
+            return read_photo(place)
+        except PhotoError as error:
+            if error.reason != "missing" or number + 1 == len(places):
+                return PhotoError(
+                    error.reason, f"the row has no bytes, and of its path '{plain(photo)}': {error}"
+                )
+    return None
+
+
 def _photos(
     table: pq.ParquetFile, places: list[tuple[int, ...]]
-) -> Iterator[tuple[tuple[int, ...], bytes | None]]:
-    """The photos at sorted places."""
-    column = image_column(table.schema_arrow)
-    if column is None:
-        raise PhotoError("not_a_photo", _no_photos(table.schema_arrow))
-    if pa.types.is_struct(table.schema_arrow.field(column).type):
-        column += ".bytes"
+) -> Iterator[tuple[tuple[int, ...], bytes | str | None]]:
+    """The photos at sorted places, or their paths."""
+    column = _image_column(table.schema_arrow)
+    kind, columns = table.schema_arrow.field(column).type, [column]
+    if pa.types.is_struct(kind):
+        columns = [f"{column}.bytes"] + [f"{column}.path"] * _has_path(kind)
     wanted: dict[int, list[int]] = {}
     for group, row in places:
         wanted.setdefault(group, []).append(row)
     for group, rows in wanted.items():
         if group >= table.num_row_groups or rows[-1] >= table.metadata.row_group(group).num_rows:
             raise PhotoError("missing", "the Parquet file has no such row any more")
-        yield from (((group, row), photo) for row, photo in _in_group(table, column, group, rows))
+        yield from (((group, row), photo) for row, photo in _in_group(table, columns, group, rows))
 
 
 def _in_group(
-    table: pq.ParquetFile, column: str, group: int, rows: list[int]
-) -> Iterator[tuple[int, bytes | None]]:
+    table: pq.ParquetFile, columns: list[str], group: int, rows: list[int]
+) -> Iterator[tuple[int, bytes | str | None]]:
     left, start = iter(rows), 0
     row = next(left, None)
-    for batch in _batches(table, column, group, _PHOTOS_AT_ONCE):
-        # A struct that is null as a whole has bytes that are null only once flattened.
-        values: Any = batch.flatten()[0] if pa.types.is_struct(batch.type) else batch
+    for batch in _batches(table, columns, group, _PHOTOS_AT_ONCE):
+        values, paths = _bytes_and_paths(batch)
         while row is not None and row < start + len(values):
-            yield row, values[row - start].as_py()
+            photo = values[row - start].as_py()
+            yield row, paths[row - start].as_py() or None if photo is None and paths is not None else photo
             row = next(left, None)
         if row is None:
             return
@@ -198,7 +264,15 @@ def _in_group(
     raise PhotoError("corrupt", "the Parquet file has fewer rows than it says")
 
 
-def read_row(path: str, row_number: int) -> bytes | None:
+def _bytes_and_paths(batch: pa.Array) -> tuple[Any, Any]:
+    if not pa.types.is_struct(batch.type):
+        return batch, None
+    # A struct that is null as a whole has fields that are null only once flattened.
+    fields = dict(zip((field.name for field in batch.type), batch.flatten(), strict=True))
+    return fields["bytes"], fields.get("path")
+
+
+def read_row(path: str, row_number: int) -> bytes | PhotoError | None:
     """The photo in a row, counted over the whole file; None where there is none.
 
     Raises:
@@ -210,6 +284,6 @@ def read_row(path: str, row_number: int) -> bytes | None:
         for group in range(table.num_row_groups):
             rows = table.metadata.row_group(group).num_rows
             if 0 <= row < rows:
-                return next(_photos(table, [(group, row)]))[1]
+                return _followed(next(_photos(table, [(group, row)]))[1], path)
             row -= rows
     raise PhotoError("missing", f"the Parquet file has no row {row_number}")
