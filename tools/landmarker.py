@@ -54,7 +54,9 @@ def upright_crops(found: Path) -> Iterator[tuple[str, Tensor]]:
             square = upright_square(np.array(row["joints2d_px"]), PADDING * MARGIN)
             # A turned square fits into one sqrt(2) times as large.
             side_px = int(CROP_PX * 1.42)
-            frame = CropFrame(np.asarray(square.centre_px, np.float64), square.half_side_px * 1.42, np.bool_(False))
+            frame = CropFrame(
+                np.asarray(square.centre_px, np.float64), square.half_side_px * 1.42, np.bool_(False)
+            )
             wide = torch.from_numpy(cut(photo.pixels, frame, side_px, photo.width).copy())
             image = resample(
                 (wide.permute(2, 0, 1)[None] / 255),
