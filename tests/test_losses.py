@@ -15,7 +15,7 @@ from annotator.frames import project_weak
 from annotator.hand import anatomy, load_hand
 from annotator.metrics import align
 from annotator.model.amvur import Gaussian
-from annotator.model.camera import PRIOR_STD, Camera
+from annotator.model.camera import PRIOR_STD, Camera, fit_camera
 from tests import mano_file
 from trainer import losses
 
@@ -297,7 +297,7 @@ def test_a_known_camera_is_recovered_whatever_the_unknown_joints_hold(scale, x, 
     scales, translation = torch.tensor([scale]).double(), torch.tensor([[x, y]]).double()
     joints2d = project_weak(joints, scales, eye, translation)[..., :2]
     joints2d[~has], joints[~has] = junk, -junk
-    fitted, valid = losses.fit_camera(joints, joints2d, has)
+    fitted, valid = fit_camera(joints, joints2d, has)
     assert valid.all()
     expected = torch.tensor([[100 * scale, 0, 0, 0, x, y]]).double()
     torch.testing.assert_close(fitted, expected, rtol=1e-6, atol=1e-6)
@@ -308,7 +308,7 @@ def test_the_fitted_camera_is_the_least_squares_one():
     joints, joints2d = 50 * random(3, 21, 3), random(3, 21, 2, seed=1)
     joints2d = joints2d + 0.02 * joints[..., :2]
     has = torch.rand(3, 21, generator=torch.Generator().manual_seed(0)) < 0.7
-    fitted, valid = losses.fit_camera(joints, joints2d, has)
+    fitted, valid = fit_camera(joints, joints2d, has)
     assert valid.all()
     for row in range(3):
         points, ones = joints[row, has[row], :2].numpy(), np.ones((int(has[row].sum()), 1))
@@ -328,7 +328,7 @@ def test_no_camera_is_fitted_to_too_little_or_to_a_mirror_image():
     has[1, 1:] = False
     joints[2, :, :2] *= 1e-3  # all within a fraction of a millimetre
     joints2d[3] *= -1
-    fitted, valid = losses.fit_camera(joints, joints2d, has)
+    fitted, valid = fit_camera(joints, joints2d, has)
     assert valid.tolist() == [False, False, False, False, True]
     assert (fitted[:4] == 0).all()
 

@@ -24,7 +24,7 @@ depends neither on the number of vertices nor on how much of a batch is labelled
 **Weights** are `trainer.config.LossConfig`'s: one for each mean, and w = `kl` for the KL terms of (3), (5) and (8).
 
 **Gradients.** Nothing is detached here but the fit inside `aligned_loss`, whose own slope is zero, the means in
-`aligned_std_loss`, and `fit_camera`, where nothing has a gradient. A KL pulls on both of its sides: q towards
+`aligned_std_loss`. A KL pulls on both of its sides: q towards
 prior-net's answer and prior-net (its hand and its camera) towards q; the std of p is a constant. Where q starts at
 prior-net's hand (`amvur.start: prior_net`), q's mean is V_p, taken as a constant, plus offsets: so a likelihood moves
 the offsets alone, and a KL draws them to zero and V_p by as much towards where they point.
@@ -156,7 +156,7 @@ def camera_numbers(camera: Camera) -> Tensor:
 
 
 def camera_loss(camera: Camera, target: Tensor) -> Tensor:
-    """L_C, formula (4), against C* `target` (B, 6) as `fit_camera` makes it: (B, 6).
+    """L_C, formula (4), against C* `target` (B, 6) as `annotator.model.camera.fit_camera` makes it: (B, 6).
 
     The likelihood of s and t. For r, which is always 0 and would have a likelihood without bound, the KL from
     q(r) to its tight prior N(0, PRIOR_STD^2): it needs no label. Zero where r is switched off (its std is 0).
@@ -179,29 +179,6 @@ def _kl_where_std(mean: Tensor, std: Tensor, prior_mean: Tensor) -> Tensor:
     # The inner `where` keeps the logarithm's infinite slope at 0 out of the gradient.
     kl = kl_to_prior(mean, torch.where(known, std, PRIOR_STD), prior_mean, PRIOR_STD)
     return torch.where(known, kl, 0.0)
-
-
-@torch.no_grad()
-def fit_camera(joints3d_mm: Tensor, joints2d: Tensor, has_joints2d: Tensor) -> tuple[Tensor, Tensor]:
-    """C* of (4): the weak-perspective camera, with r* = 0, that brings J3* closest to J2* (least squares).
-
-    Joints (B, 21, 3) and their crop coordinates (B, 21, 2), of which only those with `has_joints2d` (B, 21) are
-    looked at: the others may hold anything. Returns C* (B, 6) in the units of `camera_numbers`, and whether it
-    is one (B,): at least two joints that don't fall on one point, and a positive scale. C* is 0 where it is not.
-    """
-    weight = has_joints2d[..., None].to(joints3d_mm)
-    xy = torch.where(has_joints2d[..., None], joints3d_mm[..., :2], 0.0)
-    uv = torch.where(has_joints2d[..., None], joints2d, 0.0)
-    count = weight.sum(1, keepdim=True).clamp_min(1)
-    xy_mean, uv_mean = xy.sum(1, keepdim=True) / count, uv.sum(1, keepdim=True) / count
-    xy = (xy - xy_mean) * weight
-    spread = xy.square().sum((1, 2))
-    scale = (xy * (uv - uv_mean)).sum((1, 2)) / spread.clamp_min(1.0)
-    # Square millimetres: less is one joint alone, or joints right behind each other.
-    valid = (spread > 1.0) & (scale > 0)
-    translation = uv_mean[:, 0] - scale[:, None] * xy_mean[:, 0]
-    fitted = torch.cat([scale[:, None] * 100, torch.zeros_like(xy[:, 0, :1]).expand(-1, 3), translation], 1)
-    return torch.where(valid[:, None], fitted, 0.0), valid
 
 
 def joints2d_loss(

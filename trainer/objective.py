@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate
 
 from annotator.hand.model import HandModel
 from annotator.model.amvur import Gaussian
-from annotator.model.camera import Camera, joints2d_covariance
+from annotator.model.camera import Camera, fit_camera, joints2d_covariance
 from annotator.model.network import Network, Prediction
 from annotator.model.prior_net import PRIOR_STD_MM
 from annotator.render import interpolate as paint
@@ -99,7 +99,7 @@ class Objective(nn.Module):
 
     def terms(self, prediction: Prediction, batch: Batch, images: Tensor) -> dict[str, Term]:
         """Every term that this network has, by name; `images` (B, 3, H, W) are what the network saw."""
-        target_camera, has_camera = losses.fit_camera(batch.joints3d_mm, batch.joints2d, batch.has_joints2d)
+        target_camera, has_camera = fit_camera(batch.joints3d_mm, batch.joints2d, batch.has_joints2d)
         has_camera = has_camera & batch.has_joints3d
         every = batch.has_hand
         # A guess that nobody asked for says nothing, and what is likely goes on counting.

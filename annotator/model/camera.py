@@ -25,6 +25,9 @@ PRIOR_STD = 0.1
 #: How much of the crop the mean hand fills before training: crops are padded boxes.
 START_FILL = 0.8
 
+#: Bounds of a fitted scale, crop half-sides per decimetre, so that softplus has a finite inverse.
+_FITTED_SCALES = (1e-3, 20.0)
+
 
 @dataclass
 class Camera:
@@ -44,10 +47,41 @@ class Camera:
         return project_weak(points_mm, self.scale_per_mm, self.rotation(), self.translation)
 
 
+@torch.no_grad()
+def fit_camera(joints3d_mm: Tensor, joints2d: Tensor, has_joints2d: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weak-perspective camera with r = 0 that brings joints closest to where they are seen.
+
+    The least-squares solution in closed form; C* of (4) for true joints. No gradient passes.
+
+    Args:
+        joints3d_mm: (B, 21, 3) camera axes.
+        joints2d: (B, 21, 2) crop coordinates.
+        has_joints2d: (B, 21) bool; the other joints may hold anything.
+
+    Returns:
+        The camera (B, 6), s in crop half-sides per decimetre, r and t; and whether it is one (B,): at least two
+        joints that do not fall on one point, and a positive scale. All six numbers are 0 where it is not.
+    """
+    weight = has_joints2d[..., None].to(joints3d_mm)
+    xy = torch.where(has_joints2d[..., None], joints3d_mm[..., :2], 0.0)
+    uv = torch.where(has_joints2d[..., None], joints2d, 0.0)
+    count = weight.sum(1, keepdim=True).clamp_min(1)
+    xy_mean, uv_mean = xy.sum(1, keepdim=True) / count, uv.sum(1, keepdim=True) / count
+    xy = (xy - xy_mean) * weight
+    spread = xy.square().sum((1, 2))
+    scale = (xy * (uv - uv_mean)).sum((1, 2)) / spread.clamp_min(1.0)
+    # Square millimetres: less is one joint alone, or joints right behind each other.
+    valid = (spread > 1.0) & (scale > 0)
+    translation = uv_mean[:, 0] - scale[:, None] * xy_mean[:, 0]
+    fitted = torch.cat([scale[:, None] * 100, torch.zeros_like(xy[:, 0, :1]).expand(-1, 3), translation], 1)
+    return torch.where(valid[:, None], fitted, 0.0), valid
+
+
 class CameraHead(nn.Module):
     """Global feature (B, feature_dim) to a camera.
 
-    Starts at the camera that puts the mean hand in the middle of the crop. With `constant_std` it is
+    Corrects a camera to start from: one fitted to landmarks, where the network reads them, else the one that puts the
+    mean hand in the middle of the crop. With `constant_std` it is
     prior-net's head, p(C | I) = N(head, 1); without, q(C | I) with a standard deviation of its own.
     """
 
@@ -66,14 +100,23 @@ class CameraHead(nn.Module):
         scale_per_mm = 2 * START_FILL / (corners[1] - corners[0]).max()
         scale = scale_per_mm * 100
         translation = -corners.mean(0) * scale_per_mm
-        # softplus keeps s positive; this is its inverse.
-        raw = torch.cat([scale.expm1().log().view(1), torch.zeros(3), translation])
+        raw = torch.cat([_before_softplus(scale).view(1), torch.zeros(3), translation])
         self.register_buffer("start", raw.detach(), persistent=False)
 
-    def forward(self, g: Tensor) -> Camera:
-        """G (B, feature_dim) -> B cameras."""
+    def forward(self, g: Tensor, fitted: tuple[Tensor, Tensor] | None = None) -> Camera:
+        """Return B cameras.
+
+        Args:
+            g: (B, feature_dim).
+            fitted: what `fit_camera` returns: cameras to start from, where they are valid.
+        """
         out = self.mlp(g).float()
-        mean = out[:, :6] + self.start
+        start = self.start
+        if fitted is not None:
+            numbers, valid = fitted
+            scale = _before_softplus(numbers[:, :1].clamp(*_FITTED_SCALES))
+            start = torch.where(valid[:, None], torch.cat([scale, numbers[:, 1:]], 1), start)
+        mean = out[:, :6] + start
         rotvec = mean[:, 1:4] if self.with_rotation else torch.zeros_like(mean[:, 1:4])
         std = torch.full_like(mean, PRIOR_STD)
         if not self.constant_std:
@@ -81,6 +124,11 @@ class CameraHead(nn.Module):
         if not self.with_rotation:
             std = std * torch.tensor([1.0, 0, 0, 0, 1, 1], device=std.device)
         return Camera(softplus(mean[:, 0]) / 100, rotvec, mean[:, 4:], std)
+
+
+def _before_softplus(scale: Tensor) -> Tensor:
+    """Return the inverse of softplus, which keeps s positive."""
+    return scale.expm1().log()
 
 
 def joints2d_covariance(joints: Gaussian, camera: Camera, annotation_noise: float) -> Tensor:
