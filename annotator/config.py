@@ -80,6 +80,8 @@ class NetworkConfig:
     crop_px: int = 128
     variant: Literal["prior_net", "amvur", "both"] = "both"  # the three rows of Tables 1 and 2
     landmarks: bool = False  # where each joint seems to lie joins the global feature: see model/landmarks.py
+    # In their place, linear read-outs of the global feature as MediaPipe's network has them: model/landmarker.py.
+    read_outs: bool = False
     amvur: AmvurConfig = field(default_factory=AmvurConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     texture: TextureConfig = field(default_factory=TextureConfig)
@@ -87,6 +89,8 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         _at_least("crop_px", self.crop_px, 32)
+        if self.landmarks and self.read_outs:
+            raise UserError("landmarks and read_outs both say where joints are: set one of them to false")
         _at_least("amvur: width", self.amvur.width, 1)
         for name in ("heads", "stages", "blocks"):
             _at_least(f"amvur: {name}", getattr(self.amvur, name), 1)

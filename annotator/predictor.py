@@ -213,11 +213,11 @@ class Predictor:
         The network knows right hands: what may be a left one is mirrored and seen again, and both answers count. Those
         that are left hands stay mirrored, in `images` and `seen`.
         """
-        right = np.where(np.isnan(told), _numpy(self.network.side(seen.g)), told)
+        right = np.where(np.isnan(told), _numpy(self.network.is_right(seen)), told)
         unsure = np.flatnonzero(np.isnan(told) & (right < SURELY_RIGHT))
         if len(unsure):
             again = self._see(images[unsure].flip(-1))
-            right[unsure] = (right[unsure] + 1 - _numpy(self.network.side(again.g))) / 2
+            right[unsure] = (right[unsure] + 1 - _numpy(self.network.is_right(again))) / 2
             is_left = right[unsure] < 0.5
             _flip(images, unsure[is_left])
             seen.put(

@@ -33,6 +33,7 @@ from annotator.predictor import Precision, Predictor
 MODULES = {
     "backbone": "backbone",
     "landmarks": "landmarks",
+    "heads": "landmarks",
     "prior_net": "prior-net",
     "amvur": "AMVUR",
     "prior_camera": "cameras",

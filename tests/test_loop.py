@@ -269,6 +269,46 @@ def test_one_batch_mixes_full_2d_only_and_colour_only_photos(sticks):
     assert torch.equal(loss, again)
 
 
+READS = replace(TINY, landmarks=False, read_outs=True, amvur=replace(TINY.amvur, aligned=True))
+
+
+def test_read_outs_are_best_where_joints_lie_with_their_depth_at_the_crops_scale(sticks):
+    sources = tuple(
+        SourceConfig(source=sticks, targets=t) for t in (("joints2d", "joints3d"), ("joints2d",), ())
+    )
+    network, objective, images, batch = objective_and_batch(sticks, network=READS, data=sources, batch_size=9)
+    prediction = network(images, torch.tensor([0, 1]))
+    terms = objective.terms(prediction, batch, images)
+    assert (int(terms["landmarks"].count), int(terms["landmarks_depth"].count)) == (6 * 21, 3 * 21)
+    loss, _ = objective.total(terms)
+    loss.backward()
+    assert network.heads.image.weight.grad.abs().sum() > 0
+    spoilt = replace(batch, joints3d_mm=batch.joints3d_mm.clone(), joints2d=batch.joints2d.clone())
+    spoilt.joints3d_mm[~batch.has_joints3d] = 77
+    spoilt.joints2d[~batch.has_joints2d] = 77
+    again, _ = objective.total(objective.terms(prediction, spoilt, images))
+    assert torch.equal(loss, again)
+    # Landmarks as they should be: x and y are the targets, z is that of 3D at the scale from 3D to 2D.
+    best = torch.zeros(9, 21, 3)
+    best[..., :2] = batch.joints2d
+    for row in torch.nonzero(batch.has_joints3d)[:, 0].tolist():
+        points, seen = (x[row, :, 0].numpy() for x in (batch.joints3d_mm, batch.joints2d))
+        best[row, :, 2] = np.polyfit(points, seen, 1)[0] * batch.joints3d_mm[row, :, 2]
+    found = replace(prediction, landmark_hand=prediction.landmark_hand._replace(image=best))
+    terms = objective.terms(found, batch, images)
+    assert float(terms["landmarks"].sum) == 0
+    assert float(terms["landmarks_depth"].sum) < 0.01 * 3 * 21
+
+
+def test_a_network_with_read_outs_trains_and_its_checkpoint_loads(sticks, tmp_path):
+    train(config_for(sticks, network=READS, steps=2), str(tmp_path), "cpu")
+    checkpoint = load_checkpoint(str(tmp_path / "model.safetensors"))
+    assert checkpoint.info.network == READS
+    start = start_network(config_for(sticks, network=READS), load_hand("open")).state_dict()
+    moved = [n for n, values in weights(tmp_path).items() if not torch.equal(values, start[n])]
+    assert {"heads.image.bias", "heads.is_right.bias", "prior_net.ik.5.bias"} <= set(moved)
+
+
 def test_a_guess_counts_where_nothing_better_is_known_and_where_there_is_no_hand_nothing_does(sticks):
     network, objective, images, batch = objective_and_batch(
         sticks, batch_size=6, loss=LossConfig(guess=3, pose=1)

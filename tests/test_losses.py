@@ -545,3 +545,23 @@ def test_a_landmarks_loss_is_the_logarithm_of_its_cells_share():
     torch.testing.assert_close(found, -log_share[:, :, 0, 3])
     doubted = losses.landmarks_loss(log_share, target, torch.full((2, 21), PRIOR_STD))
     torch.testing.assert_close(doubted, found / 2)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_read_out_counts_by_its_square_near_the_joint_and_by_its_distance_far_away(size):
+    target = random(2, 21, size)
+    way = torch.nn.functional.normalize(random(2, 21, size, seed=1), dim=-1)
+    sure = torch.zeros(2, 21, dtype=torch.float64)
+    unit = losses.LANDMARK_SCALE
+
+    def loss(distance: float, std: torch.Tensor = sure) -> torch.Tensor:
+        return losses.read_out_loss(target + distance * way, target, std)
+
+    torch.testing.assert_close(loss(0.01 * unit), torch.full_like(sure, 0.5e-4), rtol=1e-4, atol=0)
+    torch.testing.assert_close(loss(101 * unit) - loss(100 * unit), torch.ones_like(sure), rtol=1e-3, atol=0)
+    torch.testing.assert_close(loss(0.3, sure + PRIOR_STD), loss(0.3) / 2)
+    points = (target + 0.02 * way).requires_grad_()
+    assert gradcheck(lambda x: losses.read_out_loss(x, target, sure), (points,))
+    # No slope at the joint itself, and none that is not a number.
+    (slope,) = torch.autograd.grad(losses.read_out_loss(points, points.detach(), sure).sum(), points)
+    assert (slope == 0).all()

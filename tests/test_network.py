@@ -17,6 +17,7 @@ from annotator.hand.layer import HandLayer
 from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
 from annotator.model.attention import Attention, Tokens
 from annotator.model.camera import Camera, joints2d_covariance
+from annotator.model.landmarker import Landmarker, normalised
 from annotator.model.landmarks import LOCAL, Landmarks
 from annotator.model.network import Network
 from annotator.model.prior_net import REACH
@@ -81,9 +82,10 @@ def test_tokens_equal_one_product_with_feature_and_place_joined():
     torch.testing.assert_close(tokens(g), joined @ weight.T + tokens.from_feature.bias, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("read_outs", [False, True], ids=["", "read-outs"])
 @pytest.mark.parametrize("variant", ["prior_net", "amvur", "both"])
-def test_an_untrained_network_gives_the_mean_hand_whatever_the_photo(variant):
-    net = network(variant=variant)
+def test_an_untrained_network_gives_the_mean_hand_whatever_the_photo(variant, read_outs):
+    net = network(variant=variant, read_outs=read_outs)
     with torch.inference_mode():
         a, b = net(images(seed=0)), net(images(seed=5))
     torch.testing.assert_close(a.vertices.mean_mm, b.vertices.mean_mm)
@@ -95,6 +97,9 @@ def test_an_untrained_network_gives_the_mean_hand_whatever_the_photo(variant):
     )  # fingers up, a right thumb to the right: palm to the camera
     assert chirality(joints[None])[0] > 0
     assert a.joints2d.abs().max() < 1 and a.joints2d.std() > 0.1  # in the crop, and filling it
+    if read_outs:
+        torch.testing.assert_close(a.landmark_hand.image[..., :2], a.joints2d)
+        torch.testing.assert_close(a.is_right, torch.full((2,), 0.5))
     if variant != "amvur":
         assert a.prior.pose().shape == (2, 48)
         torch.testing.assert_close(
@@ -119,6 +124,11 @@ SWITCHES = {
     "aligned with the maps": {"amvur": AmvurConfig(start="prior_net", tokens=98, aligned=True)},
     "corrects prior-net, A": {"amvur": AmvurConfig(start="prior_net", kind="fully_connected")},
     "landmarks": {"landmarks": True},
+    "read-outs": {
+        "read_outs": True,
+        "amvur": AmvurConfig(start="prior_net", tokens=98, aligned=True),
+    },
+    "read-outs, prior-net": {"read_outs": True, "variant": "prior_net"},
     "camera rotation": {"camera": CameraConfig(rotation=True)},
     "Table 6 HAND": {"texture": TextureConfig(kind="global")},
     "the paper's texture": {"texture": TextureConfig(photo_colour=False)},
@@ -232,6 +242,9 @@ def test_switches_change_the_weights_they_name():
     assert not any(n.startswith(("amvur", "camera.")) for n in names["prior-net"])
     assert not any(n.startswith("prior_net") for n in names["AMVUR"])
     assert "amvur.vertex_tokens.index" in names["Table 5 C"]
+    assert {"heads.image.weight", "prior_net.ik.1.weight"} < names["read-outs"]
+    assert not any(n.startswith(("side", "presence")) for n in names["read-outs"])
+    assert not any(n.startswith(("heads", "prior_net.ik")) for n in names["landmarks"])
 
 
 def test_joint_variance_is_the_papers_and_matches_draws():
@@ -407,3 +420,88 @@ def test_aligned_tokens_hold_the_maps_where_prior_nets_hand_projects():
     added = tokens(g, posed, points, maps) - tokens(g, posed)
     expected = points @ tokens.from_maps[1].weight[:, :2].T
     torch.testing.assert_close(added, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_normalised_landmarks_have_neither_place_nor_size():
+    points = torch.randn(3, 21, 3, generator=torch.Generator().manual_seed(0))
+    found = normalised(points)
+    assert (found[:, 0] == 0).all()
+    torch.testing.assert_close(found.square().sum((1, 2)), torch.full((3,), 21.0))
+    torch.testing.assert_close(normalised(0.3 * points + 5), found, atol=1e-4, rtol=1e-4)
+    # Straight lines through the wrist stay what they were.
+    torch.testing.assert_close(torch.linalg.cross(found, points - points[:, :1]), torch.zeros(3, 21, 3))
+    assert normalised(torch.zeros(1, 21, 3)).isfinite().all()
+
+
+def test_weights_of_a_landmarker_fit_and_give_its_landmarks():
+    torch.manual_seed(1)
+    landmarker = Landmarker().eval()
+    net = network(backbone="hand_landmark", **SWITCHES["read-outs"])
+    kept = net.load_state_dict(landmarker.state_dict(), strict=False)
+    assert not kept.unexpected_keys
+    with torch.inference_mode():
+        expected, prediction = landmarker(images()), net(images(), torch.tensor([1]))
+        mirrored = landmarker(images()[1:].flip(-1))
+    for ours, theirs in zip(prediction.landmark_hand, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(prediction.is_right, expected.is_right.sigmoid(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(prediction.is_hand, expected.presence.sigmoid(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        prediction.mirrored_is_right, mirrored.is_right.sigmoid(), atol=1e-4, rtol=1e-4
+    )
+
+
+def reading(net, points):
+    """Make the read-outs give these landmarks (21, 3) whatever the photo."""
+    with torch.no_grad():
+        net.heads.image.weight.zero_()
+        net.heads.image.bias.copy_(points.flatten())
+    return net
+
+
+@pytest.mark.parametrize("variant", ["prior_net", "amvur", "both"])
+def test_an_untrained_network_lays_the_mean_hand_onto_its_landmarks(variant):
+    amvur = AmvurConfig() if variant == "amvur" else SWITCHES["read-outs"]["amvur"]
+    net = network(variant=variant, read_outs=True, amvur=amvur)
+    with torch.inference_mode():
+        joints = net(images()).joints3d.mean_mm[0]
+        reading(net, 0.004 * joints + torch.tensor([0.3, -0.2, 0]))
+        prediction = net(images())
+        off = net.see(images()).joints2d - prediction.joints2d
+        # Landmarks that no hand in front of a camera gives: the camera of a network without them.
+        upside_down = reading(net, -joints)(images())
+    torch.testing.assert_close(prediction.joints3d.mean_mm[0], joints)
+    torch.testing.assert_close(off, torch.zeros(2, 21, 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(prediction.camera.scale_per_mm, torch.full((2,), 0.004))
+    torch.testing.assert_close(
+        upside_down.camera.scale_per_mm, network(variant="amvur")(images()).camera.scale_per_mm
+    )
+
+
+def test_inverse_kinematics_read_landmarks_wherever_they_lie_and_no_photo():
+    net = stirred(network(variant="prior_net", read_outs=True))
+    torch.nn.init.zeros_(net.prior_net.mlp[-1].weight)
+    torch.nn.init.zeros_(net.prior_net.mlp[-1].bias)
+    points = torch.randn(21, 3, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        here = reading(net, points)(images()).prior
+        there = reading(net, 0.2 * points - 0.5)(images(seed=4)).prior
+        alone = net.prior_net.from_landmarks(normalised(points[None]))
+    assert (here.vertices_mm - net.prior_net.layer.template).abs().max() > 1
+    torch.testing.assert_close(here.vertices_mm, there.vertices_mm, atol=1e-2, rtol=0)
+    torch.testing.assert_close(here.vertices_mm[:1], alone.vertices_mm, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "switches", [SWITCHES["landmarks"], SWITCHES["read-outs"]], ids=["maps", "read-outs"]
+)
+def test_rows_put_in_are_predicted_as_by_themselves(switches):
+    net, photos = stirred(network(**switches)), images(3)
+    with torch.inference_mode():
+        seen = net.see(photos)
+        seen.put(torch.tensor([2]), net.see(photos.flip(-1))[torch.tensor([0])])
+        photos[2] = photos[0].flip(-1)
+        found, expected = net.hands(photos, seen), net(photos)
+    torch.testing.assert_close(found.vertices.mean_mm, expected.vertices.mean_mm, atol=1e-2, rtol=0)
+    torch.testing.assert_close(found.joints2d, expected.joints2d, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.is_right, expected.is_right, atol=1e-5, rtol=0)

@@ -214,7 +214,7 @@ class Failing(torch.nn.Module):
     def __init__(self, network) -> None:
         super().__init__()
         self.network = network
-        self.R, self.side, self.hands = network.R, network.side, network.hands
+        self.R, self.is_right, self.hands = network.R, network.is_right, network.hands
 
 
 class SmallMemory(Failing):

@@ -56,7 +56,7 @@ class LossConfig:
     kl_joints3d: float = 1.0
     kl_camera: float = 1.0
     prior: float = 1.0  # prior-net against the same targets
-    landmarks: float = 1.0  # maps of where joints are seen, where the network has them
+    landmarks: float = 1.0  # where joints are seen, as maps or read-outs, where the network has them
     limits: float = 1.0  # joint angles of prior-net's hand
     pose: float = 0.0  # its coefficients, standard normal among poses, where 3D is hidden; not in the paper
     shape: float = 0.1  # its betas, which are standard normal among people

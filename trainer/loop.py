@@ -189,10 +189,11 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
 
 
 def _start_from_landmarker(network: Network, config: TrainConfig, hand: HandModel) -> None:
-    """Give the backbone MediaPipe's weights, with batch norms measured on the first crops, the same on every worker.
+    """Give backbone and read-outs MediaPipe's weights, with batch norms measured on the first crops.
 
-    The crops have the size of the file's own input. In training mode each batch then has the statistics that its layers
-    were made for, whatever `crop_px`; that brings MediaPipe's landmarks nearer at smaller sizes.
+    Every worker measures the same. The crops have the size of the file's own input. In training mode each batch then
+    has the statistics that its layers were made for, whatever `crop_px`; that brings MediaPipe's landmarks nearer at
+    smaller sizes.
     """
     if config.network.backbone != "hand_landmark":
         raise UserError(
@@ -205,6 +206,8 @@ def _start_from_landmarker(network: Network, config: TrainConfig, hand: HandMode
     crops = [_prepared(data[step], data, at_its_size, torch.device("cpu"))[0] for step in steps]
     landmarker = read_landmarker(config.start_from, torch.cat(crops))
     network.backbone.load_state_dict(landmarker.backbone.state_dict())
+    if network.heads is not None:
+        network.heads.load_state_dict(landmarker.heads.state_dict())
 
 
 def _without_sizes(config: NetworkConfig) -> NetworkConfig:

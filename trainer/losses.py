@@ -48,6 +48,9 @@ from annotator.model.prior_net import PRIOR_STD_MM
 #: Millimetres in the losses' unit of length.
 CM = 10.0
 
+#: Crop half-sides: up to here a read-out landmark's distance counts by its square, farther off by itself.
+LANDMARK_SCALE = 0.02
+
 #: How far past a joint limit is still free.
 TOLERANCE_DEG = 2.0
 
@@ -218,6 +221,16 @@ def landmarks_loss(log_share: Tensor, target: Tensor, std: Tensor) -> Tensor:
         for y, of_y in ((near[..., 1], 1 - way[..., 1]), (far[..., 1], way[..., 1])):
             loss = loss - of_x * of_y * flat.gather(2, (y * width + x)[..., None])[..., 0]
     return loss / (1 + (std / PRIOR_STD).square())
+
+
+def read_out_loss(points: Tensor, target: Tensor, std: Tensor) -> Tensor:
+    """Not in the paper: a robust distance (pseudo-Huber) of landmarks from where joints are, (B, 21).
+
+    `points` and `target` (B, 21, D) in crop half-sides, D = 2 in the crop, 1 in depth. The annotator's doubt `std`
+    (B, 21), crop half-sides, makes a joint count for less, as in `landmarks_loss`.
+    """
+    squared = ((points - target) / LANDMARK_SCALE).square().sum(-1)
+    return ((1 + squared).sqrt() - 1) / (1 + (std / PRIOR_STD).square())
 
 
 def texture_loss(image: Tensor, rendered: Tensor, mask: Tensor) -> Tensor:

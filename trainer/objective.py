@@ -87,6 +87,7 @@ class Objective(nn.Module):
             "prior_aligned": prior * config.aligned,
             "prior_guess": prior * config.guess,
             "landmarks": config.landmarks,
+            "landmarks_depth": config.landmarks,
             "limits": config.limits,
             "pose": config.pose,
             "shape": config.shape,
@@ -157,6 +158,17 @@ class Objective(nn.Module):
             terms["landmarks"] = _term(
                 losses.landmarks_loss(prediction.landmarks, batch.joints2d, batch.joints2d_std),
                 batch.has_joints2d,
+            )
+        if prediction.landmark_hand is not None:
+            image = prediction.landmark_hand.image
+            terms["landmarks"] = _term(
+                losses.read_out_loss(image[..., :2], batch.joints2d, batch.joints2d_std), batch.has_joints2d
+            )
+            per_mm = target_camera[:, :1] / 100
+            depth, depth_std = (per_mm * mm[..., 2] for mm in (batch.joints3d_mm, joints_std_mm))
+            terms["landmarks_depth"] = _term(
+                losses.read_out_loss(image[..., 2:], depth[..., None], depth_std),
+                has_camera[:, None].expand_as(depth),
             )
         if prediction.rgb is not None:
             terms["texture"] = self._texture(prediction, batch, images, draws)

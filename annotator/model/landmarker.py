@@ -7,13 +7,20 @@ that a number means the same at every input size.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from annotator.model.backbone import HandLandmark
 
 JOINTS = 21
+
+#: Numbers of one hand in `LandmarkHand.numbers`.
+NUMBERS = 3 * 3 * JOINTS
+
+#: Crop half-sides: no hand that can be read is smaller. A bound for numbers.
+_LEAST_SIZE = 1e-3
 
 
 class LandmarkHand(NamedTuple):
@@ -23,6 +30,33 @@ class LandmarkHand(NamedTuple):
     world_mm: Tensor  # (B, 21, 3) of a hand of the network's usual size, origin near the hand's middle
     presence: Tensor  # (B,) logit of a hand against none
     is_right: Tensor  # (B,) logit of a right hand against a left one
+
+    def rows(self, rows: Any) -> LandmarkHand:
+        """Return some of the hands; `rows` is anything that indexes a tensor."""
+        return LandmarkHand(*(values[rows] for values in self))
+
+    def put(self, rows: Tensor, other: LandmarkHand) -> None:
+        """Replace some of the hands, in place."""
+        for own, others in zip(self, other, strict=True):
+            own[rows] = others
+
+    def normalised(self) -> Tensor:
+        """Return the image landmarks without place and size: see `normalised`."""
+        return normalised(self.image)
+
+    def numbers(self) -> Tensor:
+        """Return what the rest of a network takes from landmarks: (B, NUMBERS), each of the size of 1.
+
+        Image landmarks, the same normalised, and world landmarks in decimetres.
+        """
+        return torch.cat([self.image, self.normalised(), self.world_mm / 100], 1).flatten(1)
+
+
+def normalised(points: Tensor) -> Tensor:
+    """Return hands (B, 21, 3), in any unit, with the wrist at 0 and joints at a distance of 1 from it (RMS)."""
+    from_wrist = points - points[:, :1]
+    size = from_wrist.square().sum(-1).mean(1).clamp_min(_LEAST_SIZE**2).sqrt()
+    return from_wrist / size[:, None, None]
 
 
 class LandmarkHeads(nn.Module):
@@ -34,6 +68,14 @@ class LandmarkHeads(nn.Module):
         self.world_mm = nn.Linear(feature_dim, 3 * JOINTS)
         self.presence = nn.Linear(feature_dim, 1)
         self.is_right = nn.Linear(feature_dim, 1)
+
+    @torch.no_grad()
+    def start_at(self, image: Tensor, world_mm: Tensor) -> None:
+        """Make the layers give these landmarks (21, 3) whatever they see, and probabilities of 0.5."""
+        for parameter in self.parameters():
+            parameter.zero_()
+        self.image.bias.copy_(image.flatten())
+        self.world_mm.bias.copy_(world_mm.flatten())
 
     def forward(self, g: Tensor) -> LandmarkHand:
         """Return the landmarks, presence and side that `g` (B, feature_dim) holds."""

@@ -13,7 +13,8 @@ from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
 from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
 from annotator.model.backbone import build_backbone
-from annotator.model.camera import Camera, CameraHead, joints2d_covariance
+from annotator.model.camera import Camera, CameraHead, fit_camera, joints2d_covariance
+from annotator.model.landmarker import NUMBERS, LandmarkHand, LandmarkHeads
 from annotator.model.landmarks import Landmarks
 from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_hand
 from annotator.model.read_out import ReadOut
@@ -38,6 +39,7 @@ class Prediction:
     mirrored_is_right: Tensor  # (M,) the same of M of the crops, mirrored
     is_hand: Tensor  # (B,) probability that the crop shows a hand at all
     landmarks: Tensor | None = None  # (B, 21, H, W), log of each cell's share of a joint
+    landmark_hand: LandmarkHand | None = None  # with `read_outs`
 
 
 @dataclass
@@ -48,11 +50,14 @@ class Seen:
     X: Tensor  # (B, shallow_dim, H/2, W/2)
     maps: Tensor | None  # (B, 21, H, W), `Prediction.landmarks`
     pyramid: tuple[Tensor, ...] = ()  # maps of strides 8, 16, 32, where AMVUR samples them
-    joints2d: Tensor | None = None  # (B, 21, 2) where the landmarks' maps have their means
+    joints2d: Tensor | None = None  # (B, 21, 2) where landmarks lie, read out or the means of their maps
+    landmark_hand: LandmarkHand | None = None  # with `read_outs`
 
     def __getitem__(self, rows: Any) -> Seen:
         maps, joints2d = (None if x is None else x[rows] for x in (self.maps, self.joints2d))
-        return Seen(self.g[rows], self.X[rows], maps, tuple(level[rows] for level in self.pyramid), joints2d)
+        pyramid = tuple(level[rows] for level in self.pyramid)
+        hand = None if self.landmark_hand is None else self.landmark_hand.rows(rows)
+        return Seen(self.g[rows], self.X[rows], maps, pyramid, joints2d, hand)
 
     def put(self, rows: Tensor, other: Seen) -> None:
         """Take these rows from another's, in place."""
@@ -64,6 +69,8 @@ class Seen:
         ):
             if own is not None and others is not None:
                 own[rows] = others
+        if self.landmark_hand is not None and other.landmark_hand is not None:
+            self.landmark_hand.put(rows, other.landmark_hand)
 
 
 class Network(nn.Module):
@@ -80,18 +87,27 @@ class Network(nn.Module):
         self.landmarks = Landmarks(self.backbone.pyramid_dims) if config.landmarks else None
         if self.landmarks is not None:
             feature_dim += self.landmarks.size
+        # Its parts have the names that they have in a `Landmarker`, whose weights so fit.
+        self.heads = LandmarkHeads(feature_dim) if config.read_outs else None
+        if self.heads is not None:
+            feature_dim += NUMBERS
         layer = HandLayer(hand)
         start = mean_hand(layer, hand)
         if config.variant != "amvur":
-            self.prior_net = PriorNet(feature_dim, hand, layer)
+            self.prior_net = PriorNet(feature_dim, hand, layer, landmarks=config.read_outs)
             self.prior_camera = CameraHead(feature_dim, start, config.camera, constant_std=True)
         if config.variant != "prior_net":
             self.amvur = Amvur(
                 *(feature_dim, hand, layer, config.amvur, self.backbone.pyramid_dims),
-                landmarks=config.landmarks,
+                landmarks=config.landmarks or config.read_outs,
             )
             self.camera = CameraHead(feature_dim, start, config.camera, constant_std=False)
-        self.side, self.presence = ReadOut(feature_dim), ReadOut(feature_dim)
+        if self.heads is None:
+            self.side, self.presence = ReadOut(feature_dim), ReadOut(feature_dim)
+        else:
+            head = self.camera if config.variant == "amvur" else self.prior_camera
+            seen = head(torch.zeros(1, feature_dim)).project(start.joints3d_mm)
+            self.heads.start_at(seen[0], start.joints3d_mm[0])
         self.texture: nn.Module | None = None
         if config.texture.kind == "occlusion_aware":
             self.texture = OcclusionAwareTexture(feature_dim, self.backbone.shallow_dim, hand, config.texture)
@@ -108,7 +124,7 @@ class Network(nn.Module):
         shown = images if also_mirrored is None else torch.cat([images, images[also_mirrored].flip(-1)])
         seen = self.see(shown)
         with torch.autocast(images.device.type, enabled=False):
-            mirrored_is_right = self.side(seen.g[len(images) :])
+            mirrored_is_right = self.is_right(seen[len(images) :])
         return replace(self.hands(images, seen[: len(images)]), mirrored_is_right=mirrored_is_right)
 
     def see(self, images: Tensor) -> Seen:
@@ -116,11 +132,23 @@ class Network(nn.Module):
         works in half precision."""
         g, X, pyramid = self.backbone(images.contiguous(memory_format=torch.channels_last))
         with torch.autocast(images.device.type, enabled=False):
-            g, X, maps, joints2d = g.float(), X.float(), None, None
+            g, X, maps, joints2d, hand = g.float(), X.float(), None, None, None
             if self.landmarks is not None:
                 maps, joints2d, at_joints = self.landmarks(pyramid)
                 g = torch.cat([g, at_joints], -1)
-            return Seen(g, X, maps, pyramid if self.config.amvur.aligned else (), joints2d)
+            if self.heads is not None:
+                hand = self.heads(g)
+                joints2d = hand.image[..., :2]
+                g = torch.cat([g, hand.numbers()], -1)
+            return Seen(g, X, maps, pyramid if self.config.amvur.aligned else (), joints2d, hand)
+
+    def is_right(self, seen: Seen) -> Tensor:
+        """Return the probability (B,) that each crop shows a right hand."""
+        return self.side(seen.g) if seen.landmark_hand is None else seen.landmark_hand.is_right.sigmoid()
+
+    def is_hand(self, seen: Seen) -> Tensor:
+        """Return the probability (B,) that each crop shows a hand at all."""
+        return self.presence(seen.g) if seen.landmark_hand is None else seen.landmark_hand.presence.sigmoid()
 
     def hands(self, images: Tensor, seen: Seen) -> Prediction:
         """The hands in images (B, 3, crop_px, crop_px), of which `see` made `seen`; `mirrored_is_right` stays empty."""
@@ -132,8 +160,12 @@ class Network(nn.Module):
         variant = self.config.variant
         prior: PriorHand | None = None
         prior_camera: Camera | None = None
+        fitted: tuple[Tensor, Tensor] | None = None
         if variant != "amvur":
-            prior, prior_camera = self.prior_net(g), self.prior_camera(g)
+            hand = seen.landmark_hand
+            prior = self.prior_net(g, None if hand is None else hand.normalised())
+            fitted = _camera_at_landmarks(prior.joints3d_mm, seen)
+            prior_camera = self.prior_camera(g, fitted)
         if prior is not None and prior_camera is not None and variant == "prior_net":
             vertices = Gaussian(prior.vertices_mm, torch.full_like(prior.vertices_mm, PRIOR_STD_MM))
             joints3d = Gaussian(prior.joints3d_mm, torch.full_like(prior.joints3d_mm, PRIOR_STD_MM))
@@ -146,7 +178,9 @@ class Network(nn.Module):
                     prior_points = prior_camera.project(prior_mm)[..., :2]
             vertices = self.amvur(g, prior_mm, prior_points, seen.pyramid, seen.joints2d)
             joints3d = joints_from_vertices(vertices, self.R, self.config.amvur.joint_variance)
-            camera = self.camera(g)
+            if prior is None:
+                fitted = _camera_at_landmarks(joints3d.mean_mm, seen)
+            camera = self.camera(g, fitted)
         joints2d = camera.project(joints3d.mean_mm)[..., :2]
         covariance = joints2d_covariance(joints3d, camera, self.config.camera.annotation_noise)
         points = camera.project(vertices.mean_mm)
@@ -164,10 +198,11 @@ class Network(nn.Module):
             prior_camera=prior_camera,
             visible=visible,
             rgb=self._colour(images, X, g, points, visible, face_ids),
-            is_right=self.side(g),
+            is_right=self.is_right(seen),
             mirrored_is_right=g.new_empty(0),
-            is_hand=self.presence(g),
+            is_hand=self.is_hand(seen),
             landmarks=seen.maps,
+            landmark_hand=seen.landmark_hand,
         )
 
     def _colour(
@@ -179,3 +214,11 @@ class Network(nn.Module):
             return self.texture(g)
         points_in_X = self.backbone.in_map(points[..., :2], (images.shape[-2], images.shape[-1]), stride=2)
         return self.texture(images.float(), X, g, points, points_in_X, visible, face_ids, self.faces)
+
+
+def _camera_at_landmarks(joints3d_mm: Tensor, seen: Seen) -> tuple[Tensor, Tensor] | None:
+    """Return the cameras that `fit_camera` gives for read-out landmarks, where the network has them."""
+    if seen.landmark_hand is None:
+        return None
+    joints2d = seen.landmark_hand.image[..., :2]
+    return fit_camera(joints3d_mm, joints2d, torch.ones_like(joints2d[..., 0], dtype=torch.bool))

@@ -2,6 +2,10 @@
 
 `g` -> global rotation, pose, shape -> hand layer -> `V_p`, `J_p = R V_p`;
 p(V | I) = N(V_p, 1) and p(J3 | I) = N(J_p, 1), with centimetres as the unit of that 1.
+
+Not in the paper: where the network reads landmarks, a second network solves inverse kinematics. It gives the same
+numbers from landmarks alone, can be taught by drawn joints without photos (`trainer/inverse_kinematics.py`), and the
+one that sees `g` corrects it.
 """
 
 from __future__ import annotations
@@ -25,6 +29,9 @@ PRIOR_STD_MM = 10.0
 #: Standard deviations that no pose or shape exceeds, so that a bad step can't blow a hand up to metres. A few poses
 #: in a thousand would need more, and lose 2 mm at worst.
 REACH = 5.0
+
+#: What a hand is regressed as: a rotation, coefficients of the fingers' pose, betas.
+_ROTATION, _POSE, _BETAS = 6, 45, 10
 
 
 @dataclass
@@ -58,21 +65,50 @@ class PriorNet(nn.Module):
     pose_mean: Tensor  # (45,)
     pose_components: Tensor  # (45, 45)
 
-    def __init__(self, feature_dim: int, hand: HandModel, layer: HandLayer, width: int = 512) -> None:
+    def __init__(
+        self,
+        feature_dim: int,
+        hand: HandModel,
+        layer: HandLayer,
+        width: int = 512,
+        landmarks: bool = False,
+    ) -> None:
+        """Make the network; with `landmarks` it has `ik`, inverse kinematics from 21 landmarks."""
         super().__init__()
         self.layer = layer
-        self.mlp = nn.Sequential(
-            nn.Linear(feature_dim, width), nn.ReLU(), zero_start(nn.Linear(width, 6 + 45 + 10))
-        )
+        size = _ROTATION + _POSE + _BETAS
+        self.mlp = nn.Sequential(nn.Linear(feature_dim, width), nn.ReLU(), zero_start(nn.Linear(width, size)))
+        self.ik: nn.Sequential | None = None
+        if landmarks:
+            self.ik = nn.Sequential(
+                *(nn.Flatten(), nn.Linear(3 * 21, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),
+                zero_start(nn.Linear(width, size)),
+            )
         self.register_buffer("upright", torch.tensor(UPRIGHT), persistent=False)
         components = hand.hands_components * hand.hands_std[:, None]
         self.register_buffer("pose_mean", torch.as_tensor(hand.hands_mean), persistent=False)
         self.register_buffer("pose_components", torch.as_tensor(components), persistent=False)
         self.register_buffer("no_turn", torch.eye(3)[:, :2], persistent=False)
 
-    def forward(self, g: Tensor) -> PriorHand:
-        """G (B, feature_dim) to B hands."""
-        turn, coefficients, betas = self.mlp(g).float().split([6, 45, 10], -1)
+    def forward(self, g: Tensor, landmarks: Tensor | None = None) -> PriorHand:
+        """Return B hands.
+
+        Args:
+            g: (B, feature_dim).
+            landmarks: (B, 21, 3) normalised (`landmarker.normalised`), in the axes of the crop; needed with `ik`.
+        """
+        numbers = self.mlp(g)
+        if self.ik is not None:
+            numbers = numbers + self.ik(landmarks)
+        return self._hand(numbers)
+
+    def from_landmarks(self, landmarks: Tensor) -> PriorHand:
+        """Return the hands that `ik` gives from normalised landmarks (B, 21, 3) alone, without a photo."""
+        assert self.ik is not None
+        return self._hand(self.ik(landmarks))
+
+    def _hand(self, numbers: Tensor) -> PriorHand:
+        turn, coefficients, betas = numbers.float().split([_ROTATION, _POSE, _BETAS], -1)
         coefficients, betas = (REACH * (x / REACH).tanh() for x in (coefficients, betas))
         # Gram-Schmidt on two columns that start as the identity's.
         wrist = roma.special_gramschmidt(turn.view(-1, 3, 2) + self.no_turn) @ self.upright
