@@ -163,3 +163,40 @@ def test_a_crop_is_a_window_of_the_photo(degrees):
     q = (torch.arange(40) * 2 + 1) / 40 - 1
     expected = 0.5 * (math.cos(angle) * q[None, :] - math.sin(angle) * q[:, None]) + 0.1
     assert torch.allclose(out[0, 0] * 2 - 1, expected, atol=1e-3)
+
+
+def test_crops_are_cut_upright_and_tight_around_the_joints_first():
+    """Whatever way a hand is turned in its photo, the middle knuckle is above the wrist and the box has one size."""
+    config = AugmentConfig(upright=True, rotation_deg=0, zoom=1, shift=0, colour=0, blur=0, noise=0, erase=0)
+    generator = torch.Generator().manual_seed(2)
+    batch = Batch.empty(6, 96, 800)
+    angle = torch.linspace(0, 5, 6)
+    turn = torch.stack(
+        [torch.stack([angle.cos(), -angle.sin()], -1), torch.stack([angle.sin(), angle.cos()], -1)], 1
+    )
+    joints = (torch.rand(6, 21, 2, generator=generator) - 0.5) @ turn.mT * 0.6 + 0.1
+    depth = torch.rand(6, 21, 1, generator=generator)
+    batch = replace(
+        batch,
+        joints2d=joints,
+        has_joints2d=torch.ones(6, 21, dtype=torch.bool),
+        joints3d_mm=100 * torch.cat([joints - joints[:, :1], depth], -1),
+    )
+    _, moved = prepare(batch, 64, 1.5, config)
+    up = moved.joints2d[:, 9] - moved.joints2d[:, 0]
+    torch.testing.assert_close(up[:, 0], torch.zeros(6), atol=1e-5, rtol=0)
+    assert (up[:, 1] < 0).all()
+    low, high = moved.joints2d.amin(1), moved.joints2d.amax(1)
+    torch.testing.assert_close((high - low).amax(1), torch.full((6,), 2 / 1.35), atol=1e-5, rtol=0)
+    torch.testing.assert_close(low + high, torch.zeros(6, 2), atol=1e-5, rtol=0)
+    # 3D turns with the pixels: x and y stay 2D's, at the crop's scale (all rays are the axis here).
+    scale = (moved.joints2d[:, 9] - moved.joints2d[:, 0]).norm(dim=1) / (joints[:, 9] - joints[:, 0]).norm(
+        dim=1
+    )
+    seen = (moved.joints2d - moved.joints2d[:, :1]) / scale[:, None, None]
+    flat = replace(
+        batch, ray=torch.zeros_like(batch.ray), half_side_tan=torch.zeros_like(batch.half_side_tan)
+    )
+    _, moved = prepare(flat, 64, 1.5, config)
+    torch.testing.assert_close(moved.joints3d_mm[..., :2] / 100, seen, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(moved.joints3d_mm[..., 2], flat.joints3d_mm[..., 2])

@@ -575,3 +575,18 @@ def test_draws_of_v_j3_and_c_reach_supervised_terms_where_asked_for(sticks):
     # Likelihoods of V and J3 are closed forms over the means: draws would only add noise to them.
     for name in ("vertices", "joints3d"):
         torch.testing.assert_close(terms[0][name].sum, terms[1][name].sum)
+
+
+def test_a_frozen_backbone_keeps_all_it_starts_from_and_heads_learn(sticks, tmp_path):
+    train(config_for(sticks, steps=1), str(tmp_path / "start"), "cpu")
+    start = str(tmp_path / "start/model.safetensors")
+    config = config_for(
+        sticks, steps=3, freeze_backbone=True, start_from=start, optimizer=OptimizerConfig(ema=0)
+    )
+    train(config, str(tmp_path / "run"), "cpu")
+    before, after = weights(tmp_path / "start"), weights(tmp_path / "run")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(name.startswith("backbone.") for name in moved)
+    assert any(name.startswith("prior_net.") for name in moved)
+    with pytest.raises(UserError, match="freeze_backbone would keep random layers"):
+        start_network(config_for(sticks, freeze_backbone=True), load_hand("open"))

@@ -94,6 +94,37 @@ class Scene:
         return torch.cat([seen, -1000 * nearness], -1)
 
 
+@dataclass(frozen=True, eq=False)
+class DrawnHands:
+    """B right hands before a pinhole camera: camera axes, wrist-relative, millimetres."""
+
+    rotations: Tensor  # (B, 16, 3, 3) as `HandLayer` takes them
+    betas: Tensor  # (B, 10)
+    angles: Tensor  # (B, 5, 4) of the fingers, degrees, see `annotator.hand.anatomy`
+    bend: Tensor  # (B, 3) of the wrist against the forearm, axis-angle, rest frame
+    vertices_mm: Tensor  # (B, V, 3)
+    joints3d_mm: Tensor  # (B, 21, 3)
+    cam_t_mm: Tensor  # (B, 3) the wrist before the pinhole
+    focal: Tensor  # (B,) half photos
+
+
+def draw_hands(poses: Poses, layer: HandLayer, draws: Draws, ray: Tensor | None = None) -> DrawnHands:
+    """Draw one hand for each key: its pose, shape, view and camera.
+
+    `ray` (B, 2) is the one through the photo's centre, see `Scene.ray`; without, photos lie on the optical axis.
+    """
+    angles = poses.angles(draws)
+    betas = draws.normal(10).clamp(-2.5, 2.5)
+    # Wrists bend most towards palm and back, least sideways.
+    spread = torch.deg2rad(torch.tensor([0.0, 9.0, 22.0], device=draws.key.device))
+    bend = draws.normal(3).clamp(-2.2, 2.2) * spread
+    ray = bend.new_zeros(len(bend), 2) if ray is None else ray
+    turn = axes_of_ray(ray) @ _views(bend, draws)
+    rotations = torch.cat([turn[:, None], poses.rotations(angles)], 1)
+    vertices, joints = layer(rotations, betas)
+    return DrawnHands(rotations, betas, angles, bend, vertices, joints, *_framing(vertices, ray, draws))
+
+
 class Scenes:
     """Draws scenes."""
 
@@ -105,15 +136,10 @@ class Scenes:
     def sample(self, draws: Draws) -> Scene:
         """One scene for each key."""
         count, device = len(draws), draws.key.device
-        angles = self.poses.angles(draws)
-        betas = draws.normal(10).clamp(-2.5, 2.5)
-        # Wrists bend most towards palm and back, least sideways.
-        bend = draws.normal(3).clamp(-2.2, 2.2) * torch.deg2rad(torch.tensor([0.0, 9.0, 22.0], device=device))
         ray = _rays(Draws(keys(draws.key, _PLACE)))
-        turn = axes_of_ray(ray) @ _views(bend, draws)
-        rotations = torch.cat([turn[:, None], self.poses.rotations(angles)], 1)
-        vertices, joints = self.layer(rotations, betas)
-        cam_t, focal = _framing(vertices, ray, draws)
+        hands = draw_hands(self.poses, self.layer, draws, ray)
+        vertices, joints, cam_t, bend = hands.vertices_mm, hands.joints3d_mm, hands.cam_t_mm, hands.bend
+        turn = hands.rotations[:, 0]
 
         edge = vertices[:, self.figure.edge] @ turn  # back to the rest frame
         sleeve = draws.uniform(low=5, high=90).masked_fill(draws.chance(_BARE), math.inf)
@@ -134,16 +160,16 @@ class Scenes:
             kinds.append(shape.kind)
             places.append(where)
         return Scene(
-            pose=roma.rotmat_to_rotvec(rotations).flatten(1),
-            betas=betas,
-            angles=angles,
+            pose=roma.rotmat_to_rotvec(hands.rotations).flatten(1),
+            betas=hands.betas,
+            angles=hands.angles,
             vertices_mm=vertices,
             joints3d_mm=joints,
             others_mm=torch.cat([tube, *things], 1),
             object_kind=torch.stack(kinds, 1),
             object_place=torch.stack(places, 1),
             cam_t_mm=cam_t,
-            focal=focal,
+            focal=hands.focal,
             ray=ray,
         )
 

@@ -1,0 +1,183 @@
+"""Teach prior-net inverse kinematics: a hand's pose and shape from its landmarks alone. Not in the paper.
+
+Hands are drawn (`synth/scene.py`) but not rendered: their joints, seen through the camera, turned upright as crops are
+and disturbed as a detector errs, are the input. A few minutes show more poses and views than photos will.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from annotator.frames import upright_square
+from annotator.hand.few_vertices import few_vertices
+from annotator.hand.layer import HandLayer
+from annotator.hand.model import HandModel
+from annotator.model.landmarker import normalised
+from annotator.model.prior_net import PriorHand, PriorNet
+from trainer import losses
+from trainer.keyed import Draws, keys
+from trainer.synth.pool import Pool
+from trainer.synth.poses import Poses
+from trainer.synth.scene import DrawnHands, draw_hands
+
+#: Vertices that stand for the mesh.
+VERTICES = 64
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """How a detector errs on landmarks and crops lie; lengths are those of the hand."""
+
+    joint_mm: tuple[float, float, float] = (3.0, 3.0, 6.0)  # std of each joint's x, y and depth
+    # A finger also errs as a whole: not at all at the palm and so many times `joint_mm` at its tip.
+    finger: float = 1.5
+    wrong: float = 0.15  # share of hands with one finger that errs `wrong_times` as much
+    wrong_times: float = 5.0
+    level: float = 0.35  # std of the logarithm of a hand's level, which scales all of the above
+    depth: float = 0.1  # std of the logarithm of the depth's scale
+    length: float = 0.0  # std of the logarithm of each finger's length, for other ideas of where joints are
+    # Crops are upright to `turn_deg` (std), but for a share that may be turned by up to `most_turn_deg`.
+    turn_deg: float = 15.0
+    any_turn: float = 0.3
+    most_turn_deg: float = 60.0
+
+
+@dataclass(frozen=True)
+class InverseKinematicsConfig:
+    """A training of inverse kinematics."""
+
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    aligned: float = 5.0  # weight of `losses.aligned_loss` beside the distance of vertices
+    pose: float = 0.01  # of half the squared pose coefficients
+    shape: float = 0.02  # of half the squared betas
+    noise: NoiseConfig = NoiseConfig()
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """B drawn hands in the axes of a crop, millimetres, wrist-relative, and landmarks of them."""
+
+    landmarks_mm: Tensor  # (B, 21, 3) with errors; depth relative to the wrist
+    joints3d_mm: Tensor  # (B, 21, 3)
+    vertices_mm: Tensor  # (B, V, 3)
+    rotations: Tensor  # (B, 16, 3, 3)
+    betas: Tensor  # (B, 10)
+
+
+class DrawnLandmarks:
+    """An endless source: hand i depends on the seed and i alone."""
+
+    def __init__(self, hand: HandModel, seed: int, noise: NoiseConfig = NoiseConfig()) -> None:
+        """Draw hands of this model; `vertices_mm` are those of its layer."""
+        self.layer, self.poses = HandLayer(hand), Poses(hand, seed, torch.device("cpu"))
+        self.seed, self.noise = seed, noise
+
+    @torch.no_grad()
+    def hands(self, indices: Tensor) -> Seen:
+        """Return hands (n,) by their numbers."""
+        hands = draw_hands(self.poses, self.layer, Pool(keys(self.seed, 0, indices)))
+        draws = Draws(keys(self.seed, 1, indices))
+        landmarks_mm = seen_joints(hands)
+        turn = _depth_turns(_turns(landmarks_mm, draws, self.noise))
+        points = (landmarks_mm, hands.joints3d_mm, hands.vertices_mm)
+        landmarks_mm, joints, vertices = (p @ turn.mT for p in points)
+        rotations = torch.cat([turn[:, None] @ hands.rotations[:, :1], hands.rotations[:, 1:]], 1)
+        return Seen(with_errors(landmarks_mm, draws, self.noise), joints, vertices, rotations, hands.betas)
+
+
+def seen_joints(hands: DrawnHands) -> Tensor:
+    """Return where a camera sees joints, as image landmarks have it: (B, 21, 3).
+
+    x and y are those of the photo in millimetres at the wrist's distance; depth is relative to the wrist.
+    """
+    moved = hands.joints3d_mm + hands.cam_t_mm[:, None]
+    nearness = hands.cam_t_mm[:, None, 2:] / moved[..., 2:]
+    return torch.cat([moved[..., :2] * nearness, hands.joints3d_mm[..., 2:]], -1)
+
+
+def with_errors(points_mm: Tensor, draws: Draws, noise: NoiseConfig) -> Tensor:
+    """Disturb landmarks (B, 21, 3) as a detector errs."""
+    count = len(points_mm)
+    std = points_mm.new_tensor(noise.joint_mm) * (noise.level * draws.normal(1, 1)).exp()
+    # The wrist, then from knuckle to tip of each finger.
+    along = torch.arange(4) / 3
+    of_finger = noise.finger * draws.normal(5, 1, 3)
+    chosen = F.one_hot((draws.uniform() * 5).long(), 5) * draws.chance(noise.wrong)[:, None]
+    of_finger = of_finger * (1 + (noise.wrong_times - 1) * chosen[..., None, None])
+    off = F.pad((of_finger * along[:, None]).flatten(1, 2), (0, 0, 1, 0)) + draws.normal(21, 3)
+    depth = (noise.depth * draws.normal(1, 1)).exp()
+    scale = torch.cat([torch.ones(count, 1, 2), depth], -1)
+    fingers = points_mm[:, 1:].unflatten(1, (5, 4))
+    longer = (noise.length * draws.normal(5, 1, 1)).exp()
+    fingers = fingers[:, :, :1] + longer * (fingers - fingers[:, :, :1])
+    points_mm = torch.cat([points_mm[:, :1], fingers.flatten(1, 2)], 1)
+    return points_mm * scale + off * std
+
+
+def _turns(points_mm: Tensor, draws: Draws, noise: NoiseConfig) -> Tensor:
+    """Return the turns (B,) in the photo that put hands upright, radians, but for errors of the crop."""
+    upright = torch.from_numpy(upright_square(points_mm[..., :2].numpy()).turn_rad).to(points_mm)
+    nearly = draws.normal() * noise.turn_deg
+    anyhow = draws.uniform(low=-noise.most_turn_deg, high=noise.most_turn_deg)
+    return torch.deg2rad(torch.where(draws.chance(noise.any_turn), anyhow, nearly)) - upright
+
+
+def _depth_turns(angle: Tensor) -> Tensor:
+    """Return the rotations (B, 3, 3) about the depth axis, from x towards y."""
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    rows = [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero, zero, zero, one]
+    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+
+
+def hand_loss(hand: PriorHand, truth: Seen, config: InverseKinematicsConfig) -> Tensor:
+    """Return the loss (B,) of hands: root-relative vertices, joints after Procrustes, and a weak prior."""
+    vertices = (hand.vertices_mm - truth.vertices_mm).norm(dim=-1).mean(1) / losses.CM
+    aligned = losses.aligned_loss(hand.joints3d_mm, truth.joints3d_mm).mean((1, 2))
+    pose, shape = (values.square().mean(1) / 2 for values in (hand.coefficients, hand.betas))
+    return vertices + config.aligned * aligned + config.pose * pose + config.shape * shape
+
+
+def train_inverse_kinematics(
+    prior_net: PriorNet,
+    hand: HandModel,
+    steps: int,
+    seed: int = 0,
+    config: InverseKinematicsConfig = InverseKinematicsConfig(),
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> None:
+    """Train `prior_net.ik` on drawn joints, in place; nothing else of the network changes.
+
+    Args:
+        prior_net: on the CPU, made with `landmarks`.
+        hand: the hand model of its layer.
+        steps: of `config.batch_size` fresh hands each.
+        seed: of the hands.
+        config: the training's settings.
+        on_step: is called after each step with its number and mean loss.
+    """
+    few = few_vertices(hand, VERTICES)
+    source = DrawnLandmarks(few, seed, config.noise)
+    with torch.random.fork_rng(devices=[]):
+        solver = PriorNet(1, few, source.layer, landmarks=True)
+    solver.ik = ik = prior_net.ik
+    assert ik is not None
+    optimizer = torch.optim.Adam(ik.parameters(), lr=config.learning_rate)
+    for step in range(steps):
+        warm = min((step + 1) / config.warmup_steps, 1.0)
+        decayed = 0.505 + 0.495 * math.cos(math.pi * step / steps)
+        optimizer.param_groups[0]["lr"] = config.learning_rate * warm * decayed
+        truth = source.hands(torch.arange(config.batch_size) + step * config.batch_size)
+        loss = hand_loss(solver.from_landmarks(normalised(truth.landmarks_mm)), truth, config).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(ik.parameters(), 1.0)
+        optimizer.step()
+        on_step(step + 1, float(loss.detach()))
