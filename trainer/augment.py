@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from annotator.frames import OUTSIDE, axes_of_ray, plane_of, resample
+from annotator.frames import OUTSIDE, axes_of_ray, plane_of, resample, upright_square
 from trainer.batch import Batch
 from trainer.config import AugmentConfig
 from trainer.keyed import Draws
@@ -35,9 +35,14 @@ def prepare(
     """
     draws = Draws(batch.key)
     images = batch.image.float() / 255
+    if margin == 1 and not config.upright:
+        return _colour(images, draws, config), batch
+    motion = _motion(draws, margin, config)
+    if config.upright:
+        motion = _off_upright(batch, margin, *motion)
+    images, batch = move(images, batch, crop_px, *motion)
     if margin == 1:
         return _colour(images, draws, config), batch
-    images, batch = move(images, batch, crop_px, *_motion(draws, margin, config))
     if backdrops is not None:
         images = backdrops.behind(images, batch, config.backdrop)
     images = _colour(images, draws, config)
@@ -55,6 +60,24 @@ def _motion(draws: Draws, margin: float, config: AugmentConfig) -> tuple[Tensor,
     zoom = draws.uniform(low=-reach, high=reach).exp()
     shift = draws.uniform(2, low=-config.shift, high=config.shift)
     return angle, zoom / margin, shift / margin
+
+
+def _off_upright(
+    batch: Batch, margin: float, angle: Tensor, zoom: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the motion to a square that is upright and tight around the 2D joints, but for the given motion.
+
+    A photo that lacks any of the 21 joints keeps the motion as it is.
+    """
+    square = upright_square(batch.joints2d.cpu().numpy())
+    centre, half_side, turn = (torch.from_numpy(x).to(batch.joints2d) for x in square)
+    known = batch.has_joints2d.all(1) & (half_side > 0)
+    size = margin * half_side
+    return (
+        torch.where(known, angle + turn, angle),
+        torch.where(known, zoom * size, zoom),
+        torch.where(known[:, None], centre + shift * size[:, None], shift),
+    )
 
 
 def move(

@@ -79,6 +79,8 @@ class LossConfig:
 class AugmentConfig:
     """How much photos change on their way in, labels with them. Synthetic ones vary by themselves: colours only."""
 
+    # Crops are upright and tight around the known 2D joints; rotation, zoom and shift are then how far they are off.
+    upright: bool = False
     rotation_deg: float = 45.0  # uniform, both ways, in the image plane
     zoom: float = 1.25  # up to so much larger or smaller
     shift: float = 0.12  # crop half-sides, each way
@@ -126,6 +128,9 @@ class TrainConfig:
     compile: bool = False
     freeze_normalisation: bool = False  # batch norms keep their statistics
     freeze_early: bool = False  # the backbone's layers before stride 8 keep what they start from
+    freeze_backbone: bool = False  # backbone and read-outs keep what they start from, batch norms included
+    # Before the first photo, prior-net learns inverse kinematics from drawn joints for so many steps (read_outs only).
+    inverse_kinematics: int = 0
     loaders: int = (
         1  # processes that read or draw examples, for each worker; 0 = none beside the training itself
     )
@@ -143,6 +148,8 @@ class TrainConfig:
                 raise UserError(f"{name} is {getattr(self, name)}, must be at least 1")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}, must not be negative")
+        if self.inverse_kinematics and not self.network.read_outs:
+            raise UserError("inverse_kinematics needs landmarks to learn from: set network.read_outs=true")
         if not self.data:
             raise UserError("data is empty: give at least one source")
 

@@ -35,6 +35,7 @@ from trainer.batch import Batch
 from trainer.config import TrainConfig
 from trainer.data.stream import Order, Steps
 from trainer.diary import Diary
+from trainer.inverse_kinematics import train_inverse_kinematics
 from trainer.objective import Objective
 from trainer.state import claim_folder, new_state, newest_state, save_state
 
@@ -87,9 +88,8 @@ def train(
         claim_folder(out, config)
     left = newest_state(out, hand)
     network = start_network(config, hand, resumes=left is not None).to(place)
-    if config.freeze_early:
-        for module in network.backbone.early():
-            module.requires_grad_(False)
+    for module in _frozen(network, config):
+        module.requires_grad_(False)
     state = new_state(network, _optimizer(network, config), config)
     if left is not None:
         state.take(*left)
@@ -165,6 +165,8 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
         return network.train()
     if config.start_from.endswith(".task"):
         _start_from_landmarker(network, config, hand)
+        if config.inverse_kinematics:
+            train_inverse_kinematics(network.prior_net, hand, config.inverse_kinematics, config.seed)
     elif config.start_from:
         checkpoint = load_checkpoint(config.start_from, config.hand)
         if _without_sizes(checkpoint.info.network) != _without_sizes(config.network):
@@ -180,10 +182,11 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
             raise UserError(
                 f"{error}; network.imagenet=false starts from random weights (and needs freeze_early=false)"
             ) from None
-    elif config.freeze_early:
+    elif config.freeze_early or config.freeze_backbone:
+        frozen = "freeze_backbone" if config.freeze_backbone else "freeze_early"
         raise UserError(
-            "freeze_early would keep random layers as they are: set network.imagenet=true, start_from, "
-            "or freeze_early=false"
+            f"{frozen} would keep random layers as they are: set network.imagenet=true, start_from, "
+            f"or {frozen}=false"
         )
     return network.train()
 
@@ -272,20 +275,26 @@ def _prepared(
 
 def _set_mode(network: Network, config: TrainConfig) -> None:
     network.train()
-    if config.freeze_early:
-        for module in network.backbone.early():
-            module.eval()
+    for module in _frozen(network, config):
+        module.eval()
     if config.freeze_normalisation:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
 
 
+def _frozen(network: Network, config: TrainConfig) -> list[nn.Module]:
+    """Return the parts that keep the weights and statistics they start from."""
+    if config.freeze_backbone:
+        return [network.backbone] if network.heads is None else [network.backbone, network.heads]
+    return network.backbone.early() if config.freeze_early else []
+
+
 def _optimizer(network: Network, config: TrainConfig) -> torch.optim.Optimizer:
     settings = config.optimizer
     backbone = [p for p in network.backbone.parameters() if p.requires_grad]
     of_backbone = set(map(id, network.backbone.parameters()))
-    rest = [p for p in network.parameters() if id(p) not in of_backbone]
+    rest = [p for p in network.parameters() if id(p) not in of_backbone and p.requires_grad]
     groups = [{"params": backbone, "share": settings.backbone_share}, {"params": rest, "share": 1.0}]
     if settings.kind == "sgd":
         return torch.optim.SGD(groups, lr=settings.learning_rate)
