@@ -30,7 +30,7 @@ def joined(photos: object, boxes: object, **options: Any) -> dict[str, Entry]:
 
 
 def said(entry: Entry) -> object:
-    return entry.fault.reason if entry.fault else entry.hands
+    return entry.fault.reason if entry.fault else tuple(hand[:2] for hand in entry.hands)
 
 
 def labels_of(folder: Path, *shards: list[dict[str, Any]]) -> Path:

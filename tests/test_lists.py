@@ -71,7 +71,7 @@ def test_every_name_of_a_column_is_known_in_every_kind_of_list(tmp_path, suffix,
                     writer = csv.writer(out, dialect="excel-tab" if suffix == "tsv" else "excel")
                     writer.writerows([row.keys(), row.values()])
                     (entry,) = rows_of(path, out.getvalue())
-                assert entry.hands == (((1.5, 2, 3, 4), right),) and entry.fault is None
+                assert entry.hands[0][:2] == ((1.5, 2, 3, 4), right) and entry.fault is None
                 assert entry.id == str(next(iter(own_id.values()), "0:a.jpg")) and entry.focal_px == 500.5
                 assert entry.path == f"{tmp_path}/a.jpg" and entry.extra == {"note": 'n,o\tt"e'}
 
@@ -192,7 +192,7 @@ def test_parquet_of_all_types(tmp_path):
     entries = rows_of(tmp_path / "l.parquet", pa.table(columns))
     assert outcomes(entries) == ["", "", "the list names no photo in this row"]
     first = entries[0]
-    assert first.hands == (((1, 2, 3, 4), 1.0),) and entries[1].hands is None and first.id == "1"
+    assert first.hands[0][:2] == ((1, 2, 3, 4), 1.0) and entries[1].hands is None and first.id == "1"
     assert {name: first.extra[name] for name in ("u", "h", "d", "raw", "nested")} == {
         "u": 1 << 63, "h": 1.5, "d": "1.50", "raw": "a\\xff", "nested": '{"k": [1]}'
     }  # fmt: skip
