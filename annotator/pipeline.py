@@ -129,7 +129,7 @@ def annotation(
         hand=loaded.hand.id,
         vertex_count=loaded.hand.vertex_count,
         side=side,
-        crop_px=loaded.info.network.crop_px,
+        crop_px=loaded.cut_px,
         detector=found.id if found else None,
         max_hands=max_hands if found else 1,
         every=every,
@@ -142,7 +142,7 @@ def annotation(
 
     def stations(crew: Crew) -> Stations:
         return Stations(
-            open=partial(open_shard, crop_px=settings.crop_px, find=find),
+            open=partial(open_shard, crop_px=settings.crop_px, find=find, margin=loaded.cut_margin),
             model=partial(ShardPredictor, loaded, crew.threads, batch_size, side, samples),
             schema=schema,
         )
@@ -183,7 +183,7 @@ def _memory_of(checkpoint: Checkpoint, batch_size: int | None) -> int:
     from annotator.predictor import CPU_BATCH
 
     weight_bytes = sum(weights.nbytes for weights in checkpoint.network.state_dict().values())
-    return memory_of_model(checkpoint.info.network.crop_px, batch_size or CPU_BATCH, weight_bytes)
+    return memory_of_model(checkpoint.cut_px, batch_size or CPU_BATCH, weight_bytes)
 
 
 class ShardPredictor:

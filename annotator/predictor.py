@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 import zlib
 from collections.abc import Sequence
@@ -52,16 +53,16 @@ class Predictor:
     def __post_init__(self) -> None:
         # A network of its own: the checkpoint's keeps the weights that it was saved with.
         self.network = copy.deepcopy(self.checkpoint.network).eval()
-        self.network.backbone.fold_normalisation()
+        self.network.fold_normalisation()
         self.network.to(self.device)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Run one batch of nothing: memory is taken and kernels are chosen before the first photo waits."""
-        crop_px = self.checkpoint.info.network.crop_px
-        images = torch.zeros(self.batch_size, 3, crop_px, crop_px, device=self.device)
+        cut_px = self.checkpoint.cut_px
+        images = torch.zeros(self.batch_size, 3, cut_px, cut_px, device=self.device)
         images = images.contiguous(memory_format=torch.channels_last)
-        self.network.hands(images, self._see(images))
+        self._hands(images, self._see(images))
 
     @torch.inference_mode()
     def predict_crops(self, crops: Crops, side: Side = "auto", samples: int = 0) -> dict[str, Any]:
@@ -146,13 +147,13 @@ class Predictor:
             annotator.io.decode.PhotoError: a photo that can't be read.
             UserError: an array that is not (H, W, 3) uint8.
         """
-        crop_px = self.checkpoint.info.network.crop_px
+        cut_px, margin = self.checkpoint.cut_px, self.checkpoint.cut_margin
         cut = []
         for index, image in enumerate(images):
             box = None if boxes_xyxy is None else boxes_xyxy[index]
             # As the job does it: a whole photo may be decoded smaller, one with a box in it not.
-            photo = _photo(image, min_side_px=crop_px if box is None else None)
-            cut.append(crop_photo(photo.pixels, photo.width, photo.height, crop_px, box))
+            photo = _photo(image, min_side_px=math.ceil(cut_px / margin) if box is None else None)
+            cut.append(crop_photo(photo.pixels, photo.width, photo.height, cut_px, box, margin=margin))
         if not cut:
             return []
         columns = self.predict_crops(Crops.stack(cut), side, samples)
@@ -170,7 +171,7 @@ class Predictor:
         if side == "auto":
             right = self._right_scores(crops.right_score, images, seen)
             mirrored = right < 0.5
-        prediction = self.network.hands(images, seen)
+        prediction = self._hands(images, seen)
         columns = _label_columns(prediction, crops, mirrored, self.checkpoint)
         columns["side_score"] = None if right is None else np.maximum(right, 1 - right)
         if samples:
@@ -201,9 +202,16 @@ class Predictor:
         return drawn
 
     def _see(self, images: torch.Tensor) -> Seen:
-        half = self.precision != "float32"
-        with torch.autocast(self.device.type, getattr(torch, self.precision), enabled=half):
+        with self._backbone_precision():
             return self.network.see(images)
+
+    def _hands(self, images: torch.Tensor, seen: Seen) -> Prediction:
+        with self._backbone_precision():  # a second look has a backbone, too
+            return self.network.hands(images, seen)
+
+    def _backbone_precision(self) -> torch.autocast:
+        half = self.precision != "float32"
+        return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=half)
 
     def _right_scores(
         self, told: NDArray[np.float32], images: torch.Tensor, seen: Seen

@@ -7,6 +7,7 @@ Every entry leaves as a row, whatever became of it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -110,20 +111,25 @@ def opened(
             yield entry, row | {"width": photo.width, "height": photo.height}, photo
 
 
-def open_shard(entries: Sequence[Entry], crop_px: int, find: FindHands | None = None) -> Shard:
+def open_shard(
+    entries: Sequence[Entry], crop_px: int, find: FindHands | None = None, margin: float = 1.0
+) -> Shard:
     """Read and decode every photo of a shard and cut its hands; one that can't be read gets its row at once.
+
+    Pixels are `crop_px` wide and show `margin` times each crop.
 
     Hands are those that the list names, or the detector `find` gives sees; without either, each photo is the crop
     around one.
     """
     shard = Shard()
     cut: list[Crops] = []
-    for entry, row, photo in opened(entries, lambda entry: crop_px if _is_crop(entry, find) else ENOUGH_PX):
+    side_px = math.ceil(crop_px / margin)
+    for entry, row, photo in opened(entries, lambda entry: side_px if _is_crop(entry, find) else ENOUGH_PX):
         if photo is None:
             shard.rows.append(row)
             continue
         try:
-            source, crops = _hands(entry, photo, crop_px, find)
+            source, crops = _hands(entry, photo, crop_px, margin, find)
         except UserError:  # a detector that can't be used finds nothing in any photo
             raise
         except Exception as error:  # a defect of ours or the detector's must cost one photo, not the run
@@ -151,11 +157,15 @@ def _has_boxes(entry: Entry) -> bool:
     return hands is not None and (not hands or any(hand.box_xyxy is not None for hand in hands))
 
 
-def _hands(entry: Entry, photo: Photo, crop_px: int, find: FindHands | None) -> tuple[str, list[Crops]]:
-    """Who said where the hands are, and their crops."""
+def _hands(
+    entry: Entry, photo: Photo, crop_px: int, margin: float, find: FindHands | None
+) -> tuple[str, list[Crops]]:
+    """Return the source of the hands' boxes, and their crops."""
 
     def crop(box: Sequence[float] | None, right_score: float | None) -> Crops:
-        return crop_photo(photo.pixels, photo.width, photo.height, crop_px, box, entry.focal_px, right_score)
+        return crop_photo(
+            photo.pixels, photo.width, photo.height, crop_px, box, entry.focal_px, right_score, margin
+        )
 
     hands = entry.hands
     if hands is not None and _has_boxes(entry):

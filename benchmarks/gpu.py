@@ -130,7 +130,7 @@ def predictions(title: str, device: Device, photos: Path, count: int, batch: int
     figures: dict[str, float] = {}
     for precision in get_args(Precision):
         predictor = predictor_of(NETWORKS[title], device.place, batch, precision)
-        network = predictor.network
+        network = predictor.network.last_look
         dtype = getattr(torch, precision)
         images = prepared(photos, predictor.checkpoint.info.network.crop_px)
         images = images[torch.arange(count) % len(images)]
@@ -159,7 +159,7 @@ def predictions(title: str, device: Device, photos: Path, count: int, batch: int
 
 def rasterizers(device: Device, photos: Path, count: int) -> dict[str, float]:
     """Both backends on the meshes that the shipped network predicts, 224 px."""
-    network = predictor_of("default", device.place, count).network
+    network = predictor_of("default", device.place, count).network.last_look
     images = prepared(photos, network.config.crop_px)[:count].to(device.place)
     with torch.inference_mode():
         prediction = network(images)

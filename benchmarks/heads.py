@@ -63,7 +63,7 @@ class Drawn:
 def draw(count: int, seed: int) -> Drawn:
     """Draw hands and run the shipped backbone over them."""
     checkpoint = load_checkpoint("default")
-    network, crop_px = checkpoint.network, checkpoint.info.network.crop_px
+    network, crop_px = checkpoint.network.last_look, checkpoint.info.network.crop_px
     assert network.landmarks is not None
     hands = SyntheticHands(checkpoint.hand, crop_px, seed)
     parts = []

@@ -25,20 +25,20 @@ from tests.hostile_photos import encoded, noise
 POISON = b"ends the process that reads it"
 
 
-def open_or_abort(entries, crop_px, find=None) -> Shard:
+def open_or_abort(entries, crop_px, find=None, margin=1.0) -> Shard:
     """As a decoder does that meets the file it was never tested on."""
     for entry in entries:
         with suppress(OSError):
             if Path(entry.path).read_bytes().endswith(POISON):
                 os.abort()
-    return open_shard(entries, crop_px, find)
+    return open_shard(entries, crop_px, find, margin)
 
 
-def open_or_hang(entries, crop_px, find=None) -> Shard:
+def open_or_hang(entries, crop_px, find=None, margin=1.0) -> Shard:
     for entry in entries:
         if Path(entry.path).read_bytes().endswith(POISON):
             time.sleep(10_000)
-    return open_shard(entries, crop_px, find)
+    return open_shard(entries, crop_px, find, margin)
 
 
 def rows_of(labels: Path) -> list[dict]:

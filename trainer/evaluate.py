@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch import Tensor
 from annotator.calibration import Calibration
 from annotator.device import device_of
 from annotator.errors import UserError
-from annotator.frames import CropFrame, axes_of_ray, camera_from_crop, camera_translation
+from annotator.frames import OUTSIDE, CropFrame, axes_of_ray, camera_from_crop, camera_translation, resample
 from annotator.io.storage import check_writable
 from annotator.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from annotator.model.network import Network, Prediction
+from annotator.model.two_looks import TwoLooks
 from annotator.render import interpolate, rasterize
 from trainer import calibrate as calibration
 from trainer.batch import Batch
@@ -146,14 +147,23 @@ def run(
     device: str | None = None,
     on_progress: Progress = lambda done, total: None,
 ) -> Iterator[tuple[Batch, Prediction, list[Facts]]]:
-    """Predict examples in order. Crops are cut as `annotate` cuts them; all hands come as right ones."""
+    """Predict examples in order. Crops are cut as `annotate` cuts them; all hands come as right ones.
+
+    Batches are of the tight crop, also where the network takes wider images (`Checkpoint.cut_margin`). Around drawn
+    hands these show `OUTSIDE_RGB`.
+    """
     place = device_of(device)
     network = checkpoint.network.to(place).eval()
     total, batches = _examples(checkpoint, examples, first, count)
     done = 0
     for batch, facts in batches:
         batch = batch.to(place)
-        images = (batch.image.float() / 255).contiguous(memory_format=torch.channels_last)
+        shown = batch.image
+        if checkpoint.cut_margin > 1 and examples == SYNTHETIC:
+            shown = _resized(shown, checkpoint.cut_margin, checkpoint.cut_px, OUTSIDE)
+        elif checkpoint.cut_margin > 1:
+            batch = _tight(batch, checkpoint.cut_margin, checkpoint.info.network.crop_px)
+        images = (shown.float() / 255).contiguous(memory_format=torch.channels_last)
         yield batch, network(images, torch.arange(len(images), device=place)), facts
         done += len(batch)
         on_progress(done, total)
@@ -162,13 +172,37 @@ def run(
 def _examples(
     checkpoint: Checkpoint, examples: str, first: int, count: int
 ) -> tuple[int, Iterator[tuple[Batch, list[Facts]]]]:
-    crop_px = checkpoint.info.network.crop_px
+    """Return how many examples there are, and their batches: stored ones as wide as the network takes them."""
     if examples != SYNTHETIC:
         config = SourceConfig(source=examples, first=first, count=count)
-        stored = Stored(examples, checkpoint.hand, crop_px, config, seed=0, margin=1.0)
+        stored = Stored(
+            examples, checkpoint.hand, checkpoint.cut_px, config, seed=0, margin=checkpoint.cut_margin
+        )
         return len(stored), _truths(stored.in_order(BATCH_SIZE), examples)
     total = count or SYNTHETIC_COUNT
-    return total, _drawn(checkpoint, crop_px, range(first, first + total))
+    return total, _drawn(checkpoint, checkpoint.info.network.crop_px, range(first, first + total))
+
+
+def _tight(batch: Batch, margin: float, size_px: int) -> Batch:
+    """Return examples that were cut `margin` times as wide as the crop (B, 3, S, S) as examples of the crop itself."""
+    return replace(
+        batch,
+        image=_resized(batch.image, 1 / margin, size_px, OUTSIDE),
+        hand_mask=_resized(batch.hand_mask, 1 / margin, size_px, (0.0,)),
+        joints2d=batch.joints2d * margin,
+        joints2d_std=batch.joints2d_std * margin,
+        half_side_tan=batch.half_side_tan / margin,
+    )
+
+
+def _resized(images: Tensor, times: float, size_px: int, outside: Sequence[float]) -> Tensor:
+    """Resample uint8 images (B, C, S, S) to squares (B, C, size_px, size_px) about their centres, `times` as wide."""
+    centre = torch.zeros(len(images), 2, device=images.device)
+    turn_rad = centre[:, 0]
+    found = resample(
+        images.float() / 255, centre, turn_rad + times, turn_rad, turn_rad.bool(), size_px, outside
+    )
+    return (found * 255).round().byte()
 
 
 def _truths(
@@ -200,7 +234,7 @@ def _drawn(checkpoint: Checkpoint, crop_px: int, numbers: range) -> Iterator[tup
 
 
 def _measure(
-    measured: Measured, network: Network, batch: Batch, prediction: Prediction, facts: list[Facts]
+    measured: Measured, network: Network | TwoLooks, batch: Batch, prediction: Prediction, facts: list[Facts]
 ) -> None:
     rendered: Tensor | None = None
     region: Tensor | None = None

@@ -174,7 +174,7 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
                 f"start_from '{config.start_from}' holds another network than this configuration's: "
                 "set network as it was trained"
             )
-        network.load_state_dict(checkpoint.network.state_dict())
+        network.load_state_dict(checkpoint.network.last_look.state_dict())
     elif config.network.imagenet:
         try:
             load_pretrained(network.backbone, config.network.backbone)

@@ -23,7 +23,10 @@ BOX_OVER_JOINTS = 1.1
 
 @dataclass
 class Crops:
-    """n square crops of one size, none mirrored."""
+    """n square crops of one size, none mirrored.
+
+    `pixels` may show more than the crop that the other fields and labels are about: `margin` times its side.
+    """
 
     pixels: NDArray[np.uint8]  # (n, crop_px, crop_px, 3) RGB
     centre_px: NDArray[np.float64]  # (n, 2) photo pixels
@@ -54,23 +57,25 @@ def crop_photo(
     box_xyxy: Sequence[float] | None = None,
     focal_px: float | None = None,
     right_score: float | None = None,
+    margin: float = 1.0,
 ) -> Crops:
     """Cut one hand out of a photo (n = 1).
 
     Args:
         pixels: (H, W, 3), the photo or a scaled-down version of it.
         width: of the photo itself. height: likewise.
-        crop_px: side of the crop.
+        crop_px: side of the crop's pixels.
         box_xyxy: the hand's box in photo pixels; without, the photo is the crop.
         focal_px: the photo's focal length, if it is known.
         right_score: probability that it is a right hand, if somebody said so.
+        margin: side of what the pixels show over the crop's own side.
     """
     whole = box_xyxy is None
     box = np.array([0, 0, width, height] if box_xyxy is None else box_xyxy, np.float64)
     frame = square_around(box, 1.0 if whole else BOX_PADDING)
     focal = focal_px if focal_px is not None else assumed_focal_px(width, height, photo_is_crop=whole)
     return Crops(
-        pixels=cut(pixels, frame, crop_px, width)[None],
+        pixels=cut(pixels, frame._replace(half_side_px=frame.half_side_px * margin), crop_px, width)[None],
         centre_px=np.asarray(frame.centre_px)[None],
         half_side_px=np.array([frame.half_side_px]),
         box_xyxy=box[None],

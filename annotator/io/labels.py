@@ -43,7 +43,7 @@ def label_metadata(checkpoint: Checkpoint, samples: int = 0) -> dict[str, str]:
         samples,
         trained_steps=info.trained_steps,
         std_is_constant=info.network.variant == "prior_net",
-        crop_px=info.network.crop_px,
+        crop_px=checkpoint.cut_px,
     )
 
 

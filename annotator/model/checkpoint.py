@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -23,9 +23,16 @@ from annotator.hand import HandModel, load_hand
 from annotator.io.storage import open_file, write_whole
 from annotator.model.network import Network
 from annotator.model.pretrained import try_pretrained
+from annotator.model.two_looks import WIDE, TwoLooks, first_look_config, wide_px, without_hands
 
-#: 2: prior-net's hands are bounded, landmarks. 3: is there a hand at all. 4: AMVUR has blocks.
-CHECKPOINT_VERSION = 4
+#: 2: prior-net's hands are bounded, landmarks. 3: is there a hand at all. 4: AMVUR has blocks. 5: a first look.
+CHECKPOINT_VERSION = 5
+
+#: The version of a file with a single network: written as before, so that an older amvur reads it.
+_SINGLE_VERSION = 4
+
+#: What the names of the first look's tensors begin with; the second look's are those of a single network.
+_FIRST_LOOK = "first_look."
 
 #: The oldest version whose networks can still be built: AMVUR was one plain block, its parts named otherwise.
 OLDEST_VERSION = 3
@@ -50,6 +57,7 @@ class CheckpointInfo:
     hand_id: str
     trained_steps: int = 0
     calibration: Calibration = field(default_factory=Calibration)
+    first_look: NetworkConfig | None = None  # `network` is then the second look
 
     @property
     def trained(self) -> bool:
@@ -61,29 +69,49 @@ class CheckpointInfo:
 class Checkpoint:
     """A network ready to predict, its hand, and where both come from."""
 
-    network: Network
+    network: Network | TwoLooks
     hand: HandModel
     info: CheckpointInfo
     id: str  # hash of the file's bytes
+
+    @property
+    def cut_px(self) -> int:
+        """Side of the images that the network takes."""
+        return wide_px(self.info.network) if self.info.first_look else self.info.network.crop_px
+
+    @property
+    def cut_margin(self) -> float:
+        """Side of these images over the side of the crop that labels are about."""
+        return WIDE if self.info.first_look else 1.0
 
     def to_bytes(self, half: bool = False) -> bytes:
         """The bytes of the safetensors file; see `save_checkpoint`."""
         return _to_bytes(self.network, self.info, half)
 
 
-def _to_bytes(network: Network, info: CheckpointInfo, half: bool = False) -> bytes:
+def _to_bytes(network: Network | TwoLooks, info: CheckpointInfo, half: bool = False) -> bytes:
     header = {
-        "version": CHECKPOINT_VERSION,
+        "version": CHECKPOINT_VERSION if info.first_look else _SINGLE_VERSION,
         "network": to_dict(info.network),
         "hand_id": info.hand_id,
         "trained_steps": info.trained_steps,
         "calibration": asdict(info.calibration),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    if info.first_look:
+        header["first_look"] = to_dict(info.first_look)
+    tensors = {name: tensor.contiguous() for name, tensor in _named_tensors(network).items()}
     if half:
         # Weights. Biases, and what normalisation counts, take no room and are not all of a half's range.
         tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
     return safetensors.torch.save(tensors, metadata={"amvur": json.dumps(header, sort_keys=True)})
+
+
+def _named_tensors(network: Network | TwoLooks) -> dict[str, torch.Tensor]:
+    """Return all weights by their names in the file."""
+    if isinstance(network, Network):
+        return network.state_dict()
+    first = {_FIRST_LOOK + name: tensor for name, tensor in network.first.state_dict().items()}
+    return network.second.state_dict() | first
 
 
 def _id(data: bytes) -> str:
@@ -142,14 +170,19 @@ def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoin
             f"checkpoint '{name}' was made with hand model {info.hand_id}, but '{hand or 'open'}' is {model.id}: "
             "give the hand it was made with (--hand)"
         )
-    network = Network(info.network, model)
     tensors = {_current_name(key): tensor for key, tensor in safetensors.torch.load(data).items()}
+    network: Network | TwoLooks = Network(info.network, model)
     try:
-        network.load_state_dict(tensors)
+        if info.first_look:
+            of_first = {key: tensors.pop(key) for key in list(tensors) if key.startswith(_FIRST_LOOK)}
+            first = without_hands(Network(info.first_look, model))
+            first.load_state_dict({key.removeprefix(_FIRST_LOOK): of_first[key] for key in of_first})
+            network = TwoLooks(first, network.last_look)
+        network.last_look.load_state_dict(tensors)
     except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
+        reason = str(error).splitlines()[-1].strip()
         raise UserError(
-            f"checkpoint '{name}': its weights don't fit its own configuration ({first})"
+            f"checkpoint '{name}': its weights don't fit its own configuration ({reason})"
         ) from None
     return Checkpoint(network.eval(), model, info, _id(data))
 
@@ -199,8 +232,12 @@ def read_info(name: str, data: bytes) -> CheckpointInfo:
         )
     if header["version"] == 3:
         header["network"]["amvur"] |= _AMVUR_OF_VERSION_3
+    first_look = header.get("first_look")
     return CheckpointInfo(
         network=from_dict(NetworkConfig, header["network"], f"checkpoint '{name}': network"),
+        first_look=None
+        if first_look is None
+        else from_dict(NetworkConfig, first_look, f"checkpoint '{name}': first_look"),
         hand_id=header["hand_id"],
         trained_steps=header["trained_steps"],
         calibration=read_calibration(header["calibration"], f"checkpoint '{name}': calibration"),
@@ -210,3 +247,24 @@ def read_info(name: str, data: bytes) -> CheckpointInfo:
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path, half: bool = False) -> None:
     """Write a checkpoint as one file, whole or not at all; with `half` its weights in 16 bits, for half the size."""
     write_whole(str(path), checkpoint.to_bytes(half))
+
+
+def with_first_look(checkpoint: Checkpoint, first: Checkpoint) -> Checkpoint:
+    """Return a checkpoint whose first look is `first`'s network and whose second is `checkpoint`'s.
+
+    Of the first network the side, presence, landmarks and backbone are kept. Calibration and training steps are those
+    of `checkpoint`, whose own first look, if it has one, is replaced.
+
+    Raises:
+        UserError: the two were made with different hand models, or `first` has two looks itself.
+    """
+    if not isinstance(first.network, Network):
+        raise UserError("the first look must be a single network: give a checkpoint without a first look")
+    if first.hand.id != checkpoint.hand.id:
+        raise UserError(
+            f"the first look was made with hand model {first.hand.id}, the second with {checkpoint.hand.id}: "
+            "give two checkpoints of one hand model"
+        )
+    network = TwoLooks(without_hands(first.network), checkpoint.network.last_look).eval()
+    info = replace(checkpoint.info, first_look=first_look_config(first.info.network))
+    return Checkpoint(network, checkpoint.hand, info, _id(_to_bytes(network, info)))

@@ -127,6 +127,15 @@ class Network(nn.Module):
             mirrored_is_right = self.is_right(seen[len(images) :])
         return replace(self.hands(images, seen[: len(images)]), mirrored_is_right=mirrored_is_right)
 
+    @property
+    def last_look(self) -> Network:
+        """The network that predicts hands: this one, see `two_looks.py`."""
+        return self
+
+    def fold_normalisation(self) -> None:
+        """Fold batch norms into convolutions, see `Backbone.fold_normalisation`."""
+        self.backbone.fold_normalisation()
+
     def see(self, images: Tensor) -> Seen:
         """What of images (B, 3, crop_px, crop_px) the rest of the network looks at; under autocast the backbone alone
         works in half precision."""

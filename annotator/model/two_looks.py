@@ -1,0 +1,258 @@
+"""Two looks at a crop: the first finds how a hand lies in it, the second predicts that hand upright and tight.
+
+Images are `WIDE` times as wide as the tight crop, so that a turned square still shows the photo and not its padding.
+Everything that leaves is in the coordinates and axes of the tight crop, as a single network's prediction is. Between
+the axes of the second look's square and those of the tight crop lies its turn in the plane. The small rotation between
+the rays through their two centres, which takes a camera to compute, is left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from annotator.config import NetworkConfig
+from annotator.frames import (
+    covariance_from_plane,
+    from_plane,
+    plane_of,
+    resample,
+    turned_std,
+    upright_square,
+)
+from annotator.model.amvur import Gaussian
+from annotator.model.camera import Camera
+from annotator.model.network import Network, Prediction, Seen
+from annotator.model.prior_net import PriorHand
+
+#: Side of the images over the side of the tight crop.
+WIDE = 1.5
+
+#: Side of the second look's square over the box of the 2D joints.
+PADDING = 1.35
+
+#: The smallest half-side of a square, in half-sides of the tight crop. Joints closer together show no hand.
+SMALLEST = 0.1
+
+#: A second look whose joints are turned or sized further off its square than this is repeated with a better square.
+MOST_TURN_RAD, MOST_RESIZE = math.radians(30), 1.35
+
+#: Presence above which a second look may be repeated.
+IS_HAND = 0.5
+
+
+@dataclass
+class Square:
+    """B turned squares in the coordinates of their tight crops, see `frames.plane_of`."""
+
+    centre: Tensor  # (B, 2)
+    half_side: Tensor  # (B,)
+    turn_rad: Tensor  # (B,)
+
+    @staticmethod
+    def around(joints2d: Tensor) -> Square:
+        """Return the upright squares of 2D joints (B, 21, 2); the tight crop itself where joints are degenerate."""
+        found = upright_square(joints2d.double().cpu().numpy(), PADDING)
+        centre, half_side, turn_rad = (torch.from_numpy(values).to(joints2d) for values in found)
+        fine = (half_side >= SMALLEST) & (centre.abs() <= 1).all(-1)  # false where NaN
+        return Square(
+            torch.where(fine[:, None], centre, 0),
+            torch.where(fine, half_side, 1).clamp_max(WIDE),  # further out there are no pixels
+            torch.where(fine, turn_rad, 0),
+        )
+
+    def __getitem__(self, rows: Tensor) -> Square:
+        return Square(self.centre[rows], self.half_side[rows], self.turn_rad[rows])
+
+    def plane(self) -> Tensor:
+        """Return the rotations (B, 3, 3) from each square's axes to those of its tight crop."""
+        return plane_of(self.turn_rad, torch.zeros_like(self.turn_rad, dtype=torch.bool))
+
+    def to_tight(self, points: Tensor) -> Tensor:
+        """Carry points (B, N, 2) of the squares to their tight crops."""
+        return from_plane(points, self.plane()) * self.half_side[:, None, None] + self.centre[:, None]
+
+    def cut(self, images: Tensor, size_px: int) -> Tensor:
+        """Resample the squares (B, 3, size_px, size_px) out of wide images (B, 3, S, S)."""
+        upright = torch.zeros_like(self.turn_rad, dtype=torch.bool)
+        return resample(
+            images, self.centre / WIDE, self.half_side / WIDE, self.turn_rad, upright, size_px
+        ).contiguous(memory_format=torch.channels_last)
+
+    def is_off(self, other: Square) -> Tensor:
+        """Return where (B,) the other squares are turned or sized further off these than a second look bears."""
+        turn = other.turn_rad - self.turn_rad
+        resize = (other.half_side / self.half_side).log().abs()
+        return (torch.cos(turn) < math.cos(MOST_TURN_RAD)) | (resize > math.log(MOST_RESIZE))
+
+
+class TwoLooks(nn.Module):
+    """Two networks with the interface of one, for prediction without gradients.
+
+    Images are (B, 3, input_px, input_px), cut `WIDE` times as wide as the tight crop, which is -1 to 1 in everything
+    that is returned. Side and presence are the first network's.
+    """
+
+    faces: Tensor  # (F, 3)
+    R: Tensor  # (21, V)
+
+    def __init__(self, first: Network, second: Network) -> None:
+        """Join two networks of one hand model; `first` needs no more than `without_hands` leaves of it."""
+        super().__init__()
+        self.first, self.second = first, second
+        self.register_buffer("faces", second.faces, persistent=False)
+        self.register_buffer("R", second.R, persistent=False)
+
+    @property
+    def config(self) -> NetworkConfig:
+        """The configuration of the second network, which predicts."""
+        return self.second.config
+
+    @property
+    def input_px(self) -> int:
+        """Side of the images: the tight crop in their middle has the pixels that the second look takes."""
+        return wide_px(self.second.config)
+
+    @property
+    def last_look(self) -> Network:
+        """The network that predicts hands."""
+        return self.second
+
+    def side(self, g: Tensor) -> Tensor:
+        """Return the probability (B,) of a right hand from a first look's features."""
+        is_right: Tensor = self.first.side(g)
+        return is_right
+
+    def fold_normalisation(self) -> None:
+        """Fold the batch norms of both backbones, see `Backbone.fold_normalisation`."""
+        self.first.fold_normalisation()
+        self.second.fold_normalisation()
+
+    def forward(self, images: Tensor, also_mirrored: Tensor | None = None) -> Prediction:
+        """Predict as `Network.forward` does, from wide images."""
+        shown = images if also_mirrored is None else torch.cat([images, images[also_mirrored].flip(-1)])
+        seen = self.see(shown)
+        with torch.autocast(images.device.type, enabled=False):
+            mirrored_is_right = self.side(seen.g[len(images) :])
+        return replace(self.hands(images, seen[: len(images)]), mirrored_is_right=mirrored_is_right)
+
+    def see(self, images: Tensor) -> Seen:
+        """Return the first look at wide images."""
+        return self.first.see(self._tight(images))
+
+    @torch.no_grad()
+    def hands(self, images: Tensor, seen: Seen) -> Prediction:
+        """Return the hands in wide images, whose first look is `seen`; `mirrored_is_right` stays empty.
+
+        Under autocast the backbone alone works in half precision. Where the second look's joints are far off the square
+        that it was given, the prediction is that of one more look.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            joints2d = seen.joints2d
+            if joints2d is None:
+                joints2d = self.first.hands(self._tight(images), seen).joints2d
+            square = Square.around(joints2d)
+            is_right, is_hand = self.first.side(seen.g), self.first.presence(seen.g)
+        prediction, joints2d = self._look(images, square)
+        better = Square.around(joints2d)
+        (again,) = torch.where(square.is_off(better) & (is_hand > IS_HAND))
+        if len(again):
+            _put(prediction, again, self._look(images[again], better[again])[0])
+        return replace(prediction, is_right=is_right, is_hand=is_hand)
+
+    def _tight(self, images: Tensor) -> Tensor:
+        """Return the tight crops at the size of the first look."""
+        with torch.autocast(images.device.type, enabled=False):
+            middle = images.new_zeros(len(images), 2)
+            square = Square(middle, torch.ones_like(middle[:, 0]), torch.zeros_like(middle[:, 0]))
+            return square.cut(images, self.first.config.crop_px)
+
+    def _look(self, images: Tensor, square: Square) -> tuple[Prediction, Tensor]:
+        """Predict from squares of wide images; and the 2D joints (B, 21, 2) that the network itself sees."""
+        with torch.autocast(images.device.type, enabled=False):
+            shown = square.cut(images, self.second.config.crop_px)
+        seen = self.second.see(shown)
+        with torch.autocast(images.device.type, enabled=False):
+            prediction = self.second.hands(shown, seen)
+            joints2d = prediction.joints2d if seen.joints2d is None else seen.joints2d
+            return _carried(prediction, square), square.to_tight(joints2d)
+
+
+def wide_px(second: NetworkConfig) -> int:
+    """Return the side of the images that `TwoLooks` takes with this second network."""
+    return math.ceil(WIDE * second.crop_px)
+
+
+def without_hands(network: Network) -> Network:
+    """Return a copy that serves as a first look: without texture and, where it has landmarks, without any hand."""
+    first = copy.deepcopy(network)
+    first.config = first_look_config(network.config)
+    first.texture = None
+    if first.landmarks is not None:
+        for name in ("prior_net", "prior_camera", "amvur", "camera"):
+            if hasattr(first, name):
+                delattr(first, name)
+    return first
+
+
+def first_look_config(config: NetworkConfig) -> NetworkConfig:
+    """Return the configuration of `without_hands`."""
+    return replace(config, texture=replace(config.texture, kind="none"))
+
+
+def _carried(prediction: Prediction, square: Square) -> Prediction:
+    """Return a prediction of turned squares in the coordinates and axes of their tight crops."""
+    plane, size = square.plane(), square.half_side[:, None, None, None]
+
+    def gaussian(points: Gaussian) -> Gaussian:
+        return Gaussian(from_plane(points.mean_mm, plane), turned_std(points.std_mm, plane))
+
+    def camera(seen: Camera) -> Camera:
+        # J2 = h P (s Rot(r) J3 + t) + c = h s Rot(P r) (P J3) + (h P t + c)
+        scale_std, rotation_std, translation_std = seen.std[:, None].split([1, 3, 2], -1)
+        std = [
+            scale_std * size[:, 0],
+            turned_std(rotation_std, plane),
+            turned_std(translation_std, plane) * size[:, 0],
+        ]
+        return Camera(
+            seen.scale_per_mm * square.half_side,
+            from_plane(seen.rotvec[:, None], plane)[:, 0],
+            square.to_tight(seen.translation[:, None])[:, 0],
+            torch.cat(std, -1)[:, 0],
+        )
+
+    def prior(hand: PriorHand) -> PriorHand:
+        return replace(
+            hand,
+            vertices_mm=from_plane(hand.vertices_mm, plane),
+            joints3d_mm=from_plane(hand.joints3d_mm, plane),
+            rotations=torch.cat([plane[:, None] @ hand.rotations[:, :1], hand.rotations[:, 1:]], 1),
+        )
+
+    return replace(
+        prediction,
+        vertices=gaussian(prediction.vertices),
+        joints3d=gaussian(prediction.joints3d),
+        camera=camera(prediction.camera),
+        joints2d=square.to_tight(prediction.joints2d),
+        joints2d_covariance=covariance_from_plane(prediction.joints2d_covariance, plane) * size**2,
+        prior=None if prediction.prior is None else prior(prediction.prior),
+        prior_camera=None if prediction.prior_camera is None else camera(prediction.prior_camera),
+        landmarks=None,  # maps over the turned square
+    )
+
+
+def _put(whole: Any, rows: Tensor, part: Any) -> None:
+    """Take these rows of a dataclass of tensors from another's, in place, and so of those inside it."""
+    for field in fields(whole):
+        own, other = getattr(whole, field.name), getattr(part, field.name)
+        if is_dataclass(own):
+            _put(own, rows, other)
+        elif own is not None and len(own):
+            own[rows] = other
