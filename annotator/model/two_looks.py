@@ -123,10 +123,9 @@ class TwoLooks(nn.Module):
         """The network that predicts hands."""
         return self.second
 
-    def side(self, g: Tensor) -> Tensor:
-        """Return the probability (B,) of a right hand from a first look's features."""
-        is_right: Tensor = self.first.side(g)
-        return is_right
+    def is_right(self, seen: Seen) -> Tensor:
+        """Return the probability (B,) of a right hand from a first look."""
+        return self.first.is_right(seen)
 
     def fold_normalisation(self) -> None:
         """Fold the batch norms of both backbones, see `Backbone.fold_normalisation`."""
@@ -138,7 +137,7 @@ class TwoLooks(nn.Module):
         shown = images if also_mirrored is None else torch.cat([images, images[also_mirrored].flip(-1)])
         seen = self.see(shown)
         with torch.autocast(images.device.type, enabled=False):
-            mirrored_is_right = self.side(seen.g[len(images) :])
+            mirrored_is_right = self.is_right(seen[len(images) :])
         return replace(self.hands(images, seen[: len(images)]), mirrored_is_right=mirrored_is_right)
 
     def see(self, images: Tensor) -> Seen:
@@ -157,7 +156,7 @@ class TwoLooks(nn.Module):
             if joints2d is None:
                 joints2d = self.first.hands(self._tight(images), seen).joints2d
             square = Square.around(joints2d)
-            is_right, is_hand = self.first.side(seen.g), self.first.presence(seen.g)
+            is_right, is_hand = self.first.is_right(seen), self.first.is_hand(seen)
         prediction, joints2d = self._look(images, square)
         better = Square.around(joints2d)
         (again,) = torch.where(square.is_off(better) & (is_hand > IS_HAND))
@@ -245,6 +244,7 @@ def _carried(prediction: Prediction, square: Square) -> Prediction:
         prior=None if prediction.prior is None else prior(prediction.prior),
         prior_camera=None if prediction.prior_camera is None else camera(prediction.prior_camera),
         landmarks=None,  # maps over the turned square
+        landmark_hand=None,  # in its coordinates
     )
 
 
