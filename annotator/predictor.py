@@ -24,7 +24,7 @@ from annotator.io.crops import Crops, Side, crop_photo
 from annotator.io.decode import Photo, decode_photo, read_photo
 from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
-from annotator.model.network import Prediction, Seen
+from annotator.model.network import Prediction
 from annotator.model.samples import MeshSampler, keyed_noise
 from annotator.stations import joined_columns
 
@@ -62,7 +62,7 @@ class Predictor:
         cut_px = self.checkpoint.cut_px
         images = torch.zeros(self.batch_size, 3, cut_px, cut_px, device=self.device)
         images = images.contiguous(memory_format=torch.channels_last)
-        self._hands(images, self._see(images))
+        self.network.hands(images, self._see(images))
 
     @torch.inference_mode()
     def predict_crops(self, crops: Crops, side: Side = "auto", samples: int = 0) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Predictor:
         if side == "auto":
             right = self._right_scores(crops.right_score, images, seen)
             mirrored = right < 0.5
-        prediction = self._hands(images, seen)
+        prediction = self.network.hands(images, seen)
         columns = _label_columns(prediction, crops, mirrored, self.checkpoint)
         columns["side_score"] = None if right is None else np.maximum(right, 1 - right)
         if samples:
@@ -201,20 +201,13 @@ class Predictor:
         )
         return drawn
 
-    def _see(self, images: torch.Tensor) -> Seen:
-        with self._backbone_precision():
+    def _see(self, images: torch.Tensor) -> Any:
+        half = self.precision != "float32"
+        with torch.autocast(self.device.type, getattr(torch, self.precision), enabled=half):
             return self.network.see(images)
 
-    def _hands(self, images: torch.Tensor, seen: Seen) -> Prediction:
-        with self._backbone_precision():  # a second look has a backbone, too
-            return self.network.hands(images, seen)
-
-    def _backbone_precision(self) -> torch.autocast:
-        half = self.precision != "float32"
-        return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=half)
-
     def _right_scores(
-        self, told: NDArray[np.float32], images: torch.Tensor, seen: Seen
+        self, told: NDArray[np.float32], images: torch.Tensor, seen: Any
     ) -> NDArray[np.float32]:
         """The probability (n,) that each is a right hand: what was `told`, or, where that is NaN, the network's.
 

@@ -88,7 +88,8 @@ def filling_joints(count=3):
 
 def hands_of(two, images, joints2d):
     with torch.inference_mode():
-        return two.hands(images, dataclasses.replace(two.see(images), joints2d=joints2d))
+        first = dataclasses.replace(two.first_look(images), joints2d=joints2d)
+        return two.hands(images, two.look_twice(images, first))
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])

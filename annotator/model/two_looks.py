@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -69,6 +69,11 @@ class Square:
     def __getitem__(self, rows: Tensor) -> Square:
         return Square(self.centre[rows], self.half_side[rows], self.turn_rad[rows])
 
+    def put(self, rows: Tensor, other: Square) -> None:
+        """Take these rows from another's, in place."""
+        self.centre[rows], self.half_side[rows] = other.centre, other.half_side
+        self.turn_rad[rows] = other.turn_rad
+
     def plane(self) -> Tensor:
         """Return the rotations (B, 3, 3) from each square's axes to those of its tight crop."""
         return plane_of(self.turn_rad, torch.zeros_like(self.turn_rad, dtype=torch.bool))
@@ -91,11 +96,31 @@ class Square:
         return (torch.cos(turn) < math.cos(MOST_TURN_RAD)) | (resize > math.log(MOST_RESIZE))
 
 
+@dataclass
+class SeenTwice:
+    """Features of both looks at B crops, and the squares between them."""
+
+    first: Seen
+    square: Square
+    shown: Tensor  # (B, 3, crop_px, crop_px) of the second network, cut along the square
+    second: Seen
+
+    def __getitem__(self, rows: Any) -> SeenTwice:
+        return SeenTwice(self.first[rows], self.square[rows], self.shown[rows], self.second[rows])
+
+    def put(self, rows: Tensor, other: SeenTwice) -> None:
+        """Take these rows from another's, in place."""
+        self.first.put(rows, other.first)
+        self.square.put(rows, other.square)
+        self.shown[rows] = other.shown
+        self.second.put(rows, other.second)
+
+
 class TwoLooks(nn.Module):
     """Two networks with the interface of one, for prediction without gradients.
 
     Images are (B, 3, input_px, input_px), cut `WIDE` times as wide as the tight crop, which is -1 to 1 in everything
-    that is returned. Side and presence are the first network's.
+    that is returned. Presence is the first network's, and so is the side unless the second reads it out.
     """
 
     faces: Tensor  # (F, 3)
@@ -123,9 +148,13 @@ class TwoLooks(nn.Module):
         """The network that predicts hands."""
         return self.second
 
-    def is_right(self, seen: Seen) -> Tensor:
-        """Return the probability (B,) of a right hand from a first look."""
-        return self.first.is_right(seen)
+    def is_right(self, seen: SeenTwice) -> Tensor:
+        """Return the probability (B,) of a right hand: of the second look, if that network reads sides out."""
+        return (
+            self.first.is_right(seen.first)
+            if self.second.heads is None
+            else self.second.is_right(seen.second)
+        )
 
     def fold_normalisation(self) -> None:
         """Fold the batch norms of both backbones, see `Backbone.fold_normalisation`."""
@@ -140,29 +169,38 @@ class TwoLooks(nn.Module):
             mirrored_is_right = self.is_right(seen[len(images) :])
         return replace(self.hands(images, seen[: len(images)]), mirrored_is_right=mirrored_is_right)
 
-    def see(self, images: Tensor) -> Seen:
+    def see(self, images: Tensor) -> SeenTwice:
+        """Return both looks at wide images; under autocast the backbones alone work in half precision."""
+        return self.look_twice(images, self.first_look(images))
+
+    def first_look(self, images: Tensor) -> Seen:
         """Return the first look at wide images."""
         return self.first.see(self._tight(images))
 
     @torch.no_grad()
-    def hands(self, images: Tensor, seen: Seen) -> Prediction:
-        """Return the hands in wide images, whose first look is `seen`; `mirrored_is_right` stays empty.
+    def look_twice(self, images: Tensor, first: Seen) -> SeenTwice:
+        """Return both looks at wide images, given the first.
 
-        Under autocast the backbone alone works in half precision. Where the second look's joints are far off the square
-        that it was given, the prediction is that of one more look.
+        Where the second look's joints are far off the square that it was given, it is repeated with theirs.
         """
         with torch.autocast(images.device.type, enabled=False):
-            joints2d = seen.joints2d
+            joints2d = first.joints2d
             if joints2d is None:
-                joints2d = self.first.hands(self._tight(images), seen).joints2d
-            square = Square.around(joints2d)
-            is_right, is_hand = self.first.is_right(seen), self.first.is_hand(seen)
-        prediction, joints2d = self._look(images, square)
-        better = Square.around(joints2d)
-        (again,) = torch.where(square.is_off(better) & (is_hand > IS_HAND))
+                joints2d = self.first.hands(self._tight(images), first).joints2d
+            is_hand = self.first.is_hand(first)
+        seen = self._look(images, first, Square.around(joints2d))
+        better = Square.around(seen.square.to_tight(self._joints2d(seen)))
+        (again,) = torch.where(seen.square.is_off(better) & (is_hand > IS_HAND))
         if len(again):
-            _put(prediction, again, self._look(images[again], better[again])[0])
-        return replace(prediction, is_right=is_right, is_hand=is_hand)
+            seen.put(again, self._look(images[again], first[again], better[again]))
+        return seen
+
+    @torch.no_grad()
+    def hands(self, images: Tensor, seen: SeenTwice) -> Prediction:
+        """Return the hands in wide images, of which `see` made `seen`; `mirrored_is_right` stays empty."""
+        with torch.autocast(images.device.type, enabled=False):
+            prediction = _carried(self.second.hands(seen.shown, seen.second), seen.square)
+            return replace(prediction, is_right=self.is_right(seen), is_hand=self.first.is_hand(seen.first))
 
     def _tight(self, images: Tensor) -> Tensor:
         """Return the tight crops at the size of the first look."""
@@ -171,15 +209,18 @@ class TwoLooks(nn.Module):
             square = Square(middle, torch.ones_like(middle[:, 0]), torch.zeros_like(middle[:, 0]))
             return square.cut(images, self.first.config.crop_px)
 
-    def _look(self, images: Tensor, square: Square) -> tuple[Prediction, Tensor]:
-        """Predict from squares of wide images; and the 2D joints (B, 21, 2) that the network itself sees."""
+    def _look(self, images: Tensor, first: Seen, square: Square) -> SeenTwice:
+        """Take the second look along squares of wide images."""
         with torch.autocast(images.device.type, enabled=False):
             shown = square.cut(images, self.second.config.crop_px)
-        seen = self.second.see(shown)
-        with torch.autocast(images.device.type, enabled=False):
-            prediction = self.second.hands(shown, seen)
-            joints2d = prediction.joints2d if seen.joints2d is None else seen.joints2d
-            return _carried(prediction, square), square.to_tight(joints2d)
+        return SeenTwice(first, square, shown, self.second.see(shown))
+
+    def _joints2d(self, seen: SeenTwice) -> Tensor:
+        """Return the joints (B, 21, 2) that the second look sees in its squares."""
+        if seen.second.joints2d is not None:
+            return seen.second.joints2d
+        with torch.autocast(seen.shown.device.type, enabled=False):
+            return self.second.hands(seen.shown, seen.second).joints2d
 
 
 def wide_px(second: NetworkConfig) -> int:
@@ -246,13 +287,3 @@ def _carried(prediction: Prediction, square: Square) -> Prediction:
         landmarks=None,  # maps over the turned square
         landmark_hand=None,  # in its coordinates
     )
-
-
-def _put(whole: Any, rows: Tensor, part: Any) -> None:
-    """Take these rows of a dataclass of tensors from another's, in place, and so of those inside it."""
-    for field in fields(whole):
-        own, other = getattr(whole, field.name), getattr(part, field.name)
-        if is_dataclass(own):
-            _put(own, rows, other)
-        elif own is not None and len(own):
-            own[rows] = other
