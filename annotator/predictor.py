@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from annotator import frames
+from annotator.crop_hands import CropHands, crop_axes, label_columns
 from annotator.device import device_of
 from annotator.errors import UserError
 from annotator.frames import CropFrame
@@ -175,7 +176,7 @@ class Predictor:
         columns = _label_columns(prediction, crops, mirrored, self.checkpoint)
         columns["side_score"] = None if right is None else np.maximum(right, 1 - right)
         if samples:
-            drawn, axes = self._draw(prediction, crops, samples), _crop_axes(crops)[:, None]
+            drawn, axes = self._draw(prediction, crops, samples), crop_axes(crops)[:, None]
             for name, points in (("joints3d", self.network.R @ drawn), ("vertices", drawn)):
                 points_mm = _mirror_where(_numpy(points), mirrored)
                 columns[f"{name}_samples_mm"] = frames.camera_from_crop(points_mm, axes)
@@ -239,71 +240,32 @@ def _label_columns(
 ) -> dict[str, Any]:
     calibration = checkpoint.info.calibration
     frame = CropFrame(crops.centre_px, crops.half_side_px, mirrored)
-    # The network's 3D is in its crop's axes, mirrored for left hands; labels are in the photo's camera axes.
-    axes = _crop_axes(crops)
-    joints3d_mm = frames.camera_from_crop(_mirror_where(_numpy(prediction.joints3d.mean_mm), mirrored), axes)
-    vertices_mm = frames.camera_from_crop(_mirror_where(_numpy(prediction.vertices.mean_mm), mirrored), axes)
     joints3d_std_mm = calibration.joints3d(_numpy(prediction.joints3d.std_mm))
     joints3d_std_mm[:, 0] = 0  # the wrist is the origin by definition
-    joints3d_std_mm = frames.turned_std(joints3d_std_mm, axes)
-    vertices_std_mm = frames.turned_std(calibration.vertices(_numpy(prediction.vertices.std_mm)), axes)
-    joints2d_px = frame.photo_from_crop(_numpy(prediction.joints2d))
     variance2d = _numpy(prediction.joints2d_covariance.diagonal(dim1=-2, dim2=-1))
-    joints2d_std = calibration.joints2d(np.sqrt(variance2d)) * crops.half_side_px[:, None, None]
-    camera = prediction.camera
-    rotvec, translation = _numpy(camera.rotvec), _numpy(camera.translation)
-    rotvec = np.where(mirrored[:, None], frames.mirror_rotvec(rotvec), rotvec)
-    camera_rotation = frames.rotation_matrices(rotvec) @ axes.swapaxes(1, 2)
-    visible = _numpy(prediction.visible)
-    per_joint = np.linalg.norm(joints3d_std_mm[:, 1:], axis=-1)
-    prior = prediction.prior
-    pose = None if prior is None else _numpy(prior.pose())
-    if pose is not None:
-        # It is a right hand's, before the mirror image of the camera where the hand is left.
-        shown_axes = np.where(mirrored[:, None, None], frames.mirror_rotation(axes), axes)
-        pose[:, :3] = frames.rotation_vectors(shown_axes @ frames.rotation_matrices(pose[:, :3]))
-    principal_px = crops.photo_size_px / 2
-    return {
-        "box_xyxy": crops.box_xyxy.copy(),  # what is handed out may be written to, what came in may not
-        "crop_xyxy": np.concatenate(
-            [crops.centre_px - crops.half_side_px[:, None], crops.centre_px + crops.half_side_px[:, None]], 1
-        ),
-        "is_right": ~mirrored,
-        "detection_score": _numpy(prediction.is_hand),
-        "joints3d_mm": joints3d_mm,
-        "joints3d_std_mm": joints3d_std_mm,
-        "joints2d_px": joints2d_px,
-        "joints2d_std_px": joints2d_std,
-        "vertices_mm": vertices_mm,
-        "vertices_std_mm": vertices_std_mm,
-        "pose": pose,
-        "betas": None if prior is None else _numpy(prior.betas),
-        "camera": {
-            "scale": _numpy(camera.scale_per_mm),
-            "rotation": frames.rotation_vectors(camera_rotation),
-            "translation": _mirror_where(translation, mirrored),
-            "cam_t_mm": frames.camera_translation(joints3d_mm, joints2d_px, crops.focal_px, principal_px),
-            "focal_px": crops.focal_px.copy(),
-            "principal_px": principal_px,
-            "focal_source": np.where(crops.focal_given, "given", "assumed"),
-        },
-        "vertex_rgb": None if prediction.rgb is None else _numpy((prediction.rgb * 255).round().byte()),
-        "vertex_visible": visible,
-        "visible_fraction": visible.mean(1),
-        "joint_std_mm": per_joint.mean(1),
-        "max_joint_std_mm": per_joint.max(1),
-        "vertex_std_mm": np.linalg.norm(vertices_std_mm, axis=-1).mean(1),
-    }
+    camera, prior = prediction.camera, prediction.prior
+    rotvec = _numpy(camera.rotvec)
+    hands = CropHands(
+        is_right=~mirrored,
+        joints3d_mm=_mirror_where(_numpy(prediction.joints3d.mean_mm), mirrored),
+        joints3d_std_mm=joints3d_std_mm,
+        joints2d_px=frame.photo_from_crop(_numpy(prediction.joints2d)),
+        joints2d_std_px=calibration.joints2d(np.sqrt(variance2d)) * crops.half_side_px[:, None, None],
+        vertices_mm=_mirror_where(_numpy(prediction.vertices.mean_mm), mirrored),
+        vertices_std_mm=calibration.vertices(_numpy(prediction.vertices.std_mm)),
+        visible=_numpy(prediction.visible),
+        scale_per_mm=_numpy(camera.scale_per_mm),
+        rotvec=np.where(mirrored[:, None], frames.mirror_rotvec(rotvec), rotvec),
+        translation=_mirror_where(_numpy(camera.translation), mirrored),
+        pose=None if prior is None else _numpy(prior.pose()),
+        betas=None if prior is None else _numpy(prior.betas),
+    )
+    rgb = None if prediction.rgb is None else _numpy((prediction.rgb * 255).round().byte())
+    return label_columns(hands, crops) | {"detection_score": _numpy(prediction.is_hand), "vertex_rgb": rgb}
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.cpu().numpy()
-
-
-def _crop_axes(crops: Crops) -> NDArray[np.float32]:
-    """The crop axes (n, 3, 3); the principal point of a photo's camera is its centre."""
-    frame = CropFrame(crops.centre_px, crops.half_side_px, np.zeros(len(crops), bool))
-    return frame.axes(crops.photo_size_px / 2, crops.focal_px).astype(np.float32)
 
 
 def _mirror_where(points: np.ndarray, mirrored: NDArray[np.bool_]) -> np.ndarray:

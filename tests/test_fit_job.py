@@ -20,16 +20,18 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import annotator
+from annotator.config import FitConfig
 from annotator.crew import ComputeOptions
 from annotator.detect.job import DetectSettings, detection_schema
 from annotator.errors import UserError
 from annotator.export import export_labels
 from annotator.filter import Keep, filter_labels
-from annotator.fitting.job import fit
+from annotator.fitting.job import fit, fit_shard
 from annotator.hand import load_hand
 from annotator.hand.layer import HandLayer
 from annotator.io.crops import box_around_joints
-from annotator.io.schema import encode_table, label_schema, labels_to_table, without_hand
+from annotator.io.entry import Entry, ListedHand
+from annotator.io.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
 from annotator.metrics import pa_mpjpe
 from annotator.report import write_report
 from annotator.run_record import RunRecord, write_run_record
@@ -62,7 +64,7 @@ def found(truth, tmp_path_factory) -> Path:
     _, right, points = truth
     photos = tmp_path_factory.mktemp("photos")
     folder = tmp_path_factory.mktemp("found") / "labels"
-    settings = DetectSettings(1, str(photos), "hand_landmarker-0", 2, False)
+    settings = DetectSettings(SCHEMA_VERSION, str(photos), "hand_landmarker-0", 2, False)
     schema = detection_schema(settings, {"camera_name": pa.string()})
     rows, hand_rows, hand = [], [], 0
     for number in range(18):
@@ -149,7 +151,7 @@ def test_columns_of_a_fit_agree_with_each_other_as_those_of_any_label(fitted):
         seen = in_crop * half + [x0 + half, y0 + half]
         np.testing.assert_allclose(seen, row["joints2d_px"], atol=0.2)
         moved = joints + camera["cam_t_mm"]
-        pinhole = camera["focal_px"] * moved[:, :2] / moved[:, 2:] + [WIDTH / 2, HEIGHT / 2]
+        pinhole = camera["focal_px"] * moved[:, :2] / moved[:, 2:] + camera["principal_px"]
         assert np.linalg.norm(pinhole - row["joints2d_px"], axis=1).mean() < 0.08 * 2 * half
         rotations = roma.rotvec_to_rotmat(torch.tensor(row["pose"]).view(1, 16, 3))
         vertices, _ = layer(rotations, torch.tensor(row["betas"])[None])
@@ -161,6 +163,38 @@ def test_columns_of_a_fit_agree_with_each_other_as_those_of_any_label(fitted):
         assert row["max_joint_std_mm"] == pytest.approx(std.max(), rel=0.01)
         assert 0.2 < row["visible_fraction"] < 0.9
         assert row["visible_fraction"] == pytest.approx(np.mean(row["vertex_visible"]), abs=1e-3)
+
+
+def test_a_hand_far_from_the_middle_of_the_photo_is_turned_to_the_camera_it_was_seen_by():
+    """True pinhole views, 27 degrees off the axis: palms point where they do in the camera's axes."""
+    _, joints, _, _ = drawn(40, 77)
+    focal_px = 1.2 * WIDTH
+    place_mm = np.array([-250.0, 180, 600])
+    moved = joints + place_mm
+    seen_px = focal_px * moved[..., :2] / moved[..., 2:] + [WIDTH / 2, HEIGHT / 2]
+    ray = place_mm / np.linalg.norm(place_mm)
+    depth_px = joints @ ray * focal_px / np.linalg.norm(place_mm)
+    points = np.concatenate([seen_px, depth_px[..., None]], -1)
+    entries = [
+        Entry(
+            f"/photos/{number}.jpg",
+            str(number),
+            number,
+            hands=(ListedHand(None, 1.0, tuple(map(tuple, one.tolist()))),),
+            focal_px=focal_px,
+            extra={"width": WIDTH, "height": HEIGHT},
+        )
+        for number, one in enumerate(points)
+    ]
+    shard = fit_shard(entries, HAND, FitConfig(), "fit-0", "list")
+    found = shard.hands["joints3d_mm"]
+    palms, true_palms = (points[:, [5, 9, 17]].reshape(40, -1) for points in (found, joints))
+    cosine = (palms * true_palms).sum(1) / np.linalg.norm(palms, axis=1) / np.linalg.norm(true_palms, axis=1)
+    assert np.degrees(np.arccos(cosine)).mean() < 6
+    # A wrist stands where it was: the focal length was given, and only the hand's size is a guess.
+    away = shard.hands["camera"]["cam_t_mm"]
+    assert np.degrees(np.arccos((away @ ray) / np.linalg.norm(away, axis=1))).max() < 1.5
+    assert set(shard.hands["camera"]["focal_source"]) == {"given"}
 
 
 def test_running_again_changes_no_file_and_other_settings_are_refused(found, fitted, tmp_path):

@@ -8,19 +8,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotator import frames
+from annotator.crop_hands import CropHands, label_columns
 from annotator.fitting.hand_fit import Fit, HandFitter
-from annotator.fitting.job import ListedHands, focal_of
+from annotator.fitting.job import ListedHands
 from annotator.fitting.landmarks import Landmarks
-from annotator.io.crops import BOX_PADDING, box_around_joints
+from annotator.frames import assumed_focal_px, square_around
+from annotator.io.crops import BOX_PADDING, CropPlaces, box_around_joints
 from annotator.render import nearest_faces, visible_vertices
 
 #: Side of the image in which vertices see or hide each other.
 _RASTER_PX = 128
 
 
-def label_columns(fitter: HandFitter, hands: ListedHands) -> dict[str, Any]:
-    """Fit n hands and return their columns: name to array (n, ...)."""
+def fitted_columns(fitter: HandFitter, hands: ListedHands) -> dict[str, Any]:
+    """Fit n hands and return their columns: name to array (n, ...).
+
+    A fit sees a hand as a network does, under weak perspective: its 3D is in the axes of the crop around the hand.
+    """
     points = np.array([listed.landmarks for listed in hands.hands], np.float64)
     right = np.array([np.nan if h.right_score is None else h.right_score for h in hands.hands], np.float64)
     landmarks = Landmarks(points[..., :2], points[..., 2], right >= 0.5)
@@ -28,51 +32,46 @@ def label_columns(fitter: HandFitter, hands: ListedHands) -> dict[str, Any]:
     if len(unknown):
         landmarks.is_right[unknown], right[unknown] = fitter.sides(landmarks[unknown])
     fit = fitter.fit(landmarks)
+    places = _places(hands, landmarks)
+    scale = fit.scale_px_per_mm / places.half_side_px
+    translation = (fit.wrist_px - places.centre_px) / places.half_side_px[:, None]
+    found = CropHands(
+        is_right=landmarks.is_right,
+        joints3d_mm=fit.joints3d_mm,
+        joints3d_std_mm=fit.joints3d_std_mm,
+        joints2d_px=fit.joints2d_px,
+        joints2d_std_px=fit.joints2d_std_px,
+        vertices_mm=fit.vertices_mm,
+        vertices_std_mm=fit.vertices_std_mm,
+        visible=_visible(fitter, fit, scale, translation),
+        scale_per_mm=scale,
+        rotvec=np.zeros((len(hands), 3), np.float32),
+        translation=translation,
+        pose=fit.pose,
+        betas=fit.betas,
+    )
+    return label_columns(found, places) | {"side_score": np.maximum(right, 1 - right), "vertex_rgb": None}
+
+
+def _places(hands: ListedHands, landmarks: Landmarks) -> CropPlaces:
+    """The crops around n hands as `annotate` would cut them; where there is no box, around the known joints."""
     boxes = np.stack(
         [
             box_around_joints(joints) if listed.box_xyxy is None else np.array(listed.box_xyxy, np.float64)
             for listed, joints in zip(hands.hands, landmarks.joints2d_px, strict=True)
         ]
     )
-    focal_px, focal_given = focal_of(hands)
-    centre_px = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half_side_px = (boxes[:, 2:] - boxes[:, :2]).max(1) / 2 * BOX_PADDING
-    scale = fit.scale_px_per_mm / half_side_px
-    translation = (fit.wrist_px - centre_px) / half_side_px[:, None]
-    visible = _visible(fitter, fit, scale, translation)
-    per_joint = np.linalg.norm(fit.joints3d_std_mm[:, 1:], axis=-1)
-    return {
-        "box_xyxy": boxes,
-        "crop_xyxy": np.concatenate(
-            [centre_px - half_side_px[:, None], centre_px + half_side_px[:, None]], 1
-        ),
-        "is_right": landmarks.is_right,
-        "side_score": np.maximum(right, 1 - right),
-        "joints3d_mm": fit.joints3d_mm,
-        "joints3d_std_mm": fit.joints3d_std_mm,
-        "joints2d_px": fit.joints2d_px,
-        "joints2d_std_px": fit.joints2d_std_px,
-        "vertices_mm": fit.vertices_mm,
-        "vertices_std_mm": fit.vertices_std_mm,
-        "pose": fit.pose,
-        "betas": fit.betas,
-        "camera": {
-            "scale": scale,
-            "rotation": np.zeros((len(hands), 3)),
-            "translation": translation,
-            "cam_t_mm": frames.camera_translation(
-                fit.joints3d_mm, fit.joints2d_px, focal_px, hands.photo_size_px / 2
-            ),
-            "focal_px": focal_px,
-            "focal_source": np.where(focal_given, "given", "assumed"),
-        },
-        "vertex_rgb": None,
-        "vertex_visible": visible,
-        "visible_fraction": visible.mean(1),
-        "joint_std_mm": per_joint.mean(1),
-        "max_joint_std_mm": per_joint.max(1),
-        "vertex_std_mm": np.linalg.norm(fit.vertices_std_mm, axis=-1).mean(1),
-    }
+    squares = [square_around(box, BOX_PADDING) for box in boxes]
+    given = np.isfinite(hands.focal_px)
+    assumed = [assumed_focal_px(int(w), int(h), photo_is_crop=False) for w, h in hands.photo_size_px]
+    return CropPlaces(
+        centre_px=np.stack([square.centre_px for square in squares]),
+        half_side_px=np.array([square.half_side_px for square in squares]),
+        box_xyxy=boxes,
+        photo_size_px=hands.photo_size_px,
+        focal_px=np.where(given, hands.focal_px, assumed),
+        focal_given=given,
+    )
 
 
 def _visible(

@@ -19,7 +19,6 @@ from annotator.config import FitConfig, read_config, to_dict
 from annotator.crew import ComputeOptions, openers_only
 from annotator.dispatch import Stations
 from annotator.errors import UserError
-from annotator.frames import assumed_focal_px
 from annotator.hand import HandModel, load_hand
 from annotator.io.entry import Entry, ListedHand
 from annotator.io.labels import fit_metadata, write_faces
@@ -163,10 +162,10 @@ def fit_shard(
 
 def _fit_hands(shard: Shard, hands: ListedHands, fitter: HandFitter) -> None:
     """Fill a shard's columns; a hand at which the fit fails loses its own labels and no others."""
-    from annotator.fitting.columns import label_columns
+    from annotator.fitting.columns import fitted_columns
 
     try:
-        shard.hands = label_columns(fitter, hands)
+        shard.hands = fitted_columns(fitter, hands)
         return
     except UserError:
         raise
@@ -175,7 +174,7 @@ def _fit_hands(shard: Shard, hands: ListedHands, fitter: HandFitter) -> None:
         good: list[int] = []
         for number, row in enumerate(shard.hand_rows):
             try:
-                parts.append(label_columns(fitter, hands[number : number + 1]))
+                parts.append(fitted_columns(fitter, hands[number : number + 1]))
                 good.append(row)
             except Exception as error:
                 shard.rows[row] |= {"checkpoint": None, "box_source": None} | row_of_error(error)
@@ -198,10 +197,3 @@ def fitter_of_process(hand: HandModel, config: FitConfig) -> HandFitter:
         torch.set_num_threads(1)  # a core for each process
         _of_process[key] = HandFitter(hand, config)
     return _of_process[key]
-
-
-def focal_of(hands: ListedHands) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Focal lengths (n,) in pixels, and whether each was given; the others are those of an ordinary phone."""
-    given = np.isfinite(hands.focal_px)
-    assumed = [assumed_focal_px(int(w), int(h), photo_is_crop=False) for w, h in hands.photo_size_px]
-    return np.where(given, hands.focal_px, assumed), given

@@ -22,23 +22,29 @@ BOX_OVER_JOINTS = 1.1
 
 
 @dataclass
-class Crops:
-    """n square crops of one size, none mirrored.
+class CropPlaces:
+    """Where n square crops lie in their photos, and how those were taken."""
 
-    `pixels` may show more than the crop that the other fields and labels are about: `margin` times its side.
-    """
-
-    pixels: NDArray[np.uint8]  # (n, crop_px, crop_px, 3) RGB
     centre_px: NDArray[np.float64]  # (n, 2) photo pixels
     half_side_px: NDArray[np.float64]  # (n,)
     box_xyxy: NDArray[np.float64]  # (n, 4) the hand's box, photo pixels
     photo_size_px: NDArray[np.float64]  # (n, 2) width, height
     focal_px: NDArray[np.float64]  # (n,)
     focal_given: NDArray[np.bool_]  # (n,)
-    right_score: NDArray[np.float32]  # (n,) probability of a right hand, says whoever found it; NaN: nobody
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.centre_px)
+
+
+@dataclass
+class Crops(CropPlaces):
+    """n square crops of one size, none mirrored.
+
+    `pixels` may show more than the crop that the other fields and labels are about: `margin` times its side.
+    """
+
+    pixels: NDArray[np.uint8]  # (n, crop_px, crop_px, 3) RGB
+    right_score: NDArray[np.float32]  # (n,) probability of a right hand, says whoever found it; NaN: nobody
 
     def __getitem__(self, rows: Any) -> Crops:
         return Crops(*(getattr(self, f.name)[rows] for f in fields(self)))
