@@ -1,10 +1,11 @@
 """From nothing to the weights that ship: `python benchmarks/shipped.py OUT --photos PHOTOS --model MODEL`.
 
-PHOTOS holds the folders `sign-digits` and `hand-scenes`, MODEL is MediaPipe's hand_landmarker.task. It looks at the
-photos, 500 hands are kept aside by person and sequence, and the stages of configs/shipped train one after the other,
-each from where the last one ended. Stopped, it goes on where it was when started again. OUT/default.safetensors is the
-file that ships (annotator/weights), OUT/numbers.json what it reaches on drawn hands that nobody trained on and on the
-hands kept aside (tests/data/shipped.json), and OUT/kept_aside.parquet what the detector says of those (tests/data).
+PHOTOS holds the folders `sign-digits`, `hand-scenes` and `hand-photos`, MODEL is hand_landmarker.task of MediaPipe. Hands
+are detected and hands are fitted to their landmarks; those of some people and sequences are kept aside. The first three
+stages of configs/shipped train one after the other, each from the last one's end: they are the first look. The fourth,
+the second look, starts from MODEL and learns from the fits. A stopped run resumes. OUT/default.safetensors is the file
+that ships (annotator/weights), OUT/numbers.json its figures on drawn hands and on the hands kept aside
+(tests/data/shipped.json), and OUT/kept_aside.parquet those hands as the detector has them (tests/data).
 
 With `--weights default` in place of --model nothing is trained: the weights that ship are calibrated and judged again,
 on the hands of tests/data/kept_aside.parquet. Tensors stay as they are, bit for bit.
@@ -28,8 +29,9 @@ from machine import machine
 
 from annotator.config import config_folder, read_config
 from annotator.detect.job import detect
+from annotator.fitting.job import fit
 from annotator.io.storage import read_whole
-from annotator.model.checkpoint import load_checkpoint, save_checkpoint
+from annotator.model.checkpoint import load_checkpoint, save_checkpoint, with_first_look
 from trainer.config import SYNTHETIC, TrainConfig
 from trainer.data.convert import convert
 from trainer.data.cut_out import outlined
@@ -48,6 +50,11 @@ PLAIN = "sign-digits"
 #: Of the digits, whose photos are numbered and ten in a row, 0 to 9, are one person's, at least so many last ones are
 #: kept aside; of the scenes, these sequences.
 LAST_DIGITS, ASIDE_SCENES = 300, re.compile(r"(996_|96_|5_|Hand)")
+
+#: Collections whose fitted hands teach the second look, and the photos of the third that are kept aside: three people,
+#: and some photos of each letter.
+FITTED = ("hand-photos", "sign-digits", "hand-scenes")
+ASIDE_PHOTOS = re.compile(r"webcam-0[258]/|asl-letters/\d*[07]_")
 
 #: What the detector says of the photos kept aside.
 ASIDE = Path(__file__).parents[1] / "tests/data/kept_aside.parquet"
@@ -68,6 +75,20 @@ def examples(out: Path, photos: Path, model: str) -> None:
             _keep(found, labels, kept_aside(name, found), part == "aside")
             shutil.rmtree(out / part / name, ignore_errors=True)
             convert(f"labels:{labels}", str(out / part / name), empty=share, outline=name == PLAIN)
+
+
+def fitted_examples(out: Path, photos: Path, model: str) -> None:
+    """Write OUT/fitted/NAME to train on: photos, and hands fitted to the landmarks that the detector finds."""
+    for name in FITTED:
+        if read_whole(str(out / "fitted" / name / SUMMARY_FILE)) not in (None, UNFINISHED):
+            continue
+        found, fits = out / "found" / name, out / "fits" / name
+        detect(str(photos / name / "images"), str(found), model, world_joints=True)
+        fit(str(found), str(fits))
+        labels = out / "labels" / "fitted" / name
+        _keep(fits, labels, kept_aside(name, found), aside=False)
+        shutil.rmtree(out / "fitted" / name, ignore_errors=True)
+        convert(f"labels:{labels}", str(out / "fitted" / name))
 
 
 def write_aside(aside: Path, out: Path) -> None:
@@ -100,8 +121,9 @@ def read_aside(photos: Path, out: Path) -> None:
 
 def kept_aside(name: str, found: Path) -> Callable[[str], bool]:
     """Whether a photo, by its id, is kept out of training."""
-    if name == "hand-scenes":
-        return lambda image_id: bool(ASIDE_SCENES.match(image_id))
+    if name in ("hand-scenes", "hand-photos"):
+        pattern = ASIDE_SCENES if name == "hand-scenes" else ASIDE_PHOTOS
+        return lambda image_id: bool(pattern.match(image_id))
     table = pq.ParquetDataset(found / "data").read(columns=["image_id", "status"]).to_pylist()
     numbers = sorted(photo_number(row["image_id"]) for row in table if row["status"] == "ok")
     zeros = (photo_number(row["image_id"]) for row in table if row["image_id"].startswith("0/"))
@@ -126,15 +148,18 @@ def _keep(found: Path, labels: Path, is_aside: Callable[[str], bool], aside: boo
             pq.write_table(table.filter(pa.array(chosen)), labels / "data" / path.name)
 
 
-def train_stages(out: Path, workers: int | None, settings: Sequence[str]) -> Path:
-    """Each file of configs/shipped in turn; returns the last one's model."""
-    before = ""
+def train_stages(out: Path, model: str, workers: int | None, settings: Sequence[str]) -> tuple[Path, Path]:
+    """Train each file of configs/shipped in turn and return the models of the first and the second look."""
+    before, first = "", ""
     for path in sorted((config_folder() / "shipped").glob("*.yaml")):
         config = read_config(TrainConfig, "shipped", str(path), settings)
+        examples = "examples"
+        if config.start_from:  # the second look
+            first, before, examples = before, model, "fitted"
         data = tuple(
             source
             if source.source == SYNTHETIC
-            else replace(source, source=str(out / "examples" / source.source))
+            else replace(source, source=str(out / examples / source.source))
             for source in config.data
         )
         run = out / path.stem
@@ -148,7 +173,7 @@ def train_stages(out: Path, workers: int | None, settings: Sequence[str]) -> Pat
 
         run_training(replace(config, data=data, start_from=before), str(run), workers, on_progress=told)
         before = str(run / "model.safetensors")
-    return Path(before)
+    return Path(first), Path(before)
 
 
 def numbers(checkpoint: str, aside: Path, out: Path) -> dict[str, Any]:
@@ -190,8 +215,11 @@ def main() -> None:
         read_aside(arguments.photos, out / "aside")
     else:
         examples(out, arguments.photos, arguments.model)
+        fitted_examples(out, arguments.photos, arguments.model)
         write_aside(out / "aside", out / "kept_aside.parquet")
-        trained = str(train_stages(out, arguments.workers, arguments.set))
+        first, second = train_stages(out, arguments.model, arguments.workers, arguments.set)
+        trained = str(out / "trained.safetensors")
+        save_checkpoint(with_first_look(load_checkpoint(str(second)), load_checkpoint(str(first))), trained)
     calibrate(trained, SYNTHETIC, str(out / "calibrated.safetensors"), count=CALIBRATED_ON)
     save_checkpoint(
         load_checkpoint(str(out / "calibrated.safetensors")), out / "default.safetensors", half=True
