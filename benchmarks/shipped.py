@@ -1,6 +1,6 @@
 """From nothing to the weights that ship: `python benchmarks/shipped.py OUT --photos PHOTOS --model MODEL`.
 
-PHOTOS holds the folders `sign-digits`, `hand-scenes` and `hand-photos`, MODEL is hand_landmarker.task of MediaPipe. Hands
+PHOTOS holds the folders `sign-digits`, `hand-scenes`, `hand-photos`; MODEL is hand_landmarker.task of MediaPipe. Hands
 are detected and hands are fitted to their landmarks; those of some people and sequences are kept aside. The first three
 stages of configs/shipped train one after the other, each from the last one's end: they are the first look. The fourth,
 the second look, starts from MODEL and learns from the fits. A stopped run resumes. OUT/default.safetensors is the file
