@@ -89,11 +89,11 @@ ENCODINGS = (
 def columns_of(photos: Path, count: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows and hands of the first photos, nothing rounded."""
     predictor = annotator.load("default", device="cpu")
-    crop_px = predictor.checkpoint.info.network.crop_px
+    crop_px, margin = predictor.checkpoint.cut_px, predictor.checkpoint.cut_margin
     cut, rows = [], []
     for entry, _ in zip(open_source(str(photos)), range(count), strict=False):
         photo = decode_photo(read_photo(entry.path), min_side_px=crop_px)
-        cut.append(crop_photo(photo.pixels, photo.width, photo.height, crop_px))
+        cut.append(crop_photo(photo.pixels, photo.width, photo.height, crop_px, margin=margin))
         rows.append({"image_uri": entry.uri, "image_id": entry.id, "hand_index": 0, "status": "ok"})
     return rows, predictor.predict_crops(Crops.stack(cut))
 

@@ -132,9 +132,10 @@ def predictions(title: str, device: Device, photos: Path, count: int, batch: int
         predictor = predictor_of(NETWORKS[title], device.place, batch, precision)
         network = predictor.network.last_look
         dtype = getattr(torch, precision)
-        images = prepared(photos, predictor.checkpoint.info.network.crop_px)
-        images = images[torch.arange(count) % len(images)]
-        crops = crops_of(images)
+        images = prepared(photos, network.config.crop_px)
+        rows = torch.arange(count) % len(images)
+        crops = crops_of(prepared(photos, predictor.checkpoint.cut_px)[rows])
+        images = images[rows]
         images = images.to(device.place).contiguous(memory_format=torch.channels_last)
 
         bare = count / device.seconds(partial(forward, network, images, batch, dtype))

@@ -1,6 +1,6 @@
 """How well each head learns, on features that stay as they are: `python benchmarks/heads.py [OUT]`.
 
-Drawn hands go through the shipped backbone once; heads alone are trained on what it returns. Two tables:
+Drawn hands go through the shipped first look's backbone once; heads alone are trained on what it returns. Two tables:
 
 - overfit: vertex error left on 64 hands after training on these very hands by squared error, per head;
 - held out: prior-net and the q of AMVUR behind it, trained together from one start, on hands neither has met.
@@ -27,7 +27,9 @@ from annotator.model.amvur import Amvur, Gaussian
 from annotator.model.camera import CameraHead
 from annotator.model.checkpoint import load_checkpoint
 from annotator.model.landmarks import JOINTS, LOCAL
+from annotator.model.network import Network
 from annotator.model.prior_net import PriorNet, mean_hand
+from annotator.model.two_looks import TwoLooks
 from trainer import losses
 from trainer.synth import SyntheticHands
 
@@ -63,8 +65,9 @@ class Drawn:
 def draw(count: int, seed: int) -> Drawn:
     """Draw hands and run the shipped backbone over them."""
     checkpoint = load_checkpoint("default")
-    network, crop_px = checkpoint.network.last_look, checkpoint.info.network.crop_px
-    assert network.landmarks is not None
+    network = checkpoint.network.first if isinstance(checkpoint.network, TwoLooks) else checkpoint.network
+    assert isinstance(network, Network) and network.landmarks is not None
+    crop_px = network.config.crop_px
     hands = SyntheticHands(checkpoint.hand, crop_px, seed)
     parts = []
     for start in range(0, count, BATCH):

@@ -1,4 +1,4 @@
-"""The model card's pictures and its table of sizes: `python benchmarks/model_card.py PHOTOS`.
+"""The model card's pictures and speed: `python benchmarks/model_card.py PHOTOS`.
 
 PHOTOS holds the folders `sign-digits` and `hand-scenes`. Twenty of the hands that nobody trains on, evenly from the one
 that lies best on MediaPipe's 2D joints to the one that lies worst, go to docs/images/kept-aside.jpg, the eight worst
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from annotator.tiles import Picture, contact_sheet, hand_tiles
 from trainer.diary import draw_bones
 
 ROOT = Path(__file__).parents[1]
-SIZES_PX = (64, 80, 96, 112, 128, 160)
 TILE_PX, STD_RANGE_MM = 150, (12.0, 45.0)
 #: Hands drawn by lot to be looked at, and the lot.
 EYE, EYE_SEED = 60, 60
@@ -89,20 +87,17 @@ def with_texture(labels: list[dict[str, Any]], faces: np.ndarray) -> Image.Image
     return contact_sheet([tiles[i] + tiles[i + 1] for i in range(0, len(tiles), 2)], gap_px=3)
 
 
-def at_size(predictor: Predictor, crop_px: int) -> Predictor:
-    """The same weights on crops of another size."""
-    info = predictor.checkpoint.info
-    info = replace(info, network=replace(info.network, crop_px=crop_px))
-    return Predictor(replace(predictor.checkpoint, info=info), predictor.device, predictor.batch_size)
-
-
 def photos_per_s(predictor: Predictor, rows: list[dict[str, Any]]) -> float:
     """Of the predictor alone, on crops of real photos, median of five."""
-    crop_px = predictor.checkpoint.info.network.crop_px
-    cut = []
+    checkpoint, cut = predictor.checkpoint, []
     for row in rows[:128]:
         photo = decode_photo(read_photo(row["path"]))
-        cut.append(crop_photo(photo.pixels, photo.width, photo.height, crop_px, row["box_xyxy"]))
+        cut.append(
+            crop_photo(
+                *(photo.pixels, photo.width, photo.height, checkpoint.cut_px, row["box_xyxy"]),
+                margin=checkpoint.cut_margin,
+            )
+        )
     crops, times = Crops.stack(cut), []
     for _ in range(6):
         began = time.perf_counter()
@@ -135,17 +130,13 @@ def main() -> None:
             some.save(arguments.eye / f"eye-{part:02d}.png")
     if arguments.pictures_only:
         return
+    off = {
+        name: 100 * np.array([label["off"] for label in labels if label["row"]["collection"] == name])
+        for name in ("sign-digits", "hand-scenes")
+    }
+    shown = ", ".join(f"{name} {np.mean(v):.2f} / {np.median(v):.2f}" for name, v in off.items())
     print(f"{machine()}, {torch.get_num_threads()} threads; crops {BOX_PADDING} times the box")
-    print(f"{'crop_px':>8} {'photos/s':>9}  2D off, mean / median % of the crop: sign-digits, hand-scenes")
-    for size in SIZES_PX:
-        other = at_size(predictor, size)
-        found = labels_of(other, rows)
-        off = {
-            name: 100 * np.array([label["off"] for label in found if label["row"]["collection"] == name])
-            for name in ("sign-digits", "hand-scenes")
-        }
-        told = ", ".join(f"{values.mean():.2f} / {np.median(values):.2f}" for values in off.values())
-        print(f"{size:>8} {photos_per_s(other, rows):>9.0f}  {told}", flush=True)
+    print(f"{photos_per_s(predictor, rows):.0f} photos/s; 2D off, mean / median % of the crop: {shown}")
 
 
 if __name__ == "__main__":

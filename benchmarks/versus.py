@@ -113,9 +113,7 @@ def job(photos: Path, labels: Path, compute: ComputeOptions, side: Side) -> floa
 
 def bare(photos: Path, threads: int) -> float:
     """Photos/s of the network alone in this process."""
-    return bare_network(
-        prepared(photos, annotator.load("default").checkpoint.info.network.crop_px), threads, BATCH
-    )
+    return bare_network(prepared(photos, annotator.load("default").checkpoint.cut_px), threads, BATCH)
 
 
 def mediapipe(paths: list[str], model: str) -> float:
