@@ -171,7 +171,9 @@ def resample(
     grid = F.affine_grid(torch.cat([plane, centre[..., None]], 2), shape, align_corners=False)
     # Beyond the image all channels are 0, and so is the one that tells how much of a pixel lies inside.
     framed = torch.cat([images, torch.ones_like(images[:, :1])], 1)
-    found = F.avg_pool2d(F.grid_sample(framed, grid.to(images), align_corners=False), places)
+    found = F.grid_sample(framed, grid.to(images), align_corners=False)
+    if places > 1:  # a pool of one pixel takes longer than the sampling
+        found = F.avg_pool2d(found, places)
     return found[:, :-1] + (1 - found[:, -1:]) * found.new_tensor(outside).view(-1, 1, 1)
 
 
