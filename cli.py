@@ -49,7 +49,7 @@ class Side(str, Enum):
 Checkpoint = Annotated[
     str,
     typer.Option(
-        help="A .safetensors checkpoint (path or URL), 'default', or 'untrained:NAME' of a network configuration."
+        help="A .safetensors checkpoint (path or URL), 'default', 'accurate' (slower), or untrained:NAME."
     ),
 ]
 Hand = Annotated[str | None, typer.Option(help="Hand model: 'open', or 'mano:PATH' of your MANO_RIGHT.pkl.")]
@@ -346,7 +346,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default a G
 
 @app.command(epilog="Example: amvur evaluate run/model.safetensors synth results/")
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A .safetensors checkpoint, or 'default'.")],
+    checkpoint: Annotated[str, typer.Argument(help="A .safetensors checkpoint, 'default' or 'accurate'.")],
     examples: Examples,
     out: Annotated[str, typer.Argument(help="Folder or URL for the results.")],
     hand: Hand = None,

@@ -43,7 +43,11 @@ _NAMES_OF_VERSION_3 = {
 }
 
 #: The weights that come with the package.
-SHIPPED = Path(__file__).parent.parent / "weights" / "default.safetensors"
+WEIGHTS = Path(__file__).parent.parent / "weights"
+SHIPPED = WEIGHTS / "default.safetensors"
+
+#: Checkpoints with names: the fast one, and the accurate one, which looks twice.
+NAMES = {"default": SHIPPED, "accurate": WEIGHTS / "accurate.safetensors"}
 
 #: A name that starts a network from its configuration alone: `untrained:NAME`.
 UNTRAINED = "untrained:"
@@ -138,19 +142,19 @@ def untrained(name: str, hand: str | None = None) -> Checkpoint:
 def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoint:
     """Load a checkpoint by path or URL (`.safetensors`), or by name.
 
-    `default` is what ships with the package (docs/model-card.md). `untrained:NAME` starts from a network
+    `default` and `accurate` ship with the package (docs/model-card.md). `untrained:NAME` starts from a network
     configuration. `hand` is needed where the checkpoint was made with MANO (`mano:PATH`).
 
     Raises:
         UserError: no such file, a damaged one, one from a newer version, or one made with another hand model.
     """
-    if name == "default":
-        name = str(SHIPPED)
+    name = str(NAMES.get(name, name))
     if name.startswith(UNTRAINED):
         return untrained(name.removeprefix(UNTRAINED), hand)
     if not name.endswith(".safetensors"):
         raise UserError(
-            f"checkpoint '{name}': give a .safetensors file, 'default' or '{UNTRAINED}NAME' (a network configuration)"
+            f"checkpoint '{name}': give a .safetensors file, {', '.join(map(repr, NAMES))} or '{UNTRAINED}NAME' "
+            "(a network configuration)"
         )
     try:
         with open_file(name) as file:
@@ -161,7 +165,7 @@ def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoin
         raise UserError(f"checkpoint '{name}': can't be read ({error.strerror or error})") from None
     info = read_info(name, data)
     model = load_hand(hand or _hand_of(name, info))
-    if model.id != info.hand_id and name == str(SHIPPED):
+    if model.id != info.hand_id and Path(name) in NAMES.values():
         raise UserError(
             "the weights that ship are the open hand's: leave out --hand, or train your own (amvur train --hand)"
         )
