@@ -1,7 +1,7 @@
 """The weights that ship still say what they said when their numbers were written down (docs/model-card.md).
 
-tests/data/shipped.json and accurate.json are made by benchmarks/shipped.py; tests/data/kept_aside.parquet is what MediaPipe found in the
-real photos that nobody trains on, and the squares beside hands that it did not.
+tests/data/shipped.json and accurate.json are made by benchmarks/shipped.py. tests/data/kept_aside.parquet holds what
+MediaPipe found in the real photos that nobody trains on, and the squares beside hands that it did not.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ def test_std_of_drawn_hands_measures_along_each_axis(name):
         for axis in said["uncertainty"][kind]["axes"].values():
             assert axis["coverage"]["68%"] == pytest.approx(0.68, abs=0.03)
     for share, kept in said["expected_error"].items():
-        # A quarter is 125 hands of very different errors.
-        assert kept["expected_mm"] == pytest.approx(kept["found_mm"], rel=0.15 if share == "25%" else 0.05)
+        # Of the surest quarter, 125 hands, `accurate` promises an eighth too little: the model card says so.
+        rel = 0.15 if (name, share) == ("accurate", "25%") else 0.05
+        assert kept["expected_mm"] == pytest.approx(kept["found_mm"], rel=rel)
 
 
 def test_two_looks_are_nearer_to_real_hands_than_one():
