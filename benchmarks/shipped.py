@@ -3,12 +3,14 @@
 PHOTOS holds the folders `sign-digits`, `hand-scenes`, `hand-photos`; MODEL is hand_landmarker.task of MediaPipe. Hands
 are detected and hands are fitted to their landmarks; those of some people and sequences are kept aside. The first three
 stages of configs/shipped train one after the other, each from the last one's end: they are the first look. The fourth,
-the second look, starts from MODEL and learns from the fits. A stopped run resumes. OUT/default.safetensors is the file
-that ships (annotator/weights), OUT/numbers.json its figures on drawn hands and on the hands kept aside
-(tests/data/shipped.json), and OUT/kept_aside.parquet those hands as the detector has them (tests/data).
+the second look, starts from MODEL and learns from the fits. A stopped run resumes.
 
-With `--weights default` in place of --model nothing is trained: the weights that ship are calibrated and judged again,
-on the hands of tests/data/kept_aside.parquet. Tensors stay as they are, bit for bit.
+OUT/default.safetensors is the first look alone, OUT/accurate.safetensors both: they ship in annotator/weights.
+OUT/NAME.json has the figures of each on drawn hands and on the hands kept aside (tests/data/shipped.json and
+accurate.json). OUT/kept_aside.parquet holds those hands as the detector found them (tests/data).
+
+With `--weights default` or `accurate` in place of --model nothing is trained: weights that ship are calibrated and judged
+again, on the hands of tests/data/kept_aside.parquet. Tensors stay as they are, bit for bit.
 """
 
 from __future__ import annotations
@@ -211,21 +213,22 @@ def main() -> None:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     if arguments.weights:
-        trained = arguments.weights
         read_aside(arguments.photos, out / "aside")
+        trained = {Path(arguments.weights).stem: arguments.weights}
     else:
         examples(out, arguments.photos, arguments.model)
         fitted_examples(out, arguments.photos, arguments.model)
         write_aside(out / "aside", out / "kept_aside.parquet")
         first, second = train_stages(out, arguments.model, arguments.workers, arguments.set)
-        trained = str(out / "trained.safetensors")
-        save_checkpoint(with_first_look(load_checkpoint(str(second)), load_checkpoint(str(first))), trained)
-    calibrate(trained, SYNTHETIC, str(out / "calibrated.safetensors"), count=CALIBRATED_ON)
-    save_checkpoint(
-        load_checkpoint(str(out / "calibrated.safetensors")), out / "default.safetensors", half=True
-    )
-    found = numbers(str(out / "default.safetensors"), out / "aside", out / "results")
-    (out / "numbers.json").write_text(json.dumps(found, indent=1) + "\n")
+        joined = out / "trained.safetensors"
+        save_checkpoint(with_first_look(load_checkpoint(str(second)), load_checkpoint(str(first))), joined)
+        trained = {"default": str(first), "accurate": str(joined)}
+    for name, weights in trained.items():
+        calibrated = str(out / "calibrated.safetensors")
+        calibrate(weights, SYNTHETIC, calibrated, count=CALIBRATED_ON)
+        save_checkpoint(load_checkpoint(calibrated), out / f"{name}.safetensors", half=True)
+        found = numbers(str(out / f"{name}.safetensors"), out / "aside", out / "results" / name)
+        (out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
