@@ -9,8 +9,8 @@ OUT/default.safetensors is the first look alone, OUT/accurate.safetensors both: 
 OUT/NAME.json has the figures of each on drawn hands and on the hands kept aside (tests/data/shipped.json and
 accurate.json). OUT/kept_aside.parquet holds those hands as the detector found them (tests/data).
 
-With `--weights default` or `accurate` in place of --model nothing is trained: weights that ship are calibrated and judged
-again, on the hands of tests/data/kept_aside.parquet. Tensors stay as they are, bit for bit.
+With `--weights default` or `accurate` in place of --model nothing is trained: weights that ship are calibrated and
+judged again, on the hands of tests/data/kept_aside.parquet. Tensors stay as they are, bit for bit.
 """
 
 from __future__ import annotations
