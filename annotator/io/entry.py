@@ -79,12 +79,22 @@ class Entry:
         if "at" in values:
             values["at"] = tuple(values["at"])
         if values.get("hands") is not None:
-            values["hands"] = tuple(
-                ListedHand(None if box is None else tuple(box), *others) for box, *others in values["hands"]
-            )
+            values["hands"] = tuple(_hand(*hand) for hand in values["hands"])
         if "fault" in values:
             values["fault"] = Fault(*values["fault"])
         return Entry(**values)
+
+
+def _hand(
+    box: list[float] | None, right: float | None, landmarks: Any = None, score: float | None = None
+) -> ListedHand:
+    """A hand of JSON, where lists stand for tuples."""
+    return ListedHand(
+        None if box is None else (box[0], box[1], box[2], box[3]),
+        right,
+        None if landmarks is None else tuple((x, y, z) for x, y, z in landmarks),
+        score,
+    )
 
 
 _DEFAULTS: dict[str, Any] = {
