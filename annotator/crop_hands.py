@@ -52,7 +52,7 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
         # It is a right hand's, before the mirror image of the camera where the hand is left.
         shown_axes = np.where(hands.is_right[:, None, None], axes, frames.mirror_rotation(axes))
         wrist = frames.rotation_vectors(shown_axes @ frames.rotation_matrices(hands.pose[:, :3]))
-        pose = np.concatenate([wrist, hands.pose[:, 3:]], 1)
+        pose = np.concatenate([wrist, hands.pose[:, 3:]], 1).astype(hands.pose.dtype)
     principal_px = places.photo_size_px / 2
     half_side_px = places.half_side_px[:, None]
     per_joint = np.linalg.norm(joints3d_std_mm[:, 1:], axis=-1)

@@ -115,7 +115,7 @@ class Perfect(torch.nn.Module):
 
     def __init__(self, network: torch.nn.Module, hands: Hands, turns: Rotation, weak_joints2d: bool) -> None:
         super().__init__()
-        self.network, self.R, self.side = network, network.R, network.side
+        self.network, self.R, self.is_right = network, network.R, network.is_right
         self.truth, self.turns, self.weak_joints2d = hands, turns, weak_joints2d
 
     def see(self, images: torch.Tensor) -> Any:

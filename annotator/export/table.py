@@ -40,6 +40,7 @@ _NAMES = {
     "joints3d_std_mm": _joints("std_mm", 3),
     "joints2d_px": _joints("px", 2),
     "joints2d_std_px": _joints("std_px", 2),
+    "landmark_depth_px": [f"{joint}_depth_px" for joint in JOINT_NAMES],
     "pose": _numbered("pose", 48),
     "betas": _numbered("beta", 10),
     "camera.rotation": [f"camera_rotation_{axis}" for axis in _AXES],
