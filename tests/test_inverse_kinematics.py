@@ -31,9 +31,7 @@ from trainer.synth.pool import Pool
 from trainer.synth.scene import draw_hands
 
 HAND = load_hand("open")
-NONE = NoiseConfig(
-    joint_mm=(0.0, 0.0, 0.0), wrong=0.0, level=0.0, depth=0.0, length=0.0, turn_deg=0.0, any_turn=0.0
-)
+NONE = NoiseConfig(joint_mm=(0.0, 0.0, 0.0), wrong=0.0, level=0.0, depth=0.0, turn_deg=0.0, any_turn=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +71,15 @@ def test_joints_are_seen_where_a_pinhole_camera_shows_them(source):
     shown = frames.project_pinhole(
         hands.joints3d_mm.numpy(), hands.cam_t_mm.numpy(), focal, np.zeros((50, 2))
     )
-    seen = seen_joints(hands).numpy()
+    landmarks, axes = seen_joints(hands)
     per_mm = (focal / hands.cam_t_mm[:, 2].numpy())[:, None, None]
-    np.testing.assert_allclose(seen[..., :2] * per_mm, shown, atol=1e-4)
-    np.testing.assert_array_equal(seen[..., 2], hands.joints3d_mm[..., 2].numpy())
+    np.testing.assert_allclose(landmarks[..., :2].numpy() * per_mm, shown, atol=1e-4)
+    # The ray through the middle of what is seen; depth is the way along it.
+    ray = np.append((shown.min(1) + shown.max(1)) / 2 / focal[:, None], np.ones((50, 1)), 1)
+    ray /= np.linalg.norm(ray, axis=1, keepdims=True)
+    np.testing.assert_allclose(axes[..., 2].numpy(), ray, atol=1e-5)
+    depth = (hands.joints3d_mm.numpy() * ray[:, None]).sum(-1)
+    np.testing.assert_allclose(landmarks[..., 2].numpy(), depth, atol=1e-3)
 
 
 def test_hands_are_upright_and_their_truth_lies_in_the_same_axes(source):
@@ -118,19 +121,6 @@ def test_errors_have_the_spread_that_the_configuration_names():
     wrong = with_errors(torch.zeros(20_000, 21, 3), draws, replace(noise, wrong=0.2, wrong_times=10.0))
     far = (wrong[:, 4::4] / joint).norm(dim=-1) > 12
     assert far.sum(1).max() <= 2 and 0.1 < far.any(1).float().mean() < 0.2
-
-
-def test_fingers_are_longer_or_shorter_from_their_first_joint_on(source):
-    points = quietly(source).hands(torch.arange(200)).landmarks_mm
-    changed = with_errors(points, Draws(keys(2, torch.arange(200))), replace(NONE, length=0.1))
-    first, rest = [1, 5, 9, 13, 17], [k for k in range(21) if k % 4 != 1 and k]
-    torch.testing.assert_close(changed[:, [0, *first]], points[:, [0, *first]])
-    base = torch.tensor(first).repeat_interleave(3)
-    before, after = points[:, rest] - points[:, base], changed[:, rest] - points[:, base]
-    ratio = (after.norm(dim=-1) / before.norm(dim=-1)).view(200, 5, 3)
-    torch.testing.assert_close(ratio, ratio[..., :1].expand(-1, -1, 3), atol=1e-3, rtol=0)
-    torch.testing.assert_close(torch.nn.functional.cosine_similarity(before, after, -1), torch.ones(200, 15))
-    assert 0.09 < ratio.log().std() < 0.11
 
 
 def mean_error_mm(prior_net: PriorNet, source: DrawnLandmarks) -> float:

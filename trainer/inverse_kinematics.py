@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from annotator.frames import upright_square
+from annotator.frames import axes_of_ray, upright_square
 from annotator.hand.few_vertices import few_vertices
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
@@ -41,7 +41,6 @@ class NoiseConfig:
     wrong_times: float = 5.0
     level: float = 0.35  # std of the logarithm of a hand's level, which scales all of the above
     depth: float = 0.1  # std of the logarithm of the depth's scale
-    length: float = 0.0  # std of the logarithm of each finger's length, for other ideas of where joints are
     # Crops are upright to `turn_deg` (std), but for a share that may be turned by up to `most_turn_deg`.
     turn_deg: float = 15.0
     any_turn: float = 0.3
@@ -85,22 +84,26 @@ class DrawnLandmarks:
         """Return hands (n,) by their numbers."""
         hands = draw_hands(self.poses, self.layer, Pool(keys(self.seed, 0, indices)))
         draws = Draws(keys(self.seed, 1, indices))
-        landmarks_mm = seen_joints(hands)
-        turn = _depth_turns(_turns(landmarks_mm, draws, self.noise))
-        points = (landmarks_mm, hands.joints3d_mm, hands.vertices_mm)
-        landmarks_mm, joints, vertices = (p @ turn.mT for p in points)
-        rotations = torch.cat([turn[:, None] @ hands.rotations[:, :1], hands.rotations[:, 1:]], 1)
-        return Seen(with_errors(landmarks_mm, draws, self.noise), joints, vertices, rotations, hands.betas)
+        seen_mm, axes = seen_joints(hands)
+        turn = _depth_turns(_turns(seen_mm, draws, self.noise))
+        to_crop = turn @ axes.mT
+        joints, vertices = (points @ to_crop.mT for points in (hands.joints3d_mm, hands.vertices_mm))
+        rotations = torch.cat([to_crop[:, None] @ hands.rotations[:, :1], hands.rotations[:, 1:]], 1)
+        landmarks_mm = with_errors(seen_mm @ turn.mT, draws, self.noise)
+        return Seen(landmarks_mm, joints, vertices, rotations, hands.betas)
 
 
-def seen_joints(hands: DrawnHands) -> Tensor:
-    """Return where a camera sees joints, as image landmarks have it: (B, 21, 3).
+def seen_joints(hands: DrawnHands) -> tuple[Tensor, Tensor]:
+    """Return where a camera sees joints, as image landmarks have it, and the axes of crops around them.
 
-    x and y are those of the photo in millimetres at the wrist's distance; depth is relative to the wrist.
+    Landmarks (B, 21, 3) have the photo's x and y in millimetres at the wrist's distance, and a depth along the crop's
+    ray, relative to the wrist. Axes (B, 3, 3) are crop axes (`annotator.frames`).
     """
     moved = hands.joints3d_mm + hands.cam_t_mm[:, None]
-    nearness = hands.cam_t_mm[:, None, 2:] / moved[..., 2:]
-    return torch.cat([moved[..., :2] * nearness, hands.joints3d_mm[..., 2:]], -1)
+    distance = hands.cam_t_mm[:, None, 2:]
+    xy = moved[..., :2] / moved[..., 2:] * distance
+    axes = axes_of_ray((xy.amin(1) + xy.amax(1)) / 2 / distance[:, 0])
+    return torch.cat([xy, (hands.joints3d_mm @ axes)[..., 2:]], -1), axes
 
 
 def with_errors(points_mm: Tensor, draws: Draws, noise: NoiseConfig) -> Tensor:
@@ -115,10 +118,6 @@ def with_errors(points_mm: Tensor, draws: Draws, noise: NoiseConfig) -> Tensor:
     off = F.pad((of_finger * along[:, None]).flatten(1, 2), (0, 0, 1, 0)) + draws.normal(21, 3)
     depth = (noise.depth * draws.normal(1, 1)).exp()
     scale = torch.cat([torch.ones(count, 1, 2), depth], -1)
-    fingers = points_mm[:, 1:].unflatten(1, (5, 4))
-    longer = (noise.length * draws.normal(5, 1, 1)).exp()
-    fingers = fingers[:, :, :1] + longer * (fingers - fingers[:, :, :1])
-    points_mm = torch.cat([points_mm[:, :1], fingers.flatten(1, 2)], 1)
     return points_mm * scale + off * std
 
 
