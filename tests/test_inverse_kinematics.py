@@ -31,7 +31,7 @@ from trainer.synth.pool import Pool
 from trainer.synth.scene import draw_hands
 
 HAND = load_hand("open")
-NONE = NoiseConfig(joint_mm=(0.0, 0.0, 0.0), wrong=0.0, level=0.0, depth=0.0, turn_deg=0.0, any_turn=0.0)
+NONE = NoiseConfig(joint_mm=(0.0, 0.0, 0.0), turn_deg=0.0, any_turn=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_every_view_and_every_turn_up_to_45_degrees_is_drawn(source):
 def test_errors_have_the_spread_that_the_configuration_names():
     draws = Draws(keys(1, torch.arange(20_000)))
     finger, joint = 2.0, torch.tensor([3.0, 3, 6])
-    noise = replace(NONE, joint_mm=(3.0, 3.0, 6.0), finger=finger, wrong_times=1.0)
+    noise = replace(NONE, joint_mm=(3.0, 3.0, 6.0), finger=finger)
     off = with_errors(torch.zeros(20_000, 21, 3), draws, noise)
     for place, along in ((0, 0), (5, 0), (6, 1 / 3), (8, 1)):
         expected = joint * (1 + (finger * along) ** 2) ** 0.5
