@@ -238,7 +238,13 @@ def test_a_label_file_that_no_run_made_is_refused(tmp_path):
 
 TEXT = st.text(st.characters(), max_size=8)
 NUMBER = st.floats(allow_nan=False) | st.floats(width=32, allow_nan=False)
-HAND = st.builds(ListedHand, st.none() | st.tuples(*[NUMBER] * 4), st.none() | st.floats(0, 1))
+HAND = st.builds(
+    ListedHand,
+    box_xyxy=st.none() | st.tuples(*[NUMBER] * 4),
+    right_score=st.none() | st.floats(0, 1),
+    landmarks=st.none() | st.lists(st.tuples(*[NUMBER] * 3), max_size=3).map(tuple),
+    detection_score=st.none() | st.floats(0, 1),
+)  # fmt: skip
 ENTRY = st.builds(
     Entry,
     path=TEXT,
