@@ -24,7 +24,7 @@ from annotator.render import nearest_faces, visible_vertices
 
 @dataclass
 class Prediction:
-    """What the network says of B crops. Crop axes, wrist-relative millimetres; crop coordinates -1..1."""
+    """Hold the predictions for B crops: crop axes, wrist-relative millimetres; crop coordinates -1..1."""
 
     vertices: Gaussian  # q(V | I), (B, V, 3); prior-net's own with its constant std in the prior_net variant
     joints3d: Gaussian  # q(J3 | I), (B, 21, 3)
