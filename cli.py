@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from annotator.bars import counting_bar, photos_bar, training_bar
 from annotator.errors import UserError
+from annotator.runtime.progress import counting_bar, photos_bar, training_bar
 
 if TYPE_CHECKING:
-    from annotator.run_record import RunRecord
+    from annotator.job.record import RunRecord
 
 app = typer.Typer(
     name="amvur",
@@ -138,7 +138,7 @@ def annotate(
     dry_run: DryRun = False,
 ) -> None:
     """Label every photo of a collection. Run it again to go on where it stopped."""
-    from annotator.crew import ComputeOptions
+    from annotator.job.resources import ComputeOptions
 
     _submit_to(address, photos, labels, *_there(checkpoint, detector, boxes))
     options: dict[str, Any] = {
@@ -157,7 +157,7 @@ def annotate(
             "--dry-run says what is left to label, and --relabel does what is done already: give one"
         )
     if dry_run:
-        from annotator.estimate import estimate
+        from annotator.commands.estimate import estimate
 
         with counting_bar("listing") as told:
             _print_table(estimate(photos, labels, **options, on_progress=told).table())
@@ -204,8 +204,8 @@ def detect(
     relabel: Relabel = None,
 ) -> None:
     """Find boxes, sides and 2D joints of hands with MediaPipe: weak labels of real photos."""
-    from annotator.crew import ComputeOptions
-    from annotator.detect.job import detect as find
+    from annotator.commands.detect import detect as find
+    from annotator.job.resources import ComputeOptions
 
     _submit_to(address, photos, out, *_there(model))
     with photos_bar("looking", "hands") as told:
@@ -247,8 +247,8 @@ def fit(
     relabel: Relabel = None,
 ) -> None:
     """Fit meshes to landmarks that are there already. Run it again to resume where it stopped."""
-    from annotator.crew import ComputeOptions
-    from annotator.fitting.job import fit as fit_hands
+    from annotator.commands.fit import fit as fit_hands
+    from annotator.job.resources import ComputeOptions
 
     _submit_to(address, found, labels, *_there(images))
     with photos_bar("fitting", "hands") as told:
@@ -290,7 +290,7 @@ def convert(
     address: JobAddress = None,
 ) -> None:
     """Turn a data set, labels or synthetic photos into training examples."""
-    from trainer.data.convert import convert as to_examples
+    from trainer.convert.convert import convert as to_examples
 
     _submit_to(address, source.partition(":")[2], out, *_there(images))
     summary = to_examples(source, out, hand, split, images, empty, outline)
@@ -328,7 +328,7 @@ def train(
 ) -> None:
     """Train a network. Run it again to go on where it stopped."""
     from trainer.config import read_train_config
-    from trainer.run import run_training
+    from trainer.launch import run_training
 
     chosen = read_train_config(config, data or [], hand, settings or [])
     with training_bar() as told:
@@ -360,8 +360,8 @@ def evaluate(
 ) -> None:
     """Hold a checkpoint against the truth: errors, what its uncertainty is worth, submission files."""
     _submit_to(address, *_there(checkpoint, examples), out)
-    from trainer.evaluate import evaluate as judge
-    from trainer.results import table_rows
+    from trainer.evaluation.evaluate import evaluate as judge
+    from trainer.evaluation.results import table_rows
 
     with counting_bar("judging") as told:
         summary = judge(checkpoint, examples, out, hand, first, count, device, submission, told)
@@ -385,7 +385,7 @@ def calibrate(
 ) -> None:
     """Fit the uncertainties to errors on examples that the checkpoint was not trained on."""
     _submit_to(address, *_there(checkpoint, examples), out)
-    from trainer.evaluate import calibrate as fit
+    from trainer.evaluation.evaluate import calibrate as fit
 
     with counting_bar("predicting") as told:
         found = fit(checkpoint, examples, out, hand, first, count, device, told)
@@ -414,7 +414,7 @@ def filter_(
     address: JobAddress = None,
 ) -> None:
     """Keep the labels that are good enough, as a new label folder or a list of photos."""
-    from annotator.filter import Keep, filter_labels
+    from annotator.commands.filter import Keep, filter_labels
 
     _submit_to(address, labels, out)
     keep = Keep(max_joint_std_mm, keep_best, per, where)
@@ -520,7 +520,7 @@ def doctor(
     model: Annotated[str | None, typer.Option(help="Path or URL of hand_landmarker.task.")] = None,
 ) -> None:
     """Try every part of amvur once: what works here, what does not, and what to do about it."""
-    from annotator.doctor import examine
+    from annotator.commands.doctor import examine
 
     marks = {"ok": "ok", "absent": "-", "broken": "BROKEN"}
     bad = 0
@@ -544,7 +544,7 @@ LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 @jobs_app.command("list", epilog="Example: amvur jobs list --address http://head:8265")
 def jobs_list(address: Dashboard = LOCAL_DASHBOARD) -> None:
     """The cluster's jobs of amvur, the newest first: id, state, when it began, what it runs."""
-    from annotator.jobs import jobs_table
+    from annotator.runtime.submission import jobs_table
 
     _print_table(jobs_table(address))
 
@@ -552,7 +552,7 @@ def jobs_list(address: Dashboard = LOCAL_DASHBOARD) -> None:
 @jobs_app.command("logs", epilog="Example: amvur jobs logs raysubmit_abc --address http://head:8265")
 def jobs_logs(job: JobId, address: Dashboard = LOCAL_DASHBOARD) -> None:
     """Follow a job's log to its end; Ctrl-C leaves the job running. Ends with the job's exit code."""
-    from annotator.jobs import follow_job
+    from annotator.runtime.submission import follow_job
 
     raise typer.Exit(follow_job(address, job, _as_it_comes))
 
@@ -560,7 +560,7 @@ def jobs_logs(job: JobId, address: Dashboard = LOCAL_DASHBOARD) -> None:
 @jobs_app.command("stop", epilog="Example: amvur jobs stop raysubmit_abc --address http://head:8265")
 def jobs_stop(job: JobId, address: Dashboard = LOCAL_DASHBOARD) -> None:
     """Stop a job; the same command submitted again goes on where it was."""
-    from annotator.jobs import stop_job
+    from annotator.runtime.submission import stop_job
 
     typer.echo(f"job {job}: {stop_job(address, job)}")
 
@@ -572,7 +572,7 @@ def _there(*names: str | None) -> list[str]:
 
 def _submit_to(address: str | None, *places: str | None) -> None:
     """If an address is one that jobs are submitted to, run this very command there and end with its exit code."""
-    from annotator.jobs import is_job_address, submit, without_address
+    from annotator.runtime.submission import is_job_address, submit, without_address
 
     if address and is_job_address(address):
         arguments = without_address(
@@ -585,7 +585,7 @@ def _submit_to(address: str | None, *places: str | None) -> None:
 
 def _annotate(photos: str, labels: str, **settings: Any) -> RunRecord:
     """`annotator.annotate` with a progress bar."""
-    from annotator.pipeline import annotate as label
+    from annotator.commands.annotate import annotate as label
 
     with photos_bar("labelling", "a label") as told:
         return label(photos, labels, **settings, on_progress=told)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from annotator.errors import UserError
 
 if TYPE_CHECKING:
-    from annotator.fitting.job import fit
-    from annotator.pipeline import annotate
+    from annotator.commands.annotate import annotate
+    from annotator.commands.fit import fit
     from annotator.predictor import load
 
 __all__ = ["UserError", "annotate", "fit", "load"]
@@ -27,11 +27,11 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "annotate":
-        from annotator.pipeline import annotate
+        from annotator.commands.annotate import annotate
 
         return annotate
     if name == "fit":
-        from annotator.fitting.job import fit
+        from annotator.commands.fit import fit
 
         return fit
     raise AttributeError(f"module 'annotator' has no attribute '{name}'")

@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotator import frames
-from annotator.crop_hands import CropHands, crop_axes, label_columns
-from annotator.device import device_of
+from annotator import coordinates as frames
+from annotator.coordinates import CropFrame
 from annotator.errors import UserError
-from annotator.frames import CropFrame
-from annotator.io.crops import Crops, Side, crop_photo
-from annotator.io.decode import Photo, decode_photo, read_photo
+from annotator.job.stages import joined_columns
+from annotator.labels.crop_hands import CropHands, crop_axes, label_columns
 from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.network import Prediction
 from annotator.model.samples import MeshSampler, keyed_noise
-from annotator.stations import joined_columns
+from annotator.photos.crops import Crops, Side, crop_photo
+from annotator.photos.decode import Photo, decode_photo, read_photo
+from annotator.runtime.device import device_of
 
 #: Photos a forward pass on a CPU: more do not make it faster.
 CPU_BATCH = 32
@@ -67,7 +67,7 @@ class Predictor:
 
     @torch.inference_mode()
     def predict_crops(self, crops: Crops, side: Side = "auto", samples: int = 0) -> dict[str, Any]:
-        """Label columns (`io/schema.py`) of n crops: name to array (n, ...).
+        """Label columns (`labels/schema.py`) of n crops: name to array (n, ...).
 
         With `samples` also `vertices_samples_mm` (n, samples, V, 3), hands drawn from q(V | I) by `model/samples.py`,
         and `joints3d_samples_mm` (n, samples, 21, 3), R times these. The draws of a row are keyed by its crop's pixels:
@@ -145,7 +145,7 @@ class Predictor:
             boxes_xyxy: the hand's box in each photo, in pixels; without, the photo itself is the crop.
 
         Raises:
-            annotator.io.decode.PhotoError: a photo that can't be read.
+            annotator.photos.decode.PhotoError: a photo that can't be read.
             UserError: an array that is not (H, W, 3) uint8.
         """
         cut_px, margin = self.checkpoint.cut_px, self.checkpoint.cut_margin

@@ -25,8 +25,8 @@ from machine import machine
 
 from annotator.errors import UserError
 from trainer.config import SYNTHETIC, TrainConfig, read_train_config
-from trainer.evaluate import evaluate
-from trainer.loop import Progress, train
+from trainer.evaluation.evaluate import evaluate
+from trainer.train import Progress, train
 
 #: PA-MPJPE and PA-MPVPE in mm, F@5 and F@15 mm.
 Numbers = tuple[float, float, float, float]

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from machine import machine, tell
 
-from annotator.allocator import keep_freed_memory
 from annotator.model import backbone
 from annotator.model.backbone import BACKBONES, build_backbone
+from annotator.runtime.malloc import keep_freed_memory
 
 RUNS = 3
 #: Backbones and crop sizes that the shipped network chooses among.

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from machine import machine, photo_folder, tell
 
-from annotator.crew import ComputeOptions
-from annotator.pipeline import annotate
+from annotator.commands.annotate import annotate
+from annotator.job.resources import ComputeOptions
 from tests.chaos import BATCH, SHARD, Chaos, labels_below
 
 

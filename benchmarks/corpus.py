@@ -26,8 +26,8 @@ from hostile import Expected, Run, build
 from machine import machine, tell
 
 import annotator
-from annotator.cluster import connected
-from annotator.crew import ComputeOptions
+from annotator.job.resources import ComputeOptions
+from annotator.runtime.ray_session import connected
 
 #: What hangs shall fail.
 LIMIT_S = 420

@@ -18,8 +18,8 @@ import numpy as np
 from machine import machine, photo_folder, tell
 from PIL import Image
 
-from annotator.io import decode
-from annotator.io.decode import decode_photo
+from annotator.photos import decode
+from annotator.photos.decode import decode_photo
 
 ROUNDS, CROP_PX = 7, 96
 

@@ -26,12 +26,12 @@ import pyarrow.parquet as pq
 from machine import machine, photo_folder, tell
 
 import annotator
-from annotator.crew import ComputeOptions
 from annotator.hand import load_hand
-from annotator.io.crops import Crops, crop_photo
-from annotator.io.decode import decode_photo, read_photo
-from annotator.io.schema import encode_table, label_schema, labels_to_table
-from annotator.io.sources import open_source
+from annotator.job.resources import ComputeOptions
+from annotator.labels.schema import encode_table, label_schema, labels_to_table
+from annotator.photos.crops import Crops, crop_photo
+from annotator.photos.decode import decode_photo, read_photo
+from annotator.sources import open_source
 
 MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible")
 BIG = ("vertices_mm", "vertices_std_mm")

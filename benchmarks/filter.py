@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine, tell
 
-from annotator.io.schema import SCHEMA_VERSION, label_schema, write_tables
+from annotator.labels.schema import SCHEMA_VERSION, label_schema, write_tables
 
 FILE_ROWS = 256
 MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible")

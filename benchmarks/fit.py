@@ -16,8 +16,8 @@ from annotator.fitting.drawn import drawn_hands
 from annotator.fitting.hand_fit import Fit, HandFitter
 from annotator.fitting.landmarks import Landmarks
 from annotator.hand import load_hand
-from annotator.metrics import pa_mpjpe, pa_mpvpe
-from annotator.uncertainty import coverage, error_of_best, spearman
+from annotator.quality.metrics import pa_mpjpe, pa_mpvpe
+from annotator.quality.uncertainty import coverage, error_of_best, spearman
 
 #: Independent errors of x, y and depth, millimetres.
 INDEPENDENT_MM = np.array([3.0, 3.0, 6.0])

@@ -27,16 +27,16 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from annotator.allocator import keep_freed_memory
 from annotator.config import read_config
 from annotator.hand import load_hand
-from annotator.io.crops import Crops, crop_photo
 from annotator.model.network import Network
+from annotator.photos.crops import Crops, crop_photo
 from annotator.predictor import Precision
 from annotator.render import nearest_faces
+from annotator.runtime.malloc import keep_freed_memory
 from trainer.config import TrainConfig
-from trainer.loop import Progress, train
 from trainer.synth import SyntheticHands
+from trainer.train import Progress, train
 
 #: What the training is of: the paper's backbone and size, the project's own recipe.
 TRAINING = (

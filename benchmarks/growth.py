@@ -24,8 +24,8 @@ import psutil
 from machine import machine, photo_folder, tell
 
 import annotator
-from annotator.crew import ComputeOptions
-from annotator.io.sources import FolderSource
+from annotator.job.resources import ComputeOptions
+from annotator.sources import FolderSource
 
 #: Small enough that a thousand photos are some for each worker; a batch of the network's.
 SHARD = 32

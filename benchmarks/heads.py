@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from annotator import metrics
 from annotator.config import AmvurConfig
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
@@ -30,6 +29,7 @@ from annotator.model.landmarks import JOINTS, LOCAL
 from annotator.model.network import Network
 from annotator.model.prior_net import PriorNet, mean_hand
 from annotator.model.two_looks import TwoLooks
+from annotator.quality import metrics
 from trainer import losses
 from trainer.synth import SyntheticHands
 

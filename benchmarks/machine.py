@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from annotator.io.crops import Crops, crop_photo
-from annotator.io.decode import PhotoError, decode_photo, read_photo
-from annotator.io.sources import FolderSource
+from annotator.photos.crops import Crops, crop_photo
+from annotator.photos.decode import PhotoError, decode_photo, read_photo
+from annotator.sources import FolderSource
 
 if TYPE_CHECKING:  # a driver's memory is measured beside this, and it does without torch
     import torch

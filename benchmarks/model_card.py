@@ -22,11 +22,11 @@ from machine import machine
 from PIL import Image
 
 import annotator
-from annotator.io.crops import BOX_PADDING, Crops, crop_photo
-from annotator.io.decode import decode_photo, read_photo
+from annotator.photos.crops import BOX_PADDING, Crops, crop_photo
+from annotator.photos.decode import decode_photo, read_photo
 from annotator.predictor import Predictor
-from annotator.tiles import Picture, contact_sheet, hand_tiles
-from trainer.diary import draw_bones
+from annotator.report.tiles import Picture, contact_sheet, hand_tiles
+from trainer.run_log import draw_bones
 
 ROOT = Path(__file__).parents[1]
 TILE_PX, STD_RANGE_MM = 150, (12.0, 45.0)

@@ -21,13 +21,13 @@ import torch
 from machine import machine, photo_folder, prepared, tell
 from torch import Tensor
 
-from annotator.allocator import keep_freed_memory
 from annotator.config import NetworkConfig, read_config
 from annotator.model import network as network_module
 from annotator.model import texture as texture_module
 from annotator.model.checkpoint import CheckpointInfo, load_checkpoint
 from annotator.model.network import Network
 from annotator.predictor import Precision, Predictor
+from annotator.runtime.malloc import keep_freed_memory
 
 #: The module of a network that is a part of it.
 MODULES = {

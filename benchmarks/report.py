@@ -18,11 +18,11 @@ import pyarrow as pa
 from machine import machine, tell
 
 from annotator.hand import load_hand
-from annotator.io.labels import write_faces
-from annotator.io.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
-from annotator.io.storage import write_whole
+from annotator.job.record import RunRecord, RunSettings, write_run_record
+from annotator.labels.folder import write_faces
+from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
 from annotator.report import write_report
-from annotator.run_record import RunRecord, RunSettings, write_run_record
+from annotator.storage.files import write_whole
 
 PER_FILE = 1024
 

@@ -28,13 +28,13 @@ import psutil
 import pyarrow as pa
 from machine import machine, tell
 
-from annotator.crew import ComputeOptions, crew_of
-from annotator.dispatch import Stations
-from annotator.io.entry import Entry
-from annotator.io.schema import label_schema
-from annotator.io.sources import open_source
-from annotator.job import Job, run_job
-from annotator.stations import Shard, first_row
+from annotator.job.dispatcher import Stations
+from annotator.job.resources import ComputeOptions, crew_of
+from annotator.job.run import Job, run_job
+from annotator.job.stages import Shard, first_row
+from annotator.labels.schema import label_schema
+from annotator.sources import open_source
+from annotator.sources.entry import Entry
 
 #: What rows have that no hand is needed for.
 _HEAVY = frozenset(

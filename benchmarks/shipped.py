@@ -29,19 +29,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine
 
+from annotator.commands.detect import detect
+from annotator.commands.fit import fit
 from annotator.config import config_folder, read_config
-from annotator.detect.job import detect
-from annotator.fitting.job import fit
-from annotator.io.storage import read_whole
 from annotator.model.checkpoint import load_checkpoint, save_checkpoint, with_first_look
+from annotator.storage.files import read_whole
 from trainer.config import SYNTHETIC, TrainConfig
-from trainer.data.convert import convert
-from trainer.data.cut_out import outlined
+from trainer.convert.convert import convert
+from trainer.convert.cut_out import outlined
+from trainer.convert.photos import photo_columns
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
-from trainer.data.photos import photo_columns
-from trainer.evaluate import calibrate, evaluate
-from trainer.loop import Progress
-from trainer.run import run_training
+from trainer.evaluation.evaluate import calibrate, evaluate
+from trainer.launch import run_training
+from trainer.train import Progress
 
 #: Squares without a hand, as a share of the photos in which hands are found.
 EMPTY = {"sign-digits": 0.0, "hand-scenes": 0.25}

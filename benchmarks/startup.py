@@ -16,7 +16,7 @@ from pathlib import Path
 
 from machine import machine, photo_folder, tell
 
-from annotator.io.sources import FolderSource
+from annotator.sources import FolderSource
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from machine import machine, tell
 
-from annotator.allocator import keep_freed_memory
 from annotator.hand import load_hand
+from annotator.runtime.malloc import keep_freed_memory
 from trainer.synth import SyntheticHands, camera, flat, hands, sample
 
 #: Where the time goes: functions by the module that calls them; those below another's line are part of it.

@@ -23,15 +23,15 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import lsqr
 
 from annotator.config import read_config
-from annotator.io.storage import read_whole
 from annotator.model.checkpoint import load_checkpoint
 from annotator.render import rasterize
+from annotator.storage.files import read_whole
 from trainer.config import TrainConfig
-from trainer.data.convert import convert
+from trainer.convert.convert import convert
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED
-from trainer.evaluate import calibrate, evaluate, run
-from trainer.loop import Progress, train
+from trainer.evaluation.evaluate import calibrate, evaluate, run
 from trainer.synth import write_photos
+from trainer.train import Progress, train
 
 #: Where held-out photos for calibrating end and those for judging begin.
 CALIBRATED_ON, JUDGED_ON = 1000, 1000

@@ -27,7 +27,7 @@ from PIL import Image
 from shipped import ASIDE_SCENES, LAST_DIGITS, photo_number
 
 import annotator
-from annotator.tiles import contact_sheet, hand_tiles
+from annotator.report.tiles import contact_sheet, hand_tiles
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
 

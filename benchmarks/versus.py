@@ -32,12 +32,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import annotator
-from annotator.allocator import keep_freed_memory
-from annotator.crew import ComputeOptions
-from annotator.io.crops import Crops, Side, crop_photo
-from annotator.io.schema import label_schema, labels_to_table
-from annotator.io.sources import open_source
-from annotator.job import Progress
+from annotator.job.resources import ComputeOptions
+from annotator.job.run import Progress
+from annotator.labels.schema import label_schema, labels_to_table
+from annotator.photos.crops import Crops, Side, crop_photo
+from annotator.runtime.malloc import keep_freed_memory
+from annotator.sources import open_source
 
 BATCH, SHARD = 32, 256
 
@@ -118,7 +118,7 @@ def bare(photos: Path, threads: int) -> float:
 
 def mediapipe(paths: list[str], model: str) -> float:
     """Photos/s of MediaPipe on photos that are crops."""
-    from annotator.detect.hands import HandDetector
+    from annotator.detector import HandDetector
 
     detector = HandDetector(model, max_hands=1)
     began = 0.0

@@ -13,11 +13,11 @@ import psutil
 import pytest
 import torch
 
-from annotator.cluster import connected
-from annotator.crew import ComputeOptions
+from annotator.commands.annotate import annotate
+from annotator.job.resources import ComputeOptions
 from annotator.model.checkpoint import save_checkpoint
-from annotator.pipeline import annotate
 from annotator.predictor import Predictor
+from annotator.runtime.ray_session import connected
 from tests.hostile_photos import encoded
 
 # The suite is many small runs; more threads than one only fight.

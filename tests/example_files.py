@@ -10,7 +10,7 @@ import roma
 import torch
 from PIL import Image, ImageDraw
 
-from annotator.frames import mirror_points
+from annotator.coordinates import mirror_points
 from annotator.hand import anatomy, load_hand
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import BONES

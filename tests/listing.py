@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from annotator.io.entry import Entry
-from annotator.io.sources import Source
-from annotator.io.storage import write_whole
+from annotator.sources import Source
+from annotator.sources.entry import Entry
+from annotator.storage.files import write_whole
 from tests.s3_server import Server, rclone, serve
 
 

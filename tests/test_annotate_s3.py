@@ -15,11 +15,11 @@ import pytest
 import s3fs
 
 from annotator import UserError, annotate
-from annotator.cluster import connected
-from annotator.detect.job import detect
-from annotator.filter import Keep, filter_labels
-from annotator.io.remote import ask, take_retries
-from annotator.io.storage import names_in, open_file, write_whole
+from annotator.commands.detect import detect
+from annotator.commands.filter import Keep, filter_labels
+from annotator.runtime.ray_session import connected
+from annotator.storage.files import names_in, open_file, write_whole
+from annotator.storage.remote import ask, take_retries
 from tests.conftest import SHARED, SMALL
 from tests.faulty_proxy import Faults, faulty
 from tests.s3_server import rclone, serve

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from annotator import bars
-from annotator.job import Progress
+from annotator.job.run import Progress
+from annotator.runtime import progress as bars
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from annotator.detect.job import DetectSettings, detection_schema
+from annotator.commands.detect import DetectSettings, detection_schema
 from annotator.errors import UserError
-from annotator.io.entry import Entry
-from annotator.io.sources import open_source
+from annotator.sources import open_source
+from annotator.sources.entry import Entry
 from tests.test_containers import tar_of
 
 SCHEMA = detection_schema(DetectSettings(1, "photos", "detector", 2, False))

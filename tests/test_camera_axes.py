@@ -16,13 +16,13 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from annotator.hand.layer import HandLayer
-from annotator.io.crops import Crops, crop_photo
 from annotator.model.network import Prediction
+from annotator.photos.crops import Crops, crop_photo
 from annotator.predictor import Predictor
 from trainer.batch import Batch
 from trainer.data.examples import example_schema, example_table
 from trainer.data.read import Rows, facts_of, read_example
-from trainer.evaluate import before_cameras
+from trainer.evaluation.evaluate import before_cameras
 
 WIDTH_PX, HEIGHT_PX, FOCAL_PX = 1600, 1200, 800.0
 PRINCIPAL_PX = np.array([WIDTH_PX / 2, HEIGHT_PX / 2])

@@ -10,10 +10,10 @@ import torch
 
 import annotator
 from annotator import UserError
-from annotator.calibration import AxisLaws, Calibration, PowerLaw
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
 from annotator.model.checkpoint import load_checkpoint, save_checkpoint, untrained
+from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 from tests.mano_file import write_mano_file
 
 

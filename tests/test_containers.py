@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from annotator.errors import UserError
-from annotator.io.decode import Photo, PhotoError, decode_photo
-from annotator.io.entry import Entry
-from annotator.io.photos import photos_of, stored_at
-from annotator.io.sources import open_source
-from annotator.io.sources.parquet import image_columns, list_parquet, read_parquet, read_row
-from annotator.io.sources.tar import list_tar, read_tar
+from annotator.photos.decode import Photo, PhotoError, decode_photo
+from annotator.photos.read import photos_of, stored_at
+from annotator.sources import open_source
+from annotator.sources.entry import Entry
+from annotator.sources.parquet import image_columns, list_parquet, read_parquet, read_row
+from annotator.sources.tar import list_tar, read_tar
 from tests.hostile_photos import encoded, noise
 
 PHOTO = encoded(noise(), "JPEG")
@@ -315,7 +315,7 @@ def test_places_are_read_in_the_order_asked_neighbours_together(tmp_path, monkey
             reads.append(size)
             return super().read(size)
 
-    monkeypatch.setattr("annotator.io.sources.tar.open_there", lambda path: Counting(path))
+    monkeypatch.setattr("annotator.sources.tar.open_there", lambda path: Counting(path))
     assert list(read_tar(str(path), [entry.at for entry in entries])) == list(photos.values())
     assert len(reads) == 2
     random.Random(0).shuffle(entries)
@@ -609,7 +609,7 @@ def test_a_large_row_group_is_not_held(tmp_path):
     assert path.stat().st_size > 190e6
     code = f"""
         import pyarrow as pa
-        from annotator.io.sources.parquet import list_parquet, read_parquet
+        from annotator.sources.parquet import list_parquet, read_parquet
         places = [entry.at for entry in list_parquet({str(path)!r}, "p")]
         assert places == [(0, row) for row in range(2000)]
         before = pa.default_memory_pool().max_memory()

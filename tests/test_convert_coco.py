@@ -14,9 +14,9 @@ from PIL import Image
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
-from annotator.io.crops import box_around_joints
+from annotator.photos.crops import box_around_joints
 from tests.dataset_fixtures import coco_document, dots_found
-from trainer.data.convert import ConvertSummary, convert
+from trainer.convert.convert import ConvertSummary, convert
 
 COUNT = 4
 

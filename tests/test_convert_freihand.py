@@ -15,16 +15,16 @@ import roma
 import torch
 from PIL import Image
 
+from annotator.coordinates import CropFrame
 from annotator.errors import UserError
-from annotator.frames import CropFrame
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
 from annotator.hand.layer import HandLayer
-from annotator.io.crops import box_around_joints
-from annotator.io.fields import read_arrays
+from annotator.photos.crops import box_around_joints
+from annotator.sources.fields import read_arrays
 from tests.dataset_fixtures import dots_found, write_freihand
 from tests.mano_file import write_mano_file
-from trainer.data.convert import convert
+from trainer.convert.convert import convert
 from trainer.data.read import Rows, frame_of
 
 POSES, EVALUATION = 4, 3
@@ -312,7 +312,7 @@ def test_a_json_list_reads_the_same_however_it_is_cut_into_chunks(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = np.random.default_rng(0).normal(size=(5, 3, 3)) * [1, 100, 1e-9]
-    monkeypatch.setattr("annotator.io.fields._CHUNK", chunk)
+    monkeypatch.setattr("annotator.sources.fields._CHUNK", chunk)
     for number, options in enumerate(({}, {"indent": 2}, {"separators": (",", ":")})):
         path = tmp_path / f"{number}.json"
         path.write_text(json.dumps(values.tolist(), **options) + "\n")

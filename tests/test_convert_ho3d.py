@@ -21,8 +21,8 @@ from annotator.hand.anatomy import chirality
 from annotator.hand.layer import HandLayer
 from tests.dataset_fixtures import FREIHAND_TIPS, HO3D_TIPS, SIMPLE, dots_found, skinned, write_ho3d
 from tests.mano_file import dump, write_mano_file
-from trainer.data.convert import ConvertSummary, convert
-from trainer.data.ho3d import ho3d_examples
+from trainer.convert.convert import ConvertSummary, convert
+from trainer.convert.ho3d import ho3d_examples
 
 NO_TIPS = [joint for joint in range(21) if joint % 4 or not joint]
 TARGETS = ("joints2d_px", "joints3d_mm", "vertices_mm", "pose", "betas")

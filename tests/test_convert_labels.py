@@ -11,17 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from annotator.commands.filter import Keep, filter_labels
 from annotator.errors import UserError
-from annotator.filter import Keep, filter_labels
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
-from annotator.io.labels import label_files
-from annotator.io.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table
+from annotator.labels.folder import label_files
+from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table
 from trainer.config import SourceConfig
-from trainer.data.convert import convert
+from trainer.convert.convert import convert
 from trainer.data.examples import write_examples
 from trainer.data.stream import Stored
-from trainer.evaluate import calibrate, evaluate
+from trainer.evaluation.evaluate import calibrate, evaluate
 from trainer.synth import write_photos
 
 
@@ -276,7 +276,7 @@ def test_a_conversion_that_was_killed_is_no_data_set(synthetic: Path, tmp_path: 
         write_examples(out, [next(rows)], schema)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trainer.data.convert.write_examples", killed)
+    monkeypatch.setattr("trainer.convert.convert.write_examples", killed)
     with pytest.raises(KeyboardInterrupt):
         convert(f"synth:{synthetic}", str(tmp_path))
     with pytest.raises(UserError, match="unfinished conversion"):

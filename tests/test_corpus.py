@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from annotator.crew import ComputeOptions
+from annotator.job.resources import ComputeOptions
 
 SMALL = ComputeOptions(threads=1, shard_size=64)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from annotator.crew import TASK_CPUS, ComputeOptions, crew_on, memory_of_model
 from annotator.errors import UserError
+from annotator.job.resources import TASK_CPUS, ComputeOptions, crew_on, memory_of_model
 
 LAPTOP = [{"CPU": 2.0}]
 HEAD = {"CPU": 64.0}

@@ -14,7 +14,7 @@ from tests.example_files import stick_photo
 from trainer.augment import prepare
 from trainer.batch import Batch
 from trainer.config import AugmentConfig
-from trainer.data.cut_out import cut_out, outlined
+from trainer.convert.cut_out import cut_out, outlined
 from trainer.keyed import keys
 from trainer.synth.backdrops import Backdrops
 

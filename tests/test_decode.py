@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from annotator.io import decode
-from annotator.io.decode import PhotoError, decode_photo, read_photo
-from annotator.io.jpeg_end import ends_early
-from annotator.io.schema import REASONS
+from annotator.labels.schema import REASONS
+from annotator.photos import decode
+from annotator.photos.decode import PhotoError, decode_photo, read_photo
+from annotator.photos.jpeg_end import ends_early
 from tests import hostile_photos
 from tests.hostile_photos import arrow, encoded, exif, noise, png, png_chunk, turned
 
@@ -99,7 +99,7 @@ def test_damage_anywhere_raises_nothing_but_photo_errors_and_prints_nothing():
     script = """
 import sys, random
 from tests import hostile_photos
-from annotator.io.decode import PhotoError, decode_photo
+from annotator.photos.decode import PhotoError, decode_photo
 rng = random.Random(0)
 photos = [data for data, _ in hostile_photos.hostile_photos().values() if data]
 reasons = set()

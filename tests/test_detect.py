@@ -23,16 +23,16 @@ from PIL import Image
 
 from annotator.errors import UserError
 from annotator.hand.anatomy import chirality
-from annotator.io.schema import label_schema
+from annotator.labels.schema import label_schema
 from tests.conftest import SHARED, at_work
 from tests.hostile_photos import encoded, noise
 
 pytest.importorskip("mediapipe", reason="MediaPipe (extra 'detect') is not installed")
 
-from annotator.crew import ComputeOptions
-from annotator.detect.hands import HandDetector, agreement, read_model
-from annotator.detect.job import detect, detection_schema
-from annotator.pipeline import annotate
+from annotator.commands.annotate import annotate
+from annotator.commands.detect import detect, detection_schema
+from annotator.detector import HandDetector, agreement, read_model
+from annotator.job.resources import ComputeOptions
 
 SMALL_SHARDS = ComputeOptions(shard_size=4)
 MODEL = SHARED / "models" / "hand_landmarker.task"
@@ -288,7 +288,7 @@ def test_a_killed_run_loses_nothing_repeats_nothing_and_leaves_no_process(detect
     undisturbed, record, _ = detected
     out = tmp_path / "labels"
     program = (
-        "import sys; from annotator.crew import ComputeOptions; from annotator.detect.job import detect;"
+        "import sys; from annotator.job.resources import ComputeOptions; from annotator.commands.detect import detect;"
         "detect(*sys.argv[1:], compute=ComputeOptions(workers=1, shard_size=4))"
     )
     driver = subprocess.Popen(

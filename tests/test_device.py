@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import annotator
-from annotator.device import device_of
 from annotator.errors import UserError
+from annotator.runtime.device import device_of
 
 ABSENT = [
     "nonsense",

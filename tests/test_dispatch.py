@@ -15,10 +15,10 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-import annotator.pipeline
+import annotator.commands.annotate
 from annotator import UserError, annotate
-from annotator.crew import ComputeOptions
-from annotator.stations import Shard, open_shard
+from annotator.job.resources import ComputeOptions
+from annotator.job.stages import Shard, open_shard
 from tests.conftest import SMALL
 from tests.hostile_photos import encoded, noise
 
@@ -54,7 +54,7 @@ def test_a_photo_that_ends_its_process_is_recorded_and_takes_nobody_along(
     for name in ("right/006.jpg", "right/008.jpg", "left/049.jpg"):
         with (poisoned / name).open("ab") as file:
             file.write(POISON)
-    monkeypatch.setattr(annotator.pipeline, "open_shard", open_or_abort)
+    monkeypatch.setattr(annotator.commands.annotate, "open_shard", open_or_abort)
     record = annotate(str(poisoned), str(labels), checkpoint=lively_file, compute=SMALL)
     assert record.outcomes == {"failed: crashed": 3, "ok": 47}
     # Twice the one shard that holds them, and then each of them three times.
@@ -91,9 +91,9 @@ def test_a_photo_that_never_comes_back_is_recorded(photos, lively_file, tmp_path
     few.mkdir()
     for k in range(3):
         (few / f"{k}.jpg").write_bytes(encoded(noise(), "JPEG") + POISON * (k == 1))
-    monkeypatch.setattr(annotator.pipeline, "open_shard", open_or_hang)
-    monkeypatch.setattr("annotator.dispatch.HANG_S", 2.0)
-    monkeypatch.setattr("annotator.dispatch.HANG_PER_PHOTO_S", 0.2)
+    monkeypatch.setattr(annotator.commands.annotate, "open_shard", open_or_hang)
+    monkeypatch.setattr("annotator.job.dispatcher.HANG_S", 2.0)
+    monkeypatch.setattr("annotator.job.dispatcher.HANG_PER_PHOTO_S", 0.2)
     record = annotate(str(few), str(labels), checkpoint=lively_file, compute=SMALL)
     assert record.outcomes == {"failed: crashed": 1, "ok": 2}
 
@@ -153,7 +153,7 @@ def test_a_model_that_always_dies_ends_the_run_with_one_line(photos, lively_file
 
 def test_labels_that_can_not_be_written_for_a_while_and_for_good(photos, lively_file, tmp_path, monkeypatch):
     # A folder in the way of the first shard's file: as good as a full disk, and for root as well.
-    monkeypatch.setattr("annotator.dispatch.PAUSE_S", 0.5)
+    monkeypatch.setattr("annotator.job.dispatcher.PAUSE_S", 0.5)
     labels = tmp_path / "labels"
     compute = ComputeOptions(threads=1, shard_size=64)
 

@@ -17,10 +17,10 @@ import pytest
 import typer
 
 import cli
-from annotator.io.sources import open_source
+from annotator.sources import open_source
 from tests.test_cli import run
 from trainer.config import LossConfig, read_train_config
-from trainer.data.convert import KINDS
+from trainer.convert.convert import KINDS
 from trainer.synth import write_photos
 
 ROOT = Path(__file__).parents[1]

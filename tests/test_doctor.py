@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from annotator.doctor import examine
+from annotator.commands.doctor import examine
 from tests.conftest import SHARED
 from tests.mano_file import write_mano_file
 from tests.s3_server import rclone, serve

@@ -31,8 +31,8 @@ from annotator.export import webdataset as tars
 from annotator.export.benchmarks import BENCHMARKS
 from annotator.hand import JOINT_NAMES, HandModel, load_hand
 from annotator.hand.layer import HandLayer
-from annotator.io.labels import write_faces
-from annotator.io.schema import SCHEMA_VERSION, label_schema, labels_to_table, without_hand, write_tables
+from annotator.labels.folder import write_faces
+from annotator.labels.schema import SCHEMA_VERSION, label_schema, labels_to_table, without_hand, write_tables
 from tests.hostile_photos import arrow, encoded
 from tests.mano_file import write_mano_file
 from tests.s3_server import rclone, serve
@@ -236,7 +236,7 @@ def test_coco_ids_are_those_of_every_other_export_and_hands_are_found_apart(scen
 
 
 def test_coco_is_read_back_as_examples(labelled, photos, tmp_path):
-    from trainer.data.coco import coco_examples
+    from trainer.convert.coco import coco_examples
 
     export_labels(str(labelled[0]), str(tmp_path / "hands.json"), "coco")
     rows = {row["image_id"]: row for row in ok_rows(labelled[0])}

@@ -13,9 +13,9 @@ import pytest
 import s3fs
 
 from annotator import UserError
-from annotator.filter import Keep, filter_labels
-from annotator.io.labels import read_faces
-from annotator.io.schema import label_schema, write_tables
+from annotator.commands.filter import Keep, filter_labels
+from annotator.labels.folder import read_faces
+from annotator.labels.schema import label_schema, write_tables
 from annotator.report import write_report
 from tests.s3_server import rclone, serve
 from tests.test_cli import run

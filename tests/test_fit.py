@@ -19,8 +19,8 @@ from annotator.fitting.solver import solve
 from annotator.fitting.start import from_palm
 from annotator.hand import anatomy, load_hand
 from annotator.hand.layer import HandLayer
-from annotator.metrics import pa_mpjpe, pa_mpvpe
-from annotator.uncertainty import coverage, error_of_best, spearman
+from annotator.quality.metrics import pa_mpjpe, pa_mpvpe
+from annotator.quality.uncertainty import coverage, error_of_best, spearman
 
 HAND = load_hand("open")
 COUNT = 200

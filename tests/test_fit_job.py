@@ -20,24 +20,24 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import annotator
+from annotator.commands.detect import DetectSettings, detection_schema
+from annotator.commands.filter import Keep, filter_labels
+from annotator.commands.fit import fit, fit_shard
 from annotator.config import FitConfig
-from annotator.crew import ComputeOptions
-from annotator.detect.job import DetectSettings, detection_schema
 from annotator.errors import UserError
 from annotator.export import export_labels
-from annotator.filter import Keep, filter_labels
-from annotator.fitting.job import fit, fit_shard
 from annotator.hand import load_hand
 from annotator.hand.layer import HandLayer
-from annotator.io.crops import box_around_joints
-from annotator.io.entry import Entry, ListedHand
-from annotator.io.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
-from annotator.metrics import pa_mpjpe
+from annotator.job.record import RunRecord, write_run_record
+from annotator.job.resources import ComputeOptions
+from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
+from annotator.photos.crops import box_around_joints
+from annotator.quality.metrics import pa_mpjpe
 from annotator.report import write_report
-from annotator.run_record import RunRecord, write_run_record
+from annotator.sources.entry import Entry, ListedHand
 from tests.conftest import SHARED, at_work
 from tests.test_fit import drawn
-from trainer.data.convert import convert
+from trainer.convert.convert import convert
 
 HAND = load_hand("open")
 SMALL = ComputeOptions(workers=1, shard_size=4)
@@ -214,7 +214,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(found, fitted, tmp_path):
     undisturbed, record, _ = fitted
     labels = tmp_path / "labels"
     program = (
-        "import sys, annotator; from annotator.crew import ComputeOptions;"
+        "import sys, annotator; from annotator.job.resources import ComputeOptions;"
         "annotator.fit(*sys.argv[1:], compute=ComputeOptions(workers=1, shard_size=4))"
     )
     driver = subprocess.Popen(
@@ -334,7 +334,7 @@ def test_what_holds_no_landmarks_is_refused_in_one_line(found, local_ray, tmp_pa
 
 def test_real_hands_lie_under_their_fits(hand_scenes, local_ray, tmp_path):
     pytest.importorskip("mediapipe")
-    from annotator.detect.job import detect
+    from annotator.commands.detect import detect
 
     model = SHARED / "models" / "hand_landmarker.task"
     if not model.exists():

@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annotator.errors import UserError
-from annotator.io.entry import readable
-from annotator.io.sources import open_source
+from annotator.sources import open_source
+from annotator.sources.entry import readable
 from tests.hostile_photos import encoded, noise
 from tests.listing import listed, put, s3
 from tests.s3_server import Server

@@ -16,10 +16,10 @@ import pytest
 from annotator.export import export_labels
 from annotator.export.together import StoredPhotos
 from annotator.hand import load_hand
-from annotator.io.entry import path_of, readable
-from annotator.io.photos import photos_of, place_of, stored_at
-from annotator.io.sources import open_source
-from annotator.io.storage import local_path
+from annotator.photos.read import photos_of, place_of, stored_at
+from annotator.sources import open_source
+from annotator.sources.entry import path_of, readable
+from annotator.storage.files import local_path
 from tests.hostile_photos import encoded
 from tests.test_containers import tar_of
 from tests.test_export import label_set

@@ -10,8 +10,8 @@ from PIL import Image
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from annotator import frames
-from annotator.frames import CropFrame
+from annotator import coordinates as frames
+from annotator.coordinates import CropFrame
 
 reals = st.floats(-500, 500, allow_nan=False, width=32)
 sizes = st.floats(1, 500, allow_nan=False, width=32)

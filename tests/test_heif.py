@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from annotator.errors import UserError
-from annotator.io import decode, heif
-from annotator.io.decode import PhotoError, decode_photo
-from annotator.io.photos import photos_of
-from annotator.io.sources import open_source
+from annotator.photos import decode, heif
+from annotator.photos.decode import PhotoError, decode_photo
+from annotator.photos.read import photos_of
+from annotator.sources import open_source
 from tests.hostile_photos import arrow, encoded, exif, noise, turned
 from tests.listing import listed
 
@@ -74,7 +74,7 @@ def test_a_missing_reader_is_named(faults):
     script = """
 import sys
 sys.modules["pi_heif"] = None
-from annotator.io.decode import PhotoError, decode_photo
+from annotator.photos.decode import PhotoError, decode_photo
 try:
     decode_photo(open(sys.argv[1], "rb").read())
 except PhotoError as error:

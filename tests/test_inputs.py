@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from annotator import UserError, annotate
-from annotator.crew import ComputeOptions
-from annotator.io.sources import ListSource
-from annotator.job import Progress
+from annotator.job.resources import ComputeOptions
+from annotator.job.run import Progress
 from annotator.report import write_report
+from annotator.sources import ListSource
 from tests.conftest import SMALL
 from tests.test_cli import run
 

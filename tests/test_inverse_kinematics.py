@@ -10,13 +10,13 @@ import pytest
 import roma
 import torch
 
-from annotator import frames
+from annotator import coordinates as frames
 from annotator.hand import load_hand
 from annotator.hand.few_vertices import few_vertices
 from annotator.hand.layer import HandLayer
-from annotator.metrics import pa_mpjpe
 from annotator.model.landmarker import normalised
 from annotator.model.prior_net import PriorNet
+from annotator.quality.metrics import pa_mpjpe
 from tests import mano_file
 from trainer.inverse_kinematics import (
     DrawnLandmarks,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from annotator.io.schema import ROUNDING, SAMPLES_ROUNDING, label_schema
+from annotator.labels.schema import ROUNDING, SAMPLES_ROUNDING, label_schema
 
 PAGE = (Path(__file__).parents[1] / "docs" / "labels.md").read_text()
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

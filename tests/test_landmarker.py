@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from annotator.config import AmvurConfig, NetworkConfig, TextureConfig
+from annotator.coordinates import cut, square_around, upright_square
 from annotator.errors import UserError
-from annotator.frames import cut, square_around, upright_square
 from annotator.hand import JOINT_NAMES, load_hand
 from annotator.hand.anatomy import chirality
 from annotator.model import landmarker_file
@@ -24,7 +24,7 @@ from annotator.model.landmarker_file import MEMBER, read_landmarker
 from tests.conftest import SHARED
 from tests.example_files import write_stick_hands
 from trainer.config import SourceConfig, TrainConfig
-from trainer.loop import start_network, train
+from trainer.train import start_network, train
 
 pytest.importorskip("tflite", reason="tflite (extra 'landmarker') is not installed")
 

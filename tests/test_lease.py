@@ -17,9 +17,9 @@ import pytest
 import s3fs
 
 from annotator.errors import UserError
-from annotator.io import lease
-from annotator.io.lease import FILE, Lease, leased
-from annotator.io.storage import names_in, read_whole, write_whole
+from annotator.job.lease import FILE, Lease, leased
+from annotator.job.run import lease
+from annotator.storage.files import names_in, read_whole, write_whole
 from tests.s3_server import rclone, serve
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 HOLD = """
 import sys, time
 from annotator.errors import UserError
-from annotator.io.lease import leased
+from annotator.job.lease import leased
 sys.stdin.readline()
 try:
     with leased(sys.argv[1]):

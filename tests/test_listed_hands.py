@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from annotator.crew import ComputeOptions
+from annotator.commands.annotate import annotate
 from annotator.errors import UserError
 from annotator.export import export_labels
-from annotator.io.entry import Entry
-from annotator.io.sources import open_source
-from annotator.pipeline import annotate
-from annotator.run_record import RunSettings
-from annotator.stations import open_shard
+from annotator.job.record import RunSettings
+from annotator.job.resources import ComputeOptions
+from annotator.job.stages import open_shard
+from annotator.sources import open_source
+from annotator.sources.entry import Entry
 from tests.hostile_photos import noise
 from tests.listing import listed
 

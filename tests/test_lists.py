@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from annotator.errors import UserError
-from annotator.io.entry import Entry
-from annotator.io.sources import ListSource, open_source
+from annotator.sources import ListSource, open_source
+from annotator.sources.entry import Entry
 from tests.listing import listed, put, s3
 from tests.s3_server import Server
 

@@ -17,11 +17,12 @@ from annotator.model import pretrained
 from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import load_checkpoint
 from tests.example_files import write_stick_hands
-from trainer import loop, losses
+from trainer import losses
+from trainer import train as loop
 from trainer.config import LossConfig, OptimizerConfig, SourceConfig, TrainConfig
-from trainer.loop import start_network, train
 from trainer.objective import Objective
 from trainer.state import saved_states
+from trainer.train import start_network, train
 
 #: With the switches of the shipped trainings.
 TINY = NetworkConfig(
@@ -232,7 +233,7 @@ def test_two_workers_take_the_steps_of_one(sticks, tmp_path, targets):
 
 def objective_and_batch(sticks, **settings):
     from trainer.data.stream import Steps
-    from trainer.loop import _prepared
+    from trainer.train import _prepared
 
     config = config_for(sticks, **settings)
     hand = load_hand("open")

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from annotator.frames import project_weak
+from annotator.coordinates import project_weak
 from annotator.hand import anatomy, load_hand
-from annotator.metrics import align
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import PRIOR_STD, Camera, fit_camera
+from annotator.quality.metrics import align
 from tests import mano_file
 from trainer import losses
 

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annotator.errors import UserError
-from annotator.io.entry import Entry, Fault, ListedHand
-from annotator.io.manifest import (
+from annotator.job.manifest import (
     PART_ENTRIES,
     PART_SHARDS,
     DoneShards,
@@ -24,7 +23,8 @@ from annotator.io.manifest import (
     PlannedShard,
     shard_file_name,
 )
-from annotator.io.sources import FolderSource, ListSource, Source
+from annotator.sources import FolderSource, ListSource, Source
+from annotator.sources.entry import Entry, Fault, ListedHand
 from tests.test_containers import tar_of
 
 
@@ -51,7 +51,7 @@ def finish(labels: Path, shard: PlannedShard) -> None:
 
 
 def run(labels: Path, source: Source, size: int, kill_after: int | None = None) -> list[PlannedShard]:
-    """A run that ends after so many shards, as `annotator.job` does it; what was planned of it."""
+    """A run that ends after so many shards, as `annotator.job.run` does it; what was planned of it."""
     done, manifest = DoneShards(str(labels)), Manifest(str(labels))
 
     def planned() -> Iterator[PlannedShard]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from annotator import safe_pickle
 from annotator.errors import UserError
 from annotator.hand import anatomy, mano
+from annotator.runtime import safe_pickle
 from tests import mano_file
 
 OFFICIAL_GLOBALS = {
@@ -248,7 +248,7 @@ def call(module: str, name: str, argument: str) -> bytes:
         ("numpy", "dtype.__class__"),
         ("numpy", "ndarray.__class__.__subclasses__"),
         ("chumpy.ch", "Ch.__init__"),
-        ("annotator.safe_pickle", "pickle"),
+        ("annotator.runtime.safe_pickle", "pickle"),
     ],
 )
 @pytest.mark.parametrize("stack_global", [False, True])

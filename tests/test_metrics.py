@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from annotator import metrics
+from annotator.quality import metrics
 
 SEEDS = st.integers(0, 2**31)
 

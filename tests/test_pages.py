@@ -20,7 +20,7 @@ import cli
 from annotator.model.checkpoint import SHIPPED
 from tests.test_cli import run
 from tests.test_docs import FURTHER, ROOT, write_keypoints
-from trainer.data.convert import convert
+from trainer.convert.convert import convert
 from trainer.synth import write_photos
 
 HELP = "--help"

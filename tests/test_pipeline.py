@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from annotator import UserError, annotate
-from annotator.crew import TASK_CPUS, ComputeOptions, cpus_of_an_actor
-from annotator.io.schema import REASONS, STATUSES, label_schema
-from annotator.io.sources import FolderSource
+from annotator.job.resources import TASK_CPUS, ComputeOptions, cpus_of_an_actor
+from annotator.labels.schema import REASONS, STATUSES, label_schema
+from annotator.sources import FolderSource
 from tests.conftest import SMALL
 from tests.hostile_photos import encoded, noise, write_hostile_photos
 

@@ -11,12 +11,12 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from annotator import UserError
-from annotator.calibration import AxisLaws, Calibration, PowerLaw
 from annotator.hand.anatomy import chirality
-from annotator.io.crops import Crops, crop_photo
-from annotator.io.decode import PhotoError
+from annotator.job.stages import ModelBrokenError, Shard, predict_shard
+from annotator.photos.crops import Crops, crop_photo
+from annotator.photos.decode import PhotoError
 from annotator.predictor import SURELY_RIGHT, Predictor
-from annotator.stations import ModelBrokenError, Shard, predict_shard
+from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import fsspec
 import pytest
 
-from annotator.io import remote
-from annotator.io.decode import PhotoError, read_photo
-from annotator.io.remote import (
+from annotator.photos.decode import PhotoError, read_photo
+from annotator.runtime.submission import without_address
+from annotator.storage import remote
+from annotator.storage.remote import (
     RefusedError,
     open_remote,
     patience,
@@ -22,7 +23,6 @@ from annotator.io.remote import (
     shown,
     take_retries,
 )
-from annotator.jobs import without_address
 
 
 @contextmanager

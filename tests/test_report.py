@@ -20,18 +20,18 @@ from scipy.ndimage import binary_dilation
 from scipy.spatial.transform import Rotation
 
 from annotator import UserError, annotate
-from annotator.frames import CropFrame
-from annotator.io.labels import read_faces, write_faces
-from annotator.io.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
-from annotator.io.storage import write_whole
+from annotator.coordinates import CropFrame
+from annotator.job.record import RunRecord, RunSettings, write_run_record
+from annotator.job.stages import count_outcomes
+from annotator.labels.folder import read_faces, write_faces
+from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
 from annotator.report import write_report
 from annotator.report.charts import rebinned, span_of
 from annotator.report.pictures import each_row, galleries
 from annotator.report.survey import survey
+from annotator.report.tiles import contact_sheet, crop_points, hand_tiles, uncertainty_colours
 from annotator.report.truth import COLUMNS, Truth
-from annotator.run_record import RunRecord, RunSettings, write_run_record
-from annotator.stations import count_outcomes
-from annotator.tiles import contact_sheet, crop_points, hand_tiles, uncertainty_colours
+from annotator.storage.files import write_whole
 from tests.conftest import SMALL
 from tests.s3_server import rclone, serve
 from tests.test_cli import run

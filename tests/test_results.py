@@ -7,19 +7,19 @@ import pytest
 import torch
 from PIL import Image
 
-from annotator import metrics
-from annotator.calibration import AxisLaws, Calibration, PowerLaw
 from annotator.config import NetworkConfig
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import Camera
 from annotator.model.network import Network, Prediction
-from trainer import measured as measured_module
+from annotator.quality import metrics
+from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 from trainer.batch import Batch
-from trainer.calibrate import calibrate
-from trainer.measured import Measured
-from trainer.results import summarise, table_rows, write_results
+from trainer.evaluation import measurements as measured_module
+from trainer.evaluation.calibrate import calibrate
+from trainer.evaluation.measurements import Measured
+from trainer.evaluation.results import summarise, table_rows, write_results
 
 HAND = load_hand("open")
 V = HAND.vertex_count

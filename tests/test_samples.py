@@ -9,10 +9,10 @@ import annotator
 from annotator import UserError
 from annotator.hand import load_hand
 from annotator.hand.layer import HandLayer
-from annotator.io.crops import Crops, crop_photo
 from annotator.model.amvur import Gaussian
 from annotator.model.prior_net import mean_hand
 from annotator.model.samples import MeshSampler, bounded_least_squares, keyed_noise
+from annotator.photos.crops import Crops, crop_photo
 from tests.mano_file import write_mano_file
 
 DRAWS = 200

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from annotator.io.schema import ROUNDING, SCHEMA_VERSION, encode_table, label_schema, labels_to_table
+from annotator.labels.schema import ROUNDING, SCHEMA_VERSION, encode_table, label_schema, labels_to_table
 
 V = 97
 

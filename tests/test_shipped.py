@@ -18,7 +18,7 @@ from PIL import Image
 
 from annotator import UserError, load
 from annotator.model.checkpoint import NAMES, load_checkpoint
-from trainer.evaluate import evaluate
+from trainer.evaluation.evaluate import evaluate
 
 DATA = Path(__file__).parent / "data"
 SAID_OF = {

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image, ImageOps
 
 from annotator.export.stored import as_others_read
-from annotator.io.crops import crop_photo
-from annotator.io.decode import Photo, PhotoError, decode_photo, square_size
-from annotator.io.entry import Entry, ListedHand
-from annotator.io.exif import Shown, shown_as
-from annotator.io.sources.video import list_video, read_video
-from annotator.stations import listed_box, open_shard
+from annotator.job.stages import listed_box, open_shard
+from annotator.photos.crops import crop_photo
+from annotator.photos.decode import Photo, PhotoError, decode_photo, square_size
+from annotator.photos.exif import Shown, shown_as
+from annotator.sources.entry import Entry, ListedHand
+from annotator.sources.video.source import list_video, read_video
 from tests.hostile_photos import arrow, encoded, exif, noise, png, png_chunk, tiff, turned
 
 FAULTS = Path(__file__).parents[2] / "shared" / "data" / "inputs"
@@ -188,7 +188,7 @@ def test_samples_that_use_fewer_bits_are_not_dark(bits, monkeypatch):
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     for data in (encoded(Image.fromarray(values), "TIFF"), big, png(40, 30, 16, 0, rows)):
         assert np.abs(decode_photo(data).pixels - expected[..., None]).max() <= 1
-        monkeypatch.setattr("annotator.io.decode._PIXELS_AT_ONCE", 100)
+        monkeypatch.setattr("annotator.photos.decode._PIXELS_AT_ONCE", 100)
         assert np.abs(decode_photo(data).pixels - expected[..., None]).max() <= 1
         monkeypatch.undo()
 

@@ -11,7 +11,7 @@ from annotator.hand import load_hand
 from annotator.hand.model import JOINT_NAMES
 from tests.dataset_fixtures import HO3D_TIPS
 from tests.mano_file import write_mano_file
-from trainer.submit import BENCHMARKS, check_submission, write_submission
+from trainer.evaluation.submit import BENCHMARKS, check_submission, write_submission
 
 HO3D_NAMES = [
     "wrist",

@@ -17,7 +17,7 @@ from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
 from annotator.hand.layer import HandLayer
-from annotator.io.schema import label_schema
+from annotator.labels.schema import label_schema
 from annotator.render import nearest_faces
 from trainer.synth import write, write_photos
 from trainer.synth.colour import lab_to_linear, stored

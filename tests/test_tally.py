@@ -7,9 +7,9 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from annotator.io.manifest import DoneShards, shard_file_name
-from annotator.io.schema import label_schema
-from annotator.tally import Tally, report_of
+from annotator.job.manifest import DoneShards, shard_file_name
+from annotator.job.tally import Tally, report_of
+from annotator.labels.schema import label_schema
 
 
 def write(labels, number: int, statuses: list[str]) -> list[dict]:

@@ -22,18 +22,18 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from annotator import jobs
 from annotator.config import to_dict
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.model.checkpoint import load_checkpoint
+from annotator.runtime import submission as jobs
 from tests.conftest import SHARED, at_work
 from tests.example_files import write_stick_hands
 from tests.hostile_photos import encoded, noise
 from tests.test_loop import TINY, largest_difference, weights
 from trainer.config import OptimizerConfig, SourceConfig, TrainConfig
-from trainer.distributed import train_on_ray
-from trainer.loop import start_network, train
+from trainer.ray_train import train_on_ray
+from trainer.train import start_network, train
 
 ROOT = Path(__file__).parents[1]
 STEPS = 60

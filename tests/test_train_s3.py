@@ -17,8 +17,8 @@ import s3fs
 import safetensors.torch
 
 from annotator.errors import UserError
-from annotator.io.storage import names_in, open_file, read_range, read_whole, remove_file, write_whole
 from annotator.model.checkpoint import load_checkpoint
+from annotator.storage.files import names_in, open_file, read_range, read_whole, remove_file, write_whole
 from tests.s3_server import rclone, serve
 from tests.test_cli import run
 from tests.test_train_cli import TINY

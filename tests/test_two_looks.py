@@ -13,9 +13,7 @@ from PIL import Image
 
 import annotator
 from annotator import UserError
-from annotator.device import device_of
-from annotator.frames import OUTSIDE_RGB
-from annotator.io.crops import BOX_PADDING
+from annotator.coordinates import OUTSIDE_RGB
 from annotator.model.checkpoint import (
     SHIPPED,
     load_checkpoint,
@@ -26,11 +24,13 @@ from annotator.model.checkpoint import (
 )
 from annotator.model.network import Network
 from annotator.model.two_looks import PADDING, WIDE, TwoLooks, without_hands
+from annotator.photos.crops import BOX_PADDING
 from annotator.predictor import Predictor
+from annotator.runtime.device import device_of
 from tests.conftest import SMALL
 from tests.example_files import hands as open_hands
 from tests.example_files import write_stick_hands
-from trainer.evaluate import evaluate, run
+from trainer.evaluation.evaluate import evaluate, run
 
 
 @pytest.fixture(scope="module")

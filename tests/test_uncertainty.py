@@ -4,8 +4,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annotator import uncertainty
-from annotator.calibration import GAUSSIAN_MEAN_ERROR, PowerLaw
+from annotator.quality import uncertainty
+from annotator.quality.calibration import GAUSSIAN_MEAN_ERROR, PowerLaw
 
 FLOATS = st.floats(0, 100, width=16)
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from annotator.errors import UserError
-from annotator.io.decode import PhotoError
-from annotator.io.entry import Entry
-from annotator.io.sources.video import VIDEO_SUFFIXES, list_video, read_video
+from annotator.photos.decode import PhotoError
+from annotator.sources.entry import Entry
+from annotator.sources.video.source import VIDEO_SUFFIXES, list_video, read_video
 
 av = pytest.importorskip("av")
 
@@ -207,7 +207,7 @@ def test_frames_before_an_edited_start_do_not_count(tmp_path):
 def test_nothing_is_decoded_to_list_and_little_held(tmp_path, monkeypatch):
     path = tmp_path / "v.mp4"
     write_video(path, "libx264", {"x264-params": "keyint=infinite:bframes=3:scenecut=0"}, count=3000)
-    monkeypatch.setattr("annotator.io.sources.video.frames_at", None)
+    monkeypatch.setattr("annotator.sources.video.source.frames_at", None)
     next(iter(list_video(str(path), "v", 1)))
     tracemalloc.start()
     assert sum(1 for _ in list_video(str(path), "v", 1)) == 3000
@@ -218,7 +218,7 @@ def test_nothing_is_decoded_to_list_and_little_held(tmp_path, monkeypatch):
 
 def test_frames_near_ahead_are_reached_without_a_seek(videos, monkeypatch):
     seeks = []
-    from annotator.io.sources import video_frames
+    from annotator.sources.video import frames as video_frames
 
     plain = video_frames._decoded
     monkeypatch.setattr(video_frames, "_decoded", lambda *args: seeks.append(args[2]) or plain(*args))

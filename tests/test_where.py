@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annotator.errors import UserError
-from annotator.io.schema import label_schema
-from annotator.where import Condition
+from annotator.labels.conditions import Condition
+from annotator.labels.schema import label_schema
 
 COLUMNS = ["status", "reason", "hand_index", "is_right", "joint_std_mm"]
 SCHEMA = pa.schema([label_schema(1).field(name) for name in COLUMNS])

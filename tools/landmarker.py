@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from annotator.detect.job import detect
-from annotator.frames import CropFrame, cut, resample, upright_square
-from annotator.io.photos import photo_at
-from annotator.io.storage import write_whole
+from annotator.commands.detect import detect
+from annotator.coordinates import CropFrame, cut, resample, upright_square
 from annotator.model.landmarker import Landmarker
 from annotator.model.landmarker_file import read_landmarker
+from annotator.photos.read import photo_at
+from annotator.storage.files import write_whole
 from trainer.distil import MODEL_FILE, TEACHER_PX, DistilConfig, distil, view
 from trainer.keyed import keys
 

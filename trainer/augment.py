@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from annotator.frames import OUTSIDE, axes_of_ray, plane_of, resample, upright_square
+from annotator.coordinates import OUTSIDE, axes_of_ray, plane_of, resample, upright_square
 from trainer.batch import Batch
 from trainer.config import AugmentConfig
 from trainer.keyed import Draws

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from annotator.frames import resample
-from annotator.io.storage import write_whole
+from annotator.coordinates import resample
 from annotator.model.landmarker import Landmarker, LandmarkHand
+from annotator.storage.files import write_whole
 from trainer.config import AugmentConfig
 from trainer.keyed import Draws, keys
 

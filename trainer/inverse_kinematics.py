@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from annotator.frames import axes_of_ray, upright_square
+from annotator.coordinates import axes_of_ray, upright_square
 from annotator.hand.few_vertices import few_vertices
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
@@ -101,7 +101,7 @@ def seen_joints(hands: DrawnHands) -> tuple[Tensor, Tensor]:
     """Return where a camera sees joints, as image landmarks have it, and the axes of crops around them.
 
     Landmarks (B, 21, 3) have the photo's x and y in millimetres at the wrist's distance, and a depth along the crop's
-    ray, relative to the wrist. Axes (B, 3, 3) are crop axes (`annotator.frames`).
+    ray, relative to the wrist. Axes (B, 3, 3) are crop axes (`annotator.coordinates`).
     """
     moved = hands.joints3d_mm + hands.cam_t_mm[:, None]
     distance = hands.cam_t_mm[:, None, 2:]

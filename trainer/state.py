@@ -25,9 +25,9 @@ from torch import Tensor
 from annotator.config import NetworkConfig, from_dict, to_dict
 from annotator.errors import UserError
 from annotator.hand.model import HandModel
-from annotator.io.storage import join, names_in, read_whole, remove_file, write_whole
 from annotator.model.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
 from annotator.model.network import Network
+from annotator.storage.files import join, names_in, read_whole, remove_file, write_whole
 from trainer.config import TrainConfig
 
 _NAME = re.compile(r"step-(\d{8})\.safetensors")

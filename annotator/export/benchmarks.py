@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.hand.model import FREIHAND_FROM_MANO
-from annotator.io.storage import join, write_whole
+from annotator.storage.files import join, write_whole
 
 Floats = NDArray[np.floating]
 

@@ -17,7 +17,7 @@ from annotator.export.exported import Exported
 from annotator.export.places import whole
 from annotator.export.rows import Labels, array_of
 from annotator.hand.model import BONES, JOINT_NAMES
-from annotator.io.crops import box_around_joints
+from annotator.photos.crops import box_around_joints
 
 _CATEGORY = {
     "id": 1,

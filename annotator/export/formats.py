@@ -59,7 +59,7 @@ def export_labels(
         out: a new file (`coco`, `csv`) or a new folder, a path or URL; an unfinished folder of the same command is
             written again.
         to: one of `FORMATS`; see docs/export.md.
-        where: export only rows that meet this condition, see `annotator.where`.
+        where: export only rows that meet this condition, see `annotator.labels.conditions`.
         limit: so many hands at most, the first; 0: all. Default 1,000 for `glb` and `ply`, else all.
         colour: of `glb` and `ply`: `texture` (default), or `std`, the uncertainty of each vertex.
         samples: of `glb` and `ply`: also a file for each mesh that `annotate --samples` drew.

@@ -14,7 +14,7 @@ from annotator.errors import UserError
 from annotator.export.exported import Exported
 from annotator.export.places import whole
 from annotator.export.rows import Labels, array_of, camera_of
-from annotator.io.storage import join
+from annotator.storage.files import join
 
 #: Hands a file: 35 MB.
 PART_HANDS = 100_000

@@ -18,8 +18,8 @@ from annotator.export.glb import glb_bytes
 from annotator.export.places import HandNames
 from annotator.export.ply import ply_bytes
 from annotator.export.rows import Labels, array_of, camera_of
-from annotator.io.photos import REQUESTS_AT_ONCE
-from annotator.io.storage import join, write_whole
+from annotator.photos.read import REQUESTS_AT_ONCE
+from annotator.storage.files import join, write_whole
 
 #: Camera axes (y down, z forward) to those of meshes (y up, z towards who looks): half a turn about x, no mirror.
 FROM_CAMERA = np.array([1, -1, -1], np.float32)
@@ -155,7 +155,7 @@ def _std_range(table: pa.Table) -> tuple[float, float]:
 
 
 def _uncertainties(table: pa.Table, low_mm: float, high_mm: float) -> NDArray[np.uint8]:
-    from annotator.tiles import uncertainty_colours  # brings torch
+    from annotator.report.tiles import uncertainty_colours  # brings torch
 
     std_mm = np.nan_to_num(np.linalg.norm(array_of(table["vertices_std_mm"]), axis=-1), nan=high_mm)
     found: NDArray[np.uint8] = (uncertainty_colours(std_mm, low_mm, high_mm) * 255).round().astype(np.uint8)

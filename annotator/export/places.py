@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from annotator.errors import UserError
-from annotator.io.remote import ask, patience
-from annotator.io.storage import (
+from annotator.storage.files import (
     FIRST_ANSWER_S,
     check_writable,
     is_local,
@@ -27,6 +26,7 @@ from annotator.io.storage import (
     whole_file,
     write_whole,
 )
+from annotator.storage.remote import ask, patience
 
 #: What a folder that is being made holds until it is whole.
 UNFINISHED = "_export.json"

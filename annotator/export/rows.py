@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
-from annotator.io.labels import (
+from annotator.labels.conditions import Condition
+from annotator.labels.folder import (
     groups_that_stay,
     label_facts,
     label_files,
@@ -20,8 +21,7 @@ from annotator.io.labels import (
     opened_label_file,
     read_faces,
 )
-from annotator.io.storage import join
-from annotator.where import Condition
+from annotator.storage.files import join
 
 #: Rows in memory at once: a few megabytes of meshes.
 BATCH_ROWS = 256
@@ -50,7 +50,7 @@ class Labels:
 
         Args:
             place: path or URL of the label folder.
-            where: a condition that rows must meet, see `annotator.where`.
+            where: a condition that rows must meet, see `annotator.labels.conditions`.
             limit: give so many rows at most; 0: all.
             on_progress: told how many files of how many are done.
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from annotator.io.decode import Photo, as_shown, decode_photo
-from annotator.io.exif import Shown
+from annotator.photos.decode import Photo, as_shown, decode_photo
+from annotator.photos.exif import Shown
 
 #: For what was lossy before.
 _QUALITY = 95

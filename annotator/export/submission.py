@@ -13,7 +13,7 @@ from annotator.errors import UserError
 from annotator.export.benchmarks import BENCHMARKS, Benchmark, check_vertices, write_submission
 from annotator.export.exported import Exported
 from annotator.export.rows import Labels, array_of, camera_of
-from annotator.io.storage import join, read_whole
+from annotator.storage.files import join, read_whole
 
 _NEEDED = ("image_uri", "image_id", "is_right", "joints3d_mm", "vertices_mm", "camera")
 

@@ -16,7 +16,7 @@ from annotator.export.exported import Exported
 from annotator.export.places import whole
 from annotator.export.rows import Labels, array_of
 from annotator.hand.model import JOINT_NAMES
-from annotator.io.schema import SAMPLES_ROUNDING, label_schema
+from annotator.labels.schema import SAMPLES_ROUNDING, label_schema
 
 _MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible", *SAMPLES_ROUNDING)
 

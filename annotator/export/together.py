@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.io.decode import PhotoError
-from annotator.io.photos import REQUESTS_AT_ONCE, place_of, stored_at
-from annotator.io.sources.parquet import list_parquet, read_parquet
-from annotator.io.sources.tar import list_tar, read_tar
-from annotator.io.sources.video import list_video, read_video
+from annotator.photos.decode import PhotoError
+from annotator.photos.read import REQUESTS_AT_ONCE, place_of, stored_at
+from annotator.sources.parquet import list_parquet, read_parquet
+from annotator.sources.tar import list_tar, read_tar
+from annotator.sources.video.source import list_video, read_video
 
 Pixels = NDArray[np.uint8]
 Found = bytes | Pixels | PhotoError

@@ -20,10 +20,10 @@ from annotator.export.places import whole
 from annotator.export.rows import Labels, array_of, camera_of
 from annotator.export.stored import Stored, as_others_read
 from annotator.export.together import Found, StoredPhotos
-from annotator.io.decode import PhotoError
-from annotator.io.labels import read_faces
-from annotator.io.schema import SAMPLES_ROUNDING
-from annotator.io.storage import join, write_whole
+from annotator.labels.folder import read_faces
+from annotator.labels.schema import SAMPLES_ROUNDING
+from annotator.photos.decode import PhotoError
+from annotator.storage.files import join, write_whole
 
 #: A tar ends with the sample that fills it: what loaders read at once, and many still keep workers busy.
 TAR_BYTES = 256 << 20

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from annotator.calibration import Calibration
 from annotator.config import FitConfig, from_dict, to_dict
-from annotator.uncertainty import fit_axis_laws, fit_mean_error, fit_power_law
+from annotator.quality.calibration import Calibration
+from annotator.quality.uncertainty import fit_axis_laws, fit_mean_error, fit_power_law
 
 PATH = Path(__file__).with_name("calibration.json")
 

@@ -1,4 +1,4 @@
-"""A fit as label columns (`annotator.io.schema`)."""
+"""A fit as label columns (`annotator.labels.schema`)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotator.crop_hands import CropHands, label_columns
+from annotator.commands.fit import ListedHands
+from annotator.coordinates import assumed_focal_px, square_around
 from annotator.fitting.hand_fit import Fit, HandFitter
-from annotator.fitting.job import ListedHands
 from annotator.fitting.landmarks import Landmarks
-from annotator.frames import assumed_focal_px, square_around
-from annotator.io.crops import BOX_PADDING, CropPlaces, box_around_joints
+from annotator.labels.crop_hands import CropHands, label_columns
+from annotator.photos.crops import BOX_PADDING, CropPlaces, box_around_joints
 from annotator.render import nearest_faces, visible_vertices
 
 #: Side of the image in which vertices see or hide each other.

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from annotator import frames
+from annotator import coordinates as frames
 from annotator.config import FitConfig
 from annotator.fitting.calibration import FitCalibration, shipped_calibration
 from annotator.fitting.chain import HandParameters, JointChain

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator import frames
+from annotator import coordinates as frames
 
 Floats = NDArray[np.floating]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from annotator import safe_pickle
 from annotator.errors import UserError
 from annotator.hand.model import HandModel
 from annotator.hand.regressor import fit_joint_regressor
+from annotator.runtime import safe_pickle
 
 VERTEX_COUNT = 778
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from annotator.config import CameraConfig
-from annotator.frames import project_weak
+from annotator.coordinates import project_weak
 from annotator.model.amvur import Gaussian
 from annotator.model.attention import zero_start
 from annotator.model.prior_net import PriorHand

@@ -16,14 +16,14 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from annotator.calibration import Calibration, read_calibration
 from annotator.config import NetworkConfig, from_dict, read_config, to_dict
 from annotator.errors import UserError
 from annotator.hand import HandModel, load_hand
-from annotator.io.storage import open_file, write_whole
 from annotator.model.network import Network
 from annotator.model.pretrained import try_pretrained
 from annotator.model.two_looks import WIDE, TwoLooks, first_look_config, wide_px, without_hands
+from annotator.quality.calibration import Calibration, read_calibration
+from annotator.storage.files import open_file, write_whole
 
 #: 2: prior-net's hands are bounded, landmarks. 3: is there a hand at all. 4: AMVUR has blocks. 5: a first look.
 CHECKPOINT_VERSION = 5

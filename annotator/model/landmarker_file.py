@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from annotator.errors import UserError
-from annotator.io.storage import read_whole
 from annotator.model.landmarker import JOINTS, Landmarker, LandmarkHeads
+from annotator.storage.files import read_whole
 
 #: The network in the bundle that gives landmarks; the other one finds palms.
 MEMBER = "hand_landmarks_detector.tflite"

@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from annotator.errors import UserError
-from annotator.io.storage import is_local, local_path, write_whole
 from annotator.model.backbone import Backbone, EfficientNet
+from annotator.storage.files import is_local, local_path, write_whole
 
 log = logging.getLogger(__name__)
 

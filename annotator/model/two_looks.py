@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from annotator.config import NetworkConfig
-from annotator.frames import (
+from annotator.coordinates import (
     covariance_from_plane,
     from_plane,
     plane_of,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from annotator.errors import UserError
-from annotator.io.storage import is_local, local_path, names_in
+from annotator.job.record import FILE, read_mesh_record
 from annotator.report.page import Report, page_of
 from annotator.report.pictures import Pictures, each_row, galleries
 from annotator.report.survey import survey
 from annotator.report.truth import COLUMNS, Truth
-from annotator.run_record import FILE, read_mesh_record
+from annotator.storage.files import is_local, local_path, names_in
 
 __all__ = ["write_report"]
 

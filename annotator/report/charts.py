@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotator.hand import BONES, JOINT_NAMES
+from annotator.quality.uncertainty import ReliabilityBins
 from annotator.report.survey import STEP_MM, Histogram
+from annotator.report.tiles import uncertainty_colours
 from annotator.report.truth import Panel
-from annotator.tiles import uncertainty_colours
-from annotator.uncertainty import ReliabilityBins
 
 Range = tuple[float, float]
 

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.job.record import FitSettings, RunRecord, RunSettings
 from annotator.report import sections
 from annotator.report.pictures import Gallery, Shown, packed
 from annotator.report.sections import readable
 from annotator.report.survey import Row, Survey, outcome_of
+from annotator.report.tiles import SKIN, STOPS
 from annotator.report.truth import Judged
-from annotator.run_record import FitSettings, RunRecord, RunSettings
-from annotator.tiles import SKIN, STOPS
 
 _ALT = {
     "photo": "photo of",

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from annotator.io.labels import read_columns, read_faces
-from annotator.io.remote import patience
-from annotator.io.storage import FIRST_ANSWER_S
+from annotator.labels.folder import read_columns, read_faces
 from annotator.report.survey import Row, Survey
-from annotator.tiles import Picture, contact_sheet, mesh_tiles, on_paper, photo_tile
+from annotator.report.tiles import Picture, contact_sheet, mesh_tiles, on_paper, photo_tile
+from annotator.storage.files import FIRST_ANSWER_S
+from annotator.storage.remote import patience
 
 TILE_PX = 256
 KINDS = ("photo", "overlay", "uncertainty", "texture")

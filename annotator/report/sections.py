@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from annotator.calibration import UNCALIBRATED_3D
 from annotator.hand import JOINT_NAMES
+from annotator.job.record import FitSettings, RunRecord, RunSettings
+from annotator.quality.calibration import UNCALIBRATED_3D
+from annotator.quality.uncertainty import CALIBRATED_LEVEL, LEVELS
 from annotator.report import charts
 from annotator.report.survey import Survey
 from annotator.report.truth import Judged
-from annotator.run_record import FitSettings, RunRecord, RunSettings
-from annotator.uncertainty import CALIBRATED_LEVEL, LEVELS
 
 #: Shares of the hands whose largest std is told: what `amvur filter --keep-best` would keep.
 _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from annotator.calibration import Calibration
 from annotator.hand import JOINT_NAMES
-from annotator.io.labels import calibration_of, label_facts, label_files, one_hand, read_columns
-from annotator.io.storage import join
+from annotator.labels.folder import calibration_of, label_facts, label_files, one_hand, read_columns
+from annotator.quality.calibration import Calibration
+from annotator.storage.files import join
 
 #: Stds are counted in steps of 1/8 mm, which any wider bar is a multiple of; the last counts all beyond.
 STEP_MM, STEPS = 1 / 8, 4096

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from annotator import frames, metrics, uncertainty
+from annotator import coordinates as frames
 from annotator.errors import UserError
-from annotator.io.storage import open_file
+from annotator.quality import metrics, uncertainty
 from annotator.report.survey import floats, vectors
+from annotator.storage.files import open_file
 
 Floats = NDArray[np.floating]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from annotator.quiet import quiet_stderr
+from annotator.runtime.stderr import quiet_stderr
 from hostile.bombs import bombs
 from hostile.containers import write_parquets, write_tars
 from hostile.expected import Expected, File, Run

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
-from annotator.io.decode import MIN_SIDE_PX
+from annotator.photos.decode import MIN_SIDE_PX
 from hostile.expected import BAD_HEADER, CUT, DAMAGED, NO_PHOTO, OK, OTHER_FORMAT, TOO_SMALL, File
 from tests.hostile_photos import WRITERS, Pixels, encoded
 

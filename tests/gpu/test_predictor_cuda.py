@@ -16,8 +16,8 @@ from annotator.config import read_config
 from annotator.hand import load_hand
 from annotator.model.checkpoint import load_checkpoint
 from trainer.config import TrainConfig
-from trainer.loop import train
 from trainer.synth import SyntheticHands
+from trainer.train import train
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 

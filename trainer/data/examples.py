@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from annotator.io.schema import SCHEMA_VERSION, label_schema, labels_to_table
-from annotator.io.storage import join, write_whole
+from annotator.labels.schema import SCHEMA_VERSION, label_schema, labels_to_table
+from annotator.storage.files import join, write_whole
 
 #: The status of an example that shows no hand; every other is `ok`.
 NO_HAND = "no_hand"

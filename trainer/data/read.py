@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from annotator.frames import (
+from annotator.coordinates import (
     OUTSIDE_RGB,
     CropFrame,
     axes_of_ray,
@@ -21,8 +21,8 @@ from annotator.frames import (
     square_around,
     turned_std,
 )
-from annotator.io.crops import BOX_PADDING, box_around_joints
-from annotator.io.decode import PhotoError, decode_photo
+from annotator.photos.crops import BOX_PADDING, box_around_joints
+from annotator.photos.decode import PhotoError, decode_photo
 from trainer.batch import Batch
 from trainer.config import Target
 from trainer.data.examples import NO_HAND

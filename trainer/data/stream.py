@@ -25,8 +25,8 @@ from torch.utils.data import Dataset
 
 from annotator.errors import UserError
 from annotator.hand.model import HandModel
-from annotator.io.schema import SCHEMA_VERSION
-from annotator.io.storage import join, names_in, open_file, read_whole
+from annotator.labels.schema import SCHEMA_VERSION
+from annotator.storage.files import join, names_in, open_file, read_whole
 from trainer.batch import Batch
 from trainer.config import SYNTHETIC, TARGETS, SourceConfig, Target, TrainConfig
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from annotator.frames import crop_from_camera
+from annotator.coordinates import crop_from_camera
 from annotator.hand.model import HandModel
 from annotator.render import nearest_faces, visible_vertices
 from trainer.batch import Batch

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from annotator.frames import axes_of_ray
+from annotator.coordinates import axes_of_ray
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
-from annotator.io.crops import BOX_PADDING
 from annotator.model.prior_net import UPRIGHT
+from annotator.photos.crops import BOX_PADDING
 from trainer.keyed import Draws, keys
 from trainer.synth import objects
 from trainer.synth.figure import Figure
@@ -78,7 +78,7 @@ class Scene:
         return -self.focal[:, None] * self.ray
 
     def axes(self) -> Tensor:
-        """Return the photos' crop axes (B, 3, 3), `annotator.frames`: the photo is the crop."""
+        """Return the photos' crop axes (B, 3, 3), `annotator.coordinates`: the photo is the crop."""
         return axes_of_ray(self.ray)
 
     def project(self, points_mm: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from annotator.coordinates import axes_of_ray, crop_from_camera, rotation_vectors
 from annotator.errors import UserError
-from annotator.frames import axes_of_ray, crop_from_camera, rotation_vectors
 from annotator.hand import HandModel, load_hand
-from annotator.io.schema import (
+from annotator.labels.schema import (
     ROUNDING,
     SCHEMA_VERSION,
     encode_table,
@@ -31,7 +31,7 @@ from annotator.io.schema import (
     labels_to_table,
     write_tables,
 )
-from annotator.io.storage import check_writable, is_local, names_in, whole_file, write_whole
+from annotator.storage.files import check_writable, is_local, names_in, whole_file, write_whole
 from trainer.keyed import Draws, keys
 from trainer.synth.hands import Photos, SyntheticHands
 
@@ -52,7 +52,7 @@ _SIDE = 99
 
 def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
     """Write out/images/000000.jpg ..., out/masks/000000.png ... (255 where the hand itself is seen) and
-    out/truth.parquet, their true labels (`annotator.io.schema`).
+    out/truth.parquet, their true labels (`annotator.labels.schema`).
 
     The same seed gives the same files; photo i does not depend on `count`. Files of an earlier run are
     overwritten. In the truth, `image_id` is the file's name, `image_uri` its place beside the table, the crop

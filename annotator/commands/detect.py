@@ -1,0 +1,148 @@
+"""`detect`: a source of photos to a label folder with boxes, sides and 2D joints, by a detector. `job.py` runs it.
+
+The rows are those of labels, with nothing that needs a hand model: such labels suit any.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from annotator.commands.annotate import some_photos
+from annotator.detector import ENOUGH_PX, FoundHand, detector_of_process, read_model
+from annotator.errors import UserError
+from annotator.job.dispatcher import Stations
+from annotator.job.record import RunRecord, read_run_record
+from annotator.job.resources import ComputeOptions, openers_only
+from annotator.job.run import Job, Progress, label_folder, run_job
+from annotator.job.stages import FindHands, Shard, opened, row_of_error
+from annotator.labels.schema import ROUNDING, SCHEMA_VERSION, label_schema, without_hand
+from annotator.photos.crops import BOX_OVER_JOINTS
+from annotator.sources.entry import Entry
+from annotator.storage.files import FIRST_ANSWER_S, check_writable
+from annotator.storage.remote import patience
+
+#: Columns of labels that need a hand model.
+_MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible", "checkpoint")
+
+
+@dataclass(frozen=True)
+class DetectSettings:
+    """Whatever changes a row; two runs into one folder must agree in all of it."""
+
+    schema_version: int
+    source: str
+    detector: str  # id
+    max_hands: int
+    world_joints: bool
+    every: int = 1
+
+
+def detect(
+    photos: str,
+    out: str,
+    model: str | None = None,
+    *,
+    max_hands: int = 2,
+    world_joints: bool = False,
+    every: int = 1,
+    compute: ComputeOptions = ComputeOptions(),
+    relabel: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RunRecord[DetectSettings]:
+    """Find the hands of every photo of a source; run it again to go on where it stopped.
+
+    Args:
+        photos: as for `annotate`.
+        out: path or URL of the label folder, made if need be.
+        model: path or URL of MediaPipe's `hand_landmarker.task`.
+        max_hands: how many hands a photo shows at most.
+        world_joints: fill `joints3d_mm` with the detector's own guess.
+        every: of a video, each so-many-th frame.
+        compute: `workers` are processes, a core each; `shard_size` and `address` as for `annotate`.
+        relabel: as for `annotate`.
+        on_progress: called before the first shard and after each.
+
+    Returns:
+        The label folder's record: settings, and how many photos ended in what.
+
+    Raises:
+        UserError: a mistake in the arguments, before any work; or what `run_job` raises.
+    """
+    out = label_folder(out)
+    with patience(FIRST_ANSWER_S):  # a wrong name or key is told at once
+        source = some_photos(photos, out, every, by_hand=False)
+        found = read_model(model)
+        if read_run_record(out, DetectSettings) is None:
+            check_writable(out)
+    settings = DetectSettings(SCHEMA_VERSION, source.place, found.id, max_hands, world_joints, every)
+    find = partial(detector_of_process, found, max_hands)
+    stations = Stations(
+        open=partial(detect_shard, find=find, world_joints=world_joints),
+        model=None,
+        schema=detection_schema(settings, source.columns),
+    )
+    job = Job(out, source, settings, lambda _: stations, openers_only, maker={"detector": found.id})
+    return run_job(job, compute, relabel, on_progress)
+
+
+def detect_shard(entries: Sequence[Entry], find: FindHands, world_joints: bool) -> Shard:
+    """Look at every photo of a shard."""
+    shard = Shard()
+    hands: list[FoundHand] = []
+    for _, row, photo in opened(entries, lambda _: ENOUGH_PX):
+        if photo is None:
+            shard.rows.append(row)
+            continue
+        try:
+            found = find().find(photo.pixels, photo.width, photo.height)
+        except UserError:  # a detector that can't be used finds nothing in any photo
+            raise
+        except Exception as error:  # a defect of ours or the detector's must cost one photo, not the run
+            shard.rows.append(row | row_of_error(error))
+            continue
+        shard.hand_rows += range(len(shard.rows), len(shard.rows) + len(found))
+        nothing = row | without_hand("no_hand_found", "the detector found no hand")
+        shard.rows += [row | _scalars(hand, index) for index, hand in enumerate(found)] or [nothing]
+        hands += found
+    if hands:
+        names = ["box_xyxy", "joints2d_px", "landmark_depth_px"] + ["joints3d_mm"] * world_joints
+        shard.hands = {name: np.stack([getattr(hand, name) for hand in hands]) for name in names}
+    return shard
+
+
+def detection_schema(settings: DetectSettings, passed: dict[str, pa.DataType] | None = None) -> pa.Schema:
+    """The columns of a label file without those of a mesh, so of no hand model."""
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        "hand": None,
+        "detector": settings.detector,
+        "mediapipe": version("mediapipe") if find_spec("mediapipe") else None,
+        "world_joints": settings.world_joints,
+        "box_over_joints": BOX_OVER_JOINTS,
+        "shapes": {"joints3d_mm": [21, 3], "joints2d_px": [21, 2], "landmark_depth_px": [21]},
+        "rounding": {name: step for name, step in ROUNDING.items() if name not in _MESH},
+    }
+    return pa.schema(
+        [field for field in label_schema(1, passed=passed) if field.name not in _MESH],
+        metadata={"amvur": json.dumps(facts, sort_keys=True)},
+    )
+
+
+def _scalars(hand: FoundHand, index: int) -> dict[str, Any]:
+    return {
+        "status": "ok",
+        "hand_index": index,
+        "box_source": "detector",
+        "is_right": hand.is_right,
+        "side_score": hand.side_score,
+        "detection_score": hand.detection_score,
+    }

@@ -1,0 +1,200 @@
+"""What of amvur works on this machine, found out by using each part once, and what to do about what does not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from annotator.errors import UserError
+
+State = Literal["ok", "absent", "broken"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One part."""
+
+    part: str
+    state: State  # absent: not there, and not needed unless asked for
+    said: str
+    asked_for: bool = True  # whether amvur, or the user, needs it
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether something needed does not work."""
+        return self.state == "broken" or (self.asked_for and self.state != "ok")
+
+
+def examine(store: str | None = None, hand: str | None = None, model: str | None = None) -> Iterator[Finding]:
+    """Try one part after the other.
+
+    Args:
+        store: URL of a folder in a store, to be read and written.
+        hand: `mano:PATH`.
+        model: of the hand detector.
+    """
+    yield Finding(
+        "amvur", "ok", f"{_version('amvur-annotator')}, Python {platform.python_version()}, {sys.platform}"
+    )
+    yield _tried("PyTorch", _torch)
+    yield _tried("GPU", _gpu, asked_for=False)
+    yield _tried("default weights", _weights)
+    yield _tried("nvdiffrast", _nvdiffrast, asked_for=False)
+    yield _tried("Ray", _ray)
+    yield _tried("videos", _videos, asked_for=False)
+    yield _tried("hand detector", lambda: _detector(model), asked_for=model is not None)
+    yield _tried("MANO", lambda: _mano(hand), asked_for=hand is not None)
+    yield _tried("store", lambda: _store(store), asked_for=store is not None)
+
+
+class _AbsentError(Exception):
+    """Something that need not be there."""
+
+
+def _tried(part: str, look: Callable[[], str], asked_for: bool = True) -> Finding:
+    try:
+        return Finding(part, "ok", look(), asked_for)
+    except _AbsentError as absent:
+        return Finding(part, "absent", str(absent), asked_for)
+    except Exception as error:  # whatever is wrong with it is what was asked
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        return Finding(part, "broken", " ".join(said.split())[:300], asked_for)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed as a package"
+
+
+def _torch() -> str:
+    import torch
+
+    product = torch.ones(8, 8) @ torch.ones(8, 8)
+    assert float(product[0, 0]) == 8
+    return f"{torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        raise _AbsentError(
+            "none; all works on CPUs"
+            if built is None
+            else f"none that PyTorch (for CUDA {built}) can use: see what nvidia-smi says"
+        )
+    names = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    assert float((torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda"))[0, 0]) == 8
+    free, total = torch.cuda.mem_get_info()
+    return (
+        f"{', '.join(names)}; {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, CUDA {torch.version.cuda}"
+    )
+
+
+def _weights() -> str:
+    import numpy as np
+
+    from annotator.predictor import load
+
+    predictor = load("default", device="cpu")
+    label = predictor.predict([np.full((96, 96, 3), 127, np.uint8)])[0]
+    assert np.isfinite(label["vertices_mm"]).all()
+    ids = f"{predictor.checkpoint.id}, hand model {predictor.checkpoint.hand.id}"
+    return f"{ids}, {predictor.photos_per_s():.0f} photos/s on the CPU"
+
+
+def _nvdiffrast() -> str:
+    import torch
+
+    try:
+        import nvdiffrast.torch as dr
+    except ImportError:
+        raise _AbsentError(
+            "not installed; rendering is pure torch (pip install 'amvur-annotator[gpu]', non-commercial)"
+        ) from None
+    if not torch.cuda.is_available():
+        raise _AbsentError("installed, but it needs a GPU; rendering is pure torch")
+    dr.RasterizeCudaContext()
+    return _version("nvdiffrast") if _version("nvdiffrast")[0].isdigit() else _version("diffrp-nvdiffrast")
+
+
+def _ray() -> str:
+    import ray
+
+    from annotator.runtime.ray_session import connected
+
+    with connected():
+        cpus = ray.cluster_resources().get("CPU", 0)
+        assert ray.get(ray.remote(num_cpus=0.5)(_elsewhere).remote(1)) == 2
+    jobs = "" if _has("aiohttp_cors") else "; no head for jobs (pip install 'amvur-annotator[cluster]')"
+    return f"{ray.__version__}, a task ran, {cpus:.0f} CPUs{jobs}"
+
+
+def _elsewhere(number: int) -> int:
+    return number + 1
+
+
+def _videos() -> str:
+    if not _has("av"):
+        raise _AbsentError("not read (pip install 'amvur-annotator[video]')")
+    import av
+
+    return f"PyAV {av.__version__}"
+
+
+def _detector(model: str | None) -> str:
+    from annotator.detector import HandDetector, model_file, read_model
+
+    if not _has("mediapipe"):
+        raise _AbsentError("not installed (pip install 'amvur-annotator[detect]')")
+    if model_file(model) is None:
+        raise _AbsentError(
+            "MediaPipe is installed; its model is not in this folder (--model PATH of hand_landmarker.task)"
+        )
+    import numpy as np
+
+    found = read_model(model)
+    detector = HandDetector(found)
+    detector.find(np.zeros((64, 64, 3), np.uint8))
+    detector.close()
+    return f"{found.id}, MediaPipe {_version('mediapipe')}"
+
+
+def _mano(hand: str | None) -> str:
+    if hand is None:
+        if not _has("smplx"):
+            raise _AbsentError(
+                "not installed (pip install 'amvur-annotator[mano]', non-commercial); the open hand needs none"
+            )
+        raise _AbsentError(
+            "not looked for (--hand mano:PATH of your MANO_RIGHT.pkl); the open hand needs none"
+        )
+    from annotator.hand import load_hand
+
+    return load_hand(hand).id
+
+
+def _store(store: str | None) -> str:
+    from annotator.storage.files import FIRST_ANSWER_S, check_writable, names_in
+    from annotator.storage.remote import patience, shown
+
+    if store is None:
+        raise _AbsentError("not looked for (--store s3://bucket/folder)")
+    with patience(FIRST_ANSWER_S):
+        there = len(names_in(store))
+        check_writable(store)
+    return f"'{shown(store)}' can be read and written, {there} names in it"
+
+
+def _has(module: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(module) is not None

@@ -1,0 +1,276 @@
+"""The stations a shard passes: open, predict, write. Plain functions on one shard; they know no engine.
+
+    entries --open_shard--> Shard with crops --predict_shard--> Shard with hands --shard_table--> a label file
+
+Every entry leaves as a row, whatever became of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from annotator.detector import ENOUGH_PX, HandDetector
+from annotator.errors import UserError
+from annotator.labels.schema import labels_to_table, without_hand
+from annotator.photos.crops import Crops, crop_photo
+from annotator.photos.decode import Photo, PhotoError
+from annotator.photos.read import photos_of
+from annotator.sources.entry import Entry
+
+if TYPE_CHECKING:  # who opens and writes starts seconds sooner without torch
+    from annotator.predictor import Predictor, Side
+
+#: A hand's box is longer. One that is shorter is a mistake, such as fractions of the photo given as pixels.
+MIN_BOX_PX = 8
+
+#: Gives this process's detector, which is loaded when first asked for.
+FindHands = Callable[[], HandDetector]
+
+
+@dataclass
+class Shard:
+    """Rows for every entry, and crops or labels of the hands among them."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    hand_rows: list[int] = field(default_factory=list)  # the row of each crop, then of each hand
+    crops: Crops | None = None  # gone once they are labelled
+    hands: dict[str, Any] = field(default_factory=dict)  # label columns over hands
+
+    @staticmethod
+    def join(parts: Sequence[Shard]) -> Shard:
+        """One of several that were opened apart."""
+        whole = Shard()
+        for part in parts:
+            whole.hand_rows += [len(whole.rows) + row for row in part.hand_rows]
+            whole.rows += part.rows
+        crops = [part.crops for part in parts if part.crops is not None]
+        whole.crops = Crops.stack(crops) if crops else None
+        whole.hands = joined_columns([part.hands for part in parts if part.hands])
+        return whole
+
+
+def joined_columns(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Label columns of some hands after those of others: arrays, None throughout, or a mapping of such."""
+
+    def join(values: list[Any]) -> Any:
+        if values[0] is None:
+            return None
+        return joined_columns(values) if isinstance(values[0], dict) else np.concatenate(values)
+
+    return {name: join([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def first_row(entry: Entry) -> dict[str, Any]:
+    """What all rows of an entry have in common, as a row without a hand."""
+    return {
+        "image_uri": entry.uri,
+        "image_id": entry.id,
+        "duplicate": entry.duplicate,
+        "frame_index": entry.frame_index,
+        "frame_time_s": entry.frame_time_s,
+        # An earlier row speaks for the photo; this one keeps its place among the hands, whatever becomes of it.
+        "hand_index": entry.first_hand or -1,
+        **entry.extra,
+    }
+
+
+def row_of_error(error: Exception) -> dict[str, Any]:
+    """What the row of an entry says that could not be read, or met a defect of ours, which costs it alone."""
+    if isinstance(error, PhotoError):
+        return without_hand(error.reason, str(error))
+    return without_hand("internal_error", one_line(error))
+
+
+def crashed_shard(entries: Sequence[Entry]) -> Shard:
+    """Entries that ended every process that opened them."""
+    said = without_hand("crashed", "each process that opened this photo ended without a word")
+    return Shard([first_row(entry) | said for entry in entries])
+
+
+def opened(
+    entries: Sequence[Entry], min_side_px: Callable[[Entry], int]
+) -> Iterator[tuple[Entry, dict[str, Any], Photo | None]]:
+    """Each entry with its row and its photo; where there is none, the row says why."""
+    photos = photos_of([entry for entry in entries if not entry.fault], min_side_px)
+    for entry in entries:
+        row = first_row(entry)
+        if entry.fault:
+            yield entry, row | without_hand(*entry.fault), None
+            continue
+        photo = next(photos)
+        if isinstance(photo, Exception):
+            yield entry, row | row_of_error(photo), None
+        else:
+            yield entry, row | {"width": photo.width, "height": photo.height}, photo
+
+
+def open_shard(
+    entries: Sequence[Entry], crop_px: int, find: FindHands | None = None, margin: float = 1.0
+) -> Shard:
+    """Read and decode every photo of a shard and cut its hands; one that can't be read gets its row at once.
+
+    Pixels are `crop_px` wide and show `margin` times each crop.
+
+    Hands are those that the list names, or the detector `find` gives sees; without either, each photo is the crop
+    around one.
+    """
+    shard = Shard()
+    cut: list[Crops] = []
+    side_px = math.ceil(crop_px / margin)
+    for entry, row, photo in opened(entries, lambda entry: side_px if _is_crop(entry, find) else ENOUGH_PX):
+        if photo is None:
+            shard.rows.append(row)
+            continue
+        try:
+            source, crops = _hands(entry, photo, crop_px, margin, find)
+        except UserError:  # a detector that can't be used finds nothing in any photo
+            raise
+        except Exception as error:  # a defect of ours or the detector's must cost one photo, not the run
+            shard.rows.append(row | row_of_error(error))
+            continue
+        if not crops:
+            shard.rows.append(row | without_hand("no_hand_found", "the detector found no hand"))
+            continue
+        shard.hand_rows += range(len(shard.rows), len(shard.rows) + len(crops))
+        first = entry.first_hand
+        shard.rows += [row | {"hand_index": first + k, "box_source": source} for k in range(len(crops))]
+        cut += crops
+    shard.crops = Crops.stack(cut) if cut else None
+    return shard
+
+
+def _is_crop(entry: Entry, find: FindHands | None) -> bool:
+    """Whether the photo is taken for the crop around a hand; of each by itself, however entries are opened together."""
+    return find is None and not _has_boxes(entry)
+
+
+def _has_boxes(entry: Entry) -> bool:
+    """Whether somebody said where its hands are, or that there is none."""
+    hands = entry.hands
+    return hands is not None and (not hands or any(hand.box_xyxy is not None for hand in hands))
+
+
+def _hands(
+    entry: Entry, photo: Photo, crop_px: int, margin: float, find: FindHands | None
+) -> tuple[str, list[Crops]]:
+    """Return the source of the hands' boxes, and their crops."""
+
+    def crop(box: Sequence[float] | None, right_score: float | None) -> Crops:
+        return crop_photo(
+            photo.pixels, photo.width, photo.height, crop_px, box, entry.focal_px, right_score, margin
+        )
+
+    hands = entry.hands
+    if hands is not None and _has_boxes(entry):
+        return "list", [
+            crop(listed_box(hand.box_xyxy, entry, photo) if hand.box_xyxy else None, hand.right_score)
+            for hand in hands
+        ]
+    told = hands[0].right_score if hands else None
+    if find is None:
+        return "photo", [crop(None, told)]
+    found = find().find(photo.pixels, photo.width, photo.height)
+    return "detector", [
+        crop(hand.box_xyxy.tolist(), _right_score(hand.is_right, hand.side_score) if told is None else told)
+        for hand in found
+    ]
+
+
+def listed_box(box_xyxy: Sequence[float], entry: Entry, photo: Photo) -> tuple[float, float, float, float]:
+    """A listed hand's box in photo pixels.
+
+    Raises:
+        PhotoError: it lies outside the photo, or is too small to hold a hand.
+    """
+    across, down = {
+        "file": photo.stretch_xy,
+        "photo": (1.0, 1.0),
+        "fraction": (photo.width, photo.height),
+    }[entry.boxes_in]
+    x0, y0, x1, y1 = box_xyxy
+    box = x0 * across, y0 * down, x1 * across, y1 * down
+    if box[2] <= 0 or box[3] <= 0 or box[0] >= photo.width or box[1] >= photo.height:
+        size = f"{photo.width} x {photo.height} pixels"
+        raise PhotoError("box_outside", f"the listed box {box} lies outside the photo of {size}")
+    if max(box[2] - box[0], box[3] - box[1]) < MIN_BOX_PX:
+        raise PhotoError(
+            "too_small", f"the listed box {box} is smaller than {MIN_BOX_PX} pixels: too small to show a hand"
+        )
+    return box
+
+
+def _right_score(is_right: bool, side_score: float) -> float:
+    return side_score if is_right else 1 - side_score
+
+
+class ModelBrokenError(Exception):
+    """A model that labels nothing any more, such as after an error of its GPU that only a new process mends."""
+
+
+def predict_shard(predictor: Predictor, shard: Shard, side: Side, samples: int = 0) -> Shard:
+    """Label the crops of a shard, with that many drawn meshes for each hand.
+
+    Raises:
+        ModelBrokenError: not one of several can be labelled.
+    """
+    crops = shard.crops
+    if crops is None:
+        return Shard(shard.rows, shard.hand_rows)
+    try:
+        return _labelled(shard, predictor.predict_crops(crops, side, samples), predictor.checkpoint.id)
+    except Exception as error:
+        if len(crops) == 1:
+            return _without_labels(shard, error)
+    # One of them may be at fault, and shall not take the others along.
+    parts: list[Shard] = []
+    failed = 0
+    for number, row in enumerate(shard.hand_rows):
+        alone = Shard([shard.rows[row]], [0], crops[number : number + 1])
+        parts.append(predict_shard(predictor, alone, side, samples))
+        failed += not parts[-1].hands
+    if failed == len(parts):
+        raise ModelBrokenError(parts[0].rows[0]["error"])
+    for row, part in zip(shard.hand_rows, parts, strict=True):
+        shard.rows[row] = part.rows[0]
+    good = [row for row, part in zip(shard.hand_rows, parts, strict=True) if part.hands]
+    return Shard(shard.rows, good, hands=joined_columns([part.hands for part in parts if part.hands]))
+
+
+def _labelled(shard: Shard, hands: dict[str, Any], checkpoint: str) -> Shard:
+    for row in shard.hand_rows:
+        shard.rows[row] |= {"status": "ok", "checkpoint": checkpoint}
+    return Shard(shard.rows, shard.hand_rows, hands=hands)
+
+
+def _without_labels(shard: Shard, error: Exception) -> Shard:
+    for row in shard.hand_rows:
+        shard.rows[row] |= without_hand("internal_error", one_line(error))
+    return Shard(shard.rows)
+
+
+def shard_table(shard: Shard, schema: pa.Schema) -> pa.Table:
+    """The rows of a shard's label file."""
+    return labels_to_table(shard.rows, shard.hands, shard.hand_rows, schema)
+
+
+def count_outcomes(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """How many photos ended in what: `ok`, or `status: reason`. A photo's second hand is not counted again."""
+    return dict(
+        Counter(
+            row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
+            for row in rows
+            if row["hand_index"] <= 0
+        )
+    )
+
+
+def one_line(error: Exception) -> str:
+    """An error as a label's `error` column has it."""
+    return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]

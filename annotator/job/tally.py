@@ -1,0 +1,135 @@
+"""What became of every photo of a label folder, without reading its labels again: `LABELS/_outcomes/`.
+
+Each part is some shards' outcomes, a line a shard. A label file decides: one that no part knows is read, and a shard
+whose file has gone does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from annotator.job.manifest import DoneShards, shard_file_name
+from annotator.job.stages import count_outcomes
+from annotator.labels.folder import read_columns
+from annotator.storage.files import join, names_in, read_whole, remove_file, write_whole
+from annotator.storage.remote import shown
+
+FOLDER = "_outcomes"
+
+#: What a shard's outcomes are counted from.
+OUTCOME_COLUMNS = ["status", "reason", "hand_index", "image_uri", "error"]
+
+#: How many photos that failed are named, of a shard and of a run.
+FAILED_OF_SHARD, FAILED_OF_RUN = 3, 20
+
+#: Outcomes are written at least so seldom, and in all so often: parts of a long run grow with it.
+_EVERY_S, _PARTS_PER_DOUBLING = 5.0, 30
+
+
+@dataclass
+class ShardReport:
+    """What became of a shard's entries."""
+
+    shard: int
+    outcomes: dict[str, int]  # "ok", or "status: reason"
+    failed: list[list[str]] = field(default_factory=list)  # a few that failed: uri, error
+    retries: dict[str, int] = field(default_factory=dict)  # what stores answered before they answered well
+    written: int = 0  # entries whose rows were made anew
+    began: float = 0.0  # when its prediction began, time.time()
+
+
+def report_of(shard: int, rows: Iterable[dict[str, Any]]) -> ShardReport:
+    """The report of a shard's rows."""
+    rows = list(rows)
+    failed = [[shown(row["image_uri"]), row["error"]] for row in rows if row["status"] == "failed"]
+    return ShardReport(shard, count_outcomes(rows), failed[:FAILED_OF_SHARD])
+
+
+class Tally:
+    """The sum of all shards' outcomes, kept on disk or in a store as shards are done."""
+
+    def __init__(self, labels: str, done: DoneShards, anew: bool = False) -> None:
+        """Count what is there; of label files that nobody counted, their scalar columns are read.
+
+        Args:
+            labels: the label folder. done: its label files.
+            anew: count all files, and keep nothing until `write`: label files are about to be replaced.
+
+        Raises:
+            UserError: one of those is damaged.
+        """
+        self._labels, self._folder, self._at_end = labels, join(labels, FOLDER), anew
+        self._began = self._written = time.monotonic()
+        seen = bytearray(done.highest())
+        if anew or not self._count_parts(done, seen):
+            for name in names_in(self._folder):
+                remove_file(join(self._folder, name))
+            seen = bytearray(done.highest())
+            self._start(0)
+        for number in done:
+            if not seen[number]:
+                self.add(self.of_labels(number))
+        if not anew:
+            self.write()
+
+    def _start(self, parts: int) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.failed: list[list[str]] = []
+        self._waiting: list[str] = []
+        self._parts = parts
+
+    def _count_parts(self, done: DoneShards, seen: bytearray) -> bool:
+        """Count what is noted; whether that holds: where a label file has gone, another will take its place, of which
+        a part must not speak."""
+        names = sorted(name for name in names_in(self._folder) if name.endswith(".jsonl"))
+        self._start(int(names[-1][5:-6]) + 1 if names else 0)
+        for name in reversed(names):  # a shard that was made again counts as it is now
+            for report in reversed(self._reports(name)):
+                if report.shard not in done:
+                    return False
+                if not seen[report.shard]:
+                    seen[report.shard] = 1
+                    self._count(report)
+        return True
+
+    def _reports(self, name: str) -> list[ShardReport]:
+        lines = (read_whole(join(self._folder, name)) or b"").splitlines()
+        return [ShardReport(**json.loads(line)) for line in lines]
+
+    def of_labels(self, number: int) -> ShardReport:
+        """What a label file says, without what happened on the way."""
+        table = read_columns(self._labels, shard_file_name(number), OUTCOME_COLUMNS)
+        return report_of(number, table.to_pylist())
+
+    def add(self, report: ShardReport, instead_of: ShardReport | None = None) -> None:
+        """Count a shard that was just written, `instead_of` what it was."""
+        if instead_of is not None:
+            self.outcomes.subtract(instead_of.outcomes)
+            self.outcomes = +self.outcomes
+            self.failed = [pair for pair in self.failed if pair not in instead_of.failed]
+        self._count(report)
+        line = {"shard": report.shard, "outcomes": report.outcomes, "failed": report.failed}
+        self._waiting.append(json.dumps(line))
+        now = time.monotonic()
+        if not self._at_end and now - self._written > max(
+            _EVERY_S, (now - self._began) / _PARTS_PER_DOUBLING
+        ):
+            self.write()
+
+    def write(self) -> None:
+        """Write what was added since."""
+        if self._waiting:
+            data = "\n".join(self._waiting).encode() + b"\n"
+            write_whole(join(self._folder, f"part-{self._parts:06d}.jsonl"), data)
+            self._parts += 1
+            self._waiting.clear()
+        self._written = time.monotonic()
+
+    def _count(self, report: ShardReport) -> None:
+        self.outcomes.update(report.outcomes)
+        self.failed += report.failed[: FAILED_OF_RUN - len(self.failed)]

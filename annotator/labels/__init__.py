@@ -1,0 +1,1 @@
+"""Label folders: their schema, their files, and conditions on their columns."""

@@ -1,0 +1,87 @@
+"""Hands found in crops as label columns: whoever found them, they are turned to the photo's camera axes here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator import coordinates as frames
+from annotator.coordinates import CropFrame
+from annotator.photos.crops import CropPlaces
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class CropHands:
+    """n hands, wrist-relative, in the axes of their upright, unmirrored crops (`annotator.coordinates`): lefts are left."""
+
+    is_right: NDArray[np.bool_]  # (n,)
+    joints3d_mm: Floats  # (n, 21, 3)
+    joints3d_std_mm: Floats  # (n, 21, 3)
+    joints2d_px: Floats  # (n, 21, 2) photo pixels
+    joints2d_std_px: Floats  # (n, 21, 2)
+    vertices_mm: Floats  # (n, V, 3)
+    vertices_std_mm: Floats  # (n, V, 3)
+    visible: NDArray[np.bool_]  # (n, V)
+    scale_per_mm: Floats  # (n,) crop half-sides per millimetre
+    rotvec: Floats  # (n, 3) the weak-perspective camera's r
+    translation: Floats  # (n, 2) crop half-sides
+    pose: Floats | None = None  # (n, 48) of a right hand: a left one's mirror image
+    betas: Floats | None = None  # (n, 10)
+
+
+def crop_axes(places: CropPlaces) -> NDArray[np.float32]:
+    """Return the crop axes (n, 3, 3) of each crop; the principal point of a photo's camera is its centre."""
+    frame = CropFrame(places.centre_px, places.half_side_px, np.zeros(len(places), bool))
+    return frame.axes(places.photo_size_px / 2, places.focal_px).astype(np.float32)
+
+
+def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
+    """Return the columns of `annotator.labels.schema` that need nothing but the hands and where their crops lie."""
+    axes = crop_axes(places)
+    joints3d_mm = frames.camera_from_crop(hands.joints3d_mm, axes)
+    joints3d_std_mm = frames.turned_std(hands.joints3d_std_mm, axes)
+    vertices_std_mm = frames.turned_std(hands.vertices_std_mm, axes)
+    camera_rotation = frames.rotation_matrices(hands.rotvec) @ axes.swapaxes(1, 2)
+    pose = None
+    if hands.pose is not None:
+        # It is a right hand's, before the mirror image of the camera where the hand is left.
+        shown_axes = np.where(hands.is_right[:, None, None], axes, frames.mirror_rotation(axes))
+        wrist = frames.rotation_vectors(shown_axes @ frames.rotation_matrices(hands.pose[:, :3]))
+        pose = np.concatenate([wrist, hands.pose[:, 3:]], 1).astype(hands.pose.dtype)
+    principal_px = places.photo_size_px / 2
+    half_side_px = places.half_side_px[:, None]
+    per_joint = np.linalg.norm(joints3d_std_mm[:, 1:], axis=-1)
+    return {
+        "box_xyxy": places.box_xyxy.copy(),  # columns may be written to, the places they come from may not
+        "crop_xyxy": np.concatenate([places.centre_px - half_side_px, places.centre_px + half_side_px], 1),
+        "is_right": hands.is_right,
+        "joints3d_mm": joints3d_mm,
+        "joints3d_std_mm": joints3d_std_mm,
+        "joints2d_px": hands.joints2d_px,
+        "joints2d_std_px": hands.joints2d_std_px,
+        "vertices_mm": frames.camera_from_crop(hands.vertices_mm, axes),
+        "vertices_std_mm": vertices_std_mm,
+        "pose": pose,
+        "betas": hands.betas,
+        "camera": {
+            "scale": hands.scale_per_mm,
+            "rotation": frames.rotation_vectors(camera_rotation),
+            "translation": hands.translation,
+            "cam_t_mm": frames.camera_translation(
+                joints3d_mm, hands.joints2d_px, places.focal_px, principal_px
+            ),
+            "focal_px": places.focal_px.copy(),
+            "principal_px": principal_px,
+            "focal_source": np.where(places.focal_given, "given", "assumed"),
+        },
+        "vertex_visible": hands.visible,
+        "visible_fraction": hands.visible.mean(1),
+        "joint_std_mm": per_joint.mean(1),
+        "max_joint_std_mm": per_joint.max(1),
+        "vertex_std_mm": np.linalg.norm(vertices_std_mm, axis=-1).mean(1),
+    }

@@ -1,0 +1,1 @@
+"""Read and decode photos, and cut crops out of them."""

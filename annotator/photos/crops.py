@@ -1,0 +1,99 @@
+"""Crops: what the network sees of photos, with where each lies in its photo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.coordinates import assumed_focal_px, cut, square_around
+
+#: Which hands photos show; `auto`: somebody or the network says it of each.
+Side = Literal["auto", "left", "right"]
+
+#: A crop's side over its box's longer side. A photo that is itself the crop is taken whole.
+BOX_PADDING = 1.3
+
+#: A hand's box over the box of its 21 joints, which lie inside the flesh.
+BOX_OVER_JOINTS = 1.1
+
+
+@dataclass
+class CropPlaces:
+    """Where n square crops lie in their photos, and how those were taken."""
+
+    centre_px: NDArray[np.float64]  # (n, 2) photo pixels
+    half_side_px: NDArray[np.float64]  # (n,)
+    box_xyxy: NDArray[np.float64]  # (n, 4) the hand's box, photo pixels
+    photo_size_px: NDArray[np.float64]  # (n, 2) width, height
+    focal_px: NDArray[np.float64]  # (n,)
+    focal_given: NDArray[np.bool_]  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.centre_px)
+
+
+@dataclass
+class Crops(CropPlaces):
+    """n square crops of one size, none mirrored.
+
+    `pixels` may show more than the crop that the other fields and labels are about: `margin` times its side.
+    """
+
+    pixels: NDArray[np.uint8]  # (n, crop_px, crop_px, 3) RGB
+    right_score: NDArray[np.float32]  # (n,) probability of a right hand, says whoever found it; NaN: nobody
+
+    def __getitem__(self, rows: Any) -> Crops:
+        return Crops(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    @staticmethod
+    def stack(crops: Sequence[Crops]) -> Crops:
+        """Join crops of one size."""
+        return Crops(*(np.concatenate([getattr(c, f.name) for c in crops]) for f in fields(Crops)))
+
+
+def crop_photo(
+    pixels: NDArray[np.uint8],
+    width: int,
+    height: int,
+    crop_px: int,
+    box_xyxy: Sequence[float] | None = None,
+    focal_px: float | None = None,
+    right_score: float | None = None,
+    margin: float = 1.0,
+) -> Crops:
+    """Cut one hand out of a photo (n = 1).
+
+    Args:
+        pixels: (H, W, 3), the photo or a scaled-down version of it.
+        width: of the photo itself. height: likewise.
+        crop_px: side of the crop's pixels.
+        box_xyxy: the hand's box in photo pixels; without, the photo is the crop.
+        focal_px: the photo's focal length, if it is known.
+        right_score: probability that it is a right hand, if somebody said so.
+        margin: side of what the pixels show over the crop's own side.
+    """
+    whole = box_xyxy is None
+    box = np.array([0, 0, width, height] if box_xyxy is None else box_xyxy, np.float64)
+    frame = square_around(box, 1.0 if whole else BOX_PADDING)
+    focal = focal_px if focal_px is not None else assumed_focal_px(width, height, photo_is_crop=whole)
+    return Crops(
+        pixels=cut(pixels, frame._replace(half_side_px=frame.half_side_px * margin), crop_px, width)[None],
+        centre_px=np.asarray(frame.centre_px)[None],
+        half_side_px=np.array([frame.half_side_px]),
+        box_xyxy=box[None],
+        photo_size_px=np.array([[width, height]], np.float64),
+        focal_px=np.array([focal]),
+        focal_given=np.array([focal_px is not None]),
+        right_score=np.array([np.nan if right_score is None else right_score], np.float32),
+    )
+
+
+def box_around_joints(joints2d_px: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The hand's box (4,) xyxy from its joints (N, 2), photo pixels; NaN joints are left out."""
+    low, high = np.nanmin(joints2d_px, 0), np.nanmax(joints2d_px, 0)
+    centre, half = (low + high) / 2, (high - low) / 2 * BOX_OVER_JOINTS
+    return np.concatenate([centre - half, centre + half])

@@ -1,0 +1,1 @@
+"""Measure errors and predicted uncertainty, and calibrate one by the other."""

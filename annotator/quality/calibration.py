@@ -1,0 +1,121 @@
+"""Calibration: maps from a network's standard deviations to ones that measure errors, and the data behind them.
+
+A checkpoint carries one in its header and every label file a copy in its metadata, both as `asdict` writes it.
+Fitting is in `annotator/quality/uncertainty.py` (one map) and `trainer/evaluation/calibrate.py` (all of them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.config import from_dict
+from annotator.errors import UserError
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """The map `scale * value ** exponent`."""
+
+    scale: float = 1.0
+    exponent: float = 1.0
+
+    def __call__(self, value: Floats) -> Floats:
+        """Map an array of any shape; the identity returns the array itself."""
+        if self == PowerLaw():
+            return value
+        return self.scale * value**self.exponent
+
+
+@dataclass(frozen=True)
+class AxisLaws:
+    """Power laws for the stds of 3D points in crop axes, millimetres.
+
+    x and y share one: a hand may be turned by any angle in the image plane, so they are alike. z is the depth along
+    the crop's ray, which a photo shows far less of.
+    """
+
+    plane: PowerLaw = field(default_factory=PowerLaw)
+    depth: PowerLaw = field(default_factory=PowerLaw)
+
+    def __call__(self, std_mm: Floats) -> Floats:
+        """Map stds (..., 3) of x, y and z; the identity returns the array itself."""
+        if self.plane == self.depth:
+            return self.plane(std_mm)
+        return np.concatenate([self.plane(std_mm[..., :2]), self.depth(std_mm[..., 2:])], -1)
+
+
+#: The mean length of a 3D Gaussian error over the length of its std vector, all axes alike.
+GAUSSIAN_MEAN_ERROR = math.sqrt(8 / (3 * math.pi))
+
+#: The caveat where only 2D joints were there to calibrate on.
+UNCALIBRATED_3D = (
+    "3D std is as the network gives it; if training had no 3D either, depth's is a prior's, which orders no errors: "
+    "don't filter by it"
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Maps from the network's stds to ones that measure errors; a kind without a fit keeps the identity."""
+
+    vertices: AxisLaws = field(default_factory=AxisLaws)
+    joints3d: AxisLaws = field(default_factory=AxisLaws)
+    joints2d: PowerLaw = field(
+        default_factory=PowerLaw
+    )  # crop half-sides; x and y are both in the image plane
+    #: From a hand's calibrated `joint_std_mm` to the expected mean error of its joints, wrist left out, millimetres.
+    #: Errors have heavier tails than a Gaussian, most of all where std is large, so coverage doesn't give this mean.
+    joint_error: PowerLaw = field(default_factory=lambda: PowerLaw(GAUSSIAN_MEAN_ERROR, 1.0))
+    #: The data set, its size and the kinds that were fitted; empty before any fit.
+    fitted_on: str = ""
+
+    @property
+    def measures_3d(self) -> bool:
+        """Whether stds of 3D joints were fitted to errors. False where the data held only 2D joints, or no fit ran."""
+        return bool(self.fitted_on) and self.joints3d != AxisLaws()
+
+    def table(self) -> list[tuple[str, str]]:
+        """Return a row for each map that was fitted: its name and its formula."""
+        laws = {
+            "vertices, image plane": self.vertices.plane,
+            "vertices, depth": self.vertices.depth,
+            "3D joints, image plane": self.joints3d.plane,
+            "3D joints, depth": self.joints3d.depth,
+            "2D joints": self.joints2d,
+        }
+        rows = [
+            (name, f"std = {law.scale:.4g} x std ^ {law.exponent:.3f}")
+            for name, law in laws.items()
+            if law != PowerLaw()
+        ]
+        if self.measures_3d:
+            law = self.joint_error
+            rows.append(("3D joints, mean error", f"error = {law.scale:.4g} x std ^ {law.exponent:.3f}"))
+        return rows
+
+
+def read_calibration(values: Mapping[str, Any], where: str) -> Calibration:
+    """Build a calibration from a checkpoint's header or a label file's metadata; `where` names it in errors.
+
+    Files from before laws per axis hold one law for all axes (`{"scale": ..., "exponent": ...}`) and no `joint_error`.
+    They keep their meaning: that law on every axis, and the mean error of a Gaussian. So no new version is needed.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong kind.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: expected keys and values, found {values!r}")
+    widened = dict(values)
+    for kind in ("vertices", "joints3d"):
+        law = widened.get(kind)
+        if isinstance(law, Mapping) and "plane" not in law and "depth" not in law:
+            widened[kind] = {"plane": law, "depth": law}
+    return from_dict(Calibration, widened, where)

@@ -1,0 +1,116 @@
+"""Pictures of one label: the photo's crop, the mesh over it, its uncertainty, its texture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import roma
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from annotator.coordinates import CropFrame, cut, project_weak
+from annotator.errors import UserError
+from annotator.photos.decode import PhotoError
+from annotator.photos.read import photo_at
+from annotator.render.shading import draw
+
+Picture = NDArray[np.uint8]
+
+#: Uncertainty's colours, sure to unsure; told apart by lightness too.
+STOPS = np.array([[38, 70, 132], [44, 140, 153], [131, 196, 118], [246, 205, 82], [222, 84, 47]], np.float32)
+
+SKIN = (0.86, 0.66, 0.56)
+PAPER = 245  # the grey behind meshes that stand alone
+
+
+def uncertainty_colours(std_mm: np.ndarray, low_mm: float, high_mm: float) -> np.ndarray:
+    """Std in millimetres (...) to RGB in 0..1 (..., 3); `low_mm` and below is the surest colour."""
+    std_mm = np.nan_to_num(std_mm, nan=high_mm)  # of what nothing is known, nobody is sure
+    place = np.clip((std_mm - low_mm) / max(high_mm - low_mm, 1e-6), 0, 1) * (len(STOPS) - 1)
+    below = np.minimum(place.astype(int), len(STOPS) - 2)
+    part = (place - below)[..., None]
+    return ((1 - part) * STOPS[below] + part * STOPS[below + 1]) / 255
+
+
+def crop_points(label: Mapping[str, Any]) -> torch.Tensor:
+    """The label's vertices in crop coordinates (V, 3), by its own weak-perspective camera."""
+    camera = label["camera"]
+    rotation = roma.rotvec_to_rotmat(torch.tensor(camera["rotation"], dtype=torch.float32))
+    vertices = torch.from_numpy(_rows(label["vertices_mm"]))
+    scale = torch.tensor([camera["scale"]], dtype=torch.float32)
+    translation = torch.tensor(camera["translation"], dtype=torch.float32)
+    return project_weak(vertices[None], scale, rotation[None], translation[None])[0]
+
+
+def photo_tile(label: Mapping[str, Any], size_px: int) -> Picture | None:
+    """The crop of the photo that the network saw (size_px, size_px, 3); None where the photo is gone."""
+    try:
+        photo = photo_at(label["image_uri"], label["frame_index"])
+    except (PhotoError, UserError, OSError):  # the last two: of a store, or of videos without PyAV
+        return None
+    x0, y0, x1, y1 = label["crop_xyxy"]
+    frame = CropFrame(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), np.float64((x1 - x0) / 2), np.bool_(False))
+    return cut(photo.pixels, frame, size_px, photo.width)
+
+
+def mesh_tiles(
+    label: Mapping[str, Any], faces: NDArray[np.int64], size_px: int, std_range_mm: tuple[float, float]
+) -> dict[str, np.ndarray]:
+    """The label's mesh as RGBA in 0..1 (size_px, size_px, 4): plain, uncertainty, and texture where it has one."""
+    # A left hand is a mirrored right one: the other side of its triangles faces outwards.
+    winding = torch.from_numpy(faces if label["is_right"] else faces[:, ::-1].copy())
+    std_mm = np.linalg.norm(_rows(label["vertices_std_mm"]), axis=-1)
+    colours = {
+        "plain": np.tile(np.array(SKIN, np.float32), (len(std_mm), 1)),
+        "uncertainty": uncertainty_colours(std_mm, *std_range_mm),
+    }
+    if label["vertex_rgb"] is not None:
+        colours["texture"] = _rows(label["vertex_rgb"]) / 255
+    points = crop_points(label)[None].expand(len(colours), -1, -1)
+    drawn = draw(points, winding, torch.from_numpy(np.stack(list(colours.values()))).float(), size_px)
+    return dict(zip(colours, drawn.numpy(), strict=True))
+
+
+def hand_tiles(
+    label: Mapping[str, Any], faces: NDArray[np.int64], size_px: int, std_range_mm: tuple[float, float]
+) -> dict[str, Picture]:
+    """Four pictures (size_px, size_px, 3) of a label: photo, overlay, uncertainty, texture."""
+    return on_paper(photo_tile(label, size_px), mesh_tiles(label, faces, size_px, std_range_mm))
+
+
+def on_paper(photo: Picture | None, meshes: Mapping[str, np.ndarray]) -> dict[str, Picture]:
+    """The four pictures from those of a mesh; paper stands in for what is missing."""
+    size_px = len(meshes["plain"])
+    paper = np.full((size_px, size_px, 3), PAPER, np.uint8)
+    photo = paper if photo is None else photo
+    return {
+        "photo": photo,
+        "overlay": _over(meshes["plain"], photo, strength=0.75),
+        "uncertainty": _over(meshes["uncertainty"], paper),
+        "texture": _over(meshes["texture"], paper) if "texture" in meshes else paper,
+    }
+
+
+def _over(rgba: np.ndarray, background: Picture, strength: float = 1.0) -> Picture:
+    alpha = rgba[..., 3:] * strength
+    mixed = rgba[..., :3] * 255 * alpha + background * (1 - alpha)
+    return mixed.round().clip(0, 255).astype(np.uint8)
+
+
+def _rows(nested: Any) -> np.ndarray:
+    return np.stack(list(nested)).astype(np.float32)
+
+
+def contact_sheet(rows: list[list[Picture]], gap_px: int = 6) -> Image.Image:
+    """Pictures of one size in a grid, row by row, on paper."""
+    size = rows[0][0].shape[0]
+    step = size + gap_px
+    width = max(map(len, rows))
+    sheet = Image.new("RGB", (width * step + gap_px, len(rows) * step + gap_px), (PAPER,) * 3)
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(Image.fromarray(picture), (gap_px + x * step, gap_px + y * step))
+    return sheet

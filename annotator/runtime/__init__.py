@@ -1,0 +1,1 @@
+"""Ray, processes, devices and terminals: the machine below a job."""

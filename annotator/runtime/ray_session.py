@@ -1,0 +1,119 @@
+"""Which Ray a job runs on: one of its own, or a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from annotator.errors import UserError
+from annotator.runtime.stderr import quiet_stderr
+from annotator.storage.files import is_local, local_path
+
+#: What an embedded Ray keeps of what waits between stations, at least, and for each core: two or three shards a model.
+STORE_BYTES, STORE_BYTES_A_CORE = 1 << 30, 1 << 26
+
+#: How long an embedded Ray keeps processes that wait for work. Its own second is less than a shard takes: each task
+#: would find its process gone and start another, a second of a core each time.
+IDLE_MS = 600_000
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[None]:
+    """A Ray for the time of the block, unless one runs in this process already.
+
+    `address`: none starts one of this machine's own; `auto` joins the cluster that this machine is part of.
+
+    Raises:
+        UserError: there is no cluster at this address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # What dies is counted and told of by whoever runs the job, not by Ray in forty lines.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if address is not None:
+        _join(address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    with quiet_stderr():  # Ray's C++ announces its log level there; failures are exceptions
+        ray.init(
+            address="local",  # never a cluster that happens to run here
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=max(STORE_BYTES, STORE_BYTES_A_CORE * (os.cpu_count() or 1)),
+            _system_config={
+                "task_events_report_interval_ms": 0,  # for a dashboard that there is not
+                "idle_worker_killing_time_threshold_ms": IDLE_MS,
+            },
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        with quiet_stderr():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ray.exceptions.AuthenticationError:
+        raise UserError(
+            f"the Ray cluster at '{address}' wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless "
+            "~/.ray/auth_token holds it"
+        ) from None
+    except (ConnectionError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"no Ray cluster at '{address}' ({first}): start one with `ray start --head`"
+        ) from None
+
+
+def check_seen_by_all(places: Iterable[str], labels: str, run: str) -> None:
+    """Whether every machine with work to do sees the local ones of some places, and the very folder of labels.
+
+    Args:
+        places: paths and URLs. labels: the label folder. run: the run that has its lease.
+
+    Raises:
+        UserError: one does not.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    look = ray.remote(num_cpus=0, max_retries=2)(_unseen)
+    local = [str(local_path(place)) for place in places if is_local(place)]
+    local_labels = str(local_path(labels)) if is_local(labels) else None
+    for node in nodes if len(nodes) > 1 else ():
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        try:
+            absent = ray.get(look.options(scheduling_strategy=there).remote(local, local_labels, run))
+        except ray.exceptions.RayError:
+            continue  # it has gone meanwhile
+        for path in absent:
+            raise UserError(
+                f"machine {node['NodeManagerHostname']} of the cluster does not see '{path}': give a URL, or a folder "
+                "that all machines share"
+            )
+
+
+def _unseen(places: list[str], labels: str | None, run: str) -> list[str]:
+    from annotator.job.lease import FILE, holder
+
+    absent = [place for place in places if not os.path.exists(place)]  # noqa: PTH110 - may hold surrogates
+    if labels is not None and holder(f"{labels}/{FILE}") != run:
+        absent.append(labels)
+    return absent

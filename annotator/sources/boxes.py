@@ -1,0 +1,173 @@
+"""Photos from one source, their hands from another: a list with boxes, or labels that `amvur detect` wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from annotator.errors import UserError
+from annotator.labels.folder import label_files, read_columns
+from annotator.sources.entry import BoxFrame, Entry, Fault, ListedHand, plain, readable
+from annotator.sources.folder import holds_many
+from annotator.sources.lists.listed import LIST_SUFFIXES, ListSource
+from annotator.sources.source import Source
+from annotator.storage.files import is_local, join, local_path, read_whole
+from annotator.storage.remote import shown
+
+_COLUMNS = [
+    *("image_uri", "image_id", "status", "reason", "error", "hand_index", "box_xyxy", "is_right"),
+    "side_score",
+]
+
+_NOT_LISTED = Fault("not_listed", "the boxes say nothing of this photo")
+
+
+class WithBoxes(Source):
+    """Each photo of a source, with the hands that `boxes` has for it, by its uri or its id.
+
+    Ids of labels are photos' own, and go first: a uri may be in a list twice, and all frames of a video have one.
+    """
+
+    def __init__(self, photos: Source, boxes: str, normalised: bool = False) -> None:
+        """Look at the boxes.
+
+        Args:
+            photos: in a list among them, each row is a photo.
+            boxes: a list, or a label folder.
+            normalised: the list's boxes are fractions of each photo's width and height.
+
+        Raises:
+            UserError: there are none, or they can't be of that unit.
+        """
+        super().__init__()
+        self.photos, self._boxes, self._normalised = photos, boxes, normalised
+        self.place, self.root, self.columns = photos.place, photos.root, photos.columns
+        self._is_list = boxes.lower().endswith(LIST_SUFFIXES)
+        if self._is_list:
+            if not ListSource(boxes, normalised).has_boxes:
+                raise UserError(
+                    f"'{plain(shown(boxes))}' has no boxes: give columns x1, y1, x2, y2, or box_xyxy"
+                )
+        elif is_unfinished(boxes):
+            raise UserError(f"'{plain(shown(boxes))}' is not finished: run `amvur detect` to its end first")
+        elif not label_files(boxes):
+            raise UserError(
+                f"'{plain(shown(boxes))}' holds no boxes: give a list with them, or what `amvur detect` wrote"
+            )
+
+    def key(self, entry: Entry) -> tuple[Any, ...]:
+        """That of the photos' source."""
+        return self.photos.key(entry)
+
+    def __iter__(self) -> Iterator[Entry]:
+        try:
+            with self._index() as index:
+                for entry in self.photos:
+                    yield entry if entry.fault else self._joined(entry, index)
+        finally:
+            self.skipped, self.skipped_count = self.photos.skipped, self.photos.skipped_count
+
+    @contextmanager
+    def renewing(self) -> Iterator[Callable[[Entry], Entry]]:
+        """The boxes may know more by now, and may be better."""
+        with self._index() as index:
+            yield (
+                lambda entry: (
+                    entry if _has_no_photo(entry) else self._joined(replace(entry, fault=None), index)
+                )
+            )
+
+    @contextmanager
+    def _index(self) -> Iterator[sqlite3.Connection]:
+        # As large as the boxes: in a file of SQLite's own, which goes with the process.
+        index = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        index.execute("pragma journal_mode = off")
+        index.execute("pragma synchronous = off")
+        index.execute("begin")
+        index.execute("create table hands (photo text, hand text)")
+        rows = ((name, json.dumps(hand)) for names, hand in self._hands() for name in names)
+        index.executemany("insert into hands values (?, ?)", rows)
+        index.execute("create index by_photo on hands (photo)")
+        try:
+            yield index
+        finally:
+            index.close()
+
+    def _hands(self) -> Iterator[tuple[set[str], Any]]:
+        """The names of a photo, and one of its hands: a `ListedHand`, a `Fault`, or None for no hand at all."""
+        if self._is_list:
+            boxes = ListSource(self._boxes, self._normalised)
+            for given, entry in boxes.rows():
+                # An id that nobody gave is a row's number.
+                names = {f"id {readable(given)}", f"uri {_normal(entry)}"}
+                names |= {f"id {entry.id}"} if boxes.has_ids else set()
+                yield names, entry.fault or next(iter(entry.hands or ()), None)
+            return
+        for name in sorted(label_files(self._boxes)):
+            table = read_columns(self._boxes, name, _COLUMNS)
+            for row in table.to_pylist():
+                yield {f"uri {row['image_uri']}", f"id {row['image_id']}"}, _hand_of(row)
+
+    def _joined(self, entry: Entry, index: sqlite3.Connection) -> Entry:
+        found = self._found(entry, index)
+        if not found:
+            return replace(entry, fault=_NOT_LISTED)
+        hands: list[ListedHand] = []
+        for hand in found:
+            if hand is not None and isinstance(hand[0], str):
+                return replace(entry, fault=Fault(*hand))
+            if hand is not None:
+                hands.append(ListedHand(tuple(hand[0]) if hand[0] else None, hand[1]))
+        boxes_in: BoxFrame = "photo" if not self._is_list else "fraction" if self._normalised else "file"
+        return replace(entry, hands=tuple(hands), boxes_in=boxes_in)
+
+    def _found(self, entry: Entry, index: sqlite3.Connection) -> list[Any]:
+        """What is known of a photo: under its id or its uri."""
+        names = [f"uri {entry.uri}", f"uri {_normal(entry)}", f"id {entry.id}"]
+        if entry.frame_index is not None:
+            names = names[2:]  # the uri is all the video's
+        for name in names if self._is_list else reversed(names):
+            found = index.execute("select hand from hands where photo = ? order by rowid", (name,)).fetchall()
+            if found:
+                return [json.loads(text) for (text,) in found]
+        return []
+
+
+def _has_no_photo(entry: Entry) -> bool:
+    """Whether its fault is the photos' own source's: a row that makes no sense, a damaged file that holds many."""
+    if entry.fault is None:
+        return False
+    return (
+        entry.fault.reason in ("bad_row", "unsupported")
+        or (entry.inside is not None and not entry.at)
+        or holds_many(entry)
+    )
+
+
+def _normal(entry: Entry) -> str:
+    """An entry's uri, without the detours that a list's may take."""
+    if not is_local(entry.path):
+        return entry.uri
+    path = readable(os.path.normpath(local_path(entry.path))) if entry.path else ""
+    return path + (f"#{entry.inside}" if entry.inside is not None else "")
+
+
+def is_unfinished(boxes: str) -> bool:
+    """Whether a run is going there, or none has come to its end."""
+    record = read_whole(join(boxes, "_run.json"))
+    if record is None:
+        return False
+    return not json.loads(record).get("outcomes") or read_whole(join(boxes, "_lease.json")) is not None
+
+
+def _hand_of(row: dict[str, Any]) -> Any:
+    if row["status"] == "ok":
+        score = row["side_score"] if row["side_score"] is not None else 1.0
+        right = None if row["is_right"] is None else score if row["is_right"] else 1 - score
+        return ListedHand(row["box_xyxy"], right)
+    return None if row["status"] == "no_hand" else Fault(row["reason"], row["error"])

@@ -1,0 +1,197 @@
+"""Hands whose landmarks somebody has found already: labels that `amvur detect` wrote, or annotations in COCO's layout.
+
+Entries carry the landmarks, and no photo is opened. `extra` holds each photo's width and height beside the columns that
+pass through.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+
+from annotator.errors import UserError
+from annotator.labels.folder import label_files, opened_label_file, read_columns
+from annotator.labels.schema import label_schema
+from annotator.sources.boxes import is_unfinished
+from annotator.sources.coco import CocoHand, coco_hands, coco_photos
+from annotator.sources.entry import Entry, Fault, ListedHand, plain, readable
+from annotator.sources.source import Source
+from annotator.storage.files import is_local, join, local_path, read_whole
+from annotator.storage.remote import shown
+
+_OF_PHOTO = ("image_uri", "image_id", "duplicate", "frame_index", "frame_time_s", "width", "height")
+_OF_HAND = (
+    *("status", "reason", "error", "box_xyxy", "is_right", "side_score", "detection_score"),
+    *("joints2d_px", "landmark_depth_px"),
+)
+
+
+class LandmarkSource(Source):
+    """Photos whose hands have landmarks."""
+
+    has_depth: bool
+    box_source: str  # as labels name it
+
+    def key(self, entry: Entry) -> tuple[int]:
+        """Photos come by number."""
+        return (entry.order,)
+
+
+def open_landmarks(place: str, images: str | None = None) -> LandmarkSource:
+    """Return the landmarks behind a path or URL.
+
+    Args:
+        place: a label folder that `amvur detect` wrote, or a `.json` file in COCO's layout.
+        images: of COCO, the folder that its `file_name`s start from; default the file's own, or `images` in it.
+
+    Raises:
+        UserError: it is neither, or not finished, or `images` is given for a label folder.
+    """
+    if place.lower().endswith(".json"):
+        return CocoLandmarks(place, images)
+    if images:
+        raise UserError("images is for annotations in COCO's layout: labels lead to their photos themselves")
+    return DetectedLandmarks(place)
+
+
+class DetectedLandmarks(LandmarkSource):
+    """The rows of a label folder that `amvur detect` wrote, a photo's together."""
+
+    has_depth, box_source = True, "detector"
+
+    def __init__(self, found: str) -> None:
+        """Look at its first file.
+
+        Raises:
+            UserError: there are no landmarks with depth.
+        """
+        super().__init__()
+        self._found = found
+        said = plain(shown(found))
+        if is_unfinished(found):
+            raise UserError(f"'{said}' is not finished: run `amvur detect` to its end first")
+        files = sorted(label_files(found))
+        if not files:
+            raise UserError(
+                f"'{said}' holds no landmarks: give what `amvur detect` wrote, or a .json file in COCO's layout"
+            )
+        with opened_label_file(join(found, "data", files[0])) as file:
+            schema: pa.Schema = file.schema_arrow
+        if "landmark_depth_px" not in schema.names:
+            raise UserError(
+                f"'{said}' holds no landmarks with depth: run this amvur's `detect` into a new folder"
+            )
+        own = set(label_schema(1).names)
+        self.columns = {field.name: field.type for field in schema if field.name not in own}
+        self.place = self._photos_place() or shown(readable(found))
+
+    def _photos_place(self) -> str | None:
+        """Where the photos were, for readers of labels whose uris are relative."""
+        record = read_whole(join(self._found, "_run.json"))
+        return None if record is None else json.loads(record)["settings"].get("source")
+
+    def __iter__(self) -> Iterator[Entry]:
+        names = [*_OF_PHOTO, *_OF_HAND, *self.columns]
+        order = 0
+        for file in sorted(label_files(self._found)):
+            rows = read_columns(self._found, file, names).to_pylist()
+            for _, hands in groupby(rows, key=lambda row: (row["image_uri"], row["image_id"])):
+                yield self._entry(order, list(hands))
+                order += 1
+
+    def _entry(self, order: int, rows: list[dict[str, Any]]) -> Entry:
+        first = rows[0]
+        hands = None
+        fault = None
+        if first["status"] == "ok":
+            hands = tuple(_detected(row) for row in rows)
+        else:
+            fault = Fault(first["reason"], first["error"])
+        return Entry(
+            path=first["image_uri"],
+            id=first["image_id"],
+            order=order,
+            frame_index=first["frame_index"],
+            frame_time_s=first["frame_time_s"],
+            hands=hands,
+            duplicate=first["duplicate"],
+            fault=fault,
+            extra={name: first[name] for name in ("width", "height", *self.columns)},
+        )
+
+
+def _detected(row: dict[str, Any]) -> ListedHand:
+    score = 1.0 if row["side_score"] is None else row["side_score"]
+    right = None if row["is_right"] is None else score if row["is_right"] else 1 - score
+    depth = row["landmark_depth_px"] or [None] * 21
+    landmarks = tuple((*joint, z) for joint, z in zip(row["joints2d_px"], depth, strict=True))
+    return ListedHand(tuple(row["box_xyxy"]), right, landmarks, row["detection_score"])
+
+
+class CocoLandmarks(LandmarkSource):
+    """The photos of a file in COCO's layout, by their order in it; keypoints have no depth."""
+
+    has_depth, box_source = False, "list"
+
+    def __init__(self, path: str, images: str | None = None) -> None:
+        """Read the file, which is held in memory as COCO's layout asks.
+
+        Raises:
+            UserError: the file is missing or malformed, or has no hand.
+        """
+        super().__init__()
+        self._photos = coco_photos(path)
+        self._hands: dict[Any, list[CocoHand]] = defaultdict(list)
+        for hand in coco_hands(path):
+            self._hands[hand.photo["id"]].append(hand)
+        if not self._hands:
+            raise UserError(f"'{plain(shown(path))}' has no annotated hand")
+        for number, photo in enumerate(self._photos):
+            if any(not isinstance(photo.get(side), int) or photo[side] < 1 for side in ("width", "height")):
+                raise UserError(f"{path}: image {number}: width, height: expected pixels")
+        self._folder = images or self._folder_beside(path)
+        self.place = self._folder
+
+    def _folder_beside(self, path: str) -> str:
+        beside = path.rpartition("/")[0] or "."
+        if is_local(beside):
+            beside = str(local_path(beside).absolute())
+        inside = join(beside, "images")
+        first = self._photos[0]["file_name"]
+        if is_local(inside) and local_path(join(inside, first)).exists():
+            return inside
+        return beside
+
+    def __iter__(self) -> Iterator[Entry]:
+        seen: set[str] = set()
+        for order, photo in enumerate(self._photos):
+            name = photo["file_name"]
+            hands = tuple(_annotated(hand) for hand in self._hands.get(photo["id"], ()))
+            yield Entry(
+                path=join(self._folder, name),
+                id=readable(name),
+                order=order,
+                hands=hands or None,
+                duplicate=name in seen,
+                fault=None if hands else Fault("not_listed", "the annotations have no hand in this photo"),
+                extra={"width": photo["width"], "height": photo["height"]},
+            )
+            seen.add(name)
+
+
+def _annotated(hand: CocoHand) -> ListedHand:
+    landmarks = tuple(
+        (None, None, None) if math.isnan(x) else (float(x), float(y), None) for x, y in hand.joints2d_px()
+    )
+    box = hand.box_xyxy()
+    return ListedHand(
+        None if box is None else tuple(box.tolist()),
+        None if hand.is_right is None else float(hand.is_right),
+        landmarks,
+    )

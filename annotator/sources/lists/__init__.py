@@ -1,0 +1,1 @@
+"""Lists of photos: text, CSV, JSON and Parquet."""

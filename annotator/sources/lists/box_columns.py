@@ -1,0 +1,159 @@
+"""Which columns of a list hold a hand's box, under the names that lists in use give it.
+
+Four columns are taken where their names leave one meaning: two corners, a corner and a size, or a centre and a size,
+with or without a prefix such as `bbox_` and the suffix `_px`. Anything else that looks like a box is refused, because
+a box that passes through unseen leaves the whole photo as the crop.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import product
+from typing import Literal, NamedTuple
+
+from annotator.errors import UserError
+from annotator.sources.entry import plain
+
+Layout = Literal["corners", "size", "centre"]
+
+
+class BoxColumns(NamedTuple):
+    """Where a list holds boxes."""
+
+    names: tuple[str, ...]  # four columns of a number, or one column of four
+    layout: Layout
+
+
+#: Names of one column of four numbers.
+_ONE: dict[str, Layout] = {
+    "box_xyxy": "corners", "bbox_xyxy": "corners", "xyxy": "corners", "box_xyxy_px": "corners",
+    "box_xywh": "size", "bbox_xywh": "size", "xywh": "size",
+    "box_cxcywh": "centre", "bbox_cxcywh": "centre", "cxcywh": "centre",
+}  # fmt: skip
+
+#: Names of one column that may hold corners as well as a size.
+_VAGUE = {
+    "box",
+    "boxes",
+    "bbox",
+    "bboxes",
+    "rect",
+    "roi",
+    "boundingbox",
+    "boundingboxes",
+    "handbox",
+    "handbbox",
+}
+
+_CORNERS = [
+    *(("x1", "y1", "x2", "y2"), ("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax")),
+    *(("minx", "miny", "maxx", "maxy"), ("left", "top", "right", "bottom"), ("xtl", "ytl", "xbr", "ybr")),
+]
+_TOP_LEFT = [("x", "y"), ("left", "top"), ("xmin", "ymin"), ("x1", "y1"), ("x0", "y0"), ("xtl", "ytl")]
+_CENTRES = [("cx", "cy"), ("xcenter", "ycenter"), ("xcentre", "ycentre"), ("centerx", "centery")]
+_SIZES = [("w", "h"), ("width", "height")]
+
+#: The names of four columns, without prefix and underscores; of several that are there the first counts.
+_FOUR: dict[tuple[str, ...], Layout] = {
+    **dict.fromkeys(_CORNERS, "corners"),
+    **{place + size: "size" for place, size in product(_TOP_LEFT, _SIZES)},
+    **{place + size: "centre" for place, size in product(_CENTRES, _SIZES)},
+}
+_PARTS = {part for four in _FOUR for part in four} | {"x3", "y3"}
+
+#: Corners that are numbered. Together with another number they are a polygon, or key points.
+_NUMBERED = (_CORNERS[0], _CORNERS[1])
+
+#: Prefixes of the one box of a row.
+_PREFIXES = {"", "bbox", "box", "bb", "hand", "hand_bbox", "hand_box", "bounding_box", "rect", "roi"}
+_OF_BOXES = _PREFIXES - {"", "hand"}
+
+#: Parts that belong to a box wherever they occur.
+_TELLING = {part for four in _CORNERS for part in four} - {"left", "top", "right", "bottom", "x0", "y0"}
+
+#: Every undecorated name that only a box has.
+BOX_NAMES = frozenset({*_ONE, *_TELLING, *(f"{part}_px" for part in _TELLING)})
+
+
+def find_box(names: Sequence[str], path: str) -> BoxColumns | None:
+    """The columns of the hand's box among a list's columns; None where there is no box.
+
+    Raises:
+        UserError: the columns of a box are incomplete, of two boxes, or of unclear meaning.
+    """
+    one = [name for name in names if name.strip().lower() in _ONE]
+    if one:
+        return BoxColumns((one[0],), _ONE[one[0].strip().lower()])
+    groups = _groups(names)
+    whole = {prefix: four for prefix, group in groups.items() if (four := _complete(group, path))}
+    boxes = [prefix for prefix in whole if prefix[0] in _PREFIXES]
+    others = [prefix for prefix in whole if prefix[0] not in _PREFIXES]
+    if len(boxes) > 1 or (others and not boxes):
+        several = " and ".join(
+            _quoted([groups[prefix][part] for part in whole[prefix]]) for prefix in (boxes or others)[:3]
+        )
+        raise UserError(
+            f"'{path}' has {several}: name the hand's box x1, y1, x2, y2, give each hand a row, and remove other boxes"
+        )
+    if boxes:
+        four = whole[boxes[0]]
+        return BoxColumns(tuple(groups[boxes[0]][part] for part in four), _FOUR[four])
+    _refuse_parts(groups, path)
+    vague = next((name for name in names if _words(name).replace("_", "") in _VAGUE), None)
+    if vague is not None:
+        raise UserError(
+            f"'{path}' has a column {_quoted([vague])}; did you mean 'box_xyxy' (two corners), or 'box_xywh' (a "
+            "corner, width and height)?"
+        )
+    return None
+
+
+def _words(name: str) -> str:
+    """A column's name in lower case, its words joined by underscores."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    return re.sub(r"[\s.\-]+", "_", spaced).lower()
+
+
+def _groups(names: Sequence[str]) -> dict[tuple[str, bool], dict[str, str]]:
+    """Columns that may be parts of one box: by prefix, and whether `_px` follows, the column of each part."""
+    groups: dict[tuple[str, bool], dict[str, str]] = {}
+    for name in names:
+        words = _words(name).split("_")
+        in_px = words[-1] in ("px", "pixels")
+        words = words[:-1] if in_px else words
+        for end in range(len(words)):
+            part = "".join(words[end:])
+            if part in _PARTS:
+                groups.setdefault(("_".join(words[:end]), in_px), {}).setdefault(part, name)
+                break
+    return groups
+
+
+def _complete(group: dict[str, str], path: str) -> tuple[str, ...] | None:
+    """The four parts of a group that are a box."""
+    found = next((four for four in _FOUR if set(four) <= set(group)), None)
+    numbered = {"x0", "x1", "x2", "x3"} & set(group)
+    if found in _NUMBERED and len(numbered) > 2:
+        several = _quoted([group[part] for part in sorted(group)])
+        raise UserError(
+            f"'{path}' has {several}, which may be a box, a polygon or key points: name a box xmin, ymin, xmax, ymax"
+        )
+    return found
+
+
+def _refuse_parts(groups: dict[tuple[str, bool], dict[str, str]], path: str) -> None:
+    """Refuse columns that are parts of a box, of which others are missing."""
+    for (prefix, _), group in groups.items():
+        if prefix not in _PREFIXES:
+            continue
+        most = max(sum(part in group for part in four) for four in _FOUR)
+        if most >= 3 or prefix in _OF_BOXES or _TELLING & set(group):
+            raise UserError(
+                f"'{path}' has {', '.join(map(plain, group.values()))} of a box: give x1, y1, x2 and y2, "
+                "or x, y, w and h"
+            )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"'{plain(name)}'" for name in names[:8])

@@ -1,0 +1,123 @@
+"""Frames of videos, by PyAV. A frame is named by its time stamp, or in AVI by its number."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.photos.decode import PhotoError
+from annotator.sources.entry import Entry, Fault
+from annotator.sources.faults import open_there, unreadable
+from annotator.sources.suffixes import VIDEO_SUFFIXES
+from annotator.sources.video.end import is_cut
+from annotator.sources.video.file import base, ffmpeg_error, is_counted, opened, ticks_of
+from annotator.sources.video.frames import frames_at
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+__all__ = ["VIDEO_SUFFIXES", "list_video", "read_video"]
+
+#: A frame is stored before at most 16 that are shown before it, in H.264 and H.265, or 32 half frames.
+_MAX_REORDER = 64
+
+
+def list_video(path: str, file_id: str, every: int = 1) -> Iterator[Entry]:
+    """Every so-many-th frame in the order they are shown, the first among them; nothing is decoded.
+
+    A file that ends early or is damaged has a last entry that says so, for whatever else was in it.
+
+    Raises:
+        UserError: PyAV is missing.
+    """
+    count, start = 0, 0
+    try:
+        with open_there(path) as file, opened(path) as (container, stream):
+            counted, cut = is_counted(container, stream), is_cut(file)
+            for ticks in _times(container, stream, cut):
+                start = start if count else ticks
+                if count % every == 0:
+                    yield Entry(
+                        path,
+                        f"{file_id}#{count}",
+                        count,
+                        at=(count if counted else ticks,),
+                        frame_index=count,
+                        frame_time_s=float((ticks - start) * base(stream)),
+                    )
+                count += 1
+            if cut:
+                raise PhotoError("truncated", "the video is cut short")
+            if not count:
+                raise PhotoError("corrupt", "there is no frame in the video")
+        return
+    except PhotoError as error:
+        fault = Fault(error.reason, str(error))
+    except OSError as error:
+        fault = unreadable(error)
+    yield Entry(path, file_id, count, fault=fault)
+
+
+def _times(container: InputContainer, stream: VideoStream, cut: bool) -> Iterator[int]:
+    """The time stamps of all frames in their order; packets come in the order of decoding."""
+    failure = ffmpeg_error()
+    waiting: list[int] = []
+    last, decoded = -math.inf, -math.inf
+    partial = False
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except failure:
+            raise PhotoError("corrupt", "the video file is damaged") from None
+        if packet is not None and _is_shown(packet, stream):
+            heapq.heappush(waiting, ticks_of(packet))
+            partial = packet.is_corrupt
+            decoded = decoded if packet.dts is None else packet.dts
+        while waiting and (packet is None or len(waiting) > _MAX_REORDER):
+            ticks = heapq.heappop(waiting)
+            if packet is None and (cut or partial) and ticks > decoded:
+                break  # of what would have come, some would be shown before
+            if ticks < last:
+                raise PhotoError("corrupt", "the video's time stamps go back")
+            if ticks > last:  # two of one time are halves of a frame
+                yield ticks
+            last = ticks
+        if packet is None:
+            break
+    if partial:
+        raise PhotoError("truncated", "the video is cut short")
+
+
+def _is_shown(packet: Packet, stream: VideoStream) -> bool:
+    if not packet.size or packet.is_discard or (packet.pts is None and packet.dts is None):
+        return False
+    # Bit 4 of a VP8 frame is off for one that only others are made from.
+    return stream.codec_context.name not in ("vp8", "libvpx") or bool(memoryview(packet)[0] & 0x10)
+
+
+def read_video(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[NDArray[np.uint8] | PhotoError]:
+    """The frame (H, W, 3) in RGB at each place, upright, in the order asked; or why there is none.
+
+    Fastest in the order of the places. After damage all frames up to the next keyframe are left out: each is
+    made from those before it.
+
+    Raises:
+        UserError: PyAV is missing.
+        OSError: the file can't be read.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            container, stream = stack.enter_context(opened(path))
+        except PhotoError as error:
+            yield from [error] * len(places)
+            return
+        yield from frames_at(container, stream, [place[0] for place in places])

@@ -1,0 +1,1 @@
+"""Read and write files, on disk or behind a URL."""

@@ -1,0 +1,1 @@
+"""Convert data sets to training examples, one file per source."""

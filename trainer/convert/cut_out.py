@@ -1,0 +1,102 @@
+"""Hands before a plain wall, cut out by colour, so that training can put them before anything else.
+
+Of photos whose background is one surface under soft light. Its colour is a smooth function of the place, fitted to what
+the photo's edges show and to whatever else fits; what differs from it and hangs together with the joints is the hand.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn.functional import max_pool2d
+
+from annotator.photos.decode import decode_photo
+from trainer.convert.photos import png
+
+Floats = NDArray[np.floating]
+
+#: What counts of a colour: brightness little, for light falls off and hands throw shadows; red against green, and both
+#: against blue, which skin differs in from any grey.
+_BRIGHTNESS, _RED_GREEN, _YELLOW_BLUE = 0.35, 2.4, 1.7
+
+#: Levels of 255 by which a hand's colour differs from the wall's at least, and how many times the wall's own spread.
+_LEAST_DISTANCE, _LEAST_SPREADS = 12.0, 3.0
+
+#: A larger photo is looked at at this size.
+_LARGEST_PX = 320
+
+#: A hand covers so much of its photo, and most of its joints; else it was not the hand that was found.
+_SHARES, _LEAST_JOINTS = (0.05, 0.7), 19
+
+
+def outlined(row: dict[str, Any] | str) -> dict[str, Any] | str:
+    """An example with its hand's mask, where it has none and the hand can be told."""
+    if isinstance(row, str) or row.get("joints2d_px") is None or row.get("hand_mask") is not None:
+        return row
+    photo = decode_photo(row["image"])
+    joints2d_px = np.asarray(row["joints2d_px"])
+    if not np.isfinite(joints2d_px).all():
+        return row
+    mask = cut_out(photo.pixels, joints2d_px)
+    return row if mask is None else row | {"hand_mask": png(mask)}
+
+
+def cut_out(pixels: NDArray[np.uint8], joints2d_px: Floats) -> NDArray[np.uint8] | None:
+    """The hand (H, W), 255 where it is, of a photo (H, W, 3) RGB with joints (21, 2); None where it can't be told."""
+    shrink = max(1, max(pixels.shape[:2]) / _LARGEST_PX)
+    size = pixels.shape[1::-1]
+    if shrink > 1:
+        small = (max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink)))
+        pixels = np.asarray(Image.fromarray(pixels).resize(small, Image.Resampling.BOX))
+        joints2d_px = joints2d_px / shrink
+    distance, spread = _distance_from_wall(pixels)
+    differs = torch.from_numpy(distance > max(_LEAST_SPREADS * spread, _LEAST_DISTANCE))[None, None].float()
+    # Specks that are as thin as a pixel are noise.
+    differs = _grown(_shrunk(differs)) * differs
+    at = np.floor(joints2d_px).astype(int).clip(0, np.array(pixels.shape[1::-1]) - 1)
+    hand = torch.zeros_like(differs)
+    hand[0, 0, at[:, 1], at[:, 0]] = differs[0, 0, at[:, 1], at[:, 0]]
+    while not torch.equal(more := _grown(hand) * differs, hand):
+        hand = more
+    found = int(hand[0, 0, at[:, 1], at[:, 0]].sum())
+    share = float(hand.mean())
+    if found < _LEAST_JOINTS or not _SHARES[0] <= share <= _SHARES[1]:
+        return None
+    # Pixels on the outline are half of the wall's colour.
+    mask = Image.fromarray((_shrunk(hand)[0, 0].numpy() * 255).astype(np.uint8))
+    return np.asarray(mask if shrink == 1 else mask.resize(size, Image.Resampling.NEAREST))
+
+
+def _distance_from_wall(pixels: NDArray[np.uint8]) -> tuple[Floats, float]:
+    """How far each pixel's colour is from the wall's there (H, W), and how far the wall's own usually is."""
+    red, green, blue = np.moveaxis(pixels.astype(np.float64), -1, 0)
+    colour = np.stack(
+        [
+            _BRIGHTNESS * (red + green + blue) / 3,
+            _RED_GREEN * (red - green) / 2,
+            _YELLOW_BLUE * ((red + green) / 2 - blue) / 2,
+        ],
+        -1,
+    )
+    height, width = colour.shape[:2]
+    y, x = np.mgrid[:height, :width] / np.array([height, width])[:, None, None] - 0.5
+    terms = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], -1)
+    wall = (np.abs(x) > 0.4) | (y < -0.4)
+    for _ in range(4):
+        coefficients = np.linalg.lstsq(terms[wall], colour[wall], rcond=None)[0]
+        distance = np.linalg.norm(colour - terms @ coefficients, axis=-1)
+        spread = float(np.median(distance[wall]))
+        wall = distance < max(_LEAST_SPREADS * spread, _LEAST_DISTANCE / 2)
+    return distance, spread
+
+
+def _grown(mask: torch.Tensor) -> torch.Tensor:
+    return max_pool2d(mask, 3, 1, 1)
+
+
+def _shrunk(mask: torch.Tensor) -> torch.Tensor:
+    return 1 - _grown(1 - mask)

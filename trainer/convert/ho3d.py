@@ -1,0 +1,230 @@
+"""HO3D v2 and v3 (Hampali et al., CVPR 2020; arXiv 2107.00887) as they are downloaded; right hands.
+
+    train.txt, evaluation.txt          lines SEQUENCE/FRAME
+    train/SEQUENCE/rgb/FRAME.png       .jpg in v3
+    train/SEQUENCE/meta/FRAME.pkl      a pickle, read as `annotator.runtime.safe_pickle` reads: nothing in it is run
+    evaluation_{xyz,verts}.json        the evaluation's truth, published later; used where it is there
+
+Metres, OpenGL axes: y up, z backwards. Joints come in MANO's order, the tips after them, thumb to little. K counts
+pixels from the centre of the first one; the half pixel is left as it is, being less than the annotation's own error.
+
+**Tips.** HO3D's are the vertices 744, 333, 444, 555 and 672; ours, FreiHAND's, are 744, 320, 443, 555 and 672
+(`hand.mano.TIP_VERTICES`). So index and middle differ, by some millimetres. HO3D's own pages do not list them: they are
+those that other projects use for the published joints, not checked here for want of the files. With MANO, examples
+get their tips from the mesh, at our vertices, so that J3 = R V; HO3D's list is not needed for that. Without MANO there
+is no mesh, and tips stay HO3D's. A submission takes HO3D's tips from the predicted mesh
+(`annotator/export/benchmarks.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import roma
+import torch
+from numpy.typing import NDArray
+
+from annotator.errors import UserError
+from annotator.hand.layer import HandLayer
+from annotator.hand.mano import TIP_VERTICES, VERTEX_COUNT
+from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
+from annotator.runtime import safe_pickle
+from annotator.sources.fields import numbers, opened, read_arrays
+from annotator.storage.files import join, names_in
+from trainer.convert.photos import required_photo
+from trainer.convert.pinhole import camera_columns, hand_columns
+
+#: OpenGL's axes to the camera's: x right, y down, z forward. A half turn about x, no mirror.
+CAMERA_FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
+
+#: Far above honest files, which hold a few kilobytes.
+_MAX_META_BYTES = 1 << 20
+
+
+def _encoded(text: object, encoding: object) -> bytes:
+    """Stands in for `_codecs.encode`, by which Python 3 writes bytes for Python 2."""
+    if type(text) is not str or encoding != "latin1":
+        raise safe_pickle.RefusedError("encodes something else than bytes")
+    return text.encode("latin1")
+
+
+def _scalar(dtype: object, raw: object) -> float:
+    """Stands in for a single NumPy number."""
+    data = raw.encode("latin1") if isinstance(raw, str) else raw
+    if not isinstance(dtype, safe_pickle.StoredDtype) or type(data) is not bytes:
+        raise safe_pickle.RefusedError("holds a NumPy number that is none")
+    return np.frombuffer(data, dtype.dtype, 1)[0].item()
+
+
+_META_GLOBALS: safe_pickle.Globals = {
+    **safe_pickle.NUMPY_ARRAYS,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("_codecs", "encode"): _encoded,
+}
+
+
+def ho3d_examples(
+    root: str, hand: HandModel, split: str, chance: np.random.Generator
+) -> Iterator[dict[str, Any] | str]:
+    """The examples of a split (`train` or `evaluation`), shuffled; instead of one, why it was left out.
+
+    Meshes, poses and betas are given where `hand` is MANO. Without `evaluation_xyz.json`, evaluation examples have no
+    targets: only photo, box, K and the wrist's place.
+
+    Raises:
+        UserError: a file is missing or malformed; names it and the field.
+    """
+    frames = _frames(join(root, f"{split}.txt"))
+    suffix = _photo_suffix(join(root, split, frames[0][0], "rgb"))
+    layer = HandLayer(hand) if hand.name == "mano" else None
+    truth = _Truth.read(root, len(frames)) if split == "evaluation" else None
+    for index in chance.permutation(len(frames)).tolist():
+        sequence, frame = frames[index]
+        path = join(root, split, sequence, "meta", f"{frame}.pkl")
+        meta = _read_meta(path)
+        if meta.get("handJoints3D") is None:
+            yield "no annotation of the hand (handJoints3D)"
+            continue
+        photo = f"{split}/{sequence}/rgb/{frame}{suffix}"
+        row = required_photo(join(root, photo))
+        row |= {
+            "image_uri": join(root, photo),
+            "image_id": photo,
+            "source_index": index,
+            "is_right": True,
+        }
+        K = _field(meta, "camMat", (3, 3), path)
+        if split == "train":
+            joints = _field(meta, "handJoints3D", (21, 3), path)
+            mano = None if layer is None else _mano_columns(meta, layer, path)
+            row |= _hand_columns(joints, mano, K, path)
+        else:
+            row |= _evaluation_columns(meta, truth, index, layer is not None, K, path)
+        if meta.get("handBoundingBox") is not None:
+            row["box_xyxy"] = _field(meta, "handBoundingBox", (4,), path)
+            row["box_source"] = "list"
+        yield row
+
+
+def _hand_columns(
+    joints: NDArray[np.float64], mano: dict[str, Any] | None, K: NDArray, path: str
+) -> dict[str, Any]:
+    """Return the columns of a hand from the file's joints (21, 3).
+
+    `mano` brings `vertices_mm`, wrist-relative, where the hand is MANO: then tips are ours, not HO3D's.
+    """
+    joints_mm = 1000 * joints[list(FREIHAND_FROM_MANO)] @ CAMERA_FROM_OPENGL
+    mesh_mm = None if mano is None else mano["vertices_mm"] + joints_mm[0]
+    if mesh_mm is not None:
+        joints_mm[4::4] = mesh_mm[list(TIP_VERTICES)]
+    return hand_columns(joints_mm, mesh_mm, K, path) | (mano or {})
+
+
+def _mano_columns(meta: dict[str, Any], layer: HandLayer, path: str) -> dict[str, Any]:
+    """Pose, betas and mesh in camera axes. `handTrans` only moves the hand, whose place the joints tell."""
+    pose = torch.from_numpy(_field(meta, "handPose", (48,), path)).float().view(16, 3)
+    betas = torch.from_numpy(_field(meta, "handBeta", (10,), path)).float()
+    rotations = roma.rotvec_to_rotmat(pose)
+    # Vertices turn with the axes, and so does the rotation that placed them; the fingers' are relative.
+    rotations[0] = torch.from_numpy(CAMERA_FROM_OPENGL).float() @ rotations[0]
+    pose[0] = roma.rotmat_to_rotvec(rotations[0])
+    with torch.inference_mode():
+        vertices_mm, _ = layer(rotations[None], betas[None])
+    return {
+        "pose": pose.reshape(48).numpy(),
+        "betas": betas.numpy(),
+        "vertices_mm": vertices_mm[0].numpy().astype(np.float64),
+    }
+
+
+class _Truth:
+    """What was published of the evaluation after its contest: joints (n, 21, 3), vertices (n, 778, 3)."""
+
+    def __init__(self, xyz: NDArray[np.float32], verts: NDArray[np.float32] | None) -> None:
+        self.xyz, self.verts = xyz, verts
+
+    @staticmethod
+    def read(root: str, count: int) -> _Truth | None:
+        there = names_in(root)
+        xyz, verts = (
+            read_arrays(join(root, name), shape) if name in there else None
+            for name, shape in (
+                ("evaluation_xyz.json", (21, 3)),
+                ("evaluation_verts.json", (VERTEX_COUNT, 3)),
+            )
+        )
+        for name, values in (("xyz", xyz), ("verts", verts)):
+            if values is not None and len(values) != count:
+                raise UserError(
+                    f"{join(root, f'evaluation_{name}.json')}: holds {len(values)} entries, evaluation.txt {count}"
+                )
+        return None if xyz is None else _Truth(xyz, verts)
+
+
+def _evaluation_columns(
+    meta: dict[str, Any],
+    truth: _Truth | None,
+    index: int,
+    with_mesh: bool,
+    K: NDArray,
+    path: str,
+) -> dict[str, Any]:
+    if meta.get("handBoundingBox") is None:
+        raise UserError(f"{path}: handBoundingBox: there is no such field")
+    if truth is None:
+        # One root point, of shape (3,) or (1, 3).
+        root = np.squeeze(_array(meta["handJoints3D"]))
+        wrist_mm = 1000 * numbers(root, (3,), f"{path}: handJoints3D") @ CAMERA_FROM_OPENGL
+        return camera_columns(K, f"{path}: camMat") | {"wrist_mm": wrist_mm}
+    mano = None
+    if with_mesh and truth.verts is not None:
+        verts_mm = 1000 * truth.verts[index].astype(np.float64) @ CAMERA_FROM_OPENGL
+        wrist_mm = 1000 * truth.xyz[index, 0].astype(np.float64) @ CAMERA_FROM_OPENGL
+        mano = {"vertices_mm": verts_mm - wrist_mm}
+    return _hand_columns(truth.xyz[index].astype(np.float64), mano, K, path)
+
+
+def _frames(path: str) -> list[tuple[str, str]]:
+    """The lines SEQUENCE/FRAME of a split's list."""
+    frames = []
+    with opened(path) as file:
+        for number, line in enumerate(file.read().decode("utf-8", "replace").splitlines(), start=1):
+            match = re.fullmatch(r"(\w[\w.-]*)/(\w[\w.-]*)", line.strip())
+            if match:
+                frames.append((match[1], match[2]))
+            elif line.strip():
+                raise UserError(f"{path}: line {number}: expected SEQUENCE/FRAME, got {line.strip()[:60]!r}")
+    if not frames:
+        raise UserError(f"{path}: names no frames")
+    return frames
+
+
+def _photo_suffix(folder: str) -> str:
+    """`.png` in v2, `.jpg` in v3."""
+    names = names_in(folder)
+    for suffix in (".png", ".jpg"):
+        if any(name.endswith(suffix) for name in names):
+            return suffix
+    raise UserError(f"{folder}: holds no photos, .png (v2) or .jpg (v3)")
+
+
+def _read_meta(path: str) -> dict[str, Any]:
+    with opened(path) as file:
+        meta = safe_pickle.load(file, _META_GLOBALS, path, _MAX_META_BYTES)
+    if type(meta) is not dict:
+        raise UserError(f"{path}: holds no named fields")
+    return meta
+
+
+def _array(value: Any) -> Any:
+    return value.array() if isinstance(value, safe_pickle.StoredArray) else value
+
+
+def _field(meta: dict[str, Any], name: str, shape: tuple[int, ...], path: str) -> NDArray[np.float64]:
+    if name not in meta:
+        raise UserError(f"{path}: {name}: there is no such field")
+    return numbers(_array(meta[name]), shape, f"{path}: {name}")

@@ -1,0 +1,221 @@
+"""Labels as training examples: what `annotate`, `detect` or `synth` wrote, joined with the photos they are of.
+
+Besides, squares of the same photos that lie beyond all their hands: examples of what is no hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from annotator.errors import UserError
+from annotator.job.record import FILE as RUN_FILE
+from annotator.labels.folder import calibration_of, label_facts, label_files, one_hand, opened_label_file
+from annotator.photos.crops import BOX_PADDING
+from annotator.photos.decode import PhotoError
+from annotator.quality.calibration import UNCALIBRATED_3D
+from annotator.sources.fields import opened
+from annotator.storage.files import join, read_whole
+from trainer.convert.photos import photo_columns
+from trainer.data.examples import NO_HAND
+
+_NEEDED = ("image_uri", "image_id", "status", "is_right", "box_xyxy", "width", "height", "joints2d_px")
+
+#: Rows read at once, and rows that wait to be drawn from: what is mixed, where files hold one sequence each.
+_READ_ROWS = 256
+_POOL = 2048
+
+#: How much wider than its box's own crop a square without a hand must be free of hands, for augmentation zooms out and
+#: shifts; turned by 45 degrees, its corners may still show some.
+_WIDEST = 1.3
+
+
+@dataclass(frozen=True)
+class LabelTables:
+    """Label files of one hand model, and the folders where their photos may lie."""
+
+    files: list[str]
+    folders: list[str]
+    hand: str | None  # id; None where there are no meshes
+    vertex_count: int
+    std_note: str = ""  # what has to be known of the labels' std; empty where there is nothing to say
+    masks: str | None = None  # a folder of PNGs, by the photo's name
+    empty: float = 0.0  # squares without a hand, as a share of the photos
+
+
+def label_tables(labels: str, images: str | None = None, empty: float = 0.0) -> LabelTables:
+    """Of a label folder; photos lie where the labels say, below the labelled folder, or below `images`.
+
+    Raises:
+        UserError: there are no labels, or no whole ones.
+    """
+    files = sorted(label_files(labels))
+    if not files:
+        raise UserError(
+            f"'{labels}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
+        )
+    tables = _tables([join(labels, "data", file) for file in files], images or _labelled_folder(labels))
+    return replace(tables, empty=empty)
+
+
+def synthetic_tables(out: str) -> LabelTables:
+    """Of a folder that `amvur synth` wrote.
+
+    Raises:
+        UserError: it is none.
+    """
+    return replace(_tables([join(out, "truth.parquet")], out), masks=join(out, "masks"))
+
+
+def label_examples(tables: LabelTables, chance: np.random.Generator) -> Iterator[dict[str, Any] | str]:
+    """The examples, shuffled; instead of one, why it was left out. Left hands are as labels have them: photo
+    and points unmirrored, pose and betas those of the mirrored right hand."""
+    waiting: list[dict[str, Any]] = []
+    for row in _with_empty(_rows(tables, chance), tables.empty, chance):
+        if row["status"] != "ok" and row["box_xyxy"] is None:
+            yield str(row["status"])
+        elif row["status"] == "ok" and row["is_right"] is None:
+            yield "nothing says which hand it is"
+        else:
+            waiting.append(row)
+            if len(waiting) > _POOL:
+                drawn = int(chance.integers(len(waiting)))
+                waiting[drawn], waiting[-1] = waiting[-1], waiting[drawn]
+                yield _joined(waiting.pop(), tables)
+    for drawn in chance.permutation(len(waiting)).tolist():
+        yield _joined(waiting[drawn], tables)
+
+
+def _with_empty(
+    rows: Iterator[dict[str, Any]], share: float, chance: np.random.Generator
+) -> Iterator[dict[str, Any]]:
+    """The rows, and after those of some photos one of a square beside its hands. A photo's rows follow each other;
+    one without a hand has no box, a square has.
+    """
+    for _, hands in groupby(rows, key=lambda row: (row["image_uri"], row.get("frame_index"))):
+        of_photo = list(hands)
+        # Where the detector saw nothing there may still be a hand.
+        known = all(row["status"] == "ok" for row in of_photo)
+        yield from of_photo
+        if share and known and chance.random() < share:
+            square = _square_beside(of_photo, chance)
+            if square is not None:
+                kept = {name: of_photo[0][name] for name in ("image_uri", "image_id", "width", "height")}
+                yield kept | {"status": NO_HAND, "hand_index": -1, "box_xyxy": square, "box_source": "list"}
+
+
+def _square_beside(hands: list[dict[str, Any]], chance: np.random.Generator) -> NDArray[np.float64] | None:
+    """A box inside a photo whose crop, and some way around it, meets no hand's box; None if none was found."""
+    boxes = np.stack([row["box_xyxy"] for row in hands])
+    size = np.array([hands[0]["width"], hands[0]["height"]], np.float64)
+    for _ in range(30):
+        half = size.min() / 2 * chance.uniform(0.12, 0.6)
+        centre = chance.uniform(half, size - half)
+        low, high = centre - half * BOX_PADDING * _WIDEST, centre + half * BOX_PADDING * _WIDEST
+        if ((boxes[:, :2] >= high).any(1) | (boxes[:, 2:] <= low).any(1)).all():
+            return np.concatenate([centre - half, centre + half])
+    return None
+
+
+def _joined(row: dict[str, Any], tables: LabelTables) -> dict[str, Any] | str:
+    """The row with its photo."""
+    uri, frame_index = row["image_uri"] or "", row.get("frame_index")
+    name = (row["image_id"] or "").removesuffix(f"#{frame_index}")
+    is_absolute = uri.startswith("/") or "://" in uri
+    below = [name] if is_absolute else [name, uri]
+    places = [join(folder, part) for folder in tables.folders for part in below if part] + [uri] * is_absolute
+    reason = "missing"
+    for place in places:
+        try:
+            photo = photo_columns(place, frame_index)
+        except PhotoError as error:
+            reason = error.reason if error.reason != "missing" else reason
+            continue
+        if (photo["width"], photo["height"]) != (row["width"], row["height"]):
+            return "a photo of another size than was labelled"
+        if row.get("vertices_mm") is None:
+            # A detector's 3D joints are those of its own typical hand: a guess, and no truth.
+            row = row | {"joints3d_mm": None, "guess3d_mm": row.get("joints3d_mm")}
+        if tables.masks:
+            photo["hand_mask"] = read_whole(join(tables.masks, f"{name.rsplit('.', 1)[0]}.png"))
+        return row | photo
+    return f"photo {reason}"
+
+
+def _rows(tables: LabelTables, chance: np.random.Generator) -> Iterator[dict[str, Any]]:
+    for number in chance.permutation(len(tables.files)).tolist():
+        path = tables.files[number]
+        with opened(path) as file:
+            try:
+                for batch in pq.ParquetFile(file).iter_batches(_READ_ROWS):
+                    columns = {name: _values(batch.column(name)) for name in batch.schema.names}
+                    for row in range(batch.num_rows):
+                        yield {name: values[row] for name, values in columns.items()}
+            except (pa.ArrowInvalid, OSError) as error:
+                raise UserError(f"{path}: damaged: {str(error).splitlines()[0]}") from None
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """A column's values; nested fixed-size lists as arrays of their own, so that no row keeps its file in memory."""
+    shape, values = [], column.drop_null()
+    while pa.types.is_fixed_size_list(values.type):
+        shape.append(values.type.list_size)
+        values = values.flatten()
+    if not shape:
+        return column.to_pylist()
+    there = len(column) - column.null_count
+    dense = iter(values.to_numpy(zero_copy_only=False).reshape(there, *shape))
+    return [next(dense).copy() if valid else None for valid in column.is_valid().to_pylist()]
+
+
+def _tables(files: list[str], folder: str | None) -> LabelTables:
+    """Looks at every file's schema: columns, and the hand model, which must be one."""
+    hand, vertex_count, std_note = None, 1, ""
+    for number, path in enumerate(files):
+        try:
+            with opened_label_file(path) as file:
+                schema = file.schema_arrow
+        except FileNotFoundError:
+            raise UserError(f"'{path}': there is no such file") from None
+        facts = label_facts(path, schema)
+        for name in _NEEDED:
+            if name not in schema.names:
+                raise UserError(f"{path}: {name}: there is no such column; these are not labels")
+        for name in ("joints2d_px", "box_xyxy", "vertices_mm"):
+            if name in schema.names and not pa.types.is_fixed_size_list(schema.field(name).type):
+                raise UserError(
+                    f"{path}: {name}: a list of any length; write filtered labels with their own types, as pyarrow does"
+                )
+        if number == 0:
+            hand = facts.get("hand")
+        one_hand(path, facts, hand)
+        vertex_count = schema.field("vertices_mm").type.list_size if "vertices_mm" in schema.names else 1
+        std_note = std_note or _of_std(path, facts)
+    return LabelTables(files, [folder] if folder else [], hand, vertex_count, std_note)
+
+
+def _of_std(path: str, facts: dict[str, Any]) -> str:
+    if facts.get("std_is_constant"):
+        return "their std is one number for all, and weighs none of them more than others"
+    calibration = calibration_of(path, facts)
+    if "calibration" in facts and not calibration.fitted_on:
+        return "their std is not calibrated, and weighs them by no millimetres: see `amvur calibrate`"
+    if calibration.fitted_on and not calibration.measures_3d:
+        return f"their std is calibrated in 2D only, on {calibration.fitted_on}: {UNCALIBRATED_3D}"
+    return ""
+
+
+def _labelled_folder(labels: str) -> str | None:
+    """Where the photos were when they were labelled."""
+    try:
+        return str(json.loads(read_whole(join(labels, RUN_FILE)) or b"")["settings"]["source"])
+    except (ValueError, KeyError, TypeError):
+        return None  # the rows may lead to their photos by themselves

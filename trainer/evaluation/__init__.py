@@ -1,0 +1,1 @@
+"""Evaluate checkpoints on photos with known hands, and calibrate their uncertainty."""

@@ -1,0 +1,285 @@
+"""A network's predictions held against the truth, photo by photo, in a few numbers each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from annotator.errors import UserError
+from annotator.model.network import Prediction
+from annotator.quality import metrics
+from annotator.quality.calibration import Calibration
+from trainer.batch import Batch
+
+Floats = NDArray[np.floating]
+
+#: Numbers of one photo, as `photos.parquet` has them; NaN where its target is unknown. Errors in millimetres are
+#: wrist on wrist, `pa_` after Procrustes; those in 2D are shares of the crop's side.
+PHOTO_COLUMNS = (
+    "mpjpe_mm",
+    "pa_mpjpe_mm",
+    "scale_aligned_mpjpe_mm",
+    "mpvpe_mm",
+    "pa_mpvpe_mm",
+    "vertices_auc",
+    "pa_vertices_auc",
+    "f5",
+    "f15",
+    "pa_f5",
+    "pa_f15",
+    "joints2d_error",
+    "hand_length_mm",  # predicted: wrist to the middle finger's tip, along the bones
+    "guess_pa_mpjpe_mm",  # from what a detector took the joints for
+    "joint_std_mm",
+    "max_joint_std_mm",
+    "vertex_std_mm",
+    "joints2d_std",
+    "right_probability",
+    "mirrored_right_probability",
+    "hand_probability",  # where there is one ...
+    "empty_hand_probability",  # ... and where there is none: then nothing else is known
+    "ssim",
+    "psnr_db",
+)
+
+#: Numbers of each of a photo's joints: (21, ...), as above. 2D in crop half-sides.
+_JOINT_COLUMNS = {
+    "joints3d_error_mm": (21, 3),
+    "joints3d_std_mm": (21, 3),
+    "pa_joint_errors_mm": (21,),
+    "scale_aligned_joint_errors_mm": (21,),
+    "joints2d_errors": (21, 2),
+    "joints2d_stds": (21, 2),
+}
+
+# Wrist and middle finger.
+_MIDDLE = [0, 9, 10, 11, 12]
+
+# Coverage of vertices is taken from this many of each photo, in this many photos at most.
+_VERTICES_A_PHOTO, _VERTEX_PHOTOS = 24, 16384
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One kind of uncertainty beside the error it stands for, over the n photos that know the truth."""
+
+    title: str
+    unit: str
+    std: Floats  # (n,) mean over points of the norm of std
+    error: Floats  # (n,) mean over points of the distance
+    #: Std and signed error (m, points, axes) in crop axes of m of the photos, NaN where the truth is unknown; None
+    #: after Procrustes, for a std is of no such error.
+    coordinates: tuple[Floats, Floats] | None
+
+
+class Measured:
+    """Predictions held against the truth, photo by photo: about 1 KB each, whatever the hand model."""
+
+    def __init__(self, calibration: Calibration | None = None) -> None:
+        """With a checkpoint's calibration the stds are as its labels have them; without, as the network says them."""
+        self.calibration = calibration or Calibration()
+        self._ids: list[str] = []
+        self._columns: dict[str, list[Floats]] = {name: [] for name in (*PHOTO_COLUMNS, *_JOINT_COLUMNS)}
+        self._vertex_pairs = _Thinned(_VERTEX_PHOTOS)
+        self._picks = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def image_ids(self) -> list[str]:
+        """One a photo, in the order added."""
+        return list(self._ids)
+
+    def __getitem__(self, name: str) -> Floats:
+        """A column over all photos: one of `PHOTO_COLUMNS` (n,), or per joint (n, 21, ...)."""
+        parts = self._columns[name]
+        return np.concatenate(parts) if parts else np.zeros((0, *_JOINT_COLUMNS.get(name, ())), np.float32)
+
+    def vertex_pairs(self) -> tuple[Floats, Floats]:
+        """Return std and signed error (m, 24, 3) of some vertices of m photos, mm: a fair sample of bounded size."""
+        pairs = self._vertex_pairs.rows((_VERTICES_A_PHOTO, 2, 3))
+        return pairs[:, :, 0], pairs[:, :, 1]
+
+    def joint_errors(self) -> tuple[Floats, Floats]:
+        """Return the `joint_std_mm` (m,) of the m photos with 3D joints, and the mean error of those joints, mm.
+
+        As in the std, the wrist is left out; `mpjpe_mm` counts it as a joint without an error, as benchmarks do.
+        """
+        error = np.linalg.norm(self["joints3d_error_mm"][:, 1:], axis=-1).mean(1)
+        known = ~np.isnan(error)
+        return self["joint_std_mm"][known], error[known]
+
+    def add(
+        self,
+        batch: Batch,
+        prediction: Prediction,
+        image_ids: Sequence[str] | None = None,
+        rendered: Tensor | None = None,
+        region: Tensor | None = None,
+    ) -> None:
+        """Hold a batch's predictions against what is known of it.
+
+        Args:
+            batch: right hands, crop coordinates and crop axes, as training has them.
+            prediction: what the network says of `batch.image / 255`, and of as many mirror images as one likes.
+            image_ids: names for the per-photo file; the batch's keys, if not given.
+            rendered: I' (B, 3, S, S) in 0..1, the mesh drawn in its predicted colours.
+            region: M (B, S, S) bool, where I' is held against the photo: the visible hand. With `rendered` only.
+
+        Raises:
+            UserError: a prediction that is not a number.
+        """
+        ids = list(image_ids) if image_ids is not None else [str(key) for key in batch.key.tolist()]
+        columns = {
+            name: np.full((len(batch), *shape), np.nan, np.float32)
+            for name, shape in {**dict.fromkeys(PHOTO_COLUMNS, ()), **_JOINT_COLUMNS}.items()
+        }
+        joint_std_mm, vertex_std_mm = self._stds(prediction, ids, columns)
+        self._told_of_the_hand(batch, prediction, columns)
+        self._joints3d(batch, prediction, joint_std_mm, columns)
+        self._guess(batch, prediction, columns)
+        self._vertices(batch, prediction, vertex_std_mm, columns)
+        self._joints2d(batch, prediction, columns)
+        if rendered is not None and region is not None:
+            shown, photo = (_numpy(images).transpose(0, 2, 3, 1) for images in (rendered, batch.image / 255))
+            where = region.cpu().numpy().astype(bool)
+            there = batch.has_hand.cpu().numpy()
+            columns["ssim"][:] = np.where(there, metrics.ssim(shown, photo, where), np.nan)
+            columns["psnr_db"][:] = np.where(there, metrics.psnr(shown, photo, where), np.nan)
+        self._ids += ids
+        for name, values in columns.items():
+            self._columns[name].append(values)
+
+    def _stds(
+        self, prediction: Prediction, ids: list[str], columns: dict[str, Floats]
+    ) -> tuple[Floats, Floats]:
+        joint_std_mm = self.calibration.joints3d(_numpy(prediction.joints3d.std_mm)).copy()
+        joint_std_mm[:, 0] = 0  # the wrist is the origin by definition
+        vertex_std_mm = self.calibration.vertices(_numpy(prediction.vertices.std_mm))
+        means = (_numpy(gaussian.mean_mm) for gaussian in (prediction.joints3d, prediction.vertices))
+        said = (joint_std_mm, vertex_std_mm, *means)
+        fine = np.all([np.isfinite(values).all((1, 2)) for values in said], axis=0)
+        if not fine.all():
+            raise UserError(
+                f"the prediction for photo '{ids[int(np.argmin(fine))]}' is not a number: the checkpoint's training "
+                "diverged, take an earlier one"
+            )
+        per_joint = np.linalg.norm(joint_std_mm[:, 1:], axis=-1)
+        columns["joint_std_mm"][:] = per_joint.mean(1)
+        columns["max_joint_std_mm"][:] = per_joint.max(1)
+        columns["vertex_std_mm"][:] = np.linalg.norm(vertex_std_mm, axis=-1).mean(1)
+        return joint_std_mm, vertex_std_mm
+
+    def _told_of_the_hand(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
+        there, mirrored = batch.has_hand.cpu().numpy(), _numpy(prediction.mirrored_is_right)
+        columns["right_probability"][:] = np.where(there, _numpy(prediction.is_right), np.nan)
+        columns["mirrored_right_probability"][: len(mirrored)] = np.where(
+            there[: len(mirrored)], mirrored, np.nan
+        )
+        columns["hand_probability"][:] = np.where(there, _numpy(prediction.is_hand), np.nan)
+        columns["empty_hand_probability"][:] = np.where(there, np.nan, _numpy(prediction.is_hand))
+        chain = _numpy(prediction.joints3d.mean_mm)[:, _MIDDLE]
+        length_mm = np.linalg.norm(np.diff(chain, axis=1), axis=-1).sum(1)
+        columns["hand_length_mm"][:] = np.where(there, length_mm, np.nan)
+
+    def _joints3d(
+        self, batch: Batch, prediction: Prediction, std_mm: Floats, columns: dict[str, Floats]
+    ) -> None:
+        rows = np.flatnonzero(batch.has_joints3d.cpu().numpy())
+        if not len(rows):
+            return
+        predicted, truth = _numpy(prediction.joints3d.mean_mm)[rows], _numpy(batch.joints3d_mm)[rows]
+        error = (predicted - predicted[:, :1]) - (truth - truth[:, :1])
+        aligned = metrics.distances(metrics.align(predicted, truth), truth)
+        scaled = metrics.distances(metrics.align_wrist_and_scale(predicted, truth), truth)
+        columns["joints3d_error_mm"][rows] = error
+        columns["joints3d_std_mm"][rows] = std_mm[rows]
+        columns["pa_joint_errors_mm"][rows] = aligned
+        columns["scale_aligned_joint_errors_mm"][rows] = scaled
+        columns["mpjpe_mm"][rows] = np.linalg.norm(error, axis=-1).mean(1)
+        columns["pa_mpjpe_mm"][rows] = aligned.mean(1)
+        columns["scale_aligned_mpjpe_mm"][rows] = scaled.mean(1)
+
+    def _guess(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
+        rows = np.flatnonzero(batch.has_guess3d.cpu().numpy())
+        if len(rows):
+            predicted, guess = _numpy(prediction.joints3d.mean_mm)[rows], _numpy(batch.guess3d_mm)[rows]
+            distance = metrics.distances(metrics.align(predicted, guess), guess)
+            columns["guess_pa_mpjpe_mm"][rows] = distance.mean(1)
+
+    def _vertices(
+        self, batch: Batch, prediction: Prediction, std_mm: Floats, columns: dict[str, Floats]
+    ) -> None:
+        rows = np.flatnonzero(batch.has_vertices.cpu().numpy())
+        if not len(rows):
+            return
+        # Both are wrist-relative already.
+        predicted, truth = _numpy(prediction.vertices.mean_mm)[rows], _numpy(batch.vertices_mm)[rows]
+        for prefix, moved in (("", predicted), ("pa_", metrics.align(predicted, truth))):
+            error = metrics.distances(moved, truth)
+            columns[f"{prefix}mpvpe_mm"][rows] = error.mean(1)
+            columns[f"{prefix}vertices_auc"][rows] = [metrics.auc_of_pck(one) for one in error]
+            scores = metrics.f_score(moved, truth, (5.0, 15.0))
+            columns[f"{prefix}f5"][rows], columns[f"{prefix}f15"][rows] = scores.T
+        picked = self._picks.integers(0, truth.shape[1], (len(rows), _VERTICES_A_PHOTO, 1))
+        pairs = [np.take_along_axis(values, picked, 1) for values in (std_mm[rows], predicted - truth)]
+        self._vertex_pairs.add(np.stack(pairs, 2))
+
+    def _joints2d(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
+        known = batch.has_joints2d.cpu().numpy()
+        variance = _numpy(prediction.joints2d_covariance.diagonal(dim1=-2, dim2=-1))
+        error = _numpy(prediction.joints2d) - _numpy(batch.joints2d)
+        error = np.where(known[..., None], error, np.nan)
+        std = np.where(known[..., None], self.calibration.joints2d(np.sqrt(variance)), np.nan)
+        columns["joints2d_errors"][:], columns["joints2d_stds"][:] = error, std
+        rows = known.any(1)
+        for name, values in (("joints2d_error", error), ("joints2d_std", std)):
+            columns[name][rows] = np.nanmean(np.linalg.norm(values[rows], axis=-1), 1) / 2
+
+    def judged(self) -> Iterator[tuple[str, Judged]]:
+        """What the uncertainty is judged on, by name; only kinds of which some photo knows the truth."""
+        joints = self["joints3d_std_mm"][:, 1:], self["joints3d_error_mm"][:, 1:]
+        # Half-sides of the crop to percent of its side.
+        joints2d = 50 * self["joints2d_stds"], 50 * self["joints2d_errors"]
+        kinds = (
+            ("joints3d", "3D joints", "mm", "joint_std_mm", "mpjpe_mm", joints),
+            ("joints3d_pa", "3D joints, Procrustes", "mm", "joint_std_mm", "pa_mpjpe_mm", None),
+            ("guess3d", "3D joints, from a detector's", "mm", "joint_std_mm", "guess_pa_mpjpe_mm", None),
+            ("vertices", "vertices", "mm", "vertex_std_mm", "mpvpe_mm", self.vertex_pairs()),
+            ("vertices_pa", "vertices, Procrustes", "mm", "vertex_std_mm", "pa_mpvpe_mm", None),
+            ("joints2d", "2D joints", "% of the crop", "joints2d_std", "joints2d_error", joints2d),
+        )
+        for name, title, unit, std_name, error_name, coordinates in kinds:
+            error = self[error_name]
+            known = ~np.isnan(error)
+            if not known.any():
+                continue
+            scale = 1 if unit == "mm" else 100
+            yield name, Judged(title, unit, scale * self[std_name][known], scale * error[known], coordinates)
+
+
+class _Thinned:
+    """Every k-th row of a stream: k doubles whenever more than `limit` rows are held."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._step, self._seen, self._parts = limit, 1, 0, list[Floats]()
+
+    def add(self, rows: Floats) -> None:
+        number = self._seen + np.arange(len(rows))
+        self._seen += len(rows)
+        self._parts.append(rows[number % self._step == 0])
+        while sum(map(len, self._parts)) > self._limit:
+            self._parts = [np.concatenate(self._parts)[::2]]
+            self._step *= 2
+
+    def rows(self, shape: tuple[int, ...]) -> Floats:
+        return np.concatenate(self._parts) if self._parts else np.zeros((0, *shape), np.float32)
+
+
+def _numpy(tensor: Tensor) -> Floats:
+    return tensor.detach().float().cpu().numpy()

@@ -1,0 +1,337 @@
+"""Judge a network on photos whose truth is known: section 9's metrics, and what its uncertainty is worth.
+
+`summarise` makes the figures of what `Measured` has gathered, `write_results` the files. A metric whose target no photo
+has is None, "n/a" in the table.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from annotator.errors import UserError
+from annotator.hand.model import JOINT_NAMES
+from annotator.quality import metrics, uncertainty
+from annotator.storage.files import join, write_whole
+from trainer.evaluation.measurements import PHOTO_COLUMNS, Judged, Measured
+
+Floats = NDArray[np.floating]
+
+#: Kinds of uncertainty that are judged, with their titles in the table.
+_UNCERTAINTIES = {
+    "joints3d": "std, 3D joints",
+    "joints3d_pa": "std, 3D joints, Procrustes",
+    "guess3d": "std, 3D joints, from a detector's",
+    "vertices": "std, vertices",
+    "vertices_pa": "std, vertices, Procrustes",
+    "joints2d": "std, 2D joints",
+}
+
+#: Quantiles over hands that are reported.
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def summarise(measured: Measured) -> dict[str, Any]:
+    """All figures, ready for JSON: numbers, and None where no photo has the target.
+
+    Raises:
+        UserError: nothing was measured.
+    """
+    if not len(measured):
+        raise UserError("there are no photos to evaluate: the data set is empty")
+    root_errors = np.linalg.norm(measured["joints3d_error_mm"], axis=-1)
+    aligned = measured["pa_mpjpe_mm"]
+    judged = dict(measured.judged())
+    return {
+        "photos": len(measured),
+        "joints3d": {
+            "count": _count(measured["mpjpe_mm"]),
+            **_means(measured, "pa_mpjpe_mm", "mpjpe_mm", "scale_aligned_mpjpe_mm"),
+            "pa_mpjpe_median_mm": _number(np.nanmedian(aligned)) if _count(aligned) else None,
+            "pa_auc": _auc(measured["pa_joint_errors_mm"]),
+            "auc": _auc(root_errors),
+            "scale_aligned_auc": _auc(measured["scale_aligned_joint_errors_mm"]),
+            "per_joint_mm": _per_joint(measured, root_errors),
+        },
+        "size": {"count": _count(measured["hand_length_mm"]), **_means(measured, "hand_length_mm")},
+        "guess3d": {
+            "count": _count(measured["guess_pa_mpjpe_mm"]),
+            "pa_mpjpe_mm": _mean(measured["guess_pa_mpjpe_mm"]),
+        },
+        "vertices": {
+            "count": _count(measured["mpvpe_mm"]),
+            **_means(measured, "pa_mpvpe_mm", "mpvpe_mm", "pa_f5", "pa_f15", "f5", "f15"),
+            "pa_auc": _mean(measured["pa_vertices_auc"]),
+            "auc": _mean(measured["vertices_auc"]),
+        },
+        "joints2d": {
+            "count": _count(measured["joints2d_error"]),
+            "error_share_of_crop": _mean(measured["joints2d_error"]),
+        },
+        "texture": {"count": _count(measured["psnr_db"]), **_means(measured, "ssim", "psnr_db")},
+        "side": {
+            "right_taken_for_right": _share(measured["right_probability"], yes=True),
+            "mirrored_taken_for_left": _share(measured["mirrored_right_probability"], yes=False),
+        },
+        "presence": {
+            "hands_taken_for_hands": _share(measured["hand_probability"], yes=True),
+            "nothing_taken_for_nothing": _share(measured["empty_hand_probability"], yes=False),
+        },
+        "expected_error": _expected(measured),
+        "uncertainty": {name: _judge(judged[name]) if name in judged else None for name in _UNCERTAINTIES},
+    }
+
+
+def _number(value: Any) -> float | None:
+    """A float that JSON knows."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _count(values: Floats) -> int:
+    return int((~np.isnan(values)).sum())
+
+
+def _mean(values: Floats) -> float | None:
+    return _number(np.nanmean(values, dtype=np.float64)) if _count(values) else None
+
+
+def _share(probability: Floats, yes: bool) -> float | None:
+    known = probability[~np.isnan(probability)]
+    return float(((known >= 0.5) == yes).mean()) if len(known) else None
+
+
+def _means(measured: Measured, *names: str) -> dict[str, float | None]:
+    return {name: _mean(measured[name]) for name in names}
+
+
+def _auc(errors_mm: Floats) -> float | None:
+    known = errors_mm[~np.isnan(errors_mm)]
+    return metrics.auc_of_pck(known) if len(known) else None
+
+
+def _per_joint(measured: Measured, root_errors: Floats) -> dict[str, dict[str, float | None]]:
+    aligned, std = measured["pa_joint_errors_mm"], np.linalg.norm(measured["joints3d_std_mm"], axis=-1)
+    kinds = {"pa_error": aligned, "error": root_errors, "std": std}
+    return {
+        joint: {name: _mean(values[:, k]) for name, values in kinds.items()}
+        for k, joint in enumerate(JOINT_NAMES)
+    }
+
+
+def _judge(judged: Judged) -> dict[str, Any]:
+    std, error = judged.std, judged.error
+    curves = uncertainty.sparsify(std, error)
+    found: dict[str, Any] = {
+        "unit": judged.unit,
+        "count": len(std),
+        "mean_error": _mean(error),
+        "mean_std": _mean(std),
+        "spearman": uncertainty.spearman(std, error),
+        "ause": curves and curves.ause,
+        "ause_of_chance": curves and curves.ause_of_chance,
+        "error_of_best": dict(
+            zip(_percents(uncertainty.KEPT), uncertainty.error_of_best(std, error), strict=True)
+        ),
+    }
+    if judged.coordinates is not None:
+        each_std, each_error = judged.coordinates
+        bins = uncertainty.reliability(each_std, each_error)
+        known = ~np.isnan(each_error)
+        found["spearman_of_coordinates"] = uncertainty.spearman(each_std[known], np.abs(each_error[known]))
+        found["coverage"] = _by_level(uncertainty.coverage(each_std, each_error))
+        found["axes"] = {
+            axis: {"coverage": _by_level(covered), **_order(each_std[..., k], each_error[..., k])}
+            for k, (axis, covered) in enumerate(uncertainty.coverage_by_axis(each_std, each_error).items())
+        }
+        found["coverage_of_hands"] = _spread(uncertainty.coverage_by_hand(each_std, each_error))
+        found["reliability"] = {
+            "std": bins.std.tolist(),
+            "observed_std": bins.observed.tolist(),
+            "count": bins.count.tolist(),
+        }
+    return found
+
+
+def _by_level(covered: list[float] | None) -> dict[str, float] | None:
+    return None if covered is None else dict(zip(_percents(uncertainty.LEVELS), covered, strict=True))
+
+
+def _order(std: Floats, error: Floats) -> dict[str, float | None]:
+    """How well std (n, points) orders hands by their mean absolute error along one axis."""
+    known = ~np.isnan(error)
+    hands = known.any(1)
+    std, error = (np.nanmean(np.where(known, values, np.nan)[hands], 1) for values in (std, np.abs(error)))
+    mean = _mean(error)
+    best_half = uncertainty.error_of_best(std, error, [0.5])[0] if len(error) else None
+    return {
+        "spearman": uncertainty.spearman(std, error),
+        "best_half_of_all": best_half / mean if best_half is not None and mean else None,
+    }
+
+
+def _spread(shares: Floats) -> dict[str, float] | None:
+    """Quantiles over hands of the share of a hand's coordinates within its 68 % interval."""
+    known = shares[~np.isnan(shares)]
+    if not len(known):
+        return None
+    return dict(zip(_percents(_QUANTILES), np.quantile(known, _QUANTILES).tolist(), strict=True))
+
+
+def _expected(measured: Measured) -> dict[str, dict[str, float]] | None:
+    """The mean error of joints that a calibration expects of the most certain hands, beside the true one.
+
+    As `amvur filter` states it: per share of the hands kept. None without a calibration of 3D joints, or their truth.
+    """
+    std_mm, error_mm = measured.joint_errors()
+    if not measured.calibration.measures_3d or not len(std_mm):
+        return None
+    expected_mm = measured.calibration.joint_error(std_mm)
+    shares = (*uncertainty.KEPT, 1.0)
+    pairs = zip(
+        uncertainty.error_of_best(std_mm, expected_mm, shares),
+        uncertainty.error_of_best(std_mm, error_mm, shares),
+        strict=True,
+    )
+    return {
+        share: {"expected_mm": expected, "found_mm": true}
+        for share, (expected, true) in zip(_percents(shares), pairs, strict=True)
+    }
+
+
+def _percents(shares: Sequence[float]) -> list[str]:
+    return [f"{share:.0%}" for share in shares]
+
+
+def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """A table for people: (what of, measure, value), of `summarise`'s figures."""
+    joints3d, vertices, joints2d = summary["joints3d"], summary["vertices"], summary["joints2d"]
+    texture = summary["texture"]
+    rows = [
+        ("photos", "", str(summary["photos"])),
+        ("3D joints", "photos", str(joints3d["count"])),
+        ("", "PA-MPJPE", _shown(joints3d["pa_mpjpe_mm"], "mm")),
+        ("", "PA-MPJPE, median", _shown(joints3d["pa_mpjpe_median_mm"], "mm")),
+        ("", "MPJPE, wrist on wrist", _shown(joints3d["mpjpe_mm"], "mm")),
+        ("", "MPJPE, wrist and scale (HO3D)", _shown(joints3d["scale_aligned_mpjpe_mm"], "mm")),
+        ("", "AUC, Procrustes", _shown(joints3d["pa_auc"])),
+        ("", "AUC, wrist on wrist", _shown(joints3d["auc"])),
+        ("", "AUC, wrist and scale (HO3D)", _shown(joints3d["scale_aligned_auc"])),
+        ("detector's 3D joints", "photos", str(summary["guess3d"]["count"])),
+        ("", "distance after Procrustes", _shown(summary["guess3d"]["pa_mpjpe_mm"], "mm")),
+        ("predicted hands", "wrist to middle fingertip", _shown(summary["size"]["hand_length_mm"], "mm")),
+        ("vertices", "photos", str(vertices["count"])),
+        ("", "PA-MPVPE", _shown(vertices["pa_mpvpe_mm"], "mm")),
+        ("", "MPVPE, wrist on wrist", _shown(vertices["mpvpe_mm"], "mm")),
+        ("", "AUC, Procrustes", _shown(vertices["pa_auc"])),
+        ("", "F@5 mm, Procrustes", _shown(vertices["pa_f5"])),
+        ("", "F@15 mm, Procrustes", _shown(vertices["pa_f15"])),
+        ("2D joints", "photos", str(joints2d["count"])),
+        ("", "error, of the crop's side", _shown(joints2d["error_share_of_crop"], "%")),
+        ("texture", "photos", str(texture["count"])),
+        ("", "SSIM", _shown(texture["ssim"])),
+        ("", "PSNR", _shown(texture["psnr_db"], "dB")),
+        ("side", "right hands taken for right", _shown(summary["side"]["right_taken_for_right"], "%")),
+        ("", "their mirror images, for left", _shown(summary["side"]["mirrored_taken_for_left"], "%")),
+        ("presence", "hands taken for hands", _shown(summary["presence"]["hands_taken_for_hands"], "%")),
+        ("", "squares without one, for none", _shown(summary["presence"]["nothing_taken_for_nothing"], "%")),
+    ]
+    for share, error in (summary["expected_error"] or {}).items():
+        both = f"{_shown(error['expected_mm'], 'mm')}, was {_shown(error['found_mm'], 'mm')}"
+        rows.append(
+            ("" if share != "25%" else "expected error", f"of the best {share}, without the wrist", both)
+        )
+    for name, title in _UNCERTAINTIES.items():
+        found = summary["uncertainty"][name]
+        rows += [(title, "", "n/a")] if found is None else _uncertainty_rows(title, found)
+    return rows
+
+
+def _uncertainty_rows(title: str, found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    unit = found["unit"]
+    rows = [
+        (title, "Spearman with the error", _shown(found["spearman"])),
+        ("", "AUSE (what chance scores)", f"{_shown(found['ause'])} ({_shown(found['ause_of_chance'])})"),
+        ("", "error of all", _shown(found["mean_error"], unit)),
+    ]
+    for share, error in found["error_of_best"].items():
+        part = f"{error / found['mean_error']:.0%} of all's" if found["mean_error"] else "n/a"
+        rows.append(("", f"error of the best {share}", f"{_shown(error, unit)}, {part}"))
+    for level, covered in (found.get("coverage") or {}).items():
+        by_axis = ", ".join(
+            f"{axis} {100 * one['coverage'][level]:.1f}" for axis, one in found["axes"].items()
+        )
+        rows.append(("", f"truth within the {level} interval", f"{_shown(covered, '%')} ({by_axis})"))
+    if axes := found.get("axes"):
+        order = ", ".join(f"{axis} {_shown(one['spearman'])}" for axis, one in axes.items())
+        rows.append(("", "Spearman of hands, along each axis", order))
+    if hands := found.get("coverage_of_hands"):
+        shares = ", ".join(f"{100 * hands[name]:.0f}" for name in ("5%", "50%", "95%"))
+        rows.append(("", "of a hand, within the 68% interval", f"{shares} % (5, 50, 95 % of hands)"))
+    return rows
+
+
+def _shown(value: float | None, unit: str = "") -> str:
+    if value is None:
+        return "n/a"
+    if unit == "%":
+        return f"{value:.1%}".replace("%", " %")
+    return f"{value:.2f} {unit}" if unit else f"{value:.3f}"
+
+
+def write_results(out: str, measured: Measured, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write OUT/metrics.json, table.txt, photos.parquet and plots/*.png; returns the figures.
+
+    `out` is a folder or fsspec URL; `facts` (checkpoint, data set, ...) go first into `metrics.json`.
+
+    Raises:
+        UserError: nothing was measured, or the folder can't be written.
+    """
+    # Imported late: matplotlib takes a second.
+    from trainer.evaluation.plots import draw_plots
+
+    summary = {**(facts or {}), **summarise(measured)}
+    files = {
+        "metrics.json": json.dumps(summary, indent=1, allow_nan=False).encode() + b"\n",
+        "table.txt": _table_text(table_rows(summary)).encode(),
+        "photos.parquet": _photos_file(measured),
+        **{f"plots/{name}.png": png for name, png in draw_plots(measured).items()},
+    }
+    try:
+        for name, data in files.items():
+            write_whole(join(out, name), data)
+    except OSError as error:
+        raise UserError(f"can't write the results to '{out}': {error.strerror or error}") from None
+    return summary
+
+
+def _table_text(rows: Sequence[tuple[str, str, str]]) -> str:
+    widths = [max(len(row[k]) for row in rows) for k in range(2)]
+    return "".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}\n" for a, b, c in rows)
+
+
+def _photos_file(measured: Measured) -> bytes:
+    columns = {"image_id": pa.array(measured.image_ids, pa.string())}
+    for name in PHOTO_COLUMNS:
+        columns[name] = pa.array(measured[name], pa.float32(), from_pandas=True)
+    per_joint = {
+        "joint_errors_mm": np.linalg.norm(measured["joints3d_error_mm"], axis=-1),
+        "pa_joint_errors_mm": measured["pa_joint_errors_mm"],
+        "joint_stds_mm": np.linalg.norm(measured["joints3d_std_mm"], axis=-1),
+        "joint2d_errors": np.linalg.norm(measured["joints2d_errors"], axis=-1) / 2,
+        "joint2d_stds": np.linalg.norm(measured["joints2d_stds"], axis=-1) / 2,
+    }
+    for name, values in per_joint.items():
+        flat = pa.array(values.ravel().astype(np.float32), from_pandas=True)
+        missing = pa.array(np.isnan(values).all(1))
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, 21, mask=missing)
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    return sink.getvalue()

@@ -1,0 +1,67 @@
+"""Where a training runs: in this process, on Ray Train's workers, or as a job of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import yaml
+
+from annotator.config import to_dict
+from annotator.errors import UserError
+from annotator.runtime.submission import is_job_address, submit
+from annotator.storage.files import is_local, local_path
+from trainer.config import SYNTHETIC, TrainConfig
+from trainer.train import Progress, train
+
+#: The name under which a job finds its configuration.
+SUBMITTED = "submitted"
+
+
+def run_training(
+    config: TrainConfig,
+    out: str,
+    workers: int | None = None,
+    address: str | None = None,
+    local: bool = False,
+    device: str | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    follow: Callable[[str], None] = print,
+) -> int | None:
+    """Train with as many workers as asked for, or one a GPU.
+
+    Returns:
+        the exit code of the job that trained, if `address` is one that jobs are submitted to; `follow` is given
+        what it says.
+
+    Raises:
+        UserError: settings that contradict each other, and whatever `train` and `submit` raise.
+    """
+    if local and (address or (workers or 1) > 1):
+        raise UserError("--local is one process: leave out --workers and --address, or --local")
+    if device and not local:
+        raise UserError("--device is for --local: Ray gives each worker its own")
+    if address and is_job_address(address):
+        return _submit_training(config, out, workers, address, follow)
+    if local or (not address and (workers or torch.cuda.device_count()) <= 1):
+        train(config, out, device, on_progress)
+        return None
+    from trainer.ray_train import train_on_ray
+
+    train_on_ray(config, out, workers, address, on_progress)
+    return None
+
+
+def _submit_training(
+    config: TrainConfig, out: str, workers: int | None, address: str, follow: Callable[[str], None]
+) -> int:
+    places = [out, config.start_from, config.hand.removeprefix("mano:")]
+    places += [source.source for source in config.data if source.source != SYNTHETIC]
+    here = [place for place in places if place and (place == out or local_path(place).exists())]
+    if is_local(out):
+        out = str(local_path(out).absolute())
+    arguments = ["train", SUBMITTED, out, "--address", "auto"]
+    if workers:
+        arguments += ["--workers", str(workers)]
+    files = {f"annotator/configs/train/{SUBMITTED}.yaml": yaml.safe_dump(to_dict(config))}
+    return submit(address, arguments, follow, files, here)

@@ -1,0 +1,135 @@
+"""What a run leaves to look at: numbers for TensorBoard and as JSON lines, pictures of its predictions."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from tensorboardX import SummaryWriter
+from torch import Tensor
+
+from annotator.hand.model import BONES
+from annotator.model.network import Prediction
+from annotator.render.shading import draw
+from annotator.report.tiles import SKIN, contact_sheet, uncertainty_colours
+from annotator.storage.files import is_local, join, local_path, read_whole, write_whole
+from trainer.batch import Batch
+from trainer.config import TrainConfig
+
+if TYPE_CHECKING:
+    from trainer.train import Progress
+
+#: Hands of a picture, and the side of each.
+SHOWN, TILE_PX = 8, 192
+
+#: The range of the uncertainty's colours.
+STD_RANGE_MM = (2.0, 25.0)
+
+
+class Diary:
+    """Writes OUT/metrics.jsonl, OUT/tensorboard/ and OUT/pictures/; a folder elsewhere gets them at `keep`."""
+
+    def __init__(self, out: str, config: TrainConfig, step: int) -> None:
+        """`step`: where the run goes on; what was noted after it was of steps that are taken again."""
+        self.out, self.config = out, config
+        # Removed at the end of this process at the latest, should the run not come to its own.
+        self._scratch = None if is_local(out) else tempfile.TemporaryDirectory(prefix="amvur-")
+        self._kept: dict[Path, tuple[int, int]] = {}  # size and time of what is there already
+        self._folder = Path(self._scratch.name) if self._scratch else local_path(out)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._metrics = self._folder / "metrics.jsonl"
+        if self._scratch and (earlier := read_whole(join(out, "metrics.jsonl"))):
+            self._metrics.write_bytes(earlier)
+        if self._metrics.exists():
+            lines = [line for line in self._metrics.read_text().splitlines() if _step(line) <= step]
+            self._metrics.write_text("".join(f"{line}\n" for line in lines))
+        # TensorBoard too forgets what came after this step.
+        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, progress: Progress, gradient_norm: float) -> None:
+        """Note the numbers of a step."""
+        numbers = {f"loss/{name}": value for name, value in progress.losses.items()}
+        numbers |= {
+            "photos_per_s": progress.photos_per_s,
+            "waiting": progress.waiting,
+            "learning_rate": progress.learning_rate,
+            "gradient_norm": gradient_norm,
+        }
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, progress.step)
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"step": progress.step, **numbers}) + "\n")
+
+    def draw(self, step: int, images: Tensor, batch: Batch, prediction: Prediction, faces: Tensor) -> None:
+        """OUT/pictures/step-N.png: a row a hand: photo, mesh over it, 2D joints (true green, predicted red), std."""
+        sheet = picture(images, batch, prediction, faces)
+        (self._folder / "pictures").mkdir(exist_ok=True)
+        sheet.save(self._folder / "pictures" / f"step-{step:08d}.png")
+        self._board.add_image("predictions", np.asarray(sheet), step, dataformats="HWC")
+
+    def keep(self) -> None:
+        """Bring everything noted so far to where it belongs."""
+        self._board.flush()
+        if not self._scratch:
+            return
+        for path in filter(Path.is_file, self._folder.rglob("*")):
+            state = (path.stat().st_size, path.stat().st_mtime_ns)
+            if self._kept.get(path) != state:
+                write_whole(join(self.out, path.relative_to(self._folder).as_posix()), path.read_bytes())
+                self._kept[path] = state
+
+    def close(self) -> None:
+        """The run is over."""
+        self._board.close()
+        self.keep()
+        if self._scratch:
+            self._scratch.cleanup()
+
+
+def _step(line: str) -> int:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # cut off by a kill
+        return 1 << 62
+
+
+@torch.no_grad()
+def picture(images: Tensor, batch: Batch, prediction: Prediction, faces: Tensor) -> Image.Image:
+    """A contact sheet of the first hands of a batch (PIL image)."""
+    count = min(SHOWN, len(images))
+    vertices, camera = prediction.vertices, prediction.camera
+    points = camera.project(vertices.mean_mm.float())[:count].cpu()
+    std_mm = vertices.std_mm[:count].float().norm(dim=-1).cpu().numpy()
+    skin = torch.tensor(SKIN).expand(count, points.shape[1], 3)
+    surety = torch.from_numpy(uncertainty_colours(std_mm, *STD_RANGE_MM)).float()
+    mesh = draw(points, faces.cpu(), skin, TILE_PX).numpy()
+    unsure = draw(points, faces.cpu(), surety, TILE_PX).numpy()
+    photos = torch.nn.functional.interpolate(images[:count].float().cpu(), size=TILE_PX, mode="bilinear")
+    photo = (photos.permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
+    rows = []
+    for i in range(count):
+        bones = Image.fromarray(photo[i])
+        if bool(batch.has_joints2d[i].any()):
+            draw_bones(bones, batch.joints2d[i].cpu().numpy(), (40, 200, 80))
+        draw_bones(bones, prediction.joints2d[i].float().cpu().numpy(), (230, 60, 40))
+        rows.append([photo[i], _over(mesh[i], photo[i]), np.asarray(bones), _over(unsure[i], photo[i])])
+    half = (count + 1) // 2
+    return contact_sheet([a + b for a, b in zip(rows[:half], rows[half:] or rows[:half], strict=False)])
+
+
+def draw_bones(image: Image.Image, joints2d: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Draw a hand's bones into a square crop; `joints2d` (21, 2) in crop coordinates, -1 to 1."""
+    pen = ImageDraw.Draw(image)
+    at_px = (joints2d + 1) / 2 * image.width
+    for a, b in BONES:
+        pen.line([*at_px[a], *at_px[b]], fill=colour, width=2)
+
+
+def _over(rgba: np.ndarray, photo: np.ndarray) -> np.ndarray:
+    alpha = rgba[..., 3:] * 0.8
+    return (rgba[..., :3] * 255 * alpha + photo * (1 - alpha)).astype(np.uint8)
