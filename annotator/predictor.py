@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotator import coordinates as frames
+from annotator import coordinates
 from annotator.coordinates import CropFrame
 from annotator.errors import UserError
 from annotator.job.stages import joined_columns
@@ -179,7 +179,7 @@ class Predictor:
             drawn, axes = self._draw(prediction, crops, samples), crop_axes(crops)[:, None]
             for name, points in (("joints3d", self.network.R @ drawn), ("vertices", drawn)):
                 points_mm = _mirror_where(_numpy(points), mirrored)
-                columns[f"{name}_samples_mm"] = frames.camera_from_crop(points_mm, axes)
+                columns[f"{name}_samples_mm"] = coordinates.camera_from_crop(points_mm, axes)
         return columns
 
     @cached_property
@@ -255,7 +255,7 @@ def _label_columns(
         vertices_std_mm=calibration.vertices(_numpy(prediction.vertices.std_mm)),
         visible=_numpy(prediction.visible),
         scale_per_mm=_numpy(camera.scale_per_mm),
-        rotvec=np.where(mirrored[:, None], frames.mirror_rotvec(rotvec), rotvec),
+        rotvec=np.where(mirrored[:, None], coordinates.mirror_rotvec(rotvec), rotvec),
         translation=_mirror_where(_numpy(camera.translation), mirrored),
         pose=None if prior is None else _numpy(prior.pose()),
         betas=None if prior is None else _numpy(prior.betas),
@@ -272,7 +272,7 @@ def _mirror_where(points: np.ndarray, mirrored: NDArray[np.bool_]) -> np.ndarray
     if not mirrored.any():
         return points
     where = mirrored.reshape(-1, *(1,) * (points.ndim - 1))
-    return np.where(where, frames.mirror_points(points), points)
+    return np.where(where, coordinates.mirror_points(points), points)
 
 
 def _photo(image: np.ndarray | str | Path, min_side_px: int | None) -> Photo:

@@ -3,7 +3,8 @@
     python benchmarks/chaos.py [PHOTOS] [--kills 24] [--count 1500] [--seed 0]
 
 Two machines that Ray simulates here, labels on a real S3 server behind a proxy that breaks one request in fourteen, and
-random kills of models, tasks, whole machines and the driver, with the store cut off now and then; see `tests/chaos.py`.
+random kills of models, tasks, whole machines and the driver, with the store cut off now and then
+(`tests/robustness/chaos.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from machine import machine, photo_folder, tell
 
 from annotator.commands.annotate import annotate
 from annotator.job.resources import ComputeOptions
-from tests.chaos import BATCH, SHARD, Chaos, labels_below
+from tests.robustness.chaos import BATCH, SHARD, Chaos, labels_below
 
 
 def main() -> None:

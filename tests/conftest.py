@@ -18,7 +18,7 @@ from annotator.job.resources import ComputeOptions
 from annotator.model.checkpoint import save_checkpoint
 from annotator.predictor import Predictor
 from annotator.runtime.ray_session import connected
-from tests.hostile_photos import encoded
+from tests.robustness.hostile_photos import encoded
 
 # The suite is many small runs; more threads than one only fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,4 +1,4 @@
-"""`fit`: landmarks that somebody has found to a label folder with meshes. What its station is; `annotator.job.run` runs it.
+"""Fit hands to landmarks: `amvur fit`, the stages of its job.
 
 landmarks in entries --fit_shard (tasks, a core each)--> rows and label columns --shard_table--> a label file
 """

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from annotator import coordinates as frames
+from annotator import coordinates
 from annotator.config import FitConfig
 from annotator.fitting.calibration import FitCalibration, shipped_calibration
 from annotator.fitting.chain import HandParameters, JointChain
@@ -179,7 +179,7 @@ class HandFitter:
         arrays = {name: values.float().cpu().numpy() for name, values in columns.items()}
         for name in ("vertices_mm", "joints3d_mm", "joints2d_px", "wrist_px"):
             sides = mirrored.reshape(-1, *(1,) * (arrays[name].ndim - 1))
-            arrays[name] = np.where(sides, frames.mirror_points(arrays[name]), arrays[name])
+            arrays[name] = np.where(sides, coordinates.mirror_points(arrays[name]), arrays[name])
         return Fit(**arrays)
 
     def rotations(self, hands: HandParameters) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator import coordinates as frames
+from annotator import coordinates
 
 Floats = NDArray[np.floating]
 
@@ -44,4 +44,4 @@ class Landmarks:
     def as_right_hands(self) -> Floats:
         """The landmarks (B, 21, 3), those of left hands mirrored: x changes sign."""
         points = np.concatenate([self.joints2d_px, self.depth_px[..., None]], -1)
-        return np.where(self.is_right[:, None, None], points, frames.mirror_points(points))
+        return np.where(self.is_right[:, None, None], points, coordinates.mirror_points(points))

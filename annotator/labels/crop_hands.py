@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator import coordinates as frames
+from annotator import coordinates
 from annotator.coordinates import CropFrame
 from annotator.photos.crops import CropPlaces
 
@@ -17,7 +17,7 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True, eq=False)
 class CropHands:
-    """n hands, wrist-relative, in the axes of their upright, unmirrored crops (`annotator.coordinates`): lefts are left."""
+    """Hold n hands, wrist-relative, in the axes of their upright crops (`annotator.coordinates`), not mirrored."""
 
     is_right: NDArray[np.bool_]  # (n,)
     joints3d_mm: Floats  # (n, 21, 3)
@@ -43,15 +43,15 @@ def crop_axes(places: CropPlaces) -> NDArray[np.float32]:
 def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
     """Return the columns of `annotator.labels.schema` that need nothing but the hands and where their crops lie."""
     axes = crop_axes(places)
-    joints3d_mm = frames.camera_from_crop(hands.joints3d_mm, axes)
-    joints3d_std_mm = frames.turned_std(hands.joints3d_std_mm, axes)
-    vertices_std_mm = frames.turned_std(hands.vertices_std_mm, axes)
-    camera_rotation = frames.rotation_matrices(hands.rotvec) @ axes.swapaxes(1, 2)
+    joints3d_mm = coordinates.camera_from_crop(hands.joints3d_mm, axes)
+    joints3d_std_mm = coordinates.turned_std(hands.joints3d_std_mm, axes)
+    vertices_std_mm = coordinates.turned_std(hands.vertices_std_mm, axes)
+    camera_rotation = coordinates.rotation_matrices(hands.rotvec) @ axes.swapaxes(1, 2)
     pose = None
     if hands.pose is not None:
         # It is a right hand's, before the mirror image of the camera where the hand is left.
-        shown_axes = np.where(hands.is_right[:, None, None], axes, frames.mirror_rotation(axes))
-        wrist = frames.rotation_vectors(shown_axes @ frames.rotation_matrices(hands.pose[:, :3]))
+        shown_axes = np.where(hands.is_right[:, None, None], axes, coordinates.mirror_rotation(axes))
+        wrist = coordinates.rotation_vectors(shown_axes @ coordinates.rotation_matrices(hands.pose[:, :3]))
         pose = np.concatenate([wrist, hands.pose[:, 3:]], 1).astype(hands.pose.dtype)
     principal_px = places.photo_size_px / 2
     half_side_px = places.half_side_px[:, None]
@@ -64,15 +64,15 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
         "joints3d_std_mm": joints3d_std_mm,
         "joints2d_px": hands.joints2d_px,
         "joints2d_std_px": hands.joints2d_std_px,
-        "vertices_mm": frames.camera_from_crop(hands.vertices_mm, axes),
+        "vertices_mm": coordinates.camera_from_crop(hands.vertices_mm, axes),
         "vertices_std_mm": vertices_std_mm,
         "pose": pose,
         "betas": hands.betas,
         "camera": {
             "scale": hands.scale_per_mm,
-            "rotation": frames.rotation_vectors(camera_rotation),
+            "rotation": coordinates.rotation_vectors(camera_rotation),
             "translation": hands.translation,
-            "cam_t_mm": frames.camera_translation(
+            "cam_t_mm": coordinates.camera_translation(
                 joints3d_mm, hands.joints2d_px, places.focal_px, principal_px
             ),
             "focal_px": places.focal_px.copy(),

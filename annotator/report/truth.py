@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from annotator import coordinates as frames
+from annotator import coordinates
 from annotator.errors import UserError
 from annotator.quality import metrics, uncertainty
 from annotator.report.survey import floats, vectors
@@ -230,8 +230,8 @@ def _turned(points: Floats, centre_px: Floats, of_camera: Floats, to_camera: Flo
     """
     rays = [(centre_px - camera[:, 1:]) / camera[:, :1] for camera in (of_camera, to_camera)]
     known = np.isfinite(np.concatenate(rays, 1)).all(1, keepdims=True)
-    of_axes, to_axes = (frames.axes_of_ray(np.where(known, ray, 0)) for ray in rays)
-    return frames.camera_from_crop(frames.crop_from_camera(points, of_axes), to_axes)
+    of_axes, to_axes = (coordinates.axes_of_ray(np.where(known, ray, 0)) for ray in rays)
+    return coordinates.camera_from_crop(coordinates.crop_from_camera(points, of_axes), to_axes)
 
 
 def _file_name(photo: str) -> str:

@@ -23,7 +23,7 @@ from hostile.photos import photos, pictures
 from hostile.places import write_places
 from hostile.refused import write_refused
 from hostile.videos import write_videos
-from tests.hostile_photos import encoded
+from tests.robustness.hostile_photos import encoded
 
 __all__ = ["Expected", "Run", "build"]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hostile.expected import BAD_HEADER, DAMAGED, OK, TOO_LARGE, File
 from hostile.photos import JPEG_MODES
-from tests.hostile_photos import bmp, encoded, jpeg_claiming, png, png_chunk, tiff, webp_claiming
+from tests.robustness.hostile_photos import bmp, encoded, jpeg_claiming, png, png_chunk, tiff, webp_claiming
 
 
 def bombs(picture: Image.Image, full: bool) -> Iterator[File]:

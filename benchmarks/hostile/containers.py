@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hostile.expected import BAD_HEADER, CUT, DAMAGED, EMPTY, MISSING, NO_PHOTO, OK, TOO_LARGE, Expected, File
-from tests.hostile_photos import encoded
+from tests.robustness.hostile_photos import encoded
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".heic")
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hostile.expected import BAD_ROW, CUT, EMPTY, MISSING, NO_PHOTO, OK, Expected, Run
-from tests.hostile_photos import encoded
+from tests.robustness.hostile_photos import encoded
 
 
 class _Row(NamedTuple):

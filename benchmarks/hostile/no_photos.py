@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from hostile.expected import CUT, DAMAGED, EMPTY, NO_PHOTO, OK, OTHER_FORMAT, File
-from tests.hostile_photos import encoded, tiff
+from tests.robustness.hostile_photos import encoded, tiff
 
 
 def other_files(picture: Image.Image) -> Iterator[File]:

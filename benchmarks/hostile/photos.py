@@ -15,7 +15,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from annotator.photos.decode import MIN_SIDE_PX
 from hostile.expected import BAD_HEADER, CUT, DAMAGED, NO_PHOTO, OK, OTHER_FORMAT, TOO_SMALL, File
-from tests.hostile_photos import WRITERS, Pixels, encoded
+from tests.robustness.hostile_photos import WRITERS, Pixels, encoded
 
 REAL_PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "hand-scenes" / "images"
 

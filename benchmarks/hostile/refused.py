@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hostile.expected import Run
-from tests.hostile_photos import encoded
+from tests.robustness.hostile_photos import encoded
 
 
 def write_refused(folder: Path, picture: Image.Image) -> list[Run]:

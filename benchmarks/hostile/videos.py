@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hostile.expected import CUT, DAMAGED, OK, Expected
-from tests.hostile_photos import encoded
+from tests.robustness.hostile_photos import encoded
 
 
 def write_videos(folder: Path, picture: Image.Image) -> dict[str, Expected]:

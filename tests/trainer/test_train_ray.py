@@ -1,0 +1,318 @@
+"""Training on Ray: whatever is killed, the run ends as if nothing had been."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from annotator.config import to_dict
+from annotator.errors import UserError
+from annotator.hand import load_hand
+from annotator.model.checkpoint import load_checkpoint
+from annotator.runtime import submission
+from tests.conftest import SHARED, at_work
+from tests.robustness.hostile_photos import encoded, noise
+from tests.support.example_files import write_stick_hands
+from tests.trainer.test_train import TINY, largest_difference, weights
+from trainer.config import OptimizerConfig, SourceConfig, TrainConfig
+from trainer.ray_train import train_on_ray
+from trainer.train import start_network, train
+
+ROOT = Path(__file__).parents[2]
+STEPS = 60
+#: Far more than anything here takes; a machine may be busy.
+PATIENCE_S = 900
+TOKEN = "0123456789abcdef" * 4
+
+
+def config_for(folder, **settings) -> TrainConfig:
+    """One worker's steps are two workers' steps: nothing depends on who sees which photo."""
+    plain = TrainConfig(
+        network=TINY,
+        data=(SourceConfig(source=str(folder)),),
+        batch_size=8,
+        steps=STEPS,
+        loaders=0,
+        checkpoint_every=5,
+        log_every=1,
+        pictures_every=1000,
+        freeze_normalisation=True,
+        optimizer=OptimizerConfig(kind="sgd", learning_rate=1e-3, ema=0, warmup_steps=1),
+    )
+    return replace(plain, **settings)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """Where the commands run: examples and a configuration that names them by a relative path."""
+    folder = tmp_path_factory.mktemp("run")
+    write_stick_hands(folder / "sticks", 48)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(to_dict(config_for("sticks"))))
+    return folder
+
+
+def amvur(folder: Path, *arguments: str, log: str = "log.txt") -> subprocess.Popen:
+    """The command line, its output added to a file."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+    }
+    with (folder / log).open("a") as file:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "cli.py"), *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=file,
+            stderr=file,
+        )
+
+
+def steps_of(out: Path) -> list[int]:
+    path = out / "metrics.jsonl"
+    # What follows the last end of a line is being written.
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line)["step"] for line in lines]
+
+
+def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while max(steps_of(out), default=0) < step:
+        assert process.poll() is None, (out.parent / "log.txt").read_text()
+        assert time.monotonic() < until, f"no step {step}"
+        time.sleep(0.05)
+
+
+@contextmanager
+def head(log: Path):
+    """A cluster of its own, with a token: the address that jobs are submitted to."""
+    temporary = tempfile.mkdtemp(prefix="ray")  # short: names of sockets have a limit
+    ports = free_ports(6)
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    environment |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    options = (
+        "port dashboard-port dashboard-agent-listen-port dashboard-agent-grpc-port ray-client-server-port"
+    )
+    arguments = [f"--{name}={port}" for name, port in zip(options.split(), ports, strict=False)]
+    process = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("ray")),
+            *("start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true"),
+            *(f"--temp-dir={temporary}", f"--object-store-memory={1 << 28}", *arguments),
+        ],
+        cwd=temporary,
+        env=environment,
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield f"http://127.0.0.1:{ports[1]}"
+    finally:
+        all_of_it = [process, *psutil.Process(process.pid).children(recursive=True)]
+        for one in reversed(all_of_it):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.socket() for _ in range(count)]
+    for one in held:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports
+
+
+def test_a_run_ends_as_if_nothing_had_been_killed_and_a_job_ends_it(run_folder, monkeypatch):
+    if importlib.util.find_spec("aiohttp_cors") is None:
+        pytest.skip("jobs need ray[default]")
+    out = run_folder / "out"
+    command = ["train", "tiny.yaml", "out", "--workers", "2"]
+    driver = amvur(run_folder, *command)
+    try:
+        wait_for_step(driver, out, 12)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        workers = [one for one in family if one.name().startswith("ray::RayTrainW")]
+        assert len(workers) == 2
+        workers[1].kill()
+
+        wait_for_step(driver, out, 27)
+        family = [one for one in psutil.Process(driver.pid).children(recursive=True) if at_work(one)]
+    finally:
+        driver.kill()
+    assert len(family) >= 3
+    _, left = psutil.wait_procs(family, 60)
+    assert not left
+    assert 27 <= max(steps_of(out)) < STEPS
+
+    with head(run_folder / "head.txt") as address:
+        wait_for_answer(address)
+        with pytest.raises(UserError, match="wants a token"):
+            monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+            submission.submit(address, ["--help"], print)
+        client = amvur(run_folder, *command, "--address", address)
+        assert client.wait(PATIENCE_S) == 0, (run_folder / "log.txt").read_text()
+        # A mistake of the job's is the client's too.
+        client = amvur(run_folder, *command[:3], "--workers", "1000", "--address", address)
+        assert client.wait(PATIENCE_S) == 2
+        what_was_trained_labels_photos(run_folder, address)
+        jobs_are_listed_followed_and_stopped(run_folder, address)
+    said = (run_folder / "log.txt").read_text()
+    assert "job raysubmit_" in said
+    assert f"trained {STEPS} steps" in said
+    assert "amvur: 1000 workers want a " in said
+    assert "Traceback" not in said
+
+    train(config_for(run_folder / "sticks"), str(run_folder / "whole"), "cpu")
+    assert steps_of(out) == list(range(1, STEPS + 1))
+    assert load_checkpoint(str(out / "model.safetensors")).info.trained_steps == STEPS
+    whole, start = weights(run_folder / "whole"), start_network(config_for("sticks"), load_hand("open"))
+    assert largest_difference(whole, weights(out)) < 1e-5
+    assert largest_difference(whole, start.state_dict()) > 1e-3
+    assert not (run_folder / "ray_results").exists()
+
+
+def what_was_trained_labels_photos(folder: Path, address: str) -> None:
+    """train -> calibrate -> annotate -> filter, and detect, each a job of the cluster."""
+    photos = folder / "photos"
+    photos.mkdir()
+    for k in range(6):
+        (photos / f"{k}.jpg").write_bytes(encoded(noise(64 + k), "JPEG"))
+    model = SHARED / "models" / "hand_landmarker.task"
+    chain = [
+        ["calibrate", "out/model.safetensors", "sticks", "calibrated.safetensors"],
+        ["annotate", "photos", "labels", "--checkpoint", "calibrated.safetensors"],
+        ["filter", "labels", "best", "--keep-best", "0.5"],
+    ]
+    if importlib.util.find_spec("mediapipe") and model.is_file():
+        chain.append(["detect", "photos", "found", "--model", str(model)])
+    for command in chain:
+        client = amvur(folder, *command, "--address", address)
+        assert client.wait(PATIENCE_S) == 0, (folder / "log.txt").read_text()
+    labels, best = (pq.read_table(folder / name / "data").to_pylist() for name in ("labels", "best"))
+    assert [row["status"] for row in labels] == ["ok"] * 6 and len(best) >= 3
+    calibrated = load_checkpoint(str(folder / "calibrated.safetensors"))
+    assert {row["checkpoint"] for row in labels} == {calibrated.id}
+    assert max(row["joint_std_mm"] for row in best) <= sorted(row["joint_std_mm"] for row in labels)[2]
+    if len(chain) > 3:
+        assert pq.read_table(folder / "found" / "data").num_rows == 6
+
+
+def jobs_are_listed_followed_and_stopped(folder: Path, address: str) -> None:
+    def said_by(*arguments: str, code: int = 0) -> str:
+        said = folder / "submission.txt"
+        said.unlink(missing_ok=True)
+        assert amvur(folder, "jobs", *arguments, "--address", address, log=said.name).wait(PATIENCE_S) == code
+        return said.read_text()
+
+    listed = said_by("list").splitlines()
+    assert listed[0].split() == ["job", "state", "began", "command"]
+    (of_filter,) = [line for line in listed if "amvur filter labels best --keep-best 0.5" in line]
+    job = of_filter.split()[0]
+    assert " succeeded " in of_filter
+    assert "rows in best" in said_by("logs", job)
+    assert "had ended already (succeeded)" in said_by("stop", job)
+    assert "has no job 'raysubmit_none': `amvur jobs list`" in said_by("logs", "raysubmit_none", code=2)
+    # Ctrl-C leaves a job alone, `stop` does not.
+    client = amvur(folder, "train", "tiny.yaml", "long", "--set", "steps=100000", "--address", address)
+    while len(listed := said_by("list").splitlines()) < 2 or " running " not in listed[1]:
+        time.sleep(0.5)
+    job = listed[1].split()[0]
+    client.send_signal(signal.SIGINT)
+    assert client.wait(PATIENCE_S) == 130
+    assert f"job {job} goes on. Its log: amvur jobs logs {job} --address" in (folder / "log.txt").read_text()
+    assert " running " in said_by("list").splitlines()[1]
+    assert f"job {job}: stopped" in said_by("stop", job)
+
+
+def wait_for_answer(address: str) -> None:
+    until = time.monotonic() + PATIENCE_S
+    port = int(address.rsplit(":", 1)[1])
+    while True:
+        with closing(socket.socket()) as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def test_a_mistake_of_the_users_is_said_at_once(local_ray, run_folder, tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
+    config = config_for(run_folder / "sticks", steps=2)
+    # Only one of the workers looks at the folder; the other waits for it in vain.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text(json.dumps(to_dict(replace(config, seed=1))))
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"other settings \(seed\)"):
+        train_on_ray(config, str(tmp_path / "other"), 2)
+    assert time.monotonic() - began < PATIENCE_S
+    with pytest.raises(UserError, match="1000 workers want a"):
+        train_on_ray(config, str(tmp_path / "many"), 1000)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(submission, "ANSWER_S", 0.5)
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        for port in (silent.getsockname()[1], free_ports(1)[0]):
+            with pytest.raises(UserError, match="nothing answers at 'http://127.0.0.1"):
+                submission.submit(f"http://127.0.0.1:{port}", ["--help"], print)
+
+
+def test_a_job_takes_the_code_and_nothing_else(tmp_path):
+    submission._stage(tmp_path, {"annotator/configs/train/mine.yaml": "steps: 3\n"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["annotator", "cli.py", "trainer"]
+    assert not list(tmp_path.rglob("__pycache__"))
+    code = (
+        "from trainer.config import read_train_config as r; print(r('mine').steps, r('supervised').steps > 3)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True
+    )
+    assert shown.stdout.split() == ["3", "True"], shown.stderr
+
+
+class Told:
+    """A client whose log is cut off twice and starts anew each time."""
+
+    def __init__(self, pieces: list[list[str]]) -> None:
+        self.pieces = pieces
+
+    async def tail_job_logs(self, job: str):
+        for text in self.pieces.pop(0):
+            yield text
+        if self.pieces:
+            raise RuntimeError("cut off")
+
+
+def test_a_log_that_starts_anew_is_shown_once():
+    shown: list[str] = []
+    log = submission._Log(shown.append)
+    client = Told([["one\n", "two\n"], ["one\ntw"], ["one\ntwo\nth", "ree\n"]])
+    for _ in range(3):
+        with suppress(RuntimeError):
+            asyncio.run(log.read(client, "a job"))
+    assert "".join(shown) == "one\ntwo\nthree\n"
