@@ -82,6 +82,9 @@ class NetworkConfig:
     landmarks: bool = False  # where each joint seems to lie joins the global feature: see model/landmarks.py
     # In their place, linear read-outs of the global feature as MediaPipe's network has them: model/landmarker.py.
     read_outs: bool = False
+    refine_steps: int = (
+        0  # with read-outs: solver steps from prior-net's hand to the landmarks, see model/refinement.py
+    )
     amvur: AmvurConfig = field(default_factory=AmvurConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     texture: TextureConfig = field(default_factory=TextureConfig)
@@ -91,6 +94,9 @@ class NetworkConfig:
         _at_least("crop_px", self.crop_px, 32)
         if self.landmarks and self.read_outs:
             raise UserError("landmarks and read_outs both say where joints are: set one of them to false")
+        _at_least("refine_steps", self.refine_steps, 0)
+        if self.refine_steps and (not self.read_outs or self.variant == "amvur"):
+            raise UserError("refine_steps needs read_outs: true and a variant with prior-net")
         _at_least("amvur: width", self.amvur.width, 1)
         for name in ("heads", "stages", "blocks"):
             _at_least(f"amvur: {name}", getattr(self.amvur, name), 1)

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
 
-#: Pose components with a smaller standard deviation (radians) move no joint.
-_NO_MOTION = 1e-6
-
 
 class HandParameters(NamedTuple):
     """Global rotation, pose and shape of B right hands."""
@@ -70,7 +67,7 @@ class JointChain:
             points = np.concatenate([skeleton, of_vertices[hand.tip_vertices]])[order]
             return 1000 * (points - points[:1])
 
-        moving = hand.hands_std > _NO_MOTION
+        moving = hand.moving_components()
         in_finger_order = np.array(FREIHAND_FROM_MANO[1:]).reshape(5, 4)[:, :3] - 1
         components = (hand.hands_components * hand.hands_std[:, None])[moving].reshape(-1, 15, 3)
 

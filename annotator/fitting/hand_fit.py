@@ -89,7 +89,7 @@ class HandFitter:
         self._layer = HandLayer(self.hand).to(self.device)
         self._laplace = Laplace(self.hand, self._chain)
         self.calibration = calibration or shipped_calibration(self.hand.id, config)
-        self._moving = torch.from_numpy(np.flatnonzero(self.hand.hands_std > 1e-6)).to(self.device)
+        self._moving = torch.from_numpy(self.hand.moving_components()).to(self.device)
 
     @torch.inference_mode()
     def fit(self, landmarks: Landmarks) -> Fit:

@@ -27,7 +27,16 @@ class Solution:
 
 
 def solve(objective: Objective, target: Target, start: State, most_steps: int) -> Solution:
-    """Minimise the objective of each hand, `most_steps` steps at most."""
+    """Minimise the objective of each hand in at most `most_steps` steps."""
+    state, cost = descend(objective, target, start, most_steps)
+    residual, posed = objective.residuals(state, target)
+    prior = objective.prior_precision(state)
+    curvature, _ = _normal(objective, state, target, residual, posed, prior)
+    return Solution(state, cost, curvature)
+
+
+def descend(objective: Objective, target: Target, start: State, most_steps: int) -> tuple[State, Tensor]:
+    """Return the state after at most `most_steps` steps and its cost (B,), as `solve` does without the curvature."""
     state = start.rows(torch.arange(len(start.log_scale), device=start.log_scale.device))
     prior = objective.prior_precision(state)
     residual, posed = objective.residuals(state, target)
@@ -56,9 +65,7 @@ def solve(objective: Objective, target: Target, start: State, most_steps: int) -
             break
         part, part_target = state.rows(active), target.rows(active)
         residual, posed = objective.residuals(part, part_target)
-    residual, posed = objective.residuals(state, target)
-    curvature, _ = _normal(objective, state, target, residual, posed, prior)
-    return Solution(state, cost, curvature)
+    return state, cost
 
 
 def _normal(

@@ -36,6 +36,17 @@ def from_palm(chain: JointChain, target: Target) -> State:
     return _state(chain, turn, scale, shift)
 
 
+def at_hands(chain: JointChain, hands: HandParameters, target: Target) -> State:
+    """Place given hands (B) on landmarks with depth: scales and shift are the least-squares ones."""
+    joints = chain.posed(hands).joints_mm
+    about = joints - joints.mean(1, keepdim=True)
+    points = target.points - target.points.mean(1, keepdim=True)
+    power_2d, power_3d = (about[..., :count].square().sum((1, 2)).clamp_min(1e-6) for count in (2, 3))
+    scale = ((about * points)[..., :2].sum((1, 2)) / power_2d).clamp(*_SCALE_BOUNDS)
+    shift = target.points[..., :2].mean(1) - scale[:, None] * joints[..., :2].mean(1)
+    return State(hands, scale.log(), shift, (about * points).sum((1, 2)) / power_3d)
+
+
 def has_palm_depth(target: Target) -> Tensor:
     """Whether `from_palm` can be used for each hand (B,): four palm landmarks with depth."""
     return (target.weight_3d[:, list(_PALM)] > 0).sum(1) >= 4

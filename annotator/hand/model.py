@@ -36,6 +36,10 @@ FREIHAND_FROM_MANO = (
 )
 
 
+#: Pose components with a smaller standard deviation (radians) move no joint.
+_NO_MOTION = 1e-6
+
+
 @dataclass(frozen=True, eq=False)
 class HandModel:
     """A parametric hand in MANO's layout; arrays are NumPy, lengths in metres.
@@ -81,6 +85,10 @@ class HandModel:
                 )
             if not np.isfinite(array).all():
                 raise UserError(f"hand model '{self.name}': {field} holds values that are not finite")
+
+    def moving_components(self) -> np.ndarray:
+        """Return the indices (K,) of the pose components that move a joint at all."""
+        return np.flatnonzero(self.hands_std > _NO_MOTION)
 
     @property
     def vertex_count(self) -> int:

@@ -24,7 +24,7 @@ from annotator.config import AmvurConfig
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
 from annotator.hand.regressor import coarse_tokens
-from annotator.model.attention import Block, Tokens, zero_start
+from annotator.model.attention import Block, FeatureMap, Tokens, zero_start
 from annotator.model.prior_net import mean_hand
 
 #: What an untrained network believes of its error; the mean hand is about this far off.
@@ -148,7 +148,7 @@ class Amvur(nn.Module):
         g: Tensor,
         prior_mm: Tensor | None = None,
         prior_points: Tensor | None = None,
-        maps: Sequence[Tensor] = (),
+        maps: Sequence[FeatureMap] = (),
         landmarks: Tensor | None = None,
     ) -> Gaussian:
         """Return q(V | I), (B, V, 3).
@@ -157,7 +157,7 @@ class Amvur(nn.Module):
             g: (B, feature_dim).
             prior_mm: (B, V, 3) prior-net's hand, for `start: prior_net`; not looked at with `mean_hand`.
             prior_points: (B, V, 2) the same hand in crop coordinates, for `aligned`.
-            maps: the backbone's maps (B, C, H, W), for `aligned`.
+            maps: the backbone's maps, for `aligned`.
             landmarks: (B, 21, 2) where joints are seen in the crop, for `aligned` with landmarks.
         """
         start_mm = self.start_mm.expand(len(g), -1, -1)
@@ -180,7 +180,7 @@ class Amvur(nn.Module):
         g: Tensor,
         start_mm: Tensor,
         points: Tensor | None,
-        maps: Sequence[Tensor],
+        maps: Sequence[FeatureMap],
         landmarks: Tensor | None,
     ) -> Tensor:
         """Return F'' (B, T, last width): tokens, then every stage's blocks."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,13 @@ def zero_start(linear: nn.Linear) -> nn.Linear:
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
+
+
+class FeatureMap(NamedTuple):
+    """A map of crops, and how points of the crop find their place in it."""
+
+    values: Tensor  # (B, C, H, W)
+    in_map: Callable[[Tensor], Tensor]  # crop points (..., 2) to coordinates of `reverse_interpolate`
 
 
 class Attention(nn.Module):
@@ -131,7 +139,7 @@ class Tokens(nn.Module):
         g: Tensor,
         posed: Tensor | None = None,
         points: Tensor | None = None,
-        maps: Sequence[Tensor] = (),
+        maps: Sequence[FeatureMap] = (),
     ) -> Tensor:
         """Return tokens (B, N, width).
 
@@ -139,7 +147,7 @@ class Tokens(nn.Module):
             g: (B, feature_dim).
             posed: (B, N, posed_dim) places in each photo, numbers of about 1; needed with `posed_dim`.
             points: (B, N, 2) where tokens project, crop coordinates; needed with `map_dims`.
-            maps: (B, C, H, W) each, sampled at `points`.
+            maps: sampled at `points`.
         """
         place = self.index if self.from_place is None else self.from_place(self.places)
         if self.from_posed is not None and posed is not None:
@@ -149,7 +157,8 @@ class Tokens(nn.Module):
         tokens = self.from_feature(g)[:, None] + place
         if self.from_maps and points is not None:
             for layer, features in zip(self.from_maps, maps, strict=True):
-                tokens = tokens + layer(reverse_interpolate(features.float(), points))
+                places = features.in_map(points)
+                tokens = tokens + layer(reverse_interpolate(features.values.float(), places))
         return tokens
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from annotator.config import NetworkConfig
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
 from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
+from annotator.model.attention import FeatureMap
 from annotator.model.backbone import build_backbone
 from annotator.model.camera import Camera, CameraHead, fit_camera, joints2d_covariance
 from annotator.model.landmarker import NUMBERS, LandmarkHand, LandmarkHeads
 from annotator.model.landmarks import Landmarks
 from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_hand
 from annotator.model.read_out import ReadOut
+from annotator.model.refinement import Refinement
 from annotator.model.texture import GlobalTexture, OcclusionAwareTexture
 from annotator.render import nearest_faces, visible_vertices
 
@@ -96,6 +99,7 @@ class Network(nn.Module):
         if config.variant != "amvur":
             self.prior_net = PriorNet(feature_dim, hand, layer, landmarks=config.read_outs)
             self.prior_camera = CameraHead(feature_dim, start, config.camera, constant_std=True)
+        self.refinement = Refinement(hand, config.refine_steps) if config.refine_steps else None
         if config.variant != "prior_net":
             self.amvur = Amvur(
                 *(feature_dim, hand, layer, config.amvur, self.backbone.pyramid_dims),
@@ -167,25 +171,40 @@ class Network(nn.Module):
     def _hands(self, images: Tensor, seen: Seen) -> Prediction:
         g, X = seen.g, seen.X
         variant = self.config.variant
+        # The start is prior-net's hand after refinement; without gradient, so training returns prior-net's own.
         prior: PriorHand | None = None
+        start: PriorHand | None = None
         prior_camera: Camera | None = None
+        start_camera: Camera | None = None
         fitted: tuple[Tensor, Tensor] | None = None
         if variant != "amvur":
             hand = seen.landmark_hand
             prior = self.prior_net(g, None if hand is None else hand.normalised())
-            fitted = _camera_at_landmarks(prior.joints3d_mm, seen)
-            prior_camera = self.prior_camera(g, fitted)
+            start = prior
+            if self.refinement is not None and hand is not None:
+                start = self.prior_net.posed(*self.refinement(prior, hand.image))
+            fitted = _camera_at_landmarks(start.joints3d_mm, seen)
+            start_camera = self.prior_camera(g, fitted)
+            if self.training:  # prior-net's own hand is in the loss
+                prior_camera = self.prior_camera(g, _camera_at_landmarks(prior.joints3d_mm, seen))
+            else:
+                prior, prior_camera = start, start_camera
         if prior is not None and prior_camera is not None and variant == "prior_net":
             vertices = Gaussian(prior.vertices_mm, torch.full_like(prior.vertices_mm, PRIOR_STD_MM))
             joints3d = Gaussian(prior.joints3d_mm, torch.full_like(prior.joints3d_mm, PRIOR_STD_MM))
             camera: Camera = prior_camera
         else:
             prior_mm = prior_points = None
-            if prior is not None and prior_camera is not None:
-                prior_mm = prior.vertices_mm
+            if start is not None and start_camera is not None:
+                prior_mm = start.vertices_mm
                 if self.config.amvur.aligned:
-                    prior_points = prior_camera.project(prior_mm)[..., :2]
-            vertices = self.amvur(g, prior_mm, prior_points, seen.pyramid, seen.joints2d)
+                    prior_points = start_camera.project(prior_mm)[..., :2]
+            size_px = images.shape[-2], images.shape[-1]
+            maps = [
+                FeatureMap(level, partial(self.backbone.in_map, size_px=size_px, stride=stride))
+                for level, stride in zip(seen.pyramid, (8, 16, 32), strict=bool(seen.pyramid))
+            ]
+            vertices = self.amvur(g, prior_mm, prior_points, maps, seen.joints2d)
             joints3d = joints_from_vertices(vertices, self.R, self.config.amvur.joint_variance)
             if prior is None:
                 fitted = _camera_at_landmarks(joints3d.mean_mm, seen)

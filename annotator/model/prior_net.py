@@ -112,6 +112,10 @@ class PriorNet(nn.Module):
         coefficients, betas = (REACH * (x / REACH).tanh() for x in (coefficients, betas))
         # Gram-Schmidt on two columns that start as the identity's.
         wrist = roma.special_gramschmidt(turn.view(-1, 3, 2) + self.no_turn) @ self.upright
+        return self.posed(wrist, coefficients, betas)
+
+    def posed(self, wrist: Tensor, coefficients: Tensor, betas: Tensor) -> PriorHand:
+        """Pose hands by global rotations (B, 3, 3), pose coefficients (B, 45) and betas (B, 10)."""
         fingers = roma.rotvec_to_rotmat(
             (self.pose_mean + coefficients @ self.pose_components).view(-1, 15, 3)
         )

@@ -1,0 +1,53 @@
+"""Refine prior-net's hand on the landmarks that the network reads out: a few steps of `amvur fit`. Not in the paper.
+
+Prior-net's inverse kinematics starts so near the minimum that two Levenberg-Marquardt steps are enough. The cost
+is that of `annotator/fitting/objective.py`. No gradient passes through the steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from annotator.config import FitConfig
+from annotator.fitting.chain import HandParameters, JointChain
+from annotator.fitting.objective import Objective, Target
+from annotator.fitting.solver import descend
+from annotator.fitting.start import at_hands
+from annotator.hand.model import HandModel
+from annotator.model.prior_net import REACH, PriorHand
+
+_PARTS = ("rest_mm", "shape_mm", "pose_mean", "pose_components")
+
+
+class Refinement(nn.Module):
+    """Prior-net's hands and landmarks to the pose and shape of better hands."""
+
+    moving: Tensor  # (K,) indices of the pose components that move a joint
+
+    def __init__(self, hand: HandModel, steps: int, config: FitConfig = FitConfig()) -> None:
+        """Reduce the hand model to its joints; `steps` is the number of solver steps per hand."""
+        super().__init__()
+        self.steps, self.config = steps, config
+        chain = JointChain.of(hand, torch.float32)
+        for name in _PARTS:
+            self.register_buffer(name, getattr(chain, name), persistent=False)
+        self.register_buffer("moving", torch.from_numpy(hand.moving_components()), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, prior: PriorHand, landmarks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return global rotations (B, 3, 3), pose coefficients (B, 45) and betas (B, 10).
+
+        Args:
+            prior: B hands.
+            landmarks: (B, 21, 3) crop coordinates, depth in the same unit.
+        """
+        chain = JointChain(*(getattr(self, name) for name in _PARTS))
+        target = Target.of(landmarks.detach().float(), self.config)
+        start = HandParameters(
+            prior.rotations[:, 0].clone(), prior.coefficients[:, self.moving].clone(), prior.betas.clone()
+        )
+        state, _ = descend(Objective(chain, self.config), target, at_hands(chain, start, target), self.steps)
+        coefficients = prior.coefficients.clone()
+        coefficients[:, self.moving] = state.hands.coefficients
+        return state.hands.rotation, coefficients.clamp(-REACH, REACH), state.hands.betas.clamp(-REACH, REACH)
