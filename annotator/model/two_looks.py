@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from annotator.config import NetworkConfig
 from annotator.coordinates import (
@@ -203,11 +204,12 @@ class TwoLooks(nn.Module):
             return replace(prediction, is_right=self.is_right(seen), is_hand=self.first.is_hand(seen.first))
 
     def _tight(self, images: Tensor) -> Tensor:
-        """Return the tight crops at the size of the first look."""
+        """Return the tight crops at the size of the first look, shrunk by Pillow's filter as single crops are."""
         with torch.autocast(images.device.type, enabled=False):
-            middle = images.new_zeros(len(images), 2)
-            square = Square(middle, torch.ones_like(middle[:, 0]), torch.zeros_like(middle[:, 0]))
-            return square.cut(images, self.first.config.crop_px)
+            margin = round(images.shape[-1] * (1 - 1 / WIDE) / 2)
+            middle = images[..., margin:-margin, margin:-margin].contiguous()
+            size_px = self.first.config.crop_px
+            return F.interpolate(middle, size=size_px, mode="bilinear", antialias=True)
 
     def _look(self, images: Tensor, first: Seen, square: Square) -> SeenTwice:
         """Take the second look along squares of wide images."""
