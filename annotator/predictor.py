@@ -63,7 +63,7 @@ class Predictor:
         cut_px = self.checkpoint.cut_px
         images = torch.zeros(self.batch_size, 3, cut_px, cut_px, device=self.device)
         images = images.contiguous(memory_format=torch.channels_last)
-        self.network.hands(images, self._see(images))
+        self.network.hands(images, self._extract(images))
 
     @torch.inference_mode()
     def predict_crops(self, crops: Crops, side: Side = "auto", samples: int = 0) -> dict[str, Any]:
@@ -167,12 +167,12 @@ class Predictor:
         images = torch.tensor(crops.pixels, device=self.device).permute(0, 3, 1, 2).float().div_(255)
         images = images.contiguous(memory_format=torch.channels_last)
         _flip(images, np.flatnonzero(mirrored))
-        seen = self._see(images)
+        features = self._extract(images)
         right = None
         if side == "auto":
-            right = self._right_scores(crops.right_score, images, seen)
+            right = self._right_scores(crops.right_score, images, features)
             mirrored = right < 0.5
-        prediction = self.network.hands(images, seen)
+        prediction = self.network.hands(images, features)
         columns = _label_columns(prediction, crops, mirrored, self.checkpoint)
         columns["side_score"] = None if right is None else np.maximum(right, 1 - right)
         if samples:
@@ -202,27 +202,27 @@ class Predictor:
         )
         return drawn
 
-    def _see(self, images: torch.Tensor) -> Any:
+    def _extract(self, images: torch.Tensor) -> Any:
         half = self.precision != "float32"
         with torch.autocast(self.device.type, getattr(torch, self.precision), enabled=half):
-            return self.network.see(images)
+            return self.network.extract(images)
 
     def _right_scores(
-        self, told: NDArray[np.float32], images: torch.Tensor, seen: Any
+        self, told: NDArray[np.float32], images: torch.Tensor, features: Any
     ) -> NDArray[np.float32]:
         """The probability (n,) that each is a right hand: what was `told`, or, where that is NaN, the network's.
 
         The network knows right hands: what may be a left one is mirrored and seen again, and both answers count. Those
-        that are left hands stay mirrored, in `images` and `seen`.
+        that are left hands stay mirrored, in `images` and `features`.
         """
-        right = np.where(np.isnan(told), _numpy(self.network.is_right(seen)), told)
+        right = np.where(np.isnan(told), _numpy(self.network.is_right(features)), told)
         unsure = np.flatnonzero(np.isnan(told) & (right < SURELY_RIGHT))
         if len(unsure):
-            again = self._see(images[unsure].flip(-1))
+            again = self._extract(images[unsure].flip(-1))
             right[unsure] = (right[unsure] + 1 - _numpy(self.network.is_right(again))) / 2
             is_left = right[unsure] < 0.5
             _flip(images, unsure[is_left])
-            seen.put(
+            features.put(
                 torch.from_numpy(unsure[is_left]).to(self.device),
                 again[torch.from_numpy(is_left).to(self.device)],
             )

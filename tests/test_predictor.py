@@ -209,7 +209,7 @@ def test_wrong_photos_are_refused_by_name(predictor, tmp_path):
 
 
 class Failing(torch.nn.Module):
-    """A network whose `see` may fail."""
+    """A network whose `extract` may fail."""
 
     def __init__(self, network) -> None:
         super().__init__()
@@ -224,11 +224,11 @@ class SmallMemory(Failing):
         super().__init__(network)
         self.most, self.seen = most, []
 
-    def see(self, images):
+    def extract(self, images):
         self.seen.append(len(images))
         if len(images) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return self.network.see(images)
+        return self.network.extract(images)
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_no_row_is_lost(lively, photos):
@@ -268,10 +268,10 @@ class Picky(Failing):
         super().__init__(network)
         self.bad = bad
 
-    def see(self, images):
+    def extract(self, images):
         if ((images - self.bad).abs() < 1e-3).flatten(1).all(1).any():
             raise ValueError("singular matrix")
-        return self.network.see(images)
+        return self.network.extract(images)
 
 
 def test_one_photo_that_the_network_fails_on_takes_no_other_along(lively):

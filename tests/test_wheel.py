@@ -37,6 +37,8 @@ def test_it_holds_all_configurations_the_hand_and_nothing_else(installed):
         "trainer",
     ]
     assert list(installed.glob("*.dist-info/licenses/LICENSE"))
+    recipes = ("build_open_hand.py", "draw_open_hand.py", "collapse.py")
+    assert not [path for path in installed.rglob("*.py") if path.name in recipes]
 
 
 def test_it_predicts_with_the_weights_that_come_with_it(installed, tmp_path):

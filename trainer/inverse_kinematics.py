@@ -65,7 +65,7 @@ class InverseKinematicsConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class LandmarkBatch:
     """B drawn hands in the axes of a crop, millimetres, wrist-relative, and landmarks of them."""
 
     landmarks_mm: Tensor  # (B, 21, 3) with errors; depth relative to the wrist
@@ -84,7 +84,7 @@ class DrawnLandmarks:
         self.seed, self.noise = seed, noise
 
     @torch.no_grad()
-    def hands(self, indices: Tensor) -> Seen:
+    def hands(self, indices: Tensor) -> LandmarkBatch:
         """Return hands (n,) by their numbers."""
         hands = draw_hands(self.poses, self.layer, Pool(keys(self.seed, 0, indices)))
         draws = Draws(keys(self.seed, 1, indices))
@@ -94,7 +94,7 @@ class DrawnLandmarks:
         joints, vertices = (points @ to_crop.mT for points in (hands.joints3d_mm, hands.vertices_mm))
         rotations = torch.cat([to_crop[:, None] @ hands.rotations[:, :1], hands.rotations[:, 1:]], 1)
         landmarks_mm = with_errors(seen_mm @ turn.mT, draws, self.noise)
-        return Seen(landmarks_mm, joints, vertices, rotations, hands.betas)
+        return LandmarkBatch(landmarks_mm, joints, vertices, rotations, hands.betas)
 
 
 def seen_joints(hands: DrawnHands) -> tuple[Tensor, Tensor]:
@@ -140,7 +140,7 @@ def _depth_turns(angle: Tensor) -> Tensor:
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
-def hand_loss(hand: PriorHand, truth: Seen, config: InverseKinematicsConfig) -> Tensor:
+def hand_loss(hand: PriorHand, truth: LandmarkBatch, config: InverseKinematicsConfig) -> Tensor:
     """Return the loss (B,) of hands: root-relative vertices, joints after Procrustes, and a weak prior."""
     vertices = (hand.vertices_mm - truth.vertices_mm).norm(dim=-1).mean(1) / losses.CM
     aligned = losses.aligned_loss(hand.joints3d_mm, truth.joints3d_mm).mean((1, 2))

@@ -49,7 +49,7 @@ def _not_fitted(laws: Calibration) -> Calibration:
     return replace(laws, fitted_on="")
 
 
-def calibrate(count: int = COUNT, seed: int = SEED, config: FitConfig = FitConfig()) -> dict[str, Any]:
+def calibrate_fits(count: int = COUNT, seed: int = SEED, config: FitConfig = FitConfig()) -> dict[str, Any]:
     """Fit the laws on drawn hands and return the content of the shipped file."""
     from annotator.fitting.drawn import drawn_hands
     from annotator.fitting.hand_fit import HandFitter
@@ -85,4 +85,4 @@ def calibrate(count: int = COUNT, seed: int = SEED, config: FitConfig = FitConfi
 
 
 if __name__ == "__main__":
-    PATH.write_text(json.dumps(calibrate(), indent=1) + "\n", encoding="utf-8")
+    PATH.write_text(json.dumps(calibrate_fits(), indent=1) + "\n", encoding="utf-8")

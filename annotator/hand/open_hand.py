@@ -1,4 +1,4 @@
-"""The open hand: a parametric hand with no licence form, made from CC0 data by `build_open_hand.py`."""
+"""The open hand: a parametric hand with no licence form, made from CC0 data by `tools/build_open_hand.py`."""
 
 from __future__ import annotations
 

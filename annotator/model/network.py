@@ -46,7 +46,7 @@ class Prediction:
 
 
 @dataclass
-class Seen:
+class Features:
     """What backbone and landmarks make of B crops: all that says which hand they show, and how."""
 
     g: Tensor  # (B, feature_dim), the features at landmarks with it
@@ -56,13 +56,13 @@ class Seen:
     joints2d: Tensor | None = None  # (B, 21, 2) where landmarks lie, read out or the means of their maps
     landmark_hand: LandmarkHand | None = None  # with `read_outs`
 
-    def __getitem__(self, rows: Any) -> Seen:
+    def __getitem__(self, rows: Any) -> Features:
         maps, joints2d = (None if x is None else x[rows] for x in (self.maps, self.joints2d))
         pyramid = tuple(level[rows] for level in self.pyramid)
         hand = None if self.landmark_hand is None else self.landmark_hand.rows(rows)
-        return Seen(self.g[rows], self.X[rows], maps, pyramid, joints2d, hand)
+        return Features(self.g[rows], self.X[rows], maps, pyramid, joints2d, hand)
 
-    def put(self, rows: Tensor, other: Seen) -> None:
+    def put(self, rows: Tensor, other: Features) -> None:
         """Take these rows from another's, in place."""
         self.g[rows], self.X[rows] = other.g, other.X
         for own, others in zip(
@@ -126,10 +126,10 @@ class Network(nn.Module):
         `also_mirrored` (M,): rows whose mirror images the side head is shown too, and nothing else is.
         """
         shown = images if also_mirrored is None else torch.cat([images, images[also_mirrored].flip(-1)])
-        seen = self.see(shown)
+        features = self.extract(shown)
         with torch.autocast(images.device.type, enabled=False):
-            mirrored_is_right = self.is_right(seen[len(images) :])
-        return replace(self.hands(images, seen[: len(images)]), mirrored_is_right=mirrored_is_right)
+            mirrored_is_right = self.is_right(features[len(images) :])
+        return replace(self.hands(images, features[: len(images)]), mirrored_is_right=mirrored_is_right)
 
     @property
     def last_look(self) -> Network:
@@ -140,7 +140,7 @@ class Network(nn.Module):
         """Fold batch norms into convolutions, see `Backbone.fold_normalisation`."""
         self.backbone.fold_normalisation()
 
-    def see(self, images: Tensor) -> Seen:
+    def extract(self, images: Tensor) -> Features:
         """What of images (B, 3, crop_px, crop_px) the rest of the network looks at; under autocast the backbone alone
         works in half precision."""
         g, X, pyramid = self.backbone(images.contiguous(memory_format=torch.channels_last))
@@ -153,23 +153,25 @@ class Network(nn.Module):
                 hand = self.heads(g)
                 joints2d = hand.image[..., :2]
                 g = torch.cat([g, hand.numbers()], -1)
-            return Seen(g, X, maps, pyramid if self.config.amvur.aligned else (), joints2d, hand)
+            return Features(g, X, maps, pyramid if self.config.amvur.aligned else (), joints2d, hand)
 
-    def is_right(self, seen: Seen) -> Tensor:
+    def is_right(self, features: Features) -> Tensor:
         """Return the probability (B,) that each crop shows a right hand."""
-        return self.side(seen.g) if seen.landmark_hand is None else seen.landmark_hand.is_right.sigmoid()
+        hand = features.landmark_hand
+        return self.side(features.g) if hand is None else hand.is_right.sigmoid()
 
-    def is_hand(self, seen: Seen) -> Tensor:
+    def is_hand(self, features: Features) -> Tensor:
         """Return the probability (B,) that each crop shows a hand at all."""
-        return self.presence(seen.g) if seen.landmark_hand is None else seen.landmark_hand.presence.sigmoid()
+        hand = features.landmark_hand
+        return self.presence(features.g) if hand is None else hand.presence.sigmoid()
 
-    def hands(self, images: Tensor, seen: Seen) -> Prediction:
-        """The hands in images (B, 3, crop_px, crop_px), of which `see` made `seen`; `mirrored_is_right` stays empty."""
+    def hands(self, images: Tensor, features: Features) -> Prediction:
+        """Return the hands in images (B, 3, crop_px, crop_px) with these features; `mirrored_is_right` stays empty."""
         with torch.autocast(images.device.type, enabled=False):
-            return self._hands(images, seen)
+            return self._hands(images, features)
 
-    def _hands(self, images: Tensor, seen: Seen) -> Prediction:
-        g, X = seen.g, seen.X
+    def _hands(self, images: Tensor, features: Features) -> Prediction:
+        g, X = features.g, features.X
         variant = self.config.variant
         # The start is prior-net's hand after refinement; without gradient, so training returns prior-net's own.
         prior: PriorHand | None = None
@@ -178,15 +180,15 @@ class Network(nn.Module):
         start_camera: Camera | None = None
         fitted: tuple[Tensor, Tensor] | None = None
         if variant != "amvur":
-            hand = seen.landmark_hand
+            hand = features.landmark_hand
             prior = self.prior_net(g, None if hand is None else hand.normalised())
             start = prior
             if self.refinement is not None and hand is not None:
                 start = self.prior_net.posed(*self.refinement(prior, hand.image))
-            fitted = _camera_at_landmarks(start.joints3d_mm, seen)
+            fitted = _camera_at_landmarks(start.joints3d_mm, features)
             start_camera = self.prior_camera(g, fitted)
             if self.training:  # prior-net's own hand is in the loss
-                prior_camera = self.prior_camera(g, _camera_at_landmarks(prior.joints3d_mm, seen))
+                prior_camera = self.prior_camera(g, _camera_at_landmarks(prior.joints3d_mm, features))
             else:
                 prior, prior_camera = start, start_camera
         if prior is not None and prior_camera is not None and variant == "prior_net":
@@ -202,12 +204,12 @@ class Network(nn.Module):
             size_px = images.shape[-2], images.shape[-1]
             maps = [
                 FeatureMap(level, partial(self.backbone.in_map, size_px=size_px, stride=stride))
-                for level, stride in zip(seen.pyramid, (8, 16, 32), strict=bool(seen.pyramid))
+                for level, stride in zip(features.pyramid, (8, 16, 32), strict=bool(features.pyramid))
             ]
-            vertices = self.amvur(g, prior_mm, prior_points, maps, seen.joints2d)
+            vertices = self.amvur(g, prior_mm, prior_points, maps, features.joints2d)
             joints3d = joints_from_vertices(vertices, self.R, self.config.amvur.joint_variance)
             if prior is None:
-                fitted = _camera_at_landmarks(joints3d.mean_mm, seen)
+                fitted = _camera_at_landmarks(joints3d.mean_mm, features)
             camera = self.camera(g, fitted)
         joints2d = camera.project(joints3d.mean_mm)[..., :2]
         covariance = joints2d_covariance(joints3d, camera, self.config.camera.annotation_noise)
@@ -226,11 +228,11 @@ class Network(nn.Module):
             prior_camera=prior_camera,
             visible=visible,
             rgb=self._colour(images, X, g, points, visible, face_ids),
-            is_right=self.is_right(seen),
+            is_right=self.is_right(features),
             mirrored_is_right=g.new_empty(0),
-            is_hand=self.is_hand(seen),
-            landmarks=seen.maps,
-            landmark_hand=seen.landmark_hand,
+            is_hand=self.is_hand(features),
+            landmarks=features.maps,
+            landmark_hand=features.landmark_hand,
         )
 
     def _colour(
@@ -244,9 +246,9 @@ class Network(nn.Module):
         return self.texture(images.float(), X, g, points, points_in_X, visible, face_ids, self.faces)
 
 
-def _camera_at_landmarks(joints3d_mm: Tensor, seen: Seen) -> tuple[Tensor, Tensor] | None:
+def _camera_at_landmarks(joints3d_mm: Tensor, features: Features) -> tuple[Tensor, Tensor] | None:
     """Return the cameras that `fit_camera` gives for read-out landmarks, where the network has them."""
-    if seen.landmark_hand is None:
+    if features.landmark_hand is None:
         return None
-    joints2d = seen.landmark_hand.image[..., :2]
+    joints2d = features.landmark_hand.image[..., :2]
     return fit_camera(joints3d_mm, joints2d, torch.ones_like(joints2d[..., 0], dtype=torch.bool))

@@ -28,7 +28,7 @@ from annotator.coordinates import (
 )
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import Camera
-from annotator.model.network import Network, Prediction, Seen
+from annotator.model.network import Features, Network, Prediction
 from annotator.model.prior_net import PriorHand
 
 #: Side of the images over the side of the tight crop.
@@ -98,18 +98,18 @@ class Square:
 
 
 @dataclass
-class SeenTwice:
+class TwoLookFeatures:
     """Features of both looks at B crops, and the squares between them."""
 
-    first: Seen
+    first: Features
     square: Square
     shown: Tensor  # (B, 3, crop_px, crop_px) of the second network, cut along the square
-    second: Seen
+    second: Features
 
-    def __getitem__(self, rows: Any) -> SeenTwice:
-        return SeenTwice(self.first[rows], self.square[rows], self.shown[rows], self.second[rows])
+    def __getitem__(self, rows: Any) -> TwoLookFeatures:
+        return TwoLookFeatures(self.first[rows], self.square[rows], self.shown[rows], self.second[rows])
 
-    def put(self, rows: Tensor, other: SeenTwice) -> None:
+    def put(self, rows: Tensor, other: TwoLookFeatures) -> None:
         """Take these rows from another's, in place."""
         self.first.put(rows, other.first)
         self.square.put(rows, other.square)
@@ -149,12 +149,12 @@ class TwoLooks(nn.Module):
         """The network that predicts hands."""
         return self.second
 
-    def is_right(self, seen: SeenTwice) -> Tensor:
+    def is_right(self, features: TwoLookFeatures) -> Tensor:
         """Return the probability (B,) of a right hand: of the second look, if that network reads sides out."""
         return (
-            self.first.is_right(seen.first)
+            self.first.is_right(features.first)
             if self.second.heads is None
-            else self.second.is_right(seen.second)
+            else self.second.is_right(features.second)
         )
 
     def fold_normalisation(self) -> None:
@@ -165,21 +165,21 @@ class TwoLooks(nn.Module):
     def forward(self, images: Tensor, also_mirrored: Tensor | None = None) -> Prediction:
         """Predict as `Network.forward` does, from wide images."""
         shown = images if also_mirrored is None else torch.cat([images, images[also_mirrored].flip(-1)])
-        seen = self.see(shown)
+        features = self.extract(shown)
         with torch.autocast(images.device.type, enabled=False):
-            mirrored_is_right = self.is_right(seen[len(images) :])
-        return replace(self.hands(images, seen[: len(images)]), mirrored_is_right=mirrored_is_right)
+            mirrored_is_right = self.is_right(features[len(images) :])
+        return replace(self.hands(images, features[: len(images)]), mirrored_is_right=mirrored_is_right)
 
-    def see(self, images: Tensor) -> SeenTwice:
+    def extract(self, images: Tensor) -> TwoLookFeatures:
         """Return both looks at wide images; under autocast the backbones alone work in half precision."""
         return self.look_twice(images, self.first_look(images))
 
-    def first_look(self, images: Tensor) -> Seen:
+    def first_look(self, images: Tensor) -> Features:
         """Return the first look at wide images."""
-        return self.first.see(self._tight(images))
+        return self.first.extract(self._tight(images))
 
     @torch.no_grad()
-    def look_twice(self, images: Tensor, first: Seen) -> SeenTwice:
+    def look_twice(self, images: Tensor, first: Features) -> TwoLookFeatures:
         """Return both looks at wide images, given the first.
 
         Where the second look's joints are far off the square that it was given, it is repeated with theirs.
@@ -189,19 +189,21 @@ class TwoLooks(nn.Module):
             if joints2d is None:
                 joints2d = self.first.hands(self._tight(images), first).joints2d
             is_hand = self.first.is_hand(first)
-        seen = self._look(images, first, Square.around(joints2d))
-        better = Square.around(seen.square.to_tight(self._joints2d(seen)))
-        (again,) = torch.where(seen.square.is_off(better) & (is_hand > IS_HAND))
+        features = self._look(images, first, Square.around(joints2d))
+        better = Square.around(features.square.to_tight(self._joints2d(features)))
+        (again,) = torch.where(features.square.is_off(better) & (is_hand > IS_HAND))
         if len(again):
-            seen.put(again, self._look(images[again], first[again], better[again]))
-        return seen
+            features.put(again, self._look(images[again], first[again], better[again]))
+        return features
 
     @torch.no_grad()
-    def hands(self, images: Tensor, seen: SeenTwice) -> Prediction:
-        """Return the hands in wide images, of which `see` made `seen`; `mirrored_is_right` stays empty."""
+    def hands(self, images: Tensor, features: TwoLookFeatures) -> Prediction:
+        """Return the hands in wide images with these features; `mirrored_is_right` stays empty."""
         with torch.autocast(images.device.type, enabled=False):
-            prediction = _carried(self.second.hands(seen.shown, seen.second), seen.square)
-            return replace(prediction, is_right=self.is_right(seen), is_hand=self.first.is_hand(seen.first))
+            prediction = _carried(self.second.hands(features.shown, features.second), features.square)
+            return replace(
+                prediction, is_right=self.is_right(features), is_hand=self.first.is_hand(features.first)
+            )
 
     def _tight(self, images: Tensor) -> Tensor:
         """Return the tight crops at the size of the first look, shrunk by Pillow's filter as single crops are."""
@@ -211,18 +213,18 @@ class TwoLooks(nn.Module):
             size_px = self.first.config.crop_px
             return F.interpolate(middle, size=size_px, mode="bilinear", antialias=True)
 
-    def _look(self, images: Tensor, first: Seen, square: Square) -> SeenTwice:
+    def _look(self, images: Tensor, first: Features, square: Square) -> TwoLookFeatures:
         """Take the second look along squares of wide images."""
         with torch.autocast(images.device.type, enabled=False):
             shown = square.cut(images, self.second.config.crop_px)
-        return SeenTwice(first, square, shown, self.second.see(shown))
+        return TwoLookFeatures(first, square, shown, self.second.extract(shown))
 
-    def _joints2d(self, seen: SeenTwice) -> Tensor:
+    def _joints2d(self, features: TwoLookFeatures) -> Tensor:
         """Return the joints (B, 21, 2) that the second look sees in its squares."""
-        if seen.second.joints2d is not None:
-            return seen.second.joints2d
-        with torch.autocast(seen.shown.device.type, enabled=False):
-            return self.second.hands(seen.shown, seen.second).joints2d
+        if features.second.joints2d is not None:
+            return features.second.joints2d
+        with torch.autocast(features.shown.device.type, enabled=False):
+            return self.second.hands(features.shown, features.second).joints2d
 
 
 def wide_px(second: NetworkConfig) -> int:
@@ -254,18 +256,18 @@ def _carried(prediction: Prediction, square: Square) -> Prediction:
     def gaussian(points: Gaussian) -> Gaussian:
         return Gaussian(from_plane(points.mean_mm, plane), turned_std(points.std_mm, plane))
 
-    def camera(seen: Camera) -> Camera:
+    def camera(in_square: Camera) -> Camera:
         # J2 = h P (s Rot(r) J3 + t) + c = h s Rot(P r) (P J3) + (h P t + c)
-        scale_std, rotation_std, translation_std = seen.std[:, None].split([1, 3, 2], -1)
+        scale_std, rotation_std, translation_std = in_square.std[:, None].split([1, 3, 2], -1)
         std = [
             scale_std * size[:, 0],
             turned_std(rotation_std, plane),
             turned_std(translation_std, plane) * size[:, 0],
         ]
         return Camera(
-            seen.scale_per_mm * square.half_side,
-            from_plane(seen.rotvec[:, None], plane)[:, 0],
-            square.to_tight(seen.translation[:, None])[:, 0],
+            in_square.scale_per_mm * square.half_side,
+            from_plane(in_square.rotvec[:, None], plane)[:, 0],
+            square.to_tight(in_square.translation[:, None])[:, 0],
             torch.cat(std, -1)[:, 0],
         )
 

@@ -9,7 +9,6 @@ import torch
 
 from annotator.errors import UserError
 from annotator.hand import HandModel, anatomy, load_hand
-from annotator.hand.collapse import collapse_edges
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import FREIHAND_FROM_MANO
 from annotator.hand.regressor import (
@@ -20,6 +19,7 @@ from annotator.hand.regressor import (
     residual,
     sample_meshes,
 )
+from tools.collapse import collapse_edges
 
 HAND = load_hand("open")
 LAYER = HandLayer(HAND)

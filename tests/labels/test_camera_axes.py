@@ -118,11 +118,11 @@ class Perfect(torch.nn.Module):
         self.network, self.R, self.is_right = network, network.R, network.is_right
         self.truth, self.turns, self.weak_joints2d = hands, turns, weak_joints2d
 
-    def see(self, images: torch.Tensor) -> Any:
-        return self.network.see(images)
+    def extract(self, images: torch.Tensor) -> Any:
+        return self.network.extract(images)
 
-    def hands(self, images: torch.Tensor, seen: Any) -> Prediction:
-        like, truth = self.network.hands(images, seen), self.truth
+    def hands(self, images: torch.Tensor, features: Any) -> Prediction:
+        like, truth = self.network.hands(images, features), self.truth
         left = ~truth.is_right[:, None, None]
         back = self.turns.inv().as_matrix()
 
@@ -362,7 +362,7 @@ def test_a_submission_is_in_camera_axes(predictor, hands_at, given):
     perfect = Perfect(predictor.network, hands, crop_rays(hands), weak_joints2d=False)
     with torch.inference_mode():
         images = batch.image.float() / 255
-        answer = perfect.hands(images, perfect.see(images))
+        answer = perfect.hands(images, perfect.extract(images))
     facts = [facts_of(rows, k) for k in range(4)]
     joints_mm, vertices_mm, wrists_mm = before_cameras(batch, answer, facts)
     np.testing.assert_allclose(joints_mm, hands.joints_mm, atol=0.02)

@@ -245,7 +245,7 @@ def test_training_starts_from_the_file(model, landmarker, crops, tmp_path):
     )
     reads = replace(config, network=replace(config.network, landmarks=False, read_outs=True))
     with torch.no_grad():
-        hand = start_network(reads, load_hand("open")).eval().see(crops).landmark_hand
+        hand = start_network(reads, load_hand("open")).eval().extract(crops).landmark_hand
         expected_hand = landmarker(crops)
     torch.testing.assert_close(hand.image, expected_hand.image, rtol=0, atol=1e-4)
     torch.testing.assert_close(hand.presence, expected_hand.presence, rtol=0, atol=1e-3)

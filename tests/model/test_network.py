@@ -467,7 +467,7 @@ def test_an_untrained_network_lays_the_mean_hand_onto_its_landmarks(variant):
         joints = net(images()).joints3d.mean_mm[0]
         reading(net, 0.004 * joints + torch.tensor([0.3, -0.2, 0]))
         prediction = net(images())
-        off = net.see(images()).joints2d - prediction.joints2d
+        off = net.extract(images()).joints2d - prediction.joints2d
         # Landmarks that no hand in front of a camera gives: the camera of a network without them.
         upside_down = reading(net, -joints)(images())
     torch.testing.assert_close(prediction.joints3d.mean_mm[0], joints)
@@ -498,10 +498,10 @@ def test_inverse_kinematics_read_landmarks_wherever_they_lie_and_no_photo():
 def test_rows_put_in_are_predicted_as_by_themselves(switches):
     net, photos = stirred(network(**switches)), images(3)
     with torch.inference_mode():
-        seen = net.see(photos)
-        seen.put(torch.tensor([2]), net.see(photos.flip(-1))[torch.tensor([0])])
+        features = net.extract(photos)
+        features.put(torch.tensor([2]), net.extract(photos.flip(-1))[torch.tensor([0])])
         photos[2] = photos[0].flip(-1)
-        found, expected = net.hands(photos, seen), net(photos)
+        found, expected = net.hands(photos, features), net(photos)
     torch.testing.assert_close(found.vertices.mean_mm, expected.vertices.mean_mm, atol=1e-2, rtol=0)
     torch.testing.assert_close(found.joints2d, expected.joints2d, atol=1e-4, rtol=0)
     torch.testing.assert_close(found.is_right, expected.is_right, atol=1e-5, rtol=0)

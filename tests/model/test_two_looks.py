@@ -151,7 +151,7 @@ def test_a_second_look_that_disagrees_with_its_square_is_repeated_where_there_is
     once = hands_of(turning, images, upside_down)
     with torch.inference_mode():
         shown = images[:, :, edge:-edge, edge:-edge].rot90(2, (2, 3))
-        own = turning.second.see(shown).joints2d
+        own = turning.second.extract(shown).joints2d
         own = turning.second(shown).joints2d if own is None else own
     expected = hands_of(turning, images, -own)
     assert (once.joints3d.mean_mm - expected.joints3d.mean_mm).abs().amax((1, 2)).min() > 1

