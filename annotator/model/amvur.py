@@ -6,8 +6,8 @@ shape (the positional encoding). Vertices attend to joints, then to each other, 
     A = softmax(Q_V K_J^T / sqrt(d)),   F'  = A U_J  + F_V      (9)
     S = softmax(Q_F' K_F'^T / sqrt(d)), F'' = S U_F' + F'       (10)
 
-Each block does both once; a stage is some blocks of one width, and each next stage has a quarter of it, as in the
-authors' network. Two MLPs give mu_V and log sigma_V^2 of q(V | I) = N(mu_V, sigma_V^2). Joints follow through R:
+Each block does both once. A stage is several blocks of one width; each next stage has a quarter of that width, as in
+the authors' network. Two MLPs give mu_V and log sigma_V^2 of q(V | I) = N(mu_V, sigma_V^2). Joints follow through R:
 mu_J = R mu_V and sigma_J^2 = (R * R) sigma_V^2.
 """
 
@@ -27,7 +27,7 @@ from annotator.hand.regressor import coarse_tokens
 from annotator.model.attention import Block, FeatureMap, Tokens, zero_start
 from annotator.model.prior_net import mean_hand
 
-#: What an untrained network believes of its error; the mean hand is about this far off.
+#: Std of an untrained network; the mean hand is about this far off.
 START_STD_MM = 20.0
 
 #: A distance from a landmark, a tenth of a crop's half-side, becomes a number of about 1.
@@ -43,17 +43,16 @@ class Gaussian:
 
 
 def combined(weights: Tensor, points: Tensor) -> Tensor:
-    """`weights` (M, N) times points (B, N, 3) -> (B, M, 3), all photos in one product."""
-    # Laid out anew, which costs nothing beside it: of a view torch makes one small product a photo.
+    """Multiply `weights` (M, N) by points (B, N, 3) -> (B, M, 3), all photos in one product."""
+    # The copy is cheap. On a view torch makes one small product per photo.
     return nn.functional.linear(points.transpose(1, 2).contiguous(), weights).transpose(1, 2)
 
 
 def joints_from_vertices(vertices: Gaussian, R: Tensor, joint_variance: str) -> Gaussian:
-    """q(J3 | I) from q(V | I): mean R mu_V, variance (R * R) sigma_V^2 (section 3.1).
+    """Return q(J3 | I) from q(V | I): mean R mu_V, variance (R * R) sigma_V^2 (section 3.1).
 
-    The paper's variance ("independent") takes neighbouring vertices' errors as independent and comes out
-    about half as large as they are; "shared" takes them as one error that all vertices make together, each in its
-    own measure: sigma_J = |R sigma_V|.
+    The paper's variance ("independent") treats errors of neighbouring vertices as independent, and gives about half
+    of the real errors. "shared" treats them as one common error, scaled per vertex: sigma_J = |R sigma_V|.
     """
     if joint_variance == "independent":
         variance = combined(R.square(), vertices.std_mm.square())
@@ -62,14 +61,15 @@ def joints_from_vertices(vertices: Gaussian, R: Tensor, joint_variance: str) -> 
 
 
 class Amvur(nn.Module):
-    """Global feature g (B, feature_dim) to q(V | I) over all V vertices.
+    """Map the global feature g (B, feature_dim) to q(V | I) over all V vertices.
 
-    Tokens may be a subset of the vertices (`config.tokens`): then a linear map, fitted on posed meshes,
-    carries the offsets from tokens to vertices. mu_V is a start plus the MLP's offsets in centimetres, so that an
-    untrained network gives the mean hand; it is wrist-relative by construction. The start is the mean hand, or with
-    `config.start` prior-net's V_p, through which no gradient goes: prior-net has targets of its own and the KL.
-    With `config.aligned` tokens also hold where prior-net's vertices and joints project into the crop, and the
-    backbone's maps there, of `map_dims` channels; with `landmarks` the joints' also how far beside it each is seen.
+    Tokens may be a subset of the vertices (`config.tokens`). A linear map, fitted on posed meshes, then carries the
+    offsets from tokens to vertices. mu_V is a start plus the MLP's offsets in centimetres, so an untrained network
+    gives the mean hand. mu_V is wrist-relative by construction. The start is the mean hand, or with `config.start`
+    prior-net's V_p. No gradient passes through V_p: prior-net has its own targets and the KL.
+    With `config.aligned` tokens also hold the projections of prior-net's vertices and joints into the crop, and the
+    backbone's maps at these points, of `map_dims` channels. With `landmarks` joint tokens also hold the offset from
+    the projected joint to its landmark.
     """
 
     start_mm: Tensor  # (V, 3)
@@ -98,7 +98,7 @@ class Amvur(nn.Module):
         )
         self.register_buffer("token_vertices", torch.as_tensor(token_vertices), persistent=False)
         upsample_t = torch.as_tensor(upsample)
-        # Log standard deviations must not overshoot: their map has no negative weights.
+        # The map of log std has no negative weights, so that it can't overshoot.
         spread = upsample_t.clamp_min(0)
         self.register_buffer("spread", spread / spread.sum(1, keepdim=True), persistent=False)
         if config.upsampling == "learned":
@@ -111,7 +111,7 @@ class Amvur(nn.Module):
             return
         template = torch.as_tensor(hand.v_template)
         joints = self.R @ template
-        # Decimetres from the wrist: numbers of the size that g's are.
+        # Decimetres from the wrist: about the same magnitude as g.
         places = (template[self.token_vertices] - joints[:1]) * 10
         joint_places = (joints - joints[:1]) * 10
 
@@ -155,10 +155,10 @@ class Amvur(nn.Module):
 
         Args:
             g: (B, feature_dim).
-            prior_mm: (B, V, 3) prior-net's hand, for `start: prior_net`; not looked at with `mean_hand`.
+            prior_mm: (B, V, 3) prior-net's hand, for `start: prior_net`; unused with `mean_hand`.
             prior_points: (B, V, 2) the same hand in crop coordinates, for `aligned`.
             maps: the backbone's maps, for `aligned`.
-            landmarks: (B, 21, 2) where joints are seen in the crop, for `aligned` with landmarks.
+            landmarks: (B, 21, 2) landmarks in crop coordinates, for `aligned` with landmarks.
         """
         start_mm = self.start_mm.expand(len(g), -1, -1)
         if self.corrects:
@@ -171,7 +171,7 @@ class Amvur(nn.Module):
             offsets, log_variance = self.mean(features), self.log_variance(features)
         vertices_mm = start_mm + 10 * combined(self.upsample, offsets.float())
         vertices_mm = vertices_mm - combined(self.R[:1], vertices_mm)  # the wrist is the origin
-        # exp(7) is 33 m of standard deviation, exp(-7) 18 um: bounds for numbers, not for hands.
+        # exp(7) is a std of 33 m, exp(-7) one of 18 um: numerical bounds, far outside any real std.
         log_std = combined(self.spread, log_variance.float()).clamp(-14, 14) / 2
         return Gaussian(vertices_mm, START_STD_MM * log_std.exp())
 
@@ -183,9 +183,9 @@ class Amvur(nn.Module):
         maps: Sequence[FeatureMap],
         landmarks: Tensor | None,
     ) -> Tensor:
-        """Return F'' (B, T, last width): tokens, then every stage's blocks."""
+        """Return F'' (B, T, last width): the tokens after the blocks of all stages."""
         posed, posed_joints, at_vertices, at_joints = [], [], None, None
-        if self.corrects:  # decimetres, as the template's
+        if self.corrects:  # decimetres, as in the template
             posed.append(start_mm[:, self.token_vertices] / 100)
             posed_joints.append(combined(self.R, start_mm) / 100)
         if points is not None:

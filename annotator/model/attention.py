@@ -1,4 +1,4 @@
-"""Attention over tokens, formulas (9) and (10): `softmax(Q K^T / sqrt(d)) U`, its block, and the tokens."""
+"""Attention over tokens, formulas (9) and (10): `softmax(Q K^T / sqrt(d)) U`, its blocks, and the tokens."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from annotator.render import reverse_interpolate
 #: Width of a block's feed-forward layer, in widths of its tokens.
 FEED_FORWARD = 2
 
-#: Octaves of sines in a place's encoding, from one wave per 20 cm of hand to one per 2.5 cm: half a finger's width.
+#: Octaves of sines in the positional encoding, from one wave per 20 cm to one per 2.5 cm: half a finger's width.
 OCTAVES = 4
 
 
 def zero_start(linear: nn.Linear) -> nn.Linear:
-    """Zero a layer, so that whatever it is added to starts unchanged."""
+    """Set a layer to zero, so that a sum with its output starts unchanged, and return it."""
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
@@ -36,7 +36,7 @@ class FeatureMap(NamedTuple):
 class Attention(nn.Module):
     """Attend from one set of tokens (B, N, width) to another (B, M, width), with `heads` heads.
 
-    Returns (B, N, width) without the residual, which the caller adds. With `output` a linear layer mixes the heads.
+    Return (B, N, width) without the residual, which the caller adds. With `output` a linear layer mixes the heads.
     """
 
     def __init__(self, width: int, heads: int = 1, output: bool = False) -> None:
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width) if output else nn.Identity()
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Queries (B, N, width), keys and values (B, M, width) -> (B, N, width)."""
+        """Map queries (B, N, width), keys and values (B, M, width) -> (B, N, width)."""
         q, k, u = (
             projection(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection, tokens in ((self.query, queries), (self.key, keys), (self.value, keys))
@@ -60,7 +60,7 @@ class Block(nn.Module):
     """Update vertex tokens once: cross-attention (9), self-attention (10), feed-forward, each with a residual.
 
     Each step first normalises its input (Xiong et al., "On layer normalization in the transformer architecture", 2020).
-    `plain` leaves normalisation and feed-forward out, as the formulas are written.
+    `plain` omits normalisation and feed-forward: the formulas as written.
     """
 
     def __init__(self, width: int, heads: int, cross: bool, within: bool, plain: bool) -> None:
@@ -82,7 +82,7 @@ class Block(nn.Module):
             self.contract = nn.Linear(FEED_FORWARD * width, width)
 
     def forward(self, vertices: Tensor, joints: Tensor | None) -> Tensor:
-        """Vertex tokens F_V (B, T, width), joint tokens F_J (B, 21, width) -> F'' (B, T, width)."""
+        """Map vertex tokens F_V (B, T, width) and joint tokens F_J (B, 21, width) to F'' (B, T, width)."""
         if self.cross is not None and joints is not None:
             vertices = vertices + self.cross(self.cross_norm(vertices), self.joint_norm(joints))  # (9)
         if self.self_attention is not None:
@@ -94,16 +94,16 @@ class Block(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Make N tokens from the global feature `g` and each token's place on the hand.
+    """Make N tokens from the global feature `g` and each token's position on the hand.
 
     Plain tokens are the paper's `W [g ; p_i]`. As `g` is the same for all, `W [g ; p] = W_g g + W_p p` costs one
-    product with `g`, not N. A sum can't hold a product of `g` and place, which a turn of the whole hand needs. So the
-    others are `W_g g + (1 + W_m g) * embed(p_i)`, with a small network as `embed`, which sees sines of the template's
-    places: neighbouring fingers are a centimetre apart and move on their own.
+    product with `g`, not N. A sum can't express a product of `g` and position, which a rotation of the whole hand
+    needs. So the other tokens are `W_g g + (1 + W_m g) * embed(p_i)`. `embed` is a small network on sines of the
+    template's positions: neighbouring fingers are a centimetre apart and move independently.
 
-    `positional`: "template" takes the place's coordinates (N, 3); "index" learns one vector per token. Each photo may
-    have `posed_dim` numbers of its own per token beside them. `map_dims` are the channels of feature maps that are
-    sampled where tokens project into the crop.
+    `positional`: "template" uses the positions (N, 3); "index" learns one vector per token. Each photo may add
+    `posed_dim` numbers per token. `map_dims` are the channels of the feature maps that are sampled at the points
+    where tokens project into the crop.
     """
 
     places: Tensor  # (N, 3), or (N, 3 + 6 * OCTAVES) encoded
@@ -145,8 +145,8 @@ class Tokens(nn.Module):
 
         Args:
             g: (B, feature_dim).
-            posed: (B, N, posed_dim) places in each photo, numbers of about 1; needed with `posed_dim`.
-            points: (B, N, 2) where tokens project, crop coordinates; needed with `map_dims`.
+            posed: (B, N, posed_dim) positions in each photo, magnitude about 1; required with `posed_dim`.
+            points: (B, N, 2) projections of the tokens, crop coordinates; required with `map_dims`.
             maps: sampled at `points`.
         """
         place = self.index if self.from_place is None else self.from_place(self.places)
@@ -163,6 +163,6 @@ class Tokens(nn.Module):
 
 
 def encoded(places: Tensor) -> Tensor:
-    """Encode places (N, 3), decimetres, with sines and cosines of `OCTAVES` frequencies: (N, 3 + 6 * OCTAVES)."""
+    """Encode positions (N, 3), decimetres, with sines and cosines of `OCTAVES` frequencies: (N, 3 + 6 * OCTAVES)."""
     angles = torch.cat([math.pi * 2.0**octave * places for octave in range(OCTAVES)], -1)
     return torch.cat([places, angles.sin(), angles.cos()], -1)

@@ -1,10 +1,10 @@
 """The convolutional backbones in plain torch: ResNet-50, EfficientNet-B0 and -Lite0, MediaPipe's hand landmark network.
 
-Parameter names and shapes are those of the public timm weights, so these load as they are; MediaPipe's come through
-`landmarker_file.py`. Why a file of our own: `timm` needs torchvision, which does not import beside every CPU build of
-torch, and the ResNet and EfficientNet classes of `transformers` make every process start 5 s later (7.0 s, where torch
-alone takes 2.0 s and this file 0.2 s more), for two files of 858 lines in place of this one of under 400.
-Measure again with `benchmarks/backbone_choice.py`.
+Parameter names and shapes match the public timm weights, so these load unchanged. `landmarker_file.py` reads
+MediaPipe's. No library replaces this file: `timm` needs torchvision, which does not import with every CPU build of
+torch. The ResNet and EfficientNet classes of `transformers` delay the start of every process by 5 s (7.0 s, where
+torch alone takes 2.0 s and this file 0.2 s more). They are two files of 858 lines; this one has under 500.
+`benchmarks/backbone_choice.py` measures this.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from annotator.errors import UserError
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Features(NamedTuple):
-    """What a backbone makes of B crops."""
+class BackboneFeatures(NamedTuple):
+    """Output of a backbone for B crops."""
 
     g: Tensor  # (B, feature_dim), pooled over the image, the last layer before a classifier
     X: Tensor  # (B, shallow_dim, H/2, W/2), see `Backbone.forward`
@@ -33,10 +33,10 @@ class Features(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """What every backbone has in common: it turns crops into a global feature and maps.
+    """Base class of the backbones: turn crops into a global feature and feature maps.
 
-    Subclasses set `feature_dim`, `shallow_dim` and `pyramid_dims` and write `stem` and `trunk`. The normalisation of
-    colours lives here, outside the saved weights, because it belongs to the weights and not to the photos.
+    Subclasses set `feature_dim`, `shallow_dim` and `pyramid_dims` and implement `stem` and `trunk`. Colours are
+    normalised here, because the constants depend on the pretrained weights and not on the photos. They are not saved.
     """
 
     feature_dim: int
@@ -51,55 +51,56 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def stem(self, images: Tensor) -> Tensor:
-        """First convolution and its batch norm: (B, 3, H, W) normalised -> (B, shallow_dim, H/2, W/2)."""
+        """Apply the first convolution and its batch norm: (B, 3, H, W) normalised -> (B, shallow_dim, H/2, W/2)."""
         raise NotImplementedError
 
     def trunk(self, shallow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From the first activation to the last: the maps of strides 8, 16 and 32."""
+        """Apply everything from the first activation to the last: return the maps of strides 8, 16 and 32."""
         raise NotImplementedError
 
     def early(self) -> list[nn.Module]:
-        """The layers before stride 8, which see edges and colours: what ImageNet has taught them serves hands, too."""
+        """Return the layers before stride 8. They detect edges and colours, so ImageNet weights suit hands, too."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor) -> Features:
-        """Global feature `g` and shallow feature map `X` of a batch of crops (paper sections 3.4 and 4).
+    def forward(self, images: Tensor) -> BackboneFeatures:
+        """Return the global feature `g` and shallow feature map `X` of a batch of crops (paper sections 3.4 and 4).
 
         Args:
             images: (B, 3, H, W) RGB, float, 0..1. Any size of at least 32; odd halves round up.
 
         Returns:
-            `Features`. X is the first convolution, after its batch norm, before its activation:
-                scaled to about 1, yet still linear in the pixels, so that no colour is cut off. From Lite0's
-                ImageNet weights a linear fit gives colours back within 1.5 grey levels (rms); after the
-                activation, 7.8. Cell i is centred on pixel coordinate 2i + 0.5 (with TensorFlow's padding, at
-                even sizes: 2i + 1.5), pixel centres being at half integers; a cell's own middle is 2i + 1.
-                Strides: channels last.
+            `BackboneFeatures`. X is the first convolution, after its batch norm, before its activation:
+                scaled to about 1, yet still linear in the pixels, so that no colour is cut off. With Lite0's
+                ImageNet weights a linear fit recovers colours within 1.5 grey levels (rms); after the
+                activation, within 7.8. Pixel centres are at half integers. Cell i is centred on pixel coordinate
+                2i + 0.5 (with TensorFlow's padding, at even sizes: 2i + 1.5), but its own middle is 2i + 1.
+                Memory layout: channels last.
         """
         # Channels last in memory: 8 to 15 % faster forward on two cores, 13 to 28 % in training.
         images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         shallow = self.stem(images)
         pyramid = self.trunk(shallow)
-        return Features(pyramid[-1].mean(dim=(2, 3)), shallow, pyramid)
+        return BackboneFeatures(pyramid[-1].mean(dim=(2, 3)), shallow, pyramid)
 
     def first_centre_px(self, size_px: int, stride: int) -> float:
-        """Return where the first cell of a map of this stride is centred, along a side of `size_px` pixels.
+        """Return the centre of the first cell of a map of this stride, along a side of `size_px` pixels.
 
-        Cell i is centred `stride * i` further on, pixel coordinates, whose pixel centres lie at half integers. The
-        centre is that of the pixels that the cell sees, without regard to the photo's edge. A kernel of 2p + 1 with p
-        pixels of padding and stride 2 centres its cell i on cell 2i of the map before: so the first is on pixel 0.
+        The unit is pixels, with pixel centres at half integers. Cell i is centred `stride * i` further on. The
+        centre is that of the cell's receptive field, ignoring the photo's edge. A kernel of 2p + 1 with p pixels of
+        padding and stride 2 centres its cell i on cell 2i of the previous map, so the first is on pixel 0.
         """
         return 0.5
 
     def in_map(self, points: Tensor, size_px: tuple[int, int], stride: int) -> Tensor:
-        """Crop points (..., 2) to the coordinates by which `grid_sample` finds them in a map of this stride.
+        """Convert crop points (..., 2) to `grid_sample` coordinates of a map of this stride.
 
         Args:
-            points: x, y, crop coordinates -1..1. size_px: height and width of the crops that the map is of.
+            points: x, y, crop coordinates -1..1.
+            size_px: height and width of the crops that the map was computed from.
             stride: 2 (X), 8, 16 or 32.
 
         Returns:
-            (..., 2), for `align_corners=False`, by which cells are centred in the middle of their shares of the map.
+            (..., 2), for `align_corners=False`, where each cell is centred in its share of the map.
         """
         height, width = size_px
         first = points.new_tensor([self.first_centre_px(width, stride), self.first_centre_px(height, stride)])
@@ -108,14 +109,14 @@ class Backbone(nn.Module):
         return (2 * index + 1) / cells - 1
 
     def fold_normalisation(self) -> None:
-        """Put every batch norm into the convolution before it, for good: for prediction alone. A tenth faster on CPUs.
+        """Fold every batch norm into the convolution before it, in place: for prediction only. 10 % faster on CPUs.
 
-        By the names of timm: `bn2` follows the second convolution of a block, and so on.
+        Layers are matched by timm's names: `bn2` follows the second convolution of a block, and so on.
         """
         for block in self.modules():
             convolutions = [name for name, child in block.named_children() if isinstance(child, nn.Conv2d)]
             norms = [name for name, child in block.named_children() if isinstance(child, nn.BatchNorm2d)]
-            if isinstance(block, nn.Sequential):  # of ResNet, beside a residual: a convolution, a norm
+            if isinstance(block, nn.Sequential):  # ResNet's downsampling: a convolution, a norm
                 convolutions, norms = (["0"], ["1"]) if norms else ([], [])
             for conv, norm in zip(convolutions, norms, strict=bool(norms)):
                 folded = fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm))
@@ -124,13 +125,13 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def measure_normalisation(self, images: Tensor) -> None:
-        """Set every batch norm's statistics to those of these images, and its weight and bias so that nothing changes.
+        """Set every batch norm's statistics to those of these images, and adapt its weight and bias to compensate.
 
-        In evaluation mode the function stays the same but for rounding. Training mode, which normalises by each
+        In evaluation mode the function stays the same except for rounding. Training mode, which normalises by each
         batch, then starts from nearly the same function too.
 
         Args:
-            images: (N, 3, H, W) RGB, float, 0..1. A hundred crops of the kind that training will show are enough.
+            images: (N, 3, H, W) RGB, float, 0..1. A hundred crops like those of the training are enough.
         """
         norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
         moments = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
@@ -179,7 +180,7 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, 4 * width, H / stride, W / stride)."""
+        """Map (B, inputs, H, W) -> (B, 4 * width, H / stride, W / stride)."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         return F.relu(self.bn3(self.conv3(y)) + self.downsample(x), inplace=True)
@@ -211,18 +212,18 @@ class ResNet50(Backbone):
         return nn.Sequential(first, *(Bottleneck(4 * width, width, 1) for _ in range(blocks - 1)))
 
     def stem(self, images: Tensor) -> Tensor:
-        """First convolution and batch norm: (B, 3, H, W) -> (B, 64, H/2, W/2)."""
+        """Apply the first convolution and batch norm: (B, 3, H, W) -> (B, 64, H/2, W/2)."""
         return self.bn1(self.conv1(images))
 
     def trunk(self, shallow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 64, H/2, W/2) -> 512 channels of H/8, W/8, 1024 of half that, 2048 of a quarter."""
+        """Map (B, 64, H/2, W/2) -> 512 channels of H/8, W/8, 1024 of half that, 2048 of a quarter."""
         x = F.max_pool2d(F.relu(shallow), 3, stride=2, padding=1)
         fine = self.layer2(self.layer1(x))
         middle = self.layer3(fine)
         return fine, middle, self.layer4(middle)
 
     def early(self) -> list[nn.Module]:
-        """Stem and first layer."""
+        """Return the stem and the first layer."""
         return [self.conv1, self.bn1, self.layer1]
 
 
@@ -230,12 +231,12 @@ class SameConv2d(nn.Conv2d):
     """A convolution padded as TensorFlow pads it: the odd pixel goes to the right and the bottom."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
+        """Map (B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
         k, s = self.kernel_size[0], self.stride[0]
         down, across = (max((math.ceil(n / s) - 1) * s + k - n, 0) for n in x.shape[-2:])
         if down % 2 and across % 2 and x.device.type == "cpu" and not torch.is_grad_enabled():
-            # A row and a column of zeros before the kernel do what one more pixel after the image does, and copy
-            # nothing: a twelfth of a prediction. Backwards they are slower.
+            # A row and a column of zeros before the kernel replace one more pixel after the image. This avoids a copy
+            # of the image, a twelfth of a prediction's time. The backward pass would be slower.
             wider = F.pad(self.weight, (1, 0, 1, 0))
             padding = ((down + 1) // 2, (across + 1) // 2)
             return F.conv2d(x, wider, self.bias, self.stride, padding, groups=self.groups)
@@ -246,20 +247,20 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def _in_place(activation: Callable[..., Tensor]) -> Activation:
-    """The same, over its own input where nobody goes backwards: what a normalisation gave, nobody else reads."""
+    """Return the activation, in place where no gradient is needed: nothing else reads a batch norm's output."""
     return lambda x: activation(x, inplace=not x.requires_grad)
 
 
 def _conv(
     inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, same: bool = False
 ) -> nn.Conv2d:
-    if same and stride > 1:  # with stride 1 both paddings are one and the same
+    if same and stride > 1:  # with stride 1 both paddings are the same
         return SameConv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
 
 
 class SqueezeExcite(nn.Module):
-    """Scales every channel by a gate computed from the mean of all channels (Hu et al., 2018)."""
+    """Scale every channel by a gate computed from the mean of all channels (Hu et al., 2018)."""
 
     def __init__(self, channels: int, reduced: int) -> None:
         super().__init__()
@@ -267,7 +268,7 @@ class SqueezeExcite(nn.Module):
         self.conv_expand = nn.Conv2d(reduced, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> the same."""
+        """Map (B, channels, H, W) to the same shape."""
         gate = self.conv_expand(F.silu(self.conv_reduce(x.mean(dim=(2, 3), keepdim=True))))
         return x * gate.sigmoid()
 
@@ -285,7 +286,7 @@ class DepthwiseBlock(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H, W)."""
+        """Map (B, inputs, H, W) -> (B, outputs, H, W)."""
         return self.bn2(self.conv_pw(self.se(self.activation(self.bn1(self.conv_dw(x))))))
 
 
@@ -316,22 +317,22 @@ class InvertedBottleneck(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        """Map (B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         y = self.activation(self.bn1(self.conv_pw(x)))
         y = self.activation(self.bn2(self.conv_dw(y)))
         y = self.bn3(self.conv_pwl(self.se(y)))
         return x + y if self.residual else y
 
 
-#: Of the batch norms of networks that come from TensorFlow.
+#: Batch norm epsilon of networks that come from TensorFlow.
 LITE_EPS = 1e-3
 
 
 class EfficientNet(Backbone):
     """Tan and Le, 2019: B0 (names and shapes of `timm/efficientnet_b0.ra_in1k`) or Lite0.
 
-    Lite0 (`timm/tf_efficientnet_lite0.in1k`) is B0 without squeeze and excitation, with ReLU6 for SiLU and,
-    coming from TensorFlow, with that library's padding, batch norm epsilon and colours from -1 to 1.
+    Lite0 (`timm/tf_efficientnet_lite0.in1k`) is B0 without squeeze and excitation and with ReLU6 in place of SiLU.
+    It comes from TensorFlow and has that library's padding and batch norm epsilon, and colours from -1 to 1.
     """
 
     feature_dim, shallow_dim, pyramid_dims = 1280, 32, (40, 112, 1280)
@@ -344,7 +345,7 @@ class EfficientNet(Backbone):
         (5, 2, 192, 4),
         (3, 1, 320, 1),
     )
-    #: how many times its input the first inverted bottleneck is wide, and all others
+    #: width of the first inverted bottleneck, and of all others, in widths of its input
     first_expansion, expansion = 6, 6
 
     def __init__(self, lite: bool = False) -> None:
@@ -384,7 +385,7 @@ class EfficientNet(Backbone):
     def first_centre_px(self, size_px: int, stride: int) -> float:
         """Return the same for TensorFlow's padding: one pixel more after an even side than before it.
 
-        So each convolution of stride 2 centres cell i on cell 2i + 1 of a map with an even side, 2i of one with an odd.
+        So each convolution of stride 2 centres cell i on cell 2i + 1 of a map with an even side, 2i with an odd side.
         """
         if not isinstance(self.conv_stem, SameConv2d):
             return super().first_centre_px(size_px, stride)
@@ -395,21 +396,21 @@ class EfficientNet(Backbone):
         return centre
 
     def stem(self, images: Tensor) -> Tensor:
-        """First convolution and batch norm: (B, 3, H, W) -> (B, shallow_dim, H/2, W/2)."""
+        """Apply the first convolution and batch norm: (B, 3, H, W) -> (B, shallow_dim, H/2, W/2)."""
         return self.bn1(self.conv_stem(images))
 
     def trunk(self, shallow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, shallow_dim, H/2, W/2) -> 40 channels of H/8, W/8, 112 of half that, `feature_dim` of a quarter."""
+        """Map (B, shallow_dim, H/2, W/2) -> 40 channels of H/8, W/8, 112 of half that, `feature_dim` of a quarter."""
         fine = self.blocks[:3](self.activation(shallow))
         middle = self.blocks[3:5](fine)
         return fine, middle, self.head(self.blocks[5:](middle))
 
     def head(self, coarse: Tensor) -> Tensor:
-        """The last stage's map to the one that is pooled: (B, C, h, w) -> (B, feature_dim, h, w)."""
+        """Map the last stage's output to the map that is pooled: (B, C, h, w) -> (B, feature_dim, h, w)."""
         return self.activation(self.bn2(self.conv_head(coarse)))
 
     def early(self) -> list[nn.Module]:
-        """Stem and the first two stages."""
+        """Return the stem and the first two stages."""
         return [self.conv_stem, self.bn1, self.blocks[0], self.blocks[1]]
 
 
@@ -417,7 +418,7 @@ class HandLandmark(EfficientNet):
     """The network of MediaPipe's hand landmarks (2021): Lite0 with a narrow stem and a depthwise head.
 
     It takes colours from 0 to 1. Its last stage ends before the projection, so `head` is a 1x1 expansion and a 3x3
-    depthwise convolution. The released file has no batch norms; `landmarker_file.py` puts them back.
+    depthwise convolution. The released file has no batch norms; `landmarker_file.py` restores them.
     """
 
     feature_dim, shallow_dim, pyramid_dims = 1152, 24, (40, 112, 1152)
@@ -433,15 +434,15 @@ class HandLandmark(EfficientNet):
         _initialise(self.conv_dw)
 
     def head(self, coarse: Tensor) -> Tensor:
-        """(B, 192, h, w) -> (B, 1152, h, w)."""
+        """Map (B, 192, h, w) -> (B, 1152, h, w)."""
         return self.activation(self.bn3(self.conv_dw(super().head(coarse))))
 
 
 def _initialise(backbone: nn.Module) -> None:
-    """Random weights after He et al., 2015 (fan-out), from torch's global generator."""
+    """Set random weights after He et al., 2015 (fan-out), from torch's global generator."""
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
-            # torch's own kaiming_normal_ counts every group, which starves depthwise convolutions.
+            # torch's kaiming_normal_ counts every group, which makes weights of depthwise convolutions too small.
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
             if module.bias is not None:
@@ -457,11 +458,11 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
 
 
 def build_backbone(name: str) -> Backbone:
-    """The backbone of that name, with random weights from torch's global generator.
+    """Return the backbone of that name, with random weights from torch's global generator.
 
     Raises:
-        UserError: no backbone has this name.
+        UserError: unknown name.
     """
     if name not in BACKBONES:
-        raise UserError(f"no backbone is called '{name}'; choose one of {', '.join(BACKBONES)}")
+        raise UserError(f"unknown backbone '{name}': use one of {', '.join(BACKBONES)}")
     return BACKBONES[name]()

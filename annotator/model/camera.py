@@ -1,7 +1,7 @@
-"""The weak-perspective camera C = (s, r, t) of section 3.1 and what it makes of q(J3): formula (6).
+"""The weak-perspective camera C = (s, r, t) of section 3.1, and its projection of q(J3): formula (6).
 
 `J2 = s (Rot(r) J3)_xy + t` in crop coordinates. Units inside the network: s in crop half-sides per
-decimetre, r in radians, t in crop half-sides, all of the size of 1.
+decimetre, r in radians, t in crop half-sides, all of magnitude 1.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from annotator.model.amvur import Gaussian
 from annotator.model.attention import zero_start
 from annotator.model.prior_net import PriorHand
 
-#: Standard deviation of p(C | I), the 1 of formula (4): a tenth of each of the units above.
+#: Std of p(C | I), the 1 of formula (4): a tenth of each of the units above.
 PRIOR_STD = 0.1
 
-#: How much of the crop the mean hand fills before training: crops are padded boxes.
+#: Share of the crop that the mean hand fills before training: crops are padded boxes.
 START_FILL = 0.8
 
 #: Bounds of a fitted scale, crop half-sides per decimetre, so that softplus has a finite inverse.
@@ -31,7 +31,7 @@ _FITTED_SCALES = (1e-3, 20.0)
 
 @dataclass
 class Camera:
-    """B weak-perspective cameras, Gaussian in each of their six numbers."""
+    """B weak-perspective cameras, Gaussian in each of their six parameters."""
 
     scale_per_mm: Tensor  # (B,) crop half-sides per millimetre
     rotvec: Tensor  # (B, 3) radians
@@ -39,19 +39,19 @@ class Camera:
     std: Tensor  # (B, 6) of (s per decimetre, r, t)
 
     def rotation(self) -> Tensor:
-        """(B, 3, 3), Rodrigues."""
+        """Return the rotation matrices (B, 3, 3), by Rodrigues' formula."""
         return roma.rotvec_to_rotmat(self.rotvec)
 
     def project(self, points_mm: Tensor) -> Tensor:
-        """Crop axes (B, N, 3) to crop coordinates and depth (B, N, 3)."""
+        """Project points in crop axes (B, N, 3) to crop coordinates and depth (B, N, 3)."""
         return project_weak(points_mm, self.scale_per_mm, self.rotation(), self.translation)
 
 
 @torch.no_grad()
 def fit_camera(joints3d_mm: Tensor, joints2d: Tensor, has_joints2d: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weak-perspective camera with r = 0 that brings joints closest to where they are seen.
+    """Return the weak-perspective camera with r = 0 that projects joints closest to their 2D positions.
 
-    The least-squares solution in closed form; C* of (4) for true joints. No gradient passes.
+    The least-squares solution in closed form. For true joints it is C* of (4). No gradient passes.
 
     Args:
         joints3d_mm: (B, 21, 3) camera axes.
@@ -59,8 +59,8 @@ def fit_camera(joints3d_mm: Tensor, joints2d: Tensor, has_joints2d: Tensor) -> t
         has_joints2d: (B, 21) bool; the other joints may hold anything.
 
     Returns:
-        The camera (B, 6), s in crop half-sides per decimetre, r and t; and whether it is one (B,): at least two
-        joints that do not fall on one point, and a positive scale. All six numbers are 0 where it is not.
+        The camera (B, 6), s in crop half-sides per decimetre, r and t; and whether it is valid (B,): at least two
+        joints that do not coincide, and a positive scale. All six parameters of an invalid camera are 0.
     """
     weight = has_joints2d[..., None].to(joints3d_mm)
     xy = torch.where(has_joints2d[..., None], joints3d_mm[..., :2], 0.0)
@@ -70,7 +70,7 @@ def fit_camera(joints3d_mm: Tensor, joints2d: Tensor, has_joints2d: Tensor) -> t
     xy = (xy - xy_mean) * weight
     spread = xy.square().sum((1, 2))
     scale = (xy * (uv - uv_mean)).sum((1, 2)) / spread.clamp_min(1.0)
-    # Square millimetres: less is one joint alone, or joints right behind each other.
+    # Square millimetres: less means a single joint, or joints exactly behind each other.
     valid = (spread > 1.0) & (scale > 0)
     translation = uv_mean[:, 0] - scale[:, None] * xy_mean[:, 0]
     fitted = torch.cat([scale[:, None] * 100, torch.zeros_like(xy[:, 0, :1]).expand(-1, 3), translation], 1)
@@ -78,11 +78,11 @@ def fit_camera(joints3d_mm: Tensor, joints2d: Tensor, has_joints2d: Tensor) -> t
 
 
 class CameraHead(nn.Module):
-    """Global feature (B, feature_dim) to a camera.
+    """Map the global feature (B, feature_dim) to a camera.
 
-    Corrects a camera to start from: one fitted to landmarks, where the network reads them, else the one that puts the
-    mean hand in the middle of the crop. With `constant_std` it is
-    prior-net's head, p(C | I) = N(head, 1); without, q(C | I) with a standard deviation of its own.
+    The head corrects a start camera: one fitted to landmarks, where the network reads them, otherwise the one that
+    centres the mean hand in the crop. With `constant_std` this is prior-net's head, p(C | I) = N(head, 1). Without,
+    it is q(C | I) with a std of its own.
     """
 
     start: Tensor  # (6,) before softplus
@@ -108,7 +108,7 @@ class CameraHead(nn.Module):
 
         Args:
             g: (B, feature_dim).
-            fitted: what `fit_camera` returns: cameras to start from, where they are valid.
+            fitted: result of `fit_camera`: start cameras, used where they are valid.
         """
         out = self.mlp(g).float()
         start = self.start
@@ -132,10 +132,10 @@ def _before_softplus(scale: Tensor) -> Tensor:
 
 
 def joints2d_covariance(joints: Gaussian, camera: Camera, annotation_noise: float) -> Tensor:
-    """Sigma_2 of formula (6): (B, 21, 2, 2), crop half-sides squared.
+    """Return Sigma_2 of formula (6): (B, 21, 2, 2), crop half-sides squared.
 
-    s^2 [Rot diag(sigma_J^2) Rot^T]_xy, the camera's own doubt to first order in s and t, and the noise of a
-    2D label. Doubt in r adds nothing here: its target is 0 under a tight prior.
+    The sum of s^2 [Rot diag(sigma_J^2) Rot^T]_xy, the camera's variance to first order in s and t, and the noise of
+    a 2D label. The variance of r adds nothing here: its target is 0 under a tight prior.
     """
     rotation = camera.rotation()
     rows = camera.scale_per_mm[:, None, None] * rotation[:, :2]  # (B, 2, 3)

@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file whose header carries everything else as JSON.
 
-The header's `amvur` entry holds the format version, the network's configuration, the hand model's id, how
-far it was trained, and the calibration of its uncertainties. One file can't lose its other half, and nothing
-in it can run code.
+The header's `amvur` entry holds the format version, the network's configuration, the hand model's id, the number of
+training steps, and the calibration of its uncertainties. A single file can't lose a part, and nothing in it can run
+code.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from annotator.model.two_looks import WIDE, TwoLooks, first_look_config, wide_px
 from annotator.quality.calibration import Calibration, read_calibration
 from annotator.storage.files import open_file, write_whole
 
-#: 2: prior-net's hands are bounded, landmarks. 3: is there a hand at all. 4: AMVUR has blocks. 5: a first look.
+#: 2: bounds on prior-net's hands, landmarks. 3: presence of a hand. 4: blocks in AMVUR. 5: a first look.
 CHECKPOINT_VERSION = 5
 
-#: The version of a file with a single network: written as before, so that an older amvur reads it.
+#: The version of a file with a single network, which an older amvur can read.
 _SINGLE_VERSION = 4
 
-#: What the names of the first look's tensors begin with; the second look's are those of a single network.
+#: Prefix of the first look's tensors. The second look's tensors have the names of a single network.
 _FIRST_LOOK = "first_look."
 
-#: The oldest version whose networks can still be built: AMVUR was one plain block, its parts named otherwise.
+#: The oldest version that can still be read: AMVUR was one plain block, with other tensor names.
 OLDEST_VERSION = 3
 _AMVUR_OF_VERSION_3 = {"plain": True, "blocks": 1, "stages": 1, "aligned": False}
 _NAMES_OF_VERSION_3 = {
@@ -42,20 +42,20 @@ _NAMES_OF_VERSION_3 = {
     "amvur.self_attention.": "amvur.stages.0.0.self_attention.",
 }
 
-#: The weights that come with the package.
+#: The weights in the package.
 WEIGHTS = Path(__file__).parent.parent / "weights"
 SHIPPED = WEIGHTS / "default.safetensors"
 
-#: Checkpoints with names: the fast one, and the accurate one, which looks twice.
+#: Checkpoints with names: the fast one, and the accurate one with two looks.
 NAMES = {"default": SHIPPED, "accurate": WEIGHTS / "accurate.safetensors"}
 
-#: A name that starts a network from its configuration alone: `untrained:NAME`.
+#: Prefix of a network without trained weights, by its configuration: `untrained:NAME`.
 UNTRAINED = "untrained:"
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint says of itself."""
+    """Content of a checkpoint's header."""
 
     network: NetworkConfig
     hand_id: str
@@ -65,13 +65,13 @@ class CheckpointInfo:
 
     @property
     def trained(self) -> bool:
-        """False for weights that never saw a photo: their hand is the mean hand."""
+        """Whether the weights were trained; untrained weights give the mean hand."""
         return self.trained_steps > 0
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network ready to predict, its hand, and where both come from."""
+    """A network ready to predict, its hand model, header and id."""
 
     network: Network | TwoLooks
     hand: HandModel
@@ -80,16 +80,16 @@ class Checkpoint:
 
     @property
     def cut_px(self) -> int:
-        """Side of the images that the network takes."""
+        """Side of the network's input images, pixels."""
         return wide_px(self.info.network) if self.info.first_look else self.info.network.crop_px
 
     @property
     def cut_margin(self) -> float:
-        """Side of these images over the side of the crop that labels are about."""
+        """Side of these images divided by the side of the labelled crop."""
         return WIDE if self.info.first_look else 1.0
 
     def to_bytes(self, half: bool = False) -> bytes:
-        """The bytes of the safetensors file; see `save_checkpoint`."""
+        """Return the bytes of the safetensors file; see `save_checkpoint`."""
         return _to_bytes(self.network, self.info, half)
 
 
@@ -105,7 +105,7 @@ def _to_bytes(network: Network | TwoLooks, info: CheckpointInfo, half: bool = Fa
         header["first_look"] = to_dict(info.first_look)
     tensors = {name: tensor.contiguous() for name, tensor in _named_tensors(network).items()}
     if half:
-        # Weights. Biases, and what normalisation counts, take no room and are not all of a half's range.
+        # Weights only. Biases and normalisation statistics are small, and some exceed the range of 16 bits.
         tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
     return safetensors.torch.save(tensors, metadata={"amvur": json.dumps(header, sort_keys=True)})
 
@@ -123,10 +123,10 @@ def _id(data: bytes) -> str:
 
 
 def untrained(name: str, hand: str | None = None) -> Checkpoint:
-    """A network as its configuration starts it (`configs/network/NAME.yaml`): gives the mean hand.
+    """Return an untrained network by its configuration (`configs/network/NAME.yaml`); it predicts the mean hand.
 
     Raises:
-        UserError: no such configuration, or no such hand.
+        UserError: unknown configuration or hand.
     """
     config = read_config(NetworkConfig, "network", name)
     model = load_hand(hand or "open")
@@ -143,10 +143,10 @@ def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoin
     """Load a checkpoint by path or URL (`.safetensors`), or by name.
 
     `default` and `accurate` ship with the package (docs/model-card.md). `untrained:NAME` starts from a network
-    configuration. `hand` is needed where the checkpoint was made with MANO (`mano:PATH`).
+    configuration. `hand` is required if the checkpoint was made with MANO (`mano:PATH`).
 
     Raises:
-        UserError: no such file, a damaged one, one from a newer version, or one made with another hand model.
+        UserError: the file is missing, damaged, from a newer version, or made with another hand model.
     """
     name = str(NAMES.get(name, name))
     if name.startswith(UNTRAINED):
@@ -192,7 +192,7 @@ def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoin
 
 
 def _current_name(key: str) -> str:
-    """Return a tensor's name in this version; current names have none of the old beginnings."""
+    """Return a tensor's name in this version; current names have none of the old prefixes."""
     for old, new in _NAMES_OF_VERSION_3.items():
         if key.startswith(old):
             return new + key.removeprefix(old)
@@ -209,10 +209,10 @@ def _hand_of(name: str, info: CheckpointInfo) -> str:
 
 
 def read_info(name: str, data: bytes) -> CheckpointInfo:
-    """Parse a checkpoint's header; `name` is for errors.
+    """Parse a checkpoint's header; `name` appears in errors.
 
     Raises:
-        UserError: not a safetensors file, cut off, not made by amvur, or made by a newer one.
+        UserError: the file is not safetensors, truncated, not written by amvur, or written by a newer version.
     """
     try:
         # Checks the whole layout, lengths included, without copying a tensor.
@@ -249,18 +249,18 @@ def read_info(name: str, data: bytes) -> CheckpointInfo:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path, half: bool = False) -> None:
-    """Write a checkpoint as one file, whole or not at all; with `half` its weights in 16 bits, for half the size."""
+    """Write a checkpoint as one file, atomically; with `half` weights have 16 bits, for half the size."""
     write_whole(str(path), checkpoint.to_bytes(half))
 
 
 def with_first_look(checkpoint: Checkpoint, first: Checkpoint) -> Checkpoint:
-    """Return a checkpoint whose first look is `first`'s network and whose second is `checkpoint`'s.
+    """Return a checkpoint whose first look is `first`'s network and whose second look is `checkpoint`'s.
 
-    Of the first network the side, presence, landmarks and backbone are kept. Calibration and training steps are those
-    of `checkpoint`, whose own first look, if it has one, is replaced.
+    The first network keeps its backbone, landmarks, side and presence. Calibration and training steps come from
+    `checkpoint`. A first look that `checkpoint` already has is replaced.
 
     Raises:
-        UserError: the two were made with different hand models, or `first` has two looks itself.
+        UserError: the two were made with different hand models, or `first` itself has two looks.
     """
     if not isinstance(first.network, Network):
         raise UserError("the first look must be a single network: give a checkpoint without a first look")

@@ -1,8 +1,8 @@
 """MediaPipe's hand landmark network: a backbone and four linear read-outs, in this project's units. Not in the paper.
 
-Its weights come from MediaPipe's own file (`landmarker_file.py`). With them it is where training starts, and a teacher.
-The joints are FreiHAND's, in FreiHAND's order. Lengths are in crop half-sides or millimetres, never in input pixels, so
-that a number means the same at every input size.
+Its weights come from MediaPipe's own file (`landmarker_file.py`). It serves as a start for training and as a teacher.
+The joints are FreiHAND's, in FreiHAND's order. Lengths are in crop half-sides or millimetres, never in input pixels,
+so that they do not depend on the input size.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from annotator.model.backbone import HandLandmark
 
 JOINTS = 21
 
-#: Numbers of one hand in `LandmarkHand.numbers`.
+#: Count of numbers per hand in `LandmarkHand.numbers`.
 NUMBERS = 3 * 3 * JOINTS
 
-#: Crop half-sides: no hand that can be read is smaller. A bound for numbers.
+#: Crop half-sides: a numerical bound, smaller than any legible hand.
 _LEAST_SIZE = 1e-3
 
 
 class LandmarkHand(NamedTuple):
-    """Landmarks of the hands in B crops; axes are those of the crop, x right, y down, z forward."""
+    """Landmarks of the hands in B crops, in crop axes: x right, y down, z forward."""
 
     image: Tensor  # (B, 21, 3) crop coordinates; z in the same unit, relative to the wrist
     world_mm: Tensor  # (B, 21, 3) of a hand of the network's usual size, origin near the hand's middle
-    presence: Tensor  # (B,) logit of a hand against none
+    presence: Tensor  # (B,) logit of a hand against no hand
     is_right: Tensor  # (B,) logit of a right hand against a left one
 
     def rows(self, rows: Any) -> LandmarkHand:
-        """Return some of the hands; `rows` is anything that indexes a tensor."""
+        """Return some of the hands; `rows` is any tensor index."""
         return LandmarkHand(*(values[rows] for values in self))
 
     def put(self, rows: Tensor, other: LandmarkHand) -> None:
@@ -41,13 +41,13 @@ class LandmarkHand(NamedTuple):
             own[rows] = others
 
     def normalised(self) -> Tensor:
-        """Return the image landmarks without place and size: see `normalised`."""
+        """Return the image landmarks without position and size, see `normalised`."""
         return normalised(self.image)
 
     def numbers(self) -> Tensor:
-        """Return what the rest of a network takes from landmarks: (B, NUMBERS), each of the size of 1.
+        """Return the landmarks as input for the rest of a network: (B, NUMBERS), each of magnitude 1.
 
-        Image landmarks, the same normalised, and world landmarks in decimetres.
+        They are image landmarks, the same normalised, and world landmarks in decimetres.
         """
         return torch.cat([self.image, self.normalised(), self.world_mm / 100], 1).flatten(1)
 
@@ -60,7 +60,7 @@ def normalised(points: Tensor) -> Tensor:
 
 
 class LandmarkHeads(nn.Module):
-    """Four linear layers from the global feature (B, feature_dim) to a `LandmarkHand`."""
+    """Map the global feature (B, feature_dim) to a `LandmarkHand` by four linear layers."""
 
     def __init__(self, feature_dim: int) -> None:
         super().__init__()
@@ -71,14 +71,14 @@ class LandmarkHeads(nn.Module):
 
     @torch.no_grad()
     def start_at(self, image: Tensor, world_mm: Tensor) -> None:
-        """Make the layers give these landmarks (21, 3) whatever they see, and probabilities of 0.5."""
+        """Make the layers give these landmarks (21, 3) for any input, and probabilities of 0.5."""
         for parameter in self.parameters():
             parameter.zero_()
         self.image.bias.copy_(image.flatten())
         self.world_mm.bias.copy_(world_mm.flatten())
 
     def forward(self, g: Tensor) -> LandmarkHand:
-        """Return the landmarks, presence and side that `g` (B, feature_dim) holds."""
+        """Return the landmarks, presence and side read from `g` (B, feature_dim)."""
         return LandmarkHand(
             self.image(g).unflatten(-1, (JOINTS, 3)),
             self.world_mm(g).unflatten(-1, (JOINTS, 3)),
@@ -96,5 +96,5 @@ class Landmarker(nn.Module):
         self.heads = LandmarkHeads(self.backbone.feature_dim)
 
     def forward(self, images: Tensor) -> LandmarkHand:
-        """Return the hands in crops (B, 3, S, S), RGB in 0..1. MediaPipe's own S is 224; others lose accuracy."""
+        """Return the hands in crops (B, 3, S, S), RGB in 0..1. MediaPipe's S is 224; other sizes lose accuracy."""
         return self.heads(self.backbone(images).g)

@@ -1,7 +1,7 @@
-"""Read MediaPipe's hand landmark network from `hand_landmarker.task`, for training to start from.
+"""Read MediaPipe's hand landmark network from `hand_landmarker.task`, as a start for training.
 
-The bundle is a zip; the network inside is a TensorFlow Lite file with 16-bit weights and its batch norms folded into
-its convolutions. The `tflite` package, a flatbuffers schema, reads the file as data; nothing of it is run.
+The bundle is a zip. The network inside is a TensorFlow Lite file with 16-bit weights and its batch norms folded into
+its convolutions. The `tflite` package, a flatbuffers schema, reads the file as data and runs nothing of it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from annotator.errors import UserError
 from annotator.model.landmarker import JOINTS, Landmarker, LandmarkHeads
 from annotator.storage.files import read_whole
 
-#: The network in the bundle that gives landmarks; the other one finds palms.
+#: The network in the bundle that gives landmarks; the other one detects palms.
 MEMBER = "hand_landmarks_detector.tflite"
 
-#: What every TensorFlow Lite file has at byte 4.
+#: Identifier of TensorFlow Lite files, at byte 4.
 IDENTIFIER = b"TFL3"
 
 #: Side of the network's own input; its image landmarks are in pixels of it.
 INPUT_PX = 224
 
-#: MediaPipe divides the network's depth by 0.4 (`normalize_z`). Depth then nearly has the scale of x and y: on drawn
-#: hands the error after Procrustes is least at 3.0 and larger by 0.1 mm at 2.5.
+#: MediaPipe divides the network's depth by 0.4 (`normalize_z`). Depth then has nearly the scale of x and y: on drawn
+#: hands the error after Procrustes is smallest at a factor of 3.0, and 0.1 mm larger at 2.5.
 DEPTH_SCALE = 1 / 0.4
 
 #: The heads of `LandmarkHeads` by the names of the file's layers.
@@ -54,15 +54,15 @@ class _Layer(NamedTuple):
 
 
 def read_landmarker(place: str, crops: Tensor) -> Landmarker:
-    """Return MediaPipe's network with batch norms: in evaluation mode it gives MediaPipe's landmarks.
+    """Return MediaPipe's network with batch norms. In evaluation mode it gives MediaPipe's landmarks.
 
     Args:
         place: path or URL of `hand_landmarker.task`.
-        crops: (N, 3, 224, 224) RGB, 0..1, such as training will show; the batch norms' statistics are measured on
+        crops: (N, 3, 224, 224) RGB, 0..1, like those of the training; the batch norms' statistics are measured on
             them. With N = 0 they stay at mean 0 and variance 1: the same function, but in evaluation mode only.
 
     Raises:
-        UserError: `tflite` is not installed, there is no such file, or it holds another network.
+        UserError: `tflite` is not installed, or the file is missing or holds another network.
     """
     layers = _read_layers(place)
     filters = [layer for layer in layers if layer.weight.ndim == 4]
@@ -96,7 +96,7 @@ def read_landmarker(place: str, crops: Tensor) -> Landmarker:
 
 
 def _change_units(heads: LandmarkHeads) -> None:
-    """From input pixels to crop coordinates, from metres to millimetres."""
+    """Convert input pixels to crop coordinates, and metres to millimetres, in place."""
     for parameter in heads.image.parameters():
         xyz = parameter.unflatten(0, (JOINTS, 3))
         xyz.mul_(2 / INPUT_PX)[:, 2].mul_(DEPTH_SCALE)
@@ -112,7 +112,7 @@ def _wrong(place: str) -> UserError:
 
 
 def _read_layers(place: str) -> list[_Layer]:
-    """Return the layers of the network in the bundle, in the order in which they run."""
+    """Return the layers of the network in the bundle, in execution order."""
     if find_spec("tflite") is None:
         raise UserError(f"'{place}' is read with tflite: pip install 'amvur-annotator[landmarker]'")
     try:
@@ -120,7 +120,7 @@ def _read_layers(place: str) -> list[_Layer]:
     except OSError as error:
         raise UserError(f"'{place}' can't be read ({error.strerror})") from None
     if bundle is None:
-        raise UserError(f"there is no '{place}': give MediaPipe's hand_landmarker.task")
+        raise UserError(f"'{place}' does not exist: give MediaPipe's hand_landmarker.task")
     try:
         data = zipfile.ZipFile(io.BytesIO(bundle)).read(MEMBER)
         if data[4:8] != IDENTIFIER:

@@ -1,8 +1,8 @@
-"""Where in the crop each joint seems to lie, and what the photo looks like there: not in the paper.
+"""The position of each joint in the crop, and the image features at it. Not in the paper.
 
-Pooling a feature map into `g` throws places away, and a network that must find them again in what is left wants far
-more photos. So 21 maps say where each joint is (soft-argmax, Sun et al., "Integral human pose regression", 2018), and
-the features there, weighted by the same maps, join `g`. Learnt from 2D joints, which real photos have too.
+Pooling a feature map into `g` discards positions, and a network without them needs far more photos. So 21 maps
+locate the joints (soft-argmax, Sun et al., "Integral human pose regression", 2018). Positions, and features averaged
+with the same maps, are appended to `g`. They are trained on 2D joints, which real photos have too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 #: Joints with a map of their own.
 JOINTS = 21
 
-#: Channels in which the maps of the pyramid meet.
+#: Channels to which all maps of the pyramid are projected.
 WIDTH = 64
 
 #: Numbers kept of the features at each joint.
@@ -22,12 +22,12 @@ LOCAL = 16
 
 
 class Landmarks(nn.Module):
-    """A backbone's pyramid over the crop to 21 places and a feature of `size` numbers.
+    """Map a backbone's pyramid over the crop to 21 positions and a feature of `size` numbers.
 
-    What joint a cell shows is known to the coarse maps, where exactly to the fine one: each becomes `WIDTH` channels of
-    the fine one's size, and they are added up (Lin et al., "Feature pyramid networks", 2017). A cell is taken to lie in
-    the middle of its share of the crop. With the backbones' padding it looks up to half a cell beside that (see
-    `Backbone.forward`), always the same way, which the maps learn with the rest.
+    Coarse maps identify the joint, the fine map locates it. Each is projected to `WIDTH` channels at the fine map's
+    size, and they are summed (Lin et al., "Feature pyramid networks", 2017). The position of a cell is the middle of
+    its share of the crop. The backbones' padding shifts its receptive field by up to half a cell (see
+    `Backbone.forward`). The shift is constant, so training compensates it.
     """
 
     def __init__(self, dims: tuple[int, int, int]) -> None:
@@ -38,9 +38,9 @@ class Landmarks(nn.Module):
         self.local = nn.Conv2d(WIDTH, LOCAL, 1)
 
     def forward(self, pyramid: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return maps (B, 21, H, W), places (B, 21, 2) in the crop, and the feature (B, size).
+        """Return maps (B, 21, H, W), positions (B, 21, 2) in the crop, and the feature (B, size).
 
-        Maps are the log of each cell's share; shares add up to 1.
+        Maps are the log of each cell's share; shares sum to 1.
         """
         height, width = pyramid[0].shape[-2:]
         levels = [level(features.float()) for level, features in zip(self.levels, pyramid, strict=True)]

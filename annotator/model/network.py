@@ -47,13 +47,13 @@ class Prediction:
 
 @dataclass
 class Features:
-    """What backbone and landmarks make of B crops: all that says which hand they show, and how."""
+    """Features of B crops from backbone and landmarks: the input of everything that predicts side and hand."""
 
-    g: Tensor  # (B, feature_dim), the features at landmarks with it
+    g: Tensor  # (B, feature_dim), features at landmarks included
     X: Tensor  # (B, shallow_dim, H/2, W/2)
     maps: Tensor | None  # (B, 21, H, W), `Prediction.landmarks`
     pyramid: tuple[Tensor, ...] = ()  # maps of strides 8, 16, 32, where AMVUR samples them
-    joints2d: Tensor | None = None  # (B, 21, 2) where landmarks lie, read out or the means of their maps
+    joints2d: Tensor | None = None  # (B, 21, 2) landmarks, read out or the means of their maps
     landmark_hand: LandmarkHand | None = None  # with `read_outs`
 
     def __getitem__(self, rows: Any) -> Features:
@@ -63,7 +63,7 @@ class Features:
         return Features(self.g[rows], self.X[rows], maps, pyramid, joints2d, hand)
 
     def put(self, rows: Tensor, other: Features) -> None:
-        """Take these rows from another's, in place."""
+        """Replace these rows by those of `other`, in place."""
         self.g[rows], self.X[rows] = other.g, other.X
         for own, others in zip(
             (self.maps, self.joints2d, *self.pyramid),
@@ -77,7 +77,7 @@ class Features:
 
 
 class Network(nn.Module):
-    """Crops of right hands in, hands out. `config.variant` picks the row of Tables 1 and 2."""
+    """Predict hands from crops of right hands. `config.variant` selects the row of Tables 1 and 2."""
 
     faces: Tensor  # (F, 3)
     R: Tensor  # (21, V)
@@ -90,7 +90,7 @@ class Network(nn.Module):
         self.landmarks = Landmarks(self.backbone.pyramid_dims) if config.landmarks else None
         if self.landmarks is not None:
             feature_dim += self.landmarks.size
-        # Its parts have the names that they have in a `Landmarker`, whose weights so fit.
+        # The parts are named as in a `Landmarker`, so that its weights load.
         self.heads = LandmarkHeads(feature_dim) if config.read_outs else None
         if self.heads is not None:
             feature_dim += NUMBERS
@@ -121,9 +121,9 @@ class Network(nn.Module):
         self.register_buffer("R", torch.as_tensor(hand.joint_regressor), persistent=False)
 
     def forward(self, images: Tensor, also_mirrored: Tensor | None = None) -> Prediction:
-        """Images (B, 3, crop_px, crop_px), RGB in 0..1, to a `Prediction` (its fields give the shapes).
+        """Predict from images (B, 3, crop_px, crop_px), RGB in 0..1.
 
-        `also_mirrored` (M,): rows whose mirror images the side head is shown too, and nothing else is.
+        `also_mirrored` (M,): rows for which the side head, and nothing else, also gets the mirrored image.
         """
         shown = images if also_mirrored is None else torch.cat([images, images[also_mirrored].flip(-1)])
         features = self.extract(shown)
@@ -133,7 +133,7 @@ class Network(nn.Module):
 
     @property
     def last_look(self) -> Network:
-        """The network that predicts hands: this one, see `two_looks.py`."""
+        """The network that predicts hands: this one. `TwoLooks` has another."""
         return self
 
     def fold_normalisation(self) -> None:
@@ -141,8 +141,7 @@ class Network(nn.Module):
         self.backbone.fold_normalisation()
 
     def extract(self, images: Tensor) -> Features:
-        """What of images (B, 3, crop_px, crop_px) the rest of the network looks at; under autocast the backbone alone
-        works in half precision."""
+        """Return features of images (B, 3, crop_px, crop_px). Under autocast only the backbone uses half precision."""
         g, X, pyramid = self.backbone(images.contiguous(memory_format=torch.channels_last))
         with torch.autocast(images.device.type, enabled=False):
             g, X, maps, joints2d, hand = g.float(), X.float(), None, None, None
@@ -214,7 +213,7 @@ class Network(nn.Module):
         joints2d = camera.project(joints3d.mean_mm)[..., :2]
         covariance = joints2d_covariance(joints3d, camera, self.config.camera.annotation_noise)
         points = camera.project(vertices.mean_mm)
-        # Wherever the mesh lay, the colours sampled there would match: they must not move it.
+        # Colours sampled at the mesh match at any position, so they must not move it.
         points = points.detach()
         face_ids = nearest_faces(points, self.faces, self.config.texture.raster_px)
         visible = visible_vertices(face_ids, self.faces, points.shape[1])

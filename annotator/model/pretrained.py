@@ -1,7 +1,7 @@
-"""ImageNet weights for the backbones: out of a Python package or fetched once, checked by name and shape.
+"""ImageNet weights for the backbones: from a Python package or fetched once, checked by name and shape.
 
-They come over fsspec, which is a dependency already and takes any URL; `huggingface_hub` would be one more. Those
-of Lite0 also come as a package, which is installed with ours: for machines that reach a package index and no more.
+They are fetched with fsspec, which is already a dependency and accepts any URL; `huggingface_hub` would be one more.
+Lite0's weights also come as a package, a dependency of this one, for machines that reach only a package index.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PUBLIC_REPOSITORIES = {
 
 @dataclass(frozen=True)
 class Packaged:
-    """Weights inside a Python package, in a file written by torch: read only if it is this very file."""
+    """Weights inside a Python package, in a file written by torch: read only if its hash matches."""
 
     package: str
     version: str
@@ -46,7 +46,7 @@ class Packaged:
     sha256: str
 
     def path(self) -> Path | None:
-        """Where the file lies; None where the package is not installed. Nothing of the package is run."""
+        """Return the file's path, or None if the package is not installed. No code of the package runs."""
         spec = find_spec(self.package)
         folders = spec.submodule_search_locations if spec else None
         return Path(next(iter(folders))) / self.file if folders else None
@@ -66,7 +66,7 @@ CONNECT_TIMEOUT_S, STALL_TIMEOUT_S = 5, 30
 
 
 class PretrainedUnreachableError(UserError):
-    """The weights could not be fetched; whoever asked may go on without them."""
+    """The weights could not be fetched; callers may continue without them."""
 
 
 def load_pretrained(backbone: Backbone, name: str, source: str | None = None) -> str:
@@ -74,25 +74,23 @@ def load_pretrained(backbone: Backbone, name: str, source: str | None = None) ->
 
     Args:
         backbone: from `build_backbone(name)`.
-        name: which backbone it is.
+        name: the name of the backbone.
         source: a safetensors file with timm's names, as a path or any fsspec URL. None is the public file on
-            Hugging Face, or on the mirror that the environment variable HF_ENDPOINT names; it is fetched once
-            and kept in `$XDG_CACHE_HOME/amvur` (`~/.cache/amvur`). A package that holds them goes before it.
+            Hugging Face, or on the mirror in the environment variable HF_ENDPOINT; it is fetched once and kept in
+            `$XDG_CACHE_HOME/amvur` (`~/.cache/amvur`). An installed package with these weights has precedence.
 
     Returns:
-        Where the weights came from, a path or URL.
+        The path or URL of the weights.
 
     Raises:
-        PretrainedUnreachableError: the network or the host did not give the file. A connection is given 5 s.
-        UserError: there is no such local file, or it holds something else than this backbone's weights.
+        PretrainedUnreachableError: the file could not be fetched. The timeout for a connection is 5 s.
+        UserError: the local file is missing, or it does not hold this backbone's weights.
     """
     if source is not None:
         _put(_read(source, name), backbone, name, source)
         return source
     if name not in PUBLIC_REPOSITORIES:
-        raise UserError(
-            f"no public weights are known for a backbone called '{name}'; give a safetensors file"
-        )
+        raise UserError(f"backbone '{name}' has no public weights: give a safetensors file")
     if packaged := name in PACKAGED and PACKAGED[name].path():
         _copy(_read_packaged(packaged, PACKAGED[name]), backbone, name, str(packaged))
         return str(packaged)
@@ -104,7 +102,7 @@ def load_pretrained(backbone: Backbone, name: str, source: str | None = None) ->
     log.info("fetching pretrained weights for %s from %s", name, url)
     data = _read(url, name)
     _put(data, backbone, name, url)
-    try:  # only what proved right is kept
+    try:  # only checked weights are cached
         write_whole(str(cached), data)
     except OSError as error:
         log.warning("pretrained weights for %s can't be kept in %s (%s)", name, cached.parent, error.strerror)
@@ -112,10 +110,10 @@ def load_pretrained(backbone: Backbone, name: str, source: str | None = None) ->
 
 
 def try_pretrained(backbone: Backbone, name: str, source: str | None = None) -> bool:
-    """`load_pretrained`, except that weights out of reach are a logged line and False.
+    """Call `load_pretrained`, but log unreachable weights and return False.
 
     Raises:
-        UserError: there is no such local file, or it holds something else than this backbone's weights.
+        UserError: the local file is missing, or it does not hold this backbone's weights.
     """
     try:
         load_pretrained(backbone, name, source)
@@ -143,9 +141,7 @@ def _read(source: str, name: str) -> bytes:
         raise UserError(f"pretrained weights for {name}: can't read '{source}': {error}") from None
     try:
         return filesystem.cat_file(path)
-    except (
-        Exception
-    ) as error:  # every protocol has exceptions of its own, and none means more than "not there"
+    except Exception as error:  # every protocol has its own exceptions; all of them mean "not reachable"
         reason = (
             "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
         )
@@ -155,7 +151,7 @@ def _read(source: str, name: str) -> bytes:
 
 
 def _time_limits(url: str) -> dict[str, Any]:
-    """So that a machine without internet waits seconds, and a slow line may take as long as it moves."""
+    """Return fsspec options for a URL: without internet fail within seconds, but let slow transfers finish."""
     if not url.startswith(("http://", "https://")):
         return {}
     import aiohttp
@@ -165,18 +161,18 @@ def _time_limits(url: str) -> dict[str, Any]:
 
 
 def _read_packaged(path: Path, packaged: Packaged) -> dict[str, Tensor]:
-    """A file of torch's is a pickle, so only bytes that are known are read as one, and only as tensors."""
+    """Read a torch file. It is a pickle, so it is read only if its hash matches, and only as tensors."""
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != packaged.sha256:
         raise UserError(
-            f"'{path}' is not the file we know: install {packaged.package.replace('_', '-')}=={packaged.version} again"
+            f"'{path}' has the wrong hash: reinstall {packaged.package.replace('_', '-')}=={packaged.version}"
         )
     weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return {_timm_name(key): value for key, value in weights.items()}
 
 
 def _timm_name(key: str) -> str:
-    """`_blocks.3._expand_conv.weight`, as the packaged file says it, is timm's `blocks.2.0.conv_pw.weight`."""
+    """Return timm's name of a packaged weight: `_blocks.3._expand_conv.weight` -> `blocks.2.0.conv_pw.weight`."""
     first, _, rest = key.partition(".")
     if first != "_blocks":
         ours = {
@@ -218,7 +214,7 @@ def _copy(weights: dict[str, Tensor], backbone: Backbone, name: str, source: str
     wrong = _wrong(source, name)
     weights = {key: value for key, value in weights.items() if not key.startswith(CLASSIFIERS)}
     own = backbone.state_dict()
-    # A count of training batches, which many public files lack and nothing here reads.
+    # The count of training batches: many public files lack it, and nothing here reads it.
     needed = {key for key in own if not key.endswith("num_batches_tracked")}
     if missing := needed - weights.keys():
         raise UserError(f"{wrong}: it lacks {_some(missing)}")

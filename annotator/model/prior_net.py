@@ -3,9 +3,9 @@
 `g` -> global rotation, pose, shape -> hand layer -> `V_p`, `J_p = R V_p`;
 p(V | I) = N(V_p, 1) and p(J3 | I) = N(J_p, 1), with centimetres as the unit of that 1.
 
-Not in the paper: where the network reads landmarks, a second network solves inverse kinematics. It gives the same
-numbers from landmarks alone, can be taught by drawn joints without photos (`trainer/inverse_kinematics.py`), and the
-one that sees `g` corrects it.
+Not in the paper: if the network reads landmarks, a second network solves inverse kinematics. It predicts the same
+numbers from landmarks alone, so drawn joints can train it without photos (`trainer/inverse_kinematics.py`). The
+network on `g` then corrects it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
 from annotator.model.attention import zero_start
 
-#: Turns the rest frame (fingers -x, palm -y) to an upright hand whose palm faces the camera.
+#: Rotates the rest frame (fingers -x, palm -y) to an upright hand whose palm faces the camera.
 UPRIGHT = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
-#: Standard deviation of p(V | I) and p(J3 | I), the 1 of formulas (3) and (5): a centimetre.
+#: Std of p(V | I) and p(J3 | I), the 1 of formulas (3) and (5): a centimetre.
 PRIOR_STD_MM = 10.0
 
-#: Standard deviations that no pose or shape exceeds, so that a bad step can't blow a hand up to metres. A few poses
-#: in a thousand would need more, and lose 2 mm at worst.
+#: Bound of pose and shape, in std, so that a bad step can't blow a hand up to metres. A few poses in a thousand
+#: exceed it, and lose at most 2 mm.
 REACH = 5.0
 
-#: What a hand is regressed as: a rotation, coefficients of the fingers' pose, betas.
+#: Sizes of the regressed parts: a rotation, coefficients of the fingers' pose, betas.
 _ROTATION, _POSE, _BETAS = 6, 45, 10
 
 
 @dataclass
 class PriorHand:
-    """What prior-net says of B hands; camera axes, wrist-relative."""
+    """Prior-net's prediction of B hands; camera axes, wrist-relative."""
 
     vertices_mm: Tensor  # (B, V, 3), V_p
     joints3d_mm: Tensor  # (B, 21, 3), J_p = R V_p
@@ -47,17 +47,17 @@ class PriorHand:
     betas: Tensor  # (B, 10)
 
     def pose(self) -> Tensor:
-        """(B, 48) absolute axis-angle, as labels hold it."""
+        """Return the pose (B, 48) in absolute axis-angle, as in labels."""
         return roma.rotmat_to_rotvec(self.rotations).flatten(1)
 
 
 class PriorNet(nn.Module):
-    """Global feature (B, feature_dim) to a parametric hand.
+    """Map the global feature (B, feature_dim) to a parametric hand.
 
-    The global rotation is six numbers made orthonormal (no jump anywhere, unlike axis-angle), the fingers
-    are coefficients along the hand model's pose components in units of their standard deviation, the shape
-    is betas; neither goes beyond `REACH` of these units. The last layer starts at zero, so an untrained prior-net
-    gives the mean hand, upright.
+    The global rotation is six numbers, made orthonormal (continuous everywhere, unlike axis-angle). The fingers are
+    coefficients of the hand model's pose components, in units of their std. The shape is betas. Coefficients and
+    betas are bounded by `REACH`. The last layer starts at zero, so an untrained prior-net gives the mean hand,
+    upright.
     """
 
     upright: Tensor  # (3, 3)
@@ -73,7 +73,7 @@ class PriorNet(nn.Module):
         width: int = 512,
         landmarks: bool = False,
     ) -> None:
-        """Make the network; with `landmarks` it has `ik`, inverse kinematics from 21 landmarks."""
+        """Build the network; with `landmarks` it has `ik`, inverse kinematics from 21 landmarks."""
         super().__init__()
         self.layer = layer
         size = _ROTATION + _POSE + _BETAS
@@ -95,7 +95,7 @@ class PriorNet(nn.Module):
 
         Args:
             g: (B, feature_dim).
-            landmarks: (B, 21, 3) normalised (`landmarker.normalised`), in the axes of the crop; needed with `ik`.
+            landmarks: (B, 21, 3) normalised (`landmarker.normalised`), in the axes of the crop; required with `ik`.
         """
         numbers = self.mlp(g)
         if self.ik is not None:
@@ -103,14 +103,14 @@ class PriorNet(nn.Module):
         return self._hand(numbers)
 
     def from_landmarks(self, landmarks: Tensor) -> PriorHand:
-        """Return the hands that `ik` gives from normalised landmarks (B, 21, 3) alone, without a photo."""
+        """Return the hands that `ik` predicts from normalised landmarks (B, 21, 3) alone, without a photo."""
         assert self.ik is not None
         return self._hand(self.ik(landmarks))
 
     def _hand(self, numbers: Tensor) -> PriorHand:
         turn, coefficients, betas = numbers.float().split([_ROTATION, _POSE, _BETAS], -1)
         coefficients, betas = (REACH * (x / REACH).tanh() for x in (coefficients, betas))
-        # Gram-Schmidt on two columns that start as the identity's.
+        # Gram-Schmidt on two columns that start as those of the identity.
         wrist = roma.special_gramschmidt(turn.view(-1, 3, 2) + self.no_turn) @ self.upright
         return self.posed(wrist, coefficients, betas)
 
@@ -125,7 +125,7 @@ class PriorNet(nn.Module):
 
 
 def mean_hand(layer: HandLayer, hand: HandModel) -> PriorHand:
-    """The mean hand (B = 1), upright, palm to the camera: where every regression starts."""
+    """Return the mean hand (B = 1), upright, palm to the camera: the start of every regression."""
     fingers = roma.rotvec_to_rotmat(torch.as_tensor(hand.hands_mean).view(1, 15, 3))
     rotations = torch.cat([torch.tensor(UPRIGHT).view(1, 1, 3, 3), fingers], 1)
     betas = torch.zeros(1, 10)

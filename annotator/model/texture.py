@@ -1,12 +1,12 @@
 """Occlusion-aware hand texture regression (section 3.4).
 
-The mesh is rasterized; the triangles that win a pixel make their vertices visible. Reverse interpolation
-brings features from pixels to vertices, and visibility keeps a hidden vertex from taking the colour of
-what covers it:
+The mesh is rasterized; triangles that win a pixel make their vertices visible. Reverse interpolation carries
+features from pixels to vertices. Visibility prevents a hidden vertex from taking the colour of the surface that
+covers it:
 
     f_i = [ bilinear(X, proj(v_i)) * visible_i ; g ]     (11)
 
-Self-attention (10) fills in the hidden ones, an MLP gives RGB.
+Self-attention (10) fills in hidden vertices, and an MLP gives RGB.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from annotator.hand.regressor import farthest_points
 from annotator.model.attention import Attention, Tokens, zero_start
 from annotator.render import Fragments, barycentrics, covered, reverse_interpolate
 
-#: Steps of `fit_colours`. On 32 photos at 96 px, PSNR of the painted mesh: none 34.2 dB, one 37.5, two 38.1, four 38.4,
-#: eight 38.6. Two are 0.6 ms a photo there on one CPU core.
+#: Steps of `fit_colours`. On 32 photos at 96 px, PSNR of the painted mesh: 34.2 dB after no step, 37.5 after one, 38.1
+#: after two, 38.4 after four, 38.6 after eight. Two steps take 0.6 ms per photo there on one CPU core.
 FIT_STEPS = 2
 
-#: Pixels' worth of weight below which a vertex keeps its colour.
+#: Weight, in pixels, below which a vertex keeps its colour.
 LEAST_WEIGHT = 0.01
 
 
 @torch.no_grad()
 def fit_colours(colours: Tensor, images: Tensor, fragments: Fragments, faces: Tensor) -> Tensor:
-    """Colours (B, V, 3) brought closer to those with which the painted mesh looks like the photo: (B, V, 3).
+    """Return colours (B, V, 3), fitted so that the painted mesh looks more like the photo.
 
-    A colour sampled at a vertex is one pixel's, noise and all, and its triangles show it over several pixels. Each step
-    paints the mesh and moves every colour by the mean of what is left of the pixels around it (the simultaneous
-    iteration of Gilbert, 1972, whose end is a least-squares fit). Vertices that no pixel sees keep theirs.
-    `images` (B, 3, H, W) are taken at the size of `fragments`.
+    A colour sampled at a vertex is that of one noisy pixel, but its triangles cover several pixels. Each step paints
+    the mesh and moves every colour by the mean residual of the pixels around it. This simultaneous iteration (Gilbert,
+    1972) converges to a least-squares fit. Vertices outside all pixels keep their colour. `images` (B, 3, H, W) are
+    resized to the size of `fragments`.
     """
     size_px = fragments.face_ids.shape[-1]
     if images.shape[-1] != size_px:
@@ -54,12 +54,12 @@ def fit_colours(colours: Tensor, images: Tensor, fragments: Fragments, faces: Te
 class OcclusionAwareTexture(nn.Module):
     """Formula (11), self-attention, MLP: one colour per vertex.
 
-    Two departures, both kept small: the token also knows its vertex's place on the hand (hidden vertices
-    would otherwise all ask the same question), and with `config.photo_colour` the photo's own colours are
-    sampled beside X, fitted to the photo, and the MLP corrects them, so that even untrained weights show its skin.
+    Two small departures from the paper. The token also holds its vertex's position on the hand; otherwise the tokens
+    of all hidden vertices would be equal. With `config.photo_colour` colours are also sampled from the photo itself
+    and fitted to it, and the MLP corrects them. So even untrained weights show the photo's skin colour.
     """
 
-    keys: Tensor  # (T,) vertices that are attended to
+    keys: Tensor  # (T,) vertices that attention reads
 
     def __init__(self, feature_dim: int, shallow_dim: int, hand: HandModel, config: TextureConfig) -> None:
         super().__init__()
@@ -89,13 +89,17 @@ class OcclusionAwareTexture(nn.Module):
         face_ids: Tensor,
         faces: Tensor,
     ) -> Tensor:
-        """Colours (B, V, 3) in 0..1.
+        """Return colours (B, V, 3) in 0..1.
 
         Args:
-            images: (B, 3, H, W) RGB in 0..1. X: (B, shallow_dim, H', W'). g: (B, feature_dim).
-            points: (B, V, 3) projected vertices, crop coordinates. points_in_X: (B, V, 2), the same in X.
+            images: (B, 3, H, W) RGB in 0..1.
+            X: (B, shallow_dim, H', W').
+            g: (B, feature_dim).
+            points: (B, V, 3) projected vertices, crop coordinates.
+            points_in_X: (B, V, 2), the same in X.
             visible: (B, V) bool.
-            face_ids: (B, S, S) of `faces` (F, 3), which each pixel sees, at any size.
+            face_ids: (B, S, S) nearest face per pixel, at any size S.
+            faces: (F, 3).
         """
         places = points[..., :2]
         seen = visible[..., None].to(X.dtype)
@@ -105,7 +109,7 @@ class OcclusionAwareTexture(nn.Module):
             fragments = Fragments(face_ids, barycentrics(points, faces, face_ids))
             photo = fit_colours(reverse_interpolate(images, places), images, fragments, faces) * seen
             pixels = torch.cat([pixels, photo], -1)
-            # A hidden vertex starts from the mean of those seen, grey if none is.
+            # A hidden vertex starts from the mean colour of visible ones; from grey if no vertex is visible.
             mean_seen = (photo.sum(1, keepdim=True) + 0.5e-3) / (seen.sum(1, keepdim=True) + 1e-3)
             logits = (photo + mean_seen * (1 - seen)).clamp(0.01, 0.99).logit()
         features = self.tokens(g) + self.from_pixels(pixels)
@@ -114,7 +118,7 @@ class OcclusionAwareTexture(nn.Module):
 
 
 class GlobalTexture(nn.Module):
-    """Colours from the global feature alone, knowing no occlusion: Table 6's HAND."""
+    """Predict colours from the global feature alone, ignoring occlusion: HAND in Table 6."""
 
     def __init__(self, feature_dim: int, hand: HandModel, width: int = 512) -> None:
         super().__init__()
@@ -123,5 +127,5 @@ class GlobalTexture(nn.Module):
         )
 
     def forward(self, g: Tensor) -> Tensor:
-        """G (B, feature_dim) -> (B, V, 3) in 0..1."""
+        """Map g (B, feature_dim) -> (B, V, 3) in 0..1."""
         return self.mlp(g).float().sigmoid().unflatten(-1, (-1, 3))

@@ -1,9 +1,9 @@
-"""Two looks at a crop: the first finds how a hand lies in it, the second predicts that hand upright and tight.
+"""Two looks at a crop: the first locates and orients the hand, the second predicts it from an upright, tight square.
 
 Images are `WIDE` times as wide as the tight crop, so that a turned square still shows the photo and not its padding.
-Everything that leaves is in the coordinates and axes of the tight crop, as a single network's prediction is. Between
-the axes of the second look's square and those of the tight crop lies its turn in the plane. The small rotation between
-the rays through their two centres, which takes a camera to compute, is left out.
+All outputs are in the coordinates and axes of the tight crop, as for a single network. The axes of the second look's
+square differ from those of the tight crop by its turn in the plane. The small rotation between the rays through the
+two centres is ignored; it would require the camera.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from annotator.model.camera import Camera
 from annotator.model.network import Features, Network, Prediction
 from annotator.model.prior_net import PriorHand
 
-#: Side of the images over the side of the tight crop.
+#: Side of the images divided by the side of the tight crop.
 WIDE = 1.5
 
-#: Side of the second look's square over the box of the 2D joints.
+#: Side of the second look's square divided by the side of the 2D joints' box.
 PADDING = 1.35
 
-#: The smallest half-side of a square, in half-sides of the tight crop. Joints closer together show no hand.
+#: The smallest half-side of a square, in half-sides of the tight crop. Joints closer together are no hand.
 SMALLEST = 0.1
 
-#: A second look whose joints are turned or sized further off its square than this is repeated with a better square.
+#: A second look is repeated with a better square if turn or size of its joints differ from its square by more.
 MOST_TURN_RAD, MOST_RESIZE = math.radians(30), 1.35
 
 #: Presence above which a second look may be repeated.
@@ -49,7 +49,7 @@ IS_HAND = 0.5
 
 @dataclass
 class Square:
-    """B turned squares in the coordinates of their tight crops, see `frames.plane_of`."""
+    """B turned squares in the coordinates of their tight crops, see `coordinates.plane_of`."""
 
     centre: Tensor  # (B, 2)
     half_side: Tensor  # (B,)
@@ -63,7 +63,7 @@ class Square:
         fine = (half_side >= SMALLEST) & (centre.abs() <= 1).all(-1)  # false where NaN
         return Square(
             torch.where(fine[:, None], centre, 0),
-            torch.where(fine, half_side, 1).clamp_max(WIDE),  # further out there are no pixels
+            torch.where(fine, half_side, 1).clamp_max(WIDE),  # the image ends there
             torch.where(fine, turn_rad, 0),
         )
 
@@ -71,7 +71,7 @@ class Square:
         return Square(self.centre[rows], self.half_side[rows], self.turn_rad[rows])
 
     def put(self, rows: Tensor, other: Square) -> None:
-        """Take these rows from another's, in place."""
+        """Replace these rows by those of `other`, in place."""
         self.centre[rows], self.half_side[rows] = other.centre, other.half_side
         self.turn_rad[rows] = other.turn_rad
 
@@ -80,18 +80,18 @@ class Square:
         return plane_of(self.turn_rad, torch.zeros_like(self.turn_rad, dtype=torch.bool))
 
     def to_tight(self, points: Tensor) -> Tensor:
-        """Carry points (B, N, 2) of the squares to their tight crops."""
+        """Transform points (B, N, 2) from the squares to their tight crops."""
         return from_plane(points, self.plane()) * self.half_side[:, None, None] + self.centre[:, None]
 
     def cut(self, images: Tensor, size_px: int) -> Tensor:
-        """Resample the squares (B, 3, size_px, size_px) out of wide images (B, 3, S, S)."""
+        """Resample the squares (B, 3, size_px, size_px) from wide images (B, 3, S, S)."""
         upright = torch.zeros_like(self.turn_rad, dtype=torch.bool)
         return resample(
             images, self.centre / WIDE, self.half_side / WIDE, self.turn_rad, upright, size_px
         ).contiguous(memory_format=torch.channels_last)
 
     def is_off(self, other: Square) -> Tensor:
-        """Return where (B,) the other squares are turned or sized further off these than a second look bears."""
+        """Return where (B,) turn or size of the other squares differ too much from these for one second look."""
         turn = other.turn_rad - self.turn_rad
         resize = (other.half_side / self.half_side).log().abs()
         return (torch.cos(turn) < math.cos(MOST_TURN_RAD)) | (resize > math.log(MOST_RESIZE))
@@ -110,7 +110,7 @@ class TwoLookFeatures:
         return TwoLookFeatures(self.first[rows], self.square[rows], self.shown[rows], self.second[rows])
 
     def put(self, rows: Tensor, other: TwoLookFeatures) -> None:
-        """Take these rows from another's, in place."""
+        """Replace these rows by those of `other`, in place."""
         self.first.put(rows, other.first)
         self.square.put(rows, other.square)
         self.shown[rows] = other.shown
@@ -120,15 +120,15 @@ class TwoLookFeatures:
 class TwoLooks(nn.Module):
     """Two networks with the interface of one, for prediction without gradients.
 
-    Images are (B, 3, input_px, input_px), cut `WIDE` times as wide as the tight crop, which is -1 to 1 in everything
-    that is returned. Presence is the first network's, and so is the side unless the second reads it out.
+    Images are (B, 3, input_px, input_px), `WIDE` times as wide as the tight crop. All returned coordinates are -1 to 1
+    over the tight crop. Presence comes from the first network. So does the side, unless the second network reads it.
     """
 
     faces: Tensor  # (F, 3)
     R: Tensor  # (21, V)
 
     def __init__(self, first: Network, second: Network) -> None:
-        """Join two networks of one hand model; `first` needs no more than `without_hands` leaves of it."""
+        """Join two networks of one hand model; for `first`, the result of `without_hands` is enough."""
         super().__init__()
         self.first, self.second = first, second
         self.register_buffer("faces", second.faces, persistent=False)
@@ -141,7 +141,7 @@ class TwoLooks(nn.Module):
 
     @property
     def input_px(self) -> int:
-        """Side of the images: the tight crop in their middle has the pixels that the second look takes."""
+        """Side of the images, pixels: the tight crop in their middle has the second look's `crop_px`."""
         return wide_px(self.second.config)
 
     @property
@@ -150,7 +150,7 @@ class TwoLooks(nn.Module):
         return self.second
 
     def is_right(self, features: TwoLookFeatures) -> Tensor:
-        """Return the probability (B,) of a right hand: of the second look, if that network reads sides out."""
+        """Return the probability (B,) of a right hand: the second look's, if that network reads the side."""
         return (
             self.first.is_right(features.first)
             if self.second.heads is None
@@ -171,18 +171,18 @@ class TwoLooks(nn.Module):
         return replace(self.hands(images, features[: len(images)]), mirrored_is_right=mirrored_is_right)
 
     def extract(self, images: Tensor) -> TwoLookFeatures:
-        """Return both looks at wide images; under autocast the backbones alone work in half precision."""
+        """Return the features of both looks at wide images. Under autocast only the backbones use half precision."""
         return self.look_twice(images, self.first_look(images))
 
     def first_look(self, images: Tensor) -> Features:
-        """Return the first look at wide images."""
+        """Return the features of the first look at wide images."""
         return self.first.extract(self._tight(images))
 
     @torch.no_grad()
     def look_twice(self, images: Tensor, first: Features) -> TwoLookFeatures:
-        """Return both looks at wide images, given the first.
+        """Return the features of both looks at wide images, given the first.
 
-        Where the second look's joints are far off the square that it was given, it is repeated with theirs.
+        If the second look's joints differ too much from its square, it is repeated with the square of these joints.
         """
         with torch.autocast(images.device.type, enabled=False):
             joints2d = first.joints2d
@@ -220,7 +220,7 @@ class TwoLooks(nn.Module):
         return TwoLookFeatures(first, square, shown, self.second.extract(shown))
 
     def _joints2d(self, features: TwoLookFeatures) -> Tensor:
-        """Return the joints (B, 21, 2) that the second look sees in its squares."""
+        """Return the joints (B, 21, 2) that the second look predicts in its squares."""
         if features.second.joints2d is not None:
             return features.second.joints2d
         with torch.autocast(features.shown.device.type, enabled=False):
@@ -233,7 +233,7 @@ def wide_px(second: NetworkConfig) -> int:
 
 
 def without_hands(network: Network) -> Network:
-    """Return a copy that serves as a first look: without texture and, where it has landmarks, without any hand."""
+    """Return a copy for the first look: without texture and, if it has landmarks, without the layers for hands."""
     first = copy.deepcopy(network)
     first.config = first_look_config(network.config)
     first.texture = None
@@ -250,7 +250,7 @@ def first_look_config(config: NetworkConfig) -> NetworkConfig:
 
 
 def _carried(prediction: Prediction, square: Square) -> Prediction:
-    """Return a prediction of turned squares in the coordinates and axes of their tight crops."""
+    """Transform a prediction from turned squares to the coordinates and axes of their tight crops."""
     plane, size = square.plane(), square.half_side[:, None, None, None]
 
     def gaussian(points: Gaussian) -> Gaussian:

@@ -453,5 +453,5 @@ def test_another_file_in_the_package_is_not_read(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(
         pretrained, "PACKAGED", {LITE: pretrained.Packaged("some_weights", "0.1.0", "w.pth", "0" * 64)}
     )
-    with pytest.raises(UserError, match=r"w\.pth' is not the file we know: install some-weights==0\.1\.0"):
+    with pytest.raises(UserError, match=r"w\.pth' has the wrong hash: reinstall some-weights==0\.1\.0"):
         load_pretrained(build_backbone(LITE), LITE)

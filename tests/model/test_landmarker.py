@@ -189,7 +189,7 @@ def test_a_file_of_something_else_is_one_line(model, tmp_path):
         with pytest.raises(UserError, match="does not hold MediaPipe's hand landmark network") as caught:
             read_landmarker(place, torch.zeros(0, 3, 64, 64))
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"there is no '.*nowhere\.task'"):
+    with pytest.raises(UserError, match=r"nowhere\.task' does not exist"):
         read_landmarker(str(tmp_path / "nowhere.task"), torch.zeros(0, 3, 64, 64))
 
 
