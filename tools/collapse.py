@@ -1,7 +1,7 @@
 """Simplify a mesh onto a subset of its own vertices, so that per-vertex data carry over by indexing.
 
-Quadric error edge collapse (Garland and Heckbert, 1997), restricted to half-edge collapses: an edge's
-one end moves onto the other and vanishes.
+Quadric error edge collapse (Garland and Heckbert, 1997), restricted to half-edge collapses: one end of an
+edge moves onto the other and vanishes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 
-# A collapse may not turn a triangle further than this (cosine), nor leave one thinner than this
-# (area over longest edge squared; an equilateral triangle has 0.43).
+# Limits of a collapse: the rotation of a triangle (cosine), and its thinness (area over longest edge squared; an
+# equilateral triangle has 0.43).
 _LEAST_TURN_COSINE = 0.3
 _LEAST_SHAPE = 0.06
 
 
 def _normals(corners: Array) -> Array:
-    """Twice the area times the unit normal of triangles (..., 3, 3)."""
+    """Return twice the area times the unit normal of triangles (..., 3, 3)."""
     return np.cross(corners[..., 1, :] - corners[..., 0, :], corners[..., 2, :] - corners[..., 0, :])
 
 
 def _quadrics(vertices: Array, faces: NDArray[np.integer]) -> Array:
-    """Sum of squared distances to the planes of the faces around each vertex, area-weighted: (V, 4, 4)."""
+    """Return the sum of squared distances to the planes of the faces around each vertex, area-weighted: (V, 4, 4)."""
     normal = _normals(vertices[faces])
     area = np.linalg.norm(normal, axis=1, keepdims=True)
     normal = normal / np.maximum(area, 1e-18)
@@ -47,9 +47,9 @@ def collapse_edges(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Collapse a mesh with open borders to `count` vertices.
 
-    `vertices (V, 3)`; `faces (F, 3)`; `features (V, C)`, in the vertices' unit: an edge between unlike
-    features costs their squared distance on top; `keep`: vertices that must stay. Returns the indices of
-    the vertices kept (count,), sorted, and the faces over them (F', 3), windings unchanged.
+    `vertices (V, 3)`; `faces (F, 3)`; `features (V, C)`, in the vertices' unit: their squared distance along an edge
+    adds to its cost; `keep`: vertices that must stay. Return the indices of the vertices kept (count,), sorted, and
+    the faces over them (F', 3), windings unchanged.
     """
     triangles: dict[int, tuple[int, int, int]] = {
         i: (int(a), int(b), int(c)) for i, (a, b, c) in enumerate(faces)
@@ -105,7 +105,7 @@ def collapse_edges(
         push(vertex)
     while len(vertices) - len(gone) > count:
         if not queue:
-            raise ValueError(f"no edge is left that may collapse, at {len(vertices) - len(gone)} vertices")
+            raise ValueError(f"no edge can collapse any more, at {len(vertices) - len(gone)} vertices")
         _, a, b, version_a, version_b = heapq.heappop(queue)
         if version[a] != version_a or version[b] != version_b or not allowed(a, b):
             continue

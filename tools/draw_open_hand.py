@@ -1,6 +1,6 @@
-"""Draws the open hand for the docs: `python tools/draw_open_hand.py [OUT.png]`.
+"""Draw the open hand for the docs: `python tools/draw_open_hand.py [OUT.png]`.
 
-Six sides at rest, gestures, and both ends (-2.5 and 2.5) of each shape direction.
+The sheet shows six sides at rest, gestures, and both ends (-2.5 and 2.5) of each shape direction.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIDES = {
     "tips": ((0, 0, 1), (0, -1, 0), (1, 0, 0)),
     "wrist": ((0, 0, -1), (0, -1, 0), (-1, 0, 0)),
 }
-# Gestures are seen from the palm's thumb side.
+# Gestures are drawn from the palm's thumb side.
 OBLIQUE = roma.rotvec_to_rotmat(torch.tensor([0.0, -0.7, 0.0])) @ torch.tensor(SIDES["palm"]).float()
 
 

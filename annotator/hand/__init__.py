@@ -1,4 +1,4 @@
-"""Parametric hand models in MANO's layout, and the one layer that poses them."""
+"""Parametric hand models in MANO's layout, and the layer that poses them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["BONES", "JOINT_NAMES", "HandModel", "load_hand"]
 
 
 def load_hand(name: str) -> HandModel:
-    """The hand called `open`, or MANO from a file the user brings: `mano:PATH`.
+    """Load the hand model `open`, or MANO from the user's file: `mano:PATH`.
 
     Raises:
-        UserError: for any other name, or a file that is not MANO's.
+        UserError: any other name, or a file that is not MANO's.
     """
     if name == "open":
         from annotator.hand.open_hand import open_hand

@@ -1,14 +1,14 @@
-"""How a hand may bend: joint axes, joint limits, gestures and plausible poses.
+"""Anatomy of the hand: joint axes, joint limits, gestures and plausible poses.
 
-Everything here is found from the 21 rest joints of a hand in MANO's layout (FreiHAND's order, metres),
-so it holds for any such hand. Anatomical angles are absolute: 0 is a flat hand with parallel fingers,
-whatever the rest pose. They come as (N, 5, 4) degrees, thumb to little finger, each finger's
+Everything here is computed from the 21 rest joints of a hand in MANO's layout (FreiHAND's order, metres),
+so it applies to any such hand. Anatomical angles are absolute: 0 is a flat hand with parallel fingers,
+for any rest pose. They are (N, 5, 4) degrees, thumb to little finger, for each finger
 
     [spread, flexion of joint 1, flexion of joint 2, flexion of joint 3]
 
-Spread is the finger's bearing in the palm plane, seen from the palm's long axis, positive towards the
+Spread is the finger's direction in the palm plane, relative to the palm's long axis, positive towards the
 thumb's side. Flexion is positive towards the palm. The thumb's joint 1 is its saddle joint: its
-"flexion" is palmar abduction, out of the palm plane, and a twist (pronation) follows both of its angles.
+"flexion" is palmar abduction, out of the palm plane, and a twist (pronation) follows from both of its angles.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ LIMITS = np.array(
     dtype=np.float64,
 )
 
-# The back of each finger leans from the palm's back towards the thumb's side by this much (degrees), so that
+# The back of each finger is tilted from the palm's back towards the thumb's side by this angle (degrees), so that
 # bent fingers point at the base of the thumb.
 _LEAN = np.array([70.0, 15.0, 5.0, -4.0, -12.0])
-#: The thumb's pronation per degree of palmar abduction and of bearing lost.
+#: The thumb's pronation per degree of palmar abduction and per degree less of spread.
 THUMB_TWIST = (0.5, 0.5)
 
 _OPEN = [[16, 4, 5, 3], [0, 4, 5, 3], [-12, 4, 5, 3], [-22, 4, 5, 3]]
@@ -79,12 +79,12 @@ GESTURES: dict[str, Array] = {
         "three": [[55, 20, 5, 5], [14, 4, 5, 3], [-6, 4, 5, 3], *_CURLED[2:]],
     }.items()
 }
-# What `sample_angles` asks of `clearance`.
+# Minimum `clearance` in `sample_angles`.
 _LEAST_APART, _LEAST_HEIGHT = 0.12, 0.2
-# Least sum of the thumb's bearing and its palmar abduction, degrees.
+# Minimum sum of the thumb's spread and its palmar abduction, degrees.
 _LEAST_THUMB_SUM = 62.0
-# Where the thumb's tip belongs in a gesture, solved for each hand: at a finger, so many bones on from its
-# knuckle (3 is its tip), moved by palm lengths (towards the tips, to the palm's back, to the thumb's side).
+# Target of the thumb's tip in a gesture, solved for each hand: a finger, a number of bones from its knuckle
+# (3 is its tip), and an offset in palm lengths (towards the tips, the palm's back, the thumb's side).
 _THUMB_AT: dict[str, tuple[int, float, tuple[float, float, float]]] = {
     "fist": (2, 2.0, (-0.06, -0.24, 0.06)),
     "pointing": (2, 2.0, (-0.06, -0.24, 0.06)),
@@ -95,17 +95,17 @@ _THUMB_AT: dict[str, tuple[int, float, tuple[float, float, float]]] = {
 
 
 def rest_joints(hand: HandModel) -> Array:
-    """The 21 joints (21, 3) of the mean hand at rest, FreiHAND's order, metres."""
+    """Return the 21 joints (21, 3) of the mean hand at rest, FreiHAND's order, metres."""
     joints = np.concatenate([hand.J_regressor @ hand.v_template, hand.v_template[hand.tip_vertices]])
     return joints[list(FREIHAND_FROM_MANO)].astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Axes:
-    """Unit axes in the rest frame and the rest pose's own angles.
+    """Unit axes in the rest frame, and the angles of the rest pose.
 
-    `flexion`, `spread`, `twist` are (5, 3, 3): finger, joint, axis. A positive turn about `flexion` bends
-    towards the palm, about `spread` towards the thumb's side; `twist` runs along the bone to the tip.
+    `flexion`, `spread`, `twist` are (5, 3, 3): finger, joint, axis. A positive rotation about `flexion` bends
+    towards the palm, about `spread` towards the thumb's side. `twist` points along the bone to the tip.
     `rest_angles` is (5, 4), degrees.
     """
 
@@ -120,12 +120,12 @@ def _unit(vectors: Array) -> Array:
 
 
 def _turn(start: Array, end: Array, axis: Array) -> float:
-    """Signed angle in degrees that takes `start` to `end` about `axis`."""
+    """Return the signed angle in degrees that rotates `start` to `end` about `axis`."""
     return float(np.degrees(np.arctan2(np.cross(start, end) @ axis, start @ end)))
 
 
 def _palm_frame(rest_joints: Array) -> tuple[Array, float]:
-    """Unit rows (3, 3): along the palm, out of its back, across to the thumb's side; and its length."""
+    """Return unit rows (3, 3): along the palm, out of its back, across to the thumb's side; and its length."""
     wrist, knuckles = rest_joints[0], rest_joints[5::4]
     along = knuckles[1:3].mean(0) - wrist
     length = float(np.linalg.norm(along))
@@ -136,7 +136,7 @@ def _palm_frame(rest_joints: Array) -> tuple[Array, float]:
 
 
 def joint_axes(rest_joints: Array) -> Axes:
-    """Anatomical axes of a hand from its 21 rest joints (21, 3)."""
+    """Return the anatomical axes of a hand from its 21 rest joints (21, 3)."""
     (along, back, across), _ = _palm_frame(rest_joints)
     bones = _unit(np.diff(rest_joints[1:].reshape(5, 4, 3), axis=1))
     lean = np.radians(_LEAN)[:, None]
@@ -161,7 +161,7 @@ def joint_axes(rest_joints: Array) -> Axes:
 
 
 def _rotations(axes: Axes, angles: Array) -> torch.Tensor:
-    """Rotation matrices (N, 5, 3, 3, 3) of every finger joint, relative to the rest pose."""
+    """Return rotation matrices (N, 5, 3, 3, 3) of every finger joint, relative to the rest pose."""
     turn = torch.from_numpy(np.radians(angles - axes.rest_angles))
 
     def about(axis: Array, angle: torch.Tensor) -> torch.Tensor:
@@ -175,7 +175,7 @@ def _rotations(axes: Axes, angles: Array) -> torch.Tensor:
 
 
 def pose_from_angles(rest_joints: Array, angles: Array) -> Array:
-    """Anatomical angles (N, 5, 4) in degrees to poses (N, 45): absolute axis-angle, MANO's joint order."""
+    """Convert anatomical angles (N, 5, 4), degrees, to poses (N, 45): absolute axis-angle, MANO's joint order."""
     rotvecs = roma.rotmat_to_rotvec(_rotations(joint_axes(rest_joints), angles))
     joints = np.zeros((len(angles), 16, 3))
     order = np.array(FREIHAND_FROM_MANO[1:]).reshape(5, 4)[:, :3]
@@ -184,9 +184,9 @@ def pose_from_angles(rest_joints: Array, angles: Array) -> Array:
 
 
 def pose_joints(rest_joints: Array, angles: Array, axes: Axes | None = None) -> Array:
-    """The 21 joints (N, 21, 3) under anatomical angles (N, 5, 4), in the unit of `rest_joints`.
+    """Return the 21 joints (N, 21, 3) for anatomical angles (N, 5, 4), in the unit of `rest_joints`.
 
-    `axes`, those of `joint_axes(rest_joints)`, saves finding them again.
+    `axes`: the result of `joint_axes(rest_joints)`, to avoid computing it again.
     """
     rotations = _rotations(axes or joint_axes(rest_joints), angles).numpy()
     fingers = rest_joints[1:].reshape(5, 4, 3)
@@ -207,7 +207,7 @@ def pose_joints(rest_joints: Array, angles: Array, axes: Axes | None = None) -> 
 def _place_thumb(
     rest_joints: Array, angles: Array, finger: int, bones: float, offset: tuple[float, float, float]
 ) -> Array:
-    """Damped Gauss-Newton on the thumb's angles (5, 4), and on the finger's own if the tips shall meet."""
+    """Solve the thumb's angles (5, 4), and the finger's if the tips meet, by damped Gauss-Newton steps."""
     palm, length = _palm_frame(rest_joints)
     shift = length * np.array(offset) @ palm
     axes = joint_axes(rest_joints)
@@ -227,7 +227,7 @@ def _place_thumb(
         nudged[(np.arange(len(free)), *at)] += 1.0
         misses = miss(nudged)
         slope = (misses[:-1] - misses[-1]).T
-        # One palm percent of miss costs as much as 15 degrees away from the plain gesture.
+        # An error of 1 % of the palm costs as much as 15 degrees away from the plain gesture.
         normal = slope.T @ slope + np.eye(len(free)) / 15.0**2
         now[at] -= np.linalg.solve(normal, slope.T @ misses[-1] + (now[at] - wanted) / 15.0**2)
         now = now.clip(LIMITS[..., 0], LIMITS[..., 1])
@@ -235,18 +235,18 @@ def _place_thumb(
 
 
 def gesture_angles(rest_joints: Array, name: str) -> Array:
-    """Angles (5, 4) in degrees of a gesture on this hand, the thumb's tip brought to where it belongs."""
+    """Return the angles (5, 4), degrees, of a gesture on this hand, with the thumb's tip at its target."""
     angles = GESTURES[name].copy()
     return _place_thumb(rest_joints, angles, *_THUMB_AT[name]) if name in _THUMB_AT else angles
 
 
 def gesture_pose(rest_joints: Array, name: str) -> Array:
-    """Pose (45,) of the gesture `name`, one of `GESTURES`, on the hand with these rest joints (21, 3)."""
+    """Return the pose (45,) of the gesture `name`, one of `GESTURES`, on the hand with these rest joints (21, 3)."""
     return pose_from_angles(rest_joints, gesture_angles(rest_joints, name)[None])[0]
 
 
 def _synergy_angles(count: int, generator: np.random.Generator) -> Array:
-    """Angles (count, 5, 4): fingers curl together, outer joints follow inner ones, bent fingers close up."""
+    """Draw angles (count, 5, 4): fingers curl together, outer joints follow inner ones, bent fingers close up."""
     normal = generator.normal
 
     def mix(closed: Array | float, opened: Array | float, share: Array | float) -> Array:
@@ -276,7 +276,7 @@ def _synergy_angles(count: int, generator: np.random.Generator) -> Array:
 
 
 def _gesture_blends(gestures: Array, count: int, generator: np.random.Generator) -> Array:
-    """Angles (count, 5, 4) on the way between two of the `gestures (G, 5, 4)`, with some jitter."""
+    """Draw angles (count, 5, 4) between two of the `gestures (G, 5, 4)`, with some jitter."""
     pair = gestures[generator.integers(len(gestures), size=(count, 2))]
     share = generator.beta(0.35, 0.35, size=(count, 1, 1))
     blend = pair[:, 0] + share * (pair[:, 1] - pair[:, 0])
@@ -284,11 +284,11 @@ def _gesture_blends(gestures: Array, count: int, generator: np.random.Generator)
 
 
 def clearance(rest_joints: Array, joints: Array) -> tuple[Array, Array]:
-    """How far the fingers of joints (N, 21, 3) keep from each other and from the palm, two arrays (N,).
+    """Return the distances of the fingers of joints (N, 21, 3) from each other and from the palm, two arrays (N,).
 
-    Both as a share of the palm's length, a sixth of which is about a finger's thickness: the least distance
-    between the bones of two fingers, their tips left out; and the least height of a fingertip that lies over
-    the palm above its bones. The wrist must be unturned.
+    Both are shares of the palm's length; a sixth of it is about a finger's thickness. The first is the minimum
+    distance between the bones of two fingers, without their tips. The second is the minimum height of a fingertip
+    above the palm's bones. The wrist must not be rotated.
     """
     palm, length = _palm_frame(rest_joints)
     fingers = joints[:, 1:].reshape(-1, 5, 4, 3)
@@ -308,9 +308,9 @@ def clearance(rest_joints: Array, joints: Array) -> tuple[Array, Array]:
 
 
 def sample_angles(rest_joints: Array, count: int, generator: np.random.Generator) -> Array:
-    """Plausible angles (count, 5, 4) in degrees, inside `LIMITS`, no finger running through another.
+    """Draw plausible angles (count, 5, 4), degrees, within `LIMITS`, where no finger intersects another.
 
-    Half from finger synergies, half on the way between gestures.
+    Half come from finger synergies, half lie between gestures.
     """
     gestures = np.stack([gesture_angles(rest_joints, name) for name in GESTURES])
     axes = joint_axes(rest_joints)
@@ -320,7 +320,7 @@ def sample_angles(rest_joints: Array, count: int, generator: np.random.Generator
         angles = np.concatenate(
             [_synergy_angles(batch, generator), _gesture_blends(gestures, batch, generator)]
         ).clip(LIMITS[..., 0], LIMITS[..., 1])
-        # A thumb drawn in to the palm lies on it, not in it.
+        # A thumb folded over the palm lies on it, not in it.
         angles[:, 0, 1] = np.maximum(angles[:, 0, 1], _LEAST_THUMB_SUM - angles[:, 0, 0])
         apart, height = clearance(rest_joints, pose_joints(rest_joints, angles, axes))
         free = (apart > _LEAST_APART) & (height > _LEAST_HEIGHT)
@@ -329,16 +329,16 @@ def sample_angles(rest_joints: Array, count: int, generator: np.random.Generator
 
 
 def sample_poses(rest_joints: Array, count: int, generator: np.random.Generator) -> Array:
-    """Plausible poses (count, 45), see `sample_angles`: absolute axis-angle, MANO's joint order."""
+    """Draw plausible poses (count, 45), see `sample_angles`: absolute axis-angle, MANO's joint order."""
     return pose_from_angles(rest_joints, sample_angles(rest_joints, count, generator))
 
 
 def chirality(joints3d: Array) -> Array:
-    """Which hand the joints (..., 21, 3) belong to: positive for a right hand, negative for a left, (...).
+    """Return the side of hands with joints (..., 21, 3): positive for a right hand, negative for a left, (...).
 
-    The bend of the four fingers, cross(proximal phalanx, rest of the finger), measured along the line from
-    the little to the index knuckle and summed. Any unit and any right-handed frame (camera axes are one);
-    the value grows with the bend and says nothing about straight fingers.
+    The value is the bend of the four fingers, cross(proximal phalanx, rest of the finger), along the line from
+    the little to the index knuckle, summed. Any unit and any right-handed frame (such as camera axes) will do.
+    The value grows with the bend and is meaningless for straight fingers.
     """
     fingers = joints3d[..., 5:, :].reshape(*joints3d.shape[:-2], 4, 4, 3)
     bend = np.cross(fingers[..., 1, :] - fingers[..., 0, :], fingers[..., 3, :] - fingers[..., 1, :])

@@ -1,4 +1,4 @@
-"""The same hand with a few of its vertices: poses several times faster where a mesh only serves as a loss."""
+"""A hand with a few of its vertices, which poses several times faster: for losses that need no full mesh."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from annotator.hand.regressor import farthest_points
 def few_vertices(hand: HandModel, count: int) -> HandModel:
     """Return a hand of `count` + 16 vertices and no faces, for `HandLayer`.
 
-    The first ones are the hand's own, spread out, the fingertips first. The last 16 stand for the articulated joints
-    and move with them. So joints are the skeleton's own, and not `R V`: 0.15 mm off on average for the open hand.
+    The first `count` are vertices of the hand, spread out, fingertips first. The last 16 are the articulated joints
+    and move with them. So joints are those of the skeleton, not `R V`: 0.15 mm off on average for the open hand.
     """
     kept = farthest_points(hand.v_template, count, hand.tip_vertices.tolist())
 

@@ -1,4 +1,4 @@
-"""One layer that poses every parametric hand: MANO by `smplx`, every other by our own skinning."""
+"""The layer that poses every parametric hand: MANO with `smplx`, any other hand with `skinning.py`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from annotator.hand.skinning import Skinning
 
 
 class HandLayer(nn.Module):
-    """Pose and shape to mesh and joints. Holds no parameters, and nothing of it enters a `state_dict`.
+    """Compute mesh and joints from pose and shape. The layer has no parameters and no entries in a `state_dict`.
 
     Rotations are absolute (no mean pose is added), in MANO's joint order, the wrist's first. Buffers:
     `faces (F, 3)`, `joint_regressor (21, V)` (`R`), `template (V, 3)` in metres, `tip_vertices (5,)`.
-    `id` is the hand model's.
+    `id` is that of the hand model.
 
     Raises:
         UserError: the hand is MANO, and the extra `mano` is not installed.
@@ -33,15 +33,15 @@ class HandLayer(nn.Module):
         self.register_buffer("joint_regressor", torch.from_numpy(hand.joint_regressor))
         self.register_buffer("template", torch.from_numpy(hand.v_template))
         self.register_buffer("tip_vertices", torch.from_numpy(hand.tip_vertices))
-        # A checkpoint names its hand by id; it must never carry a licensed mesh inside.
+        # A checkpoint refers to its hand by id. It must never contain a licensed mesh.
         for module in self.modules():
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module.register_buffer(name, buffer, persistent=False)
 
     def articulate(self, rotations: torch.Tensor, betas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotation matrices (B, 16, 3, 3) and betas (B, 10) to the posed hand in its rest frame, metres.
+        """Pose hands by rotation matrices (B, 16, 3, 3) and betas (B, 10), in the rest frame, metres.
 
-        Returns vertices (B, V, 3) and the 21 joints (B, 21, 3) in FreiHAND's order: the 16 articulated
+        Return vertices (B, V, 3) and the 21 joints (B, 21, 3) in FreiHAND's order: the 16 articulated
         joints of the skeleton and the fingertip vertices.
         """
         vertices, joints = self.skinning(rotations, betas)
@@ -49,9 +49,9 @@ class HandLayer(nn.Module):
         return vertices, joints[:, FREIHAND_FROM_MANO]
 
     def forward(self, rotations: torch.Tensor, betas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotation matrices (B, 16, 3, 3) and betas (B, 10) to the wrist-relative hand, millimetres.
+        """Pose hands by rotation matrices (B, 16, 3, 3) and betas (B, 10), wrist-relative, millimetres.
 
-        Returns vertices (B, V, 3) and joints J3 = R V (B, 21, 3); the wrist (R V)_0 is the origin.
+        Return vertices (B, V, 3) and joints J3 = R V (B, 21, 3); the wrist (R V)_0 is the origin.
         """
         vertices, _ = self.articulate(rotations, betas)
         joints = self.joint_regressor @ vertices

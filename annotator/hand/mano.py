@@ -1,7 +1,7 @@
-"""MANO from the official file (Romero et al., 2017), read without chumpy, SciPy or trust.
+"""Read MANO from the official file (Romero et al., 2017), safely and without chumpy or SciPy.
 
-The file was written by Python 2. It names seven globals, listed in `_GLOBALS`; a file that names any
-other is refused by name before anything runs.
+The file was written by Python 2. It refers to seven globals, listed in `_GLOBALS`. A file with any other global is
+refused, with its name, before any code runs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from annotator.runtime import safe_pickle
 
 VERTEX_COUNT = 778
 
-#: FreiHAND's own choice, thumb to little, so that J3 means there what it means here. smplx takes 554 and
-#: 671 for the ring and the little finger.
+#: FreiHAND's choice, thumb to little, so that J3 has the same meaning. smplx uses 554 and 671 for the ring and the
+#: little finger.
 TIP_VERTICES = (744, 320, 443, 555, 672)
 
 _PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
@@ -29,7 +29,7 @@ _EXPECTED = "expected mano_v1_2/models/MANO_RIGHT.pkl from https://mano.is.tue.m
 
 
 class _FieldError(Exception):
-    """A field is missing or not what MANO holds; the message says which."""
+    """A field is missing or invalid for MANO; the message names it."""
 
 
 class _Sparse(safe_pickle.StoredObject):
@@ -56,10 +56,10 @@ _GLOBALS: safe_pickle.Globals = {
 
 
 def read_mano(path: str | Path) -> HandModel:
-    """The right hand of MANO from its official `MANO_RIGHT.pkl`, metres.
+    """Return MANO's right hand from its official `MANO_RIGHT.pkl`, metres.
 
-    `hands_std` is the spread of the file's 1,554 scans along each pose component. The joint regressor `R`
-    is fitted on posed meshes here, a fraction of a second.
+    `hands_std` is the std of the file's 1,554 scans along each pose component. The joint regressor `R` is fitted here
+    on posed meshes, in a fraction of a second.
 
     Raises:
         UserError: the file can't be read, is refused by `safe_pickle.load`, or is not MANO's right hand; or the
@@ -87,9 +87,9 @@ def read_mano(path: str | Path) -> HandModel:
 
 
 def _arrays(stored: object) -> dict[str, np.ndarray]:
-    """The fields of `HandModel` that the file holds, checked."""
+    """Return the fields of `HandModel` from the file, checked."""
     if type(stored) is not dict:
-        raise _FieldError("holds no named fields")
+        raise _FieldError("has no named fields")
     v = VERTEX_COUNT
     if _array(_field(stored, "v_template"), "v_template").shape == (6890, 3):
         raise _FieldError("holds a body of 6,890 vertices (SMPL?), not a hand")
@@ -111,7 +111,7 @@ def _arrays(stored: object) -> dict[str, np.ndarray]:
         "kintree_table": _kinematic_tree(_field(stored, "kintree_table")),
         "hands_mean": floats("hands_mean", 45),
         "hands_components": floats("hands_components", 45, 45),
-        # Files cut down for sharing lack the scans' coefficients.
+        # Files reduced for sharing lack the coefficients of the scans.
         "hands_std": np.ones(45, dtype=np.float32) if coefficients is None else _spread(coefficients),
     }
 
@@ -124,7 +124,7 @@ def _field(fields: dict[str, Any], name: str) -> Any:
 
 
 def _array(value: object, name: str) -> np.ndarray:
-    """The array that a stored array, `Ch` or `Select` stands for."""
+    """Return the array of a stored array, `Ch` or `Select`."""
     match value:
         case safe_pickle.StoredArray():
             return value.array()
@@ -142,11 +142,11 @@ def _array(value: object, name: str) -> np.ndarray:
 def _selected(whole: np.ndarray, state: dict[str, Any], name: str) -> np.ndarray:
     indices = _integers(_field(state, "idxs"), f"{name}'s selection").ravel()
     if indices.size and not 0 <= indices.min() <= indices.max() < whole.size:
-        raise _FieldError(f"{name} selects values that are not there")
+        raise _FieldError(f"{name} selects values that do not exist")
     shape = _field(state, "preferred_shape")
     sizes = shape if type(shape) is tuple and all(type(n) is int and 0 <= n < 2**31 for n in shape) else ()
     if math.prod(sizes) != indices.size:
-        raise _FieldError(f"{name} selects {indices.size} values for a shape that does not hold them")
+        raise _FieldError(f"{name} selects {indices.size} values for a shape of another size")
     return whole.ravel()[indices].reshape(sizes)
 
 
@@ -166,7 +166,7 @@ def _shaped(array: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _dense(value: object, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """A compressed-column matrix as a full one, float32."""
+    """Convert a compressed-column matrix to a dense one, float32."""
     if not isinstance(value, _Sparse):
         return _shaped(_array(value, name), name, shape).astype(np.float32)
     data = _array(_field(value.state, "data"), name)
@@ -194,7 +194,7 @@ def _faces(stored: object) -> np.ndarray:
     if faces.ndim != 2 or faces.shape[1] != 3 or faces.size == 0:
         raise _FieldError(f"f has shape {faces.shape}, MANO's is (1538, 3)")
     if not 0 <= faces.min() <= faces.max() < VERTEX_COUNT:
-        raise _FieldError("f names vertices that are not there")
+        raise _FieldError("f refers to vertices that do not exist")
     return faces.astype(np.int32)
 
 
@@ -215,10 +215,10 @@ def _spread(stored: object) -> np.ndarray:
 
 
 def _is_right(hand: HandModel) -> bool:
-    """Whether the mean pose bends the fingers as a right hand's do.
+    """Return whether the mean pose bends the fingers like a right hand.
 
-    The flexion axis points from the little finger's knuckle to the index's on a right hand. The template
-    itself says little: its fingers are straight.
+    On a right hand the flexion axis points from the little finger's knuckle to the index finger's. The template
+    itself does not help, because its fingers are straight.
     """
     joints = hand.J_regressor @ hand.v_template
     index, little = joints[1], joints[7]

@@ -1,11 +1,11 @@
-"""What every parametric hand is made of, whatever file it came from.
+"""The data of a parametric hand, independent of its file.
 
 The layout is MANO's (Romero et al., 2017), so that one layer (`layer.py`) poses them all.
-Only this folder knows how many vertices a hand has.
+Only this folder depends on the number of vertices.
 
 Rest frame: metres, a right hand, fingers towards -x, palm facing -y, thumb towards +z.
 Articulated joints are stored in MANO's order (wrist, then index, middle, little, ring, thumb, three
-each); every other part of the project speaks of 21 joints in FreiHAND's order, `JOINT_NAMES`.
+each). Every other part of the project uses 21 joints in FreiHAND's order, `JOINT_NAMES`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ JOINT_NAMES = ("wrist",) + tuple(f"{f}_{k}" for f in FINGERS for k in (1, 2, 3, 
 #: Skeleton over the 21 joints: (parent, child), 20 bones.
 BONES = tuple((0 if k == 0 else 4 * f + k, 4 * f + k + 1) for f in range(5) for k in range(4))
 
-#: Where each of the 21 joints is found in [16 articulated joints in MANO's order, 5 tips thumb..little].
+#: Index of each of the 21 joints in [16 articulated joints in MANO's order, 5 tips thumb..little].
 FREIHAND_FROM_MANO = (
     0,
     *(13, 14, 15, 16),  # thumb, its tip
@@ -92,14 +92,14 @@ class HandModel:
 
     @property
     def vertex_count(self) -> int:
-        """V."""
+        """The number of vertices, V."""
         return len(self.v_template)
 
     @property
     def id(self) -> str:
-        """Name and content hash, e.g. `open-1f0c9a7e62d4`: what checkpoints and labels are tied to.
+        """Name and content hash, e.g. `open-1f0c9a7e62d4`, to which checkpoints and labels refer.
 
-        `joint_regressor` is left out: for MANO it is fitted when the file is read, and machines round apart.
+        `joint_regressor` is excluded: for MANO it is fitted when the file is read, and rounding differs by machine.
         """
         digest = hashlib.sha256()
         for field in fields(self):

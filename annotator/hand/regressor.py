@@ -1,7 +1,7 @@
-"""Linear maps between points of a hand that hold in every pose: joints from vertices, vertices from tokens.
+"""Linear maps between points of a hand that are valid in every pose: joints from vertices, vertices from tokens.
 
-A regressor fitted on the rest mesh alone drifts from the joint once the hand bends; these are fitted on
-posed and shaped meshes, each target from the few source points near it.
+A regressor fitted only on the rest mesh drifts from the joint when the hand bends. These are fitted on posed and
+shaped meshes, each target from a few nearby source points.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Indices = NDArray[np.int64]
 
 
 class Residual(NamedTuple):
-    """Distance between mapped and true points on meshes the fit has not seen, millimetres."""
+    """Distance between mapped and true points on meshes outside the fit, millimetres."""
 
     mean_mm: float
     max_mm: float
@@ -32,18 +32,18 @@ class Residual(NamedTuple):
 def fit_linear_map(
     sources: Array, targets: Array, candidates: Sequence[Indices], noise: float = 2e-4
 ) -> NDArray[np.float32]:
-    """Least-squares weights (K, V) with `weights @ sources[n]` close to `targets[n]`, float32.
+    """Fit least-squares weights (K, V) with `weights @ sources[n]` close to `targets[n]`, float32.
 
-    `sources (N, V, 3)` and `targets (N, K, 3)` share a unit; target k may use the points `candidates[k]`
-    only. Rows sum to 1, so the map commutes with translation. `noise` is the ridge, in that same unit: the
-    weights are the best ones if every source coordinate carried independent noise of this size.
+    `sources (N, V, 3)` and `targets (N, K, 3)` share a unit; target k uses only the points `candidates[k]`. Rows sum
+    to 1, so the map commutes with translation. `noise` is the ridge, in the same unit: the weights are optimal if
+    every source coordinate has independent noise of this size.
     """
     weights = np.zeros((targets.shape[1], sources.shape[1]))
     for row, near, target in zip(weights, candidates, targets.swapaxes(0, 1), strict=True):
         points = sources[:, near].astype(np.float64)
         centre = points.mean(axis=1)
-        # Taken from the candidates' centre, equal weights give zero, so the ridge solution sums to zero
-        # (but for rounding) and adding 1/C to each weight makes the row sum to one.
+        # Relative to the candidates' centre, equal weights give zero, so the ridge solution sums to zero
+        # (except for rounding), and adding 1/C to each weight makes the row sum to one.
         system = (points - centre[:, None]).swapaxes(1, 2).reshape(-1, len(near))
         normal = system.T @ system + len(system) * noise**2 * np.eye(len(near))
         solved = np.linalg.solve(normal, system.T @ (target - centre).reshape(-1))
@@ -52,7 +52,7 @@ def fit_linear_map(
 
 
 def sample_meshes(hand: HandModel, count: int, seed: int) -> tuple[Array, Array]:
-    """`count` plausible hands, wrist unturned: vertices (N, V, 3), articulated joints (N, 21, 3), metres."""
+    """Draw plausible hands, wrist not rotated: vertices (N, V, 3), articulated joints (N, 21, 3), metres."""
     generator = np.random.default_rng(seed)
     poses = anatomy.sample_poses(anatomy.rest_joints(hand), count, generator)
     betas = torch.from_numpy(generator.normal(size=(count, 10)).clip(-2.5, 2.5)).float()
@@ -65,15 +65,15 @@ def sample_meshes(hand: HandModel, count: int, seed: int) -> tuple[Array, Array]
 
 
 def residual(weights: Array, sources: Array, targets: Array) -> Residual:
-    """How far `weights @ sources` lies from `targets`; both in metres."""
+    """Return the distance of `weights @ sources` from `targets`, both in metres."""
     distance_mm = 1000.0 * np.linalg.norm(np.einsum("kv,nvc->nkc", weights, sources) - targets, axis=-1)
     return Residual(float(distance_mm.mean()), float(distance_mm.max()))
 
 
 def joint_candidates(template: Array, weights: Array, parents: Indices, joints: Array) -> list[Indices]:
-    """For each of the 16 joints (16, 3), MANO's order: the 60 vertices nearest to it at rest.
+    """Return for each of the 16 joints (16, 3), MANO's order, the 60 vertices nearest to it at rest.
 
-    Only vertices skinned mostly to the joint or its parent count, so that the map stays on its finger.
+    Only vertices skinned mostly to the joint or its parent qualify, so that the map stays on its finger.
     """
     nearest: list[Indices] = []
     for joint, parent in enumerate(np.maximum(parents, 0)):
@@ -86,9 +86,9 @@ def joint_candidates(template: Array, weights: Array, parents: Indices, joints: 
 def fit_joint_regressor(
     hand: HandModel, samples: int = 300, seed: int = 0
 ) -> tuple[NDArray[np.float32], Residual]:
-    """The joint regressor `R` (21, V), FreiHAND's order, and its residual on fresh poses and shapes.
+    """Fit the joint regressor `R` (21, V), FreiHAND's order; return it and its residual on new poses and shapes.
 
-    `hand.joint_regressor` is not read and may hold zeros. Fingertip rows pick the tip vertices.
+    `hand.joint_regressor` is not read and may be zero. Fingertip rows select the tip vertices.
     """
     vertices, joints = sample_meshes(hand, samples, seed)
     articulated = [FREIHAND_FROM_MANO.index(joint) for joint in range(16)]
@@ -105,7 +105,7 @@ def fit_joint_regressor(
 
 
 def farthest_points(points: Array, count: int, first: Sequence[int]) -> Indices:
-    """Indices (count,) of points (V, 3): those in `first`, then always the one farthest from all chosen."""
+    """Return indices (count,) of points (V, 3): those in `first`, then repeatedly the farthest from all chosen."""
     chosen = list(first)
     distance = np.linalg.norm(points[:, None] - points[chosen], axis=2).min(axis=1)
     while len(chosen) < count:
@@ -117,15 +117,15 @@ def farthest_points(points: Array, count: int, first: Sequence[int]) -> Indices:
 def coarse_tokens(
     hand: HandModel, count: int, neighbours: int = 12, samples: int = 150, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], Residual]:
-    """A fixed coarse subset of the vertices for AMVUR's tokens, and the way back to all of them.
+    """Choose a coarse subset of the vertices for AMVUR's tokens, and fit the map back to all vertices.
 
-    Returns `token_vertices (T,)`, sorted, the fingertips among them; `upsample (V, T)`, with which
-    `upsample @ vertices[token_vertices]` is the whole mesh in any pose (a token's own row is one-hot); and
-    the residual on fresh poses and shapes. Deterministic.
+    Return `token_vertices (T,)`, sorted, including the fingertips; `upsample (V, T)`, where
+    `upsample @ vertices[token_vertices]` is the full mesh in any pose (a token's own row is one-hot); and the
+    residual on new poses and shapes. Deterministic.
     """
     template = hand.v_template.astype(np.float64)
     tokens = np.sort(farthest_points(template, count, hand.tip_vertices.tolist()))
-    # Points that move together are near: skinning weights count like a distance of centimetres.
+    # Points that move together count as near: differences of skinning weights add a distance of centimetres.
     features = np.concatenate([template, 0.03 * hand.weights], axis=1)
     distance = np.linalg.norm(features[:, None] - features[tokens], axis=2)
     candidates = list(np.argsort(distance, axis=1, kind="stable")[:, : min(neighbours, count)])

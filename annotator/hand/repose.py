@@ -1,7 +1,7 @@
-"""Pose a mesh that is posed already: turn, bend and shape it by linear blend skinning about its own skeleton.
+"""Pose an already posed mesh: rotate, bend and reshape it by linear blend skinning with its own skeleton.
 
-`HandLayer` poses the template; here any mesh of a hand model, such as AMVUR's mean, is the hand at rest, and its
-offsets from the parametric hand move along with the bones. Pose correctives (MANO's) stay as they are in that mesh.
+`HandLayer` poses the template. Here any mesh of a hand model, such as AMVUR's mean, serves as the hand at rest, and
+its offsets from the parametric hand move with the bones. Pose correctives (MANO's) stay as in that mesh.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
 
-#: Share of the hand model's pose variance that the pose components which are kept hold.
+#: Share of the hand model's pose variance in the pose components that are kept.
 POSE_SHARE = 0.99
 
 _BETAS = 10
@@ -30,25 +30,25 @@ class Bones(NamedTuple):
 
 
 class Skin(NamedTuple):
-    """P vertices of B meshes, and how bones and betas carry them."""
+    """P vertices of B meshes, and their dependence on bones and betas."""
 
     vertices_mm: Tensor  # (B, P, 3)
     weights: Tensor  # (P, 16)
-    shapes_mm: Tensor  # (B, P, 3, 10), what each beta adds before the bones' joints move
+    shapes_mm: Tensor  # (B, P, 3, 10), offset per beta before the bones' joints move
 
 
 class Reposer(nn.Module):
-    """Moves right-hand meshes by parameters: 3 of a rotation about the wrist, K of pose, 10 betas.
+    """Move right-hand meshes by parameters: 3 of a rotation about the wrist, K of pose, 10 betas.
 
-    Rotation: axis-angle, radians, in the mesh's axes. Pose: along the K largest of the hand model's
-    components, and betas: both as changes, in standard deviations. All zero leaves the mesh as it is.
+    The rotation is axis-angle, radians, in the mesh's axes. Pose, along the hand model's K largest components, and
+    betas are changes, in std. Zeros leave the mesh unchanged.
     """
 
     weights: Tensor  # (V, 16)
     template_mm: Tensor  # (V, 3)
     shapedirs_mm: Tensor  # (V, 3, 10)
     joint_shapes_mm: Tensor  # (16, 3, 10)
-    pose_components: Tensor  # (K, 45), radians a standard deviation
+    pose_components: Tensor  # (K, 45), radians per std
     R: Tensor  # (21, V)
 
     def __init__(self, hand: HandModel) -> None:
@@ -73,7 +73,7 @@ class Reposer(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """3 + K + 10."""
+        """The number of parameters, 3 + K + 10."""
         return 3 + self.pose_count + _BETAS
 
     def bones(self, meshes_mm: Tensor) -> Bones:
@@ -87,9 +87,9 @@ class Reposer(nn.Module):
         return Bones(frames, joints_mm, roma.rotmat_to_rotvec(local))
 
     def skin(self, bones: Bones, meshes_mm: Tensor, rows: Tensor | slice = slice(None)) -> Skin:
-        """Return what carries the vertices `rows` of meshes (B, V, 3) along with their bones."""
+        """Return the skinning of the vertices `rows` of meshes (B, V, 3) to their bones."""
         weights = self.weights[rows]
-        # A bone's frame turns what a beta adds to a vertex, less what it adds to the bone's joint.
+        # A bone's frame rotates the beta's offset of a vertex minus its offset of the bone's joint.
         of_vertices = torch.einsum("vk,bkcd,vds->bvcs", weights, bones.frames, self.shapedirs_mm[rows])
         of_joints = torch.einsum("bkcd,kds->bkcs", bones.frames, self.joint_shapes_mm)
         shapes_mm = of_vertices - torch.einsum("vk,bkcs->bvcs", weights, of_joints)
@@ -99,7 +99,8 @@ class Reposer(nn.Module):
         """Move each of B meshes N times.
 
         Args:
-            bones: from `bones`. skin: from `skin`.
+            bones: from `bones`.
+            skin: from `skin`.
             parameters: (B, N, parameter_count).
 
         Returns:
@@ -110,7 +111,7 @@ class Reposer(nn.Module):
         local = roma.rotvec_to_rotmat(bends)
         growth = torch.einsum("kcs,bns->bnkc", self.joint_shapes_mm, betas)
         before = bones.frames[:, None]
-        # Down the skeleton; `shift` is how betas move a joint before anything turns.
+        # Down the skeleton; `shift` is a joint's offset by betas before any rotation.
         shift = [torch.zeros_like(turn)]
         after = [roma.rotvec_to_rotmat(turn) @ before[:, :, 0]]
         change = [roma.rotvec_to_rotmat(turn)]
@@ -132,5 +133,5 @@ class Reposer(nn.Module):
 
 
 def _turned(matrices: Tensor, points: Tensor) -> Tensor:
-    """Matrices (..., 3, 3) times points (..., 3)."""
+    """Multiply matrices (..., 3, 3) by points (..., 3)."""
     return (matrices * points[..., None, :]).sum(-1)

@@ -1,4 +1,4 @@
-"""Linear blend skinning in plain torch, which poses every hand but MANO."""
+"""Linear blend skinning in plain torch, for every hand except MANO."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from annotator.hand.model import HandModel
 
 
 class Skinning(nn.Module):
-    """The posed mesh and skeleton of a `HandModel`: formulas (2) to (4) of Romero et al., 2017.
+    """Pose mesh and skeleton of a `HandModel` by formulas (2) to (4) of Romero et al., 2017.
 
-    Everything is a buffer, so `to` and `double` apply; nothing enters a `state_dict`. Joints are kept level by level
-    of the kinematic tree: the wrist, then the first joints of all fingers, and so on, each level in one product.
+    Everything is a buffer, so `to` and `double` apply; nothing enters a `state_dict`. Joints are ordered by level of
+    the kinematic tree: the wrist, then the first joints of all fingers, and so on. Each level is one product.
     """
 
     template: Tensor  # (V * 3,)
@@ -22,9 +22,9 @@ class Skinning(nn.Module):
     joint_template: Tensor  # (16 * 3,) joints of the mean shape
     joint_shapedirs: Tensor  # (10, 16 * 3)
     weights: Tensor  # (V, 16)
-    order: Tensor  # (16,) joints level by level, in MANO's numbers
-    places: Tensor  # (16,) the inverse: where each of MANO's joints is in `order`
-    parents: Tensor  # (16,) where the parent of each is in `order`; the wrist's is itself
+    order: Tensor  # (16,) joints by level, in MANO's numbers
+    places: Tensor  # (16,) the inverse: index of each of MANO's joints in `order`
+    parents: Tensor  # (16,) index of each joint's parent in `order`; the wrist is its own parent
 
     def __init__(self, hand: HandModel) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Skinning(nn.Module):
         order = np.argsort(depth, kind="stable")
         places = np.argsort(order)
         self.level_sizes = np.bincount(depth).tolist()
-        # Joints are linear in the shaped vertices and so in betas: the sum over vertices is taken here, once.
+        # Joints are linear in the shaped vertices and so in betas: the sum over vertices is computed here, once.
         regressor = hand.J_regressor[order].astype(np.float64)
         arrays = {
             "template": hand.v_template.reshape(-1),
@@ -70,7 +70,7 @@ class Skinning(nn.Module):
             rest = rest + (rotations[:, 1:] - identity).flatten(1) @ self.posedirs
         rest_joints = torch.addmm(self.joint_template, betas, self.joint_shapedirs).unflatten(1, (16, 3))
         turns, joints = self._chain(rotations.index_select(1, self.order), rest_joints)
-        # Each vertex moves by the weighted mean of its joints' maps v -> turn v + shift, taken column by column.
+        # Each vertex moves by the weighted mean of its joints' maps v -> turn v + shift, computed column by column.
         shifts = joints - (turns @ rest_joints[..., None]).squeeze(-1)
         columns = torch.cat([turns.transpose(-1, -2).flatten(2), shifts], dim=-1)  # (B, 16, 12)
         of_x, of_y, of_z, shift = (self.weights @ columns).split(3, dim=-1)  # (B, V, 3) each
@@ -78,7 +78,7 @@ class Skinning(nn.Module):
         return x * of_x + y * of_y + z * of_z + shift, joints.index_select(1, self.places)
 
     def _chain(self, rotations: Tensor, rest_joints: Tensor) -> tuple[Tensor, Tensor]:
-        """Return turns (B, 16, 3, 3) in the rest frame and posed joints (B, 16, 3); all in the order of levels."""
+        """Return rotations (B, 16, 3, 3) in the rest frame and posed joints (B, 16, 3), both ordered by level."""
         bones = rest_joints - rest_joints.index_select(1, self.parents)
         turns, joints = rotations[:, :1], rest_joints[:, :1]
         end = 1

@@ -1,4 +1,4 @@
-"""MANO posed by `smplx`, which the extra `mano` installs. Its licence is non-commercial, as MANO's own is."""
+"""Pose MANO with `smplx`, from the extra `mano`. Its licence is non-commercial, like MANO's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from annotator.hand.model import HandModel
 
 
 class SmplxSkinning(nn.Module):
-    """The posed mesh and skeleton of a `HandModel`, with the interface of `skinning.Skinning`.
+    """Pose mesh and skeleton of a `HandModel`, with the interface of `skinning.Skinning`.
 
     Raises:
         UserError: `smplx` is not installed.
@@ -25,7 +25,7 @@ class SmplxSkinning(nn.Module):
             from smplx.utils import Struct
         except ImportError:
             raise UserError(
-                "MANO is posed by smplx, which is not installed: pip install 'amvur-annotator[mano]' (non-commercial)"
+                "MANO needs smplx, which is not installed: pip install 'amvur-annotator[mano]' (non-commercial)"
             ) from None
         data = Struct(
             v_template=hand.v_template,
@@ -43,6 +43,6 @@ class SmplxSkinning(nn.Module):
             self.mano = smplx.MANOLayer("", data_struct=data, is_rhand=True, create_body_pose=False)
 
     def forward(self, rotations: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotations (B, 16, 3, 3) and betas (B, 10) to vertices (B, V, 3) and joints (B, 16, 3), metres."""
+        """Map rotations (B, 16, 3, 3) and betas (B, 10) to vertices (B, V, 3) and joints (B, 16, 3), metres."""
         posed = self.mano(global_orient=rotations[:, :1], hand_pose=rotations[:, 1:], betas=betas)
         return posed.vertices, posed.joints

@@ -1,1 +1,1 @@
-"""Measure errors and predicted uncertainty, and calibrate one by the other."""
+"""Measure errors and predicted uncertainty, and calibrate uncertainty by errors."""

@@ -1,7 +1,7 @@
-"""Calibration: maps from a network's standard deviations to ones that measure errors, and the data behind them.
+"""Calibration: maps from a network's std to a std that matches its errors, and the data behind them.
 
-A checkpoint carries one in its header and every label file a copy in its metadata, both as `asdict` writes it.
-Fitting is in `annotator/quality/uncertainty.py` (one map) and `trainer/evaluation/calibrate.py` (all of them).
+A checkpoint has one in its header, and every label file has a copy in its metadata, both in the form of `asdict`.
+`annotator/quality/uncertainty.py` fits one map, `trainer/evaluation/calibrate.py` all of them.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class AxisLaws:
-    """Power laws for the stds of 3D points in crop axes, millimetres.
+    """Power laws for the std of 3D points in crop axes, millimetres.
 
-    x and y share one: a hand may be turned by any angle in the image plane, so they are alike. z is the depth along
-    the crop's ray, which a photo shows far less of.
+    x and y share a law, because a hand may be rotated by any angle in the image plane. z is the depth along the
+    crop's ray, on which a photo gives far less information.
     """
 
     plane: PowerLaw = field(default_factory=PowerLaw)
     depth: PowerLaw = field(default_factory=PowerLaw)
 
     def __call__(self, std_mm: Floats) -> Floats:
-        """Map stds (..., 3) of x, y and z; the identity returns the array itself."""
+        """Map the std (..., 3) of x, y and z; the identity returns the array itself."""
         if self.plane == self.depth:
             return self.plane(std_mm)
         return np.concatenate([self.plane(std_mm[..., :2]), self.depth(std_mm[..., 2:])], -1)
 
 
-#: The mean length of a 3D Gaussian error over the length of its std vector, all axes alike.
+#: The mean length of a 3D Gaussian error divided by the length of its std vector, with equal std on all axes.
 GAUSSIAN_MEAN_ERROR = math.sqrt(8 / (3 * math.pi))
 
-#: The caveat where only 2D joints were there to calibrate on.
+#: The caveat for calibration on 2D joints alone.
 UNCALIBRATED_3D = (
     "3D std is as the network gives it; if training had no 3D either, depth's is a prior's, which orders no errors: "
     "don't filter by it"
@@ -64,26 +64,26 @@ UNCALIBRATED_3D = (
 
 @dataclass(frozen=True)
 class Calibration:
-    """Maps from the network's stds to ones that measure errors; a kind without a fit keeps the identity."""
+    """Maps from the network's std to a std that matches its errors; a kind without a fit keeps the identity."""
 
     vertices: AxisLaws = field(default_factory=AxisLaws)
     joints3d: AxisLaws = field(default_factory=AxisLaws)
     joints2d: PowerLaw = field(
         default_factory=PowerLaw
     )  # crop half-sides; x and y are both in the image plane
-    #: From a hand's calibrated `joint_std_mm` to the expected mean error of its joints, wrist left out, millimetres.
-    #: Errors have heavier tails than a Gaussian, most of all where std is large, so coverage doesn't give this mean.
+    #: From a hand's calibrated `joint_std_mm` to the expected mean error of its joints, without the wrist, millimetres.
+    #: Errors have heavier tails than a Gaussian, especially where std is large, so coverage does not give this mean.
     joint_error: PowerLaw = field(default_factory=lambda: PowerLaw(GAUSSIAN_MEAN_ERROR, 1.0))
     #: The data set, its size and the kinds that were fitted; empty before any fit.
     fitted_on: str = ""
 
     @property
     def measures_3d(self) -> bool:
-        """Whether stds of 3D joints were fitted to errors. False where the data held only 2D joints, or no fit ran."""
+        """Whether the std of 3D joints was fitted to errors. False if the data had only 2D joints, or no fit ran."""
         return bool(self.fitted_on) and self.joints3d != AxisLaws()
 
     def table(self) -> list[tuple[str, str]]:
-        """Return a row for each map that was fitted: its name and its formula."""
+        """Return a row per fitted map: its name and formula."""
         laws = {
             "vertices, image plane": self.vertices.plane,
             "vertices, depth": self.vertices.depth,
@@ -105,8 +105,8 @@ class Calibration:
 def read_calibration(values: Mapping[str, Any], where: str) -> Calibration:
     """Build a calibration from a checkpoint's header or a label file's metadata; `where` names it in errors.
 
-    Files from before laws per axis hold one law for all axes (`{"scale": ..., "exponent": ...}`) and no `joint_error`.
-    They keep their meaning: that law on every axis, and the mean error of a Gaussian. So no new version is needed.
+    Older files have one law for all axes (`{"scale": ..., "exponent": ...}`) and no `joint_error`. They keep their
+    meaning: that law on every axis, and the mean error of a Gaussian. So no new version is needed.
 
     Raises:
         UserError: an unknown key, or a value of the wrong kind.

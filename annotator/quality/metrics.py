@@ -1,7 +1,7 @@
 """Errors of hands as the benchmarks define them (FreiHAND, HO3D), and of textures.
 
-B hands of N points each, predicted and true, in one unit (millimetres everywhere in this project) and one set of axes.
-Both benchmarks align joints by joints and vertices by vertices, and count the wrist among the 21 joints.
+Predicted and true hands, B hands of N points each, share one unit (millimetres everywhere in this project) and one set
+of axes. Both benchmarks align joints by joints and vertices by vertices, and include the wrist in the 21 joints.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
-#: Thresholds of PCK, as FreiHAND and HO3D evaluate: 100 from 0 to 50 mm, both ends included.
+#: Thresholds of PCK in FreiHAND and HO3D: 100 from 0 to 50 mm, both ends included.
 PCK_THRESHOLDS_MM = np.linspace(0.0, 50.0, 100)
 
 #: Thresholds of the F-score.
@@ -28,16 +28,16 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 
 def align(predicted: Floats, truth: Floats) -> Floats:
-    """Procrustes: `predicted` (B, N, 3) moved, turned and scaled to lie closest to `truth` (B, N, 3).
+    """Return `predicted` (B, N, 3) after Procrustes: moved, rotated and scaled closest to `truth` (B, N, 3).
 
-    The least-squares similarity without reflection (Umeyama, 1991). The benchmarks' own code lets a reflection pass;
-    a hand taken for its mirror image must cost what it costs, so ours doesn't.
+    This is the least-squares similarity without reflection (Umeyama, 1991). The benchmarks' own code allows a
+    reflection. Ours does not, because confusing a hand with its mirror image is an error.
     """
     predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
     centre = truth.mean(1, keepdims=True)
     x, y = predicted - predicted.mean(1, keepdims=True), truth - centre
     u, singular, vt = np.linalg.svd(x.transpose(0, 2, 1) @ y)
-    # The weakest axis is turned over where the best orthogonal map is a reflection.
+    # The weakest axis is inverted where the best orthogonal map is a reflection.
     signs = np.ones_like(singular)
     signs[:, 2] = np.where(np.linalg.det(u @ vt) < 0, -1.0, 1.0)
     spread = np.square(x).sum((1, 2))
@@ -46,9 +46,9 @@ def align(predicted: Floats, truth: Floats) -> Floats:
 
 
 def align_wrist_and_scale(predicted: Floats, truth: Floats) -> Floats:
-    """HO3D's "scale-translation aligned" joints (B, 21, 3): the wrist moved onto the true one, and scaled.
+    """Return HO3D's "scale-translation aligned" joints (B, 21, 3): wrist moved onto the true one, and scaled.
 
-    As its evaluation has it, the scale is not fitted: it makes the bone from the wrist to the middle finger's knuckle
+    As in HO3D's evaluation, the scale is not fitted: it makes the bone from the wrist to the middle finger's knuckle
     as long as the true one.
     """
     predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
@@ -59,14 +59,14 @@ def align_wrist_and_scale(predicted: Floats, truth: Floats) -> Floats:
 
 
 def distances(predicted: Floats, truth: Floats) -> NDArray[np.float64]:
-    """Distance of each point from its true place, (B, N)."""
+    """Return the distance of each point from its true position, (B, N)."""
     return np.linalg.norm(np.asarray(predicted, np.float64) - np.asarray(truth, np.float64), axis=-1)
 
 
 def root_relative_distances(
     predicted: Floats, truth: Floats, predicted_wrist: Floats, true_wrist: Floats
 ) -> NDArray[np.float64]:
-    """Distances (B, N) of joints or vertices (B, N, 3) once the wrists (B, 3) lie on each other."""
+    """Return distances (B, N) of joints or vertices (B, N, 3) after moving the wrists (B, 3) onto each other."""
     return distances(
         np.asarray(predicted) - np.asarray(predicted_wrist)[:, None],
         np.asarray(truth) - np.asarray(true_wrist)[:, None],
@@ -74,27 +74,27 @@ def root_relative_distances(
 
 
 def mpjpe(predicted: Floats, truth: Floats) -> NDArray[np.float64]:
-    """Mean joint error of each hand (B,), joints (B, 21, 3), wrist on wrist."""
+    """Return the mean joint error of each hand (B,), joints (B, 21, 3), relative to the wrist."""
     return root_relative_distances(predicted, truth, predicted[:, 0], truth[:, 0]).mean(1)
 
 
 def pa_mpjpe(predicted: Floats, truth: Floats) -> NDArray[np.float64]:
-    """Mean error of each hand (B,) after `align`: PA-MPJPE of joints, PA-MPVPE of vertices."""
+    """Return the mean error of each hand (B,) after `align`: PA-MPJPE of joints, PA-MPVPE of vertices."""
     return distances(align(predicted, truth), truth).mean(1)
 
 
-#: The same of vertices (B, V, 3).
+#: The same for vertices (B, V, 3).
 pa_mpvpe = pa_mpjpe
 
 
 def pck(errors_mm: Floats) -> NDArray[np.float64]:
-    """Share of errors (any shape) not above each of `PCK_THRESHOLDS_MM`: (100,)."""
+    """Return the share of errors (any shape) up to each of `PCK_THRESHOLDS_MM`: (100,)."""
     ordered = np.sort(np.ravel(errors_mm))
     return np.searchsorted(ordered, PCK_THRESHOLDS_MM, side="right") / len(ordered)
 
 
 def auc_of_pck(errors_mm: Floats) -> float:
-    """Area under the PCK curve from 0 to 50 mm, by trapezoids, over the area of a perfect one: 0..1."""
+    """Return the area under the PCK curve from 0 to 50 mm, by trapezoids, relative to a perfect curve: 0..1."""
     return float(_trapezoid(pck(errors_mm)) / _trapezoid(np.ones_like(PCK_THRESHOLDS_MM)))
 
 
@@ -105,10 +105,10 @@ def _trapezoid(heights: Floats) -> float:
 def f_score(
     predicted: Floats, truth: Floats, thresholds_mm: Sequence[float] = F_THRESHOLDS_MM
 ) -> NDArray[np.float64]:
-    """F-score of each mesh at each threshold, (B, thresholds), as FreiHAND takes it from Knapitsch et al. (2017).
+    """Return the F-score of each mesh at each threshold, (B, thresholds), as in FreiHAND (Knapitsch et al., 2017).
 
-    The harmonic mean of the share of predicted vertices (B, V, 3) that lie nearer than the threshold to some true
-    vertex (B, W, 3), and of the share of true vertices with a predicted one that near. V and W may differ.
+    The harmonic mean of two shares: predicted vertices (B, V, 3) within the threshold of some true vertex (B, W, 3),
+    and true vertices within the threshold of some predicted one. V and W may differ.
     """
     scores = np.zeros((len(predicted), len(thresholds_mm)))
     for scored, one, other in zip(scores, predicted, truth, strict=True):
@@ -121,9 +121,10 @@ def f_score(
 
 
 def _nearest(one: Floats, other: Floats) -> tuple[Floats, Floats]:
-    """Distance of each point of `one` (V, 3) to the nearest of `other` (W, 3), and the other way.
+    """Return the distance of each point of `one` (V, 3) to the nearest of `other` (W, 3), and vice versa.
 
-    All pairs in single precision around a common centre: right to a micrometre at the thresholds, in half the time.
+    All pairs are computed in single precision around a common centre. This is accurate to a micrometre at the
+    thresholds, and takes half the time.
     """
     centre = np.mean(other, axis=0, dtype=np.float64)
     x, y = (np.asarray(points - centre, np.float32) for points in (one, other))
@@ -134,7 +135,7 @@ def _nearest(one: Floats, other: Floats) -> tuple[Floats, Floats]:
 
 
 def psnr(rendered: Floats, image: Floats, region: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Peak signal to noise ratio of each texture in its region, decibels (B,); NaN where the region is empty.
+    """Return the peak signal-to-noise ratio of each texture in its region, decibels (B,); NaN for an empty region.
 
     Images (B, H, W, 3) in 0..1, `region` (B, H, W). Identical regions give infinity.
     """
@@ -144,11 +145,11 @@ def psnr(rendered: Floats, image: Floats, region: NDArray[np.bool_]) -> NDArray[
 
 
 def ssim(rendered: Floats, image: Floats, region: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Structural similarity (Wang et al., 2004) of each texture in its region (B,); NaN where it is empty.
+    """Return the structural similarity (Wang et al., 2004) of each texture in its region (B,); NaN if it is empty.
 
     Images (B, H, W, 3) in 0..1, `region` (B, H, W). Gaussian window of 11 pixels, sigma 1.5, data range 1, per
-    channel, averaged over the region. The window holds pixels of the region only: what lies around the hand, of
-    which a rendered hand says nothing, has no weight.
+    channel, averaged over the region. The window uses only pixels of the region: the background has no weight,
+    because a rendered hand has none.
     """
     # Single precision is a thousandth of the constants above.
     x, y = np.asarray(rendered, np.float32), np.asarray(image, np.float32)
@@ -168,7 +169,7 @@ def ssim(rendered: Floats, image: Floats, region: NDArray[np.bool_]) -> NDArray[
 
 
 def _windowed(images: Floats) -> Floats:
-    """Images (B, H, W, C) under the Gaussian window, zero beyond their edges."""
+    """Filter images (B, H, W, C) with the Gaussian window, zero beyond their edges."""
     offsets = np.arange(_WINDOW) - _WINDOW // 2
     taps = np.exp(-0.5 * (offsets / _SIGMA) ** 2)
     taps = (taps / taps.sum()).astype(images.dtype)
@@ -185,7 +186,7 @@ def _windowed(images: Floats) -> Floats:
 
 
 def _mean_over(values: Floats, region: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mean of values (B, H, W) over each region; NaN where it is empty."""
+    """Return the mean of values (B, H, W) over each region; NaN if it is empty."""
     count = region.sum((1, 2))
     total = np.where(region, values, 0.0).sum((1, 2))
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

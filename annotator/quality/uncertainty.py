@@ -1,8 +1,8 @@
-"""How good a predicted standard deviation is: its order, its size, and the map that makes it measure.
+"""Measure the quality of a predicted std: its order and its size. Fit the map that calibrates it.
 
 Order: Spearman's correlation with the error, sparsification and its area (AUSE), the error of the best part.
-Size: how often the truth lies within what a Gaussian of that std promises (coverage), and reliability bins.
-Errors and stds are arrays of one shape, in one unit; per coordinate where it says so, else one number per hand.
+Size: the share of errors within a Gaussian's interval of that std (coverage), and reliability bins.
+Errors and std are arrays of one shape, in one unit: one number per hand, unless a docstring says per coordinate.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Floats = NDArray[np.floating]
 #: Central intervals whose coverage is measured.
 LEVELS = (0.50, 0.68, 0.95)
 
-#: The level at which a calibrated std must be right.
+#: The level at which the coverage of a calibrated std is exact.
 CALIBRATED_LEVEL = 0.68
 
-#: Parts of a collection, the most certain first, whose mean error is told.
+#: Parts of a collection, the most certain first, whose mean error is reported.
 KEPT = (0.25, 0.50, 0.75)
 
-#: Bounds of a fitted exponent. Below 0 a smaller std would mean a larger error: then std says nothing, and a
-#: constant is the best that can be said.
+#: Bounds of a fitted exponent. Below 0 a smaller std would mean a larger error: then std is useless, and a constant
+#: is the best estimate.
 EXPONENTS = (0.0, 3.0)
 
 #: Pairs below which a power law can't be fitted.
@@ -36,14 +36,14 @@ LEAST_PAIRS = 100
 
 
 def half_width(level: float) -> float:
-    """Half the central interval of N(0, 1) that holds this share, e.g. 0.994 for 0.68."""
+    """Return half the central interval of N(0, 1) with this share of the probability, e.g. 0.994 for 0.68."""
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def spearman(std: Floats, error: Floats) -> float | None:
-    """Spearman's rank correlation of predicted std with error (n,), ties sharing their mean rank.
+    """Return Spearman's rank correlation of predicted std with error (n,); ties share their mean rank.
 
-    None where it is undefined: fewer than two hands, or all of one std (the prior-net's) or one error.
+    None if it is undefined: fewer than two hands, or the same std (as of prior-net) or error for all.
     """
     if len(std) < 2:
         return None
@@ -59,9 +59,9 @@ def _ranks(values: Floats) -> Floats:
 
 
 def mean_error_of_kept(std: Floats, error: Floats) -> NDArray[np.float64]:
-    """Mean error of the k most certain hands, for k = 1..n: (n,), the last of all of them.
+    """Return the mean error of the k most certain hands, for k = 1..n: (n,); the last is the mean of all.
 
-    Hands of equal std are taken in no order: each counts as their mean, so a constant std gives a level line.
+    Hands of equal std have no order: each counts as their mean, so a constant std gives a constant line.
     """
     order = np.argsort(std, kind="stable")
     ordered = np.asarray(error, np.float64)[order]
@@ -72,7 +72,7 @@ def mean_error_of_kept(std: Floats, error: Floats) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Sparsification:
-    """Mean error against the share kept, 1/n, 2/n .. 1, over the mean error of all."""
+    """Mean error by the share kept, 1/n, 2/n .. 1, relative to the mean error of all."""
 
     kept: NDArray[np.float64]  # (n,)
     by_std: NDArray[np.float64]  # (n,) the most certain kept
@@ -82,19 +82,19 @@ class Sparsification:
     def ause(self) -> float:
         """Area under the sparsification error: mean over all shares kept of `by_std - by_error`.
 
-        Both curves are in units of the mean error of all: 0 is the oracle's order, and what no order at all scores
-        is `ause_of_chance`.
+        Both curves are in units of the mean error of all. 0 is the oracle's order; a random order scores
+        `ause_of_chance`.
         """
         return float((self.by_std - self.by_error).mean())
 
     @property
     def ause_of_chance(self) -> float:
-        """What a std that knows nothing scores."""
+        """The AUSE of an uninformative std."""
         return float((1 - self.by_error).mean())
 
 
 def sparsify(std: Floats, error: Floats) -> Sparsification | None:
-    """The curves of (n,) hands (Ilg et al., 2018); None where there is no hand or no error."""
+    """Return the curves of (n,) hands (Ilg et al., 2018); None without hands or with no error in any."""
     if len(std) == 0 or not np.any(error):
         return None
     mean = np.mean(error, dtype=np.float64)
@@ -105,15 +105,15 @@ def sparsify(std: Floats, error: Floats) -> Sparsification | None:
 
 
 def error_of_best(std: Floats, error: Floats, shares: Sequence[float] = KEPT) -> list[float]:
-    """Mean error of the most certain part of (n,) hands, for each share; at least one hand is kept."""
+    """Return the mean error of the most certain part of (n,) hands, per share; at least one hand is kept."""
     means = mean_error_of_kept(std, error)
     return [float(means[max(round(share * len(means)), 1) - 1]) for share in shares]
 
 
 def coverage(std: Floats, error: Floats, levels: Sequence[float] = LEVELS) -> list[float] | None:
-    """Share of coordinates whose error lies within the central interval of N(0, std^2), for each level.
+    """Return the share of coordinates whose error lies within the central interval of N(0, std^2), per level.
 
-    Any shape; NaN errors are unknown and left out. None where none is known.
+    Arrays have any shape. NaN errors are unknown and ignored. None if all are unknown.
     """
     known = ~np.isnan(error)
     if not known.any():
@@ -125,16 +125,16 @@ def coverage(std: Floats, error: Floats, levels: Sequence[float] = LEVELS) -> li
 def coverage_by_axis(
     std: Floats, error: Floats, levels: Sequence[float] = LEVELS
 ) -> dict[str, list[float] | None]:
-    """`coverage` of each axis, x, y and, of 3D points, z; arrays are (..., 2) or (..., 3)."""
+    """Return `coverage` of each axis: x, y and, for 3D points, z; arrays are (..., 2) or (..., 3)."""
     axes = "xyz"[: error.shape[-1]]
     return {axis: coverage(std[..., k], error[..., k], levels) for k, axis in enumerate(axes)}
 
 
 def coverage_by_hand(std: Floats, error: Floats, level: float = CALIBRATED_LEVEL) -> NDArray[np.float64]:
-    """Share of each hand's coordinates within the central interval of N(0, std^2): (n, points, axes) to (n,).
+    """Return per hand the share of coordinates within the central interval of N(0, std^2): (n, points, axes) to (n,).
 
-    Errors of one hand are alike, so that shares are spread far wider than those of independent errors would be.
-    NaN errors are unknown and left out; NaN for a hand of which none is known.
+    Errors of one hand are correlated, so shares vary far more than with independent errors. NaN errors are unknown
+    and ignored; a hand without known errors gives NaN.
     """
     known = ~np.isnan(error)
     inside = known & (np.abs(error) <= half_width(level) * std)
@@ -147,14 +147,14 @@ class ReliabilityBins:
     """Coordinates in bins of about equal count, by predicted std."""
 
     std: NDArray[np.float64]  # (bins,) mean predicted std
-    observed: NDArray[np.float64]  # (bins,) the same, times what makes it cover 68 % of the bin's errors
+    observed: NDArray[np.float64]  # (bins,) the same, scaled to cover 68 % of the bin's errors
     count: NDArray[np.int64]  # (bins,)
 
 
 def reliability(std: Floats, error: Floats, bins: int = 10) -> ReliabilityBins:
-    """Predicted against observed std, per coordinate (any shape).
+    """Compare predicted with observed std, per coordinate (any shape).
 
-    Equal stds fall into one bin, zeros and unknown errors (NaN) into none.
+    Equal values of std fall into one bin. Zeros and unknown errors (NaN) are ignored.
     """
     std, error = np.ravel(std).astype(np.float64), np.abs(np.ravel(error)).astype(np.float64)
     known = (std > 0) & ~np.isnan(error)
@@ -166,7 +166,7 @@ def reliability(std: Floats, error: Floats, bins: int = 10) -> ReliabilityBins:
 
 
 def _equal_parts(values: Floats, count: int) -> list[NDArray[np.bool_]]:
-    """Which values lie in each of about `count` intervals that hold about equally many."""
+    """Return masks of the values in each of about `count` intervals with about equal counts."""
     if len(values) == 0:
         return []
     edges = np.unique(np.quantile(values, np.arange(1, count) / count))
@@ -179,12 +179,12 @@ def _std_that_covers(error: Floats) -> float:
 
 
 def fit_power_law(std: Floats, error: Floats, bins: int = 25) -> PowerLaw:
-    """The map `scale * std ** exponent` under which std measures the error, per coordinate (any shape).
+    """Fit the map `scale * std ** exponent` that makes std match the errors, per coordinate (any shape).
 
-    The exponent is the slope of log observed std on log predicted std over bins of equal count, where "observed"
-    is the std that would cover 68 % of a bin's errors: as many are covered where std is small as where it is
-    large. The scale then makes the coverage of all exactly 68 %. Percentiles, not squares, so that heavy tails, which
-    errors of hands have, don't inflate it. Pairs without a std are left out; a constant std is only scaled.
+    The exponent is the slope of log observed std on log predicted std over bins of equal count. "Observed" is the std
+    that would cover 68 % of a bin's errors, so that small and large std have the same coverage. The scale then makes
+    the overall coverage exactly 68 %. The fit uses percentiles, not squares, so that heavy tails, which errors of
+    hands have, do not inflate it. Pairs without a std are ignored; a constant std is only scaled.
 
     Raises:
         ValueError: fewer than `LEAST_PAIRS` pairs with a positive, finite std, or no error in them.
@@ -194,7 +194,7 @@ def fit_power_law(std: Floats, error: Floats, bins: int = 25) -> PowerLaw:
     std, error = std[known], error[known]
     if len(std) < LEAST_PAIRS:
         raise ValueError(
-            f"{len(std)} errors with a predicted std are too few to calibrate: {LEAST_PAIRS} at least"
+            f"{len(std)} errors with a predicted std are too few to calibrate: at least {LEAST_PAIRS} are needed"
         )
     exponent = _exponent(np.log(std), error, min(bins, len(std) // 20))
     scale = _std_that_covers(error / std**exponent)
@@ -223,16 +223,16 @@ def fit_axis_laws(std: Floats, error: Floats) -> AxisLaws:
     """Fit `fit_power_law` to points (..., 3) in crop axes: one law for x and y, one for z.
 
     Raises:
-        ValueError: as `fit_power_law` does, for either.
+        ValueError: as in `fit_power_law`, for either law.
     """
     return AxisLaws(fit_power_law(std[..., :2], error[..., :2]), fit_power_law(std[..., 2:], error[..., 2:]))
 
 
 def fit_mean_error(std: Floats, error: Floats) -> PowerLaw:
-    """Fit `scale * std ** exponent` to the expected error of hands (n,), from their positive stds and mean errors.
+    """Fit `scale * std ** exponent` to the expected error of hands (n,), from their positive std and mean errors.
 
-    A quasi-Poisson regression on log std: predicted errors sum to the true ones, over all hands and weighted by log
-    std. So the mean is unbiased whatever the shape of the errors, and no tail is assumed. A constant std is only
+    This is a quasi-Poisson regression on log std: predicted errors sum to the true ones, over all hands and weighted
+    by log std. So the mean is unbiased for any distribution of errors, and no tail is assumed. A constant std is only
     scaled.
 
     Raises:
@@ -250,7 +250,7 @@ def fit_mean_error(std: Floats, error: Floats) -> PowerLaw:
 
 
 def _mean_slope(x: Floats, error: Floats, steps: int = 100) -> float:
-    """The b for which errors proportional to exp(b x) have their own mean of x, by Newton's method.
+    """Solve for b by Newton's method: weights exp(b x) and weights `error` give the same mean of x.
 
     The derivative of a mean under weights exp(b x) is the variance under them, so the root is unique.
     """

@@ -1,8 +1,8 @@
-"""Rasterize and interpolate: one interface, two backends that agree.
+"""Rasterize and interpolate: one interface, two backends with equal results.
 
-Triangle meshes under a weak-perspective camera: points come already projected, x right and y down in [-1, 1]
-over a square image, with a depth in any unit, smaller is nearer. All is linear in screen space: there is no
-perspective division, and a barycentric weight means the same in the image and on the triangle.
+Triangle meshes are rendered under a weak-perspective camera. Points are already projected, x right and y down in
+[-1, 1] over a square image, with a depth in any unit, smaller is nearer. Everything is linear in screen space: there
+is no perspective division, and barycentric weights in the image equal those on the triangle.
 """
 
 from __future__ import annotations
@@ -37,15 +37,20 @@ __all__ = [
 
 
 def rasterize(points: Tensor, faces: Tensor, size_px: int, backend: str = "auto") -> Fragments:
-    """Which face each pixel of B square images sees, and where in it (see `Fragments`).
+    """Return the nearest face at each pixel of B square images, and the position in it (see `Fragments`).
 
-    `points` (B, V, 3): x right, y down, both in [-1, 1] over the image (pixel i covers 2i/size_px - 1 to
-    2(i+1)/size_px - 1 and is sampled at its centre); z in any unit, smaller is nearer. `faces` (F, 3) int64;
-    both sides of a face are seen. A face with a NaN or infinite corner, or without area, draws nothing. Half
-    precision is raised to float32. Gradients reach the points through the barycentrics, not the silhouettes.
+    Gradients reach the points through the barycentrics, not the silhouettes. Half precision is raised to float32.
 
-    `backend`: "auto" (nvdiffrast on CUDA where it is installed, else torch), "torch" or "nvdiffrast".
-    Raises UserError for any other, and for nvdiffrast without CUDA or not installed.
+    Args:
+        points: (B, V, 3): x right, y down, both in [-1, 1] over the image (pixel i covers 2i/size_px - 1 to
+            2(i+1)/size_px - 1 and is sampled at its centre); z in any unit, smaller is nearer.
+        faces: (F, 3) int64; both sides of a face are visible. A face with a NaN or infinite corner, or without area,
+            draws nothing.
+        size_px: side of the images.
+        backend: "auto" (nvdiffrast on CUDA if it is installed, otherwise torch), "torch" or "nvdiffrast".
+
+    Raises:
+        UserError: any other backend, or nvdiffrast without CUDA or not installed.
     """
     points = _full_precision(points)
     face_ids = nearest_faces(points, faces, size_px, backend)
@@ -53,7 +58,7 @@ def rasterize(points: Tensor, faces: Tensor, size_px: int, backend: str = "auto"
 
 
 def nearest_faces(points: Tensor, faces: Tensor, size_px: int, backend: str = "auto") -> Tensor:
-    """The `face_ids` (B, H, W) of `rasterize` alone, in about half the time: enough for visibility."""
+    """Return only the `face_ids` (B, H, W) of `rasterize`, in about half the time: enough for visibility."""
     draw_ids = _backend(backend, points.device.type)
     points = _full_precision(points.detach())
     if points.numel() and faces.numel() and size_px:
@@ -77,7 +82,7 @@ def _backend(name: str, device: str) -> Callable[[Tensor, Tensor, int], Tensor]:
         raise UserError(
             "rendering backend 'nvdiffrast' is not installed: install the extra 'gpu' or use torch"
         )
-    # Imported late: nvdiffrast need not be there.
+    # Imported late, because nvdiffrast is optional.
     if name == "nvdiffrast" or (name == "auto" and device == "cuda" and installed):
         from annotator.render import nvdiffrast_backend
 

@@ -1,7 +1,7 @@
-"""What rasterizing yields, and what follows from it whichever backend drew it.
+"""Results of rasterization, and functions of them, independent of the backend.
 
-A backend only decides which triangle each pixel sees. Barycentrics are computed here from that triangle, so
-both backends give the same values and the same gradients.
+A backend only finds the nearest triangle per pixel. Barycentrics are computed here from that triangle, so both
+backends give the same values and gradients.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-#: Coordinates from here on count as infinite: their products would not fit in float32.
+#: Larger coordinates count as infinite: their products would not fit in float32.
 FAR = 1e15
 
 
 @dataclass(frozen=True, eq=False)
 class Fragments:
-    """What each pixel of B square images sees: H = W = size_px, row 0 at the top."""
+    """Nearest face per pixel of B square images: H = W = size_px, row 0 at the top."""
 
     face_ids: Tensor  # (B, H, W) int64, -1 where nothing
     barycentrics: (
@@ -28,16 +28,16 @@ class Fragments:
 
 
 def usable_vertices(points: Tensor) -> Tensor:
-    """(B, V) bool: finite vertices. A triangle with any other draws nothing."""
+    """Return (B, V) bool: finite vertices. A triangle with any other vertex draws nothing."""
     return (points.abs() < FAR).all(-1)
 
 
 def barycentrics(points: Tensor, faces: Tensor, face_ids: Tensor) -> Tensor:
-    """Barycentrics (B, H, W, 3) of every pixel centre in the face it sees, linear in screen space.
+    """Return the barycentrics (B, H, W, 3) of every pixel centre in its nearest face, linear in screen space.
 
-    A centre that a backend's rounding puts into a face it lies just outside of (nvdiffrast snaps corners to a
-    sixteenth of a pixel) gets weights that are never negative and sum to 1 all the same. No gradient passes
-    through `face_ids`: a silhouette that moves is not seen.
+    A backend's rounding may assign a centre to a face it lies just outside of (nvdiffrast snaps corners to a
+    sixteenth of a pixel). Its weights are still non-negative and sum to 1. No gradient passes through `face_ids`, so
+    none comes from a moving silhouette.
     """
     size_px = face_ids.shape[-1]
     pixel, corners = _covered(faces, face_ids, points.shape[1])
@@ -46,7 +46,7 @@ def barycentrics(points: Tensor, faces: Tensor, face_ids: Tensor) -> Tensor:
     x0, x1, x2 = _at_corners(points[..., 0], corners) - centre.repeat(size_px).index_select(0, at)
     y0, y1, y2 = _at_corners(points[..., 1], corners) - centre.repeat_interleave(size_px).index_select(0, at)
     areas = torch.stack([x1 * y2 - x2 * y1, x2 * y0 - x0 * y2, x0 * y1 - x1 * y0])
-    # The floor is far below any area that shows; a face without area gets three equal weights.
+    # The floor is far below any visible area; a face without area gets three equal weights.
     areas = (areas * areas.detach().sum(0).sign()).clamp(min=1e-30)
     weights = areas / areas.sum(0)
     image = weights.new_zeros(3, face_ids.numel()).index_copy(1, pixel, weights)
@@ -54,7 +54,7 @@ def barycentrics(points: Tensor, faces: Tensor, face_ids: Tensor) -> Tensor:
 
 
 class Covered(NamedTuple):
-    """The N pixels of B images that see a face, as a linear map between vertices and pixels.
+    """The N covered pixels of B images, as a linear map between vertices and pixels.
 
     Vertices are flat here: row b * V + v of (B * V, C) is vertex v of image b.
     """
@@ -64,7 +64,7 @@ class Covered(NamedTuple):
     weights: Tensor  # (3, N), barycentrics
 
     def paint(self, vertices: Tensor) -> Tensor:
-        """Attributes (B * V, C) as the pixels see them: (N, C)."""
+        """Interpolate attributes (B * V, C) at the pixels: (N, C)."""
         first, second, third = (
             weight[:, None] * vertices.index_select(0, corner)
             for weight, corner in zip(self.weights, self.corners, strict=True)
@@ -72,7 +72,7 @@ class Covered(NamedTuple):
         return first + second + third
 
     def collect(self, pixels: Tensor, count: int) -> Tensor:
-        """`paint`'s transpose: each of `count` = B * V vertices gets the weighted sum of its pixels (N, C)."""
+        """Apply the transpose of `paint`: return per vertex (`count` = B * V) the weighted sum of its pixels (N, C)."""
         vertices = pixels.new_zeros(count, pixels.shape[-1])
         for weight, corner in zip(self.weights, self.corners, strict=True):
             vertices = vertices.index_add(0, corner, weight[:, None] * pixels)
@@ -80,17 +80,17 @@ class Covered(NamedTuple):
 
 
 def covered(fragments: Fragments, faces: Tensor, vertex_count: int) -> Covered:
-    """The pixels of `fragments` that see a face, of meshes of so many vertices and `faces` (F, 3)."""
+    """Return the covered pixels of `fragments`, for meshes with `vertex_count` vertices and `faces` (F, 3)."""
     pixel, corners = _covered(faces, fragments.face_ids, vertex_count)
     weights = fragments.barycentrics.permute(3, 0, 1, 2).reshape(3, -1).index_select(1, pixel)
     return Covered(pixel, corners, weights)
 
 
 def interpolate(fragments: Fragments, attributes: Tensor, faces: Tensor) -> Tensor:
-    """Vertex attributes (B, V, C) at every pixel: (B, H, W, C), zero where nothing.
+    """Interpolate vertex attributes (B, V, C) at every pixel: (B, H, W, C), zero outside the mesh.
 
     Differentiable in the attributes and, through the barycentrics, in the points. `faces` (F, 3) int64 are
-    those that were rasterized.
+    the rasterized ones.
     """
     face_ids, channels = fragments.face_ids, attributes.shape[-1]
     seen = covered(fragments, faces, attributes.shape[1])
@@ -100,17 +100,17 @@ def interpolate(fragments: Fragments, attributes: Tensor, faces: Tensor) -> Tens
 
 
 def reverse_interpolate(features: Tensor, points: Tensor) -> Tensor:
-    """Sample a map (B, C, H, W) bilinearly at points (B, N, 2): (B, N, C); beyond the edge, the edge.
+    """Sample a map (B, C, H, W) bilinearly at points (B, N, 2): (B, N, C); points outside take the edge's value.
 
-    -1 to 1 spans the map, and cells lie in the middle of their shares, as the pixels of a crop do. The first map of a
-    backbone lies otherwise: for it, points come from `Backbone.in_map`.
+    -1 to 1 spans the map, and cells lie in the middle of their shares, like the pixels of a crop. A backbone's first
+    map is shifted: convert points for it with `Backbone.in_map`.
     """
     sampled = grid_sample(features, points[:, None], padding_mode="border", align_corners=False)
     return sampled[:, :, 0].transpose(1, 2)
 
 
 def visible_vertices(face_ids: Tensor, faces: Tensor, vertex_count: int) -> Tensor:
-    """(B, V) bool: vertices of the triangles that won a pixel (paper, section 3.4: the occlusion mask)."""
+    """Return (B, V) bool: vertices of triangles that won a pixel (paper, section 3.4: the occlusion mask)."""
     batch, face_count = len(face_ids), len(faces)
     won = torch.zeros(batch, face_count + 1, dtype=torch.bool, device=face_ids.device)
     won.scatter_(1, face_ids.flatten(1) + 1, True)
@@ -121,7 +121,7 @@ def visible_vertices(face_ids: Tensor, faces: Tensor, vertex_count: int) -> Tens
 
 
 def _covered(faces: Tensor, face_ids: Tensor, vertex_count: int) -> tuple[Tensor, Tensor]:
-    """Flat indices of the N covered pixels (N,) and of their faces' corners, among B * V vertices (3, N)."""
+    """Return flat indices of the N covered pixels (N,) and of their faces' corners, among B * V vertices (3, N)."""
     ids = face_ids.reshape(-1)
     pixel = (ids >= 0).nonzero().squeeze(1)
     image = pixel // max(face_ids.shape[-1] ** 2, 1)
@@ -130,5 +130,5 @@ def _covered(faces: Tensor, face_ids: Tensor, vertex_count: int) -> tuple[Tensor
 
 
 def _at_corners(values: Tensor, corners: Tensor) -> Tensor:
-    """(B, V) values at (3, N) flat indices."""
+    """Return the values (B, V) at flat indices (3, N)."""
     return values.reshape(-1).index_select(0, corners.reshape(-1)).reshape(corners.shape)

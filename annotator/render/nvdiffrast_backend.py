@@ -1,9 +1,9 @@
-"""The same on CUDA by nvdiffrast (Laine et al., 2020), which decides the faces; the rest is `fragments.py`.
+"""Find nearest faces on CUDA with nvdiffrast (Laine et al., 2020); `fragments.py` does the rest.
 
-Its conventions: clip space with y up and image row 0 at the bottom, so that our y, which points down, goes in
-unchanged and row 0 comes out at the top; whatever lies beyond depth -1 to 1 is cut off; triangles are int32,
-and their ids, as floating point, start at 1, 0 where nothing. It snaps corners to a sixteenth of a pixel, so
-pixels whose centre lies that close to an edge may differ from the torch backend's.
+Conventions of nvdiffrast: clip space has y up and image row 0 at the bottom. Our y points down, so it goes in
+unchanged and row 0 comes out at the top. Everything beyond depth -1 to 1 is cut off. Triangles are int32; their ids
+are floating point and start at 1, with 0 for no triangle. Corners are snapped to a sixteenth of a pixel, so pixels
+whose centre is that close to an edge may differ from the torch backend.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from annotator.render.fragments import usable_vertices
 
 @cache
 def _context(device: torch.device) -> dr.RasterizeCudaContext:
-    """One per device: it holds the device's work buffers. Not for several threads at once."""
+    """Return the device's context, which holds its work buffers. It is not thread-safe."""
     return dr.RasterizeCudaContext(device=device)
 
 
 @torch.no_grad()
 def nearest_faces(points: Tensor, faces: Tensor, size_px: int) -> Tensor:
-    """As the torch backend's, for CUDA tensors; which face wins at equal depth is not defined."""
+    """Do the same as the torch backend, for CUDA tensors; at equal depth the winning face is undefined."""
     batch, vertex_count = points.shape[:2]
     usable = usable_vertices(points)
-    # Range mode: each image has triangles of its own, so that those with an unusable corner can be left out.
+    # Range mode: each image has its own triangles, so that those with an unusable corner can be excluded.
     image, face = usable[:, faces].all(-1).nonzero(as_tuple=True)
     if not len(face):
         return torch.full((batch, size_px, size_px), -1, device=points.device)
@@ -49,7 +49,7 @@ def nearest_faces(points: Tensor, faces: Tensor, size_px: int) -> Tensor:
 
 
 def clip_space(points: Tensor, usable: Tensor) -> Tensor:
-    """Clip coordinates (B, V, 4) float32: x and y as they are, each image's depths from -0.9 to 0.9, w 1."""
+    """Return clip coordinates (B, V, 4) float32: x and y unchanged, each image's depths from -0.9 to 0.9, w 1."""
     z = points[..., 2]
     nearest = torch.where(usable, z, torch.inf).amin(1, keepdim=True)
     farthest = torch.where(usable, z, -torch.inf).amax(1, keepdim=True)

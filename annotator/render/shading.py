@@ -1,4 +1,4 @@
-"""A lit picture of a mesh, for reports, the docs and synthetic photos."""
+"""Draw lit pictures of meshes, for reports, the docs and synthetic photos."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from annotator.render import interpolate, rasterize
 #: From the mesh towards the lamp, camera axes: from the upper left, in front.
 UPPER_LEFT_FRONT = (-0.5, -0.7, -0.8)
 
-# Shares of the light that a surface facing all three of them would get; together 1.
+# Shares of the three light sources on a surface that faces all of them; they sum to 1.
 AMBIENT, HEADLIGHT, LAMP = 0.25, 0.2, 0.55
 
 
 def vertex_normals(points: Tensor, faces: Tensor) -> Tensor:
-    """Unit normals (B, V, 3), means of the faces around each vertex weighted by area; zero where it has none.
+    """Return unit normals (B, V, 3), area-weighted means over the faces around each vertex; zero without faces.
 
     `points` (B, V, 3) must be uniformly scaled: x, y and z in the same unit. Normals point to the side from
     which the corners of a face (F, 3) run counter-clockwise: outwards, for a hand model's faces.
@@ -27,7 +27,7 @@ def vertex_normals(points: Tensor, faces: Tensor) -> Tensor:
     doubled_areas = torch.linalg.cross(
         corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0]
     )
-    # A face that can't be drawn has no say in its neighbours' normals.
+    # A face that can't be drawn does not affect the normals of its neighbours.
     doubled_areas = doubled_areas.nan_to_num(0, 0, 0)
     summed = torch.zeros_like(points)
     for k in range(3):
@@ -44,19 +44,19 @@ def draw(
     light: Sequence[float] | Tensor = UPPER_LEFT_FRONT,
     backend: str = "auto",
 ) -> Tensor:
-    """Draw B meshes in their vertex colours, lit: (B, H, W, 4) RGBA in 0..1, zero where nothing is drawn.
+    """Draw B meshes in their vertex colours, lit: (B, H, W, 4) RGBA in 0..1, zero outside the mesh.
 
-    `points` (B, V, 3) as in `rasterize`, and uniformly scaled: x, y and z in the same unit, or the light is
-    wrong. `faces` (F, 3) int64; both sides are lit alike, so mirrored faces and open wrists look right.
-    `colours` (B, V, 3) in 0..1. Edges are smoothed by drawing `supersample` times as large; alpha is straight
-    (not multiplied into the colour). `light` points from the mesh towards the lamp, (3,) or one for each mesh
-    (B, 3), of any length.
+    `points` (B, V, 3) are as in `rasterize`, and uniformly scaled: x, y and z in the same unit, otherwise the light
+    is wrong. `faces` (F, 3) int64; both sides are lit alike, so mirrored faces and open wrists look right.
+    `colours` (B, V, 3) in 0..1. Edges are smoothed by drawing at `supersample` times the size; alpha is straight
+    (not multiplied into the colour). `light` points from the mesh towards the lamp, (3,) or one per mesh (B, 3), of
+    any length.
     """
     fragments = rasterize(points, faces, size_px * supersample, backend)
     normals = vertex_normals(points, faces)
     painted = interpolate(fragments, torch.cat([colours.to(normals), normals], -1), faces)
     normal = F.normalize(painted[..., 3:], dim=-1)
-    # By the face, not by its smooth normal, which may lean away from us on a silhouette's near side.
+    # Use the face, not its smooth normal, which may point away from the camera near a silhouette.
     normal = normal * _facing(points, faces, fragments.face_ids)[..., None]
     to_lamp = F.normalize(torch.as_tensor(light, dtype=normal.dtype, device=normal.device), dim=-1)
     # Half of the lamp's light wraps around: skin is soft, and shadowed sides keep their shape.
@@ -71,7 +71,7 @@ def draw(
 
 
 def _facing(points: Tensor, faces: Tensor, face_ids: Tensor) -> Tensor:
-    """1 where the seen face's normal points towards the camera, -1 where away: (B, H, W)."""
+    """Return 1 where the visible face's normal points towards the camera, -1 where away: (B, H, W)."""
     corners = points[:, faces, :2].detach()
     first, second = corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0]
     normal_z = first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]

@@ -1,10 +1,10 @@
 """A z-buffer in pure torch, on any device: triangles to rows, rows to spans of pixels, one minimum per pixel.
 
-Each triangle is cut into pixel rows. In a row it covers the closed span between its two sides, and a pixel is
-covered when its centre lies in the span. An edge is always walked from its upper to its lower end, so two
-triangles that share it find the very same crossing and no pixel falls between them. Spans hold covered pixels
-only, about half of a bounding box, and ask for no more than a depth per pixel; the nearest face is then the
-smallest key (depth, face id), by one `scatter_reduce(amin)`.
+Each triangle is cut into pixel rows. In a row it covers the closed span between its two sides. A pixel is covered
+when its centre lies in the span. Edges are always traversed from the upper to the lower end, so two triangles that
+share an edge compute exactly the same crossing, and no pixel falls between them. Spans contain only covered pixels,
+about half of a bounding box, and need only a depth per pixel. The nearest face is then the smallest key (depth, face
+id), by one `scatter_reduce(amin)`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from annotator.render.fragments import usable_vertices
 
-#: Rows or pixels expanded at once: bounds the memory that huge triangles take, and stays in a CPU's cache.
+#: Rows or pixels expanded at once: limits the memory of huge triangles, and fits in a CPU's cache.
 PIECE = 1 << 17
 
 NOTHING = torch.iinfo(torch.int64).max
@@ -26,18 +26,18 @@ NOTHING = torch.iinfo(torch.int64).max
 
 @torch.no_grad()
 def nearest_faces(points: Tensor, faces: Tensor, size_px: int) -> Tensor:
-    """The nearest face at each pixel centre (B, H, W) int64, -1 where nothing; equal depths: the lower id.
+    """Return the nearest face at each pixel centre (B, H, W) int64, -1 for no face; at equal depth the lower id.
 
     `points` (B, V, 3) float32 or float64, x right and y down in [-1, 1], smaller z is nearer; `faces` (F, 3)
-    int64. Nothing may be empty.
+    int64. No dimension may be 0.
     """
     batch, vertex_count = points.shape[:2]
     usable = usable_vertices(points)
     x, y, z = torch.where(usable[..., None], points, 0).unbind(-1)
-    # Depths from the image's nearest vertex on: never negative, so that their bits sort as they do.
+    # Depths from the image's nearest vertex on: never negative, so that their bits sort like the values.
     z = z - torch.where(usable, z, torch.inf).amin(1, keepdim=True)
     vertices = _Vertices(
-        # Pixel centres at whole numbers.
+        # Pixel centres are at integers.
         x=((x + 1) * (size_px / 2) - 0.5).reshape(-1),
         y=((y + 1) * (size_px / 2) - 0.5).reshape(-1),
         z=z.reshape(-1),
@@ -67,7 +67,7 @@ def nearest_faces(points: Tensor, faces: Tensor, size_px: int) -> Tensor:
 
 
 class _Vertices(NamedTuple):
-    """All B * V vertices, in pixels and in depth from the nearest one."""
+    """All B * V vertices, in pixels, with depth relative to the nearest one."""
 
     x: Tensor
     y: Tensor
@@ -89,7 +89,7 @@ class _Parts(NamedTuple):
 
 
 class _Spans(NamedTuple):
-    """What one part covers in one row: `length` pixels from `first_column` on."""
+    """Pixels that one part covers in one row: `length` pixels from `first_column` on."""
 
     first_column: Tensor  # int64
     length: Tensor  # int64
@@ -98,7 +98,7 @@ class _Spans(NamedTuple):
 
 
 def _drawn(vertices: _Vertices, usable: Tensor, corners: list[Tensor]) -> Tensor:
-    """Triangles whose corners are all usable and enclose an area."""
+    """Return the triangles whose corners are all usable and enclose an area."""
     x0, x1, x2 = (vertices.x.index_select(0, corner) for corner in corners)
     y0, y1, y2 = (vertices.y.index_select(0, corner) for corner in corners)
     drawn = (x1 - x0) * (y2 - y0) != (x2 - x0) * (y1 - y0)
@@ -108,13 +108,13 @@ def _drawn(vertices: _Vertices, usable: Tensor, corners: list[Tensor]) -> Tensor
 
 
 def _upper_first(a: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Vertex indices, swapped where b lies higher in the image than a."""
+    """Return the vertex indices, swapped where b is higher in the image than a."""
     swap = y.index_select(0, b) < y.index_select(0, a)
     return torch.where(swap, b, a), torch.where(swap, a, b)
 
 
 def _parts(vertices: _Vertices, corners: list[Tensor], drawn: Tensor, size_px: int) -> _Parts:
-    """`corners` run downwards. A row through the middle corner belongs to the lower part."""
+    """Cut triangles into parts. `corners` run downwards; a row through the middle corner is in the lower part."""
     upper, middle, lower = corners
     top = vertices.y.index_select(0, upper).ceil().clamp(0, size_px)
     cut = vertices.y.index_select(0, middle).ceil().clamp(0, size_px)
@@ -130,12 +130,12 @@ def _parts(vertices: _Vertices, corners: list[Tensor], drawn: Tensor, size_px: i
 
 
 def _spans(vertices: _Vertices, parts: _Parts, part: Tensor, row: Tensor, size_px: int) -> _Spans:
-    """Each of `part` cut with its `row`: both (N,)."""
+    """Intersect each of `part` with its `row`, both (N,)."""
     x_long, z_long = _cut(vertices, parts.long_start, parts.long_end, part, row)
     x_short, z_short = _cut(vertices, parts.short_start, parts.short_end, part, row)
     first = torch.minimum(x_long, x_short).ceil().clamp(0, size_px)
     last = torch.maximum(x_long, x_short).floor().clamp(-1, size_px - 1)
-    # Change of z over change of x; a span thinner than a millionth of a pixel has one depth.
+    # Change of z over change of x; a span narrower than a millionth of a pixel has constant depth.
     width = x_short - x_long
     slope = (z_short - z_long) * width / (width * width + 1e-12)
     return _Spans(
@@ -149,16 +149,16 @@ def _spans(vertices: _Vertices, parts: _Parts, part: Tensor, row: Tensor, size_p
 def _cut(
     vertices: _Vertices, starts: Tensor, ends: Tensor, part: Tensor, row: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x and z where a side meets a row: x exact at both ends and on upright sides.
+    """Return x and z where a side crosses a row: x is exact at both ends and on vertical sides.
 
-    Plain products and sums: `torch.lerp` may fuse them or not by where in the tensor a value stands, and two
-    triangles that share a side would differ in the last bit.
+    These are plain products and sums. `torch.lerp` fuses them or not, depending on the position in the tensor, so
+    that two triangles with a common side would differ in the last bit.
     """
     start, end = starts.index_select(0, part), ends.index_select(0, part)
     y0, y1 = vertices.y.index_select(0, start), vertices.y.index_select(0, end)
     x0, x1 = vertices.x.index_select(0, start), vertices.x.index_select(0, end)
     z0, z1 = vertices.z.index_select(0, start), vertices.z.index_select(0, end)
-    # A level side (a flat bottom) is met at its start; the long side brings its end.
+    # A horizontal side (a flat bottom) is crossed at its start; the long side gives its end.
     way = (row - y0) / (y1 - y0).clamp(min=torch.finfo(row.dtype).tiny)
     rest = 1 - way
     x = (x0 * rest + x1 * way).clamp(torch.minimum(x0, x1), torch.maximum(x0, x1))
@@ -166,7 +166,7 @@ def _cut(
 
 
 def _expand(counts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Item i repeated counts[i] times: (which item, which repetition), both (sum,) int64, in pieces."""
+    """Repeat item i counts[i] times: yield (item, repetition), both (sum,) int64, in pieces."""
     ends = counts.cumsum(0)
     total = int(ends[-1])
     piece = PIECE if counts.device.type == "cpu" else PIECE * 64
@@ -180,7 +180,7 @@ def _expand(counts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         length = int(piece_ends[-1]) - start if high > low else 0
         if not length:
             continue
-        # Count the items that ended so far: several times faster than repeat_interleave on a CPU.
+        # Count the items that have ended: several times faster than repeat_interleave on a CPU.
         steps = torch.zeros(length + 1, dtype=torch.int64, device=ends.device)
         item = steps.index_add_(0, piece_ends - start, torch.ones_like(piece_ends)).cumsum(0)[:-1]
         repetition = torch.arange(start, start + length, device=ends.device)

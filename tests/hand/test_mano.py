@@ -161,7 +161,7 @@ FIELDS = mano_file.mano_fields()
         ({"shapedirs": None}, "no field shapedirs"),
         ({"J_regressor": mano_file.Sparse(np.zeros((24, 778)))}, "J_regressor"),
         ({"J_regressor": mano_file.Sparse(np.zeros((16, 6890)))}, "J_regressor"),
-        ({"f": FIELDS["f"] + 1}, "vertices that are not there"),
+        ({"f": FIELDS["f"] + 1}, "vertices that do not exist"),
         ({"f": FIELDS["f"].astype(float)}, "f does not hold integers"),
         ({"kintree_table": np.zeros((2, 24), int)}, "kintree_table"),
         ({"kintree_table": np.zeros((2, 16), int)}, "kintree_table"),
