@@ -1,7 +1,7 @@
-"""Configurations: typed, strict, found by name in the package or by path.
+"""Configurations: typed, strict, located by name in the package or by path.
 
-A YAML file sets fields of one dataclass. An unknown key or a value of the wrong kind is a `UserError` that
-names the key and what it may be.
+A YAML file sets fields of one dataclass. An unknown key or a value of the wrong type raises a `UserError` with the
+key and the valid values.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ class AmvurConfig:
     cross_attention: bool = True
     self_attention: bool = True
     positional: Literal["template", "index"] = "template"  # Table 5 B and C: index
-    # Offsets are added to the mean hand, or to prior-net's, whose vertices are then places of the tokens too.
+    # Offsets are added to the mean hand, or to prior-net's hand, whose vertices are then token positions too.
     start: Literal["mean_hand", "prior_net"] = "mean_hand"
-    tokens: int = 195  # vertices that are tokens; 0 = every vertex, as the paper writes it
+    tokens: int = 195  # vertices used as tokens; 0 = every vertex, as in the paper
     upsampling: Literal["fixed", "learned"] = "fixed"  # from tokens to vertices
-    width: int = 128  # d of formulas (9) and (10) in the first stage; each next one has a quarter of it
+    width: int = 128  # d of formulas (9) and (10) in the first stage; each next stage has a quarter
     stages: int = 1
     blocks: int = 2  # in each stage; a block is (9), (10) and a feed-forward layer
     heads: int = 4
-    # (9) and (10) as they are written: no normalisation, no feed-forward, and tokens that are sums of g and place.
+    # (9) and (10) as written: no normalisation, no feed-forward, and tokens that are sums of g and position.
     plain: bool = False
-    # Tokens also hold the backbone's maps where prior-net's vertices and joints project: (11)'s reverse interpolation,
-    # for shape as it is for colour.
+    # Tokens also hold the backbone's maps at the projections of prior-net's vertices and joints: (11)'s reverse
+    # interpolation, for shape as well as colour.
     aligned: bool = False
-    # sigma_J^2 from sigma_V^2: the paper's, or as if all vertices erred together.
+    # sigma_J^2 from sigma_V^2: as in the paper, or as if all vertices had one common error.
     joint_variance: Literal["independent", "shared"] = "independent"
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Width of each stage's tokens."""
+        """Token width per stage."""
         return tuple(self.width // 4**stage for stage in range(self.stages))
 
 
@@ -63,28 +63,27 @@ class CameraConfig:
 class TextureConfig:
     """Section 3.4; the switch of Table 6."""
 
-    kind: Literal["occlusion_aware", "global", "none"] = "occlusion_aware"  # "global" is Table 6's HAND
-    # Beside the first convolution's features, sample the photo's own colours, and start from them.
+    kind: Literal["occlusion_aware", "global", "none"] = "occlusion_aware"  # "global" is HAND in Table 6
+    # Also sample the photo's own colours, beside the first convolution's features, and start from them.
     photo_colour: bool = True
     tokens: int = 195  # keys of the self-attention; 0 = every vertex
     width: int = 64
-    raster_px: int = 128  # side of the image in which vertices see or hide each other
+    raster_px: int = 128  # side of the image in which vertex visibility is computed
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Everything the network's shape depends on, apart from the hand model's own size."""
+    """Everything that determines the network's structure, except the hand model's size."""
 
     backbone: str = "efficientnet_b0"
     imagenet: bool = False  # start the backbone from public ImageNet weights
     crop_px: int = 128
     variant: Literal["prior_net", "amvur", "both"] = "both"  # the three rows of Tables 1 and 2
-    landmarks: bool = False  # where each joint seems to lie joins the global feature: see model/landmarks.py
-    # In their place, linear read-outs of the global feature as MediaPipe's network has them: model/landmarker.py.
+    landmarks: bool = False  # append joint positions to the global feature, see model/landmarks.py
+    # Use linear read-outs of the global feature instead, as in MediaPipe's network, see model/landmarker.py.
     read_outs: bool = False
-    refine_steps: int = (
-        0  # with read-outs: solver steps from prior-net's hand to the landmarks, see model/refinement.py
-    )
+    # With read-outs: solver steps from prior-net's hand to the landmarks, see model/refinement.py.
+    refine_steps: int = 0
     amvur: AmvurConfig = field(default_factory=AmvurConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     texture: TextureConfig = field(default_factory=TextureConfig)
@@ -93,7 +92,7 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         _at_least("crop_px", self.crop_px, 32)
         if self.landmarks and self.read_outs:
-            raise UserError("landmarks and read_outs both say where joints are: set one of them to false")
+            raise UserError("landmarks and read_outs both predict joint positions: set one of them to false")
         _at_least("refine_steps", self.refine_steps, 0)
         if self.refine_steps and (not self.read_outs or self.variant == "amvur"):
             raise UserError("refine_steps needs read_outs: true and a variant with prior-net")
@@ -106,9 +105,11 @@ class NetworkConfig:
             if tokens:  # the five fingertips are always among them
                 _at_least(f"{part}: tokens", tokens, 5)
         if self.variant == "amvur" and self.amvur.start == "prior_net":
-            raise UserError("amvur: start is prior_net, which the variant amvur has not: give mean_hand")
+            raise UserError("amvur: start is prior_net, which the variant amvur does not have: use mean_hand")
         if self.variant == "amvur" and self.amvur.aligned:
-            raise UserError("amvur: aligned needs prior-net's hand, which the variant amvur has not")
+            raise UserError(
+                "amvur: aligned needs prior-net, which the variant amvur does not have: set it to false"
+            )
         step = 4 ** (self.amvur.stages - 1) * self.amvur.heads
         if self.amvur.width % step:
             raise UserError(
@@ -119,14 +120,14 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """`amvur fit`: what the parts of its cost weigh; see `annotator/fitting/objective.py` for the formula."""
+    """Weights and tolerances in the cost of `amvur fit`; see `annotator/fitting/objective.py` for the formula."""
 
-    tolerance_2d: float = 0.02  # an ordinary error of a landmark in the photo, share of the hand's span
+    tolerance_2d: float = 0.02  # a typical error of a landmark in the photo, share of the hand's span
     tolerance_3d_mm: float = 10.0  # likewise in 3D, on a palm of 90 mm
     depth_weight: float = 3.0  # of the 3D term
     pose_weight: float = 0.3  # of the squared pose coefficients
     shape_weight: float = 1.0  # of the squared betas
-    most_steps: int = 20  # second-order steps a hand
+    most_steps: int = 20  # second-order steps per hand
 
     def __post_init__(self) -> None:
         for name in ("tolerance_2d", "tolerance_3d_mm", "pose_weight", "shape_weight"):
@@ -146,7 +147,7 @@ def from_dict(kind: type[Config], values: Any, where: str) -> Config:
     """Build a configuration dataclass from parsed YAML or JSON; `where` names it in errors.
 
     Raises:
-        UserError: an unknown key, or a value of the wrong kind.
+        UserError: an unknown key, or a value of the wrong type.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected keys and values, found {values!r}")
@@ -170,7 +171,7 @@ def from_dict(kind: type[Config], values: Any, where: str) -> Config:
 
 
 def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
-    """`value` as the field's type, or a UserError that names the key."""
+    """Return `value` as the field's type, or raise a UserError with the key."""
     if is_dataclass(hint):
         return from_dict(hint, value, f"{where}: {key}")  # type: ignore[arg-type]
     if get_origin(hint) is tuple:  # tuple[X, ...]: a list in YAML
@@ -185,7 +186,7 @@ def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if hint is float and isinstance(value, str):
-        with suppress(ValueError):  # YAML takes 1e-4 for a word; it wants 1.0e-4
+        with suppress(ValueError):  # YAML reads 1e-4 as a string, and only 1.0e-4 as a number
             return float(value)
     if type(value) is not hint:
         raise UserError(f"{where}: {key} is {value!r}, must be {hint.__name__}")
@@ -193,24 +194,24 @@ def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The inverse of `from_dict`."""
+    """Return a configuration as nested dictionaries, the inverse of `from_dict`."""
     return asdict(config)
 
 
 def config_folder() -> Path:
-    """Where the shipped configurations lie: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the shipped configurations: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def read_config(kind: type[Config], group: str, name: str, settings: Sequence[str] = ()) -> Config:
-    """Read `configs/GROUP/NAME.yaml`, `configs/NAME.yaml`, or the YAML file `name` is a path to.
+    """Read `configs/GROUP/NAME.yaml`, `configs/NAME.yaml`, or the YAML file at the path `name`.
 
-    `settings` override it: `steps=100`, `loss.texture=0`, the value being YAML.
+    `settings` override it, as `steps=100` or `loss.texture=0`; values are YAML.
 
     Raises:
-        UserError: no such configuration, not YAML, or wrong inside.
+        UserError: unknown configuration, invalid YAML, or invalid content.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else _shipped(group, name)
     if not path.is_file():
@@ -235,13 +236,13 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _shipped(group: str, name: str) -> Path:
-    """The file of a name: its group's, or one of those that lie beside the groups, as `paper/weak`."""
+    """Return the file of a name: in its group, or outside the groups, such as `paper/weak`."""
     in_group = config_folder() / group / f"{name}.yaml"
     return in_group if in_group.is_file() else config_folder() / f"{name}.yaml"
 
 
 def _set(kind: type, values: Any, setting: str) -> None:
-    """Put `a.b=VALUE` into nested mappings; a part that was given by name is spelt out first."""
+    """Set `a.b=VALUE` in nested mappings; a part given by name is expanded first."""
     path, equals, text = setting.partition("=")
     *parents, last = path.split(".")
     groups = {f.name: f.metadata["group"] for f in fields(kind) if "group" in f.metadata}
@@ -255,4 +256,4 @@ def _set(kind: type, values: Any, setting: str) -> None:
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError(f"setting '{setting}': '{text}' is not a value in YAML") from None
+        raise UserError(f"setting '{setting}': '{text}' is not a YAML value") from None

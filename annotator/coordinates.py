@@ -1,16 +1,16 @@
-"""The frames of the project and every map between them: photo, crop, camera.
+"""The coordinate frames of the project, and all transforms between them: photo, crop, camera.
 
-- **Photo**: square pixels after EXIF rotation, x right, y down; pixel centres lie at half integers, so the
-  photo covers [0, width] x [0, height].
+- **Photo**: square pixels after EXIF rotation, x right, y down. Pixel centres are at half integers, so the photo
+  covers [0, width] x [0, height].
 - **Crop**: the square cut around a hand, -1 to 1 on both axes, x right, y down. A left hand's crop is
-  mirrored (x changes sign), because the network knows right hands only. It may be turned in its plane, about its
+  mirrored (x changes sign), because the network predicts right hands only. It may be turned in its plane, about its
   centre; labels are for the upright square.
 - **Camera**: x right, y down, z forward along the optical axis, millimetres. Hands are wrist-relative here.
-- **Crop axes**: camera axes turned so that z points along the ray through the crop's centre, by the smallest
-  rotation and so without roll. A network sees only the crop, so its 3D is in these axes; labels are in camera axes.
+- **Crop axes**: camera axes rotated so that z points along the ray through the crop's centre, by the smallest
+  rotation and so without roll. A network gets only the crop, so its 3D is in these axes; labels are in camera axes.
 
 A weak-perspective camera maps crop axes to the crop: `J2 = s * (Rot(r) J3)_xy + t` (paper, section 3.1).
-Functions take NumPy arrays unless they say "tensors"; leading dimensions broadcast.
+Functions take NumPy arrays unless the docstring has "tensors"; leading dimensions broadcast.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-if TYPE_CHECKING:  # decoders use this file, and start seconds sooner without torch
+if TYPE_CHECKING:  # decoders use this file, and start seconds faster without torch
     from torch import Tensor
 
 Floats = NDArray[np.floating]
-Points = TypeVar("Points", Floats, "Tensor")  # either, and the same comes back
+Points = TypeVar("Points", Floats, "Tensor")  # either; results have the type of the argument
 
-#: What a crop shows beyond the photo's edge: ImageNet's mean colour, the network's zero.
+#: Colour of a crop beyond the photo's edge: ImageNet's mean, which the network normalises to zero.
 OUTSIDE_RGB = (124, 116, 104)
 OUTSIDE = tuple(level / 255 for level in OUTSIDE_RGB)
 
-#: A focal length nobody gave, as a multiple of the photo's longer side: an ordinary phone for a whole
-#: scene; longer where the photo itself is the crop, which was cut from a wider view (at 1.2 a hand that
-#: fills the photo would stand 25 cm from the lens).
+#: Assumed focal length, as a multiple of the photo's longer side: that of a typical phone for a full scene. It is
+#: longer if the photo itself is the crop, cut from a wider view (at 1.2 a hand that fills the photo would be 25 cm
+#: from the lens).
 ASSUMED_FOCAL_SCENE = 1.2
 ASSUMED_FOCAL_CROP = 5.0
 
 
 class CropFrame(NamedTuple):
-    """Where square crops lie in their photos: B crops, or one (then the fields have no B)."""
+    """Positions of square crops in their photos: B crops, or one (then the fields have no B)."""
 
     centre_px: NDArray[np.float64]  # (B, 2)
     half_side_px: Floats | np.floating  # (B,)
@@ -49,30 +49,30 @@ class CropFrame(NamedTuple):
     turn_rad: Floats | float = 0.0  # (B,) from the photo's x axis towards its y axis: clockwise
 
     def flipped(self) -> CropFrame:
-        """The mirror image of each crop, in the same place."""
+        """Return the mirror image of each crop, at the same position."""
         return self._replace(mirrored=~np.asarray(self.mirrored))
 
     def crop_from_photo(self, points_px: ArrayLike) -> Floats:
-        """Photo pixels (B, N, 2) to crop coordinates (B, N, 2)."""
+        """Convert photo pixels (B, N, 2) to crop coordinates (B, N, 2)."""
         points = np.asarray(points_px, np.float64)
         half_side = np.asarray(self.half_side_px)[..., None, None]
         return (points - np.asarray(self.centre_px)[..., None, :]) / half_side @ self.plane()[..., :2, :2]
 
     def photo_from_crop(self, points: ArrayLike) -> Floats:
-        """Crop coordinates (B, N, 2) to photo pixels (B, N, 2)."""
+        """Convert crop coordinates (B, N, 2) to photo pixels (B, N, 2)."""
         half_side = np.asarray(self.half_side_px)[..., None, None]
         centre = np.asarray(self.centre_px)[..., None, :]
         return from_plane(np.asarray(points), self.plane()) * half_side + centre
 
     def plane(self) -> Floats:
-        """Return how each crop lies in the plane (B, 3, 3), see `plane_of`."""
+        """Return the orientation of each crop in the plane (B, 3, 3), see `plane_of`."""
         plane: Floats = plane_of(np.asarray(self.turn_rad, np.float64), np.asarray(self.mirrored))
         return plane
 
     def axes(self, principal_px: ArrayLike, focal_px: ArrayLike) -> Floats:
-        """Return the crop axes (B, 3, 3) of each crop, see `axes_of_ray`; as if it were neither turned nor mirrored.
+        """Return the crop axes (B, 3, 3) of each crop, see `axes_of_ray`, ignoring turn and mirroring.
 
-        `principal_px` (B, 2) and `focal_px` (B,) are the camera's, in photo pixels.
+        `principal_px` (B, 2) and `focal_px` (B,) are those of the camera, in photo pixels.
         """
         focal = np.asarray(focal_px, np.float64)[..., None]
         axes: Floats = axes_of_ray((np.asarray(self.centre_px) - np.asarray(principal_px)) / focal)
@@ -80,14 +80,14 @@ class CropFrame(NamedTuple):
 
 
 def square_around(box_xyxy: ArrayLike, padding: float) -> CropFrame:
-    """The square crop around a box (4,) in photo pixels, its side `padding` times the box's longer side."""
+    """Return the square crop around a box (4,) in photo pixels, with `padding` times the box's longer side."""
     x0, y0, x1, y1 = np.asarray(box_xyxy, np.float64)
     half_side = max(x1 - x0, y1 - y0) / 2 * padding
     return CropFrame(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), np.float64(half_side), np.bool_(False))
 
 
 class Upright(NamedTuple):
-    """A square in a photo with axes of its own, in which a hand's fingers point up: B squares, or one."""
+    """A turned square in a photo, in which a hand's fingers point up: B squares, or one."""
 
     centre_px: Floats  # (B, 2)
     half_side_px: Floats  # (B,)
@@ -98,7 +98,7 @@ def upright_square(joints_px: ArrayLike, padding: float = 1.35) -> Upright:
     """Return the square around 2D joints (B, 21, 2), photo pixels, in which the middle knuckle is above the wrist.
 
     Its side is `padding` times the longer side of the joints' box along the square's own axes. A point p of the
-    square, -1..1, lies in the photo at `centre + half_side * Rot(turn) p`. Where wrist and knuckle coincide, turn is 0.
+    square, -1..1, is at `centre + half_side * Rot(turn) p` in the photo. If wrist and knuckle coincide, turn is 0.
     """
     joints = np.asarray(joints_px, np.float64)
     up = joints[..., 9, :] - joints[..., 0, :]
@@ -114,10 +114,10 @@ def upright_square(joints_px: ArrayLike, padding: float = 1.35) -> Upright:
 def cut(pixels: NDArray[np.uint8], frame: CropFrame, crop_px: int, photo_width: int) -> NDArray[np.uint8]:
     """Resample one crop: (crop_px, crop_px, 3) uint8, `OUTSIDE_RGB` beyond the photo's edge, upright, never mirrored.
 
-    `pixels` (H, W, 3) may be a scaled-down photo; `frame` is in pixels of the full one, `photo_width` wide.
+    `pixels` (H, W, 3) may be a scaled-down photo; `frame` is in pixels of the full photo, `photo_width` wide.
     """
     scale = pixels.shape[1] / photo_width
-    # Whole-number shrinking first bounds the canvas, whatever the size and shape of the photo.
+    # Shrinking by an integer factor first limits the canvas for any size and shape of photo.
     shrink = int(float(frame.half_side_px) * scale / crop_px)
     if shrink > 1:
         pixels = np.asarray(Image.fromarray(pixels).reduce(shrink))
@@ -149,15 +149,17 @@ def resample(
     size_px: int,
     outside: Sequence[float] = OUTSIDE,
 ) -> Tensor:
-    """Tensors: cut turned, mirrored squares (B, C, size_px, size_px) out of square images (B, C, S, S), bilinearly.
+    """Cut turned, mirrored squares (B, C, size_px, size_px) out of square images (B, C, S, S), bilinearly; tensors.
 
-    A crop's point p shows the image's `centre + half_side * plane_of(turn_rad, mirrored) @ p`, see `CropFrame`. Where
-    any crop shrinks its image by more than 1.5, each pixel is the mean of several places in it.
+    A crop's point p shows the image's `centre + half_side * plane_of(turn_rad, mirrored) @ p`, see `CropFrame`. If
+    any crop shrinks its image by more than 1.5, each pixel is the mean of several samples.
 
     Args:
         images: in 0..1, e.g. crops cut wider than needed.
-        centre: (B, 2) of the square. half_side: (B,). Both in the image's own coordinates, -1 to 1.
-        turn_rad: (B,). mirrored: (B,) bool.
+        centre: (B, 2) of the square, in the image's own coordinates, -1 to 1.
+        half_side: (B,), in the same coordinates.
+        turn_rad: (B,).
+        mirrored: (B,) bool.
         size_px: side of the crops.
         outside: the colour (C,) beyond the images.
     """
@@ -169,7 +171,7 @@ def resample(
     plane = plane_of(turn_rad, mirrored)[:, :2, :2] * half_side[:, None, None]
     shape = [count, channels, size_px * places, size_px * places]
     grid = F.affine_grid(torch.cat([plane, centre[..., None]], 2), shape, align_corners=False)
-    # Beyond the image all channels are 0, and so is the one that tells how much of a pixel lies inside.
+    # Beyond the image all channels are 0, including the one with the share of a pixel inside the image.
     framed = torch.cat([images, torch.ones_like(images[:, :1])], 1)
     found = F.grid_sample(framed, grid.to(images), align_corners=False)
     if places > 1:  # a pool of one pixel takes longer than the sampling
@@ -178,11 +180,11 @@ def resample(
 
 
 def plane_of(turn_rad: Points, mirrored: Any) -> Points:
-    """Return the matrices (..., 3, 3) that take a turned, mirrored crop's axes to those of the upright square.
+    """Return the matrices (..., 3, 3) that transform a turned, mirrored crop's axes to those of the upright square.
 
-    `Rz(turn) diag(-1 or 1, 1, 1)`: orthogonal, with determinant -1 where `mirrored` (..., bool). A crop that is cut
-    turned by `turn_rad` (...) and then mirrored shows at p what the square of the same centre and side shows at
-    `plane @ p`. NumPy or tensors.
+    `Rz(turn) diag(-1 or 1, 1, 1)`: orthogonal, with determinant -1 where `mirrored` (..., bool). The point p of a crop
+    turned by `turn_rad` (...) and then mirrored is the point `plane @ p` of the upright square with the same centre
+    and side. NumPy or tensors.
     """
     if isinstance(turn_rad, np.ndarray):
         cos, sin, sign = np.cos(turn_rad), np.sin(turn_rad), np.where(mirrored, -1.0, 1.0)
@@ -193,27 +195,28 @@ def plane_of(turn_rad: Points, mirrored: Any) -> Points:
 
 
 def from_plane(points: Points, plane: Points) -> Points:
-    """Carry points or directions (..., N, 2 or 3) of a turned, mirrored crop to the upright square, by `plane_of`.
+    """Transform points or directions (..., N, 2 or 3) from a turned, mirrored crop to the upright square.
 
-    A weak-perspective translation is such a point; the scale stays.
+    `plane` is from `plane_of`. A weak-perspective translation is such a point; the scale is unchanged.
     """
     size = points.shape[-1]
     return points @ plane[..., :size, :size].swapaxes(-1, -2)
 
 
 def rotations_from_plane(rotations: Points, turn_rad: Points, mirrored: Any) -> Points:
-    """Carry a hand's global rotations (..., 3, 3) of a turned, mirrored crop to the upright square.
+    """Transform a hand's global rotations (..., 3, 3) from a turned, mirrored crop to the upright square.
 
-    They turn the right hand at rest that the crop shows. Where the crop is mirrored, the result turns the mirror image
-    of that hand, so that the turned hand follows `from_plane`.
+    They rotate the right hand at rest that the crop shows. If the crop is mirrored, the result rotates the mirror
+    image of that hand, so that the rotated hand follows `from_plane`.
     """
     return plane_of(turn_rad, mirrored) @ rotations @ plane_of(0 * turn_rad, mirrored)
 
 
 def covariance_from_plane(covariance: Points, plane: Points) -> Points:
-    """Carry covariances (..., N, 2, 2 or 3, 3) of points of a turned, mirrored crop to the upright square.
+    """Transform covariances (..., N, 2, 2 or 3, 3) of points from a turned, mirrored crop to the upright square.
 
-    So do stds by `turned_std`, and the rotation r of a weak-perspective camera, since `J2 = s (Rot(r) J3)_xy + t`.
+    For std use `turned_std`. The rotation r of a weak-perspective camera transforms like points, because
+    `J2 = s (Rot(r) J3)_xy + t`.
     """
     size = covariance.shape[-1]
     part = plane[..., None, :size, :size]
@@ -221,7 +224,7 @@ def covariance_from_plane(covariance: Points, plane: Points) -> Points:
 
 
 def project_weak(points_mm: Tensor, scale: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
-    """Tensors: crop axes (B, N, 3) to crop (B, N, 3), keeping a depth in the same unit as x and y.
+    """Project points in crop axes (B, N, 3) to the crop (B, N, 3), with depth in the unit of x and y; tensors.
 
     `scale` (B,) in crop half-sides per millimetre, `rotation` (B, 3, 3), `translation` (B, 2) in crop
     half-sides. x and y are the paper's `s * (Rot(r) J)_xy + t`; z is `s * (Rot(r) J)_z`, smaller is nearer.
@@ -235,11 +238,11 @@ def project_weak(points_mm: Tensor, scale: Tensor, rotation: Tensor, translation
 def axes_of_ray(ray: Points) -> Points:
     """Return the rotations (..., 3, 3) that map the optical axis to a ray; the columns are the crop axes.
 
-    The smallest rotation, about an axis across both, so there is no roll. With the unit ray n it is
+    It is the smallest rotation, about an axis perpendicular to both, so there is no roll. With the unit ray n it is
     `I + [v]x + [v]x^2 / (1 + n_z)`, `v = z x n` (Rodrigues). A point in crop axes is `axes @ point` in camera axes.
 
     Args:
-        ray: (..., 2), x / z and y / z of the ray, NumPy or tensor; 0 on the optical axis, which gives the identity.
+        ray: (..., 2), x / z and y / z of the ray, NumPy or tensor; 0 on the optical axis gives the identity.
     """
     x, y = ray[..., 0], ray[..., 1]
     z = (1 + x * x + y * y) ** -0.5
@@ -250,7 +253,7 @@ def axes_of_ray(ray: Points) -> Points:
 
 
 def _matrices(entries: list[Any]) -> Any:
-    """Matrices (..., 3, 3) from nine arrays or tensors (...), row by row."""
+    """Stack nine arrays or tensors (...), row by row, to matrices (..., 3, 3)."""
     if isinstance(entries[0], (np.ndarray, np.generic)):
         stacked = np.stack(np.broadcast_arrays(*entries), -1)
         return stacked.reshape(*stacked.shape[:-1], 3, 3)
@@ -260,20 +263,20 @@ def _matrices(entries: list[Any]) -> Any:
 
 
 def camera_from_crop(points: Points, axes: Points) -> Points:
-    """Turn points (..., N, 3) from crop axes (..., 3, 3) to camera axes."""
+    """Rotate points (..., N, 3) from crop axes (..., 3, 3) to camera axes."""
     return points @ axes.swapaxes(-1, -2)
 
 
 def crop_from_camera(points: Points, axes: Points) -> Points:
-    """Turn points (..., N, 3) from camera axes to crop axes (..., 3, 3)."""
+    """Rotate points (..., N, 3) from camera axes to crop axes (..., 3, 3)."""
     return points @ axes
 
 
 def turned_std(std: Points, rotation: Points) -> Points:
     """Return the std (..., N, 2 or 3) along each axis after a rotation (..., 3, 3) of independent coordinates.
 
-    The square root of the diagonal of `R diag(std^2) R^T`. Lengths of std vectors stay as they were. The covariances
-    between axes that the rotation makes are dropped.
+    It is the square root of the diagonal of `R diag(std^2) R^T`. The length of a std vector does not change. The
+    covariances between axes that the rotation creates are dropped.
     """
     turn = rotation[..., : std.shape[-1], : std.shape[-1]]
     return ((std * std) @ (turn * turn).swapaxes(-1, -2)) ** 0.5
@@ -298,14 +301,14 @@ def rotation_vectors(matrices: Floats) -> Floats:
 
 
 def mirror_points(points: Floats) -> Floats:
-    """The mirror image in the plane x = 0, of points in camera or crop axes (..., 2 or 3)."""
+    """Return the mirror image, in the plane x = 0, of points in camera or crop axes (..., 2 or 3)."""
     mirrored = np.array(points)
     mirrored[..., 0] *= -1
     return mirrored
 
 
 def mirror_rotvec(rotvec: Floats) -> Floats:
-    """The rotation (..., 3) that does to mirrored points what `rotvec` does to the points themselves."""
+    """Return the rotation (..., 3) of mirrored points that corresponds to `rotvec` of the original points."""
     return np.asarray(rotvec) * np.array([1.0, -1.0, -1.0])
 
 
@@ -317,16 +320,16 @@ def mirror_rotation(matrices: Floats) -> Floats:
 
 
 def assumed_focal_px(width: int, height: int, photo_is_crop: bool) -> float:
-    """A focal length for a photo that came with none (photo pixels)."""
+    """Return the focal length assumed for a photo without one (photo pixels)."""
     return max(width, height) * (ASSUMED_FOCAL_CROP if photo_is_crop else ASSUMED_FOCAL_SCENE)
 
 
 def camera_translation(points_mm: Floats, points_px: Floats, focal_px: Floats, centre_px: Floats) -> Floats:
-    """`cam_t_mm` (B, 3): where the wrist stands before a pinhole camera.
+    """Return `cam_t_mm` (B, 3), the position of the wrist in the axes of a pinhole camera.
 
-    The translation under which `points_mm` (B, N, 3) project closest to `points_px` (B, N, 2): of
-    `focal (x + tx) = u (z + tz)` with `u` measured from the principal point `centre_px` (B, 2), the least-squares
-    solution, refined once with the depths it found so that what is minimised is pixels.
+    With this translation `points_mm` (B, N, 3) project closest to `points_px` (B, N, 2). It is the least-squares
+    solution of `focal (x + tx) = u (z + tz)`, with `u` relative to the principal point `centre_px` (B, 2). It is
+    refined with its own depths, so that the minimised error is in pixels.
     """
     focal = np.asarray(focal_px, np.float64)[:, None]
     uv = np.asarray(points_px, np.float64) - np.asarray(centre_px)[:, None]
@@ -342,8 +345,8 @@ def camera_translation(points_mm: Floats, points_px: Floats, focal_px: Floats, c
         a = (design * weight[..., None]).reshape(batch, -1, 3)
         b = (target * weight).reshape(batch, -1, 1)
         normal = a.transpose(0, 2, 1) @ a
-        # Joints all seen at one point say nothing of depth, and those that are not numbers of nothing: one bad
-        # prediction, and no error.
+        # Joints that all project to one point do not determine the depth, and NaN joints determine nothing: such a
+        # prediction is bad, but raises no error.
         fine = np.isfinite(normal).all((1, 2), keepdims=True)
         inverse = np.linalg.pinv(np.where(fine, normal, 0), hermitian=True)
         translation = (inverse @ a.transpose(0, 2, 1) @ b)[..., 0]
@@ -353,7 +356,7 @@ def camera_translation(points_mm: Floats, points_px: Floats, focal_px: Floats, c
 
 
 def project_pinhole(points_mm: Floats, cam_t_mm: Floats, focal_px: Floats, centre_px: Floats) -> Floats:
-    """Camera points (B, N, 3), moved by `cam_t_mm` (B, 3), to photo pixels (B, N, 2)."""
+    """Project camera points (B, N, 3), moved by `cam_t_mm` (B, 3), to photo pixels (B, N, 2)."""
     moved = np.asarray(points_mm) + np.asarray(cam_t_mm)[:, None]
     focal = np.asarray(focal_px)[:, None, None]
     return focal * moved[..., :2] / moved[..., 2:] + np.asarray(centre_px)[:, None]

@@ -24,9 +24,9 @@ def test_dictionaries_round_trip():
         ({"variant": "all"}, "variant is 'all', may be prior_net, amvur, both"),
         (
             {"variant": "amvur", "amvur": {"start": "prior_net"}},
-            "start is prior_net, which the variant amvur has not",
+            "start is prior_net, which the variant amvur does not have: use mean_hand",
         ),
-        ({"landmarks": True, "read_outs": True}, "landmarks and read_outs both say where joints are"),
+        ({"landmarks": True, "read_outs": True}, "landmarks and read_outs both predict joint positions"),
         ({"amvur": 3}, "amvur: expected keys and values, found 3"),
         ({"crop_px": 0}, "crop_px is 0, must be at least 32"),
         ({"amvur": {"heads": 3}}, "width 128 with 1 stages and 3 heads must be a multiple of 3"),

@@ -1,6 +1,6 @@
-"""What makes the std of fits measure their errors: power laws, fitted on drawn hands, and the file they ship in.
+"""Calibration of the std of fits: power laws, fitted on drawn hands, and the shipped file with them.
 
-`python -m annotator.fitting.calibration` fits them anew and writes the file.
+`python -m annotator.fitting.calibration` fits the laws again and writes the file.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from annotator.quality.uncertainty import fit_axis_laws, fit_mean_error, fit_pow
 
 PATH = Path(__file__).with_name("calibration.json")
 
-#: Hands that the shipped laws are fitted on, and the seed they are drawn from.
+#: Number of hands on which the shipped laws are fitted, and their seed.
 COUNT, SEED = 1000, 20
 
 
 @dataclass(frozen=True)
 class FitCalibration:
-    """The laws of fits to landmarks with and without depth; `fitted_on` of each is empty until they are measured.
+    """Laws for fits to landmarks with and without depth; `fitted_on` of each is empty until they are measured.
 
-    Lengths are millimetres; 2D is in units of which a palm has 90, whatever its size in the photo.
+    Lengths are millimetres; 2D is in units of 1/90 palm, independent of its size in the photo.
     """
 
     with_depth: Calibration = field(default_factory=Calibration)
@@ -36,7 +36,7 @@ class FitCalibration:
 
 @cache
 def shipped_calibration(hand_id: str, config: FitConfig) -> FitCalibration:
-    """The laws that ship; for another hand or configuration than they were fitted with, as not calibrated."""
+    """Return the shipped laws; for another hand model or configuration, marked as not calibrated."""
     stored = json.loads(PATH.read_text(encoding="utf-8"))
     laws = from_dict(FitCalibration, stored["calibration"], str(PATH))
     if (stored["hand"], stored["config"]) == (hand_id, to_dict(config)):
@@ -45,7 +45,7 @@ def shipped_calibration(hand_id: str, config: FitConfig) -> FitCalibration:
 
 
 def _not_fitted(laws: Calibration) -> Calibration:
-    """Laws of another hand or configuration: nearer to the truth than none, and not measured."""
+    """Return the laws of another hand or configuration: better than no laws, but not measured."""
     return replace(laws, fitted_on="")
 
 

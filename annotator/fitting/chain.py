@@ -17,15 +17,15 @@ class HandParameters(NamedTuple):
     """Global rotation, pose and shape of B right hands."""
 
     rotation: Tensor  # (B, 3, 3), rest frame to camera axes
-    coefficients: Tensor  # (B, K), standard deviations of the hand model's pose components
+    coefficients: Tensor  # (B, K), in std of the hand model's pose components
     betas: Tensor  # (B, 10)
 
     def rows(self, rows: Tensor) -> HandParameters:
-        """Some of the hands."""
+        """Return some of the hands."""
         return HandParameters(*(values[rows] for values in self))
 
     def moved(self, step: Tensor) -> HandParameters:
-        """The hands after a step (B, 3 + K + 10): a turn about the camera's axes, then plain sums."""
+        """Return the hands after a step (B, 3 + K + 10): a rotation about the camera's axes, then plain sums."""
         count = self.coefficients.shape[1]
         turn, coefficients, betas = step.split([3, count, 10], -1)
         return HandParameters(
@@ -43,16 +43,16 @@ class PosedChain(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class JointChain:
-    """A hand model reduced to what its joints need. Tensors of one dtype, on one device.
+    """A hand model reduced to its joints. Tensors have one dtype and are on one device.
 
-    A fingertip is taken for a point of its last bone, and joints for the skeleton's own: `R V` differs by 0.15 mm on
-    average for the open hand.
+    A fingertip is treated as a point of its last bone, and joints as those of the skeleton: `R V` differs by 0.15 mm
+    on average for the open hand.
     """
 
     rest_mm: Tensor  # (21, 3) wrist-relative, FreiHAND's order
     shape_mm: Tensor  # (21, 3, 10) change of `rest_mm` with each beta
     pose_mean: Tensor  # (5, 3, 3) axis-angle
-    pose_components: Tensor  # (K, 5, 3, 3), one standard deviation of each component
+    pose_components: Tensor  # (K, 5, 3, 3), one std of each component
 
     @staticmethod
     def of(
@@ -83,11 +83,11 @@ class JointChain:
 
     @property
     def pose_dim(self) -> int:
-        """K: how many pose components move a joint."""
+        """K, the number of pose components that move a joint."""
         return len(self.pose_components)
 
     def posed(self, hands: HandParameters) -> PosedChain:
-        """Joints of B hands."""
+        """Return the posed joints of B hands."""
         count = len(hands.betas)
         rest = self.rest_mm + (hands.betas @ self.shape_mm.flatten(0, 1).mT).view(count, 21, 3)
         fingers = rest[:, 1:].view(count, 5, 4, 3)
@@ -103,11 +103,11 @@ class JointChain:
         return PosedChain(joints, rotvecs, torch.stack(turned, 2))
 
     def derivatives(self, posed: PosedChain) -> Tensor:
-        """Change of each joint with a step of `HandParameters.moved`: (B, 21, 3, 3 + K + 10), millimetres."""
+        """Return the derivatives of joints by a step of `HandParameters.moved`: (B, 21, 3, 3 + K + 10), millimetres."""
         count = len(posed.joints_mm)
         fingers = posed.joints_mm[:, 1:].view(count, 5, 4, 3)
         by_turn = -_cross_matrix(posed.joints_mm)
-        # Joint j turns about the columns of `axes`: its bone's frame times the left Jacobian of the exponential map.
+        # Joint j rotates about the columns of `axes`: its bone's frame times the exponential map's left Jacobian.
         axes = posed.globals[:, :, :3] @ left_jacobian(posed.rotvecs)
         by_rotvec = torch.zeros(count, 5, 4, 3, 3, 3).to(
             fingers
@@ -115,7 +115,7 @@ class JointChain:
         for j in range(3):
             arm = fingers[:, :, j + 1 :] - fingers[:, :, j : j + 1]
             by_rotvec[:, :, j + 1 :, :, j] = -_cross_matrix(arm) @ axes[:, :, j, None]
-        # Each finger has rows of its own in the pose components.
+        # Each finger has its own rows in the pose components.
         components = self.pose_components.permute(1, 2, 3, 0).reshape(5, 9, -1)
         by_pose = by_rotvec.reshape(count, 5, 12, 9) @ components
         by_beta = self._by_beta(posed)
@@ -124,9 +124,9 @@ class JointChain:
         return torch.cat([by_turn, by_pose, by_beta], -1)
 
     def turns(self, posed: PosedChain) -> Tensor:
-        """How each bone turns, about the camera's axes, with a step of `HandParameters.moved`.
+        """Return the rotation of each bone, about the camera's axes, by a step of `HandParameters.moved`.
 
-        (B, 5, 4, 3, 3 + K + 10): of each finger the palm, which all share, then its three bones.
+        The shape is (B, 5, 4, 3, 3 + K + 10): per finger the palm, common to all, then its three bones.
         """
         count = len(posed.joints_mm)
         axes = posed.globals[:, :, :3] @ left_jacobian(posed.rotvecs)
@@ -137,7 +137,7 @@ class JointChain:
         return torch.cat([by_turn, by_pose, by_pose.new_zeros(count, 5, 4, 3, 10)], -1)
 
     def _by_beta(self, posed: PosedChain) -> Tensor:
-        """(B, 21, 3, 10)."""
+        """Return the derivatives of joints by betas (B, 21, 3, 10)."""
         count = len(posed.joints_mm)
         fingers = self.shape_mm[1:].view(5, 4, 3, 10)
         bones = torch.cat([fingers[:, :1], fingers.diff(dim=1)], 1)
@@ -146,7 +146,7 @@ class JointChain:
 
 
 def _cross_matrix(vectors: Tensor) -> Tensor:
-    """(..., 3) to (..., 3, 3): `_cross_matrix(a) @ b` is the cross product of a and b."""
+    """Return matrices (..., 3, 3) of vectors (..., 3): `_cross_matrix(a) @ b` is the cross product of a and b."""
     x, y, z = vectors.unbind(-1)
     zero = torch.zeros_like(x)
     rows = [zero, -z, y, z, zero, -x, -y, x, zero]
@@ -154,7 +154,7 @@ def _cross_matrix(vectors: Tensor) -> Tensor:
 
 
 def left_jacobian(rotvecs: Tensor) -> Tensor:
-    """J (..., 3, 3) of rotation vectors v (..., 3): exp(v + d) = exp(J d) exp(v) to first order."""
+    """Return J (..., 3, 3) of rotation vectors v (..., 3): exp(v + d) = exp(J d) exp(v) to first order."""
     angle = rotvecs.norm(dim=-1)[..., None, None]
     small = angle < 1e-3
     safe = torch.where(small, 1.0, angle)

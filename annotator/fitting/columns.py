@@ -1,4 +1,4 @@
-"""A fit as label columns (`annotator.labels.schema`)."""
+"""Convert fits to label columns (`annotator.labels.schema`)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from annotator.labels.crop_hands import CropHands, label_columns
 from annotator.photos.crops import BOX_PADDING, CropPlaces, box_around_joints
 from annotator.render import nearest_faces, visible_vertices
 
-#: Side of the image in which vertices see or hide each other.
+#: Side of the image in which vertex visibility is computed.
 _RASTER_PX = 128
 
 
 def fitted_columns(fitter: HandFitter, hands: ListedHands) -> dict[str, Any]:
     """Fit n hands and return their columns: name to array (n, ...).
 
-    A fit sees a hand as a network does, under weak perspective: its 3D is in the axes of the crop around the hand.
+    Like a network, a fit uses weak perspective: its 3D is in the axes of the crop around the hand.
     """
     points = np.array([listed.landmarks for listed in hands.hands], np.float64)
     right = np.array([np.nan if h.right_score is None else h.right_score for h in hands.hands], np.float64)
@@ -54,7 +54,7 @@ def fitted_columns(fitter: HandFitter, hands: ListedHands) -> dict[str, Any]:
 
 
 def _places(hands: ListedHands, landmarks: Landmarks) -> CropPlaces:
-    """The crops around n hands as `annotate` would cut them; where there is no box, around the known joints."""
+    """Return the crops around n hands as `annotate` cuts them; without a box, around the known joints."""
     boxes = np.stack(
         [
             box_around_joints(joints) if listed.box_xyxy is None else np.array(listed.box_xyxy, np.float64)
@@ -77,7 +77,7 @@ def _places(hands: ListedHands, landmarks: Landmarks) -> CropPlaces:
 def _visible(
     fitter: HandFitter, fit: Fit, scale: NDArray[np.floating], translation: NDArray[np.floating]
 ) -> NDArray[np.bool_]:
-    """Whether each vertex (n, V) is seen: not hidden by the hand itself."""
+    """Return whether each vertex (n, V) is visible, not hidden by the hand itself."""
     points = torch.from_numpy(fit.vertices_mm * scale[:, None, None]).float()
     points[..., :2] += torch.from_numpy(translation[:, None]).float()
     faces = torch.from_numpy(fitter.hand.faces).long()

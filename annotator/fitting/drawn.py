@@ -1,9 +1,9 @@
-"""Drawn hands and landmarks as a detector errs on them: what the std of fits is calibrated on.
+"""Drawn hands, and landmarks with the errors of a detector, on which the std of fits is calibrated.
 
-A detector errs less like noise on each joint than like another hand: its landmarks are a plausible hand's, bent and
-turned a little otherwise, and wrong in depth more than in the photo. So its landmarks are drawn as those of the true
-hand with other angles and another turn, of which the photo's x and y take over a part, plus noise on each joint. The
-amounts, which vary from hand to hand, were chosen so that fits gain on landmarks as little as on real photos: there
+A detector's errors resemble another hand more than independent noise: its landmarks form a plausible hand, bent and
+rotated slightly differently, with larger errors in depth than in the photo. So landmarks are drawn as those of the
+true hand with other angles and another rotation, plus noise per joint. x and y take only a part of the difference.
+The amounts vary per hand. They were chosen so that fits improve on landmarks as little as on real photos: there
 landmarks are 10.0 mm off after Procrustes and fits 9.0 mm, and here 10.1 and 9.0 (`python benchmarks/fit.py`).
 """
 
@@ -22,19 +22,19 @@ from annotator.hand.layer import HandLayer
 
 Floats = NDArray[np.floating]
 
-#: The other hand's joint angles, degrees: spread, then the three joints; its turn about x, y and the line of sight.
+#: Std of the other hand's joint angles, degrees: spread, then the three joints; and of its rotation about x, y, z.
 _ANGLES_DEG, _TURN_DEG = (6.0, 15.0, 15.0, 10.5), (6.0, 6.0, 1.8)
 
-#: How much of the other hand's difference x and y take over; depth takes all of it.
+#: Share of the other hand's difference in x and y; depth takes all of it.
 _SHARE_2D = 0.8
 
-#: Noise of each joint's coordinates, and the spread of a hand's level (of its logarithm), which scales all of these.
+#: Noise of each joint's coordinates, and the std of the logarithm of a hand's level, which scales all of these.
 _NOISE_MM, _LEVEL = 2.5, 0.35
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnHands:
-    """B right hands and landmarks of them; a pixel is a millimetre."""
+    """B right hands and their landmarks; a pixel is a millimetre."""
 
     vertices_mm: Floats  # (B, V, 3) wrist-relative, camera axes
     joints3d_mm: Floats  # (B, 21, 3)
@@ -42,7 +42,7 @@ class DrawnHands:
 
 
 def drawn_hands(hand: HandModel, count: int, rng: np.random.Generator) -> DrawnHands:
-    """Draw hands in plausible poses, of any shape, turned anyhow, and a detector's landmarks of them."""
+    """Draw hands in plausible poses, of any shape, at any rotation, and a detector's landmarks of them."""
     rest = anatomy.rest_joints(hand)
     layer = HandLayer(hand)
     angles = anatomy.sample_angles(rest, count, rng)

@@ -1,4 +1,4 @@
-"""Fit a parametric hand to image landmarks: the one entry to this package.
+"""Fit a parametric hand to image landmarks: the entry point of this package.
 
 fit = HandFitter().fit(Landmarks(joints2d_px, depth_px, is_right))
 fit.vertices_mm, fit.joints3d_mm, fit.pose, fit.betas
@@ -30,13 +30,13 @@ from annotator.hand.model import FREIHAND_FROM_MANO
 
 Floats = NDArray[np.float32]
 
-#: Hands that are solved together: 256 take 20 MB, and more gain nothing.
+#: Hands per batch: 256 take 20 MB, and more are not faster.
 BATCH = 256
 
-#: Steps from each of several starts, before the best goes on.
+#: Steps from each of several starts, before only the best continues.
 _TRIAL_STEPS = 6
 
-#: The least landmarks a hand must have.
+#: Minimum number of landmarks per hand.
 LEAST_LANDMARKS = 6
 
 
@@ -44,30 +44,30 @@ LEAST_LANDMARKS = 6
 class Fit:
     """B fitted hands, in the photo's camera axes (x right, y down, z forward), wrist-relative, millimetres.
 
-    `pose`, `coefficients` and `betas` are of a right hand: of a left one they describe its mirror image, as in labels.
+    `pose`, `coefficients` and `betas` are of a right hand; for a left hand they describe its mirror image (as labels).
     Weak perspective: `joints2d_px = scale_px_per_mm * joints3d_mm[..., :2] + wrist_px`.
     """
 
     pose: Floats  # (B, 48) absolute axis-angle, the global rotation first, MANO's joint order
-    coefficients: Floats  # (B, 45) of the pose, standard deviations of the hand model's pose components
+    coefficients: Floats  # (B, 45) of the pose, in std of the hand model's pose components
     betas: Floats  # (B, 10)
     vertices_mm: Floats  # (B, V, 3)
     joints3d_mm: Floats  # (B, 21, 3) R V, FreiHAND's order
     joints2d_px: Floats  # (B, 21, 2) photo pixels
     vertices_std_mm: Floats  # (B, V, 3) of each coordinate
-    joints3d_std_mm: Floats  # (B, 21, 3) the wrist's 0
+    joints3d_std_mm: Floats  # (B, 21, 3) 0 at the wrist
     joints2d_std_px: Floats  # (B, 21, 2)
     scale_px_per_mm: Floats  # (B,)
     wrist_px: Floats  # (B, 2) photo pixels
-    units_per_px: Floats  # (B,) of the lengths in which the fit was done: 90 from wrist to middle knuckle
-    misfit: Floats  # (B,) RMS of the landmarks' residuals over their tolerances; about 1 is ordinary
+    units_per_px: Floats  # (B,) of the length unit of the fit: 90 from wrist to middle knuckle
+    misfit: Floats  # (B,) RMS of the landmarks' residuals over their tolerances; about 1 is normal
 
     def __len__(self) -> int:
         return len(self.pose)
 
 
 class HandFitter:
-    """Fits one hand model, on one device. Immutable, so several threads may share it."""
+    """Fit one hand model, on one device. Immutable, so several threads may share it."""
 
     def __init__(
         self,
@@ -76,14 +76,14 @@ class HandFitter:
         device: torch.device | str = "cpu",
         calibration: FitCalibration | None = None,
     ) -> None:
-        """Reduce the hand model (default: the open hand) to what a fit needs.
+        """Prepare the hand model (default: the open hand) for fits.
 
-        `calibration`: of std; default what was measured for this hand and configuration.
+        `calibration`: of std; default: the shipped one for this hand and configuration.
         """
         self.hand = hand or load_hand("open")
         self.config = config
         self.device = torch.device(device)
-        # Single precision loses a step's last digits where depth is unknown, and saves a quarter of the time.
+        # Single precision would save a quarter of the time, but loses a step's last digits where depth is unknown.
         self._chain = JointChain.of(self.hand, torch.float64, self.device)
         self._objective = Objective(self._chain, config)
         self._layer = HandLayer(self.hand).to(self.device)
@@ -95,15 +95,15 @@ class HandFitter:
     def fit(self, landmarks: Landmarks) -> Fit:
         """Fit each of one or more hands.
 
-        A landmark without depth counts in the photo only. Where the palm has none, the fit is tried from several
-        directions; it then rests on the prior, and is worse.
+        A landmark without depth counts in 2D only. If the palm has no depth, the fit starts from several directions,
+        depends on the prior, and is worse.
 
         Raises:
             ValueError: a hand with fewer than `LEAST_LANDMARKS` known landmarks.
         """
         known = np.isfinite(landmarks.joints2d_px).all(-1).sum(-1)
         if (known < LEAST_LANDMARKS).any():
-            raise ValueError(f"hands have {known.min()} landmarks at least, a fit needs {LEAST_LANDMARKS}")
+            raise ValueError(f"a hand has {known.min()} landmarks, a fit needs at least {LEAST_LANDMARKS}")
         parts = [
             self._fit_batch(landmarks[first : first + BATCH]) for first in range(0, len(landmarks), BATCH)
         ]
@@ -112,10 +112,10 @@ class HandFitter:
 
     @torch.inference_mode()
     def sides(self, landmarks: Landmarks) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """Which side's fit is better: whether each is a right hand (B,), and its probability (B,).
+        """Fit both sides; return whether each is a right hand (B,), and its probability (B,).
 
-        Posterior odds of the two minima, `is_right` of the landmarks ignored. Without depth both sides often fit:
-        a palm of one and a back of the other look alike.
+        The probability is the posterior odds of the two minima; `is_right` of the landmarks is ignored. Without depth
+        both sides often fit: the palm of one looks like the back of the other.
         """
         costs = []
         for right in (True, False):
@@ -131,7 +131,7 @@ class HandFitter:
         return self._result(self._solve(target), target, ~landmarks.is_right)
 
     def _solve(self, target: Target) -> Solution:
-        """The best solution of each hand."""
+        """Return the best solution of each hand."""
         objective, steps = self._objective, self.config.most_steps
         start = from_palm(self._chain, target)
         flat = (~has_palm_depth(target)).nonzero()[:, 0]
@@ -183,24 +183,24 @@ class HandFitter:
         return Fit(**arrays)
 
     def rotations(self, hands: HandParameters) -> Tensor:
-        """Rotation matrices (B, 16, 3, 3) of fitted hands as `HandLayer` takes them."""
+        """Return rotation matrices (B, 16, 3, 3) of fitted hands, as input for `HandLayer`."""
         fingers = self._in_mano_order(self._chain.posed(hands).rotvecs)
         return torch.cat([hands.rotation[:, None], roma.rotvec_to_rotmat(fingers)], 1)
 
     def _in_mano_order(self, rotvecs: Tensor) -> Tensor:
-        """Axis-angle by finger and joint (B, 5, 3, 3) to MANO's order (B, 15, 3)."""
+        """Reorder axis-angle by finger and joint (B, 5, 3, 3) to MANO's order (B, 15, 3)."""
         order = torch.tensor(FREIHAND_FROM_MANO[1:], device=self.device).view(5, 4)[:, :3] - 1
         return rotvecs.flatten(1, 2)[:, order.flatten().argsort()]
 
     def _calibrated(self, name: str, std: Tensor, wider: Tensor, unit: Tensor, has_depth: Tensor) -> Tensor:
-        """Std (B, N, C) of one kind after inflation and calibration, times a unit (B,)."""
+        """Return the std (B, N, C) of one kind after inflation and calibration, times a unit (B,)."""
         std = std * wider[:, None, None]
         laws = [getattr(part, name) for part in (self.calibration.with_depth, self.calibration.without_depth)]
         deep, flat = (torch.as_tensor(law(std.cpu().numpy())).to(std) for law in laws)
         return torch.where(has_depth[:, None, None], deep, flat) * unit[:, None, None]
 
     def _misfit(self, solution: Solution, target: Target) -> tuple[Tensor, Tensor]:
-        """RMS residual (B,) of landmarks' coordinates over their tolerances, and how many there are (B,)."""
+        """Return the RMS residual (B,) of landmarks' coordinates over their tolerances, and their count (B,)."""
         residual, _ = self._objective.residuals(solution.state, target)
         counted = 2 * (target.weight_2d > 0).sum(1) + 3 * (target.weight_3d > 0).sum(1)
         return (residual[:, :105].square().sum(1) / counted).sqrt(), counted
@@ -213,14 +213,14 @@ def fit_landmarks(
     hand: HandModel | None = None,
     config: FitConfig = FitConfig(),
 ) -> Fit:
-    """Fit a hand model to landmarks of B hands; see `HandFitter`, which to keep saves a tenth of a second a call.
+    """Fit a hand model to landmarks of B hands. Reusing a `HandFitter` saves a tenth of a second per call.
 
     Args:
         joints2d_px: (B, 21, 2) photo pixels, FreiHAND's order; NaN where unknown.
         depth_px: (B, 21) in the same pixels, larger is farther, from any origin; None or NaN where unknown.
-        is_right: (B,), default all of them.
-        hand: default the open hand.
-        config: what the parts of the cost weigh.
+        is_right: (B,), default: all right.
+        hand: default: the open hand.
+        config: weights and tolerances of the cost.
 
     Raises:
         ValueError: wrong shapes, or a hand with fewer than `LEAST_LANDMARKS` known landmarks.

@@ -16,8 +16,8 @@ Floats = NDArray[np.floating]
 class Landmarks:
     """Landmarks of B hands, FreiHAND's joint order.
 
-    `joints2d_px` and `depth_px` have one unit: photo pixels, so that the 63 numbers of a hand are a weak-perspective
-    view of it. Depth grows away from the camera and is relative: a constant added to all of a hand's changes nothing.
+    `joints2d_px` and `depth_px` share a unit, photo pixels, so that the 63 numbers of a hand are a weak-perspective
+    view of it. Depth grows away from the camera. It is relative: adding a constant to a hand's depths has no effect.
     """
 
     joints2d_px: Floats  # (B, 21, 2) photo pixels, x right, y down; NaN where unknown
@@ -38,10 +38,10 @@ class Landmarks:
         return Landmarks(self.joints2d_px[hands], self.depth_px[hands], self.is_right[hands])
 
     def without_depth(self) -> Landmarks:
-        """The same landmarks, their depth unknown."""
+        """Return the same landmarks with unknown depth."""
         return Landmarks(self.joints2d_px, np.full_like(self.depth_px, np.nan), self.is_right)
 
     def as_right_hands(self) -> Floats:
-        """The landmarks (B, 21, 3), those of left hands mirrored: x changes sign."""
+        """Return the landmarks (B, 21, 3), mirrored for left hands: x changes sign."""
         points = np.concatenate([self.joints2d_px, self.depth_px[..., None]], -1)
         return np.where(self.is_right[:, None, None], points, coordinates.mirror_points(points))

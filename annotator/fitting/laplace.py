@@ -1,8 +1,8 @@
-"""How sure a fit is: the Laplace approximation at its minimum, carried to joints, vertices and the photo.
+"""Uncertainty of a fit: the Laplace approximation at its minimum, propagated to joints, vertices and the photo.
 
-The cost is a negative log posterior up to its tolerances, so near its minimum the parameters are Gaussian with the
+The cost is a negative log posterior, up to its tolerances. So near its minimum the parameters are Gaussian with the
 inverse of its curvature as covariance C. With C = U U^T, a point that moves by D per parameter has the covariance
-(D U) (D U)^T, of which the diagonal is the row norms of D U, squared.
+(D U) (D U)^T; its diagonal is the squared row norms of D U.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from annotator.fitting.objective import State
 from annotator.hand import HandModel
 from annotator.hand.model import FREIHAND_FROM_MANO
 
-#: The prior that tolerances are right counts as much as so many coordinates of landmarks.
+#: Weight of the prior that tolerances are right, in coordinates of landmarks.
 _SURE_OF_TOLERANCES = 20
 
-#: Hands whose vertices are worked on together: 50 KB each for every unknown.
+#: Hands whose vertices are processed together: 50 KB each per unknown.
 _CHUNK = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """Standard deviations of B fitted hands, each coordinate by itself, in the lengths of `Target`."""
+    """Std of B fitted hands, per coordinate, in the length unit of `Target`."""
 
-    joints3d_mm: Tensor  # (B, 21, 3) the wrist's 0
+    joints3d_mm: Tensor  # (B, 21, 3) 0 at the wrist
     vertices_mm: Tensor  # (B, V, 3)
     joints2d: Tensor  # (B, 21, 2)
 
 
 def inflation(misfit: Tensor, counted: Tensor) -> Tensor:
-    """By how much (B,) a fit's residual makes its std larger than its curvature says.
+    """Return the factors (B,) by which a fit's residual enlarges the std from its curvature.
 
-    Tolerances are of an ordinary hand. The residuals of `counted` coordinates, RMS `misfit`, say how this one's
-    landmarks err: the square is the mean of the noise's variance under a conjugate prior.
+    Tolerances are those of an average hand. The residuals of `counted` coordinates, RMS `misfit`, estimate the errors
+    of this hand's landmarks: the squared factor is the mean of the noise variance under a conjugate prior.
     """
     return ((_SURE_OF_TOLERANCES + counted * misfit.square()) / (_SURE_OF_TOLERANCES + counted)).sqrt()
 
 
 class Laplace:
-    """Carries a curvature to the points of one hand model."""
+    """Propagate a curvature to the points of one hand model."""
 
     def __init__(self, hand: HandModel, chain: JointChain) -> None:
-        """Reduce skinning to what a small motion needs."""
+        """Prepare skinning for small motions."""
         self._chain = chain
         like = chain.rest_mm
-        # Bones by finger and joint: of each finger the palm, which all share, then its three.
+        # Bones by finger and joint: per finger the palm, common to all, then its three bones.
         fingers = np.array(FREIHAND_FROM_MANO[1:]).reshape(5, 4)[:, :3]
         weights = np.zeros((hand.vertex_count, 5, 4), np.float32)
         weights[:, :, 1:] = hand.weights[:, fingers]
@@ -61,11 +61,11 @@ class Laplace:
         self._shape_mm = torch.from_numpy(shape_mm).float().to(like.device)
 
     def spread(self, state: State, curvature: Tensor, vertices_mm: Tensor) -> Spread:
-        """Standard deviations.
+        """Return the std of joints, vertices and 2D joints.
 
         Args:
-            state: the minimum, of B hands.
-            curvature: (B, D, D) of the cost there.
+            state: the minimum, for B hands.
+            curvature: (B, D, D) of the cost at the minimum.
             vertices_mm: (B, V, 3) the hands' meshes, camera axes, wrist-relative.
         """
         chain = self._chain
@@ -82,7 +82,7 @@ class Laplace:
         )
 
     def _of_vertices(self, posed: PosedChain, factor: Tensor, moved: Tensor, vertices_mm: Tensor) -> Tensor:
-        """(B, V, 3). A vertex moves with its bones, each about the vertex's own posed place."""
+        """Return the std of vertices (B, V, 3). A vertex moves with its bones, about its own posed position."""
         turns = (self._chain.turns(posed) @ factor[:, None, None]).flatten(1, 2)  # (B, 20, 3, D)
         count = len(turns)
         at = posed.joints_mm.new_zeros(count, 5, 4, 3)
@@ -92,7 +92,7 @@ class Laplace:
         shifts = shifts.flatten(1, 2) - torch.linalg.cross(
             turns, at.view(count, 20, 3, 1).expand_as(turns), dim=2
         )
-        # With the shape, a vertex moves as at rest, less what its joint does, turned as its bones are.
+        # With the shape, a vertex moves as at rest, minus its joint's motion, rotated with its bones.
         bones = posed.globals.flatten(1, 2)  # (B, 20, 3, 3)
         of_joints = bones.new_zeros(5, 4, 3, 10)
         of_joints[:, 1:] = self._chain.shape_mm[1:].view(5, 4, 3, 10)[:, :3]
@@ -105,7 +105,7 @@ class Laplace:
             motion = (self._weights @ blend).unflatten(2, (6, -1))  # (b, V, turn and shift, D)
             turned = (self._weights @ bones[rows].float().flatten(2)).unflatten(2, (3, 3))
             shift = (turned @ self._shape_mm) @ factor[rows, None, -10:].float() + motion[:, :, 3:]
-            # The cross product of turn and vertex, axis by axis, which moves half the memory.
+            # The cross product of turn and vertex, axis by axis: half the memory traffic.
             turn_x, turn_y, turn_z = motion[:, :, :3].unbind(2)
             crossed = (turn_y * z - turn_z * y, turn_z * x - turn_x * z, turn_x * y - turn_y * x)
             parts.append(

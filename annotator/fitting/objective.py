@@ -1,14 +1,14 @@
-"""The cost of a hand against its landmarks, as a sum of squares: residuals and their derivatives.
+"""The cost of a hand for its landmarks, as a sum of squares: residuals and their derivatives.
 
-For one hand with joints J (21, 3), wrist-relative, and landmarks (u, z), all lengths scaled so that the landmarks are
-`PALM_MM` from wrist to middle knuckle:
+For one hand with joints J (21, 3), wrist-relative, and landmarks (u, z), with all lengths scaled so that the landmarks
+measure `PALM_MM` from wrist to middle knuckle:
 
     1/2 sum | (s J_xy + t - u) / (tolerance_2d span) |^2             the camera's view
-    + depth_weight / 2 sum | (a J' - (u', z')) / tolerance_3d |^2    the shape, both sides about their own means
+    + depth_weight / 2 sum | (a J' - (u', z')) / tolerance_3d |^2    the shape, both relative to their means
     + pose_weight / 2 |c|^2 + shape_weight / 2 |betas|^2             the hand model's prior
 
-with span the longer side of the landmarks' box in the photo. The 3D term has a scale a of its own, the least-squares
-one, so that errors of a detector's depth do not pull at the camera. Unknown landmarks count in neither sum.
+with span the longer side of the landmarks' box in the photo. The 3D term has its own scale a, the least-squares one,
+so that a detector's depth errors do not affect the camera. Unknown landmarks are in neither sum.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from torch import Tensor
 from annotator.config import FitConfig
 from annotator.fitting.chain import HandParameters, JointChain, PosedChain
 
-#: Wrist to middle knuckle of landmarks as they are scaled for the fit.
+#: Distance from wrist to middle knuckle of landmarks after scaling for the fit.
 PALM_MM = 90.0
 
 _WRIST, _MIDDLE_KNUCKLE = 0, 9
 
-#: The least a palm that points at the camera may measure against the landmarks' extent.
+#: Minimum length of a palm, which may point at the camera, relative to the landmarks' extent.
 _LEAST_PALM = 0.25
 
 
 class State(NamedTuple):
-    """Everything that is fitted, of B hands. Lengths are those of `Target`."""
+    """All fitted parameters of B hands, in the length unit of `Target`."""
 
     hands: HandParameters
     log_scale: Tensor  # (B,) of s
@@ -40,16 +40,16 @@ class State(NamedTuple):
     scale_3d: Tensor  # (B,) a
 
     def rows(self, rows: Tensor) -> State:
-        """Some of the hands."""
+        """Return some of the hands."""
         return State(self.hands.rows(rows), *(values[rows] for values in self[1:]))
 
     def put(self, rows: Tensor, other: State) -> None:
-        """Write `other` over some of the hands, in place."""
+        """Replace some of the hands by `other`, in place."""
         for mine, theirs in zip((*self.hands, *self[1:]), (*other.hands, *other[1:]), strict=True):
             mine[rows] = theirs
 
     def moved(self, step: Tensor) -> State:
-        """The state after a step (B, D), D = 3 + K + 10 + 4: of the hand, then log s, t, a."""
+        """Return the state after a step (B, D), D = 3 + K + 10 + 4: of the hand, then log s, t, a."""
         return State(
             self.hands.moved(step[:, :-4]),
             self.log_scale + step[:, -4],
@@ -60,7 +60,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Landmarks of B right hands as the fit sees them: centred, `PALM_MM` from wrist to middle knuckle."""
+    """Landmarks of B right hands as input of the fit: centred, `PALM_MM` from wrist to middle knuckle."""
 
     points: Tensor  # (B, 21, 3); unknown coordinates are 0
     weight_2d: Tensor  # (B, 21) 1 or 0 over the tolerance: of x and y
@@ -70,7 +70,7 @@ class Target:
 
     @staticmethod
     def of(landmarks: Tensor, config: FitConfig) -> Target:
-        """Scale landmarks (B, 21, 3), pixels, NaN where unknown; two at least must be known of each hand."""
+        """Scale landmarks (B, 21, 3), pixels, NaN where unknown; each hand needs at least two known landmarks."""
         has_2d = landmarks[..., :2].isfinite().all(-1)
         has_3d = has_2d & landmarks[..., 2].isfinite()
         points = landmarks.nan_to_num(0, 0, 0)
@@ -82,7 +82,7 @@ class Target:
         points = points - torch.cat([centre_px, depth_mean[:, None]], -1)[:, None]
         points = points * torch.stack([has_2d, has_2d, has_3d], -1)
         palm_px = (points[:, _WRIST] - points[:, _MIDDLE_KNUCKLE]).norm(dim=-1)
-        # Without depth, or without these two joints, the palm is taken for half of what is seen.
+        # Without depth, or without these two joints, the palm is assumed to be half of the visible extent.
         known = has_3d[:, _WRIST] & has_3d[:, _MIDDLE_KNUCKLE]
         palm_px = torch.where(known, palm_px.maximum(_LEAST_PALM * span_px), span_px / 2)
         units_per_px = PALM_MM / palm_px
@@ -96,7 +96,7 @@ class Target:
         )
 
     def rows(self, rows: Tensor) -> Target:
-        """Some of the hands."""
+        """Return some of the hands."""
         return Target(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
@@ -108,7 +108,7 @@ class Objective:
     config: FitConfig
 
     def residuals(self, state: State, target: Target) -> tuple[Tensor, PosedChain]:
-        """Residuals (B, 21 * 2 + 21 * 3 + K + 10), whose squared norm is twice the cost; and the posed joints."""
+        """Return residuals (B, 21 * 2 + 21 * 3 + K + 10), whose squared norm is twice the cost, and posed joints."""
         posed = self.chain.posed(state.hands)
         joints = posed.joints_mm
         seen = joints[..., :2] * state.log_scale.exp()[:, None, None] + state.shift[:, None]
@@ -124,9 +124,9 @@ class Objective:
         return torch.cat(parts, -1), posed
 
     def derivatives(self, state: State, target: Target, posed: PosedChain) -> Tensor:
-        """Derivatives of the residuals that landmarks have by `State.moved`'s step: (B, 105, D).
+        """Return the derivatives of the landmarks' residuals by a step of `State.moved`: (B, 105, D).
 
-        Those of the prior are `prior_precision`'s square root, and constant.
+        Derivatives of the prior are constant, the square root of `prior_precision`.
         """
         joints = posed.joints_mm
         by_hand = self.chain.derivatives(posed)
@@ -155,13 +155,13 @@ class Objective:
         return torch.cat([(rows_2d * weight_2d).flatten(1, 2), (rows_3d * weight_3d).flatten(1, 2)], 1)
 
     def prior_precision(self, state: State) -> Tensor:
-        """The prior's second derivatives (D,), a diagonal."""
+        """Return the prior's second derivatives (D,), a diagonal."""
         free = state.log_scale.new_zeros(3)
-        # Without depth nothing says the 3D scale: a trace of curvature keeps it where it is.
+        # Without depth the 3D scale is undetermined: a little curvature keeps it constant.
         return torch.cat([free, self._prior_weights(free).square(), free, free[:1] + 1e-6])
 
     def _prior_weights(self, like: Tensor) -> Tensor:
-        """(K + 10,)."""
+        """Return the prior's weights (K + 10,)."""
         return torch.cat(
             [
                 like.new_full((self.chain.pose_dim,), self.config.pose_weight**0.5),
@@ -171,6 +171,6 @@ class Objective:
 
     @staticmethod
     def _centred(values: Tensor, target: Target) -> Tensor:
-        """Values (B, 21, C) of joints, less their mean over those whose depth is known."""
+        """Subtract from values (B, 21, C) of joints their mean over joints with known depth."""
         known = (target.weight_3d > 0).to(values)[..., None]
         return values - (values * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt on a batch of hands: each has a damping of its own, and leaves once it no longer improves."""
+"""Levenberg-Marquardt on a batch of hands: each has its own damping, and leaves when it no longer improves."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 from annotator.fitting.chain import PosedChain
 from annotator.fitting.objective import Objective, State, Target
 
-#: Damping as a share of the curvature's diagonal: at the start, its factors after a good and a bad step, its bounds.
+#: Damping as a share of the curvature's diagonal: start, factors after a good and a bad step, bounds.
 _START, _BETTER, _WORSE, _LEAST, _MOST = 1e-2, 0.2, 5.0, 1e-7, 1e6
 
-#: A step that lowers the cost by a smaller share is the last.
+#: A step that reduces the cost by a smaller share is the last.
 _ENOUGH = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Where the steps ended, of B hands."""
+    """Result of the steps for B hands."""
 
     state: State
     cost: Tensor  # (B,) half the sum of squares
@@ -54,7 +54,7 @@ def descend(objective: Objective, target: Target, start: State, most_steps: int)
         trial = part.moved(step)
         trial_residual, _ = objective.residuals(trial, part_target)
         before, after = cost[active], _half_square(trial_residual)
-        better = after < before  # false for numbers that are none
+        better = after < before  # false for NaN
         state.put(active[better], trial.rows(better))
         cost[active[better]] = after[better]
         damping = (damping * torch.where(better, _BETTER, _WORSE)).clamp(min=_LEAST)
@@ -71,7 +71,7 @@ def descend(objective: Objective, target: Target, start: State, most_steps: int)
 def _normal(
     objective: Objective, state: State, target: Target, residual: Tensor, posed: PosedChain, prior: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Curvature (B, D, D) and slope (B, D) of the cost."""
+    """Return curvature (B, D, D) and gradient (B, D) of the cost."""
     rows = objective.derivatives(state, target, posed)
     curvature = rows.mT @ rows + torch.diag(prior)
     slope = (rows.mT @ residual[:, : rows.shape[1], None])[..., 0]

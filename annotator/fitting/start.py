@@ -1,4 +1,4 @@
-"""Where a fit starts: the mean hand turned to where the landmarks are."""
+"""Start of a fit: the mean hand aligned with the landmarks."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from annotator.fitting.chain import HandParameters, JointChain
 from annotator.fitting.objective import State, Target
 
-#: Wrist, thumb's first joint and the four knuckles: they move little against each other.
+#: Wrist, thumb's first joint and the four knuckles: they move little relative to each other.
 _PALM = (0, 1, 5, 9, 13, 17)
 
-#: Directions from which a hand without depth is tried, and how many of them the fit goes on with.
+#: Number of directions tried for a hand without depth, and number of directions that the fit starts from.
 _VIEWS, BEST_VIEWS = 48, 6
 
-#: The scale of a start, landmarks being `PALM_MM` long, stays within this of 1.
+#: Bounds of the scale of a start, for landmarks `PALM_MM` long.
 _SCALE_BOUNDS = (0.4, 2.5)
 
 
 def from_palm(chain: JointChain, target: Target) -> State:
-    """Turn and scale the mean hand (B) to the palm's landmarks by Procrustes; their depth must be known."""
+    """Rotate and scale the mean hand (B) to the palm's landmarks by Procrustes; their depth must be known."""
     count, palm = len(target.points), list(_PALM)
     joints = _mean_joints(chain, target)
     weight = (target.weight_3d[:, palm] > 0).to(joints)
@@ -48,14 +48,14 @@ def at_hands(chain: JointChain, hands: HandParameters, target: Target) -> State:
 
 
 def has_palm_depth(target: Target) -> Tensor:
-    """Whether `from_palm` can be used for each hand (B,): four palm landmarks with depth."""
+    """Return whether `from_palm` applies to each hand (B,): four palm landmarks have depth."""
     return (target.weight_3d[:, list(_PALM)] > 0).sum(1) >= 4
 
 
 def from_views(chain: JointChain, target: Target) -> list[State]:
-    """The mean hand (B) from the `BEST_VIEWS` directions under which it lies closest to landmarks in 2D.
+    """Return the mean hand (B) from the `BEST_VIEWS` directions where it is closest to the landmarks in 2D.
 
-    Each direction's turn in the image plane, scale and shift are the least-squares ones.
+    In-plane rotation, scale and shift are least-squares solutions per direction.
     """
     joints = _mean_joints(chain, target)
     views = _directions(_VIEWS).to(joints)
@@ -64,7 +64,7 @@ def from_views(chain: JointChain, target: Target) -> list[State]:
     total = known.sum(-1)
 
     def centred(points: Tensor) -> tuple[Tensor, Tensor]:
-        """Points (..., 21, 2) as complex numbers about their mean, and the mean."""
+        """Return points (..., 21, 2) as complex numbers relative to their mean, and the mean."""
         numbers = torch.view_as_complex(points.contiguous())
         mean = (numbers * known).sum(-1) / total
         return (numbers - mean[..., None]) * known, mean
@@ -86,7 +86,7 @@ def from_views(chain: JointChain, target: Target) -> list[State]:
 
 
 def _mean_joints(chain: JointChain, target: Target) -> Tensor:
-    """Joints (21, 3) of the mean hand in its rest frame."""
+    """Return the joints (21, 3) of the mean hand in its rest frame."""
     like = target.points
     mean = HandParameters(
         torch.eye(3).to(like)[None], like.new_zeros(1, chain.pose_dim), like.new_zeros(1, 10)
@@ -101,7 +101,7 @@ def _state(chain: JointChain, rotation: Tensor, scale: Tensor, shift: Tensor) ->
 
 
 def _directions(count: int) -> Tensor:
-    """Rotations (count, 3, 3) whose third rows lie evenly on the sphere (Fibonacci's lattice)."""
+    """Return rotations (count, 3, 3) whose third rows are spread evenly on the sphere (Fibonacci lattice)."""
     number = torch.arange(count, dtype=torch.float64)
     z = 1 - (2 * number + 1) / count
     longitude = number * math.pi * (3 - math.sqrt(5))

@@ -1,4 +1,4 @@
-"""Hands found in crops as label columns: whoever found them, they are turned to the photo's camera axes here."""
+"""Convert hands in crops, from any source, to label columns in the photo's camera axes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True, eq=False)
 class CropHands:
-    """Hold n hands, wrist-relative, in the axes of their upright crops (`annotator.coordinates`), not mirrored."""
+    """n hands, wrist-relative, in the axes of their upright crops (`annotator.coordinates`), not mirrored."""
 
     is_right: NDArray[np.bool_]  # (n,)
     joints3d_mm: Floats  # (n, 21, 3)
@@ -30,7 +30,7 @@ class CropHands:
     scale_per_mm: Floats  # (n,) crop half-sides per millimetre
     rotvec: Floats  # (n, 3) the weak-perspective camera's r
     translation: Floats  # (n, 2) crop half-sides
-    pose: Floats | None = None  # (n, 48) of a right hand: a left one's mirror image
+    pose: Floats | None = None  # (n, 48) of a right hand; for a left hand, of its mirror image
     betas: Floats | None = None  # (n, 10)
 
 
@@ -41,7 +41,7 @@ def crop_axes(places: CropPlaces) -> NDArray[np.float32]:
 
 
 def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
-    """Return the columns of `annotator.labels.schema` that need nothing but the hands and where their crops lie."""
+    """Return the columns of `annotator.labels.schema` that depend only on the hands and their crops."""
     axes = crop_axes(places)
     joints3d_mm = coordinates.camera_from_crop(hands.joints3d_mm, axes)
     joints3d_std_mm = coordinates.turned_std(hands.joints3d_std_mm, axes)
@@ -49,7 +49,7 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
     camera_rotation = coordinates.rotation_matrices(hands.rotvec) @ axes.swapaxes(1, 2)
     pose = None
     if hands.pose is not None:
-        # It is a right hand's, before the mirror image of the camera where the hand is left.
+        # The pose is that of a right hand; for a left hand the camera axes are mirrored.
         shown_axes = np.where(hands.is_right[:, None, None], axes, coordinates.mirror_rotation(axes))
         wrist = coordinates.rotation_vectors(shown_axes @ coordinates.rotation_matrices(hands.pose[:, :3]))
         pose = np.concatenate([wrist, hands.pose[:, 3:]], 1).astype(hands.pose.dtype)
@@ -57,7 +57,7 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
     half_side_px = places.half_side_px[:, None]
     per_joint = np.linalg.norm(joints3d_std_mm[:, 1:], axis=-1)
     return {
-        "box_xyxy": places.box_xyxy.copy(),  # columns may be written to, the places they come from may not
+        "box_xyxy": places.box_xyxy.copy(),  # columns may be modified, `places` must not be
         "crop_xyxy": np.concatenate([places.centre_px - half_side_px, places.centre_px + half_side_px], 1),
         "is_right": hands.is_right,
         "joints3d_mm": joints3d_mm,

@@ -225,7 +225,7 @@ def test_unknown_landmarks_are_filled_in_and_unknown_depth_is_inferred(hands, no
 def test_a_hand_with_too_few_landmarks_is_refused(noisy_px):
     part = noisy_px[:3].copy()
     part[1, 5:] = np.nan
-    with pytest.raises(ValueError, match="5 landmarks at least, a fit needs 6"):
+    with pytest.raises(ValueError, match="a hand has 5 landmarks, a fit needs at least 6"):
         fitted(part)
     with pytest.raises(ValueError, match=r"depth_px has shape \(3, 20\)"):
         HandFitter().fit(Landmarks(part[..., :2], part[:, :20, 2], np.ones(3, bool)))
