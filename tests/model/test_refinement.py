@@ -61,7 +61,7 @@ def test_steps_bring_hands_nearer_to_the_truth(prior_net, hands, steps, share):
 
 def test_many_steps_give_the_hand_of_the_whole_fit(prior_net, hands):
     """The fit starts from the palm's Procrustes instead, and works in double precision."""
-    truth, start, landmarks = hands
+    _, start, landmarks = hands
     with torch.no_grad():
         refined = prior_net.posed(*Refinement(load_hand("open"), 15)(start, landmarks))
     fit = fit_landmarks(100 * landmarks[..., :2].numpy(), 100 * landmarks[..., 2].numpy())
