@@ -41,7 +41,9 @@ OTHER_PAGES = (
     "docs/architecture.md",
     "docs/benchmarks.md",
     "docs/licences.md",
+    "docs/glossary.md",
     "CONTRIBUTING.md",
+    "CHANGELOG.md",
 )
 
 #: Done elsewhere, with what they need: jobs of a cluster, a training of hours, kept photos.
