@@ -136,16 +136,16 @@ ROWS = (
 
 
 _INTRODUCTION = """\
-Each row of the paper's tables, from its own file in `configs/paper`, beside the paper's numbers. **Ours are short runs
-on synthetic hands**, a fraction of a real training, with a smaller network. They show that every row runs, not how
-good a switch or the method is. As long as a row is above the mean hand's error it has hardly begun to learn, and looks
-the better the less it has moved. The two sides are of different photos: compare rows, not sides.
-One seed: differences of a few per cent are chance.
+Each row of the paper's tables, from its own file in `configs/paper`, next to the paper's numbers.
+**Ours are short runs on synthetic hands**, a fraction of a real training, with a smaller network.
+They show that every row runs, not how good a switch or the method is. A row above the mean hand's
+error has hardly begun to learn, and looks better the less it has moved. The two sides use different
+photos: compare rows, not sides. One seed: differences of a few per cent are chance.
 
     python benchmarks/ablations.py OUT{changed}
 
-Each of our rows: {steps} steps of 32 synthetic photos at {crop_px} px, {backbone} (weak rows too; from ImageNet
-weights), {tokens} tokens, Adam at {learning_rate:g} with a cosine. Judged on {photos} held-out
+Each of our rows: {steps} steps of 32 synthetic photos at {crop_px} px, {backbone} (weak rows too; from
+ImageNet weights), {tokens} tokens, Adam at {learning_rate:g} with a cosine schedule. Evaluated on {photos} held-out
 synthetic photos, after Procrustes; meshes are the open hand's. A dash: the row has no such number.
 
 Machine: {machine}.
