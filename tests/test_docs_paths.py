@@ -39,3 +39,18 @@ def test_folders_that_a_page_names_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     pattern = r"`((?:annotator|trainer|tests|benchmarks|tools|configs|docs)/[\w/-]*)`"
     assert [name for name in re.findall(pattern, text) if not (ROOT / name).exists()] == []
+
+
+def headings(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub forms them."""
+    lines = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_anchors_that_a_page_links_to_exist(page: str) -> None:
+    here = ROOT / page
+    links = re.findall(r"\]\(([\w./-]*\.md|)#([\w-]+)\)", here.read_text())
+    assert [
+        link for link in links if link[1] not in headings(here.parent / link[0] if link[0] else here)
+    ] == []
