@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing but Python 3.10 or newer: each makes its own environment in .venv.
+# `make demo` and `make test` need only Python 3.10 or newer; each creates its environment in .venv.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# make bench PHOTOS=folder MODEL=hand_landmarker.task; half an hour or more on two cores.
+# make bench PHOTOS=folder MODEL=hand_landmarker.task takes at least half an hour on two cores.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/all.py $(PHOTOS) $(if $(MODEL),--model $(MODEL))
 
