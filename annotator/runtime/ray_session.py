@@ -8,15 +8,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from annotator.errors import UserError
-from annotator.runtime.stderr import quiet_stderr
 from annotator.storage.files import is_local, local_path
-
-#: What an embedded Ray keeps of what waits between stations, at least, and for each core: two or three shards a model.
-STORE_BYTES, STORE_BYTES_A_CORE = 1 << 30, 1 << 26
-
-#: How long an embedded Ray keeps processes that wait for work. Its own second is less than a shard takes: each task
-#: would find its process gone and start another, a second of a core each time.
-IDLE_MS = 600_000
+from annotator.runtime.local_ray import local_ray
+from annotator.runtime.stderr import quiet_stderr
 
 
 @contextmanager
@@ -26,7 +20,7 @@ def connected(address: str | None = None) -> Iterator[None]:
     `address`: none starts one of this machine's own; `auto` joins the cluster that this machine is part of.
 
     Raises:
-        UserError: there is no cluster at this address.
+        UserError: there is no cluster at this address, or none can be started here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -45,22 +39,8 @@ def connected(address: str | None = None) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    with quiet_stderr():  # Ray's C++ announces its log level there; failures are exceptions
-        ray.init(
-            address="local",  # never a cluster that happens to run here
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=max(STORE_BYTES, STORE_BYTES_A_CORE * (os.cpu_count() or 1)),
-            _system_config={
-                "task_events_report_interval_ms": 0,  # for a dashboard that there is not
-                "idle_worker_killing_time_threshold_ms": IDLE_MS,
-            },
-        )
-    try:
+    with local_ray():
         yield
-    finally:
-        ray.shutdown()
 
 
 def _join(address: str) -> None:

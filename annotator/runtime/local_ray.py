@@ -1,0 +1,198 @@
+"""A Ray of this process alone: started on this machine, and stopped with all that it left on disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from annotator.errors import UserError
+from annotator.runtime.stderr import quiet_stderr
+
+#: What it keeps of what waits between stations, at least, and for each core: two or three shards a model.
+STORE_BYTES, STORE_BYTES_A_CORE = 1 << 30, 1 << 26
+
+#: Ray's least is 75 MiB. Its file is larger than the store; with twice the bytes there is no doubt.
+LEAST_STORE_BYTES = 96 << 20
+
+#: How long it keeps processes that wait for work. Its own second is less than a shard takes: each task would find its
+#: process gone and start another, a second of a core each time.
+IDLE_MS = 600_000
+
+#: How long its parts may take to start, unless the environment sets another time. Ray's own 30 s are too few on a
+#: busy machine. `_ms` is in milliseconds.
+START_S = 120
+WAITS = {
+    "RAY_gcs_server_port_wait_time_s": START_S,
+    "RAY_raylet_start_wait_time_s": START_S,
+    "RAY_gcs_rpc_server_reconnect_timeout_s": START_S,
+    "RAY_worker_register_timeout_seconds": START_S,
+    "RAY_agent_register_timeout_ms": START_S * 1000,
+}
+
+TRIES = 2
+
+#: A socket's path has at most so many bytes; of them, Ray adds this to its folder's path (a process id has 7 digits).
+SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
+_ADDED_BYTES = len("/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """Start a Ray of this machine's own for the time of the block.
+
+    It needs no file in the home folder, and no folder that others own.
+
+    Raises:
+        UserError: it does not start, no short folder can be written to, or files may not be large enough.
+    """
+    store_bytes = _store_bytes()
+    for name, wait in WAITS.items():
+        os.environ.setdefault(name, str(wait))
+    with _own_token(), _own_folder() as folder:
+        import ray
+
+        _start(folder, store_bytes)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start(folder: str, store_bytes: int) -> None:
+    import ray
+
+    for attempt in range(1, TRIES + 1):
+        try:
+            with quiet_stderr():  # Ray's C++ announces its log level there; failures are exceptions
+                ray.init(
+                    address="local",  # never a cluster that happens to run here
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=store_bytes,
+                    _temp_dir=folder,
+                    _system_config={
+                        "task_events_report_interval_ms": 0,  # for a dashboard that there is not
+                        "idle_worker_killing_time_threshold_ms": IDLE_MS,
+                    },
+                )
+            return
+        except BaseException as error:
+            with quiet_stderr():
+                ray.shutdown()
+                _end_processes(folder)
+            if not isinstance(error, Exception):  # Ctrl-C
+                raise
+            if attempt == TRIES:
+                raise UserError(_not_started(error)) from error
+
+
+def _not_started(error: Exception) -> str:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (
+        f"Ray did not start on this machine in {TRIES} tries ({reason.rstrip('.')}): free memory or processors and "
+        "run the same command again; for a machine that is slow, set RAY_raylet_start_wait_time_s and "
+        "RAY_gcs_server_port_wait_time_s to more seconds"
+    )
+
+
+def _end_processes(folder: str) -> None:
+    """Kill the processes of a start that failed: those below this one with the folder in their command lines."""
+    import psutil  # part of Ray
+
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any(folder in argument for argument in process.cmdline()):
+                process.kill()
+                process.wait(5)
+
+
+def _store_bytes() -> int:
+    """Return the size of the object store, a single file, in bytes.
+
+    Raises:
+        UserError: the shell's limit on file sizes is too low for the smallest one.
+    """
+    wanted = max(STORE_BYTES, STORE_BYTES_A_CORE * (os.cpu_count() or 1))
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return wanted
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit == resource.RLIM_INFINITY:
+        return wanted
+    if limit < 2 * LEAST_STORE_BYTES:
+        raise UserError(
+            f"files may have at most {limit:,} bytes here (`ulimit -f`), and Ray's object store needs "
+            f"{2 * LEAST_STORE_BYTES:,}: raise the limit to that, or `ulimit -f unlimited`"
+        )
+    return min(wanted, limit // 2)
+
+
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """Give Ray a token by the environment, so that it neither looks for one in the home folder nor leaves one there."""
+    mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
+    if mode != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        yield
+        return
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    try:
+        _read_token_again()
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _read_token_again()
+
+
+def _read_token_again() -> None:
+    """Drop what Ray remembers of mode and token: the next cluster may have others."""
+    try:
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+    except ImportError:  # Ray before tokens
+        return
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _own_folder() -> Iterator[str]:
+    """Make a folder for sockets, logs and spilled objects, which is removed at the end.
+
+    Raises:
+        UserError: none of the usual places is short enough and can be written to.
+    """
+    folder = _made_folder()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made_folder() -> str:
+    given = [os.environ.get(name) for name in ("RAY_TMPDIR", "TMPDIR")]
+    usual = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm"]
+    for place in (*given, *usual):
+        if not place or not place.isascii() or "%" in place:  # Ray formats its paths
+            continue
+        with suppress(OSError):
+            folder = tempfile.mkdtemp(prefix="ray-", dir=Path(place).absolute())
+            if len(folder) + _ADDED_BYTES <= SOCKET_BYTES:
+                return folder
+            Path(folder).rmdir()
+    most = SOCKET_BYTES - _ADDED_BYTES - len("/ray-12345678")
+    raise UserError(
+        f"Ray needs a folder that can be written to, with a path of at most {most} bytes: set RAY_TMPDIR to one"
+    )
