@@ -614,8 +614,12 @@ def _print_outcomes(record: RunRecord) -> None:
         often = ", ".join(f"{count} after {cause}" for cause, count in sorted(record.retries.items()))
         typer.echo(f"tried again: {often}")
     if record.skipped_files:
-        some = ", ".join(repr(name)[1:-1] for name in record.skipped_names)
-        typer.echo(f"{record.skipped_files} left out, being no photos or not readable folders: {some}, ...")
+        some = [repr(name)[1:-1] for name in record.skipped_names]
+        if record.skipped_files > len(some):
+            some.append("...")
+        typer.echo(
+            f"{record.skipped_files} left out, being no photos or not readable folders: {', '.join(some)}"
+        )
 
 
 def _print_record(labels: str, record: RunRecord) -> None:
@@ -637,11 +641,32 @@ def _exit_if_failed(record: RunRecord) -> None:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    """Run the command line; a user's mistake is one line on stderr and exit code 2.
+
+    Where the reader of its output ends first, as `head` does, it ends without a word and with exit code 141.
+    """
+    from annotator.runtime.closed_pipe import CLOSED_PIPE_CODE, drop_closed_outputs
+
+    try:
+        _main()
+    except BrokenPipeError as error:
+        if drop_closed_outputs():
+            sys.exit(CLOSED_PIPE_CODE)
+        _fail(f"the system: {error.strerror or error}")
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # of Rich, which prints the pages of --help
+            drop_closed_outputs()
+            sys.exit(CLOSED_PIPE_CODE)
+        raise
+
+
+def _main() -> None:
     # Typer raises Click's exceptions, from a Click of its own in recent versions; this names them in all.
     usage_error: Any = typer.BadParameter.__bases__[0]
     try:
         sys.exit(app(args=sys.argv[1:] or ["--help"], prog_name="amvur", standalone_mode=False))
+    except BrokenPipeError:
+        raise
     except UserError as error:
         _fail(str(error))
     except usage_error as error:

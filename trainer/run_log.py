@@ -18,6 +18,7 @@ from annotator.model.network import Prediction
 from annotator.render.shading import draw
 from annotator.report.tiles import SKIN, contact_sheet, uncertainty_colours
 from annotator.storage.files import is_local, join, local_path, read_whole, write_whole
+from annotator.storage.room import naming
 from trainer.batch import Batch
 from trainer.config import TrainConfig
 
@@ -44,10 +45,10 @@ class Diary:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._metrics = self._folder / "metrics.jsonl"
         if self._scratch and (earlier := read_whole(join(out, "metrics.jsonl"))):
-            self._metrics.write_bytes(earlier)
+            write_whole(str(self._metrics), earlier)
         if self._metrics.exists():
             lines = [line for line in self._metrics.read_text().splitlines() if _step(line) <= step]
-            self._metrics.write_text("".join(f"{line}\n" for line in lines))
+            write_whole(str(self._metrics), "".join(f"{line}\n" for line in lines).encode())
         # TensorBoard too forgets what came after this step.
         self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
 
@@ -62,14 +63,16 @@ class Diary:
         }
         for name, value in numbers.items():
             self._board.add_scalar(name, value, progress.step)
-        with self._metrics.open("a") as file:
+        with naming(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps({"step": progress.step, **numbers}) + "\n")
 
     def draw(self, step: int, images: Tensor, batch: Batch, prediction: Prediction, faces: Tensor) -> None:
         """OUT/pictures/step-N.png: a row a hand: photo, mesh over it, 2D joints (true green, predicted red), std."""
         sheet = picture(images, batch, prediction, faces)
         (self._folder / "pictures").mkdir(exist_ok=True)
-        sheet.save(self._folder / "pictures" / f"step-{step:08d}.png")
+        path = self._folder / "pictures" / f"step-{step:08d}.png"
+        with naming(path):
+            sheet.save(path)
         self._board.add_image("predictions", np.asarray(sheet), step, dataformats="HWC")
 
     def keep(self) -> None:

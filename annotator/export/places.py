@@ -27,6 +27,7 @@ from annotator.storage.files import (
     write_whole,
 )
 from annotator.storage.remote import ask, patience
+from annotator.storage.room import naming
 
 #: What a folder that is being made holds until it is whole.
 UNFINISHED = "_export.json"
@@ -43,7 +44,7 @@ def whole(url: str) -> Iterator[IO[bytes]]:
         return
     with tempfile.TemporaryDirectory(prefix="amvur-export-") as folder:
         path = Path(folder) / "whole"
-        with path.open("wb") as file:
+        with naming(path), path.open("wb") as file:
             yield file
         ask(url, lambda filesystem, target: filesystem.put_file(str(path), target))
 

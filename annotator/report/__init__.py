@@ -10,7 +10,8 @@ from annotator.report.page import Report, page_of
 from annotator.report.pictures import Pictures, each_row, galleries
 from annotator.report.survey import survey
 from annotator.report.truth import COLUMNS, Truth
-from annotator.storage.files import is_local, local_path, names_in
+from annotator.storage.files import is_local, local_path, names_in, write_whole
+from annotator.storage.room import NoRoomError
 
 __all__ = ["write_report"]
 
@@ -47,7 +48,9 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
         shown = pictures.write(out)
         path = out / "index.html"
         report = Report(labels, record, found, parts, shown, pictures.faces, pictures.range_mm, judged)
-        path.write_text(page_of(report), encoding="utf-8")
+        write_whole(str(path), page_of(report).encode())
+    except NoRoomError:
+        raise
     except OSError as error:
         raise UserError(f"can't write the report to '{out}': {error.strerror or error}") from None
     return path

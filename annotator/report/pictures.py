@@ -20,8 +20,9 @@ from PIL import Image
 from annotator.labels.folder import read_columns, read_faces
 from annotator.report.survey import Row, Survey
 from annotator.report.tiles import Picture, contact_sheet, mesh_tiles, on_paper, photo_tile
-from annotator.storage.files import FIRST_ANSWER_S
+from annotator.storage.files import FIRST_ANSWER_S, write_whole
 from annotator.storage.remote import patience
+from annotator.storage.room import naming
 
 TILE_PX = 256
 KINDS = ("photo", "overlay", "uncertainty", "texture")
@@ -125,7 +126,8 @@ class Pictures:
         if sheet:
             columns = 2 if len(sheet) > 6 else 1
             lines = [list(chain(*sheet[i : i + columns])) for i in range(0, len(sheet), columns)]
-            contact_sheet(lines).save(out / "contact_sheet.png")
+            with naming(out / "contact_sheet.png"):
+                contact_sheet(lines).save(out / "contact_sheet.png")
         return shown
 
     def _write_hand(
@@ -134,8 +136,10 @@ class Pictures:
         """Its files; returns which pictures there are, and all four on paper."""
         tiles, pictures = self._drawn(hand, photo)
         for kind, picture in pictures.items():
-            picture.save(out / f"{_stem(number)}-{kind}.webp", quality=84)
-        (out / f"{_stem(number)}.js").write_text(_mesh_script(number, hand))
+            path = out / f"{_stem(number)}-{kind}.webp"
+            with naming(path):
+                picture.save(path, quality=84)
+        write_whole(str(out / f"{_stem(number)}.js"), _mesh_script(number, hand).encode())
         return tuple(pictures), [tiles[kind] for kind in KINDS]
 
     def _drawn(

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from annotator.errors import UserError
-from annotator.storage.files import is_local, local_path
 from annotator.runtime.local_ray import local_ray
 from annotator.runtime.stderr import quiet_stderr
+from annotator.storage.files import is_local, local_path
 
 
 @contextmanager

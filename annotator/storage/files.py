@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from annotator.errors import UserError
 from annotator.storage.remote import ask, open_remote, patience, read_all, read_part, shown
+from annotator.storage.room import NoRoomError, naming
 
 #: How long a store that a command names may take to give a first good answer.
 FIRST_ANSWER_S = 10.0
@@ -51,18 +52,22 @@ def write_whole(url: str, data: bytes, scratch: str | None = None) -> None:
     if not is_local(url):
         ask(url, lambda filesystem, path: filesystem.pipe_file(path, data))
         return
-    with whole_file(local_path(url), local_path(scratch) if scratch else None) as file:
+    with whole_file(local_path(url), local_path(scratch) if scratch else None, len(data)) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def whole_file(target: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]:
-    """A file on disk to write to, which appears under its name when all is written; an error leaves nothing."""
+def whole_file(target: Path, scratch: Path | None = None, size: int | None = None) -> Iterator[IO[bytes]]:
+    """A file on disk to write to, which appears under its name when all is written; an error leaves nothing.
+
+    `size` in bytes, if it is settled, is for errors of a full disk.
+    """
     folder = scratch or target.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=folder, prefix=f".{target.name}-")
+    with naming(target, size, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(dir=folder, prefix=f".{target.name}-")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(target, size, Path(unfinished)), os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -145,6 +150,8 @@ def check_writable(folder: str) -> None:
         with patience(FIRST_ANSWER_S):
             write_whole(probe, b"")
             remove_file(probe)
+    except NoRoomError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(

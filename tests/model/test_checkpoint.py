@@ -177,3 +177,13 @@ def test_a_mano_hand_runs_through_the_same_network_and_is_asked_for_again(tmp_pa
         load_checkpoint(str(path))
     with pytest.raises(UserError, match="was made with hand model mano-.*but 'open' is open-"):
         load_checkpoint(str(path), "open")
+
+
+def test_a_path_with_percent_signs_and_letters_of_any_language_is_taken_as_it_is(tmp_path):
+    path = tmp_path / "Modèle 手 %20" / "größe %41#é.safetensors"
+    path.parent.mkdir()
+    save_checkpoint(untrained("default"), path)
+    plain = tmp_path / "plain.safetensors"
+    plain.write_bytes(path.read_bytes())
+    for place in (str(path), path.as_uri(), f"file://{path}"):
+        assert load_checkpoint(place).id == load_checkpoint(str(plain)).id

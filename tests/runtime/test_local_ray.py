@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from annotator.runtime import local_ray
 from annotator.errors import UserError
+from annotator.runtime import local_ray
 from annotator.runtime.local_ray import SOCKET_BYTES, _made_folder
 from tests.robustness.hostile_photos import encoded, noise
 

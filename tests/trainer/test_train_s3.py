@@ -70,7 +70,7 @@ def test_files_of_a_bucket_are_written_listed_read_and_removed(server):
     assert read_range(f"{folder}/a", 1, 2) == b"bc" and read_whole(f"{folder}/deep/b") == b""
     # What another program does to the bucket is seen, too.
     code = (
-        f"from annotator.io import storage as s; s.write_whole('{folder}/c', b'longer'); "
+        f"from annotator.storage import files as s; s.write_whole('{folder}/c', b'longer'); "
         f"s.write_whole('{folder}/a', b'replaced'); s.remove_file('{folder}/deep/b')"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

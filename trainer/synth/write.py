@@ -32,6 +32,7 @@ from annotator.labels.schema import (
     write_tables,
 )
 from annotator.storage.files import check_writable, is_local, names_in, whole_file, write_whole
+from annotator.storage.room import NoRoomError, naming
 from trainer.keyed import Draws, keys
 from trainer.synth.hands import Photos, SyntheticHands
 
@@ -80,6 +81,8 @@ def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
         drawn = _photos(hand, count, seed, size_px)
         with whole_file(out / "truth.parquet") as file:
             write_tables(file, _written(out, names, drawn, size_px, schema), schema)
+    except NoRoomError:
+        raise
     except OSError as error:
         raise UserError(f"can't write to '{out}': {error.strerror or error}") from None
 
@@ -96,8 +99,11 @@ def _written(
         tables = []
         part = names[first : first + LABELS_AT_ONCE]
         for name, (photo, mask, columns) in zip(part, islice(drawn, len(part)), strict=True):
-            (out / "images" / name).write_bytes(_jpeg(photo))
-            Image.fromarray(mask).save((out / "masks" / name).with_suffix(".png"))
+            data, mask_path = _jpeg(photo), (out / "masks" / name).with_suffix(".png")
+            with naming(out / "images" / name, len(data)):
+                (out / "images" / name).write_bytes(data)
+            with naming(mask_path):
+                Image.fromarray(mask).save(mask_path)
             tables.append(_table(name, columns, size_px, schema))
         yield pa.concat_tables(tables).combine_chunks()
 

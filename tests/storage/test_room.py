@@ -1,0 +1,90 @@
+"""A file that has no room is named, with the bytes it needs; limits and disks are real ones."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from annotator.storage.files import whole_file, write_whole
+from annotator.storage.room import NoRoomError, naming
+
+ROOT = Path(__file__).parents[1]
+
+
+def limited(code: str, limit_bytes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process whose files may have so many bytes."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
+    )
+
+
+def test_a_limit_on_file_sizes_names_the_file_and_its_bytes(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from annotator.errors import UserError
+from annotator.storage.files import whole_file, write_whole
+folder = Path(sys.argv[1])
+write_whole(f"{folder}/small", bytes(900))
+try:
+    write_whole(f"{folder}/large", bytes(123456), scratch=f"{folder}/scratch")
+except UserError as error:
+    print(error)
+try:
+    with whole_file(folder / "growing") as file:
+        for _ in range(100):
+            file.write(bytes(1000))
+except UserError as error:
+    print(error)
+"""
+    done = limited(code, 50_000, str(tmp_path))
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"'{tmp_path}/large': it needs 123,456 bytes") and "ulimit -f" in first
+    assert second.startswith(f"'{tmp_path}/growing': it needs more than 50,000 bytes")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["scratch", "small"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk here is always full")
+def test_a_full_disk_names_the_file_and_its_bytes(tmp_path: Path) -> None:
+    full = pytest.raises(NoRoomError, match=r"/out': it needs 70,000 bytes, and the disk has [\d,]+ left")
+    with full, naming(tmp_path / "out", 70_000), Path("/dev/full").open("wb") as file:
+        file.write(bytes(70_000))
+
+
+def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
+    code = "import sys, cli; sys.argv[0] = 'amvur'; cli.main()"
+    done = limited(code, 20_000, "synth", str(tmp_path / "out"), "--count", "2", "--size-px", "512")
+    assert done.returncode == 2 and done.stderr.startswith(f"amvur: '{tmp_path}/out/")
+    assert done.stderr.count("\n") == 1 and " bytes, more than a file may have here" in done.stderr
+
+
+def test_other_errors_get_the_name_too_but_not_those_of_connections(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as failed, whole_file(tmp_path / "a"):
+        raise OSError(errno.EIO, "Input/output error")
+    assert failed.value.filename == str(tmp_path / "a")
+    with pytest.raises(ConnectionResetError) as reset, whole_file(tmp_path / "a"):
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+    assert reset.value.filename is None and not list(tmp_path.iterdir())
+
+
+def test_it_travels_between_processes() -> None:
+    error = NoRoomError(errno.EFBIG, "it needs 7 bytes", "a.parquet")
+    assert str(pickle.loads(pickle.dumps(error))) == "'a.parquet': it needs 7 bytes"
+
+
+def test_a_file_with_room_is_written(tmp_path: Path) -> None:
+    write_whole(str(tmp_path / "a"), b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
