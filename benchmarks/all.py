@@ -22,8 +22,8 @@ from machine import machine, shown
 HERE = Path(__file__).parent
 
 #: In this order; those that label photos are given PHOTOS.
-WITH_PHOTOS = ("startup", "versus", "network", "growth", "decode", "encodings", "chaos")
-WITHOUT = ("rasterize", "skinning", "synth", "fit", "backbone_choice", "filter", "report", "scale", "corpus")
+WITH_PHOTOS = ("startup", "versus", "network", "growth", "decode", "chaos")
+WITHOUT = ("rasterize", "skinning", "synth", "fit", "filter", "report", "scale", "corpus")
 
 
 def run(name: str, arguments: list[str]) -> dict[str, Any]:

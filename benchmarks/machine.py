@@ -1,10 +1,8 @@
-"""What a benchmark says of the machine it ran on, and the photos it runs on."""
+"""Inputs and output that benchmarks share: photos, crops, and the last line with the figures."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,29 +11,18 @@ from typing import TYPE_CHECKING, Any
 from annotator.photos.crops import Crops, crop_photo
 from annotator.photos.decode import PhotoError, decode_photo, read_photo
 from annotator.sources import FolderSource
+from trainer.evaluation.machine import machine
 
-if TYPE_CHECKING:  # a driver's memory is measured beside this, and it does without torch
+if (
+    TYPE_CHECKING
+):  # benchmarks that measure a driver's memory import this module, and the driver needs no torch
     import torch
 
-
-def machine(device: str = "cpu") -> str:
-    """One line: processor, cores, load, Python and torch; a GPU first."""
-    import torch
-
-    model = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            model = line.split(":")[1].strip()
-            break
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    if device.startswith("cuda"):
-        versions += f", CUDA {torch.version.cuda}"
-        model = f"{torch.cuda.get_device_name(device)}; {model}"
-    return f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before, {versions}"
+__all__ = ["machine", "photo_folder", "prepared", "shown", "tell"]
 
 
 def photo_folder(given: str | None, count: int) -> Path:
-    """The folder a benchmark was given, or `count` synthetic photos drawn for it."""
+    """Return the given folder, or a new one with `count` synthetic photos."""
     if given:
         return Path(given)
     from trainer.synth import write_photos
@@ -46,7 +33,7 @@ def photo_folder(given: str | None, count: int) -> Path:
 
 
 def prepared(photos: Path, crop_px: int) -> torch.Tensor:
-    """The crops of all readable photos as the network takes them (n, 3, crop_px, crop_px)."""
+    """Return crops of all readable photos as network input (n, 3, crop_px, crop_px)."""
     import torch
 
     cut = []
@@ -61,12 +48,17 @@ def prepared(photos: Path, crop_px: int) -> torch.Tensor:
 
 
 def shown(value: float) -> str:
-    """A figure for people."""
+    """Format a figure for people."""
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def tell(figures: Mapping[str, float], **more: Any) -> None:
-    """A benchmark's last line, which `all.py` reads: what it found, named with its unit, and whatever else it has."""
+    """Print the figures, then one line of JSON with figures and details, which `all.py` reads.
+
+    Args:
+        figures: values by name; names contain the unit.
+        more: details that go into the JSON alone.
+    """
     for name, value in figures.items():
         print(f"{name}: {shown(value)}")
     print(json.dumps({"figures": figures, **more}))

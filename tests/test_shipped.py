@@ -1,6 +1,6 @@
 """The weights that ship still say what they said when their numbers were written down (docs/model-card.md).
 
-tests/data/shipped.json and accurate.json are made by benchmarks/shipped.py. tests/data/kept_aside.parquet holds what
+tests/data/shipped.json and accurate.json are made by tools/shipped_weights.py. tests/data/kept_aside.parquet holds what
 MediaPipe found in the real photos that nobody trains on, and the squares beside hands that it did not.
 """
 
@@ -43,8 +43,8 @@ def aside(tmp_path_factory, sign_digits, hand_scenes) -> dict[str, str]:
     """Examples of the hands kept aside, of each collection."""
     out = tmp_path_factory.mktemp("aside")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(DATA.parents[1] / "benchmarks")
-        importlib.import_module("shipped").read_aside(hand_scenes.parent, out)
+        patch.syspath_prepend(DATA.parents[1] / "tools")
+        importlib.import_module("shipped_weights").read_aside(hand_scenes.parent, out)
     return {folder.name: str(folder) for folder in out.iterdir()}
 
 

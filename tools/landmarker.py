@@ -1,10 +1,11 @@
-"""Teach MediaPipe's landmark network to read smaller crops.
+"""Distil MediaPipe's landmark network to smaller crops.
 
     python tools/landmarker.py OUT --photos PHOTOS --model hand_landmarker.task
 
-PHOTOS holds folders of photos. Hands are detected, each gets an upright crop, and a small network is distilled from
-MediaPipe's on them (`trainer/distil.py`). A stopped run resumes. OUT/landmarker.safetensors is a `Landmarker` in half
-precision, like tools/weights/landmarker-160.safetensors, from which `--start` begins. Photos named in ASIDE judge it.
+PHOTOS holds folders of photos. The script detects hands, cuts an upright crop per hand, and distils a small network
+from MediaPipe's on these crops (`trainer/distil.py`). A stopped run resumes. OUT/landmarker.safetensors is a
+`Landmarker` in half precision. `--start` takes earlier weights, such as tools/weights/landmarker-160.safetensors. ASIDE
+matches the photos for evaluation.
 """
 
 from __future__ import annotations
@@ -30,24 +31,24 @@ from annotator.storage.files import write_whole
 from trainer.distil import MODEL_FILE, TEACHER_PX, DistilConfig, distil, view
 from trainer.keyed import keys
 
-#: Crops are this much wider than tight ones, so that views may be turned and shifted; and their side.
+#: Crops are this many times as wide as tight ones, for views to turn and shift; side of a crop.
 MARGIN, CROP_PX = 1.5, 288
 
 #: Side of a tight crop, in sides of the landmarks' upright box.
 PADDING = 1.35
 
-#: Photos kept out of training, by their path below PHOTOS: whole people, sequences or every seventh letter.
+#: Held-out photos, by their path below PHOTOS: whole people, sequences, or some photos of each letter.
 ASIDE = re.compile(
     r"hand-photos/images/(webcam-0[258]/|asl-letters/\d*[07]_)|hand-scenes/images/(996_|96_|5_|Hand)"
     r"|sign-digits/images/\d/IMG_5[6-9]"
 )
 
-#: Crops that batch norms are measured on, and views that judge.
+#: Crops for the statistics of batch norms; views for the evaluation.
 MEASURED, JUDGED = 96, 256
 
 
 def upright_crops(found: Path) -> Iterator[tuple[str, Tensor]]:
-    """Cut each detected hand upright: its photo's path and (CROP_PX, CROP_PX, 3) uint8, left hands mirrored."""
+    """Yield photo path and upright crop (CROP_PX, CROP_PX, 3) uint8 per detected hand; left hands are mirrored."""
     for path in sorted((found / "data").glob("*.parquet")):
         for row in pq.read_table(path, filters=[("status", "=", "ok")]).to_pylist():
             photo = photo_at(row["image_uri"], row["frame_index"])
@@ -70,7 +71,7 @@ def upright_crops(found: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def crops_of(out: Path, photos: Path, model: str) -> tuple[Tensor, Tensor]:
-    """Return the crops to train on and those kept aside, (N, CROP_PX, CROP_PX, 3); OUT keeps them."""
+    """Return training and held-out crops, each (N, CROP_PX, CROP_PX, 3); OUT caches them."""
     kept = out / "crops.safetensors"
     if not kept.is_file():
         parts: dict[str, list[Tensor]] = {"train": [], "aside": []}
@@ -87,17 +88,17 @@ def crops_of(out: Path, photos: Path, model: str) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def judge(student: Landmarker, teacher: Landmarker, views: Tensor, crop_px: int) -> str:
-    """Describe how far the student's landmarks are from the teacher's, on the views that show a hand."""
+    """Describe the distance between student and teacher landmarks on the views that show a hand."""
     small = F.interpolate(views, size=crop_px, mode="bilinear", antialias=True)
     ours, theirs = student.eval()(small), teacher.eval()(views)
-    there = theirs.presence > 0
-    off = 50 * (ours.image - theirs.image)[there][..., :2].norm(dim=-1).mean(1)
-    world_mm = (ours.world_mm - theirs.world_mm)[there].norm(dim=-1).mean()
+    has_hand = theirs.presence > 0
+    off = 50 * (ours.image - theirs.image)[has_hand][..., :2].norm(dim=-1).mean(1)
+    world_mm = (ours.world_mm - theirs.world_mm)[has_hand].norm(dim=-1).mean()
     return f"2D {off.mean():.2f} (median {off.median():.2f}) % of the crop, world {world_mm:.1f} mm"
 
 
 def main() -> None:
-    """Detect, cut, distil and judge."""
+    """Detect, cut, distil and evaluate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--photos", type=Path, required=True)
@@ -125,7 +126,7 @@ def main() -> None:
     views = view(rows, keys(2, torch.arange(len(rows))), MARGIN, config)
     assert views.shape[-1] == TEACHER_PX
     print(
-        f"{len(train)} crops, {len(aside)} kept aside; before: {judge(student, teacher, views, config.crop_px)}"
+        f"{len(train)} crops, {len(aside)} held out; before: {judge(student, teacher, views, config.crop_px)}"
     )
 
     def show(step: int, loss: float) -> None:

@@ -4,7 +4,6 @@ Parameter names and shapes match the public timm weights, so these load unchange
 MediaPipe's. No library replaces this file: `timm` needs torchvision, which does not import with every CPU build of
 torch. The ResNet and EfficientNet classes of `transformers` delay the start of every process by 5 s (7.0 s, where
 torch alone takes 2.0 s and this file 0.2 s more). They are two files of 858 lines; this one has under 500.
-`benchmarks/backbone_choice.py` measures this.
 """
 
 from __future__ import annotations

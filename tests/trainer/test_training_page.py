@@ -152,8 +152,10 @@ def test_every_benchmark_has_its_command_in_the_docs_and_make_bench_runs_those_o
     pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
     assert [name for name in names if f"python benchmarks/{name}.py" not in pages] == []
     run_by_all = set(re.findall(r'"(\w+)"[,)]', (ROOT / "benchmarks/all.py").read_text())) & names
-    alone = {"training", "ablations", "shipped", "tutorial", "model_card", "gpu", "heads"}
+    alone = {"training", "ablations", "gpu", "heads"}
     assert run_by_all == names - alone
+    recipes = {path.stem for path in (ROOT / "tools").glob("*.py")} - {"landmarker"}
+    assert recipes == {name for name in recipes if f"python tools/{name}.py" in pages} and recipes
 
 
 def test_links_of_the_page_lead_somewhere():

@@ -1,9 +1,8 @@
-"""docs/tutorial.md as a script: `python benchmarks/tutorial.py OUT --photos PHOTOS --model MODEL`.
+"""Run docs/tutorial.md as a script: `python tools/tutorial.py OUT --photos PHOTOS --model MODEL`.
 
-PHOTOS holds the folders `sign-digits` and `hand-scenes`, MODEL is MediaPipe's hand_landmarker.task. Writes the two
-lists that the page takes for given, then runs its commands one by one in OUT, each as it stands; started again, it
-goes on with the first that has not ended. At the end it says what each step was worth, and keeps it in
-OUT/numbers.json; OUT/steps.jpg shows the same hands by each network.
+PHOTOS holds the folders `sign-digits` and `hand-scenes`, MODEL is MediaPipe's hand_landmarker.task. The script writes
+the two lists that the page assumes, then runs its commands unchanged in OUT, one by one. A stopped run resumes at the
+first unfinished command. OUT/numbers.json has the gain per step; OUT/steps.jpg shows the same hands by each network.
 """
 
 from __future__ import annotations
@@ -22,36 +21,36 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from machine import machine
 from PIL import Image
-from shipped import ASIDE_SCENES, LAST_DIGITS, photo_number
+from shipped_weights import ASIDE_SCENES, LAST_DIGITS, photo_number
 
 import annotator
 from annotator.report.tiles import contact_sheet, hand_tiles
+from trainer.evaluation.machine import machine
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
 
-#: Networks in the picture, first to last, and its hands: every so-many-th of those kept aside.
+#: Networks in the picture, first to last; every Nth held-out hand; side of a tile.
 SHOWN, EVERY, TILE_PX = ("drawn", "weakly", "again"), 53, 150
 
-#: What each hand kept aside is judged by, and its unit: percent of the crop's side, millimetres.
+#: Errors per held-out hand, and the factor to their unit: percent of the crop's side, millimetres.
 ERRORS = {"joints2d_error": 100.0, "guess_pa_mpjpe_mm": 1.0}
 
-#: What has ended, a command a line with its seconds.
+#: Finished commands, one per line with its seconds.
 DONE = "_done.jsonl"
 
 
 def commands() -> list[str]:
-    """The page's, in order."""
+    """Return the commands of the page, in order."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines()]
 
 
 def write_lists(photos: Path, out: Path, every: int = 1) -> None:
-    """OUT/photos.txt, and OUT/aside.txt with other people and other places: each `every`-th photo of both."""
+    """Write OUT/photos.txt, and OUT/aside.txt with other people and places: every Nth photo of both."""
     scenes = sorted((photos / "hand-scenes" / "images").glob("*.jpg"))
     digits = sorted((photos / "sign-digits" / "images").glob("*/*.JPG"), key=lambda p: photo_number(p.name))
-    # Ten in a row, 0 to 9, are one person's.
+    # Ten in a row, 0 to 9, show one person.
     last = max(n for n, path in enumerate(digits[: -LAST_DIGITS + 1]) if path.parent.name == "0")
     aside = [*digits[last:], *(path for path in scenes if ASIDE_SCENES.match(path.name))]
     others = [*digits[:last], *(path for path in scenes if not ASIDE_SCENES.match(path.name))]
@@ -60,7 +59,7 @@ def write_lists(photos: Path, out: Path, every: int = 1) -> None:
 
 
 def run_page(out: Path) -> None:
-    """Every command that has not ended yet."""
+    """Run every command that has not finished yet."""
     done = {json.loads(line)["command"] for line in _lines(out / DONE)}
     environment_bin = Path(sys.executable).parent
     for command in commands():
@@ -80,7 +79,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def off_the_detector(labels: Path, found: Path) -> tuple[int, float]:
-    """Hands, and how far labels' 2D joints lie from the detector's, as a share of the crop's side: their mean."""
+    """Return the hand count, and the mean 2D distance of labels from the detector's joints over the crop's side."""
     of_detector = {key: joints for key, joints, _ in _joints(found)}
     off = [
         np.linalg.norm(joints - of_detector[key], axis=1).mean() / side_px
@@ -99,7 +98,7 @@ def _joints(labels: Path) -> Iterator[tuple[tuple[str, int], np.ndarray, float]]
 
 
 def numbers(out: Path) -> dict[str, Any]:
-    """What each network reaches on the hands kept aside, and what filtering left."""
+    """Return the errors of each network on the held-out hands, and the figures of the filtered labels."""
     found: dict[str, Any] = {"machine": machine(), "networks": {}, "labels": {}}
     for folder in sorted((out / "results").iterdir(), key=lambda path: path.stat().st_mtime):
         summary = json.loads((folder / "metrics.json").read_text())
@@ -108,7 +107,7 @@ def numbers(out: Path) -> dict[str, Any]:
             "joints2d_percent": 100 * summary["joints2d"]["error_share_of_crop"],
             "guess3d_mm": summary["guess3d"]["pa_mpjpe_mm"],
             "length_mm": summary["size"]["hand_length_mm"],
-            # Of the half that it is surest of, over that of all.
+            # Error of the half with the smallest std, over the error of all.
             "surest_half_over_all": _surest_half(summary["uncertainty"]["guess3d"]),
             "less_than_weakly": {name: _paired(out / "results" / "weakly", folder, name) for name in ERRORS},
         }
@@ -120,7 +119,7 @@ def numbers(out: Path) -> dict[str, Any]:
 
 
 def _paired(one: Path, other: Path, name: str) -> list[float]:
-    """How much less each hand's error is by the other: the mean, and 95 % of what other such hands would have given."""
+    """Return the mean error reduction from `one` to `other`, and its 95 % bootstrap interval over hands."""
     errors = [np.array(pq.read_table(folder / "photos.parquet")[name]) for folder in (one, other)]
     less = (errors[0] - errors[1]) * ERRORS[name]
     drawn = np.random.default_rng(0).integers(len(less), size=(4000, len(less)))
@@ -133,7 +132,7 @@ def _surest_half(judged: dict[str, Any]) -> float | None:
 
 
 def picture(out: Path) -> Image.Image:
-    """A row a hand: the photo, and each network's mesh over it."""
+    """Return a picture with one row per hand: the photo, and the mesh of each network over it."""
     hands = [
         row
         for path in sorted((out / "found-aside" / "data").glob("*.parquet"))
@@ -155,6 +154,7 @@ def picture(out: Path) -> Image.Image:
 
 
 def main() -> None:
+    """Write the lists, run the page, and write figures and picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--photos", type=Path, required=True)

@@ -1,16 +1,16 @@
-"""From nothing to the weights that ship: `python benchmarks/shipped.py OUT --photos PHOTOS --model MODEL`.
+"""Train the weights that ship from scratch: `python tools/shipped_weights.py OUT --photos PHOTOS --model MODEL`.
 
-PHOTOS holds the folders `sign-digits`, `hand-scenes`, `hand-photos`; MODEL is hand_landmarker.task of MediaPipe. Hands
-are detected and hands are fitted to their landmarks; those of some people and sequences are kept aside. The first three
-stages of configs/shipped train one after the other, each from the last one's end: they are the first look. The fourth,
-the second look, starts from MODEL and learns from the fits. A stopped run resumes.
+PHOTOS holds the folders `sign-digits`, `hand-scenes` and `hand-photos`; MODEL is MediaPipe's hand_landmarker.task. The
+script detects hands and fits hands to their landmarks; some people and sequences are held out. The first three stages
+of configs/shipped make the first look; each starts from the end of the previous one. The fourth stage makes the second
+look: it starts from MODEL and learns from the fits. A stopped run resumes.
 
-OUT/default.safetensors is the first look alone, OUT/accurate.safetensors both: they ship in annotator/weights.
-OUT/NAME.json has the figures of each on drawn hands and on the hands kept aside (tests/data/shipped.json and
-accurate.json). OUT/kept_aside.parquet holds those hands as the detector found them (tests/data).
+OUT/default.safetensors is the first look alone, OUT/accurate.safetensors both looks: they ship in annotator/weights.
+OUT/NAME.json has the figures of each on drawn hands and on held-out hands (tests/data/shipped.json and accurate.json).
+OUT/kept_aside.parquet holds the detections of the held-out hands (tests/data).
 
-With `--weights default` or `accurate` in place of --model nothing is trained: weights that ship are calibrated and
-judged again, on the hands of tests/data/kept_aside.parquet. Tensors stay as they are, bit for bit.
+`--weights default` or `accurate` in place of --model trains nothing: it calibrates and evaluates shipped weights again
+on the hands of tests/data/kept_aside.parquet. Tensors stay the same bits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from machine import machine
 
 from annotator.commands.detect import detect
 from annotator.commands.fit import fit
@@ -40,33 +39,34 @@ from trainer.convert.cut_out import outlined
 from trainer.convert.photos import photo_columns
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
 from trainer.evaluation.evaluate import calibrate, evaluate
+from trainer.evaluation.machine import machine
 from trainer.launch import run_training
 from trainer.train import Progress
 
-#: Squares without a hand, as a share of the photos in which hands are found.
+#: Squares without a hand, as a share of the photos with hands.
 EMPTY = {"sign-digits": 0.0, "hand-scenes": 0.25}
 
-#: Photos before a plain wall, whose hands can be cut out.
+#: Photos in front of a plain wall, from which hands can be cut out.
 PLAIN = "sign-digits"
 
-#: Of the digits, whose photos are numbered and ten in a row, 0 to 9, are one person's, at least so many last ones are
-#: kept aside; of the scenes, these sequences.
+#: Held out: at least the last 300 digit photos (numbered; ten in a row, 0 to 9, show one person), and these sequences
+#: of the scenes.
 LAST_DIGITS, ASIDE_SCENES = 300, re.compile(r"(996_|96_|5_|Hand)")
 
-#: Collections whose fitted hands teach the second look, and the photos of the third that are kept aside: three people,
-#: and some photos of each letter.
+#: Collections whose fitted hands train the second look. Held out of `hand-photos`: three people and some photos of each
+#: letter.
 FITTED = ("hand-photos", "sign-digits", "hand-scenes")
 ASIDE_PHOTOS = re.compile(r"webcam-0[258]/|asl-letters/\d*[07]_")
 
-#: What the detector says of the photos kept aside.
+#: Detections in the held-out photos.
 ASIDE = Path(__file__).parents[1] / "tests/data/kept_aside.parquet"
 
-#: Drawn hands for calibrating, and those for judging that follow them.
+#: Drawn hands for calibration, and the number after them for evaluation.
 CALIBRATED_ON, JUDGED_ON = 1000, 500
 
 
 def examples(out: Path, photos: Path, model: str) -> None:
-    """OUT/examples/NAME to train on and OUT/aside/NAME to judge on, of both collections."""
+    """Write OUT/examples/NAME for training and OUT/aside/NAME for evaluation, for each collection."""
     for name, empty in EMPTY.items():
         found = out / "found" / name
         detect(str(photos / name / "images"), str(found), model, world_joints=True)
@@ -80,7 +80,7 @@ def examples(out: Path, photos: Path, model: str) -> None:
 
 
 def fitted_examples(out: Path, photos: Path, model: str) -> None:
-    """Write OUT/fitted/NAME to train on: photos, and hands fitted to the landmarks that the detector finds."""
+    """Write OUT/fitted/NAME for training: photos, and hands fitted to the detected landmarks."""
     for name in FITTED:
         if read_whole(str(out / "fitted" / name / SUMMARY_FILE)) not in (None, UNFINISHED):
             continue
@@ -94,7 +94,7 @@ def fitted_examples(out: Path, photos: Path, model: str) -> None:
 
 
 def write_aside(aside: Path, out: Path) -> None:
-    """The examples kept aside but for their photos: what the detector says of hands, and squares without one."""
+    """Write the held-out examples without their photos: detected hands, and squares without a hand."""
     columns = ["image_id", "hand_index", "status", "width", "height", "box_xyxy", "box_source", "is_right"]
     columns += ["joints2d_px", "guess3d_mm"]
     tables = []
@@ -106,7 +106,7 @@ def write_aside(aside: Path, out: Path) -> None:
 
 
 def read_aside(photos: Path, out: Path) -> None:
-    """Write OUT/NAME of each collection: what `write_aside` kept (tests/data/kept_aside.parquet), with the photos."""
+    """Write OUT/NAME per collection: the rows of tests/data/kept_aside.parquet, joined with their photos."""
     for name in EMPTY:
         folder = out / name
         rows = pq.read_table(ASIDE, filters=[("collection", "=", name)]).to_pylist()
@@ -122,7 +122,7 @@ def read_aside(photos: Path, out: Path) -> None:
 
 
 def kept_aside(name: str, found: Path) -> Callable[[str], bool]:
-    """Whether a photo, by its id, is kept out of training."""
+    """Return a function from image id to whether that photo is held out of training."""
     if name in ("hand-scenes", "hand-photos"):
         pattern = ASIDE_SCENES if name == "hand-scenes" else ASIDE_PHOTOS
         return lambda image_id: bool(pattern.match(image_id))
@@ -134,12 +134,12 @@ def kept_aside(name: str, found: Path) -> Callable[[str], bool]:
 
 
 def photo_number(image_id: str) -> int:
-    """The number that a photo of the digits has in its name."""
+    """Return the number in the file name of a digit photo."""
     return int(image_id.rpartition("_")[2].partition(".")[0])
 
 
 def _keep(found: Path, labels: Path, is_aside: Callable[[str], bool], aside: bool) -> None:
-    """The label set of the photos that are kept aside, or of all others."""
+    """Write the label set of the held-out photos, or of all others."""
     shutil.rmtree(labels, ignore_errors=True)
     (labels / "data").mkdir(parents=True)
     shutil.copy(found / "_run.json", labels)
@@ -166,20 +166,20 @@ def train_stages(out: Path, model: str, workers: int | None, settings: Sequence[
         )
         run = out / path.stem
 
-        def told(progress: Progress, stage: str = path.stem) -> None:
+        def report(progress: Progress, stage: str = path.stem) -> None:
             if progress.step % 100 == 0:
                 print(
                     f"{stage}: step {progress.step} of {progress.steps}, {progress.photos_per_s:.0f} photos/s",
                     flush=True,
                 )
 
-        run_training(replace(config, data=data, start_from=before), str(run), workers, on_progress=told)
+        run_training(replace(config, data=data, start_from=before), str(run), workers, on_progress=report)
         before = str(run / "model.safetensors")
     return Path(first), Path(before)
 
 
 def numbers(checkpoint: str, aside: Path, out: Path) -> dict[str, Any]:
-    """What a checkpoint reaches on drawn hands, and on each collection's hands kept aside."""
+    """Evaluate a checkpoint on drawn hands and on the held-out hands of each collection."""
     return {
         "machine": machine(),
         "checkpoint": load_checkpoint(checkpoint).id,
@@ -197,13 +197,14 @@ def numbers(checkpoint: str, aside: Path, out: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Train or load the weights, then calibrate, evaluate and save them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--photos", type=Path, required=True)
     start = parser.add_mutually_exclusive_group(required=True)
-    start.add_argument("--model", help="MediaPipe's hand_landmarker.task: train from nothing")
+    start.add_argument("--model", help="MediaPipe's hand_landmarker.task: train from scratch")
     start.add_argument(
-        "--weights", help="a trained checkpoint, such as 'default': calibrate and judge it alone"
+        "--weights", help="a trained checkpoint, such as 'default': only calibrate and evaluate it"
     )
     parser.add_argument("--workers", type=int, help="as `amvur train --workers`")
     parser.add_argument(

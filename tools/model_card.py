@@ -1,9 +1,8 @@
-"""The model card's pictures and speed: `python benchmarks/model_card.py PHOTOS`.
+"""Make the pictures of the model card and measure speed: `python tools/model_card.py PHOTOS`.
 
-PHOTOS holds the folders `sign-digits` and `hand-scenes`. Twenty of the hands that nobody trains on, evenly from the one
-that lies best on MediaPipe's 2D joints to the one that lies worst, go to docs/images/kept-aside.jpg, the eight worst
-to worst.jpg, and eight of the better half, with their textures, to real.jpg. With --eye FOLDER, sixty drawn by lot go
-there, to be looked at.
+PHOTOS holds the folders `sign-digits` and `hand-scenes`. Held-out hands are sorted by their distance from MediaPipe's
+2D joints. Twenty at even steps go to docs/images/kept-aside.jpg, the eight worst to worst.jpg, and eight of the better
+half, with textures, to real.jpg. --eye FOLDER also writes sixty random ones there, for inspection by eye.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from machine import machine
 from PIL import Image
 
 import annotator
@@ -26,16 +24,17 @@ from annotator.photos.crops import BOX_PADDING, Crops, crop_photo
 from annotator.photos.decode import decode_photo, read_photo
 from annotator.predictor import Predictor
 from annotator.report.tiles import Picture, contact_sheet, hand_tiles
+from trainer.evaluation.machine import machine
 from trainer.run_log import draw_bones
 
 ROOT = Path(__file__).parents[1]
 TILE_PX, STD_RANGE_MM = 150, (12.0, 45.0)
-#: Hands drawn by lot to be looked at, and the lot.
+#: Random hands for inspection by eye, and their seed.
 EYE, EYE_SEED = 60, 60
 
 
 def rows_aside(photos: Path) -> list[dict[str, Any]]:
-    """What the detector found in the photos kept aside."""
+    """Read the detections in the held-out photos, with each photo's path."""
     rows = pq.read_table(ROOT / "tests/data/kept_aside.parquet", filters=[("status", "=", "ok")]).to_pylist()
     for row in rows:
         row["path"] = str(photos / row["collection"] / "images" / row["image_id"])
@@ -43,7 +42,7 @@ def rows_aside(photos: Path) -> list[dict[str, Any]]:
 
 
 def labels_of(predictor: Predictor, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Labels of the rows' boxes, with `off`: the mean distance from the detector's 2D joints over the crop's side."""
+    """Label the rows' boxes and add `off`: the mean distance from the detector's 2D joints over the crop's side."""
     labels = predictor.predict([row["path"] for row in rows], boxes_xyxy=[row["box_xyxy"] for row in rows])
     for row, label in zip(rows, labels, strict=True):
         x0, _, x1, _ = label["crop_xyxy"]
@@ -58,7 +57,7 @@ def labels_of(predictor: Predictor, rows: list[dict[str, Any]]) -> list[dict[str
 
 
 def with_joints(label: dict[str, Any], tile: Picture) -> Picture:
-    """The photo with the detector's joints (white) and the label's (red)."""
+    """Draw the detector's joints (white) and the label's (red) into the photo."""
     image = Image.fromarray(tile.copy())
     x0, y0, x1, y1 = label["crop_xyxy"]
     for joints, colour in (
@@ -70,7 +69,7 @@ def with_joints(label: dict[str, Any], tile: Picture) -> Picture:
 
 
 def sheet(labels: list[dict[str, Any]], faces: np.ndarray, columns: int) -> Image.Image:
-    """A row of pictures a label: photo, mesh over it, both 2D joints, uncertainty."""
+    """Return four pictures per label: photo, mesh over it, both 2D joints, uncertainty."""
     tiles = []
     for label in labels:
         drawn = hand_tiles(label, faces, TILE_PX, STD_RANGE_MM)
@@ -82,13 +81,13 @@ def sheet(labels: list[dict[str, Any]], faces: np.ndarray, columns: int) -> Imag
 
 
 def with_texture(labels: list[dict[str, Any]], faces: np.ndarray) -> Image.Image:
-    """Two labels a row: photo, mesh over it, uncertainty, texture."""
+    """Return two labels per row: photo, mesh over it, uncertainty, texture."""
     tiles = [list(hand_tiles(label, faces, TILE_PX, STD_RANGE_MM).values()) for label in labels]
     return contact_sheet([tiles[i] + tiles[i + 1] for i in range(0, len(tiles), 2)], gap_px=3)
 
 
 def photos_per_s(predictor: Predictor, rows: list[dict[str, Any]]) -> float:
-    """Of the predictor alone, on crops of real photos, median of five."""
+    """Measure the predictor alone on crops of real photos; median of five runs."""
     checkpoint, cut = predictor.checkpoint, []
     for row in rows[:128]:
         photo = decode_photo(read_photo(row["path"]))
@@ -107,6 +106,7 @@ def photos_per_s(predictor: Predictor, rows: list[dict[str, Any]]) -> float:
 
 
 def main() -> None:
+    """Write the pictures and print the speed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--checkpoint", default="default")
@@ -124,9 +124,9 @@ def main() -> None:
     better = [labels[i] for i in np.linspace(0, len(labels) // 2, 8).astype(int)]
     with_texture(better, faces).save(arguments.out / "real.jpg", quality=85)
     if arguments.eye:
-        lot = np.random.default_rng(EYE_SEED).choice(len(labels), EYE, replace=False)
+        chosen_rows = np.random.default_rng(EYE_SEED).choice(len(labels), EYE, replace=False)
         for part in range(0, EYE, 15):
-            some = sheet([labels[i] for i in lot[part : part + 15]], faces, 3)
+            some = sheet([labels[i] for i in chosen_rows[part : part + 15]], faces, 3)
             some.save(arguments.eye / f"eye-{part:02d}.png")
     if arguments.pictures_only:
         return
