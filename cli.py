@@ -159,8 +159,8 @@ def annotate(
     if dry_run:
         from annotator.commands.estimate import estimate
 
-        with counting_bar("listing") as told:
-            _print_table(estimate(photos, labels, **options, on_progress=told).table())
+        with counting_bar("listing") as on_progress:
+            _print_table(estimate(photos, labels, **options, on_progress=on_progress).table())
         return
     compute = ComputeOptions(workers, threads, batch_size, shard_size, decoders, gpus_per_worker, address)
     record = _annotate(photos, labels, **options, compute=compute, relabel=relabel)
@@ -208,7 +208,7 @@ def detect(
     from annotator.job.resources import ComputeOptions
 
     _submit_to(address, photos, out, *_there(model))
-    with photos_bar("looking", "hands") as told:
+    with photos_bar("looking", "hands") as on_progress:
         record = find(
             photos,
             out,
@@ -218,7 +218,7 @@ def detect(
             every=every,
             compute=ComputeOptions(workers, shard_size=shard_size, address=address),
             relabel=relabel,
-            on_progress=told,
+            on_progress=on_progress,
         )
     _print_outcomes(record)
     typer.echo(f"{record.photos} photos looked at, hands in {out}")
@@ -251,7 +251,7 @@ def fit(
     from annotator.job.resources import ComputeOptions
 
     _submit_to(address, found, labels, *_there(images))
-    with photos_bar("fitting", "hands") as told:
+    with photos_bar("fitting", "hands") as on_progress:
         record = fit_hands(
             found,
             labels,
@@ -260,7 +260,7 @@ def fit(
             config=config,
             compute=ComputeOptions(workers, shard_size=shard_size, address=address),
             relabel=relabel,
-            on_progress=told,
+            on_progress=on_progress,
         )
     _print_outcomes(record)
     typer.echo(f"{record.photos} photos in {labels}")
@@ -331,8 +331,8 @@ def train(
     from trainer.launch import run_training
 
     chosen = read_train_config(config, data or [], hand, settings or [])
-    with training_bar() as told:
-        job_code = run_training(chosen, out, workers, address, local, device, told, _as_it_comes)
+    with training_bar() as on_progress:
+        job_code = run_training(chosen, out, workers, address, local, device, on_progress, _as_it_comes)
     if job_code is not None:  # it said all there is to say
         raise typer.Exit(job_code)
     typer.echo(f"trained {chosen.steps} steps; the model is {out.rstrip('/')}/model.safetensors")
@@ -363,8 +363,8 @@ def evaluate(
     from trainer.evaluation.evaluate import evaluate as judge
     from trainer.evaluation.results import table_rows
 
-    with counting_bar("judging") as told:
-        summary = judge(checkpoint, examples, out, hand, first, count, device, submission, told)
+    with counting_bar("judging") as on_progress:
+        summary = judge(checkpoint, examples, out, hand, first, count, device, submission, on_progress)
     if summary is None:
         typer.echo("these examples have no targets: nothing to measure")
     else:
@@ -387,8 +387,8 @@ def calibrate(
     _submit_to(address, *_there(checkpoint, examples), out)
     from trainer.evaluation.evaluate import calibrate as fit
 
-    with counting_bar("predicting") as told:
-        found = fit(checkpoint, examples, out, hand, first, count, device, told)
+    with counting_bar("predicting") as on_progress:
+        found = fit(checkpoint, examples, out, hand, first, count, device, on_progress)
     for name, formula in found.table():
         typer.echo(f"{name:<22}  {formula}")
     typer.echo(f"calibrated on {found.fitted_on}: {out}")
@@ -418,8 +418,8 @@ def filter_(
 
     _submit_to(address, labels, out)
     keep = Keep(max_joint_std_mm, keep_best, per, where)
-    with counting_bar("filtering") as told:
-        filtered = filter_labels(labels, out, keep, as_list=as_list, sort=sort, on_progress=told)
+    with counting_bar("filtering") as on_progress:
+        filtered = filter_labels(labels, out, keep, as_list=as_list, sort=sort, on_progress=on_progress)
     _print_table(filtered.table())
     typer.echo(f"{filtered.kept} {'rows led to the photos in' if as_list else 'rows in'} {out}")
 
@@ -455,7 +455,7 @@ def export(
     from annotator.export import export_labels
 
     _submit_to(address, labels, out, order)
-    with counting_bar("exporting") as told:
+    with counting_bar("exporting") as on_progress:
         exported = export_labels(
             labels,
             out,
@@ -465,7 +465,7 @@ def export(
             colour=colour,
             samples=samples,
             order=order,
-            on_progress=told,
+            on_progress=on_progress,
         )
     for reason, count in exported.left_out.items():
         typer.echo(f"left out  {count}  {reason}")
@@ -587,8 +587,8 @@ def _annotate(photos: str, labels: str, **settings: Any) -> RunRecord:
     """`annotator.annotate` with a progress bar."""
     from annotator.commands.annotate import annotate as label
 
-    with photos_bar("labelling", "a label") as told:
-        return label(photos, labels, **settings, on_progress=told)
+    with photos_bar("labelling", "a label") as on_progress:
+        return label(photos, labels, **settings, on_progress=on_progress)
 
 
 def _as_it_comes(text: str) -> None:

@@ -195,14 +195,14 @@ def train_and_judge(row: Row, options: argparse.Namespace) -> None:
     config, folder = configuration(row, options), options.out / row.run
     began = time.monotonic()
 
-    def told(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         print(
             f"{row.run}: step {progress.step} of {progress.steps}, "
             f"{progress.photos_per_s:.0f} photos/s, waiting {progress.waiting:.0%}, {time.monotonic() - began:.0f} s",
             flush=True,
         )
 
-    train(config, str(folder / "run"), options.device, told)
+    train(config, str(folder / "run"), options.device, report)
     model = str(folder / "run/model.safetensors")
     evaluate(model, SYNTHETIC, str(folder / "results"), count=options.photos, device=options.device)
 

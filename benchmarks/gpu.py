@@ -188,7 +188,7 @@ def training(device: Device, batch_size: int, steps: int) -> dict[str, float]:
     begins: list[float] = []
     waiting = 0.0
 
-    def told(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         nonlocal waiting
         device.wait()
         ends.append(time.perf_counter())
@@ -200,7 +200,7 @@ def training(device: Device, batch_size: int, steps: int) -> dict[str, float]:
         begins.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as out:
-        train(config, out, str(device.place), told)
+        train(config, out, str(device.place), report)
     figures = {
         "training, ResNet-50 at 224 px, photos/s": steps * batch_size / (ends[1] - begins[0]),
         "training, share of time waiting for data": waiting,

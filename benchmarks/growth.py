@@ -47,7 +47,7 @@ class Run:
     photos: int
     workers: int | None
     began: float
-    told: list[tuple[float, int]]  # when so many photos were done
+    reports: list[tuple[float, int]]  # when so many photos were done
     peak_bytes: int
     ended: float
 
@@ -57,7 +57,7 @@ class Run:
         return self._done()[0][0] - self.began
 
     def _done(self) -> list[tuple[float, int]]:
-        return [(when, done) for when, done in self.told if done]
+        return [(when, done) for when, done in self.reports if done]
 
     def ms_a_photo(self, low: float = 0.0, high: float = 1.0) -> float:
         """Milliseconds a photo over a part of the run, start-up and end left out."""
@@ -106,14 +106,14 @@ def linked(photos: Path, count: int, folder: Path) -> Path:
 
 def label(photos: str, labels: str, workers: int | None) -> None:
     """In a process of its own: label, and print when how many were done."""
-    told: list[tuple[float, int]] = []
+    reports: list[tuple[float, int]] = []
     annotator.annotate(
         photos,
         labels,
         compute=ComputeOptions(workers=workers, threads=1 if workers else None, shard_size=SHARD),
-        on_progress=lambda progress: told.append((time.time(), progress.photos)),
+        on_progress=lambda progress: reports.append((time.time(), progress.photos)),
     )
-    print(json.dumps(told))
+    print(json.dumps(reports))
 
 
 def watched(photos: Path, count: int, workers: int | None, scratch: Path) -> Run:
@@ -131,11 +131,11 @@ def watched(photos: Path, count: int, workers: int | None, scratch: Path) -> Run
         if process.returncode:
             sys.exit(f"annotate failed with exit code {process.returncode}")
         out.seek(0)
-        told = json.loads(out.read().splitlines()[-1])
-    ended = told[-1][0]
+        reports = json.loads(out.read().splitlines()[-1])
+    ended = reports[-1][0]
     shutil.rmtree(folder)
     shutil.rmtree(labels)
-    return Run(count, workers, began, told, peak, ended)
+    return Run(count, workers, began, reports, peak, ended)
 
 
 def main() -> None:
@@ -192,7 +192,7 @@ def main() -> None:
         for workers in (2, 4)
     }
     shutil.rmtree(scratch)
-    tell(figures, runs=[vars(run) | {"told": None} for run in runs], tenths_ms=tenths)
+    tell(figures, runs=[vars(run) | {"reports": None} for run in runs], tenths_ms=tenths)
 
 
 if __name__ == "__main__":

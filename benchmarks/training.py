@@ -114,7 +114,7 @@ def train_here(out: Path, settings: Sequence[str], data: str | None = None, run:
         config = replace(config, data=(replace(config.data[0], source=data),))
     began = time.time()
 
-    def told(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         if progress.step % 100 == 0:
             left_s = (time.time() - began) / max(progress.step, 1) * (progress.steps - progress.step)
             print(
@@ -123,7 +123,7 @@ def train_here(out: Path, settings: Sequence[str], data: str | None = None, run:
                 flush=True,
             )
 
-    train(config, str(out / run), on_progress=told)
+    train(config, str(out / run), on_progress=report)
 
 
 def judged(out: Path, examples: str, results: str, count: int = 0) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Change photos on their way into the network, in batches on their device, and every label with the pixels.
+"""Augment photos in batches on their device, and move every label with the pixels.
 
-All chance comes from each example's key, so a photo changes the same way whichever worker trains on it.
+All randomness comes from the example's key, so a photo changes the same way on any worker.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from trainer.batch import Batch
 from trainer.config import AugmentConfig
 from trainer.keyed import Draws
 
-if TYPE_CHECKING:  # who changes no background needs nothing that draws
+if TYPE_CHECKING:  # only needed to change backgrounds
     from trainer.synth.backdrops import Backdrops
 
-#: Grey from linear shares of red, green and blue.
+#: Weights of red, green and blue in grey.
 _LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def prepare(
     batch: Batch, crop_px: int, margin: float, config: AugmentConfig, backdrops: Backdrops | None = None
 ) -> tuple[Tensor, Batch]:
-    """Images for the network (B, 3, crop_px, crop_px) float 0..1, and the batch with labels and mask in their crop.
+    """Return images for the network (B, 3, crop_px, crop_px) float 0..1, and the batch with targets in these crops.
 
-    `margin` is how much wider than a crop the batch's images are; with 1 (drawn hands, which come turned, shifted,
-    covered, blurred and noisy already) only colours change. `backdrops` are what `config.backdrop` is a share of.
+    `margin` is the width of the batch's images over that of a crop. With 1 only colours change: drawn hands already
+    come turned, shifted, covered, blurred and noisy. `config.backdrop` is the share of photos that get `backdrops`.
     """
     draws = Draws(batch.key)
     images = batch.image.float() / 255
@@ -53,7 +53,7 @@ def prepare(
 
 
 def _motion(draws: Draws, margin: float, config: AugmentConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Angle (B,), zoom (B,) and shift (B, 2): where in the wide image the crop lies."""
+    """Draw angle (B,), zoom (B,) and shift (B, 2), which place the crop in the wide image."""
     turn = math.radians(config.rotation_deg)
     angle = draws.uniform(low=-turn, high=turn)
     reach = math.log(config.zoom)
@@ -65,9 +65,9 @@ def _motion(draws: Draws, margin: float, config: AugmentConfig) -> tuple[Tensor,
 def _off_upright(
     batch: Batch, margin: float, angle: Tensor, zoom: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the motion to a square that is upright and tight around the 2D joints, but for the given motion.
+    """Return the motion to a square upright and tight around the 2D joints, offset by the given motion.
 
-    A photo that lacks any of the 21 joints keeps the motion as it is.
+    A photo that lacks any of the 21 joints keeps the given motion.
     """
     square = upright_square(batch.joints2d.cpu().numpy())
     centre, half_side, turn = (torch.from_numpy(x).to(batch.joints2d) for x in square)
@@ -83,15 +83,15 @@ def _off_upright(
 def move(
     images: Tensor, batch: Batch, crop_px: int, angle: Tensor, zoom: Tensor, shift: Tensor
 ) -> tuple[Tensor, Batch]:
-    """Cut crops that are turned by `angle` (B,), `zoom` (B,) times the image's size, centred at `shift` (B, 2).
+    """Cut crops turned by `angle` (B,), `zoom` (B,) times the image's size, centred at `shift` (B, 2).
 
-    A point q of the crop is the point `zoom * T q + shift` of the image, T the turn by `angle`. 2D joints move
-    with the pixels. 3D follows the crop's axes: shift moves its ray, T turns about the ray, and zoom changes nothing.
-    Std stays: shift turns by a few degrees only.
+    Point q of the crop is point `zoom * T q + shift` of the image, where T rotates by `angle`. 2D joints move with the
+    pixels. 3D follows the crop's axes: shift moves the ray, T rotates about the ray, zoom has no effect. 3D std stays,
+    because shift rotates by a few degrees only.
     """
     upright = torch.zeros_like(angle, dtype=torch.bool)  # none is mirrored
     both = torch.cat([images, batch.hand_mask.float() / 255], 1)
-    # Beyond the wide image lies the colour that the network takes for nothing, and no hand.
+    # Outside the wide image: the padding colour, and no hand.
     moved = resample(both, shift, zoom, angle, upright, crop_px, (*OUTSIDE, 0))
     images, mask = moved[:, :3], moved[:, 3:]
     back = plane_of(angle, upright)  # row vectors: p @ T is T^-1 p
@@ -114,7 +114,7 @@ def move(
 
 
 def _colour(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
-    """Saturation, contrast, brightness and white balance; now and then no colour at all."""
+    """Change saturation, contrast, brightness and white balance; turn some photos grey."""
     reach = config.colour
 
     def factor(*shape: int) -> Tensor:
@@ -129,7 +129,7 @@ def _colour(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
 
 
 def _blur(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
-    """Some photos as from a coarser camera: shrunk by up to four and enlarged again."""
+    """Coarsen some photos: shrink them by up to four and enlarge them again."""
     size = images.shape[-1]
     share, factor = draws.uniform(), draws.choice([1.0, 1.0, 1.0])
     for index, shrink in enumerate((1.5, 2.2, 4.0)):
@@ -161,4 +161,4 @@ def _erase(images: Tensor, batch: Batch, draws: Draws, config: AugmentConfig) ->
         return images, batch
     images = torch.where(inside, patch.expand(count, 3, size, size), images)
     mask = torch.where(inside, torch.zeros_like(batch.hand_mask), batch.hand_mask)
-    return images, replace(batch, hand_mask=mask)  # no hand's colour is seen there
+    return images, replace(batch, hand_mask=mask)  # the patch hides the hand's colour

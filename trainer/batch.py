@@ -1,7 +1,7 @@
-"""A batch of training examples: crops of right hands and whatever is known of each.
+"""A batch of training examples: crops of right hands and their known targets.
 
-Every target may be missing in any example; what is missing is zero (a mask: all hand) and flagged, never NaN,
-so that it has no gradient. Left hands were mirrored, photo and labels alike, before they came here.
+Any example may lack any target. A missing target is zero (a mask: all 255) and flagged, never NaN, so that it has no
+gradient. Left hands have been mirrored before, photo and labels alike.
 """
 
 from __future__ import annotations
@@ -18,26 +18,24 @@ from torch import Tensor
 class Batch:
     """B examples. Crop coordinates run from -1 to 1 over the image; 3D is in crop axes, wrist-relative millimetres."""
 
-    key: Tensor  # (B,) int64: all that is random about an example in this step follows from it
+    key: Tensor  # (B,) int64: seeds all randomness of an example in this step
     image: Tensor  # (B, 3, S, S) uint8 RGB
-    has_hand: Tensor  # (B,) bool; where there is none, nothing else is known
+    has_hand: Tensor  # (B,) bool; without a hand, nothing else is known
     joints2d: Tensor  # (B, 21, 2) crop
-    joints2d_std: Tensor  # (B, 21) doubt of whoever annotated them, crop half-sides; 0 where unknown
+    joints2d_std: Tensor  # (B, 21) std of the annotation, crop half-sides; 0 where unknown
     has_joints2d: Tensor  # (B, 21) bool
     joints3d_mm: Tensor  # (B, 21, 3)
-    joints3d_std_mm: Tensor  # (B, 21, 3) how unsure their label is, x and y alike; 0 = the truth
+    joints3d_std_mm: Tensor  # (B, 21, 3) std of the label, equal in x and y; 0 = truth
     has_joints3d: Tensor  # (B,) bool
     vertices_mm: Tensor  # (B, V, 3) of this run's hand model
     vertices_std_mm: Tensor  # (B, V, 3) likewise
     has_vertices: Tensor  # (B,) bool
-    guess3d_mm: Tensor  # (B, 21, 3) a detector's 3D joints: of a hand of its usual size
+    guess3d_mm: Tensor  # (B, 21, 3) a detector's 3D joints, at the size of its typical hand
     has_guess3d: Tensor  # (B,) bool
-    # (B, 1, S, S) uint8, 255 where the hand itself is seen, nothing before it; all 255 where nobody knows.
+    # (B, 1, S, S) uint8, 255 where the hand is visible and not covered; all 255 where unknown.
     hand_mask: Tensor
     has_hand_mask: Tensor  # (B,) bool
-    ray: (
-        Tensor  # (B, 2) x / z and y / z of the crop's centre before its camera; 0 where the camera is unknown
-    )
+    ray: Tensor  # (B, 2) x / z and y / z of the ray through the crop's centre; 0 where the camera is unknown
     half_side_tan: Tensor  # (B,) half the crop's side over the focal length; 0 where the camera is unknown
 
     def __len__(self) -> int:
@@ -47,21 +45,21 @@ class Batch:
         return Batch(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """Return the batch on another device."""
         return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
     def pin_memory(self) -> Batch:
-        """For copies to a GPU that don't wait; called by `DataLoader`."""
+        """Return the batch in pinned memory, for asynchronous copies to a GPU; called by `DataLoader`."""
         return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
     @staticmethod
     def join(batches: Sequence[Batch]) -> Batch:
-        """One batch of several with images of one size."""
+        """Concatenate batches with images of the same size."""
         return Batch(*(torch.cat([getattr(b, field.name) for b in batches]) for field in fields(Batch)))
 
     @staticmethod
     def empty(count: int, size_px: int, vertex_count: int) -> Batch:
-        """A batch in which nothing is known."""
+        """Return a batch without any known target."""
         return Batch(
             key=torch.zeros(count, dtype=torch.int64),
             image=torch.zeros(count, 3, size_px, size_px, dtype=torch.uint8),

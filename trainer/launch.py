@@ -1,4 +1,4 @@
-"""Where a training runs: in this process, on Ray Train's workers, or as a job of a cluster."""
+"""Run a training in this process, on Ray Train's workers, or as a job on a cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from annotator.storage.files import is_local, local_path
 from trainer.config import SYNTHETIC, TrainConfig
 from trainer.train import Progress, train
 
-#: The name under which a job finds its configuration.
+#: Name of the configuration file that a submitted job reads.
 SUBMITTED = "submitted"
 
 
@@ -28,19 +28,18 @@ def run_training(
     on_progress: Callable[[Progress], None] = lambda _: None,
     follow: Callable[[str], None] = print,
 ) -> int | None:
-    """Train with as many workers as asked for, or one a GPU.
+    """Train with the given number of workers; default: one per GPU, otherwise one.
 
     Returns:
-        the exit code of the job that trained, if `address` is one that jobs are submitted to; `follow` is given
-        what it says.
+        the job's exit code, if `address` takes submitted jobs; `follow` receives the lines of its log.
 
     Raises:
-        UserError: settings that contradict each other, and whatever `train` and `submit` raise.
+        UserError: settings contradict each other, or `train` or `submit` raises one.
     """
     if local and (address or (workers or 1) > 1):
-        raise UserError("--local is one process: leave out --workers and --address, or --local")
+        raise UserError("--local runs one process: remove --local, or --workers and --address")
     if device and not local:
-        raise UserError("--device is for --local: Ray gives each worker its own")
+        raise UserError("--device needs --local: with Ray each worker gets its own device")
     if address and is_job_address(address):
         return _submit_training(config, out, workers, address, follow)
     if local or (not address and (workers or torch.cuda.device_count()) <= 1):

@@ -1,9 +1,10 @@
-"""The losses of sections 3.2 to 3.4, formulas (3) to (6), (8) and (12), and what is ours (joints after
-Procrustes, std after Procrustes, landmarks, targets that have a std themselves): one pure function each.
+"""The losses of sections 3.2 to 3.4, formulas (3) to (6), (8) and (12), each a pure function.
 
-**Unit of length: centimetres.** Functions take millimetres, like everything else, and divide by `CM`. The unit
-matters: it sets how far off a prior with a variance of 1 lets a vertex be, and what sigma becomes. With w = 1 the
-log terms of (3) cancel, and the sigma that minimises
+Not in the paper: joints after Procrustes, std after Procrustes, landmarks, and targets with a std of their own.
+
+**Unit of length: centimetres.** Functions take millimetres, like all code, and divide by `CM`. The unit matters: it
+sets how far a prior with a variance of 1 lets a vertex stray, and the size of sigma. With w = 1 the log terms of (3) cancel,
+and the sigma that minimises
 
     e^2 / (2 sigma^2) + log sigma + w KL( N(mu, sigma^2) || N(V_p, 1) )
 
@@ -12,24 +13,23 @@ millimetres and of 100 mm in metres. Any other w gives
 
     sigma^2 = ( w - 1 + sqrt((w - 1)^2 + 4 w e^2) ) / (2 w),
 
-which tends to e^2, the honest answer, as w goes to 0. So sigma orders errors without measuring them, except at a
-centimetre; calibration does the rest. The camera is in its own units: crop half-sides per decimetre, radians, crop
-half-sides. 2D joints are in crop half-sides.
+which tends to e^2, the true error, as w goes to 0. So sigma ranks errors but has their size only at a centimetre;
+calibration corrects the size. The camera has its own units: crop half-sides per decimetre, radians, crop half-sides. 2D
+joints are in crop half-sides.
 
-**Sum or mean.** Nothing is reduced here: a function returns one number per example and coordinate (per joint in
-2D, per pixel in colour). The objective masks them and divides their sum by how many were there, over all workers:
-each loss is the mean over the coordinates of the targets that are known, x, y and z counted apart, so its size
-depends neither on the number of vertices nor on how much of a batch is labelled.
+**Sum or mean.** Functions do not reduce: they return one number per example and coordinate (per joint in 2D, per pixel
+in colour). The objective masks these and divides their sum by the count of known values over all workers. So each loss
+is a mean over the coordinates of known targets, with x, y and z counted separately. Its size depends neither on the
+number of vertices nor on the labelled share of a batch.
 
-**Weights** are `trainer.config.LossConfig`'s: one for each mean, and w = `kl` for the KL terms of (3), (5) and (8).
+**Weights** are in `trainer.config.LossConfig`: one per mean, and w = `kl` for the KL terms of (3), (5) and (8).
 
-**Gradients.** Nothing is detached here but the fit inside `aligned_loss`, whose own slope is zero, the means in
-`aligned_std_loss`. A KL pulls on both of its sides: q towards
-prior-net's answer and prior-net (its hand and its camera) towards q; the std of p is a constant. Where q starts at
-prior-net's hand (`amvur.start: prior_net`), q's mean is V_p, taken as a constant, plus offsets: so a likelihood moves
-the offsets alone, and a KL draws them to zero and V_p by as much towards where they point.
+**Gradients.** Only two things are detached: the fit inside `aligned_loss`, whose own slope is zero, and the means in
+`aligned_std_loss`. A KL pulls on both sides: q towards prior-net's output, and prior-net (its hand and its camera)
+towards q; the std of p is constant. With `amvur.start: prior_net`, q's mean is V_p, a constant here, plus offsets. Then
+a likelihood moves only the offsets, and a KL pulls offsets to zero and V_p by as much in their direction.
 
-Constant terms (log sqrt(2 pi) per number) are left out of every likelihood. All of this wants float32 or better.
+Likelihoods omit constant terms (log sqrt(2 pi) per number). All functions need float32 or better.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ from annotator.model.prior_net import PRIOR_STD_MM
 #: Millimetres in the losses' unit of length.
 CM = 10.0
 
-#: Crop half-sides: up to here a read-out landmark's distance counts by its square, farther off by itself.
+#: Crop half-sides: below it the loss of a read-out landmark is quadratic in its distance, above it linear.
 LANDMARK_SCALE = 0.02
 
-#: How far past a joint limit is still free.
+#: Free range beyond a joint limit.
 TOLERANCE_DEG = 2.0
 
 
 def gaussian_nll(target: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """`-log N(target | mean, std^2)` of each element but for the constant: e^2 / (2 sigma^2) + log sigma."""
+    """Return `-log N(target | mean, std^2)` per element without the constant: e^2 / (2 sigma^2) + log sigma."""
     return ((target - mean) / std).square() / 2 + std.log()
 
 
 def kl_to_prior(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: float = 1.0) -> Tensor:
-    """`KL( N(mean, std^2) || N(prior_mean, prior_std^2) )` of each element.
+    """Return `KL( N(mean, std^2) || N(prior_mean, prior_std^2) )` per element.
 
     With a `prior_std` of 1 this is 1/2 [ sigma^2 + (mu - V_p)^2 - 1 - log sigma^2 ], as in (3).
     """
@@ -70,32 +70,32 @@ def kl_to_prior(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: float 
 
 
 def draw(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
-    """A reparameterized draw: `noise` is standard normal, gradients reach mean and std."""
+    """Return a reparameterized draw: `noise` is standard normal, gradients reach mean and std."""
     return mean + std * noise
 
 
 def vertices_loss(q: Gaussian, target_mm: Tensor, label_std_mm: Tensor | None = None) -> Tensor:
-    """The likelihood of L_V, formula (3), which is this + w `vertices_kl`: (B, V, 3).
+    """Return the likelihood of L_V (B, V, 3); formula (3) is this + w `vertices_kl`.
 
-    With prior-net's constant std it is half a squared error. Not in the paper: where the target is itself a
-    prediction, sure to `label_std_mm` (B, V, 3), this is the mean over N(target, label_std^2): e^2 becomes
-    e^2 + label_std^2 in all that is said above of the best sigma. So who learns from labels does not become surer than
-    they are (as far as w lets sigma go), and a mean is drawn to each target by 1 / sigma^2.
+    With prior-net's constant std it is half a squared error. Not in the paper: if the target is a prediction with std
+    `label_std_mm` (B, V, 3), this is the mean over N(target, label_std^2). Then e^2 becomes e^2 + label_std^2 in the
+    formula for the best sigma above. So a network that learns from labels does not become more certain than they are
+    (as far as w lets sigma go), and each target pulls the mean by 1 / sigma^2.
     """
     values = gaussian_nll(target_mm / CM, q.mean_mm / CM, q.std_mm / CM)
     return values if label_std_mm is None else values + (label_std_mm / q.std_mm).square() / 2
 
 
 def vertices_kl(q: Gaussian, prior_mm: Tensor) -> Tensor:
-    """KL( q(V) || p(V) ) of (3) and (8): (B, V, 3), p(V) = N(prior_mm, a centimetre)."""
+    """Return KL( q(V) || p(V) ) of (3) and (8), (B, V, 3), with p(V) = N(prior_mm, one centimetre)."""
     return kl_to_prior(q.mean_mm / CM, q.std_mm / CM, prior_mm / CM, PRIOR_STD_MM / CM)
 
 
 def joints3d_loss(q: Gaussian, target_mm: Tensor, label_std_mm: Tensor | None = None) -> Tensor:
-    """The likelihood of L_J3, formula (5), which is this + w `joints3d_kl`: (B, 21, 3) to (B, 20, 3).
+    """Return the likelihood of L_J3: (B, 21, 3) to (B, 20, 3); formula (5) is this + w `joints3d_kl`.
 
-    The wrist is left out: it is zero by definition, in the target as in q. `label_std_mm` (B, 21, 3):
-    see `vertices_loss`.
+    The wrist is excluded: it is zero by definition, in the target and in q. `label_std_mm` (B, 21, 3): see
+    `vertices_loss`.
     """
     return vertices_loss(
         _without_wrist(q), target_mm[:, 1:], None if label_std_mm is None else label_std_mm[:, 1:]
@@ -103,25 +103,25 @@ def joints3d_loss(q: Gaussian, target_mm: Tensor, label_std_mm: Tensor | None = 
 
 
 def label_weight(label_std_mm: Tensor) -> Tensor:
-    """Not in the paper: how much a target sure to `label_std_mm`, of any shape, counts where no std of ours says so.
+    """Return the weight of targets with std `label_std_mm`, of any shape, in losses without a predicted std.
 
-    For p, whose std is a constant centimetre: 1 for the truth, half for a std of a centimetre, a fifth for two. Inverse
-    variances, the label's and p's own added up.
+    Not in the paper. For p, whose std is a constant centimetre: 1 for truth, 1/2 for a std of one centimetre, 1/5 for
+    two. It is the inverse of the sum of the label's and p's variances.
     """
     return 1 / (1 + (label_std_mm / CM).square())
 
 
 def joints3d_kl(q: Gaussian, prior_mm: Tensor) -> Tensor:
-    """KL( q(J3) || p(J3) ) of (5) and (8), of all joints but the wrist: (B, 21, 3) to (B, 20, 3)."""
+    """Return KL( q(J3) || p(J3) ) of (5) and (8) for all joints but the wrist: (B, 21, 3) to (B, 20, 3)."""
     return vertices_kl(_without_wrist(q), prior_mm[:, 1:])
 
 
 def aligned_loss(mean_mm: Tensor, target_mm: Tensor) -> Tensor:
-    """Not in the paper: half the squared error, square centimetres, that Procrustes leaves of joints (B, 21, 3) each.
+    """Return half the squared error of joints after Procrustes, square centimetres (B, 21, 3). Not in the paper.
 
-    `mean_mm` (B, 21, 3) are moved, turned and scaled to lie closest to `target_mm`, as PA-MPJPE has it. Which way a
-    hand is turned takes long to learn, and until then errors of the wrist's turn drown what the fingers do; this
-    teaches fingers meanwhile. No gradient goes through the fit: it is the best one, so its own slope is zero.
+    `mean_mm` (B, 21, 3) are moved, rotated and scaled to lie closest to `target_mm`, as for PA-MPJPE. The global
+    rotation takes long to learn, and until then its errors hide those of the fingers; this loss trains the fingers
+    meanwhile. No gradient goes through the fit: at the optimum its slope is zero.
     """
     turn, scale = _procrustes(mean_mm, target_mm)
     x, y = mean_mm - mean_mm.mean(1, keepdim=True), target_mm - target_mm.mean(1, keepdim=True)
@@ -129,10 +129,10 @@ def aligned_loss(mean_mm: Tensor, target_mm: Tensor) -> Tensor:
 
 
 def aligned_std_loss(q: Gaussian, target_mm: Tensor) -> Tensor:
-    """Not in the paper: the likelihood, as a function of std alone, of what Procrustes leaves of q's means, (B, N, 3).
+    """Return the likelihood of errors after Procrustes, as a function of std alone, (B, N, 3). Not in the paper.
 
-    The target's points (B, N, 3) are turned into q's frame, in which std is. An error that the wrist's turn makes says
-    little of a hand's shape; a std that learns from this one says which shapes to keep.
+    The target's points (B, N, 3) are rotated into q's frame, the frame of std. Errors of the global rotation say little
+    about a hand's shape; a std trained on this loss ranks shapes.
     """
     turn, scale = _procrustes(q.mean_mm, target_mm)
     x, y = (points - points.mean(1, keepdim=True) for points in (q.mean_mm.detach(), target_mm))
@@ -141,8 +141,8 @@ def aligned_std_loss(q: Gaussian, target_mm: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _procrustes(points: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The turn (B, 3, 3) and scale (B, 1, 1) that, about their means, bring points (B, N, 3) closest to the target."""
-    # Older versions raise where a number is not finite. A loss of such points still is not, and the step not taken.
+    """Return rotation (B, 3, 3) and scale (B, 1, 1) about the means that align points (B, N, 3) with the target."""
+    # Older versions raise on NaN. The loss of such points is still NaN, and the step is skipped.
     turn, _, scale = roma.rigid_points_registration(
         points.nan_to_num(0, 0, 0), target.nan_to_num(0, 0, 0), compute_scaling=True
     )
@@ -154,15 +154,15 @@ def _without_wrist(q: Gaussian) -> Gaussian:
 
 
 def camera_numbers(camera: Camera) -> Tensor:
-    """The mean of C = (s per decimetre, r, t): (B, 6), in the order and units of `Camera.std`."""
+    """Return the mean of C = (s per decimetre, r, t), (B, 6), in the order and units of `Camera.std`."""
     return torch.cat([camera.scale_per_mm[:, None] * 100, camera.rotvec, camera.translation], 1)
 
 
 def camera_loss(camera: Camera, target: Tensor) -> Tensor:
-    """L_C, formula (4), against C* `target` (B, 6) as `annotator.model.camera.fit_camera` makes it: (B, 6).
+    """Return L_C, formula (4), against C* `target` (B, 6) from `annotator.model.camera.fit_camera`: (B, 6).
 
-    The likelihood of s and t. For r, which is always 0 and would have a likelihood without bound, the KL from
-    q(r) to its tight prior N(0, PRIOR_STD^2): it needs no label. Zero where r is switched off (its std is 0).
+    s and t have a likelihood. r is always 0, so its likelihood would be unbounded: it has the KL from q(r) to the tight
+    prior N(0, PRIOR_STD^2) instead, which needs no label. Zero if r is disabled (its std is 0).
     """
     numbers, std = camera_numbers(camera), camera.std
     nll = gaussian_nll(target[:, [0, 4, 5]], numbers[:, [0, 4, 5]], std[:, [0, 4, 5]])
@@ -172,12 +172,12 @@ def camera_loss(camera: Camera, target: Tensor) -> Tensor:
 
 
 def camera_kl(q: Camera, p: Camera) -> Tensor:
-    """KL( q(C) || p(C) ) of (8): (B, 6), p(C) = N(prior-net's camera, PRIOR_STD^2); zero where r is off."""
+    """Return KL( q(C) || p(C) ) of (8), (B, 6), with p(C) = N(prior-net's camera, PRIOR_STD^2); zero if r is off."""
     return _kl_where_std(camera_numbers(q), q.std, camera_numbers(p))
 
 
 def _kl_where_std(mean: Tensor, std: Tensor, prior_mean: Tensor) -> Tensor:
-    """`kl_to_prior` with PRIOR_STD; a number without std is a constant and costs nothing."""
+    """Return `kl_to_prior` with PRIOR_STD; zero for constants, whose std is 0."""
     known = std > 0
     # The inner `where` keeps the logarithm's infinite slope at 0 out of the gradient.
     kl = kl_to_prior(mean, torch.where(known, std, PRIOR_STD), prior_mean, PRIOR_STD)
@@ -187,15 +187,15 @@ def _kl_where_std(mean: Tensor, std: Tensor, prior_mean: Tensor) -> Tensor:
 def joints2d_loss(
     target: Tensor, mean: Tensor, covariance: Tensor, label_std: Tensor | None = None
 ) -> Tensor:
-    """L_J2, formula (6): `-log N(J2* | proj(mu_J), Sigma_2)` of each joint but for the constant, (B, 21).
+    """Return L_J2, formula (6): `-log N(J2* | proj(mu_J), Sigma_2)` per joint without the constant, (B, 21).
 
-    `target` and `mean` (B, 21, 2) and `covariance` (B, 21, 2, 2) in crop half-sides. `label_std` (B, 21) is the
-    annotators' own doubt; its square is added to both variances.
+    `target` and `mean` (B, 21, 2) and `covariance` (B, 21, 2, 2) are in crop half-sides. `label_std` (B, 21) is the std
+    of the annotation; its square is added to both variances.
     """
     xx, xy, yy = covariance[..., 0, 0], covariance[..., 0, 1], covariance[..., 1, 1]
     if label_std is not None:
         xx, yy = xx + label_std.square(), yy + label_std.square()
-    # x first, then y given x. Rounding must not make what is left of the variance negative.
+    # x first, then y given x. Rounding must not make the remaining variance negative.
     slope = xy / xx
     rest = torch.maximum(yy - slope * xy, 1e-6 * yy)
     dx, dy = (target - mean).unbind(-1)
@@ -203,12 +203,12 @@ def joints2d_loss(
 
 
 def landmarks_loss(log_share: Tensor, target: Tensor, std: Tensor) -> Tensor:
-    """Not in the paper: cross-entropy of maps (B, 21, H, W) with where 2D joints `target` (B, 21, 2) lie, (B, 21).
+    """Return the cross-entropy (B, 21) of maps (B, 21, H, W) with 2D joints `target` (B, 21, 2). Not in the paper.
 
-    A joint lies in the four cells around it, as far in each as it is near its centre, so that the best map has its mean
-    at the joint. One beyond the outermost centres counts as lying there. This learns several times faster than a
-    distance from the map's mean, which hardly changes while a map still knows nothing. The annotator's doubt `std`
-    (B, 21), crop half-sides, makes a joint count for less: for half at a tenth of a half-side.
+    The target distribution spreads a joint over the four nearest cells by bilinear weights, so the mean of the best map
+    is the joint. Joints beyond the outermost cell centres are clamped to them. This trains several times faster than
+    the distance of the map's mean, which has almost no gradient on a flat map. The annotation's `std` (B, 21), crop
+    half-sides, reduces a joint's weight: to half at a tenth of a half-side.
     """
     size = torch.tensor([log_share.shape[-1], log_share.shape[-2]], device=target.device)
     cell = torch.minimum(((target + 1) * size - 1).clamp_min(0) / 2, size - 1)
@@ -224,42 +224,42 @@ def landmarks_loss(log_share: Tensor, target: Tensor, std: Tensor) -> Tensor:
 
 
 def read_out_loss(points: Tensor, target: Tensor, std: Tensor) -> Tensor:
-    """Not in the paper: a robust distance (pseudo-Huber) of landmarks from where joints are, (B, 21).
+    """Return a robust distance (pseudo-Huber) between landmarks and joints, (B, 21). Not in the paper.
 
-    `points` and `target` (B, 21, D) in crop half-sides, D = 2 in the crop, 1 in depth. The annotator's doubt `std`
-    (B, 21), crop half-sides, makes a joint count for less, as in `landmarks_loss`.
+    `points` and `target` (B, 21, D) are in crop half-sides; D = 2 in the crop, 1 in depth. The annotation's `std`
+    (B, 21), crop half-sides, reduces a joint's weight as in `landmarks_loss`.
     """
     squared = ((points - target) / LANDMARK_SCALE).square().sum(-1)
     return ((1 + squared).sqrt() - 1) / (1 + (std / PRIOR_STD).square())
 
 
 def texture_loss(image: Tensor, rendered: Tensor, mask: Tensor) -> Tensor:
-    """L_tex, formula (12): M |I - I'| of each pixel, the mean of its three colours, (B, H, W).
+    """Return L_tex, formula (12): M |I - I'| per pixel, the mean of its three colours, (B, H, W).
 
-    `image` and `rendered` (B, H, W, 3) in 0..1, `mask` (B, H, W) in 0..1 or bool; divide the sum by the mask's.
-    The norm is taken as the absolute difference: a highlight, a ring or a strip of background inside the mask
-    then counts as one wrong pixel among others, where squares would spread its colour over the skin.
+    `image` and `rendered` (B, H, W, 3) are in 0..1, `mask` (B, H, W) in 0..1 or bool; divide the sum by the mask's sum.
+    The norm is the absolute difference: a highlight, a ring or a strip of background inside the mask then counts as
+    one wrong pixel among others. Squared differences would spread its colour over the skin.
     """
     return torch.where(mask > 0, (image - rendered).abs().mean(-1) * mask, 0.0)
 
 
 class JointLimits(nn.Module):
-    """How far prior-net's fingers bend where no hand can, for weak training. Holds no parameters.
+    """Penalty on finger angles beyond the limits of real hands, for weak training. No parameters.
 
-    Angles are `annotator.hand.anatomy`'s, about the hand model's own axes. Each joint is read as three turns that
-    follow each other: spread, twist, flexion; the thumb's saddle joint as spread, flexion, twist, the way
-    `pose_from_angles` builds it. The second is what would lock a gimbal at a right angle, and is chosen so that
-    this lies far outside the limits.
+    Angles are those of `annotator.hand.anatomy`, about the hand model's axes. Each joint is decomposed into three
+    successive rotations: spread, twist, flexion; the thumb's saddle joint into spread, flexion, twist, as in
+    `pose_from_angles`. The second rotation has the gimbal lock at a right angle; the order is chosen so that the lock
+    lies far outside the limits.
     """
 
     outer: Tensor  # (5, 3, 3, 3) rows
     inner: Tensor  # (5, 3, 3, 3) columns
-    offset: Tensor  # (5, 3) of the second turn
+    offset: Tensor  # (5, 3) of the second rotation
     rest: Tensor  # (5, 3, 3)
     saddle: Tensor  # (5, 3, 1) bool
     lower: Tensor  # (5, 3, 3)
     upper: Tensor  # (5, 3, 3)
-    order: Tensor  # (5, 3) of fingers and joints, in MANO's
+    order: Tensor  # (5, 3) indices of fingers and joints in MANO's order
 
     def __init__(self, hand: HandModel) -> None:
         super().__init__()
@@ -290,26 +290,26 @@ class JointLimits(nn.Module):
         self.register_buffer("saddle", torch.from_numpy(saddle), persistent=False)
 
     def angles(self, rotations: Tensor) -> Tensor:
-        """Rotations (B, 16, 3, 3) in MANO's order to angles (B, 5, 3, 3) in radians, the wrist's turn ignored.
+        """Convert rotations (B, 16, 3, 3) in MANO's order to angles (B, 5, 3, 3) in radians; ignore the wrist.
 
-        Finger (thumb first), joint (from the palm), and spread, flexion, twist: 0 is a flat hand with parallel
-        fingers. Joints 2 and 3 have a spread and a twist of 0 in every pose of a real hand, and so has every
-        first joint's twist; the thumb's is counted from the one that its other two angles bring with them.
+        Axes: finger (thumb first), joint (from the palm), and spread, flexion, twist; 0 is a flat hand with parallel
+        fingers. In a real hand, spread and twist of joints 2 and 3 are always 0, and so is the twist of the first
+        joint. The thumb's twist is relative to the twist that its other two angles imply.
         """
         return self._read(rotations)[0]
 
     def forward(self, rotations: Tensor) -> Tensor:
-        """Squared excess beyond the limits, radians squared: (B, 15, 3), joints as in `angles`, thumb first.
+        """Return the squared excess beyond the limits, radians squared (B, 15, 3), joints as in `angles`, thumb first.
 
-        Within 30 degrees of a locked gimbal the turns that can't be told apart there count for less, so that
-        gradients stay bounded. Angles jump from 180 to -180 degrees, as angles do.
+        Within 30 degrees of gimbal lock, the ambiguous rotations have a lower weight, so that gradients stay bounded.
+        Angles wrap from 180 to -180 degrees.
         """
         angles, share = self._read(rotations)
         excess = torch.relu(self.lower - angles) + torch.relu(angles - self.upper)
         return (excess * share).square().flatten(1, 2)
 
     def _read(self, rotations: Tensor) -> tuple[Tensor, Tensor]:
-        """Angles (B, 5, 3, 3), and how well each can be told (B, 5, 3, 3), 0 to 1."""
+        """Return angles (B, 5, 3, 3) and their weights near gimbal lock (B, 5, 3, 3), 0 to 1."""
         turned = self.outer @ rotations[:, self.order] @ self.inner
         # Of Rz(a) Rx(b) Ry(c) in the axes of `outer`, the second column and the last row give all three.
         ring = turned[..., 0, 1].square() + turned[..., 1, 1].square()  # cos(b)^2
@@ -322,11 +322,11 @@ class JointLimits(nn.Module):
         a = turn(-turned[..., 0, 1], turned[..., 1, 1])
         b = torch.atan2(turned[..., 2, 1], cosine) - self.offset
         c = turn(-turned[..., 2, 0], turned[..., 2, 2])
-        # From the flat hand on, the thumb's own twist follows its other two angles.
+        # Relative to the flat hand, the thumb's own twist follows from its other two angles.
         per_flexion, per_spread = anatomy.THUMB_TWIST
         of_saddle = torch.stack([a, b, -c + per_flexion * b - per_spread * a], -1)
         angles = self.rest + torch.where(self.saddle, of_saddle, torch.stack([a, c, b], -1))
-        told = (2 * cosine).clamp_max(1.0)
-        one = torch.ones_like(told)
-        of_saddle = torch.stack([told, one, told], -1)
-        return angles, torch.where(self.saddle, of_saddle, torch.stack([told, told, one], -1))
+        weight = (2 * cosine).clamp_max(1.0)
+        one = torch.ones_like(weight)
+        of_saddle = torch.stack([weight, one, weight], -1)
+        return angles, torch.where(self.saddle, of_saddle, torch.stack([weight, weight, one], -1))

@@ -1,16 +1,16 @@
-"""The loss of a batch: formulas (3) to (6), (8) and (12) over whatever targets each example has.
+"""The loss of a batch: formulas (3) to (6), (8) and (12) over the targets that each example has.
 
-One sum for supervised and weak training alike. Formula (3) is a likelihood of the target plus w KL, formula (8)
-keeps the KL and drops the likelihood: so each likelihood is a mean over the examples that have its target, each KL
-a mean over all. A fully labelled batch has (3) to (6), a batch of 2D joints has (8), a mixed one has both, and an
-example without any target still has its KL terms and its texture.
+Supervised and weak training share one sum. Formula (3) is a likelihood of the target plus w KL; formula (8) keeps the
+KL and drops the likelihood. So each likelihood is a mean over the examples with its target, each KL a mean over all
+examples. A fully labelled batch has (3) to (6), a batch of 2D joints has (8), a mixed one has both. An example without
+any target still has its KL terms and its texture.
 
-A 3D target may be a label with a std of its own. q's likelihood is then the mean over the label's distribution, which
-weighs it by q's own std; where there is none (prior-net, joints after Procrustes) it counts by `losses.label_weight`,
-in the sum as in the count.
+A 3D target may be a label with its own std. q's likelihood is then the mean over the label's distribution, which q's
+std weights. Terms without a predicted std (prior-net, joints after Procrustes) are weighted by `losses.label_weight`,
+in the sum and in the count.
 
-Every term is a sum and a count of coordinates; counts are added up over all workers before the division, so
-that two workers with half a batch each take the step that one would have taken.
+Every term is a sum and a count of coordinates. Counts are added over all workers before the division, so two workers
+with half a batch each take the same step as one worker.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from trainer.keyed import Draws, keys
 
 @dataclass(frozen=True)
 class Term:
-    """A loss summed over what it was computed for."""
+    """The sum of a loss, and the count of its values."""
 
     sum: Tensor  # ()
     count: Tensor  # ()
 
 
 def _term(values: Tensor, known: Tensor) -> Term:
-    """Values (B, ...) where `known` (the leading dimensions) is true, or by how much it counts."""
+    """Sum values (B, ...) where `known` (the leading dimensions) is true, or with `known` as weights."""
     weight = known.to(values.dtype).reshape(*known.shape, *[1] * (values.ndim - known.ndim)).expand_as(values)
-    # Not a product: what is not known may be anything, even NaN.
+    # Not a product: unknown values may be NaN.
     return Term((torch.where(weight > 0, values, 0.0) * weight).sum(), weight.sum())
 
 
@@ -55,7 +55,7 @@ def _prior(mean_mm: Tensor) -> Gaussian:
 
 
 class Objective(nn.Module):
-    """Terms of the loss and their weights. Holds no parameters."""
+    """The terms of the loss and their weights, without parameters."""
 
     faces: Tensor  # (F, 3)
 
@@ -63,12 +63,12 @@ class Objective(nn.Module):
         super().__init__()
         self.config = config
         self.network_config = network.config
-        # A draw of V is as correlated as the variance of joints takes vertices to be.
+        # A draw of V has the correlation that the variance of joints assumes for vertices.
         self._errs_together = network.config.amvur.joint_variance == "shared"
         self.limits = losses.JointLimits(hand)
         self.register_buffer("faces", network.faces, persistent=False)
         prior = config.prior
-        #: What each term weighs in the total.
+        #: Weight of each term in the total.
         self.weights = {
             "vertices": config.vertices,
             "joints3d": config.joints3d,
@@ -91,7 +91,7 @@ class Objective(nn.Module):
             "limits": config.limits,
             "pose": config.pose,
             "shape": config.shape,
-            # As many images count for one side as for the other.
+            # The same number of images counts for each side.
             "side_right": config.side / 2,
             "side_left": config.side / 2,
             "presence_hand": config.presence / 2,
@@ -99,11 +99,11 @@ class Objective(nn.Module):
         }
 
     def terms(self, prediction: Prediction, batch: Batch, images: Tensor) -> dict[str, Term]:
-        """Every term that this network has, by name; `images` (B, 3, H, W) are what the network saw."""
+        """Return every term of this network by name; `images` (B, 3, H, W) are its input."""
         target_camera, has_camera = fit_camera(batch.joints3d_mm, batch.joints2d, batch.has_joints2d)
         has_camera = has_camera & batch.has_joints3d
         every = batch.has_hand
-        # A guess that nobody asked for says nothing, and what is likely goes on counting.
+        # With weight 0 a detector's joints do not count as a target, so the pose prior still applies.
         guessed = batch.has_guess3d & ~batch.has_joints3d & (self.config.guess > 0)
         draws = Draws(keys(batch.key, 1))
         q, camera = prediction.joints3d, prediction.camera
@@ -111,7 +111,7 @@ class Objective(nn.Module):
         joints_std_mm = self.config.doubt * batch.joints3d_std_mm
         of_vertices = losses.label_weight(vertices_std_mm) * batch.has_vertices[:, None, None]
         of_joints = losses.label_weight(joints_std_mm[:, 1:]) * batch.has_joints3d[:, None, None]
-        # One weight a hand: with one a joint, Procrustes' best fit would not be the best of what is summed up.
+        # One weight per hand: with a weight per joint, the Procrustes fit would not minimise the sum.
         of_hands = of_joints.mean((1, 2))
         terms = {
             "vertices": _term(
@@ -131,7 +131,7 @@ class Objective(nn.Module):
         }
         prior, prior_camera = prediction.prior, prediction.prior_camera
         if prior is not None and prior_camera is not None:
-            # A sum over joints: one finger bent too far must weigh as much in a hand of fifteen.
+            # A sum over the 15 joints, so that one joint bent too far keeps its full weight.
             terms["limits"] = _term(self.limits(prior.rotations).sum((1, 2)), every)
             terms["pose"] = _term(prior.coefficients.square() / 2, every & ~batch.has_joints3d & ~guessed)
             terms["shape"] = _term(prior.betas.square() / 2, every)
@@ -179,15 +179,15 @@ class Objective(nn.Module):
             ("presence_hand", prediction.is_hand, every),
             ("presence_none", 1 - prediction.is_hand, ~every),
         ):
-            # torch's own cross-entropy raises where a probability is not a number; here that is a step not taken.
+            # torch's own cross-entropy raises on NaN; here NaN only skips the step.
             terms[name] = _term(-of_truth.float().clamp_min(1e-12).log(), where)
         return terms
 
     def total(self, terms: dict[str, Term]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted loss to go backwards from, and each term's mean over all workers (no gradient).
+        """Return the weighted loss for the backward pass, and the mean per term over all workers (no gradient).
 
-        Gradients are averaged over workers (DDP), so the loss is scaled by their number: what comes out is the
-        gradient of sum / count with both taken over the whole batch.
+        DDP averages gradients over workers, so the loss is scaled by their number. The result is the gradient of sum /
+        count over the whole batch.
         """
         names = sorted(terms)
         counts = torch.stack([terms[name].count.detach() for name in names])
@@ -207,9 +207,9 @@ class Objective(nn.Module):
     def _likelihood(
         self, loss: Callable[..., Tensor], q: Gaussian, target_mm: Tensor, label_std_mm: Tensor
     ) -> Tensor:
-        """(3) or (5) of q's means and std; or of its means, and of std what Procrustes leaves.
+        """Return (3) or (5) of q's means and std; with `std: aligned`, std learns errors after Procrustes.
 
-        A label's std is of errors wrist on wrist, and has no say in the latter.
+        A label's std describes errors with aligned wrists, so the latter ignores it.
         """
         if self.config.std == "wrist":
             return loss(q, target_mm, label_std_mm)
@@ -218,7 +218,7 @@ class Objective(nn.Module):
         return values + of_std[:, of_std.shape[1] - values.shape[1] :]  # joints without the wrist
 
     def _camera(self, values: Tensor, known: Tensor, has_hand: Tensor) -> Term:
-        """Values (B, 6) of a camera. What is switched off does not count; r needs no label, its target is 0."""
+        """Sum values (B, 6) of a camera. Disabled parts do not count; r needs no label, its target is 0."""
         if not self.network_config.camera.rotation:
             return _term(values[:, [0, 4, 5]], known)
         is_rotation = torch.tensor([0, 1, 1, 1, 0, 0], dtype=torch.bool, device=values.device)
@@ -240,10 +240,10 @@ class Objective(nn.Module):
         return _term(values, batch.has_joints2d)
 
     def _texture(self, prediction: Prediction, batch: Batch, images: Tensor, draws: Draws) -> Term:
-        """Return L_tex, (12): the mesh in its colours, where it projects, against the photo where the hand is seen.
+        """Return L_tex, (12): the projected coloured mesh against the photo, where the hand is visible.
 
         With `texture_moves_hand` the gradient reaches mesh and camera through the barycentrics of each pixel. Colours
-        are sampled at constant places all the same: sampled wherever the mesh is, they would match there.
+        are still sampled at constant positions: sampled at the moving mesh, they would match anywhere.
         """
         assert prediction.rgb is not None
         size_px = self.network_config.texture.raster_px

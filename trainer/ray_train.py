@@ -1,4 +1,4 @@
-"""The training loop on many workers: Ray Train starts and joins them; when one dies, all start again."""
+"""The training loop on many workers: Ray Train starts and joins them; if one dies, all restart."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from annotator.storage.files import is_local, local_path
 from trainer.config import TrainConfig
 from trainer.train import Progress, train
 
-#: So many times in a row may workers die before a step is told of; each time they go on from the newest checkpoint.
+#: Maximum consecutive deaths of workers without a reported step; each restart resumes from the newest checkpoint.
 PATIENCE = 5
 
-#: What goes wrong every time; anything else may be a neighbour that died, and is tried again.
+#: Errors that would repeat. Any other error may come from a worker that died, and is retried.
 MISTAKES = (
     UserError,
     TypeError,
@@ -43,12 +43,12 @@ def train_on_ray(
     address: str | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> None:
-    """`train` in `workers` processes, a GPU each where Ray has any; OUT must be the same place for all of them.
+    """Run `train` in `workers` processes, with a GPU each if Ray has GPUs; all of them must reach OUT.
 
-    By default as many as there are GPUs, or one.
+    Default: one worker per GPU, otherwise one.
 
     Raises:
-        UserError: as `train` does; more workers than there are CPUs or GPUs for; or workers that keep dying.
+        UserError: `train` raises one; there are fewer CPUs or GPUs than workers; or workers keep dying.
     """
     if is_local(out):
         out = str(local_path(out).absolute())
@@ -57,36 +57,36 @@ def train_on_ray(
         settings = {"config": config, "out": out, "threads": threads, "folder": str(Path.cwd())}
         reached = -1
 
-        def told(progress: Progress) -> None:
+        def report(progress: Progress) -> None:
             nonlocal reached
             reached = progress.step
             on_progress(progress)
 
         deaths, reached_before = 0, -1
-        while error := _attempt(settings, workers, gpus, told):
+        while error := _attempt(settings, workers, gpus, report):
             deaths = deaths + 1 if reached <= reached_before else 1
             reached_before = max(reached, reached_before)
             if deaths == PATIENCE:
                 raise UserError(
-                    f"workers died {deaths} times without a step in between ({_reason(error)}): if it was for "
-                    "want of memory, lower batch_size"
+                    f"workers died {deaths} times without progress ({_reason(error)}): if memory "
+                    "ran out, lower batch_size"
                 ) from error
 
 
 def _shared_out(workers: int | None) -> tuple[int, int, bool]:
-    """Workers, CPU threads of each, and whether each has a GPU."""
+    """Return the number of workers, CPU threads per worker, and whether each has a GPU."""
     import ray
 
-    there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0))
-    kind, count = ("GPU", gpus) if gpus else ("CPU", int(there.get("CPU", 0)))
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    kind, count = ("GPU", gpus) if gpus else ("CPU", int(resources.get("CPU", 0)))
     workers = workers or gpus or 1
     if workers > count:
-        raise UserError(f"{workers} workers want a {kind} each, but Ray has {count}: give --workers {count}")
+        raise UserError(f"{workers} workers need a {kind} each, but Ray has {count}: give --workers {count}")
     if gpus:
         return workers, 1, True
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    # A worker's threads are of one machine.
+    # All threads of a worker run on one machine.
     threads = next(t for t in range(max(nodes), 0, -1) if sum(cpus // t for cpus in nodes) >= workers)
     return workers, threads, False
 
@@ -94,46 +94,46 @@ def _shared_out(workers: int | None) -> tuple[int, int, bool]:
 def _attempt(
     settings: dict[str, Any], workers: int, gpus: bool, on_progress: Callable[[Progress], None]
 ) -> Exception | None:
-    """Train until it is done, or until workers die: returns what they died of."""
+    """Train until the end (None), or until workers die, and return their error."""
     import ray
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
-    told = Queue(actor_options={"num_cpus": 0})
-    listener = threading.Thread(target=_listen, args=(told, on_progress), daemon=True)
+    reports = Queue(actor_options={"num_cpus": 0})
+    listener = threading.Thread(target=_listen, args=(reports, on_progress), daemon=True)
     listener.start()
     try:
         with _private_train() as folder:
             TorchTrainer(
                 _worker,
-                train_loop_config={**settings, "told": told},
+                train_loop_config={**settings, "reports": reports},
                 scaling_config=ScalingConfig(
                     num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": settings["threads"]}
                 ),
                 run_config=RunConfig(storage_path=folder),
             ).fit()
         return None
-    except SystemExit:  # Ray Train's answer to Ctrl-C
+    except SystemExit:  # Ray Train raises this on Ctrl-C
         raise KeyboardInterrupt from None
     except (TrainingFailedError, ray.exceptions.RayActorError) as error:
-        for of_worker in getattr(error, "worker_failures", {}).values():
-            if isinstance(of_worker, MISTAKES):
-                raise of_worker from None
+        for failure in getattr(error, "worker_failures", {}).values():
+            if isinstance(failure, MISTAKES):
+                raise failure from None
         return error
     finally:
         with contextlib.suppress(ray.exceptions.RayError):
-            told.put(None)
+            reports.put(None)
             listener.join()
-            told.shutdown()
+            reports.shutdown()
 
 
 @contextlib.contextmanager
 def _private_train() -> Iterator[str]:
-    """What Ray Train leaves behind or changes in this process is undone; gives a folder for its own notes."""
-    # Looked at twice a second: a run ends, and a dead worker is seen, so much sooner.
+    """Yield a folder for Ray Train's files; at the end delete it and undo Ray Train's changes to this process."""
+    # Polling twice a second notices the end of a run or a dead worker sooner.
     changed = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-    held = {name: os.environ.get(name) for name in changed}
+    previous = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # failures come as exceptions, once
     main = threading.current_thread() is threading.main_thread()
@@ -144,7 +144,7 @@ def _private_train() -> Iterator[str]:
     finally:
         if main:
             signal.signal(signal.SIGINT, on_interrupt)
-        for name, value in held.items():
+        for name, value in previous.items():
             if value is None:
                 del os.environ[name]
             else:
@@ -152,24 +152,24 @@ def _private_train() -> Iterator[str]:
 
 
 def _reason(error: Exception) -> str:
-    """Why one worker died, in a line."""
+    """Return the first line of one worker's error."""
     cause = next(iter(getattr(error, "worker_failures", {}).values()), error)
     return next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """What each worker runs; Ray has set up the process group already."""
+    """Run `train` in a worker, whose process group Ray has set up."""
     from ray.train.torch import get_device
 
     torch.set_num_threads(settings["threads"])
-    with contextlib.suppress(OSError):  # relative paths mean what they mean where the run was started
+    with contextlib.suppress(OSError):  # relative paths refer to the folder where the run was started
         os.chdir(settings["folder"])
-    train(settings["config"], settings["out"], str(get_device()), settings["told"].put)
+    train(settings["config"], settings["out"], str(get_device()), settings["reports"].put)
 
 
-def _listen(told: Any, on_progress: Callable[[Progress], None]) -> None:
+def _listen(reports: Any, on_progress: Callable[[Progress], None]) -> None:
     import ray
 
     with contextlib.suppress(ray.exceptions.RayError):
-        while (said := told.get()) is not None:
-            on_progress(said)
+        while (progress := reports.get()) is not None:
+            on_progress(progress)

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: numbers for TensorBoard and as JSON lines, pictures of its predictions."""
+"""The log of a training run: numbers as JSON lines and for TensorBoard, and pictures of predictions."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from trainer.config import TrainConfig
 if TYPE_CHECKING:
     from trainer.train import Progress
 
-#: Hands of a picture, and the side of each.
+#: Hands per picture, and the side of a tile.
 SHOWN, TILE_PX = 8, 192
 
-#: The range of the uncertainty's colours.
+#: Range of the uncertainty colours.
 STD_RANGE_MM = (2.0, 25.0)
 
 
-class Diary:
-    """Writes OUT/metrics.jsonl, OUT/tensorboard/ and OUT/pictures/; a folder elsewhere gets them at `keep`."""
+class RunLog:
+    """Write OUT/metrics.jsonl, OUT/tensorboard/ and OUT/pictures/; a remote OUT receives them at each `keep`."""
 
     def __init__(self, out: str, config: TrainConfig, step: int) -> None:
-        """`step`: where the run goes on; what was noted after it was of steps that are taken again."""
+        """Open the log at the step where the run resumes, and drop entries of later steps, which will be repeated."""
         self.out, self.config = out, config
-        # Removed at the end of this process at the latest, should the run not come to its own.
+        # Removed when this process ends, even if the run does not finish.
         self._scratch = None if is_local(out) else tempfile.TemporaryDirectory(prefix="amvur-")
-        self._kept: dict[Path, tuple[int, int]] = {}  # size and time of what is there already
+        self._kept: dict[Path, tuple[int, int]] = {}  # size and time of uploaded files
         self._folder = Path(self._scratch.name) if self._scratch else local_path(out)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._metrics = self._folder / "metrics.jsonl"
@@ -49,11 +49,11 @@ class Diary:
         if self._metrics.exists():
             lines = [line for line in self._metrics.read_text().splitlines() if _step(line) <= step]
             write_whole(str(self._metrics), "".join(f"{line}\n" for line in lines).encode())
-        # TensorBoard too forgets what came after this step.
+        # TensorBoard drops later steps too.
         self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, progress: Progress, gradient_norm: float) -> None:
-        """Note the numbers of a step."""
+        """Log the numbers of a step."""
         numbers = {f"loss/{name}": value for name, value in progress.losses.items()}
         numbers |= {
             "photos_per_s": progress.photos_per_s,
@@ -67,7 +67,7 @@ class Diary:
             file.write(json.dumps({"step": progress.step, **numbers}) + "\n")
 
     def draw(self, step: int, images: Tensor, batch: Batch, prediction: Prediction, faces: Tensor) -> None:
-        """OUT/pictures/step-N.png: a row a hand: photo, mesh over it, 2D joints (true green, predicted red), std."""
+        """Save OUT/pictures/step-N.png; per hand: photo, mesh over it, 2D joints (true green, predicted red), std."""
         sheet = picture(images, batch, prediction, faces)
         (self._folder / "pictures").mkdir(exist_ok=True)
         path = self._folder / "pictures" / f"step-{step:08d}.png"
@@ -76,7 +76,7 @@ class Diary:
         self._board.add_image("predictions", np.asarray(sheet), step, dataformats="HWC")
 
     def keep(self) -> None:
-        """Bring everything noted so far to where it belongs."""
+        """Flush the log, and upload new or changed files if OUT is remote."""
         self._board.flush()
         if not self._scratch:
             return
@@ -87,7 +87,7 @@ class Diary:
                 self._kept[path] = state
 
     def close(self) -> None:
-        """The run is over."""
+        """Flush, upload and close the log."""
         self._board.close()
         self.keep()
         if self._scratch:
@@ -103,7 +103,7 @@ def _step(line: str) -> int:
 
 @torch.no_grad()
 def picture(images: Tensor, batch: Batch, prediction: Prediction, faces: Tensor) -> Image.Image:
-    """A contact sheet of the first hands of a batch (PIL image)."""
+    """Return a contact sheet of the first hands of a batch (PIL image)."""
     count = min(SHOWN, len(images))
     vertices, camera = prediction.vertices, prediction.camera
     points = camera.project(vertices.mean_mm.float())[:count].cpu()

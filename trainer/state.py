@@ -1,11 +1,11 @@
-"""A training run between two steps: everything that decides what the next step does, as one safetensors file.
+"""The state of a training run between two steps, as one safetensors file.
 
-OUT/config.json             the configuration, as the run was started
-OUT/checkpoints/step-*.safetensors   weights, running mean, optimizer: to go on from; the newest few
-OUT/model.safetensors       the running mean of the weights, as `annotate` loads it
-OUT/metrics.jsonl, tensorboard/, pictures/   what happened
+OUT/config.json                              the configuration of the run
+OUT/checkpoints/step-*.safetensors           weights, running mean and optimizer to resume from; the newest few
+OUT/model.safetensors                        the running mean of the weights, as `annotate` loads it
+OUT/metrics.jsonl, tensorboard/, pictures/   the log
 
-Nothing random is stored: all chance follows from the seed and the step's number.
+No random state is stored: all randomness follows from the seed and the step number.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from trainer.config import TrainConfig
 
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 
-#: Changes when older states would be taken for something else.
+#: Version of the state format; changes when older states would be misread.
 STATE_VERSION = 3
 
-#: Settings that a run may change and still go on: they don't change what its steps have been.
+#: Settings that may differ when a run resumes, because they do not affect past steps.
 FREE = ("steps", "loaders", "checkpoint_every", "keep", "log_every", "pictures_every", "compile")
 
 
@@ -50,12 +50,12 @@ class TrainingState:
 
     @property
     def best(self) -> Network:
-        """The weights to predict with."""
+        """Return the weights for prediction."""
         return self.network if self.mean is None else self.mean
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
-        """Move the running mean towards the weights, faster in the first steps."""
+        """Update the running mean of the weights, faster in the first steps."""
         if self.mean is None:
             return
         decay = min(decay, (1 + self.step) / (10 + self.step))
@@ -66,7 +66,7 @@ class TrainingState:
             old[name].copy_(new[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, by name."""
+        """Return the whole state as tensors by name."""
         named = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         if self.mean is not None:
             named |= {f"mean.{k}": v for k, v in self.mean.state_dict().items()}
@@ -76,7 +76,7 @@ class TrainingState:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
     def take(self, tensors: dict[str, Tensor], step: int) -> None:
-        """The inverse of `tensors`, after so many steps."""
+        """Restore the state from `tensors` after `step` steps."""
         self.step = step
         _load(self.network, tensors, "network.")
         if self.mean is not None:
@@ -87,7 +87,7 @@ class TrainingState:
                 continue
             parameter_name, key = name.removeprefix("optimizer.").rsplit(".", 1)
             parameter = parameters[parameter_name]
-            # Adam counts its steps on the CPU.
+            # Adam keeps its step count on the CPU.
             device = torch.device("cpu") if key == "step" else parameter.device
             self.optimizer.state[parameter][key] = tensor.to(device)
 
@@ -97,15 +97,15 @@ def _load(network: Network, tensors: dict[str, Tensor], prefix: str) -> None:
 
 
 def new_state(network: Network, optimizer: torch.optim.Optimizer, config: TrainConfig) -> TrainingState:
-    """A run before its first step."""
+    """Return the state before the first step."""
     mean = copy.deepcopy(network).eval().requires_grad_(False) if config.optimizer.ema else None
     return TrainingState(network, mean, optimizer)
 
 
 def save_state(state: TrainingState, out: str, config: TrainConfig, hand: HandModel) -> None:
-    """Write the model for `annotate`, then the state, then let go of all but the newest states.
+    """Write the model for `annotate`, then the state, then delete all but the newest states.
 
-    In this order: a run whose last state is there is over, and must have its model.
+    The order matters: a run with its last state is finished, and must have its model.
     """
     header = {"version": STATE_VERSION, "step": state.step, "hand_id": hand.id}
     data = safetensors.torch.save(state.tensors(), metadata={"amvur-training": json.dumps(header)})
@@ -117,21 +117,21 @@ def save_state(state: TrainingState, out: str, config: TrainConfig, hand: HandMo
 
 
 def as_checkpoint(state: TrainingState, network: NetworkConfig, hand: HandModel) -> Checkpoint:
-    """What `annotate` loads."""
+    """Return the checkpoint that `annotate` loads."""
     info = CheckpointInfo(network, hand.id, trained_steps=state.step)
     return Checkpoint(state.best, hand, info, id="")
 
 
 def saved_states(out: str) -> list[str]:
-    """File names of the states that are there, oldest first."""
+    """Return the file names of saved states, oldest first."""
     return sorted(name for name in names_in(join(out, "checkpoints")) if _NAME.fullmatch(name))
 
 
 def newest_state(out: str, hand: HandModel) -> tuple[dict[str, Tensor], int] | None:
-    """The newest state that is whole, for `TrainingState.take`, and its step; None where there is none.
+    """Return the newest complete state, for `TrainingState.take`, and its step; None without any.
 
     Raises:
-        UserError: the run was made with another hand model, or by another version.
+        UserError: the run has another hand model, or comes from another version.
     """
     for name in reversed(saved_states(out)):
         data = read_whole(join(out, "checkpoints", name))
@@ -139,15 +139,15 @@ def newest_state(out: str, hand: HandModel) -> tuple[dict[str, Tensor], int] | N
             tensors = safetensors.torch.load(data or b"")
             header = _header(data or b"")
         except (SafetensorError, ValueError, KeyError):
-            continue  # damaged on its way; an older one is still right
+            continue  # damaged; an older state may be complete
         if header["version"] != STATE_VERSION:
             raise UserError(
-                f"'{out}' was trained by another version of amvur, which this one can't go on from: give another folder"
+                f"'{out}' was trained by another version of amvur and can't resume: give another folder"
             )
         if header["hand_id"] != hand.id:
             raise UserError(
                 f"'{out}' was trained with hand model {header['hand_id']}, not {hand.id}: "
-                "give --hand as it was, or another folder"
+                "give the same --hand, or another folder"
             )
         return tensors, header["step"]
     return None
@@ -159,24 +159,24 @@ def _header(data: bytes) -> dict[str, Any]:
 
 
 def claim_folder(out: str, config: TrainConfig) -> None:
-    """Write OUT/config.json, or check that the run there was started with the same settings.
+    """Write OUT/config.json, or check that the run in OUT has the same settings.
 
     Raises:
-        UserError: another run's folder.
+        UserError: the folder belongs to another run.
     """
     path = join(out, "config.json")
     settings = json.loads(json.dumps(to_dict(config)))
     there = read_whole(path)
     if there is not None:
         before = json.loads(there)
-        # Settings that were not there yet when the run began are as they were: at their defaults.
+        # Settings that did not exist when the run started have their defaults.
         with suppress(UserError):
             before = json.loads(json.dumps(to_dict(from_dict(TrainConfig, before, path))))
         changed = _difference(before, settings)
         if changed:
             raise UserError(
                 f"'{out}' holds a run with other settings ({', '.join(changed)}): give another folder, or the same "
-                "settings to go on"
+                "settings to resume"
             )
     elif saved_states(out):
         raise UserError(f"'{out}' holds checkpoints but no config.json: give another folder")
@@ -184,7 +184,7 @@ def claim_folder(out: str, config: TrainConfig) -> None:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], under: str = "") -> list[str]:
-    """Dotted names of settings that differ."""
+    """Return the dotted names of settings that differ."""
     found = []
     for key in sorted(old.keys() | new.keys()):
         if not under and key in FREE:

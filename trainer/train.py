@@ -1,8 +1,7 @@
 """The training loop, in plain torch.
 
-It runs by itself, or in each worker of a process group that someone else has set up (`distributed.py`: Ray
-Train); it does not know which. Everything random follows from the seed and the step's number, so a run that was
-stopped goes on as if it had not been.
+The same loop runs alone or in each worker of an existing process group (`ray_train.py`). All randomness follows from
+the seed and the step number, so a stopped run resumes with the same steps.
 """
 
 from __future__ import annotations
@@ -36,31 +35,31 @@ from trainer.config import TrainConfig
 from trainer.data.stream import Order, Steps
 from trainer.inverse_kinematics import train_inverse_kinematics
 from trainer.objective import Objective
-from trainer.run_log import Diary
+from trainer.run_log import RunLog
 from trainer.state import claim_folder, new_state, newest_state, save_state
 
 if TYPE_CHECKING:
     from trainer.synth.backdrops import Backdrops
 
-#: So many steps in a row may have gradients that are not finite before the run gives up.
+#: Maximum consecutive steps with gradients that are not finite, before the run stops.
 PATIENCE = 20
 
-#: Batch norms that a file came without are measured on so many crops of the first steps.
+#: Crops of the first steps for the statistics of batch norms, for files without any.
 MEASURED_CROPS = 64
 
-#: One mirror image for so many photos teaches the side head.
+#: Photos per mirror image, which trains the side head.
 PHOTOS_PER_MIRRORED = 4
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run says of itself every `log_every` steps."""
+    """Progress of a run, reported every `log_every` steps."""
 
     step: int
     steps: int
     losses: dict[str, float]  # means over all workers
     photos_per_s: float
-    waiting: float  # share of the time in which the model waited for data
+    waiting: float  # share of time spent waiting for data
     learning_rate: float
 
 
@@ -70,39 +69,39 @@ def train(
     device: str | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> None:
-    """Train until `config.steps`, from where the folder OUT (a path or an fsspec URL) was left.
+    """Train until `config.steps`; a run in the folder OUT (a path or an fsspec URL) resumes.
 
     Raises:
-        UserError: settings that can't be, data that is not there, a folder of another run, or gradients that
-            stopped being finite.
+        UserError: invalid settings, missing data, a folder of another run, or gradients that are not finite for
+            several steps.
     """
     keep_freed_memory()
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     place = device_of(device)
     hand = load_hand(config.hand)
-    # Where there is a GPU, hands are drawn there: loaders on the CPU would not keep up.
+    # A GPU draws hands itself: loaders on the CPU would not keep up.
     data = Steps(config, hand, rank, workers, draw_later=place.type == "cuda")
     data.check()
     if rank == 0:
         check_writable(out)
         claim_folder(out, config)
-    left = newest_state(out, hand)
-    network = start_network(config, hand, resumes=left is not None).to(place)
+    saved = newest_state(out, hand)
+    network = start_network(config, hand, resumes=saved is not None).to(place)
     for module in _frozen(network, config):
         module.requires_grad_(False)
     state = new_state(network, _optimizer(network, config), config)
-    if left is not None:
-        state.take(*left)
-        del left
+    if saved is not None:
+        state.take(*saved)
+        del saved
     if state.step >= config.steps:
         return
     objective = Objective(config.loss, network, hand).to(place)
     model: Any = torch.compile(network) if config.compile else network
     if workers > 1:
-        # Gradients of depthwise filters lie in memory in two ways that mean the same.
+        # Gradients of depthwise filters may have either of two equivalent memory layouts.
         warnings.filterwarnings("ignore", "Grad strides do not match")
         model = nn.parallel.DistributedDataParallel(model)
-    diary = Diary(out, config, state.step) if rank == 0 else None
+    run_log = RunLog(out, config, state.step) if rank == 0 else None
     backdrops = _backdrops(config, place)
     clock = _Clock()
     bad = 0
@@ -116,11 +115,11 @@ def train(
         loss, means = objective.total(terms)
         state.optimizer.zero_grad(set_to_none=True)
         norm = torch.tensor(math.nan)
-        # Means are of all workers, so all decide alike. On NaN, torch's backward of grid_sample may crash the process.
+        # Means are over all workers, so all decide alike. On NaN torch's backward of grid_sample may crash the process.
         if all(math.isfinite(mean) for mean in torch.stack([*means.values()]).tolist()):
             loss.backward()
             norm = _clip(network, config.optimizer.clip_norm)
-        # The same on every worker, for gradients are: one bad photo costs a step, not the run.
+        # Workers agree, because gradients are shared: one bad photo costs a step, not the run.
         bad = 0 if torch.isfinite(norm) else bad + 1
         if bad > PATIENCE:
             raise UserError(
@@ -132,30 +131,31 @@ def train(
         state.step += 1
         clock.photos += config.batch_size
         last = state.step == config.steps
-        if diary and (state.step % config.log_every == 0 or last):
+        if run_log and (state.step % config.log_every == 0 or last):
             progress = clock.progress(state.step, config, means, _rate(config, state.step))
-            diary.write(progress, float(norm))
+            run_log.write(progress, float(norm))
             on_progress(progress)
-        if diary and (state.step % config.pictures_every == 0 or last):
-            diary.draw(state.step, images, batch, prediction, network.faces)
+        if run_log and (state.step % config.pictures_every == 0 or last):
+            run_log.draw(state.step, images, batch, prediction, network.faces)
         if state.step % config.checkpoint_every == 0 or last:
-            if diary:
-                diary.keep()  # first: what is noted too early is forgotten on restart, what is lost stays lost
+            if run_log:
+                # Before the state: a restart drops log entries of later steps, but can't recover lost ones.
+                run_log.keep()
                 save_state(state, out, config, hand)
             if workers > 1:
-                dist.barrier()  # nobody runs ahead of what a restart would go on from
-    if diary:
-        diary.close()
+                dist.barrier()  # no worker runs ahead of the state that a restart resumes from
+    if run_log:
+        run_log.close()
 
 
 def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -> Network:
     """Return the network before its first step: from `start_from`, or from its seed and ImageNet weights.
 
-    With `resumes` its weights will be a checkpoint's, and neither of the two need be there any more.
+    With `resumes`, weights will come from a checkpoint, so neither source need still exist.
 
     Raises:
-        UserError: `start_from` can't be read or holds another network or another hand; ImageNet weights are asked
-            for and out of reach: days of training must not start from less than was asked for; or random layers
+        UserError: `start_from` can't be read or holds another network or another hand; requested ImageNet weights
+            are unavailable, because a long training must not start from less than requested; or random layers
             would be frozen.
     """
     with torch.random.fork_rng(devices=[]):
@@ -171,8 +171,8 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
         checkpoint = load_checkpoint(config.start_from, config.hand)
         if _without_sizes(checkpoint.info.network) != _without_sizes(config.network):
             raise UserError(
-                f"start_from '{config.start_from}' holds another network than this configuration's: "
-                "set network as it was trained"
+                f"start_from '{config.start_from}' holds a different network: "
+                "set `network` to the configuration it was trained with"
             )
         network.load_state_dict(checkpoint.network.last_look.state_dict())
     elif config.network.imagenet:
@@ -185,8 +185,7 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
     elif config.freeze_early or config.freeze_backbone:
         frozen = "freeze_backbone" if config.freeze_backbone else "freeze_early"
         raise UserError(
-            f"{frozen} would keep random layers as they are: set network.imagenet=true, start_from, "
-            f"or {frozen}=false"
+            f"{frozen} would freeze random layers: set network.imagenet=true, start_from, or {frozen}=false"
         )
     return network.train()
 
@@ -194,9 +193,9 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
 def _start_from_landmarker(network: Network, config: TrainConfig, hand: HandModel) -> None:
     """Give backbone and read-outs MediaPipe's weights, with batch norms measured on the first crops.
 
-    Every worker measures the same. The crops have the size of the file's own input. In training mode each batch then
-    has the statistics that its layers were made for, whatever `crop_px`; that brings MediaPipe's landmarks nearer at
-    smaller sizes.
+    Every worker measures the same values, on crops of the file's own input size. In training mode each batch then has
+    the statistics that the layers expect, for any `crop_px`; at smaller sizes this moves outputs closer to MediaPipe's
+    landmarks.
     """
     if config.network.backbone != "hand_landmark":
         raise UserError(
@@ -214,14 +213,14 @@ def _start_from_landmarker(network: Network, config: TrainConfig, hand: HandMode
 
 
 def _without_sizes(config: NetworkConfig) -> NetworkConfig:
-    """The configuration without what its weights do not depend on, such as the size of photos."""
+    """Return the configuration without fields that do not affect weights, such as the crop size."""
     plain = NetworkConfig()
     texture = replace(config.texture, raster_px=plain.texture.raster_px)
     return replace(config, crop_px=plain.crop_px, imagenet=plain.imagenet, seed=plain.seed, texture=texture)
 
 
 def _loader(data: Steps, start: int) -> Iterator[list[Batch | Order]]:
-    """This worker's part of each step from `start` on, read ahead by other processes."""
+    """Yield this worker's part of each step from `start` on; other processes read ahead."""
     loaders = data.config.loaders
     return iter(
         DataLoader(
@@ -230,7 +229,7 @@ def _loader(data: Steps, start: int) -> Iterator[list[Batch | Order]]:
             sampler=range(start, data.config.steps),
             num_workers=loaders,
             prefetch_factor=4 if loaders else None,
-            # A fork would take the threads' locks of this process with it.
+            # A fork would copy locks held by threads of this process.
             multiprocessing_context="spawn" if loaders else None,
             worker_init_fn=_start_loader if loaders else None,
             pin_memory=torch.cuda.is_available(),
@@ -243,7 +242,7 @@ def _start_loader(_: int) -> None:
 
 
 def mirrored_rows(batch: Batch) -> Tensor:
-    """Rows that are also shown as mirror images: chosen by their keys, so by every number of workers alike."""
+    """Return rows that are also shown as mirror images; keys choose them, so the number of workers has no effect."""
     return ((batch.key % PHOTOS_PER_MIRRORED == 0) & batch.has_hand).nonzero().squeeze(1)
 
 
@@ -262,14 +261,14 @@ def _prepared(
     device: torch.device,
     backdrops: Backdrops | None = None,
 ) -> tuple[Tensor, Batch]:
-    """All sources' examples in crops of one size, changed as `augment` says."""
+    """Return the examples of all sources as augmented crops of one size."""
     crop_px = config.network.crop_px
     ready = []
     for part in data.filled(parts, device):
         margin = part.image.shape[-1] / crop_px
         ready.append(prepare(part, crop_px, margin, config.augment, backdrops))
     images = torch.cat([images for images, _ in ready]).contiguous(memory_format=torch.channels_last)
-    # The images from before are of each source's own size, and nobody needs them any more.
+    # The original images differ in size between sources, and are not needed any more.
     return images, Batch.join([replace(batch, image=batch.image[..., :0, :0]) for _, batch in ready])
 
 
@@ -304,7 +303,7 @@ def _optimizer(network: Network, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def _rate(config: TrainConfig, step: int) -> float:
-    """Learning rate: a linear warm-up, then half a cosine down to a hundredth."""
+    """Return the learning rate: a linear warm-up, then half a cosine down to a hundredth."""
     settings = config.optimizer
     warm = min((step + 1) / max(settings.warmup_steps, 1), 1.0)
     if settings.schedule == "constant":
@@ -323,7 +322,7 @@ def _clip(network: Network, limit: float) -> Tensor:
 
 
 class _Clock:
-    """Where the time goes: waiting for data, or working."""
+    """Measure the share of time spent waiting for data."""
 
     def __init__(self) -> None:
         self.photos = 0
@@ -332,23 +331,23 @@ class _Clock:
         self._first = True
 
     def waited(self, loader: Iterator[list[Batch | Order]]) -> Iterator[list[Batch | Order]]:
-        """The loader's items; the time they take to come is waiting (the first one's is starting)."""
+        """Yield the loader's items and count the time until each as waiting; the first counts as start-up."""
         while True:
-            asked = time.perf_counter()
+            began = time.perf_counter()
             parts = next(loader, None)
             if parts is None:
                 return
             if self._first:
                 self._first, self._since = False, time.perf_counter()
             else:
-                self._waited_s += time.perf_counter() - asked
+                self._waited_s += time.perf_counter() - began
             yield parts
 
     def progress(self, step: int, config: TrainConfig, means: dict[str, Tensor], rate: float) -> Progress:
-        """Since the last time this was asked."""
+        """Return progress since the last call."""
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
-        said = Progress(
+        progress = Progress(
             step=step,
             steps=config.steps,
             losses={name: float(value) for name, value in means.items()},
@@ -357,4 +356,4 @@ class _Clock:
             learning_rate=rate,
         )
         self.photos, self._waited_s, self._since = 0, 0.0, now
-        return said
+        return progress

@@ -21,7 +21,7 @@ from annotator.report.pictures import Gallery, Shown, packed
 from annotator.report.sections import readable
 from annotator.report.survey import Row, Survey, outcome_of
 from annotator.report.tiles import SKIN, STOPS
-from annotator.report.truth import Judged
+from annotator.report.truth import Comparison
 
 _ALT = {
     "photo": "photo of",
@@ -42,7 +42,7 @@ class Report:
     shown: Sequence[Shown]
     faces: NDArray[np.int64]
     range_mm: tuple[float, float]
-    judged: Judged | None
+    judged: Comparison | None
 
 
 def page_of(report: Report) -> str:

@@ -11,7 +11,7 @@ from annotator.quality.calibration import UNCALIBRATED_3D
 from annotator.quality.uncertainty import CALIBRATED_LEVEL, LEVELS
 from annotator.report import charts
 from annotator.report.survey import Survey
-from annotator.report.truth import Judged
+from annotator.report.truth import Comparison
 
 #: Shares of the hands whose largest std is told: what `amvur filter --keep-best` would keep.
 _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -232,11 +232,11 @@ def _listed(shares: Sequence[float]) -> str:
     return f"{', '.join(first)} and {last}"
 
 
-def _by_axis(judged: Judged) -> str:
+def _by_axis(judged: Comparison) -> str:
     return ", ".join(f"{100 * share:.0f} % along {axis}" for axis, share in judged.coverage_by_axis.items())
 
 
-def truth(judged: Judged | None, found: Survey) -> str:
+def truth(judged: Comparison | None, found: Survey) -> str:
     """Errors against what was kept, and reliability."""
     if judged is None:
         return ""

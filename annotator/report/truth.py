@@ -44,7 +44,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Comparison:
     """What the comparison found."""
 
     hands: int
@@ -137,7 +137,7 @@ class Truth:
             gap[i], gap[:, k] = np.inf, np.inf
         return pairs
 
-    def judged(self) -> Judged | None:
+    def judged(self) -> Comparison | None:
         """The comparison so far; None where no hand's truth is known."""
         if not self._ids:
             return None
@@ -152,7 +152,7 @@ class Truth:
         by_axis = uncertainty.coverage_by_axis(
             coordinate_std, coordinate_error, [uncertainty.CALIBRATED_LEVEL]
         )
-        return Judged(
+        return Comparison(
             hands=int(sure.sum()),
             panels=[_panel(title, std[sure], errors[sure, k]) for k, title in enumerate(titles)],
             reliability=uncertainty.reliability(coordinate_std, coordinate_error),

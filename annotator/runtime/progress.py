@@ -76,7 +76,7 @@ def photos_bar(what: str, missing: str) -> Iterator[Callable[[Any], None]]:
     """For jobs over photos, which tell of photos, total, outcomes and rate; those that are not ok are `missing` it."""
     with _Bar(what) as bar:
 
-        def told(progress: Any) -> None:
+        def report(progress: Any) -> None:
             said = _causes(progress.outcomes, missing)
             if progress.retries:
                 said.append(f"{progress.retries} tried again")
@@ -84,7 +84,7 @@ def photos_bar(what: str, missing: str) -> Iterator[Callable[[Any], None]]:
                 said.append("still listing")
             bar.show(progress.photos, progress.total, progress.rate, ", ".join(said), progress.listed)
 
-        yield told
+        yield report
 
 
 def _causes(outcomes: dict[str, int], missing: str) -> list[str]:
@@ -104,7 +104,7 @@ def training_bar() -> Iterator[Callable[[Any], None]]:
     """For training, which tells of steps, photos a second and losses."""
     with _Bar("training") as bar:
 
-        def told(progress: Any) -> None:
+        def report(progress: Any) -> None:
             names = [name for name in ("vertices", "joints3d", "joints2d") if progress.losses.get(name)]
             said = "  ".join(f"{name} {progress.losses[name]:.2f}" for name in names)
             bar.show(
@@ -114,7 +114,7 @@ def training_bar() -> Iterator[Callable[[Any], None]]:
                 f"{said}  waiting {progress.waiting:.0%}",
             )
 
-        yield told
+        yield report
 
 
 @contextmanager

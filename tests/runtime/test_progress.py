@@ -17,12 +17,12 @@ def clock(monkeypatch):
 
 
 def test_a_log_hears_now_and_then_of_rate_causes_and_time_left(clock, capsys):
-    with progress.photos_bar("labelling", "a label") as told:
+    with progress.photos_bar("labelling", "a label") as report:
         for second in range(0, 101, 5):
             clock[0] = float(second)
             outcomes = {"ok": 8 * second, "unreadable: missing": second, "failed: crashed": second // 10}
             listed = second > 40
-            told(
+            report(
                 Progress(
                     10 * second, 1000 if listed else 10 * second, listed, outcomes, 10.0, 0.0, second // 50
                 )
@@ -40,10 +40,10 @@ def test_a_log_hears_now_and_then_of_rate_causes_and_time_left(clock, capsys):
 
 
 def test_training_counts_steps_and_not_photos(clock, capsys):
-    with progress.training_bar() as told:
+    with progress.training_bar() as report:
         for step in (10, 20, 40):
             clock[0] = 6.0 * step
-            told(_Step(step, 100))
+            report(_Step(step, 100))
     lines = capsys.readouterr().err.splitlines()
     # Six seconds a step, whatever the photos a second.
     assert "  8.0 minutes left  " in lines[1] and "  6.0 minutes left  " in lines[2]

@@ -248,7 +248,7 @@ def test_labels_judge_and_calibrate_nothing_and_say_what_their_std_is(
     summary = convert(f"labels:{labels}", str(tmp_path / "own"))
     assert summary.std_note.startswith("their std is not calibrated")
     for judge in (evaluate, calibrate):
-        with pytest.raises(UserError, match="holds labels of a network.*'synth'"):
+        with pytest.raises(UserError, match="holds predicted labels.*'synth'"):
             judge(lively_file, str(tmp_path / "own"), str(tmp_path / "out.safetensors"))
     assert not list(tmp_path.glob("out.safetensors/*"))  # a folder, of `evaluate`
     constant = tmp_path / "constant"

@@ -17,7 +17,7 @@ from annotator.quality import metrics
 from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 from trainer.batch import Batch
 from trainer.evaluation import measurements as measured_module
-from trainer.evaluation.calibrate import calibrate
+from trainer.evaluation.calibrate import fit_calibration
 from trainer.evaluation.measurements import Measured
 from trainer.evaluation.results import summarise, table_rows, write_results
 
@@ -314,7 +314,7 @@ def with_worse_depth(batch, prediction, factor=3.0):
 def judged_by_axis():
     """A calibration, and other photos measured without it and with it."""
     held_out, test = (with_worse_depth(*example(600, seed=seed)) for seed in (1, 2))
-    calibration = calibrate(measure(*held_out, size=64), "synthetic")
+    calibration = fit_calibration(measure(*held_out, size=64), "synthetic")
     return calibration, measure(*test, size=64), measure(*test, calibration, size=64)
 
 
@@ -342,7 +342,7 @@ def test_the_expected_error_of_what_is_kept_is_that_of_other_photos(judged_by_ax
     for one in expected.values():
         assert one["expected_mm"] == pytest.approx(one["found_mm"], rel=0.06)
     titles = {row[:2] for row in table_rows(summarise(found))}
-    assert ("expected error", "of the best 25%, without the wrist") in titles
+    assert ("expected error", "best 25%, without the wrist") in titles
     assert summarise(before)["expected_error"] is None
 
 
@@ -360,15 +360,15 @@ def test_coverage_of_a_hand_is_counted_coordinate_by_coordinate():
 
 def test_calibration_names_what_it_could_not_fit_and_leaves_it():
     weak = measure(*example(30, supervised=False))
-    calibration = calibrate(weak, "photos")
+    calibration = fit_calibration(weak, "photos")
     assert calibration.fitted_on == "photos, 30 photos: joints2d" and not calibration.measures_3d
     assert calibration == Calibration(joints2d=calibration.joints2d, fitted_on=calibration.fitted_on)
     assert calibration.joints2d != PowerLaw() and [name for name, _ in calibration.table()] == ["2D joints"]
     with pytest.raises(UserError, match="19 photos, too few"):
-        calibrate(measure(*example(19)), "photos")
+        fit_calibration(measure(*example(19)), "photos")
     batch, prediction = example(20, supervised=False)
     batch.has_joints2d[:] = False
     with pytest.raises(UserError, match="no photo with 3D joints, vertices or 2D joints"):
-        calibrate(measure(batch, prediction), "photos")
+        fit_calibration(measure(batch, prediction), "photos")
     with pytest.raises(ValueError, match="without a calibration"):
-        calibrate(measure(*example(20), Calibration(vertices=AxisLaws(depth=PowerLaw(2, 1)))), "photos")
+        fit_calibration(measure(*example(20), Calibration(vertices=AxisLaws(depth=PowerLaw(2, 1)))), "photos")

@@ -189,7 +189,7 @@ def test_layers_before_stride_8_keep_what_they_start_from_and_all_others_learn(
 
 
 def test_random_layers_are_not_frozen(sticks):
-    with pytest.raises(UserError, match="freeze_early would keep random layers"):
+    with pytest.raises(UserError, match="freeze_early would freeze random layers"):
         start_network(config_for(sticks, freeze_early=True), load_hand("open"))
 
 
@@ -590,5 +590,5 @@ def test_a_frozen_backbone_keeps_all_it_starts_from_and_heads_learn(sticks, tmp_
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert not any(name.startswith("backbone.") for name in moved)
     assert any(name.startswith("prior_net.") for name in moved)
-    with pytest.raises(UserError, match="freeze_backbone would keep random layers"):
+    with pytest.raises(UserError, match="freeze_backbone would freeze random layers"):
         start_network(config_for(sticks, freeze_backbone=True), load_hand("open"))

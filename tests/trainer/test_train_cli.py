@@ -142,7 +142,7 @@ def test_drawn_hands_and_photos_share_a_batch(amvur, place, capsys):
         ("train tiny.yaml OUT --data nowhere", "'nowhere' holds no examples"),
         ("train tiny.yaml OUT --data examples --hand clay", "no hand model 'clay'"),
         ("train tiny.yaml OUT --data examples --local --workers 2", "--local is one process"),
-        ("train tiny.yaml OUT --data examples --device cpu", "--device is for --local"),
+        ("train tiny.yaml OUT --data examples --device cpu", "--device needs --local"),
         ("train tiny.yaml tiny.yaml --data examples", "can't write to 'tiny.yaml'"),
         ("train tiny.yaml run --data examples --set batch_size=4", "holds a run with other settings (batch_size)"),
         ("train tiny.yaml run --data empty", "'empty' holds no examples"),

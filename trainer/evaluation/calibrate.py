@@ -1,4 +1,4 @@
-"""Make a network's uncertainties measure its errors, on photos it was not trained on."""
+"""Fit a calibration that turns predicted std into the size of errors, on held-out photos."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from trainer.evaluation.measurements import Floats, Measured
 
 Law = TypeVar("Law", AxisLaws, PowerLaw)
 
-#: Below this a calibration would be of these photos alone. Errors of one photo are alike, so that photos count, not
-#: joints: where all of a photo's errors are one, 200 photos leave coverage uncertain by 2 points, 1,000 by 1.
+#: With fewer photos a calibration would only fit these. Errors within a photo are correlated, so photos count, not
+#: joints: with full correlation, 200 photos leave coverage uncertain by 2 points, 1,000 by 1.
 LEAST_PHOTOS = 20
 
 
-def calibrate(measured: Measured, source: str) -> Calibration:
+def fit_calibration(measured: Measured, source: str) -> Calibration:
     """Fit power laws to joints, vertices and 2D joints, and the mean error of a hand's joints to their std.
 
-    `source` names the photos, for the record. A kind of which no photo has the truth keeps the network's own std, and
-    `fitted_on` names the others: photos with 2D joints alone leave all of 3D as it is, depth included.
+    A kind without truth in any photo keeps the network's own std; `fitted_on` names the fitted kinds. Photos with 2D
+    joints alone leave all of 3D unchanged, depth included.
 
     Args:
         measured: held-out photos, measured without a calibration.
-        source: e.g. the data set's name.
+        source: name of the photos for the record, e.g. of the data set.
 
     Raises:
         UserError: too few photos, none with a target, or errors that are all zero.
@@ -54,10 +54,10 @@ def calibrate(measured: Measured, source: str) -> Calibration:
 
 
 def check_enough(photos: int, source: str) -> None:
-    """Ask before predicting.
+    """Check the number of photos before predicting.
 
     Raises:
-        UserError: a calibration on so few would be of these photos alone.
+        UserError: there are fewer than `LEAST_PHOTOS`.
     """
     if photos < LEAST_PHOTOS:
         raise UserError(
@@ -68,7 +68,7 @@ def check_enough(photos: int, source: str) -> None:
 def _fit(
     fit: Callable[[Floats, Floats], Law], kind: str, source: str, std: Floats, error: Floats
 ) -> Law | None:
-    """Fit where any error is known. The wrist, without a std, and unknown joints (NaN) are left out by `fit`."""
+    """Fit if any error is known. `fit` skips the wrist, which has no std, and unknown joints (NaN)."""
     if np.isnan(error).all():
         return None
     try:

@@ -1,4 +1,4 @@
-"""A checkpoint on photos whose truth is known: run it, measure it, calibrate it, submit it."""
+"""Run, measure, calibrate and submit a checkpoint on photos with known truth."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from trainer.batch import Batch
 from trainer.config import SYNTHETIC, SourceConfig
 from trainer.data.read import Facts
 from trainer.data.stream import Stored
-from trainer.evaluation import calibrate as calibration
+from trainer.evaluation.calibrate import check_enough, fit_calibration
 from trainer.evaluation.measurements import Measured
 from trainer.evaluation.results import write_results
 from trainer.evaluation.submit import check_submission, write_submission
 
-#: Synthetic photos to judge by come from this seed, which no training run has by accident.
+#: Seed of synthetic photos for evaluation; unlikely to be the seed of a training.
 HELD_OUT_SEED = 982_451_653
 
-#: How many of them, if nobody says.
+#: Their default number.
 SYNTHETIC_COUNT = 1000
 
 BATCH_SIZE = 32
 
-Progress = Callable[[int, int], None]  # photos done, photos in all
+Progress = Callable[[int, int], None]  # photos done, total photos
 
 
 def evaluate(
@@ -64,22 +64,23 @@ def evaluate(
         examples: a folder or URL that `amvur convert` wrote, or `synth`.
         out: a folder or URL.
         hand: as `load_checkpoint` takes it.
-        first: number of the first example. count: how many; 0 = all (of `synth` 1,000).
-        device: where to run; a GPU if there is one.
-        submission: `freihand`, `ho3d_v2` or `ho3d_v3`: write the benchmark's files, too.
-        on_progress: told after every batch.
+        first: number of the first example. count: number of examples; 0 = all (of `synth` 1,000).
+        device: device to run on; default: a GPU if available.
+        submission: `freihand`, `ho3d_v2` or `ho3d_v3`: also write the benchmark's files.
+        on_progress: called after every batch.
 
     Returns:
-        The figures; None where no example has a target, as in a benchmark's evaluation split.
+        the figures; None if no example has a target, as in a benchmark's evaluation split.
 
     Raises:
-        UserError: a mistake in the arguments, or examples that are not there.
+        UserError: an invalid argument, or missing examples.
     """
     loaded = load_checkpoint(checkpoint, hand)
     benchmark = check_submission(submission, loaded.hand) if submission else None
     if benchmark and (total := _examples(loaded, examples, first, count)[0]) != benchmark.entries:
         raise UserError(
-            f"{benchmark.title} has {benchmark.entries} hands, '{examples}' {total}: convert all of its evaluation"
+            f"{benchmark.title} has {benchmark.entries} hands, '{examples}' has {total}: "
+            "convert the whole evaluation split"
         )
     check_writable(out)
     measured = Measured(loaded.info.calibration)
@@ -93,7 +94,7 @@ def evaluate(
             hands += zip(*before_cameras(batch, prediction, facts), strict=True)
             places += [-1 if fact.source_index is None else fact.source_index for fact in facts]
     if benchmark:
-        # Examples are shuffled; a submission is in the data set's own order.
+        # Examples are shuffled; a submission needs the data set's own order.
         in_order = [hands[i] for i in np.argsort(places, kind="stable")]
         joints3d, vertices, wrists = (np.stack(parts) for parts in zip(*in_order, strict=True))
         write_submission(out, benchmark, joints3d, vertices, wrists)
@@ -120,27 +121,27 @@ def calibrate(
     device: str | None = None,
     on_progress: Progress = lambda done, total: None,
 ) -> Calibration:
-    """Fit a checkpoint's calibration on examples it was not trained on, and write it with it to OUT.
+    """Fit a checkpoint's calibration on held-out examples, and write the calibrated checkpoint to OUT.
 
-    Arguments as `evaluate`'s; `out` is a `.safetensors` file, which may be the checkpoint itself.
+    Arguments as for `evaluate`; `out` is a `.safetensors` file, which may be the checkpoint itself.
 
     Raises:
-        UserError: a mistake in the arguments, or too few examples.
+        UserError: an invalid argument, or too few examples.
     """
     if not out.endswith(".safetensors"):
         raise UserError(f"'{out}': give the calibrated checkpoint a name that ends in .safetensors")
     loaded = load_checkpoint(checkpoint, hand)
     if loaded.info.network.variant == "prior_net":
         raise UserError(
-            f"'{checkpoint}' is a prior-net alone: its uncertainty is a constant, there is nothing to fit"
+            f"'{checkpoint}' is prior-net alone: its uncertainty is constant and cannot be calibrated"
         )
     total, _ = _examples(loaded, examples, first, count)
-    calibration.check_enough(total, examples)
+    check_enough(total, examples)
     check_writable(out.rpartition("/")[0] or ".")
     measured = Measured()
     for batch, prediction, facts in run(loaded, examples, first, count, device, on_progress):
         measured.add(batch, prediction, [fact.image_id for fact in facts])
-    fitted = calibration.calibrate(measured, examples)
+    fitted = fit_calibration(measured, examples)
     save_checkpoint(replace(loaded, info=replace(loaded.info, calibration=fitted)), out)
     return fitted
 
@@ -154,10 +155,10 @@ def run(
     device: str | None = None,
     on_progress: Progress = lambda done, total: None,
 ) -> Iterator[tuple[Batch, Prediction, list[Facts]]]:
-    """Predict examples in order. Crops are cut as `annotate` cuts them; all hands come as right ones.
+    """Predict examples in order. Crops are cut as in `annotate`; left hands are mirrored to right ones.
 
-    Batches are of the tight crop, also where the network takes wider images (`Checkpoint.cut_margin`). Around drawn
-    hands these show `OUTSIDE_RGB`.
+    Batches hold the tight crop, even if the network takes wider images (`Checkpoint.cut_margin`). Around drawn hands
+    the wider images show `OUTSIDE_RGB`.
     """
     place = device_of(device)
     network = checkpoint.network.to(place).eval()
@@ -179,7 +180,7 @@ def run(
 def _examples(
     checkpoint: Checkpoint, examples: str, first: int, count: int
 ) -> tuple[int, Iterator[tuple[Batch, list[Facts]]]]:
-    """Return how many examples there are, and their batches: stored ones as wide as the network takes them."""
+    """Return the number of examples, and their batches; stored ones are as wide as the network's input."""
     if examples != SYNTHETIC:
         config = SourceConfig(source=examples, first=first, count=count)
         stored = Stored(
@@ -191,7 +192,7 @@ def _examples(
 
 
 def _tight(batch: Batch, margin: float, size_px: int) -> Batch:
-    """Return examples that were cut `margin` times as wide as the crop (B, 3, S, S) as examples of the crop itself."""
+    """Cut examples that are `margin` times as wide as the crop (B, 3, S, S) down to the crop itself."""
     return replace(
         batch,
         image=_resized(batch.image, 1 / margin, size_px, OUTSIDE),
@@ -215,16 +216,16 @@ def _resized(images: Tensor, times: float, size_px: int, outside: Sequence[float
 def _truths(
     batches: Iterator[tuple[Batch, list[Facts]]], examples: str
 ) -> Iterator[tuple[Batch, list[Facts]]]:
-    """The batches.
+    """Yield the batches.
 
     Raises:
-        UserError: their 3D is a network's opinion, by which a network would be judged to be what it is.
+        UserError: the 3D of the examples is predicted: a network must not be evaluated on predictions.
     """
     for batch, facts in batches:
         if batch.vertices_std_mm.any() or batch.joints3d_std_mm.any():
             raise UserError(
-                f"'{examples}' holds labels of a network, each with its own std: nothing can be judged by them or "
-                "calibrated on them; give examples whose truth is known, or 'synth'"
+                f"'{examples}' holds predicted labels with std, which can't serve as truth: "
+                "give examples with known truth, or 'synth'"
             )
         yield batch, facts
 
@@ -258,10 +259,10 @@ def before_cameras(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return wrist-relative joints (B, 21, 3) and vertices (B, V, 3), and wrists (B, 3), in camera axes, mm.
 
-    The network's answers are in crop axes. Wrists are the data set's own, else fitted to 2D and 3D joints.
+    Predictions are in crop axes. Wrists come from the data set, else from a fit to 2D and 3D joints.
 
     Raises:
-        UserError: an example with neither a wrist nor a camera.
+        UserError: an example has neither a wrist nor a camera.
     """
     axes = axes_of_ray(batch.ray)
     joints3d_mm, vertices_mm = (
@@ -276,15 +277,15 @@ def before_cameras(
             continue
         if fact.camera_matrix is None:
             raise UserError(
-                f"'{fact.image_id}' has no camera_matrix, which a submission needs: convert the benchmark's "
-                "evaluation split"
+                f"'{fact.image_id}' has no camera_matrix, which a submission needs: convert the "
+                "benchmark's evaluation split"
             )
         matrix = fact.camera_matrix
-        found = camera_translation(
+        translation = camera_translation(
             points_mm[None],
             fact.frame.photo_from_crop(points)[None],
             matrix[:1, 0],
             matrix[None, :2, 2],
         )
-        wrists.append(found[0])
+        wrists.append(translation[0])
     return joints3d_mm, vertices_mm, np.stack(wrists)

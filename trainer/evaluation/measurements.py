@@ -1,4 +1,4 @@
-"""A network's predictions held against the truth, photo by photo, in a few numbers each."""
+"""Per-photo errors of a network's predictions, in a few numbers each."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from trainer.batch import Batch
 
 Floats = NDArray[np.floating]
 
-#: Numbers of one photo, as `photos.parquet` has them; NaN where its target is unknown. Errors in millimetres are
-#: wrist on wrist, `pa_` after Procrustes; those in 2D are shares of the crop's side.
+#: Numbers per photo, as in `photos.parquet`; NaN where the target is unknown. Errors in millimetres are with aligned
+#: wrists, `pa_` after Procrustes; 2D errors are shares of the crop's side.
 PHOTO_COLUMNS = (
     "mpjpe_mm",
     "pa_mpjpe_mm",
@@ -33,20 +33,20 @@ PHOTO_COLUMNS = (
     "pa_f15",
     "joints2d_error",
     "hand_length_mm",  # predicted: wrist to the middle finger's tip, along the bones
-    "guess_pa_mpjpe_mm",  # from what a detector took the joints for
+    "guess_pa_mpjpe_mm",  # distance from a detector's 3D joints
     "joint_std_mm",
     "max_joint_std_mm",
     "vertex_std_mm",
     "joints2d_std",
     "right_probability",
     "mirrored_right_probability",
-    "hand_probability",  # where there is one ...
-    "empty_hand_probability",  # ... and where there is none: then nothing else is known
+    "hand_probability",  # of photos with a hand ...
+    "empty_hand_probability",  # ... and without one: then nothing else is known
     "ssim",
     "psnr_db",
 )
 
-#: Numbers of each of a photo's joints: (21, ...), as above. 2D in crop half-sides.
+#: Numbers per joint of a photo: (21, ...), as above. 2D in crop half-sides.
 _JOINT_COLUMNS = {
     "joints3d_error_mm": (21, 3),
     "joints3d_std_mm": (21, 3),
@@ -59,28 +59,28 @@ _JOINT_COLUMNS = {
 # Wrist and middle finger.
 _MIDDLE = [0, 9, 10, 11, 12]
 
-# Coverage of vertices is taken from this many of each photo, in this many photos at most.
+# Coverage of vertices uses this many per photo, of at most this many photos.
 _VERTICES_A_PHOTO, _VERTEX_PHOTOS = 24, 16384
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One kind of uncertainty beside the error it stands for, over the n photos that know the truth."""
+class StdAndError:
+    """Predicted std and actual error of one kind, over the n photos with known truth."""
 
     title: str
     unit: str
     std: Floats  # (n,) mean over points of the norm of std
     error: Floats  # (n,) mean over points of the distance
     #: Std and signed error (m, points, axes) in crop axes of m of the photos, NaN where the truth is unknown; None
-    #: after Procrustes, for a std is of no such error.
+    #: after Procrustes, because std does not describe such an error.
     coordinates: tuple[Floats, Floats] | None
 
 
 class Measured:
-    """Predictions held against the truth, photo by photo: about 1 KB each, whatever the hand model."""
+    """Per-photo errors of predictions: about 1 KB per photo, for any hand model."""
 
     def __init__(self, calibration: Calibration | None = None) -> None:
-        """With a checkpoint's calibration the stds are as its labels have them; without, as the network says them."""
+        """Use std as in labels with a checkpoint's calibration; without it, as the network predicts it."""
         self.calibration = calibration or Calibration()
         self._ids: list[str] = []
         self._columns: dict[str, list[Floats]] = {name: [] for name in (*PHOTO_COLUMNS, *_JOINT_COLUMNS)}
@@ -92,23 +92,23 @@ class Measured:
 
     @property
     def image_ids(self) -> list[str]:
-        """One a photo, in the order added."""
+        """Return one id per photo, in the order added."""
         return list(self._ids)
 
     def __getitem__(self, name: str) -> Floats:
-        """A column over all photos: one of `PHOTO_COLUMNS` (n,), or per joint (n, 21, ...)."""
+        """Return a column over all photos: one of `PHOTO_COLUMNS` (n,), or per joint (n, 21, ...)."""
         parts = self._columns[name]
         return np.concatenate(parts) if parts else np.zeros((0, *_JOINT_COLUMNS.get(name, ())), np.float32)
 
     def vertex_pairs(self) -> tuple[Floats, Floats]:
-        """Return std and signed error (m, 24, 3) of some vertices of m photos, mm: a fair sample of bounded size."""
+        """Return std and signed error (m, 24, 3) of some vertices of m photos, mm: a random sample of bounded size."""
         pairs = self._vertex_pairs.rows((_VERTICES_A_PHOTO, 2, 3))
         return pairs[:, :, 0], pairs[:, :, 1]
 
     def joint_errors(self) -> tuple[Floats, Floats]:
         """Return the `joint_std_mm` (m,) of the m photos with 3D joints, and the mean error of those joints, mm.
 
-        As in the std, the wrist is left out; `mpjpe_mm` counts it as a joint without an error, as benchmarks do.
+        Both exclude the wrist; `mpjpe_mm` counts it as a joint without error, as benchmarks do.
         """
         error = np.linalg.norm(self["joints3d_error_mm"][:, 1:], axis=-1).mean(1)
         known = ~np.isnan(error)
@@ -122,17 +122,17 @@ class Measured:
         rendered: Tensor | None = None,
         region: Tensor | None = None,
     ) -> None:
-        """Hold a batch's predictions against what is known of it.
+        """Add the errors of a batch's predictions.
 
         Args:
-            batch: right hands, crop coordinates and crop axes, as training has them.
-            prediction: what the network says of `batch.image / 255`, and of as many mirror images as one likes.
-            image_ids: names for the per-photo file; the batch's keys, if not given.
+            batch: right hands in crop coordinates and crop axes, as in training.
+            prediction: the network's output for `batch.image / 255`, and for any number of mirror images.
+            image_ids: names for the per-photo file; default: the batch's keys.
             rendered: I' (B, 3, S, S) in 0..1, the mesh drawn in its predicted colours.
-            region: M (B, S, S) bool, where I' is held against the photo: the visible hand. With `rendered` only.
+            region: M (B, S, S) bool, the visible hand, where I' is compared with the photo. With `rendered` only.
 
         Raises:
-            UserError: a prediction that is not a number.
+            UserError: a prediction is not a number.
         """
         ids = list(image_ids) if image_ids is not None else [str(key) for key in batch.key.tolist()]
         columns = {
@@ -140,7 +140,7 @@ class Measured:
             for name, shape in {**dict.fromkeys(PHOTO_COLUMNS, ()), **_JOINT_COLUMNS}.items()
         }
         joint_std_mm, vertex_std_mm = self._stds(prediction, ids, columns)
-        self._told_of_the_hand(batch, prediction, columns)
+        self._side_and_presence(batch, prediction, columns)
         self._joints3d(batch, prediction, joint_std_mm, columns)
         self._guess(batch, prediction, columns)
         self._vertices(batch, prediction, vertex_std_mm, columns)
@@ -148,9 +148,9 @@ class Measured:
         if rendered is not None and region is not None:
             shown, photo = (_numpy(images).transpose(0, 2, 3, 1) for images in (rendered, batch.image / 255))
             where = region.cpu().numpy().astype(bool)
-            there = batch.has_hand.cpu().numpy()
-            columns["ssim"][:] = np.where(there, metrics.ssim(shown, photo, where), np.nan)
-            columns["psnr_db"][:] = np.where(there, metrics.psnr(shown, photo, where), np.nan)
+            has_hand = batch.has_hand.cpu().numpy()
+            columns["ssim"][:] = np.where(has_hand, metrics.ssim(shown, photo, where), np.nan)
+            columns["psnr_db"][:] = np.where(has_hand, metrics.psnr(shown, photo, where), np.nan)
         self._ids += ids
         for name, values in columns.items():
             self._columns[name].append(values)
@@ -159,15 +159,15 @@ class Measured:
         self, prediction: Prediction, ids: list[str], columns: dict[str, Floats]
     ) -> tuple[Floats, Floats]:
         joint_std_mm = self.calibration.joints3d(_numpy(prediction.joints3d.std_mm)).copy()
-        joint_std_mm[:, 0] = 0  # the wrist is the origin by definition
+        joint_std_mm[:, 0] = 0  # the wrist is the origin
         vertex_std_mm = self.calibration.vertices(_numpy(prediction.vertices.std_mm))
         means = (_numpy(gaussian.mean_mm) for gaussian in (prediction.joints3d, prediction.vertices))
-        said = (joint_std_mm, vertex_std_mm, *means)
-        fine = np.all([np.isfinite(values).all((1, 2)) for values in said], axis=0)
-        if not fine.all():
+        outputs = (joint_std_mm, vertex_std_mm, *means)
+        finite = np.all([np.isfinite(values).all((1, 2)) for values in outputs], axis=0)
+        if not finite.all():
             raise UserError(
-                f"the prediction for photo '{ids[int(np.argmin(fine))]}' is not a number: the checkpoint's training "
-                "diverged, take an earlier one"
+                f"the prediction for photo '{ids[int(np.argmin(finite))]}' is not a number, so the "
+                "checkpoint's training diverged: use an earlier checkpoint"
             )
         per_joint = np.linalg.norm(joint_std_mm[:, 1:], axis=-1)
         columns["joint_std_mm"][:] = per_joint.mean(1)
@@ -175,17 +175,17 @@ class Measured:
         columns["vertex_std_mm"][:] = np.linalg.norm(vertex_std_mm, axis=-1).mean(1)
         return joint_std_mm, vertex_std_mm
 
-    def _told_of_the_hand(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
-        there, mirrored = batch.has_hand.cpu().numpy(), _numpy(prediction.mirrored_is_right)
-        columns["right_probability"][:] = np.where(there, _numpy(prediction.is_right), np.nan)
+    def _side_and_presence(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
+        has_hand, mirrored = batch.has_hand.cpu().numpy(), _numpy(prediction.mirrored_is_right)
+        columns["right_probability"][:] = np.where(has_hand, _numpy(prediction.is_right), np.nan)
         columns["mirrored_right_probability"][: len(mirrored)] = np.where(
-            there[: len(mirrored)], mirrored, np.nan
+            has_hand[: len(mirrored)], mirrored, np.nan
         )
-        columns["hand_probability"][:] = np.where(there, _numpy(prediction.is_hand), np.nan)
-        columns["empty_hand_probability"][:] = np.where(there, np.nan, _numpy(prediction.is_hand))
+        columns["hand_probability"][:] = np.where(has_hand, _numpy(prediction.is_hand), np.nan)
+        columns["empty_hand_probability"][:] = np.where(has_hand, np.nan, _numpy(prediction.is_hand))
         chain = _numpy(prediction.joints3d.mean_mm)[:, _MIDDLE]
         length_mm = np.linalg.norm(np.diff(chain, axis=1), axis=-1).sum(1)
-        columns["hand_length_mm"][:] = np.where(there, length_mm, np.nan)
+        columns["hand_length_mm"][:] = np.where(has_hand, length_mm, np.nan)
 
     def _joints3d(
         self, batch: Batch, prediction: Prediction, std_mm: Floats, columns: dict[str, Floats]
@@ -241,8 +241,8 @@ class Measured:
         for name, values in (("joints2d_error", error), ("joints2d_std", std)):
             columns[name][rows] = np.nanmean(np.linalg.norm(values[rows], axis=-1), 1) / 2
 
-    def judged(self) -> Iterator[tuple[str, Judged]]:
-        """What the uncertainty is judged on, by name; only kinds of which some photo knows the truth."""
+    def std_and_errors(self) -> Iterator[tuple[str, StdAndError]]:
+        """Yield name, std and error per kind of uncertainty, for the kinds with known truth in some photo."""
         joints = self["joints3d_std_mm"][:, 1:], self["joints3d_error_mm"][:, 1:]
         # Half-sides of the crop to percent of its side.
         joints2d = 50 * self["joints2d_stds"], 50 * self["joints2d_errors"]
@@ -260,11 +260,14 @@ class Measured:
             if not known.any():
                 continue
             scale = 1 if unit == "mm" else 100
-            yield name, Judged(title, unit, scale * self[std_name][known], scale * error[known], coordinates)
+            yield (
+                name,
+                StdAndError(title, unit, scale * self[std_name][known], scale * error[known], coordinates),
+            )
 
 
 class _Thinned:
-    """Every k-th row of a stream: k doubles whenever more than `limit` rows are held."""
+    """Every kth row of a stream; k doubles whenever more than `limit` rows are held."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._step, self._seen, self._parts = limit, 1, 0, list[Floats]()

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: PCK, what filtering buys, reliability, std against error."""
+"""Plots of an evaluation: PCK, error after filtering, reliability, std against error."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from annotator.quality import metrics, uncertainty
-from trainer.evaluation.measurements import Judged, Measured
+from trainer.evaluation.measurements import Measured, StdAndError
 
 _BLUE, _ORANGE, _GREY, _INK = "#2a6fb0", "#d9772b", "#9a9a9a", "#222222"
 
-#: Points of a scatter plot, at most: more are one blot.
+#: Maximum points of a scatter plot; more merge into one blot.
 _DOTS = 3000
 
 
 def draw_plots(measured: Measured) -> dict[str, bytes]:
-    """PNG files by name; only those for which some photo knows the truth."""
-    judged = dict(measured.judged())
+    """Return PNG files by name, for the kinds with known truth in some photo."""
+    kinds = dict(measured.std_and_errors())
     plots = {}
-    if "joints3d" in judged:
+    if "joints3d" in kinds:
         plots["pck"] = _pck(measured)
-    if judged:
-        plots["kept"] = _panels([judged[name] for name in judged], _kept, "What filtering by std buys")
-        sized = [one for one in judged.values() if one.coordinates is not None]
-        plots["reliability"] = _panels(sized, _reliability, "Does std measure the error?")
+    if kinds:
+        plots["kept"] = _panels([kinds[name] for name in kinds], _kept, "Mean error after filtering by std")
+        sized = [one for one in kinds.values() if one.coordinates is not None]
+        plots["reliability"] = _panels(sized, _reliability, "Reliability of std")
         plots["std_and_error"] = _panels(
-            list(judged.values()), _scatter, "Predicted std and true error, photo by photo"
+            list(kinds.values()), _scatter, "Predicted std and true error per photo"
         )
     return plots
 
@@ -48,14 +48,14 @@ def _figure(columns: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _panels(judged: Sequence[Judged], draw: Callable[[Axes, Judged], None], title: str) -> bytes:
-    columns = min(len(judged), 3)
-    rows = -(-len(judged) // columns)
+def _panels(kinds: Sequence[StdAndError], draw: Callable[[Axes, StdAndError], None], title: str) -> bytes:
+    columns = min(len(kinds), 3)
+    rows = -(-len(kinds) // columns)
     figure, axes = _figure(columns, rows)
-    for one, panel in zip(judged, axes, strict=False):
+    for one, panel in zip(kinds, axes, strict=False):
         draw(panel, one)
         panel.set_title(one.title, fontsize=11)
-    for empty in axes[len(judged) :]:
+    for empty in axes[len(kinds) :]:
         empty.remove()
     figure.suptitle(title, fontsize=12, color=_INK)
     return _png(figure)
@@ -87,13 +87,13 @@ def _pck(measured: Measured) -> bytes:
     return _png(figure)
 
 
-def _kept(panel: Axes, judged: Judged) -> None:
-    curves = uncertainty.sparsify(judged.std, judged.error)
+def _kept(panel: Axes, pairs: StdAndError) -> None:
+    curves = uncertainty.sparsify(pairs.std, pairs.error)
     if curves is None:
         return
-    # A curve's first points are means of a handful of photos.
+    # The first points of a curve are means of very few photos.
     shown = curves.kept >= min(0.02, curves.kept[-1])
-    mean = judged.error.mean()
+    mean = pairs.error.mean()
     kept = curves.kept[shown]
     panel.axhline(mean, color=_GREY, linestyle=":", label="at random")
     panel.plot(kept, mean * curves.by_std[shown], color=_BLUE, linewidth=1.8, label="lowest std first")
@@ -108,16 +108,16 @@ def _kept(panel: Axes, judged: Judged) -> None:
     panel.fill_between(
         kept, mean * curves.by_error[shown], mean * curves.by_std[shown], color=_BLUE, alpha=0.08
     )
-    panel.set(xlim=(0, 1), xlabel="photos kept", ylabel=f"mean error of those, {judged.unit}")
+    panel.set(xlim=(0, 1), xlabel="photos kept", ylabel=f"mean error of those, {pairs.unit}")
     panel.set_ylim(bottom=0)
     panel.xaxis.set_major_formatter(PercentFormatter(1))
     note = f"AUSE {curves.ause:.3f}, chance {curves.ause_of_chance:.3f}"
     panel.legend(frameon=False, fontsize=8.5, loc="lower right", title=note, title_fontsize=8.5)
 
 
-def _reliability(panel: Axes, judged: Judged) -> None:
-    assert judged.coordinates is not None
-    std, error = judged.coordinates
+def _reliability(panel: Axes, pairs: StdAndError) -> None:
+    assert pairs.coordinates is not None
+    std, error = pairs.coordinates
     axes = {
         axis: uncertainty.reliability(std[..., k], error[..., k])
         for k, axis in enumerate("xyz"[: error.shape[-1]])
@@ -128,25 +128,25 @@ def _reliability(panel: Axes, judged: Judged) -> None:
         label = f"{axis}: covers 68 % of errors"
         panel.plot(bins.std, bins.observed, "o-", color=colour, markersize=4, linewidth=1.2, label=label)
     panel.set(xlim=(0, top), ylim=(0, top), aspect="equal")
-    panel.set(xlabel=f"predicted std, {judged.unit}", ylabel=f"observed std, {judged.unit}")
+    panel.set(xlabel=f"predicted std, {pairs.unit}", ylabel=f"observed std, {pairs.unit}")
     covered = uncertainty.coverage_by_axis(std, error)
-    said = [
+    lines = [
         f"{', '.join(f'{axis} {100 * found[k]:.0f}' for axis, found in covered.items() if found)} % "
         f"within the {level:.0%} interval"
         for k, level in enumerate(uncertainty.LEVELS)
     ]
-    panel.text(0.03, 0.97, "\n".join(said), transform=panel.transAxes, va="top", fontsize=8.5, color=_INK)
+    panel.text(0.03, 0.97, "\n".join(lines), transform=panel.transAxes, va="top", fontsize=8.5, color=_INK)
     panel.legend(frameon=False, fontsize=8.5, loc="lower right")
 
 
-def _scatter(panel: Axes, judged: Judged) -> None:
-    step = -(-len(judged.std) // _DOTS)
-    std, error = judged.std[::step], judged.error[::step]
+def _scatter(panel: Axes, pairs: StdAndError) -> None:
+    step = -(-len(pairs.std) // _DOTS)
+    std, error = pairs.std[::step], pairs.error[::step]
     panel.scatter(std, error, s=7, color=_BLUE, alpha=min(1.0, 0.15 + 60 / len(std)), linewidths=0)
-    rank = uncertainty.spearman(judged.std, judged.error)
-    said = "Spearman n/a: std is constant" if rank is None else f"Spearman {rank:.2f}"
-    panel.text(0.03, 0.97, said, transform=panel.transAxes, va="top", fontsize=9, color=_INK)
-    panel.set(xlabel=f"predicted std, {judged.unit}", ylabel=f"error, {judged.unit}")
-    # A few hopeless photos must not squeeze the rest into a corner.
-    panel.set_xlim(0, 1.15 * float(np.quantile(judged.std, 0.995)))
-    panel.set_ylim(0, 1.25 * float(np.quantile(judged.error, 0.995)))
+    rank = uncertainty.spearman(pairs.std, pairs.error)
+    text = "Spearman n/a: std is constant" if rank is None else f"Spearman {rank:.2f}"
+    panel.text(0.03, 0.97, text, transform=panel.transAxes, va="top", fontsize=9, color=_INK)
+    panel.set(xlabel=f"predicted std, {pairs.unit}", ylabel=f"error, {pairs.unit}")
+    # Limits ignore a few extreme photos, which would squeeze the rest into a corner.
+    panel.set_xlim(0, 1.15 * float(np.quantile(pairs.std, 0.995)))
+    panel.set_ylim(0, 1.25 * float(np.quantile(pairs.error, 0.995)))

@@ -1,7 +1,7 @@
-"""Judge a network on photos whose truth is known: section 9's metrics, and what its uncertainty is worth.
+"""Summarise an evaluation: the metrics of section 9, and how well std predicts errors.
 
-`summarise` makes the figures of what `Measured` has gathered, `write_results` the files. A metric whose target no photo
-has is None, "n/a" in the table.
+`summarise` computes the figures from `Measured`, `write_results` writes the files. A metric without a target in any
+photo is None, "n/a" in the table.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from annotator.errors import UserError
 from annotator.hand.model import JOINT_NAMES
 from annotator.quality import metrics, uncertainty
 from annotator.storage.files import join, write_whole
-from trainer.evaluation.measurements import PHOTO_COLUMNS, Judged, Measured
+from trainer.evaluation.measurements import PHOTO_COLUMNS, Measured, StdAndError
 
 Floats = NDArray[np.floating]
 
-#: Kinds of uncertainty that are judged, with their titles in the table.
+#: Kinds of uncertainty, with their titles in the table.
 _UNCERTAINTIES = {
     "joints3d": "std, 3D joints",
     "joints3d_pa": "std, 3D joints, Procrustes",
@@ -35,12 +35,12 @@ _UNCERTAINTIES = {
     "joints2d": "std, 2D joints",
 }
 
-#: Quantiles over hands that are reported.
+#: Reported quantiles over hands.
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def summarise(measured: Measured) -> dict[str, Any]:
-    """All figures, ready for JSON: numbers, and None where no photo has the target.
+    """Return all figures, ready for JSON: numbers, and None where no photo has the target.
 
     Raises:
         UserError: nothing was measured.
@@ -49,7 +49,7 @@ def summarise(measured: Measured) -> dict[str, Any]:
         raise UserError("there are no photos to evaluate: the data set is empty")
     root_errors = np.linalg.norm(measured["joints3d_error_mm"], axis=-1)
     aligned = measured["pa_mpjpe_mm"]
-    judged = dict(measured.judged())
+    kinds = dict(measured.std_and_errors())
     return {
         "photos": len(measured),
         "joints3d": {
@@ -86,12 +86,14 @@ def summarise(measured: Measured) -> dict[str, Any]:
             "nothing_taken_for_nothing": _share(measured["empty_hand_probability"], yes=False),
         },
         "expected_error": _expected(measured),
-        "uncertainty": {name: _judge(judged[name]) if name in judged else None for name in _UNCERTAINTIES},
+        "uncertainty": {
+            name: _uncertainty(kinds[name]) if name in kinds else None for name in _UNCERTAINTIES
+        },
     }
 
 
 def _number(value: Any) -> float | None:
-    """A float that JSON knows."""
+    """Return a finite float, else None, which JSON can hold."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
@@ -126,11 +128,11 @@ def _per_joint(measured: Measured, root_errors: Floats) -> dict[str, dict[str, f
     }
 
 
-def _judge(judged: Judged) -> dict[str, Any]:
-    std, error = judged.std, judged.error
+def _uncertainty(pairs: StdAndError) -> dict[str, Any]:
+    std, error = pairs.std, pairs.error
     curves = uncertainty.sparsify(std, error)
     found: dict[str, Any] = {
-        "unit": judged.unit,
+        "unit": pairs.unit,
         "count": len(std),
         "mean_error": _mean(error),
         "mean_std": _mean(std),
@@ -141,8 +143,8 @@ def _judge(judged: Judged) -> dict[str, Any]:
             zip(_percents(uncertainty.KEPT), uncertainty.error_of_best(std, error), strict=True)
         ),
     }
-    if judged.coordinates is not None:
-        each_std, each_error = judged.coordinates
+    if pairs.coordinates is not None:
+        each_std, each_error = pairs.coordinates
         bins = uncertainty.reliability(each_std, each_error)
         known = ~np.isnan(each_error)
         found["spearman_of_coordinates"] = uncertainty.spearman(each_std[known], np.abs(each_error[known]))
@@ -165,7 +167,7 @@ def _by_level(covered: list[float] | None) -> dict[str, float] | None:
 
 
 def _order(std: Floats, error: Floats) -> dict[str, float | None]:
-    """How well std (n, points) orders hands by their mean absolute error along one axis."""
+    """Return how well std (n, points) orders hands by their mean absolute error along one axis."""
     known = ~np.isnan(error)
     hands = known.any(1)
     std, error = (np.nanmean(np.where(known, values, np.nan)[hands], 1) for values in (std, np.abs(error)))
@@ -178,7 +180,7 @@ def _order(std: Floats, error: Floats) -> dict[str, float | None]:
 
 
 def _spread(shares: Floats) -> dict[str, float] | None:
-    """Quantiles over hands of the share of a hand's coordinates within its 68 % interval."""
+    """Return quantiles over hands of the share of a hand's coordinates within its 68 % interval."""
     known = shares[~np.isnan(shares)]
     if not len(known):
         return None
@@ -186,9 +188,9 @@ def _spread(shares: Floats) -> dict[str, float] | None:
 
 
 def _expected(measured: Measured) -> dict[str, dict[str, float]] | None:
-    """The mean error of joints that a calibration expects of the most certain hands, beside the true one.
+    """Return expected and true mean joint error of the most certain hands, per share of hands kept.
 
-    As `amvur filter` states it: per share of the hands kept. None without a calibration of 3D joints, or their truth.
+    `amvur filter` reports the same expected error. None without a calibration of 3D joints, or without their truth.
     """
     std_mm, error_mm = measured.joint_errors()
     if not measured.calibration.measures_3d or not len(std_mm):
@@ -211,7 +213,7 @@ def _percents(shares: Sequence[float]) -> list[str]:
 
 
 def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """A table for people: (what of, measure, value), of `summarise`'s figures."""
+    """Format the figures of `summarise` as table rows (topic, measure, value)."""
     joints3d, vertices, joints2d = summary["joints3d"], summary["vertices"], summary["joints2d"]
     texture = summary["texture"]
     rows = [
@@ -238,16 +240,18 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("texture", "photos", str(texture["count"])),
         ("", "SSIM", _shown(texture["ssim"])),
         ("", "PSNR", _shown(texture["psnr_db"], "dB")),
-        ("side", "right hands taken for right", _shown(summary["side"]["right_taken_for_right"], "%")),
-        ("", "their mirror images, for left", _shown(summary["side"]["mirrored_taken_for_left"], "%")),
-        ("presence", "hands taken for hands", _shown(summary["presence"]["hands_taken_for_hands"], "%")),
-        ("", "squares without one, for none", _shown(summary["presence"]["nothing_taken_for_nothing"], "%")),
+        ("side", "right hands classified as right", _shown(summary["side"]["right_taken_for_right"], "%")),
+        ("", "mirror images classified as left", _shown(summary["side"]["mirrored_taken_for_left"], "%")),
+        ("presence", "hands classified as hands", _shown(summary["presence"]["hands_taken_for_hands"], "%")),
+        (
+            "",
+            "squares without a hand, as no hand",
+            _shown(summary["presence"]["nothing_taken_for_nothing"], "%"),
+        ),
     ]
     for share, error in (summary["expected_error"] or {}).items():
-        both = f"{_shown(error['expected_mm'], 'mm')}, was {_shown(error['found_mm'], 'mm')}"
-        rows.append(
-            ("" if share != "25%" else "expected error", f"of the best {share}, without the wrist", both)
-        )
+        both = f"{_shown(error['expected_mm'], 'mm')}, actual {_shown(error['found_mm'], 'mm')}"
+        rows.append(("" if share != "25%" else "expected error", f"best {share}, without the wrist", both))
     for name, title in _UNCERTAINTIES.items():
         found = summary["uncertainty"][name]
         rows += [(title, "", "n/a")] if found is None else _uncertainty_rows(title, found)
@@ -258,7 +262,7 @@ def _uncertainty_rows(title: str, found: Mapping[str, Any]) -> list[tuple[str, s
     unit = found["unit"]
     rows = [
         (title, "Spearman with the error", _shown(found["spearman"])),
-        ("", "AUSE (what chance scores)", f"{_shown(found['ause'])} ({_shown(found['ause_of_chance'])})"),
+        ("", "AUSE (of random order)", f"{_shown(found['ause'])} ({_shown(found['ause_of_chance'])})"),
         ("", "error of all", _shown(found["mean_error"], unit)),
     ]
     for share, error in found["error_of_best"].items():
@@ -274,7 +278,7 @@ def _uncertainty_rows(title: str, found: Mapping[str, Any]) -> list[tuple[str, s
         rows.append(("", "Spearman of hands, along each axis", order))
     if hands := found.get("coverage_of_hands"):
         shares = ", ".join(f"{100 * hands[name]:.0f}" for name in ("5%", "50%", "95%"))
-        rows.append(("", "of a hand, within the 68% interval", f"{shares} % (5, 50, 95 % of hands)"))
+        rows.append(("", "per hand, within the 68% interval", f"{shares} % (5, 50, 95 % of hands)"))
     return rows
 
 
@@ -287,14 +291,14 @@ def _shown(value: float | None, unit: str = "") -> str:
 
 
 def write_results(out: str, measured: Measured, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Write OUT/metrics.json, table.txt, photos.parquet and plots/*.png; returns the figures.
+    """Write OUT/metrics.json, table.txt, photos.parquet and plots/*.png, and return the figures.
 
     `out` is a folder or fsspec URL; `facts` (checkpoint, data set, ...) go first into `metrics.json`.
 
     Raises:
         UserError: nothing was measured, or the folder can't be written.
     """
-    # Imported late: matplotlib takes a second.
+    # Imported late: matplotlib takes a second to import.
     from trainer.evaluation.plots import draw_plots
 
     summary = {**(facts or {}), **summarise(measured)}

@@ -1,4 +1,4 @@
-"""Which checkpoints can be submitted to a benchmark; `annotator/export/benchmarks.py` writes its files."""
+"""Check that a checkpoint can be submitted to a benchmark; `annotator/export/benchmarks.py` writes the files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["BENCHMARKS", "Benchmark", "check_submission", "write_submission"]
 
 
 def check_submission(benchmark: str, hand: HandModel) -> Benchmark:
-    """The benchmark of a name, if this hand can be submitted to it; ask before predicting.
+    """Return the benchmark with this name; call before predicting.
 
     Raises:
-        UserError: no such benchmark, or a hand without MANO's vertices.
+        UserError: the name is unknown, or the hand does not have MANO's vertices.
     """
     if benchmark not in BENCHMARKS:
         raise UserError(f"no benchmark '{benchmark}': give one of {', '.join(BENCHMARKS)}")
