@@ -3,8 +3,8 @@
 Not in the paper: joints after Procrustes, std after Procrustes, landmarks, and targets with a std of their own.
 
 **Unit of length: centimetres.** Functions take millimetres, like all code, and divide by `CM`. The unit matters: it
-sets how far a prior with a variance of 1 lets a vertex stray, and the size of sigma. With w = 1 the log terms of (3) cancel,
-and the sigma that minimises
+sets how far a prior with a variance of 1 lets a vertex stray, and the size of sigma. With w = 1 the log terms of (3)
+cancel, and the sigma that minimises
 
     e^2 / (2 sigma^2) + log sigma + w KL( N(mu, sigma^2) || N(V_p, 1) )
 

@@ -121,9 +121,9 @@ def test_what_can_not_teach_is_left_out_and_counted(
     rows, summary = run(changed, folder, tmp_path)
     assert [row["source_index"] for row in rows] == [3]
     assert summary.left_out == {
-        "nothing says which hand it is (is_right, or left or right in the category's name)": 1,
+        "unknown side: no is_right, and no left or right in the category's name": 1,
         "no annotated joints": 1,
-        "a photo of another size than the annotations say": 1,
+        "photo size differs from the annotations": 1,
         "photo missing": 1,
         "a box without area": 1,
         "photo truncated": 1,
@@ -192,7 +192,7 @@ def test_files_and_arguments_that_make_no_sense_are_refused(tmp_path: Path, docu
     with pytest.raises(UserError, match=r"a\.json: not JSON, or cut short"):
         convert(f"coco:{tmp_path / 'a.json'}", out)
     with pytest.raises(
-        UserError, match="'frei:x' is no source of examples: give one of freihand:PATH, ho3d:PATH"
+        UserError, match="'frei:x' is not a source of examples: give one of freihand:PATH, ho3d:PATH"
     ):
         convert("frei:x", out)
     with pytest.raises(UserError, match="split is 'test', may be train, evaluation"):

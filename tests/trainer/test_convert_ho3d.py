@@ -237,7 +237,7 @@ def write_meta(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"camMat": ...}, "camMat: there is no such field"),
+        ({"camMat": ...}, "camMat: missing field"),
         ({"camMat": np.eye(4)}, "camMat: expected 3x3 numbers"),
         ({"camMat": None}, "camMat: expected 3x3 numbers"),
         ({"camMat": np.diag([-600.0, 600.0, 1.0])}, "expected a camera matrix"),
@@ -245,7 +245,7 @@ def write_meta(path: Path, **changes: Any) -> None:
         ({"handJoints3D": np.full((21, 3), np.nan)}, "handJoints3D: holds values that are not finite"),
         ({"handJoints3D": np.ones((21, 3))}, "the hand lies behind the camera"),
         ({"handPose": np.zeros(45)}, "handPose: expected 48 numbers"),
-        ({"handBeta": ...}, "handBeta: there is no such field"),
+        ({"handBeta": ...}, "handBeta: missing field"),
         ({"handBoundingBox": [1, 2, 3]}, "handBoundingBox: expected 4 numbers"),
     ],
 )
@@ -288,7 +288,7 @@ def test_files_that_are_missing_strange_or_damaged_are_named(small: Path, tmp_pa
     (data / "train.txt").unlink()
     says("train.txt: no such file")
     write_meta(data / "evaluation" / "SM1" / "meta" / "0001.pkl", handBoundingBox=None)
-    says("0001.pkl: handBoundingBox: there is no such field", "evaluation")
+    says("0001.pkl: handBoundingBox: missing field", "evaluation")
     shutil.rmtree(data / "evaluation" / "SM1" / "rgb")
     says("SM1/rgb: holds no photos", "evaluation")
 

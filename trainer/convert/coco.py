@@ -1,4 +1,4 @@
-"""Convert annotations in COCO's layout (`annotator.sources.coco`) to training examples: photos with 2D joints."""
+"""Convert annotations in COCO layout (`annotator.sources.coco`) to training examples: photos with 2D joints."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from trainer.convert.photos import photo_columns
 def coco_examples(
     annotations: str, images: str | None, chance: np.random.Generator
 ) -> Iterator[dict[str, Any] | str]:
-    """The examples of an annotation file, shuffled; instead of one, why it was left out.
+    """Yield the examples of an annotation file, shuffled, or the reason why one is left out.
 
     Args:
         annotations: the JSON file.
-        images: the folder that its `file_name`s start from; without, the file's own folder or `images` in it.
-        chance: for the order.
+        images: the folder to which each `file_name` is relative; default: the file's folder, or `images` in it.
+        chance: random generator for the order.
 
     Raises:
-        UserError: the file is missing or malformed; names the annotation and the field.
+        UserError: the file is missing or malformed; the message names the annotation and the field.
     """
     beside = annotations.rpartition("/")[0] or "."
     folders = [images] if images else [beside, join(beside, "images")]
     hands = list(coco_hands(annotations))
-    for place in chance.permutation(len(hands)).tolist():
-        yield _example(hands[place], folders)
+    for index in chance.permutation(len(hands)).tolist():
+        yield _example(hands[index], folders)
 
 
 def _example(hand: CocoHand, folders: list[str]) -> dict[str, Any] | str:
     if hand.is_right is None:
-        return "nothing says which hand it is (is_right, or left or right in the category's name)"
+        return "unknown side: no is_right, and no left or right in the category's name"
     joints2d_px = hand.joints2d_px()
     if np.isnan(joints2d_px).all():
         return "no annotated joints"
@@ -53,7 +53,7 @@ def _example(hand: CocoHand, folders: list[str]) -> dict[str, Any] | str:
     if photo is None:
         return f"photo {reason}"
     if any((hand.photo.get(side) or photo[side]) != photo[side] for side in ("width", "height")):
-        return "a photo of another size than the annotations say"
+        return "photo size differs from the annotations"
     return photo | {
         "image_uri": url,
         "image_id": hand.photo["file_name"],

@@ -1,4 +1,4 @@
-"""Data sets of others, labels and synthetic photos to training examples: `amvur convert SOURCE OUT`."""
+"""Convert public data sets, labels and synthetic photos to training examples: `amvur convert SOURCE OUT`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trainer.convert.ho3d import ho3d_examples
 from trainer.convert.labels import label_examples, label_tables, synthetic_tables
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
 
-#: What a source may be: a word, a colon, and a path or URL.
+#: Kinds of sources; a source is a kind, a colon, and a path or URL.
 KINDS = {
     "freihand": "the folder of FreiHAND, which holds training_K.json",
     "ho3d": "the folder of HO3D v2 or v3, which holds train.txt",
@@ -39,20 +39,20 @@ KINDS = {
 }
 SPLITS = ("train", "evaluation")
 
-#: The order of examples is part of the result: the same source gives the same files.
+#: Seed of the order of examples: the same source gives the same files.
 _SEED = 0
 
 
 @dataclass
 class ConvertSummary:
-    """What became of a source."""
+    """The result of a conversion."""
 
     source: str
     split: str
     hand: str | None  # id of the model whose meshes these are
     examples: int = 0
     left_out: dict[str, int] = field(default_factory=dict)  # reason to count
-    std_note: str = ""  # what whoever trains on them should know of their std
+    std_note: str = ""  # a warning about the std of labels; empty without one
 
 
 def convert(
@@ -64,41 +64,41 @@ def convert(
     empty: float = 0.0,
     outline: bool = False,
 ) -> ConvertSummary:
-    """Write the examples of a source to `OUT/data/*.parquet` (`trainer.data.examples`), in a shuffled order.
+    """Write the examples of a source to `OUT/data/*.parquet` (`trainer.data.examples`) in shuffled order.
 
     Args:
         source: `KIND:PATH`, see `KINDS`.
         out: an empty or new folder, or a URL.
-        hand: `open`, or `mano:PATH`: then FreiHAND and HO3D give meshes and poses too. Labels and synthetic photos
+        hand: `open`, or `mano:PATH`: then FreiHAND and HO3D also give meshes and poses. Labels and synthetic photos
             keep the hand they were made with.
-        split: `train` (the default) or `evaluation`, of the data sets that have them.
-        images: where photos lie, for `coco` and `labels` whose own word does not lead there.
-        empty: of `labels`, a square without a hand from this share of the photos: examples of what is no hand.
-            All hands of a photo must be there, one after the other, as they were written.
-        outline: before a plain wall: find each hand's mask by its colour (`trainer.convert.cut_out`).
+        split: `train` (the default) or `evaluation`, for data sets with splits.
+        images: folder of the photos, for `coco` and `labels` whose own paths do not lead to them.
+        empty: for `labels`: share of photos that also give a square without a hand. The rows of a photo must be
+            complete and consecutive, as they were written.
+        outline: find each hand's mask by its colour against a plain wall (`trainer.convert.cut_out`).
 
     Raises:
-        UserError: a mistake in the arguments, or a file that is missing or malformed: it and the field are named.
+        UserError: an invalid argument, or a missing or malformed file; the message names the file and the field.
     """
     kind, _, path = source.partition(":")
     if kind not in KINDS or not path:
         choices = ", ".join(f"{name}:PATH" for name in KINDS)
-        raise UserError(f"'{source}' is no source of examples: give one of {choices}")
+        raise UserError(f"'{source}' is not a source of examples: give one of {choices}")
     if split not in (None, *SPLITS):
         raise UserError(f"split is {split!r}, may be {', '.join(SPLITS)}")
     if images and kind not in ("coco", "labels"):
-        raise UserError(f"a folder of images is for coco and labels; {kind} knows its own")
+        raise UserError(f"images only applies to coco and labels: leave it out for {kind}")
     if hand != "open" and kind in ("labels", "synth"):
-        raise UserError(f"{kind} keep the hand that they were made with: leave out hand '{hand}'")
+        raise UserError(f"{kind} keeps the hand it was made with: leave out hand '{hand}'")
     if empty and kind != "labels":
         raise UserError(
-            f"squares without a hand are cut from photos whose hands labels tell: {kind} gives none"
+            f"empty only applies to labels, which locate the hands of a photo: leave it out for {kind}"
         )
     if not 0 <= empty <= 1:
         raise UserError(f"empty is {empty}, must be a share from 0 to 1")
-    there = {name for name in names_in(out) if not name.startswith(".")}
-    # What a mistake in the arguments leaves behind is no reason to refuse their correction.
-    if there and not (there == {SUMMARY_FILE} and read_whole(join(out, SUMMARY_FILE)) == UNFINISHED):
+    existing = {name for name in names_in(out) if not name.startswith(".")}
+    # A summary left by a conversion without examples does not block a corrected one.
+    if existing and not (existing == {SUMMARY_FILE} and read_whole(join(out, SUMMARY_FILE)) == UNFINISHED):
         raise UserError(f"'{out}' is not empty: delete it, or give a new folder")
     split = split or "train"
     path = str(local_path(path).absolute()) if is_local(path) else path
@@ -122,7 +122,7 @@ def convert(
     summary = ConvertSummary(source, split, hand_id, std_note=std_note)
     left_out: Counter[str] = Counter()
     check_writable(out)
-    # Until it is whole, nobody shall train on it.
+    # Training refuses an unfinished conversion.
     write_whole(join(out, SUMMARY_FILE), UNFINISHED)
     schema = example_schema(vertex_count, {"hand": hand_id, "source": kind, "split": split})
     summary.examples = write_examples(out, _kept(rows, left_out), schema)
@@ -139,7 +139,7 @@ def convert(
 
 
 def _kept(rows: Iterator[dict[str, Any] | str], left_out: Counter[str]) -> Iterator[dict[str, Any]]:
-    """The rows that are examples; the others are counted."""
+    """Yield the rows that are examples, and count the reasons of the others."""
     for row in rows:
         if isinstance(row, str):
             left_out[row] += 1

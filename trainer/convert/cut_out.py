@@ -1,7 +1,8 @@
-"""Hands before a plain wall, cut out by colour, so that training can put them before anything else.
+"""Segment hands in front of a plain wall by colour, so that training can replace the background.
 
-Of photos whose background is one surface under soft light. Its colour is a smooth function of the place, fitted to what
-the photo's edges show and to whatever else fits; what differs from it and hangs together with the joints is the hand.
+For photos whose background is one surface under soft light. A smooth function of position models the wall's colour. It
+is fitted to the photo's edges and to all pixels that match. The hand is every pixel that differs from the model and is
+connected to the joints.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from trainer.convert.photos import png
 
 Floats = NDArray[np.floating]
 
-#: What counts of a colour: brightness little, for light falls off and hands throw shadows; red against green, and both
-#: against blue, which skin differs in from any grey.
+#: Weights of colour differences. Brightness has little, because light falls off and hands cast shadows. Red against
+#: green, and both against blue, separate skin from any grey.
 _BRIGHTNESS, _RED_GREEN, _YELLOW_BLUE = 0.35, 2.4, 1.7
 
-#: Levels of 255 by which a hand's colour differs from the wall's at least, and how many times the wall's own spread.
+#: Minimum distance of a hand's colour from the wall's: in levels of 255, and in spreads of the wall's own colour.
 _LEAST_DISTANCE, _LEAST_SPREADS = 12.0, 3.0
 
-#: A larger photo is looked at at this size.
+#: Larger photos are shrunk to this size.
 _LARGEST_PX = 320
 
-#: A hand covers so much of its photo, and most of its joints; else it was not the hand that was found.
+#: Range of a hand's share of the photo, and minimum joints on the hand; otherwise segmentation failed.
 _SHARES, _LEAST_JOINTS = (0.05, 0.7), 19
 
 
 def outlined(row: dict[str, Any] | str) -> dict[str, Any] | str:
-    """An example with its hand's mask, where it has none and the hand can be told."""
+    """Add the hand's mask to an example without one, if segmentation succeeds."""
     if isinstance(row, str) or row.get("joints2d_px") is None or row.get("hand_mask") is not None:
         return row
     photo = decode_photo(row["image"])
@@ -46,7 +47,7 @@ def outlined(row: dict[str, Any] | str) -> dict[str, Any] | str:
 
 
 def cut_out(pixels: NDArray[np.uint8], joints2d_px: Floats) -> NDArray[np.uint8] | None:
-    """The hand (H, W), 255 where it is, of a photo (H, W, 3) RGB with joints (21, 2); None where it can't be told."""
+    """Return the mask (H, W), 255 on the hand, of a photo (H, W, 3) RGB with joints (21, 2); None on failure."""
     shrink = max(1, max(pixels.shape[:2]) / _LARGEST_PX)
     size = pixels.shape[1::-1]
     if shrink > 1:
@@ -55,7 +56,7 @@ def cut_out(pixels: NDArray[np.uint8], joints2d_px: Floats) -> NDArray[np.uint8]
         joints2d_px = joints2d_px / shrink
     distance, spread = _distance_from_wall(pixels)
     differs = torch.from_numpy(distance > max(_LEAST_SPREADS * spread, _LEAST_DISTANCE))[None, None].float()
-    # Specks that are as thin as a pixel are noise.
+    # Specks one pixel wide are noise.
     differs = _grown(_shrunk(differs)) * differs
     at = np.floor(joints2d_px).astype(int).clip(0, np.array(pixels.shape[1::-1]) - 1)
     hand = torch.zeros_like(differs)
@@ -66,13 +67,13 @@ def cut_out(pixels: NDArray[np.uint8], joints2d_px: Floats) -> NDArray[np.uint8]
     share = float(hand.mean())
     if found < _LEAST_JOINTS or not _SHARES[0] <= share <= _SHARES[1]:
         return None
-    # Pixels on the outline are half of the wall's colour.
+    # Pixels on the outline are mixed with the wall's colour.
     mask = Image.fromarray((_shrunk(hand)[0, 0].numpy() * 255).astype(np.uint8))
     return np.asarray(mask if shrink == 1 else mask.resize(size, Image.Resampling.NEAREST))
 
 
 def _distance_from_wall(pixels: NDArray[np.uint8]) -> tuple[Floats, float]:
-    """How far each pixel's colour is from the wall's there (H, W), and how far the wall's own usually is."""
+    """Return each pixel's colour distance from the wall model (H, W), and its median over the wall."""
     red, green, blue = np.moveaxis(pixels.astype(np.float64), -1, 0)
     colour = np.stack(
         [

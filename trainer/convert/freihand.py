@@ -1,18 +1,18 @@
-"""FreiHAND (Zimmermann et al., ICCV 2019) as it is downloaded: `training` and `evaluation`, right hands.
+"""FreiHAND (Zimmermann et al., ICCV 2019) as downloaded: `training` and `evaluation`, right hands.
 
-    training_{K,mano,xyz,verts,scale}.json     one list each, an entry a pose; metres, camera axes
-    training/rgb/%08d.jpg                      each pose once, or four times with other backgrounds
-    training/mask/%08d.jpg                     where the hand is, once a pose
+    training_{K,mano,xyz,verts,scale}.json     one list each, one entry per pose; metres, camera axes
+    training/rgb/%08d.jpg                      each pose once, or four times with different backgrounds
+    training/mask/%08d.jpg                     mask of the hand, one per pose
     evaluation_{K,scale}.json, evaluation/rgb  and, since 2021, evaluation_{mano,xyz,verts}.json
 
-Photo i shows pose i modulo the number of poses. `xyz` are the articulated joints and the tip vertices of this project's
-order and choice, so they are J3 as they stand. `mano` holds 48 rotations without MANO's mean pose, 10 betas, and
-3 numbers that `xyz` makes needless. K takes the photo's centre for 112, as pixels are counted here.
+Photo i shows pose i modulo the number of poses. `xyz` holds articulated joints and tip vertices, those of this project
+in its order, so it equals J3. `mano` holds 48 rotations without MANO's mean pose, 10 betas, and 3 numbers that are
+redundant with `xyz`. K has the photo's centre at 112, the pixel convention of this project.
 
-**Crops of the evaluation.** Its photos are cut around the hand, but wider than the crops trained on. There, the hand's
-box fills 1/1.3 of the crop (`io.crops.BOX_PADDING`), before augmentation; here, about 0.58 of the photo. `K` and
-`scale` do not tell where or how large a hand is, and its truth may not be used. So every evaluation photo gets one and
-the same box: a square of `EVALUATION_HAND_SHARE` of the photo in its middle, padded like any other, 169 of 224 pixels.
+**Crops of the evaluation.** Its photos are cut around the hand, but wider than training crops. In a training crop the
+hand's box fills 1/1.3 of the side (`photos.crops.BOX_PADDING`) before augmentation; in these photos about 0.58. `K` and
+`scale` give neither position nor size of a hand, and the truth must not be used. So every evaluation photo gets the
+same box: a square of `EVALUATION_HAND_SHARE` of the photo in its middle, padded as usual, 169 of 224 pixels.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from trainer.convert.pinhole import camera_columns, hand_columns
 _SHAPES = {"K": (3, 3), "scale": (), "xyz": (21, 3), "verts": (VERTEX_COUNT, 3), "mano": (1, 61)}
 _ALWAYS = ("K", "scale")
 
-#: Copies of each training photo: the green screen's and three made-up backgrounds.
+#: Versions of each training photo: the green screen and three synthetic backgrounds.
 VERSIONS = 4
 
-#: The side of the hand's box over that of an evaluation photo, as a rule. Not measured here, for want of the files.
+#: Typical side of the hand's box over that of an evaluation photo. Not measured here, because the files are missing.
 EVALUATION_HAND_SHARE = 0.58
 
 
 def freihand_examples(
     root: str, hand: HandModel, split: str, chance: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
-    """The examples of a split (`train` or `evaluation`), shuffled.
+    """Yield the examples of a split (`train` or `evaluation`), shuffled.
 
-    Meshes, poses and betas are given where `hand` is MANO. Of evaluation photos all have the same box (see above), also
-    where their truth is known.
+    Meshes, poses and betas exist if `hand` is MANO. All evaluation photos have the same box (see above), even if their
+    truth is known.
 
     Raises:
-        UserError: a file is missing or malformed; names it and the entry.
+        UserError: a file is missing or malformed; the message names the file and the entry.
     """
     name = "training" if split == "train" else split
     fields = _annotations(root, name)
@@ -98,12 +98,12 @@ def _hand(fields: dict[str, NDArray[np.float32]], pose: int, hand: HandModel, fi
 
 
 def _annotations(root: str, name: str) -> dict[str, NDArray[np.float32]]:
-    """The fields of a split; those of evaluation that were not there from the start may be missing."""
-    there = names_in(root)
+    """Read the fields of a split; fields of the evaluation that were published later may be missing."""
+    names = names_in(root)
     fields = {
         field: read_arrays(join(root, f"{name}_{field}.json"), shape)
         for field, shape in _SHAPES.items()
-        if name == "training" or field in _ALWAYS or f"{name}_{field}.json" in there
+        if name == "training" or field in _ALWAYS or f"{name}_{field}.json" in names
     }
     for field, values in fields.items():
         if len(values) != len(fields["K"]):

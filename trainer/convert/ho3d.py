@@ -1,17 +1,17 @@
-"""HO3D v2 and v3 (Hampali et al., CVPR 2020; arXiv 2107.00887) as they are downloaded; right hands.
+"""HO3D v2 and v3 (Hampali et al., CVPR 2020; arXiv 2107.00887) as downloaded; right hands.
 
     train.txt, evaluation.txt          lines SEQUENCE/FRAME
     train/SEQUENCE/rgb/FRAME.png       .jpg in v3
-    train/SEQUENCE/meta/FRAME.pkl      a pickle, read as `annotator.runtime.safe_pickle` reads: nothing in it is run
-    evaluation_{xyz,verts}.json        the evaluation's truth, published later; used where it is there
+    train/SEQUENCE/meta/FRAME.pkl      a pickle, read by `annotator.runtime.safe_pickle`, which runs no code
+    evaluation_{xyz,verts}.json        the evaluation's truth, published later; used if present
 
-Metres, OpenGL axes: y up, z backwards. Joints come in MANO's order, the tips after them, thumb to little. K counts
-pixels from the centre of the first one; the half pixel is left as it is, being less than the annotation's own error.
+Units are metres, in OpenGL axes: y up, z backwards. Joints are in MANO's order, followed by the tips, thumb to little.
+K counts pixels from the centre of the first one. The half pixel is not corrected: it is below the annotation error.
 
-**Tips.** HO3D's are the vertices 744, 333, 444, 555 and 672; ours, FreiHAND's, are 744, 320, 443, 555 and 672
-(`hand.mano.TIP_VERTICES`). So index and middle differ, by some millimetres. HO3D's own pages do not list them: they are
-those that other projects use for the published joints, not checked here for want of the files. With MANO, examples
-get their tips from the mesh, at our vertices, so that J3 = R V; HO3D's list is not needed for that. Without MANO there
+**Tips.** HO3D's are vertices 744, 333, 444, 555 and 672; ours, FreiHAND's, are 744, 320, 443, 555 and 672
+(`hand.mano.TIP_VERTICES`). So index and middle differ by some millimetres. HO3D's own pages do not list them: other
+projects use these vertices for the published joints, and without the files they are not checked here. With MANO,
+examples take tips from the mesh at our vertices, so that J3 = R V; this does not need HO3D's list. Without MANO there
 is no mesh, and tips stay HO3D's. A submission takes HO3D's tips from the predicted mesh
 (`annotator/export/benchmarks.py`).
 """
@@ -37,25 +37,25 @@ from annotator.storage.files import join, names_in
 from trainer.convert.photos import required_photo
 from trainer.convert.pinhole import camera_columns, hand_columns
 
-#: OpenGL's axes to the camera's: x right, y down, z forward. A half turn about x, no mirror.
+#: OpenGL axes to camera axes (x right, y down, z forward): a half turn about x, no mirror.
 CAMERA_FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
 
-#: Far above honest files, which hold a few kilobytes.
+#: Size limit, far above real files of a few kilobytes.
 _MAX_META_BYTES = 1 << 20
 
 
 def _encoded(text: object, encoding: object) -> bytes:
-    """Stands in for `_codecs.encode`, by which Python 3 writes bytes for Python 2."""
+    """Replace `_codecs.encode`, with which Python 3 writes bytes for Python 2."""
     if type(text) is not str or encoding != "latin1":
-        raise safe_pickle.RefusedError("encodes something else than bytes")
+        raise safe_pickle.RefusedError("encodes something other than bytes")
     return text.encode("latin1")
 
 
 def _scalar(dtype: object, raw: object) -> float:
-    """Stands in for a single NumPy number."""
+    """Replace the constructor of a NumPy scalar."""
     data = raw.encode("latin1") if isinstance(raw, str) else raw
     if not isinstance(dtype, safe_pickle.StoredDtype) or type(data) is not bytes:
-        raise safe_pickle.RefusedError("holds a NumPy number that is none")
+        raise safe_pickle.RefusedError("holds an invalid NumPy number")
     return np.frombuffer(data, dtype.dtype, 1)[0].item()
 
 
@@ -70,13 +70,13 @@ _META_GLOBALS: safe_pickle.Globals = {
 def ho3d_examples(
     root: str, hand: HandModel, split: str, chance: np.random.Generator
 ) -> Iterator[dict[str, Any] | str]:
-    """The examples of a split (`train` or `evaluation`), shuffled; instead of one, why it was left out.
+    """Yield the examples of a split (`train` or `evaluation`), shuffled, or the reason why one is left out.
 
-    Meshes, poses and betas are given where `hand` is MANO. Without `evaluation_xyz.json`, evaluation examples have no
-    targets: only photo, box, K and the wrist's place.
+    Meshes, poses and betas exist if `hand` is MANO. Without `evaluation_xyz.json`, evaluation examples have no targets:
+    only photo, box, K and the wrist's position.
 
     Raises:
-        UserError: a file is missing or malformed; names it and the field.
+        UserError: a file is missing or malformed; the message names the file and the field.
     """
     frames = _frames(join(root, f"{split}.txt"))
     suffix = _photo_suffix(join(root, split, frames[0][0], "rgb"))
@@ -115,7 +115,7 @@ def _hand_columns(
 ) -> dict[str, Any]:
     """Return the columns of a hand from the file's joints (21, 3).
 
-    `mano` brings `vertices_mm`, wrist-relative, where the hand is MANO: then tips are ours, not HO3D's.
+    `mano` has wrist-relative `vertices_mm` if the hand is MANO: then tips are ours, not HO3D's.
     """
     joints_mm = 1000 * joints[list(FREIHAND_FROM_MANO)] @ CAMERA_FROM_OPENGL
     mesh_mm = None if mano is None else mano["vertices_mm"] + joints_mm[0]
@@ -125,11 +125,11 @@ def _hand_columns(
 
 
 def _mano_columns(meta: dict[str, Any], layer: HandLayer, path: str) -> dict[str, Any]:
-    """Pose, betas and mesh in camera axes. `handTrans` only moves the hand, whose place the joints tell."""
+    """Return pose, betas and mesh in camera axes. `handTrans` is not needed: joints give the position."""
     pose = torch.from_numpy(_field(meta, "handPose", (48,), path)).float().view(16, 3)
     betas = torch.from_numpy(_field(meta, "handBeta", (10,), path)).float()
     rotations = roma.rotvec_to_rotmat(pose)
-    # Vertices turn with the axes, and so does the rotation that placed them; the fingers' are relative.
+    # Only the global rotation changes with the axes; rotations of fingers are relative.
     rotations[0] = torch.from_numpy(CAMERA_FROM_OPENGL).float() @ rotations[0]
     pose[0] = roma.rotmat_to_rotvec(rotations[0])
     with torch.inference_mode():
@@ -142,16 +142,16 @@ def _mano_columns(meta: dict[str, Any], layer: HandLayer, path: str) -> dict[str
 
 
 class _Truth:
-    """What was published of the evaluation after its contest: joints (n, 21, 3), vertices (n, 778, 3)."""
+    """The evaluation's truth, published after its challenge: joints (n, 21, 3), vertices (n, 778, 3)."""
 
     def __init__(self, xyz: NDArray[np.float32], verts: NDArray[np.float32] | None) -> None:
         self.xyz, self.verts = xyz, verts
 
     @staticmethod
     def read(root: str, count: int) -> _Truth | None:
-        there = names_in(root)
+        names = names_in(root)
         xyz, verts = (
-            read_arrays(join(root, name), shape) if name in there else None
+            read_arrays(join(root, name), shape) if name in names else None
             for name, shape in (
                 ("evaluation_xyz.json", (21, 3)),
                 ("evaluation_verts.json", (VERTEX_COUNT, 3)),
@@ -174,9 +174,9 @@ def _evaluation_columns(
     path: str,
 ) -> dict[str, Any]:
     if meta.get("handBoundingBox") is None:
-        raise UserError(f"{path}: handBoundingBox: there is no such field")
+        raise UserError(f"{path}: handBoundingBox: missing field")
     if truth is None:
-        # One root point, of shape (3,) or (1, 3).
+        # The wrist alone, of shape (3,) or (1, 3).
         root = np.squeeze(_array(meta["handJoints3D"]))
         wrist_mm = 1000 * numbers(root, (3,), f"{path}: handJoints3D") @ CAMERA_FROM_OPENGL
         return camera_columns(K, f"{path}: camMat") | {"wrist_mm": wrist_mm}
@@ -189,7 +189,7 @@ def _evaluation_columns(
 
 
 def _frames(path: str) -> list[tuple[str, str]]:
-    """The lines SEQUENCE/FRAME of a split's list."""
+    """Read the lines SEQUENCE/FRAME of a split's list."""
     frames = []
     with opened(path) as file:
         for number, line in enumerate(file.read().decode("utf-8", "replace").splitlines(), start=1):
@@ -204,7 +204,7 @@ def _frames(path: str) -> list[tuple[str, str]]:
 
 
 def _photo_suffix(folder: str) -> str:
-    """`.png` in v2, `.jpg` in v3."""
+    """Return the suffix of photos: `.png` in v2, `.jpg` in v3."""
     names = names_in(folder)
     for suffix in (".png", ".jpg"):
         if any(name.endswith(suffix) for name in names):
@@ -226,5 +226,5 @@ def _array(value: Any) -> Any:
 
 def _field(meta: dict[str, Any], name: str, shape: tuple[int, ...], path: str) -> NDArray[np.float64]:
     if name not in meta:
-        raise UserError(f"{path}: {name}: there is no such field")
+        raise UserError(f"{path}: {name}: missing field")
     return numbers(_array(meta[name]), shape, f"{path}: {name}")

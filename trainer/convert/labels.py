@@ -1,6 +1,6 @@
-"""Labels as training examples: what `annotate`, `detect` or `synth` wrote, joined with the photos they are of.
+"""Convert labels of `annotate`, `detect` or `synth` to training examples, joined with their photos.
 
-Besides, squares of the same photos that lie beyond all their hands: examples of what is no hand.
+On request, squares beside all hands of a photo become examples without a hand.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from trainer.data.examples import NO_HAND
 
 _NEEDED = ("image_uri", "image_id", "status", "is_right", "box_xyxy", "width", "height", "joints2d_px")
 
-#: Rows read at once, and rows that wait to be drawn from: what is mixed, where files hold one sequence each.
+#: Rows per read, and size of the shuffle pool, which mixes rows even if each file holds one sequence.
 _READ_ROWS = 256
 _POOL = 2048
 
-#: How much wider than its box's own crop a square without a hand must be free of hands, for augmentation zooms out and
-#: shifts; turned by 45 degrees, its corners may still show some.
+#: Side of the area free of hands around a square without a hand, over the side of its crop, because augmentation zooms
+#: out and shifts. Rotated by 45 degrees, its corners may still show part of a hand.
 _WIDEST = 1.3
 
 
 @dataclass(frozen=True)
 class LabelTables:
-    """Label files of one hand model, and the folders where their photos may lie."""
+    """Label files of one hand model, and the candidate folders of their photos."""
 
     files: list[str]
     folders: list[str]
-    hand: str | None  # id; None where there are no meshes
+    hand: str | None  # id; None without meshes
     vertex_count: int
-    std_note: str = ""  # what has to be known of the labels' std; empty where there is nothing to say
+    std_note: str = ""  # a warning about the labels' std; empty without one
     masks: str | None = None  # a folder of PNGs, by the photo's name
-    empty: float = 0.0  # squares without a hand, as a share of the photos
+    empty: float = 0.0  # share of photos that also give a square without a hand
 
 
 def label_tables(labels: str, images: str | None = None, empty: float = 0.0) -> LabelTables:
-    """Of a label folder; photos lie where the labels say, below the labelled folder, or below `images`.
+    """Open a label set. Photos are searched at the labels' paths, below the labelled folder, or below `images`.
 
     Raises:
-        UserError: there are no labels, or no whole ones.
+        UserError: labels are missing or incomplete.
     """
     files = sorted(label_files(labels))
     if not files:
@@ -67,23 +67,25 @@ def label_tables(labels: str, images: str | None = None, empty: float = 0.0) -> 
 
 
 def synthetic_tables(out: str) -> LabelTables:
-    """Of a folder that `amvur synth` wrote.
+    """Open a folder that `amvur synth` wrote.
 
     Raises:
-        UserError: it is none.
+        UserError: the folder has no truth.parquet.
     """
     return replace(_tables([join(out, "truth.parquet")], out), masks=join(out, "masks"))
 
 
 def label_examples(tables: LabelTables, chance: np.random.Generator) -> Iterator[dict[str, Any] | str]:
-    """The examples, shuffled; instead of one, why it was left out. Left hands are as labels have them: photo
-    and points unmirrored, pose and betas those of the mirrored right hand."""
+    """Yield the examples, shuffled, or the reason why one is left out.
+
+    Left hands stay as in labels: photo and points unmirrored, pose and betas of the mirrored right hand.
+    """
     waiting: list[dict[str, Any]] = []
     for row in _with_empty(_rows(tables, chance), tables.empty, chance):
         if row["status"] != "ok" and row["box_xyxy"] is None:
             yield str(row["status"])
         elif row["status"] == "ok" and row["is_right"] is None:
-            yield "nothing says which hand it is"
+            yield "unknown side"
         else:
             waiting.append(row)
             if len(waiting) > _POOL:
@@ -97,12 +99,13 @@ def label_examples(tables: LabelTables, chance: np.random.Generator) -> Iterator
 def _with_empty(
     rows: Iterator[dict[str, Any]], share: float, chance: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
-    """The rows, and after those of some photos one of a square beside its hands. A photo's rows follow each other;
-    one without a hand has no box, a square has.
+    """Yield all rows, and for some photos one more row with a square beside the hands.
+
+    The rows of a photo are consecutive. A row without a hand has no box; a row of a square has one.
     """
     for _, hands in groupby(rows, key=lambda row: (row["image_uri"], row.get("frame_index"))):
         of_photo = list(hands)
-        # Where the detector saw nothing there may still be a hand.
+        # A photo without a detection may still show a hand.
         known = all(row["status"] == "ok" for row in of_photo)
         yield from of_photo
         if share and known and chance.random() < share:
@@ -113,7 +116,7 @@ def _with_empty(
 
 
 def _square_beside(hands: list[dict[str, Any]], chance: np.random.Generator) -> NDArray[np.float64] | None:
-    """A box inside a photo whose crop, and some way around it, meets no hand's box; None if none was found."""
+    """Return a box in the photo whose enlarged crop overlaps no hand's box; None after 30 failed attempts."""
     boxes = np.stack([row["box_xyxy"] for row in hands])
     size = np.array([hands[0]["width"], hands[0]["height"]], np.float64)
     for _ in range(30):
@@ -126,7 +129,7 @@ def _square_beside(hands: list[dict[str, Any]], chance: np.random.Generator) -> 
 
 
 def _joined(row: dict[str, Any], tables: LabelTables) -> dict[str, Any] | str:
-    """The row with its photo."""
+    """Join a row with its photo, or return the reason why this fails."""
     uri, frame_index = row["image_uri"] or "", row.get("frame_index")
     name = (row["image_id"] or "").removesuffix(f"#{frame_index}")
     is_absolute = uri.startswith("/") or "://" in uri
@@ -140,9 +143,9 @@ def _joined(row: dict[str, Any], tables: LabelTables) -> dict[str, Any] | str:
             reason = error.reason if error.reason != "missing" else reason
             continue
         if (photo["width"], photo["height"]) != (row["width"], row["height"]):
-            return "a photo of another size than was labelled"
+            return "photo size differs from the labels"
         if row.get("vertices_mm") is None:
-            # A detector's 3D joints are those of its own typical hand: a guess, and no truth.
+            # A detector's 3D joints have the size of its typical hand: an estimate, not truth.
             row = row | {"joints3d_mm": None, "guess3d_mm": row.get("joints3d_mm")}
         if tables.masks:
             photo["hand_mask"] = read_whole(join(tables.masks, f"{name.rsplit('.', 1)[0]}.png"))
@@ -164,7 +167,7 @@ def _rows(tables: LabelTables, chance: np.random.Generator) -> Iterator[dict[str
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """A column's values; nested fixed-size lists as arrays of their own, so that no row keeps its file in memory."""
+    """Return a column's values; copy nested fixed-size lists, so that no row keeps its file in memory."""
     shape, values = [], column.drop_null()
     while pa.types.is_fixed_size_list(values.type):
         shape.append(values.type.list_size)
@@ -177,22 +180,22 @@ def _values(column: pa.Array) -> list[Any]:
 
 
 def _tables(files: list[str], folder: str | None) -> LabelTables:
-    """Looks at every file's schema: columns, and the hand model, which must be one."""
+    """Check the columns of every file, and that all have the same hand model."""
     hand, vertex_count, std_note = None, 1, ""
     for number, path in enumerate(files):
         try:
             with opened_label_file(path) as file:
                 schema = file.schema_arrow
         except FileNotFoundError:
-            raise UserError(f"'{path}': there is no such file") from None
+            raise UserError(f"'{path}' does not exist: give a folder that `amvur synth` wrote") from None
         facts = label_facts(path, schema)
         for name in _NEEDED:
             if name not in schema.names:
-                raise UserError(f"{path}: {name}: there is no such column; these are not labels")
+                raise UserError(f"{path}: {name}: missing column; these are not labels")
         for name in ("joints2d_px", "box_xyxy", "vertices_mm"):
             if name in schema.names and not pa.types.is_fixed_size_list(schema.field(name).type):
                 raise UserError(
-                    f"{path}: {name}: a list of any length; write filtered labels with their own types, as pyarrow does"
+                    f"{path}: {name}: not a fixed-size list; keep the column types when you filter labels"
                 )
         if number == 0:
             hand = facts.get("hand")
@@ -204,18 +207,18 @@ def _tables(files: list[str], folder: str | None) -> LabelTables:
 
 def _of_std(path: str, facts: dict[str, Any]) -> str:
     if facts.get("std_is_constant"):
-        return "their std is one number for all, and weighs none of them more than others"
+        return "their std is one constant, which weighs all labels the same"
     calibration = calibration_of(path, facts)
     if "calibration" in facts and not calibration.fitted_on:
-        return "their std is not calibrated, and weighs them by no millimetres: see `amvur calibrate`"
+        return "their std is not calibrated, so weights are not in millimetres: see `amvur calibrate`"
     if calibration.fitted_on and not calibration.measures_3d:
         return f"their std is calibrated in 2D only, on {calibration.fitted_on}: {UNCALIBRATED_3D}"
     return ""
 
 
 def _labelled_folder(labels: str) -> str | None:
-    """Where the photos were when they were labelled."""
+    """Return the source path of the labelling run."""
     try:
         return str(json.loads(read_whole(join(labels, RUN_FILE)) or b"")["settings"]["source"])
     except (ValueError, KeyError, TypeError):
-        return None  # the rows may lead to their photos by themselves
+        return None  # paths in the rows may still be valid

@@ -1,4 +1,4 @@
-"""The photo of an example: its bytes, its size, and whether it can be read at all."""
+"""Read and check the photo of an example."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ _KEPT = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 
 def photo_columns(url: str, frame_index: int | None = None) -> dict[str, Any]:
-    """`image`, `width` and `height` of a photo. JPEG and PNG keep their bytes, other formats become PNG.
+    """Return `image`, `width` and `height` of a photo. JPEG and PNG keep their bytes, other formats become PNG.
 
     Args:
-        url: of a file, or as labels name what lies in a tar, a Parquet file or a video. frame_index: of a video.
+        url: of a file, or the label's name of a member of a tar, a Parquet row or a video.
+        frame_index: of a video.
 
     Raises:
-        PhotoError: it can't be read; found out here, so that training never meets it.
+        PhotoError: the photo can't be read; checked here, so that training only gets readable photos.
     """
     stored = stored_at(url, frame_index)
     if not isinstance(stored, bytes):
@@ -38,10 +39,10 @@ def photo_columns(url: str, frame_index: int | None = None) -> dict[str, Any]:
 
 
 def required_photo(url: str) -> dict[str, Any]:
-    """`photo_columns` of a photo that its data set says is there.
+    """Return `photo_columns` of a photo that must exist.
 
     Raises:
-        UserError: it is not, or can't be read.
+        UserError: the photo is missing or can't be read.
     """
     try:
         return photo_columns(url)
@@ -50,10 +51,10 @@ def required_photo(url: str) -> dict[str, Any]:
 
 
 def required_mask(url: str, width: int, height: int) -> bytes:
-    """`hand_mask` of an example: a black and white picture of the photo's size, made sharp.
+    """Return the `hand_mask` of an example: a picture of the photo's size, thresholded to black and white.
 
     Raises:
-        UserError: it can't be read, or has another size.
+        UserError: the mask can't be read, or differs in size from the photo.
     """
     data = required_photo(url)["image"]
     pixels = decode_photo(data).pixels
@@ -61,12 +62,12 @@ def required_mask(url: str, width: int, height: int) -> bytes:
         raise UserError(
             f"{url}: the mask has {pixels.shape[1]} x {pixels.shape[0]} pixels, its photo {width} x {height}"
         )
-    # JPEG leaves greys along the edges.
+    # JPEG blurs edges to grey.
     return png(np.where(pixels[..., 0] > 127, np.uint8(255), np.uint8(0)))
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """Pixels (H, W) or (H, W, 3) as a PNG file."""
+    """Encode pixels (H, W) or (H, W, 3) as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Hands before a known camera: what a data set's 3D points and its matrix K say in the columns of an example."""
+"""Columns of an example from a data set's 3D points and its camera matrix K."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Floats = NDArray[np.floating]
 
 
 def project(points_mm: Floats, K: Floats) -> Floats:
-    """Points (N, 3) in camera axes to photo pixels (N, 2)."""
+    """Project points (N, 3) in camera axes to photo pixels (N, 2)."""
     seen = points_mm @ K.T
     return seen[:, :2] / seen[:, 2:]
 
 
 def camera_columns(K: Floats, place: str) -> dict[str, Any]:
-    """Return the columns of a camera before which nothing is known: `camera_matrix`, focal length, principal point.
+    """Return the camera columns of an example without a known hand: `camera_matrix`, focal length, principal point.
 
     Raises:
-        UserError: K (3, 3) is no camera.
+        UserError: K (3, 3) is not a camera matrix.
     """
     if K[0, 0] <= 0 or K[1, 1] <= 0 or not np.allclose(K[2], [0, 0, 1]):
         raise UserError(f"{place}: expected a camera matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]")
@@ -33,11 +33,11 @@ def camera_columns(K: Floats, place: str) -> dict[str, Any]:
 
 
 def hand_columns(joints_mm: Floats, vertices_mm: Floats | None, K: Floats, place: str) -> dict[str, Any]:
-    """Return the columns of a hand in camera axes, at its distance: joints, their pixels, box and camera.
+    """Return the columns of a hand in camera axes, with its distance: joints, their pixels, box and camera.
 
     Args:
-        joints_mm: (21, 3). vertices_mm: (N, 3) of any mesh of the hand, for the box alone.
-        K: (3, 3). place: the file, for errors.
+        joints_mm: (21, 3). vertices_mm: (N, 3) of any mesh of the hand, only for the box.
+        K: (3, 3). place: name of the file, for error messages.
 
     Raises:
         UserError: the hand lies behind the camera.

@@ -1,1 +1,1 @@
-"""Data sets of hands, turned into one kind of example."""
+"""Training examples: storage, decoding and the order of reading."""

@@ -1,17 +1,17 @@
 """Training examples on disk: the label schema, plus the photo's bytes; every target may be null.
 
-A folder of examples holds `data/*.parquet` in row groups of `GROUP` rows, written in a shuffled order, so that
-whoever reads a few row groups sees a bit of everything. Columns that say more than labels do:
+A folder of examples holds `data/*.parquet` in row groups of `GROUP` rows. Rows are shuffled, so that a few row groups
+are a sample of the whole. Columns beyond those of labels:
 
 - `image` (binary): the photo's JPEG or PNG bytes, not mirrored. Coordinates are the photo's pixels after EXIF rotation.
-- `hand_mask` (binary): an 8-bit PNG of the photo's size, 255 where the hand itself is seen; null where nobody knows.
-- `joints2d_px` may hold NaN pairs: joints that nobody annotated.
-- `camera_matrix`: the data set's own K, as `camera.focal_px` (the mean of its two) and `camera.principal_px` say too;
-  `wrist_mm`: the wrist before that camera.
-- `guess3d_mm`: what a detector took the 3D joints for, wrist-relative, camera axes, of a hand of its usual size.
-- `status` is `ok`, or `no_hand` where the box holds none: then nothing else is known.
-- `reference_bone_mm`: the length that FreiHAND gives with every photo, also where it hides the joints.
-- `source_index`: the example's place in its data set's own list, from 0; submissions are in that order.
+- `hand_mask` (binary): an 8-bit PNG of the photo's size, 255 where the hand is visible; null if unknown.
+- `joints2d_px` may hold NaN pairs: joints without annotation.
+- `camera_matrix`: the data set's own K. `camera.focal_px` is the mean of its two focal lengths, `camera.principal_px`
+  its principal point. `wrist_mm`: the wrist in the axes of that camera.
+- `guess3d_mm`: a detector's 3D joints, wrist-relative, camera axes, at the size of its typical hand.
+- `status` is `ok`, or `no_hand` if the box shows no hand: then nothing else is known.
+- `reference_bone_mm`: the bone length that FreiHAND gives with every photo, even where it hides the joints.
+- `source_index`: the example's index in its data set's own list, from 0; submissions use that order.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ import pyarrow.parquet as pq
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, labels_to_table
 from annotator.storage.files import join, write_whole
 
-#: The status of an example that shows no hand; every other is `ok`.
+#: Status of an example without a hand; all others are `ok`.
 NO_HAND = "no_hand"
 
-#: Rows of a row group, the unit in which training reads.
+#: Rows per row group, the unit of reading in training.
 GROUP = 32
 
-#: Rows and photo bytes of a file, at most; it passes through memory whole.
+#: Maximum rows and photo bytes per file, which must fit into memory.
 FILE_ROWS, FILE_BYTES = 1024, 128 << 20
 
 
-#: Beside `data/`: what was converted and what was left out; until then, `UNFINISHED`.
+#: File beside `data/` with the summary of the conversion; until the end it holds `UNFINISHED`.
 SUMMARY_FILE, UNFINISHED = "_convert.json", b'{"unfinished": true}\n'
 
 
 def example_schema(vertex_count: int, facts: Mapping[str, Any]) -> pa.Schema:
-    """The columns of an example file; `facts` (hand, source, ...) go into its metadata under `amvur`."""
+    """Return the schema of an example file; `facts` (hand, source, ...) go into its metadata under `amvur`."""
     said = {
         "amvur": json.dumps({"schema_version": SCHEMA_VERSION, "examples": True, **facts}, sort_keys=True)
     }
@@ -62,9 +62,9 @@ def example_schema(vertex_count: int, facts: Mapping[str, Any]) -> pa.Schema:
 
 
 def example_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """A table of examples, one mapping a row with any of the schema's columns; what is absent is null.
+    """Return a table of examples from one mapping per row, with any of the schema's columns; missing ones are null.
 
-    Values of array columns are NumPy arrays of the shape the schema says; `camera` is a mapping of its fields.
+    Values of array columns are NumPy arrays of the shape in the schema; `camera` is a mapping of its fields.
     """
     arrays = []
     for field in schema:
@@ -84,11 +84,11 @@ def example_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def write_examples(out: str, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> int:
-    """Write OUT/data/part-000000.parquet ...; returns the number of examples. Files are whole or absent."""
+    """Write OUT/data/part-000000.parquet ..., each atomically, and return the number of examples."""
     count = 0
     for number, part in enumerate(_parts(rows)):
         sink = io.BytesIO()
-        # Photos are compressed already; zstd still helps the numbers.
+        # Photos are already compressed; zstd helps the numbers.
         pq.write_table(example_table(part, schema), sink, compression="zstd", row_group_size=GROUP)
         write_whole(join(out, "data", f"part-{number:06d}.parquet"), sink.getvalue())
         count += len(part)

@@ -1,4 +1,4 @@
-"""Rows of example files to batches: decode, cut, mirror left hands, bring every target into the crop."""
+"""Read rows of example files as batches: decode, cut, mirror left hands, and move every target into the crop."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ from trainer.batch import Batch
 from trainer.config import Target
 from trainer.data.examples import NO_HAND
 
-#: What is read of a row.
+#: Columns of a row for training.
 COLUMNS = (
     *("image", "status", "hand_mask", "width", "height", "box_xyxy", "box_source", "is_right"),
     *("joints2d_px", "joints2d_std_px", "joints3d_mm", "joints3d_std_mm", "guess3d_mm"),
     *("vertices_mm", "vertices_std_mm", "camera"),
 )
 
-#: What is read besides by those who write about each photo.
+#: More columns, for evaluation and submission.
 FACTS = ("image_id", "source_index", "wrist_mm", "camera_matrix")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What an example says besides its targets; None where it does not."""
+    """The data of an example besides its targets; None where unknown."""
 
     image_id: str
-    frame: CropFrame  # of the one crop
+    frame: CropFrame  # of the tight crop
     source_index: int | None
-    wrist_mm: np.ndarray | None  # (3,) before the camera
+    wrist_mm: np.ndarray | None  # (3,) camera axes
     camera_matrix: np.ndarray | None  # (3, 3)
 
 
 class Rows:
-    """The columns of some examples as arrays."""
+    """Columns of examples, with values as arrays."""
 
     def __init__(self, table: pa.Table) -> None:
         self.count = table.num_rows
         self.columns = {name: table.column(name).combine_chunks() for name in table.column_names}
 
     def array(self, name: str, row: int) -> np.ndarray | None:
-        """A nested fixed-size list of numbers, None where it is null."""
+        """Return a nested fixed-size list of numbers as an array, or None for null."""
         value = self.columns[name][row] if name in self.columns else None
         if value is None or not value.is_valid:
             return None
@@ -68,23 +68,23 @@ class Rows:
         return np.asarray(values.to_numpy(zero_copy_only=False), np.float64).reshape(-1, *shape)
 
     def scalar(self, name: str, row: int) -> Any:
-        """Any other column's value."""
+        """Return the value of any other column."""
         return self.columns[name][row].as_py() if name in self.columns else None
 
 
 def read_example(
     rows: Rows, row: int, size_px: int, margin: float, targets: tuple[Target, ...], vertex_count: int
 ) -> Batch:
-    """One example as a batch of one: `size_px` pixels over the hand's padded box times `margin`.
+    """Return one example as a batch of one: `size_px` pixels across the hand's padded box times `margin`.
 
-    A photo that can't be decoded becomes a grey crop with no hand: it teaches no more than that and stops nothing.
+    A photo that can't be decoded becomes a crop of the padding colour without a hand, so that training continues.
     """
     batch = Batch.empty(1, size_px, vertex_count)
     joints2d_px = rows.array("joints2d_px", row)
     frame = frame_of(rows, row, margin)
     width, height = rows.scalar("width", row), rows.scalar("height", row)
     mirrored = bool(np.all(frame.mirrored))
-    # So much of the photo is needed that the crop still has all its pixels.
+    # Minimum side of the decoded photo for a crop at full resolution.
     needed_px = int(size_px * min(width, height) / (2 * frame.half_side_px)) + 1
     try:
         photo = decode_photo(rows.scalar("image", row), needed_px)
@@ -118,17 +118,17 @@ def read_example(
     ):
         points = rows.array(f"{name}_mm", row)
         if points is not None and name in targets:
-            # A network sees only the crop, so its targets are in crop axes. A guess counts only after Procrustes.
+            # The network sees only the crop, so targets are in crop axes.
             points = crop_from_camera(points, axes)
             points = mirror_points(points) if mirrored else points
             getattr(batch, f"{name}_mm")[0] = torch.from_numpy(points).float()
             getattr(batch, has)[0] = True
             if (std_mm := rows.array(f"{name}_std_mm", row)) is not None:
                 std_mm = turned_std(std_mm, axes.T)
-                # Photos are turned in their plane on their way in: then only what x and y have in common still holds.
+                # Augmentation rotates photos in the image plane, so x and y share one std.
                 across = _root_mean_square(std_mm[:, :2])
                 std = np.stack([across, across, std_mm[:, 2].astype(np.float32)], 1)
-                # A label that can't say how unsure it is is none.
+                # A label without a finite std does not count.
                 getattr(batch, has)[0] = bool(np.isfinite(std).all())
                 getattr(batch, f"{name}_std_mm")[0] = torch.from_numpy(np.nan_to_num(std, posinf=0))
     if (mask := rows.scalar("hand_mask", row)) is not None and "hand_mask" in targets:
@@ -136,14 +136,14 @@ def read_example(
         seen = seen if seen.shape[:2] == (height, width) else np.zeros_like(seen)
         batch.hand_mask[0] = _pixels(_cut_mask(seen, frame, size_px, width), mirrored)[:1]
         batch.has_hand_mask[0] = True
-    else:  # nothing beyond the photo's edge is hand
+    else:  # no hand beyond the photo's edge
         everywhere = np.full_like(photo.pixels, 255)
         batch.hand_mask[0] = _pixels(_cut_mask(everywhere, frame, size_px, width), mirrored)[:1]
     return batch
 
 
 def facts_of(rows: Rows, row: int) -> Facts:
-    """The facts of one example."""
+    """Return the facts of one example."""
     wrist_mm, matrix = rows.array("wrist_mm", row), rows.array("camera_matrix", row)
     return Facts(
         image_id=rows.scalar("image_id", row) or "",
@@ -155,7 +155,7 @@ def facts_of(rows: Rows, row: int) -> Facts:
 
 
 def frame_of(rows: Rows, row: int, margin: float = 1.0) -> CropFrame:
-    """Where an example's crop lies in its photo, as `annotate` would cut it, `margin` times as wide."""
+    """Return the crop of an example in its photo, cut as in `annotate`, `margin` times as wide."""
     box, joints2d_px = rows.array("box_xyxy", row), rows.array("joints2d_px", row)
     width, height = rows.scalar("width", row), rows.scalar("height", row)
     if box is not None:
@@ -165,23 +165,23 @@ def frame_of(rows: Rows, row: int, margin: float = 1.0) -> CropFrame:
         frame = square_around(box_around_joints(joints2d_px), BOX_PADDING * margin)
     else:
         frame = square_around([0, 0, width, height], margin)
-    if not frame.half_side_px > 0:  # a box without a size
+    if not frame.half_side_px > 0:  # an empty box
         frame = square_around([0, 0, width, height], margin)
     return frame._replace(mirrored=np.bool_(rows.scalar("is_right", row) is False))
 
 
 def _root_mean_square(std: np.ndarray) -> np.ndarray:
-    """Of each point's coordinates (N, 2): (N,)."""
+    """Return the root mean square of each point's coordinates, (N, 2) to (N,)."""
     return np.sqrt((std**2).mean(1)).astype(np.float32)
 
 
 def _pixels(crop: np.ndarray, mirrored: bool) -> torch.Tensor:
-    """(S, S, 3) to (3, S, S), mirrored where told."""
+    """Convert (S, S, 3) to (3, S, S), mirrored on request."""
     return torch.from_numpy(np.array(crop[:, ::-1] if mirrored else crop)).permute(2, 0, 1)
 
 
 def _cut_mask(seen: np.ndarray, frame: CropFrame, size_px: int, width: int) -> np.ndarray:
-    """As `cut`, but what lies beyond the photo is not hand: cut the difference to what lies there."""
+    """Cut a mask with zero outside the photo: subtract the padding colour that `cut` puts there."""
     crop = cut(seen, frame, size_px, width).astype(np.int16)
     outside = cut(np.zeros_like(seen), frame, size_px, width).astype(np.int16)
     return (crop - outside).clip(0, 255).astype(np.uint8)

@@ -1,9 +1,9 @@
-"""Which examples make up which step, and reading only those.
+"""Choose the examples of each step, and read only those.
 
-A step's examples follow from the configuration, the seed and the step's number alone: whoever resumes at a step, or
-shares it among more workers, sees what one worker would have seen without a stop. A collection is cut into lanes of
-equal length; example number n of a source comes from lane n % LANES. A worker of W takes the lanes l with
-l % W = its rank: it reads its own part of the files and, but for row groups on its lanes' edges, nobody else's.
+A step's examples depend only on the configuration, the seed and the step number. So a resumed run, or a run on more
+workers, reads the same examples as one worker without a stop. A collection is cut into lanes of equal length; example
+number n of a source comes from lane n % LANES. Worker r of W reads the lanes l with l % W = r. Workers share only the
+row groups at the edges of lanes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from trainer.data.examples import SUMMARY_FILE, UNFINISHED
 from trainer.data.read import COLUMNS, FACTS, Facts, Rows, facts_of, read_example
 from trainer.keyed import keys
 
-#: Lanes of a collection; at most so many workers can share it. Each lane holds one row group in memory.
+#: Lanes of a collection: the maximum number of workers. Each lane holds one row group in memory.
 LANES = 48
 
-#: Real photos are cut so much wider than the network's crop, for augmentation to turn and shift.
+#: Width of a real photo's crop over that of the network's crop, for augmentation to rotate and shift.
 MARGIN = 1.4
 
 
@@ -53,13 +53,13 @@ class Synthetic:
         seed: int,
         device: str | torch.device = "cpu",
     ) -> None:
-        from trainer.synth import SyntheticHands  # not needed by those who train on photos
+        from trainer.synth import SyntheticHands  # not needed to train on photos
 
         self.hands = SyntheticHands(hand, size_px, seed, device)
         self.config = config
 
     def batch(self, numbers: Sequence[int]) -> Batch:
-        """The examples with these numbers."""
+        """Return the examples with these numbers."""
         indices = torch.as_tensor(numbers, dtype=torch.int64)
         if self.config.count:
             indices = indices % self.config.count
@@ -67,7 +67,7 @@ class Synthetic:
 
 
 class _Piece(NamedTuple):
-    """Some rows of a row group."""
+    """A range of rows in a row group."""
 
     file: str
     group: int
@@ -79,16 +79,17 @@ class _Piece(NamedTuple):
 
 
 class Stored:
-    """Examples from `OUT/data/*.parquet`, in another order every epoch."""
+    """Examples from `OUT/data/*.parquet`, in a different order every epoch."""
 
     def __init__(
         self, url: str, hand: HandModel, size_px: int, config: SourceConfig, seed: int, margin: float = MARGIN
     ) -> None:
-        """Read every file's footer, no more. Images of `size_px` show the hand's crop `margin` times as wide.
+        """Read only the footers of the files. Images of `size_px` show the hand's crop `margin` times as wide.
+
+        Meshes of a hand model other than `hand` are left out, which masks L_V.
 
         Raises:
-            UserError: no examples there, or files of several hand models. Meshes of another one than `hand` are
-                left out: L_V is then masked.
+            UserError: there are no examples, or files of several hand models.
         """
         self.url, self.config, self.seed, self.margin = url, config, seed, margin
         self.size_px, self.vertex_count = size_px, hand.vertex_count
@@ -109,18 +110,16 @@ class Stored:
         if not groups:
             raise UserError(f"'{url}' has no examples from number {config.first} on")
         self._groups = groups
-        # Row number at which each group ends.
+        # Row number at the end of each group.
         self._ends = np.cumsum([stop - start for _, _, start, stop in groups])
         self.total = int(self._ends[-1])
         self.lanes = min(LANES, self.total)
-        self._order: dict[
-            int, tuple[int, list[_Piece]]
-        ] = {}  # of each lane: the epoch, and its pieces in order
+        self._order: dict[int, tuple[int, list[_Piece]]] = {}  # per lane: the epoch, and its pieces in order
         self._held: OrderedDict[tuple[str, int], Rows] = OrderedDict()
         self._files: dict[str, pq.ParquetFile] = {}
 
     def _pieces(self, lane: int) -> list[_Piece]:
-        """The parts of row groups that make up a lane: equal shares of all rows, to within one."""
+        """Return the row ranges of a lane; lanes differ by one row at most."""
         first, last = (edge * self.total // self.lanes for edge in (lane, lane + 1))
         found = []
         for i in range(bisect_right(self._ends, first), len(self._groups)):
@@ -137,11 +136,11 @@ class Stored:
         return self.total
 
     def batch(self, numbers: Sequence[int]) -> Batch:
-        """The examples with these numbers."""
+        """Return the examples with these numbers."""
         return Batch.join([self._example(number) for number in numbers])
 
     def in_order(self, size: int) -> Iterator[tuple[Batch, list[Facts]]]:
-        """All examples once, in the order of the files, in batches, with what they say of themselves."""
+        """Yield all examples once in batches with their facts, in the order of the files."""
         part: list[tuple[Batch, Facts]] = []
         for name, group, start, stop in self._groups:
             rows = self._rows(name, group, (*COLUMNS, *FACTS))
@@ -169,7 +168,7 @@ class Stored:
         return self._read(self._rows_held(piece), piece.start + int(row))
 
     def _rows_held(self, piece: _Piece) -> Rows:
-        """The row group of a piece; lanes share those that they were last at."""
+        """Return the row group of a piece from a cache of the last used ones, shared by lanes."""
         key = piece.file, piece.group
         if key not in self._held:
             while len(self._held) > self.lanes:
@@ -188,12 +187,12 @@ class Stored:
                 self._files.pop(next(iter(self._files))).close()
             self._files[name] = pq.ParquetFile(open_file(join(self.url, "data", name)))
         file = self._files[name]
-        there = [column for column in columns if column in file.schema_arrow.names]
-        return Rows(file.read_row_group(group, columns=there, use_threads=False))
+        existing = [column for column in columns if column in file.schema_arrow.names]
+        return Rows(file.read_row_group(group, columns=existing, use_threads=False))
 
 
 def withhold(batch: Batch, targets: Sequence[Target]) -> Batch:
-    """The batch with every target but these forgotten."""
+    """Return the batch with only these targets."""
     nothing = Batch.empty(len(batch), batch.image.shape[-1], batch.vertices_mm.shape[1])
     for target in set(TARGETS) - set(targets):
         values = target if target in ("joints2d", "hand_mask") else f"{target}_mm"
@@ -205,7 +204,7 @@ def withhold(batch: Batch, targets: Sequence[Target]) -> Batch:
 
 @dataclass(frozen=True)
 class Order:
-    """Examples still to be drawn, where the network is."""
+    """Examples to be drawn later, on the network's device."""
 
     source: int
     numbers: list[int]
@@ -213,9 +212,9 @@ class Order:
 
 
 class Steps(Dataset[list[Batch | Order]]):
-    """Step number to one worker's part of its batch: one `Batch` a source, images still of each source's own size.
+    """Map a step number to one worker's part of its batch: one `Batch` per source, images at the size of the source.
 
-    With `draw_later` synthetic hands come as an `Order`, for `filled` to draw on the network's own device.
+    With `draw_later` synthetic hands come as an `Order`, which `filled` draws on the network's device.
     """
 
     def __init__(
@@ -233,7 +232,7 @@ class Steps(Dataset[list[Batch | Order]]):
         return self.draw_later and self.config.data[number].source == SYNTHETIC
 
     def _source(self, number: int, device: str | torch.device = "cpu") -> Synthetic | Stored:
-        """Opened where it is used: loader processes open their own files."""
+        """Return a source, opened at first use, so that each loader process opens its own files."""
         if number not in self._opened:
             source, crop_px = self.config.data[number], self.config.network.crop_px
             seed = self.config.seed + number
@@ -244,31 +243,29 @@ class Steps(Dataset[list[Batch | Order]]):
         return self._opened[number]
 
     def check(self) -> None:
-        """Open all sources here once, so that what is wrong with them is said before anything starts.
+        """Open all sources once, so that errors appear before the training starts.
 
         Raises:
-            UserError: a source is not there, or there are too few examples for this many workers.
+            UserError: a source is missing, or has too few examples for the number of workers.
         """
         for source, count in zip(self.config.data, self.counts, strict=True):
             if not count:
                 raise UserError(
                     f"'{source.source}' has too small a share of a batch of {self.config.batch_size}"
                 )
-        # Numbers go round the workers, and may skip one where the lanes start again.
+        # Numbers alternate between workers, and may skip one where lanes wrap around.
         if self.workers > 1 and max(self.counts) < 2 * self.workers:
             raise UserError(
                 f"batch_size {self.config.batch_size} is too small for {self.workers} workers: "
-                f"one source must give {2 * self.workers} or more of each batch"
+                f"one source must give at least {2 * self.workers} examples per batch"
             )
         for number, source in enumerate(self.config.data):
             if source.source != SYNTHETIC and self._source(number).lanes < self.workers:
-                raise UserError(
-                    f"'{source.source}' has too few examples to share among {self.workers} workers"
-                )
+                raise UserError(f"'{source.source}' has too few examples for {self.workers} workers")
         self._opened = {}
 
     def __getitem__(self, step: int) -> list[Batch | Order]:
-        """This worker's examples of a step."""
+        """Return this worker's examples of a step."""
         parts: list[Batch | Order] = []
         for number, count in enumerate(self.counts):
             lanes = self._lanes(number)
@@ -281,7 +278,7 @@ class Steps(Dataset[list[Batch | Order]]):
         return parts
 
     def filled(self, parts: Sequence[Batch | Order], device: torch.device) -> list[Batch]:
-        """A step's parts on a device, orders drawn there."""
+        """Move a step's parts to a device and draw the orders there."""
         return [self._filled(part, device) if isinstance(part, Order) else part.to(device) for part in parts]
 
     def _filled(self, order: Order, device: str | torch.device) -> Batch:
@@ -290,7 +287,7 @@ class Steps(Dataset[list[Batch | Order]]):
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:
-    """Whole numbers that add up to `total`, in proportion to the weights (largest remainders)."""
+    """Split `total` into integers in proportion to the weights (largest remainders)."""
     exact = [total * weight / sum(weights) for weight in weights]
     counts = [int(value) for value in exact]
     by_rest = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
@@ -300,7 +297,7 @@ def shares(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def _window(groups: list[tuple[str, int, int]], first: int, count: int) -> list[tuple[str, int, int, int]]:
-    """Row groups (file, group, start, stop) that hold examples first ... first + count."""
+    """Return the row ranges (file, group, start, stop) of examples first ... first + count."""
     kept, seen = [], 0
     for name, group, rows in groups:
         start = max(first - seen, 0)
@@ -320,20 +317,22 @@ def _footer(url: str) -> pq.ParquetFile:
 
 
 def _check_hand(url: str, footers: Sequence[pq.ParquetFile], hand: HandModel) -> bool:
-    """Whether meshes of these examples are this hand model's."""
+    """Return whether these examples have meshes of this hand model."""
     for name in ("image", "is_right", "width", "height"):
         if name not in footers[0].schema_arrow.names:
-            raise UserError(f"'{url}' holds no training examples (no column '{name}'): use `amvur convert`")
+            raise UserError(
+                f"'{url}' holds no training examples (missing column '{name}'): use `amvur convert`"
+            )
     facts = [json.loads((footer.schema_arrow.metadata or {}).get(b"amvur", b"{}")) for footer in footers]
     versions = {fact.get("schema_version", SCHEMA_VERSION) for fact in facts}
     if versions != {SCHEMA_VERSION}:
         raise UserError(
-            f"'{url}' holds examples of label schema {', '.join(map(str, sorted(versions)))}, this amvur reads schema "
+            f"'{url}' holds examples of label schema {', '.join(map(str, sorted(versions)))}, but amvur reads schema "
             f"{SCHEMA_VERSION}: convert them again"
         )
     hands = {fact.get("hand") for fact in facts}
     if len(hands) > 1:
         raise UserError(
-            f"'{url}' mixes hand models {', '.join(map(str, hands))}: convert each to a folder of its own"
+            f"'{url}' mixes hand models {', '.join(map(str, hands))}: convert each to its own folder"
         )
     return hands == {hand.id}
