@@ -304,7 +304,7 @@ def _some_table(folder: Path) -> Path:
 
 def test_fewer_photos_than_the_folder_holds_are_refused(tmp_path: Path) -> None:
     write_photos(tmp_path, 3, 0, 32)
-    with pytest.raises(UserError, match="holds 1 files beside these 2 photos"):
+    with pytest.raises(UserError, match="holds 1 files that are not among these 2 photos"):
         write_photos(tmp_path, 2, 0, 32)
 
 

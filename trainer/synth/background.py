@@ -1,4 +1,4 @@
-"""What lies behind a hand: plain walls, rooms full of things, cloth, bricks, text, people."""
+"""Backgrounds: plain walls, rooms full of things, cloth, bricks, text, people."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from trainer.synth.patterns import COUNT
 
 THINGS = 9
 
-#: Shares: a plain ground, white or not; a wall or table and a few things; a room full of them.
+#: Shares: a plain ground; a wall or table with a few things; a room full of things.
 _KINDS = [0.22, 0.28, 0.5]
 _PERSON = 0.14
-# Which things are in a pattern; the first of a person's four is the trunk.
+# Things with a pattern; the first of a person's four parts is the trunk.
 _CLOTHED = (0, 3, THINGS - 4)
 _ROUND = (1, 3, THINGS - 4, THINGS - 2, THINGS - 1)
 
 
 def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: Draws) -> Tensor:
-    """Linear RGB (B, 3, size_px, size_px) in 0..1.
+    """Return backgrounds in linear RGB (B, 3, size_px, size_px), 0..1.
 
     Args:
         size_px: side.
-        bank: of `patterns`.
-        skin: (B, 3) linear RGB of the hand's owner, who may stand behind it.
-        light: (B, 1, size_px, size_px) that reaches it.
-        draws: one for each photo.
+        bank: patterns of `patterns`.
+        skin: (B, 3) linear RGB, for people in the background.
+        light: (B, 1, size_px, size_px) that reaches the background.
+        draws: one stream per photo.
     """
     device = draws.key.device
     centre = (torch.arange(size_px, device=device) * 2 + 1) / size_px - 1
@@ -38,13 +38,13 @@ def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: 
     kind = draws.choice(_KINDS)
     plain = kind == 0
     room = room_colours(draws, 2)
-    # Plain grounds are mostly bright, and their two colours nearly one.
+    # Plain grounds are mostly bright, with two similar colours.
     bright = draws.uniform(1, low=0.25, high=1.0) * torch.exp(0.04 * draws.normal(3))
     room[:, 0] = torch.where((plain & draws.chance(0.6))[:, None], bright.clamp(max=1), room[:, 0])
     room[:, 1] = torch.where(plain[:, None], room[:, 0] * draws.uniform(1, low=0.5, high=1.0), room[:, 1])
     angle = draws.uniform(1, 1, high=2 * math.pi)
     across = x * angle.cos() + y * angle.sin() - draws.uniform(1, 1, low=-0.6, high=0.6)
-    # From a soft change of light to the edge of a table.
+    # Between a soft gradient of light and the edge of a table.
     steep = draws.uniform(1, 1, low=-1.0, high=3.5).exp()
     steep = torch.where(plain[:, None, None], 0.4, steep)
     share = (across * steep + 0.5).clamp(0, 1)
@@ -55,7 +55,7 @@ def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: 
     number = number.masked_fill(plain, 0)
     cloth = papered_with(bank, size_px, draws) - 0.6
     colours = room_colours(draws, THINGS)
-    # Some things are skin: arms and faces of others.
+    # Some things have the colour of skin, like arms and faces.
     tone = skin[:, None] * torch.exp(0.12 * draws.normal(THINGS, 3))
     colours = torch.where(draws.uniform(THINGS, 1) < 0.14, tone, colours).clamp(0, 1)
     middle = draws.uniform(THINGS, 2, low=-1.1, high=1.1)
@@ -65,7 +65,7 @@ def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: 
     sharp = draws.uniform(1, low=1.2, high=3.6).exp() * draws.uniform(THINGS, low=0.5, high=1.0)
     worn = draws.uniform(THINGS, high=1.0)
     solid = draws.uniform(THINGS, low=0.6, high=1.3).clamp(max=1)
-    # A person behind the hand: trunk, neck, head, hair; eyes and mouth are left to the imagination.
+    # A person behind the hand: trunk, neck, head and hair, without eyes or mouth.
     person = draws.chance(_PERSON) & ~plain
     body = _person(draws)
     middle[:, -4:], half[:, -4:] = (
@@ -78,7 +78,7 @@ def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: 
     worn[:, -4] = torch.where(person, 0.8, worn[:, -4])
     number = torch.where(person, THINGS, number)
     solid[:, -4:].masked_fill_(person[:, None], 1)
-    # From the front to the back: what each adds to the picture, and what it leaves of all behind it.
+    # From front to back: each thing's contribution, and the remaining visibility behind it.
     left = torch.ones_like(share)
     paint: list[Tensor] = []
     shares = share.new_empty(len(share), THINGS + len(_CLOTHED) + 2, size_px, size_px)
@@ -113,7 +113,7 @@ def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: 
 
 
 def _person(draws: Draws) -> tuple[Tensor, Tensor]:
-    """Middles and half sizes (B, 4, 2) of trunk, neck, hair and face."""
+    """Draw centres and half sizes (B, 4, 2) of trunk, neck, hair and face."""
     scale = draws.uniform(1, low=0.25, high=0.75)
     head = torch.stack([draws.uniform(low=-0.9, high=0.9), draws.uniform(low=-0.9, high=0.2)], 1)
     offsets = torch.tensor([[0, 2.9], [0, 1.1], [0, -0.25], [0, 0.0]], device=scale.device)
@@ -124,7 +124,7 @@ def _person(draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def room_colours(draws: Draws, number: int) -> Tensor:
-    """Linear RGB (B, number, 3): mostly greys, wood and cloth; now and then a strong colour."""
+    """Draw linear RGB (B, number, 3): mostly greys, wood and cloth; sometimes a strong colour."""
     lab = (
         draws.normal(number, 3) * draws.key.new_tensor([0, 6, 9]).float()
         + draws.key.new_tensor([0, 1, 5]).float()
@@ -135,7 +135,7 @@ def room_colours(draws: Draws, number: int) -> Tensor:
 
 
 def papered_with(bank: Tensor, size_px: int, draws: Draws) -> Tensor:
-    """A pattern of the bank (B, 1, size_px, size_px) in 0..1, turned and scaled."""
+    """Draw a rotated and scaled pattern of the bank (B, 1, size_px, size_px), 0..1."""
     chosen = bank[(draws.uniform() * COUNT).long()][:, None]
     angle = (draws.uniform() * 4).round() * (math.pi / 2) + 0.25 * draws.normal()
     scale = torch.exp(draws.uniform(low=-1.6, high=0.6))

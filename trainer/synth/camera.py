@@ -1,4 +1,4 @@
-"""From light to a stored photo: exposure, white balance, blur, noise, low resolution, JPEG."""
+"""A camera model from light to a stored photo: exposure, white balance, blur, noise, low resolution, JPEG."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from trainer.keyed import Draws, keys
 from trainer.synth.colour import stored
 
-#: Sizes at which photos are sensed and compressed, as shares of the final one, and how often.
+#: Native sizes of photos, as shares of the final size, and their probabilities.
 NATIVE, _NATIVE_SHARES = (1.0, 0.75, 0.5, 0.375), [0.64, 0.17, 0.13, 0.06]
 
 #: Shares of photos.
 JPEG_SHARE, GREY_SHARE = 0.5, 0.03
 
-# The hand's mean luminance comes this near, as a power, to a well exposed one.
+# Exposure corrects the hand's mean luminance towards this value, with this power.
 _EXPOSED, _EXPOSURE_POWER = 0.2, 0.4
 _KERNEL = 7
 _NOISE_SIDE = 512
 
-# JPEG's example tables (ITU-T T.81, annex K) for brightness and colour.
+# JPEG's example tables (ITU-T T.81, annex K) for luminance and chrominance.
 _LUMA = (
     16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
     14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
@@ -36,7 +36,7 @@ _YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.
 
 
 def exposed(light: Tensor, brightness: Tensor, draws: Draws) -> Tensor:
-    """Linear light (B, 3, S, S) to what reaches the sensor, given the hand's mean `brightness` (B,)."""
+    """Convert linear light (B, 3, S, S) to light on the sensor, given the hand's mean `brightness` (B,)."""
     size = light.shape[-1]
     gain = (_EXPOSED / brightness.clamp(min=1e-3)) ** _EXPOSURE_POWER * torch.exp(0.5 * draws.normal() - 0.2)
     warm, green = 0.09 * draws.normal(), 0.03 * draws.normal() - 0.01
@@ -50,7 +50,7 @@ def exposed(light: Tensor, brightness: Tensor, draws: Draws) -> Tensor:
 
 
 def through_lens(light: Tensor, draws: Draws) -> Tensor:
-    """Blur of lens and motion, and the sharpening that hides it, one kernel for each photo."""
+    """Apply blur of lens and motion, and sharpening, as one kernel per photo."""
     count, channels, size = light.shape[:3]
     device = light.device
     unit = size / 128
@@ -79,7 +79,7 @@ def through_lens(light: Tensor, draws: Draws) -> Tensor:
 
 
 def taken(sensed: Tensor, noise_bank: Tensor, draws: Draws) -> Tensor:
-    """Sensed light (B, 3, S, S) to stored values (B, 3, S, S) in 0..1: tones, noise, resolution and JPEG."""
+    """Convert light on the sensor (B, 3, S, S) to stored values in 0..1: tones, noise, resolution and JPEG."""
     size = sensed.shape[-1]
     contrast = torch.exp(0.06 + 0.14 * draws.normal(1, 1, 1))
     saturation = (torch.exp(0.15 + 0.17 * draws.normal()) * ~draws.chance(GREY_SHARE))[:, None, None, None]
@@ -104,7 +104,7 @@ def taken(sensed: Tensor, noise_bank: Tensor, draws: Draws) -> Tensor:
         grey = photo.mean(1, keepdim=True)
         photo = grey + (photo - grey) * saturation[rows]
         own = Draws(draws.key[rows] ^ seeds[rows])
-        # Noise of brightness is fine, that of colour coarse; both are seen most in the dark.
+        # Luminance noise is fine, colour noise coarse; both are strongest in the dark.
         half = -(-side // 2)
         coarse = F.interpolate(_cut(noise_bank, half, own.uniform(3, 2)), size=(side, side), mode="nearest")
         grain = torch.add(_cut(noise_bank, side, own.uniform(1, 2)), coarse, alpha=0.5)
@@ -120,12 +120,12 @@ def taken(sensed: Tensor, noise_bank: Tensor, draws: Draws) -> Tensor:
 
 
 def noise_bank(seed: int, device: torch.device) -> Tensor:
-    """White noise (_NOISE_SIDE, _NOISE_SIDE) of unit variance, from which photos cut theirs: faster than drawing."""
+    """Return white noise (_NOISE_SIDE, _NOISE_SIDE) of unit variance; cutting pieces is faster than drawing noise."""
     return Draws(keys(seed, 16)).normal(_NOISE_SIDE, _NOISE_SIDE)[0].to(device)
 
 
 def _cut(bank: Tensor, side: int, at: Tensor) -> Tensor:
-    """Squares (B, C, side, side) of a bank that repeats; `at` (B, C, 2) in 0..1 says from where."""
+    """Cut squares (B, C, side, side) from a repeating bank at positions `at` (B, C, 2) in 0..1."""
     way = torch.arange(side, device=bank.device)
     row, column = ((at[..., k, None] * len(bank)).long() + way for k in range(2))
     place = (row % len(bank) * len(bank))[..., None] + (column % len(bank))[..., None, :]
@@ -133,7 +133,7 @@ def _cut(bank: Tensor, side: int, at: Tensor) -> Tensor:
 
 
 def jpeg(photos: Tensor, quality: Tensor) -> Tensor:
-    """Photos (B, 3, S, S) in 0..1 as JPEG of a quality (B,) would give them back; colour at half the resolution."""
+    """Return photos (B, 3, S, S) in 0..1 after JPEG of a quality (B,), with colour at half resolution."""
     size, device = photos.shape[-1], photos.device
     scale = torch.where(quality < 50, 50 / quality, 2 - quality / 50)
     to_ycc = torch.tensor(_YCC, device=device)
@@ -149,7 +149,7 @@ def jpeg(photos: Tensor, quality: Tensor) -> Tensor:
 
 
 def _coded(planes: Tensor, scale: Tensor, table: Tensor) -> Tensor:
-    """Planes (B, C, H, W) through 8 x 8 blocks of rounded cosine coefficients."""
+    """Encode and decode planes (B, C, H, W) in 8 x 8 blocks of rounded cosine coefficients."""
     count, channels, height, width = planes.shape
     k = torch.arange(8, device=planes.device, dtype=planes.dtype)
     cosine = torch.cos((2 * k[None] + 1) * k[:, None] * (math.pi / 16)) / 2

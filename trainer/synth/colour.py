@@ -1,4 +1,4 @@
-"""Colours: CIE Lab, in which skin is measured, to light, and light to what a camera stores."""
+"""Colour conversion: CIE Lab, in which skin is measured, to linear light, and light to stored sRGB."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RGB_FROM_XYZ = (
 
 
 def lab_to_linear(lab: Tensor) -> Tensor:
-    """CIE Lab under D65 (..., 3) to linear RGB (..., 3) in 0..1: shares of light, not stored values."""
+    """Convert CIE Lab under D65 (..., 3) to linear RGB (..., 3) in 0..1."""
     lightness, a, b = lab.unbind(-1)
     y = (lightness + 16) / 116
     f = torch.stack([y + a / 500, y, y - b / 200], -1)
@@ -24,9 +24,9 @@ def lab_to_linear(lab: Tensor) -> Tensor:
 
 
 def stored(linear: Tensor) -> Tensor:
-    """Linear light in 0..1 to sRGB values in 0..1, to half a grey level.
+    """Convert linear light in 0..1 to sRGB values in 0..1, accurate to half a grey level.
 
-    The power 1/2.4 from square roots, which a CPU takes five times faster.
+    Square roots approximate the power 1/2.4, five times faster on a CPU.
     """
     root = linear.clamp(min=0).sqrt()
     fourth = root.sqrt()
@@ -35,5 +35,5 @@ def stored(linear: Tensor) -> Tensor:
 
 
 def to_linear(values: Tensor) -> Tensor:
-    """SRGB values in 0..1 to linear light in 0..1, to about 1 %."""
+    """Convert sRGB values in 0..1 to linear light in 0..1, accurate to about 1 %."""
     return values * (values * (values * 0.305306011 + 0.682171111) + 0.012522878)

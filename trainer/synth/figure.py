@@ -1,4 +1,4 @@
-"""The one mesh of every photo: hand, forearm, sleeve, watch and two objects, in this order."""
+"""The mesh of every photo: hand, forearm, sleeve, watch and two objects, in this order."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from annotator.hand.model import HandModel
 from trainer.synth import objects
 from trainer.synth.forearm import BAND, RINGS_MM, SLEEVE_MM, open_edge, tube_faces
 
-#: What a face is made of.
+#: Materials of faces.
 HAND, ARM, SLEEVE, WATCH, OBJECT_A, OBJECT_B = range(6)
 MATERIALS = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """What all photos share: how vertices hang together. N vertices, F faces; the hand's V come first."""
+    """The topology that all photos share: N vertices and F faces; the hand's V vertices come first."""
 
     edge: Tensor  # (E,) the hand's own vertices at the wrist
     faces: Tensor  # (F, 3)
     material: Tensor  # (F,) HAND to OBJECT_B
-    uv: Tensor  # (N, 2) where on a pattern; zero for skin
+    uv: Tensor  # (N, 2) position on a pattern; zero for skin
     vertex_count: int  # V
     face_count: int  # of the hand alone
-    skin_face_count: int  # of hand and bare arm, the first ones
+    skin_face_count: int  # of hand and bare arm, which come first
 
     @staticmethod
     def of(hand: HandModel, device: torch.device | str = "cpu") -> Figure:
-        """The figure of a hand model with one open edge."""
+        """Build the figure of a hand model with one open edge."""
         edge = open_edge(hand.faces)
         first, parts = hand.vertex_count, [hand.faces.astype(np.int64)]
         uv = [torch.zeros(first, 2)]

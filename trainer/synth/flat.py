@@ -1,4 +1,4 @@
-"""What lies flat before a photo: things out of focus in front of the hand, and the photo's own edge."""
+"""Flat occluders: things out of focus in front of the hand, and the photo's own edge."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEFORE_SHARE, EDGE_SHARE = 0.09, 0.12
 
 
 def before(photo: Tensor, bank: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Photos (B, 3, S, S) behind a bar, an ellipse or the edge of something, and what that covers (B, 1, S, S)."""
+    """Cover some photos (B, 3, S, S) by a bar, ellipse or edge; return them and the cover (B, 1, S, S)."""
     size, device = photo.shape[-1], photo.device
     chosen = draws.chance(BEFORE_SHARE)
     centre = (torch.arange(size, device=device) * 2 + 1) / size - 1
@@ -44,16 +44,16 @@ def before(photo: Tensor, bank: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def beyond_the_photo(image: Tensor, scene: Scene, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Some crops (B, 3, S, S) uint8 reach beyond their photo: a flat colour there, as `frames.cut` gives, or black.
+    """Let some crops (B, 3, S, S) uint8 reach beyond their photo, into the colour of `coordinates.cut` or black.
 
-    Returns the crops and where they do, (B, 1, S, S) bool.
+    Returns the crops and the mask of the outside, (B, 1, S, S) bool.
     """
     size, device = image.shape[-1], image.device
     chosen = draws.chance(EDGE_SHARE)
     side = (draws.uniform() * 4).long()
     share = draws.uniform(low=0.02, high=0.3)
     black = draws.chance(0.3)
-    # The hand itself is cut off by little.
+    # Little of the hand itself is cut off.
     seen = scene.project(scene.joints3d_mm)
     room = (
         torch.stack(

@@ -8,22 +8,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Where the rings of the bare tube lie behind the wrist's edge, those of a sleeve behind its start and those of
-#: a watch or bracelet behind its own (shares of its width), mm.
+#: Distances of rings, mm: of the bare tube behind the wrist's edge, and of a sleeve behind its start. For a watch or
+#: bracelet: behind its start, as shares of its width.
 RINGS_MM = (6.0, 13.0, 21.0, 30.0, 42.0, 60.0, 85.0, 120.0, 170.0, 240.0, 480.0)
 SLEEVE_MM = (0.0, 0.0, 3.0, 20.0, 60.0, 130.0, 450.0)
 BAND = (0.0, 0.0, 1.0, 1.0)
 _CLOTH_MM = (0.0, 3.5, 5.0, 5.0, 6.0, 8.0, 10.0)
 _BAND_MM = (0.0, 2.5, 2.5, 0.0)
 
-# The wrist bends over this length.
+# Length over which the wrist bends.
 _BEND_MM = 40.0
-# Radii as shares of the wrist's: 1 up to 60 mm, then growing to these at these distances.
+# Radii over the wrist's: 1 up to 60 mm, then growing to these at these distances.
 _TAPER = ((0.0, 60.0, 200.0, 320.0), (1.0, 1.02, 1.38, 1.45))
 
 
 def open_edge(faces: NDArray[np.integer]) -> NDArray[np.int64]:
-    """The vertices (E,) of the one hole of a mesh (F, 3), in the order in which its faces run along it."""
+    """Return the vertices (E,) around the single hole of a mesh (F, 3), in the direction of its faces."""
     edges = {(int(face[k]), int(face[k - 2])) for face in faces for k in range(3)}
     following = {a: b for a, b in edges if (b, a) not in edges}
     loop = [min(following)]
@@ -33,7 +33,7 @@ def open_edge(faces: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def tube_faces(rings: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Rings (R, E) of vertices to faces; the first ring's edge is walked against the hand's own faces."""
+    """Connect rings (R, E) of vertices by faces; the first ring runs against the hand's own faces."""
     a, b = rings[:-1], np.roll(rings, -1, 1)[:-1]
     c, d = rings[1:], np.roll(rings, -1, 1)[1:]
     return np.concatenate([np.stack([b, a, c], -1).reshape(-1, 3), np.stack([b, c, d], -1).reshape(-1, 3)])
@@ -47,15 +47,15 @@ def forearms(
     band_width_mm: Tensor,
     reach_mm: Tensor,
 ) -> Tensor:
-    """Forearm vertices (B, A, 3) in the hand's rest frame, mm: rings of the bare tube, the sleeve and the band.
+    """Return forearm vertices (B, A, 3) in the hand's rest frame, mm: rings of the bare tube, the sleeve and the band.
 
     Args:
         edge_mm: the wrist's open edge (B, E, 3), rest frame.
-        bend: axis-angle (B, 3) of the wrist: the forearm leaves along this turn of the +x axis.
+        bend: axis-angle (B, 3) of the wrist: the forearm follows the +x axis rotated by it.
         sleeve_start_mm: (B,) from the wrist's edge; infinite for a bare arm.
-        band_start_mm: (B,) likewise of a watch or bracelet; infinite for none.
+        band_start_mm: (B,) likewise for a watch or bracelet; infinite without one.
         band_width_mm: (B,).
-        reach_mm: (B,) where the arm ends at the latest, e.g. before the camera.
+        reach_mm: (B,) maximum length of the arm, e.g. so that it ends in front of the camera.
     """
     device, count = edge_mm.device, len(edge_mm)
     centre = edge_mm.mean(1)
@@ -77,14 +77,14 @@ def forearms(
     shape = offsets[:, None] * (1 - rounded) + oval[:, None] * rounded
     shape = shape * (taper + cloth / radii.mean(1, keepdim=True))[..., None, None]
 
-    # The centreline is an arc over the bend, then straight: its mean direction up to s is at most half turned.
+    # The centreline is an arc over the bend, then straight: its mean direction up to s has at most half the rotation.
     share = (along / _BEND_MM).clamp(max=1)
     turned = roma.rotvec_to_rotmat(share[..., None] * bend[:, None])
     half = roma.rotvec_to_rotmat(share[..., None] * bend[:, None] / 2)
     arc = half[..., 0] * along.clamp(max=_BEND_MM)[..., None]
     straight = roma.rotvec_to_rotmat(bend)[:, None, :, 0] * (along - _BEND_MM).clamp(min=0)[..., None]
     rings = torch.einsum("brij,brej->brei", turned, shape) + (centre[:, None] + arc + straight)[:, :, None]
-    # What is not worn has no area, and nothing without area is drawn.
+    # Absent parts have no area, so they are not drawn.
     first = len(RINGS_MM)
     for start_mm, number in ((sleeve_start_mm, len(SLEEVE_MM)), (band_start_mm, len(BAND))):
         rows = rings[:, first : first + number]
@@ -96,7 +96,7 @@ def forearms(
 
 
 def _piecewise(x: Tensor, knots: tuple[float, ...], values: tuple[float, ...]) -> Tensor:
-    """Linear between knots, constant beyond."""
+    """Interpolate linearly between knots, constant beyond."""
     result = torch.full_like(x, values[0])
     for k in range(len(knots) - 1):
         rise = (values[k + 1] - values[k]) / (knots[k + 1] - knots[k])

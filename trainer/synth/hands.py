@@ -1,4 +1,4 @@
-"""Synthetic hands: scenes, drawn, lit and photographed, with all their labels. Endless and in memory."""
+"""Synthetic hands: an endless in-memory stream of rendered scenes with all labels."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from trainer.synth.sample import Samples, samples
 from trainer.synth.scene import Scene, Scenes
 from trainer.synth.skin import TEXELS, SkinLook, skin_map
 
-# What each stage of a photo draws from, so that more draws in one leave the others as they were.
+# Random streams per stage of a photo, so that more draws in one stage do not change others.
 _SCENE, _SKIN, _CLOTH, _LIGHT, _BACKGROUND, _FLAT, _CAMERA, _EMPTY = range(8)
 
-#: Which vertices are seen is found at this size, whatever the photo's.
+#: Image size for the visibility of vertices, for photos of any size.
 SEEN_PX = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """B photos of right hands and all that is true of them."""
+    """B photos of right hands and their true labels."""
 
     scene: Scene
     image: Tensor  # (B, 3, S, S) uint8
-    hand_mask: Tensor  # (B, 1, S, S) uint8, 255 where the hand itself is seen
-    covered: Tensor  # (B, 1, S, S) 0..1 by what lies flat before the scene, or is beyond the photo
+    hand_mask: Tensor  # (B, 1, S, S) uint8, 255 where the hand is visible
+    covered: Tensor  # (B, 1, S, S) 0..1, cover by flat occluders or by the outside of the photo
     skin_lab: Tensor  # (B, V, 3) the hand's colours without light, CIE Lab
 
     @property
     def vertex_rgb(self) -> Tensor:
-        """(B, V, 3) uint8 sRGB, without light."""
+        """Return unlit colours (B, V, 3) uint8 sRGB."""
         return (stored(lab_to_linear(self.skin_lab)) * 255).round().byte()
 
 
 class SyntheticHands:
-    """An endless source: example i depends on the seed and i alone."""
+    """An endless source: example i depends only on the seed and i."""
 
     def __init__(self, hand: HandModel, size_px: int, seed: int, device: torch.device | str = "cpu") -> None:
         self.size_px, self.seed = size_px, seed
@@ -62,9 +62,9 @@ class SyntheticHands:
         self.noise = camera.noise_bank(seed, self.device)
 
     def batch(self, indices: Tensor, empty: float = 0.0) -> Batch:
-        """Examples (n,) as a batch in which everything is known; `key` is their numbers' keys.
+        """Return examples (n,) as a batch with all targets; `key` holds the keys of their numbers.
 
-        A share `empty` of them is a room without a hand.
+        A share `empty` of them shows a room without a hand.
         """
         has_hand = ~Draws(keys(self.seed, _EMPTY, indices.to(self.device))).chance(empty)
         photos = self.photos(indices, has_hand)
@@ -97,7 +97,7 @@ class SyntheticHands:
 
     @torch.no_grad()
     def photos(self, indices: Tensor, has_hand: Tensor | None = None) -> Photos:
-        """Photos (n,) and what is true of them; where `has_hand` (n,) is false, neither hand nor arm is drawn."""
+        """Draw photos (n,) with their labels, without hand and arm where `has_hand` (n,) is false."""
         indices = indices.to(self.device)
 
         def draws(stage: int) -> Draws:
@@ -110,7 +110,7 @@ class SyntheticHands:
         if has_hand is not None:
             cover, hand_cover = (share * has_hand.view(-1, 1, 1, 1) for share in (cover, hand_cover))
         behind_draws = draws(_BACKGROUND)
-        # The room's light is not the figure's.
+        # Room and figure have different light.
         room = (
             contact_shadow(cover, light, behind_draws)
             * behind_draws.uniform(1, 1, 1, low=-0.9, high=0.4).exp()
@@ -131,7 +131,7 @@ class SyntheticHands:
 
     @torch.no_grad()
     def visible_vertices(self, photos: Photos) -> Tensor:
-        """(B, V) bool: vertices that nothing hides, neither hand, object nor edge."""
+        """Return (B, V) bool: vertices that neither hand, object nor edge hides."""
         points = photos.scene.raster_points()
         face_ids = nearest_faces(points, self.figure.faces, SEEN_PX)
         seen = visible_vertices(face_ids, self.figure.faces, points.shape[1])[:, : self.figure.vertex_count]
@@ -142,7 +142,7 @@ class SyntheticHands:
         return seen & (covered[:, 0, 0] < 0.5)
 
     def _drawn(self, scene: Scene, look: SkinLook, light: Light, draws: Draws) -> tuple[Tensor, Samples]:
-        """Lit figures, linear RGB (B, 3, S, S), zero where there is none, and what was seen."""
+        """Return lit figures, linear RGB (B, 3, S, S), zero elsewhere, and the visible samples."""
         seen = samples(self.figure, scene, self.size_px)
         shares = reached(seen.depth_mm[:, ::2, ::2], scene.focal, scene.ray, light)
         size = (self.size_px, self.size_px)
@@ -156,7 +156,7 @@ class SyntheticHands:
 
 
 def _texel_of_vertices(faces: Tensor, vertex_count: int) -> Tensor:
-    """For each vertex (V,) the texel nearest to it in some face it belongs to."""
+    """Return the nearest texel per vertex (V,), in any of its faces."""
     texel = torch.zeros(vertex_count, dtype=torch.int64, device=faces.device)
     last = TEXELS - 1
     for corner, cell in enumerate(((last, 0), (0, last), (0, 0))):

@@ -1,4 +1,4 @@
-"""Light on a scene: lamps and sky, shadows of fingers on the palm, hollows that little light reaches, sheen."""
+"""Light on a scene: lamp and sky, shadows of fingers on the palm, ambient occlusion, sheen."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 from trainer.keyed import Draws
 from trainer.synth.sample import Samples, dot, unit
 
-# Light is lost where a surface lies behind the mean of what surrounds it this far.
+# Radii of ambient occlusion: a surface behind the mean depth of its surroundings loses light.
 _HOLLOWS_MM, _HOLLOW_SHARE = (4.0, 12.0), 0.45
-# Towards the lamp, where something may stand in its way.
+# Distances towards the lamp at which an occluder is tested.
 _SHADOW_STEPS_MM = (4.0, 8.0, 13.0, 20.0, 30.0, 45.0, 65.0)
-# What is this much nearer than the ray passes before the lamp's way, not in it.
+# A surface nearer than the ray by more than this passes in front of the ray.
 _THICKNESS_MM = 40.0
-# How far light wraps around skin, by colour: red goes farthest.
+# How far light wraps around skin, per colour: red reaches farthest.
 _WRAP = (0.38, 0.24, 0.2)
 
 
 class Light:
-    """The light of B photos, drawn."""
+    """Random light of B photos."""
 
     def __init__(self, draws: Draws) -> None:
         count, device = len(draws), draws.key.device
         to_lamp = draws.normal(3) * torch.tensor([0.8, 0.6, 0.6], device=device)
         to_lamp[:, 1] -= 0.6
-        # From the camera's side mostly, at times from behind.
+        # Mostly from the camera's side, sometimes from behind.
         sign = torch.where(draws.chance(0.12), 1.0, -1.0)
         to_lamp[:, 2] = sign * (to_lamp[:, 2].abs() + 0.2)
         self.to_lamp = F.normalize(to_lamp, dim=1)
@@ -38,7 +38,7 @@ class Light:
         tint = draws.normal(3, 2)
 
         def colour(k: int, spread: float) -> Tensor:
-            """White light between lamp and sky, and a cast."""
+            """Draw white light between lamp and sky, with a colour cast."""
             warm = spread * tint[:, k, :1]
             return torch.exp(torch.cat([warm, 0.1 * spread * tint[:, k, 1:], -warm], 1))
 
@@ -52,10 +52,10 @@ class Light:
         self.count = count
 
     def shade(self, albedo: Tensor, sheen: Tensor, open_: Tensor, lit: Tensor, seen: Samples) -> Tensor:
-        """Linear RGB (3, N) of surfaces.
+        """Return linear RGB (3, N) of surfaces.
 
         Args:
-            albedo: (3, N). sheen: (N,) times what the photo's skin has.
+            albedo: (3, N). sheen: (N,) factor on the sheen of the photo's skin.
             open_: (N,) share of the sky that reaches the surface. lit: (N,) share of the lamp.
             seen: the samples' normals and views.
         """
@@ -77,14 +77,14 @@ class Light:
 
 
 def reached(depth_mm: Tensor, focal: Tensor, ray: Tensor, light: Light) -> Tensor:
-    """Shares (B, 2, G, G) of sky and of lamp light that reach each pixel of depth images (B, G, G), inf behind.
+    """Return shares (B, 2, G, G) of sky and lamp light that reach each pixel of depth images (B, G, G).
 
-    `focal` (B,) and `ray` (B, 2) are the scene's.
+    Depth is infinite on the background. `focal` (B,) and `ray` (B, 2) are the scene's.
     """
     size, device = depth_mm.shape[1], depth_mm.device
     covered = depth_mm.isfinite()
     nearest = depth_mm.amin((1, 2), keepdim=True)
-    # Behind all of the figure, so that edges before the background stay light.
+    # A depth behind the whole figure, so that edges in front of the background stay light.
     farthest = torch.where(covered, depth_mm, nearest).amax((1, 2), keepdim=True)
     depth = torch.where(covered, depth_mm, farthest)
     px_per_mm = focal * size / 2 / depth.mean((1, 2))
@@ -114,7 +114,7 @@ def reached(depth_mm: Tensor, focal: Tensor, ray: Tensor, light: Light) -> Tenso
 
 
 def blurred(planes: Tensor, sigma_px: Tensor) -> Tensor:
-    """Each image (B, C, H, W) under a Gaussian of its own width (B,), cut off at 9 pixels."""
+    """Blur each image (B, C, H, W) by a Gaussian of its own width (B,), cut off at 9 pixels."""
     reach = 9
     taps = torch.arange(-reach, reach + 1, device=planes.device)
     kernel = torch.exp(-0.5 * (taps / sigma_px.clamp(0.05, 4.0)[:, None]) ** 2)
@@ -131,7 +131,7 @@ def blurred(planes: Tensor, sigma_px: Tensor) -> Tensor:
 
 
 def contact_shadow(cover: Tensor, light: Light, draws: Draws) -> Tensor:
-    """Light that reaches the background (B, 1, S, S): what stands before it takes some, more where it is close."""
+    """Return the light on the background (B, 1, S, S); the figure shadows it, most where it is close."""
     size = cover.shape[-1]
     strength = draws.uniform(1, 1, 1, low=-0.5, high=0.75).clamp(min=0)
     distance = draws.uniform(1, low=0.02, high=0.3)

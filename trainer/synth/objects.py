@@ -1,4 +1,4 @@
-"""Things held, before or behind a hand: boxes, cans, balls, sticks, cards and fingers of others."""
+"""Objects in, in front of or behind a hand: boxes, cans, balls, sticks, cards, other fingers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from trainer.keyed import Draws
 from trainer.synth.forearm import tube_faces
 
-#: Every object is the same mesh: rings of segments from pole to pole, moved onto its surface.
+#: All objects share one mesh: rings of segments from pole to pole, moved onto the surface.
 RINGS, SEGMENTS = 9, 16
 VERTICES = RINGS * SEGMENTS
 FACES = 2 * (RINGS - 1) * SEGMENTS
 
-# Half sizes in mm (two across, one along), exponents (along, around: 1 is round, 0 square), share of taper.
+# Half sizes in mm (two across, one along), exponents (along, around: 1 is round, 0 square), share with taper.
 _KINDS = {
     "box": ((25, 18, 45), (0.1, 0.1), 0.0),
     "can": ((28, 28, 60), (0.1, 1.0), 0.0),
@@ -30,32 +30,32 @@ _KINDS = {
 }
 NAMES = tuple(_KINDS)
 FINGER = NAMES.index("finger")
-#: Kinds with edges, which catch the light face by face.
+#: Kinds with edges, shaded flat per face.
 ANGULAR = tuple(exponents[1] < 0.5 for _, exponents, _ in _KINDS.values())
 _SHARES = [1.0, 1.2, 0.8, 1.5, 1.2, 1.0, 0.8]
 
-#: Where an object is: nowhere, in the hand, before it, behind it.
+#: Positions of an object: absent, in the hand, in front of it, behind it.
 NOWHERE, HELD, BEFORE, BEHIND = range(4)
 
 
 def object_faces(first: int) -> np.ndarray:
-    """Faces (F, 3) of the object whose vertices start at `first`, counter-clockwise seen from outside."""
+    """Return faces (F, 3) of the object whose vertices start at `first`, counter-clockwise from outside."""
     inwards = tube_faces(first + np.arange(VERTICES).reshape(RINGS, SEGMENTS))
     return np.ascontiguousarray(inwards[:, ::-1])
 
 
 def object_uv() -> Tensor:
-    """(VERTICES, 2) where on a pattern each vertex lies: around, there and back, and along."""
+    """Return pattern coordinates (VERTICES, 2): around (forth and back) and along."""
     around = 1 - (torch.arange(SEGMENTS) / SEGMENTS * 2 - 1).abs()
     along = torch.linspace(0, 1, RINGS)
     return torch.stack([around.expand(RINGS, -1), along[:, None].expand(-1, SEGMENTS)], -1).flatten(0, 1)
 
 
 class Objects:
-    """Shapes of B objects in their own axes, before they are placed."""
+    """Shapes of B objects in their own axes, before placement."""
 
     def __init__(self, draws: Draws) -> None:
-        """Draws kinds and sizes."""
+        """Draw kinds and sizes."""
         device = draws.key.device
         self.kind = draws.choice(_SHARES)
         size, exponents, taper = (
@@ -71,7 +71,7 @@ class Objects:
         self._taper = taper[self.kind] * torch.where(draws.uniform() < 0.5, 1.0, -1.0)
 
     def vertices_mm(self) -> Tensor:
-        """(B, VERTICES, 3), the long axis along z."""
+        """Return vertices (B, VERTICES, 3), with the long axis along z."""
         device = self.kind.device
         up = torch.linspace(-math.pi / 2, math.pi / 2, RINGS, device=device)[None, :, None]
         turn = (torch.arange(SEGMENTS, device=device) * (2 * math.pi / SEGMENTS))[None, None]
@@ -100,16 +100,16 @@ def place(
     spare_mm: Tensor,
     draws: Draws,
 ) -> Tensor:
-    """Vertices (B, VERTICES, 3), camera axes, wrist-relative.
+    """Return vertices (B, VERTICES, 3), camera axes, wrist-relative.
 
     Args:
-        objects: what to place; one held is made to fit between palm and fingers.
+        objects: the shapes; held ones are resized to fit between palm and fingers.
         where: (B,) NOWHERE, HELD, BEFORE or BEHIND.
         joints_mm: (B, 21, 3) of the hand.
-        target_mm: (B, 3) a point of the hand that one BEFORE hides.
-        cam_t_mm: (B, 3) of the wrist before the camera.
-        spare_mm: (B,) the hand's size as seen, across the view.
-        draws: where exactly.
+        target_mm: (B, 3) a point of the hand that an object BEFORE it hides.
+        cam_t_mm: (B, 3) of the wrist, camera axes.
+        spare_mm: (B,) the apparent size of the hand.
+        draws: for the exact position.
     """
     turn = roma.unitquat_to_rotmat(F.normalize(draws.normal(4), dim=1))
     knuckles, tips = joints_mm[:, [5, 9, 13, 17]], joints_mm[:, [8, 12, 16, 20]]
@@ -117,11 +117,11 @@ def place(
     along = F.normalize(knuckles.mean(1) - joints_mm[:, 0], dim=1)
     inwards = F.normalize(torch.linalg.cross(across, along), dim=1)  # out of a right hand's palm
 
-    # Tall fingers leave room for a radius, flat ones for any that lies on them.
+    # Bent fingers leave room for a radius, flat ones for any object on top.
     height = ((tips - knuckles) * inwards[:, None]).sum(-1).amax(1)
     room = torch.where(height > 28, (height - 18) / 2, objects.half_mm[:, 1].clamp(max=40)).clamp(4, 45)
     share = torch.where(where == HELD, (room / objects.half_mm[:, :2].amin(1)).clamp(max=1.5), 1.0)
-    # One before the hand hides a part of it, not all.
+    # An object in front hides only a part of the hand.
     nearer = draws.uniform(low=0.06, high=0.4)
     least = (0.17 * spare_mm / objects.half_mm[:, :2].amin(1)).clamp(max=1) * (1 - nearer)
     vertices = objects.vertices_mm() * torch.where(where == BEFORE, least, share)[:, None, None]

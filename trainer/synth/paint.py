@@ -1,4 +1,4 @@
-"""The colours of surfaces without light: skin by its map, cloth and objects by patterns."""
+"""Unlit colours of surfaces: skin from its map, cloth and objects from patterns."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trainer.synth.skin import TEXELS, SkinLook
 
 
 class Cloth:
-    """What sleeves, watches and objects of B photos look like: two colours in a pattern."""
+    """Appearance of sleeves, watches and objects of B photos: two colours in a pattern."""
 
     def __init__(self, scene: Scene, look: SkinLook, draws: Draws) -> None:
         count = len(scene)
         two = room_colours(draws, 2 * MATERIALS).view(count, MATERIALS, 2, 3)
-        # Fingers of others are skin.
+        # Other fingers have the colour of skin.
         other_skin = lab_to_linear(look.base_lab + 4 * draws.normal(3))[:, None, None]
         is_finger = (scene.object_kind == FINGER)[:, :, None, None]
         two[:, OBJECT_A:] = torch.where(is_finger, other_skin, two[:, OBJECT_A:])
@@ -39,7 +39,7 @@ class Cloth:
 def painted(
     figure: Figure, skin_map: Tensor, patterns: Tensor, look: SkinLook, cloth: Cloth, seen: Samples
 ) -> tuple[Tensor, Tensor]:
-    """Unlit linear RGB (3, N) and sheen (N,) of every sample."""
+    """Return unlit linear RGB (3, N) and sheen (N,) of every sample."""
     albedo = torch.empty(len(seen.face), 3, device=seen.face.device)
     sheen = torch.ones(len(seen.face), device=seen.face.device)
     is_skin = seen.face < figure.skin_face_count

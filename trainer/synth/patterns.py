@@ -1,4 +1,4 @@
-"""Patterns for cloth, walls and objects: stripes, plaid, bricks, text, dots, shelves, foliage. Drawn once."""
+"""Patterns for cloth, walls and objects, drawn once: stripes, plaid, bricks, text, dots, shelves, foliage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COUNT = 48
 
 
 def patterns(seed: int, device: torch.device) -> Tensor:
-    """(COUNT, SIDE, SIDE) float32, 0 one colour to 1 the other."""
+    """Return patterns (COUNT, SIDE, SIDE) float32, from 0 for one colour to 1 for the other."""
     generator = np.random.default_rng([seed, 77])
     kinds = (_stripes, _plaid, _bricks, _text, _dots, _shelves, _clouds, _plain)
     drawn = [kinds[k % len(kinds)](generator) for k in range(COUNT)]

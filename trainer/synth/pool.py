@@ -1,4 +1,4 @@
-"""Keyed draws, made many at a time: scenes take hundreds of small ones, each of which would cost as much."""
+"""Keyed draws in blocks: a scene takes hundreds of small draws, each as slow as a block."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from torch import Tensor
 
 from trainer.keyed import Draws
 
-#: Numbers made at a time.
+#: Numbers per block.
 POOL = 384
 
 
 class Pool(Draws):
-    """The same interface as `Draws`, other numbers. Draws larger than half a pool are made for themselves."""
+    """`Draws` from blocks: the same interface, different numbers. Draws above half a block bypass it."""
 
     def __init__(self, key: Tensor) -> None:
         super().__init__(key)
         self._pools: dict[str, tuple[Tensor, int]] = {}
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """(B, *shape) float32 in [low, high)."""
+        """Return uniform numbers (B, *shape) float32 in [low, high)."""
         values = self._taken("uniform", shape)
         return values if (low, high) == (0.0, 1.0) else values * (high - low) + low
 
     def normal(self, *shape: int) -> Tensor:
-        """(B, *shape) float32, zero mean and unit variance."""
+        """Return normal numbers (B, *shape) float32 of zero mean and unit variance."""
         return self._taken("normal", shape)
 
     def _taken(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The next numbers of a pool, a copy: they may be written to."""
+        """Return a writable copy of the next numbers of a block."""
         count = math.prod(shape)
         draw = super().uniform if name == "uniform" else super().normal
         if count > POOL // 2:

@@ -1,4 +1,4 @@
-"""How fingers bend: a bank of plausible poses, and draws between neighbours in it."""
+"""Finger poses: a bank of plausible poses, and draws between its neighbours."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from trainer.keyed import Draws
 
 Floats = NDArray[np.floating]
 
-#: Poses drawn once, by rejection; all others lie between near ones of them.
+#: Poses in the bank, drawn once by rejection; all others lie between near ones.
 BANK = 6000
 
-#: Share of the bank in which each finger is out or in by itself, as in counting and signing.
+#: Share of the bank in which each finger is extended or bent independently, as in counting and signing.
 COUNTING = 0.4
 
-# Neighbours of a pose to which a draw may move.
+# Neighbours per pose that a draw may move to.
 _NEIGHBOURS = 6
-# What a draw adds to each angle, degrees (standard deviation): spread, then the three joints.
+# Std of the noise on each angle, degrees: spread, then the three joints.
 _JITTER_DEG = (1.2, 2.5, 2.5, 2.0)
-# As `anatomy.sample_angles` asks.
+# As in `anatomy.sample_angles`.
 _LEAST_APART, _LEAST_HEIGHT, _LEAST_THUMB_SUM = 0.12, 0.2, 62.0
 
-# A finger that is in: angles as a fist's.
+# A bent finger: angles as in a fist.
 _CURLED = np.array([[2, 70, 91, 41], [-2, 71, 92, 42], [-7, 71, 91, 41], [-12, 70, 84, 38]], float)
 _SPREAD_CLOSED = np.array([2.0, -3.0, -8.0, -13.0])
 _SPREAD_OPEN = np.array([17.0, 1.0, -13.0, -25.0])
 
 
 class Poses:
-    """Finger angles within `anatomy.LIMITS`, fingers not running through each other."""
+    """Draw finger angles within `anatomy.LIMITS`, without fingers that intersect."""
 
     def __init__(self, hand: HandModel, seed: int, device: torch.device) -> None:
         rest = anatomy.rest_joints(hand)
@@ -56,22 +56,22 @@ class Poses:
         )
 
     def angles(self, draws: Draws) -> Tensor:
-        """Anatomical angles (B, 5, 4) in degrees, see `annotator.hand.anatomy`."""
+        """Draw anatomical angles (B, 5, 4) in degrees, see `annotator.hand.anatomy`."""
         start = (draws.uniform() * len(self.bank)).long()
         other = self.neighbours[start, (draws.uniform() * _NEIGHBOURS).long()]
         way = draws.uniform(1, 1) * 0.7
         angles = self.bank[start] * (1 - way) + self.bank[other] * way
         angles = angles + draws.normal(5, 4).clamp(-2, 2) * angles.new_tensor(_JITTER_DEG)
         angles = angles.clamp(self.limits[..., 0], self.limits[..., 1])
-        # A thumb drawn in to the palm lies on it, not in it.
+        # A thumb bent into the palm must lie on it, not in it.
         angles[:, 0, 1] = torch.maximum(angles[:, 0, 1], _LEAST_THUMB_SUM - angles[:, 0, 0])
         return angles
 
     def rotations(self, angles: Tensor) -> Tensor:
-        """Angles (B, 5, 4) to rotation matrices (B, 15, 3, 3), MANO's joint order, relative to the rest pose."""
+        """Convert angles (B, 5, 4) to rotations (B, 15, 3, 3), MANO's joint order, relative to the rest pose."""
         turn = torch.deg2rad(angles - self._rest)
         bent = roma.rotvec_to_rotmat(turn[..., 1:, None] * self._flexion)
-        # As in `annotator.hand.anatomy`: the thumb turns about itself as it bends in.
+        # As in `annotator.hand.anatomy`: the thumb twists as it bends.
         twist = 0.5 * (turn[:, 0, 0] - turn[:, 0, 1])
         bent[:, 0, 0] = bent[:, 0, 0] @ roma.rotvec_to_rotmat(twist[:, None] * self._twist[0, 0])
         bent[:, :, 0] = roma.rotvec_to_rotmat(turn[..., :1] * self._spread[:, 0]) @ bent[:, :, 0]
@@ -82,9 +82,9 @@ class Poses:
 
 
 def _neighbours(points: Tensor) -> Tensor:
-    """The nearest of (P, D) points to each, within blocks of a thousand: (P, _NEIGHBOURS) int64."""
+    """Return the nearest of (P, D) points to each, within blocks of a thousand: (P, _NEIGHBOURS) int64."""
     order = torch.arange(len(points), device=points.device)
-    # Any block mixes all kinds of poses.
+    # Every block mixes all kinds of poses.
     blocks = [order[first :: max(len(points) // 1000, 1)] for first in range(max(len(points) // 1000, 1))]
     result = torch.zeros(len(points), _NEIGHBOURS, dtype=torch.int64, device=points.device)
     for block in blocks:
@@ -94,7 +94,7 @@ def _neighbours(points: Tensor) -> Tensor:
 
 
 def counting_angles(rest_joints: Floats, count: int, generator: np.random.Generator) -> Floats:
-    """Angles (count, 5, 4) in degrees of hands whose fingers are each out, in or half-way by themselves."""
+    """Draw angles (count, 5, 4) in degrees of hands with each finger extended, bent or half-way independently."""
     thumbs = np.stack([anatomy.gesture_angles(rest_joints, name)[0] for name in anatomy.GESTURES])
     axes = anatomy.joint_axes(rest_joints)
     kept: list[Floats] = []

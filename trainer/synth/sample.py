@@ -1,7 +1,6 @@
-"""From scenes to the points of surfaces that a photo's pixels see, with their places, normals and depths.
+"""Rasterise scenes to visible surface samples with position, normal and depth.
 
-Which face is seen is found at four places in each pixel, so that the figure's outline is smooth; colour is found
-at one of the four.
+Each pixel has four coverage samples, for a smooth outline, and takes its colour from one of them.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from trainer.synth.scene import Scene
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """N points seen, of B photos of side S, photo by photo. Vectors are planar, (3, N)."""
+    """N visible samples of B photos of side S, ordered by photo. Vectors are planar, (3, N)."""
 
-    pixel: Tensor  # (N,) among B * S * S
+    pixel: Tensor  # (N,) index into B * S * S
     photo: Tensor  # (N,)
-    count_of_photo: list[int]  # B numbers, together N
+    count_of_photo: list[int]  # B numbers with sum N
     face: Tensor  # (N,)
-    corners: Tensor  # (3, N) vertices of the face, each photo's own N vertices after the one before
-    weights: Tensor  # (3, N) of the corners, in space
-    normal: Tensor  # (3, N) unit, camera axes, on the side that is seen
+    corners: Tensor  # (3, N) vertices of the face; each photo's vertices follow those of the previous one
+    weights: Tensor  # (3, N) of the corners, perspective-correct
+    normal: Tensor  # (3, N) unit, camera axes, on the visible side
     view: Tensor  # (3, N) unit, towards the camera
-    depth_mm: Tensor  # (B, S, S) infinite where nothing is seen
+    depth_mm: Tensor  # (B, S, S), infinite on the background
     cover: Tensor  # (B, 1, S, S) share of the pixel
-    hand_cover: Tensor  # (B, 1, S, S) share of the pixel that sees the hand itself
+    hand_cover: Tensor  # (B, 1, S, S) share of the pixel covered by the visible hand
 
 
 def samples(figure: Figure, scene: Scene, size_px: int) -> Samples:
-    """What the photos see, size_px x size_px."""
+    """Return the visible samples of photos of size_px x size_px."""
     points = scene.raster_points()
     count, vertex_count = points.shape[:2]
     front = _front_faces(points, figure.faces)
@@ -43,7 +42,7 @@ def samples(figure: Figure, scene: Scene, size_px: int) -> Samples:
     ids = ids.view(count, size_px, 2, size_px, 2).permute(2, 4, 0, 1, 3)
     quad = ids.to(torch.int32, memory_format=torch.contiguous_format).reshape(4, count, size_px, size_px)
     covered = [q >= 0 for q in quad]
-    # Faces come in the figure's order: the hand's first.
+    # Faces are in the figure's order: the hand comes first.
     hand = front.before(figure.face_count)[:, None, None]
     shape = (count, 1, size_px, size_px)
     cover = _share(covered).view(shape)
@@ -54,7 +53,7 @@ def samples(figure: Figure, scene: Scene, size_px: int) -> Samples:
     row = torch.div(at, size_px, rounding_mode="floor")
     column = at - row * size_px
     seen = [q.view(-1).index_select(0, pixel) for q in quad]
-    # The first or the last of four, in turns, so that colours stay in the middle; if it sees nothing, any other.
+    # The first or last of four, alternating, so that colours stay centred; any other if it is empty.
     own = torch.where(seen[0] >= 0, 0, torch.where(seen[1] >= 0, 1, torch.where(seen[2] >= 0, 2, 3)))
     own = torch.where(((row + column) % 2 == 1) & (seen[3] >= 0), 3, own)
     local = torch.where(
@@ -68,7 +67,7 @@ def samples(figure: Figure, scene: Scene, size_px: int) -> Samples:
     flat_corners = corners.view(-1)
 
     def at_corners(values: Tensor) -> Tensor:
-        """(B, N) or (B * N,) at the corners: (3, N)."""
+        """Return values (B, N) or (B * N,) at the corners, (3, N)."""
         return values.reshape(-1).index_select(0, flat_corners).view(3, -1)
 
     dx, dy, nearness = (
@@ -80,7 +79,7 @@ def samples(figure: Figure, scene: Scene, size_px: int) -> Samples:
         [dx[1] * dy[2] - dx[2] * dy[1], dx[2] * dy[0] - dx[0] * dy[2], dx[0] * dy[1] - dx[1] * dy[0]]
     )
     areas = (areas * (areas[0] + areas[1] + areas[2]).sign()).clamp(min=1e-30)
-    # Straight in the image is not straight in space: weights over depth are.
+    # Perspective: weights over depth are linear in the image.
     weights = areas * nearness
     total = weights[0] + weights[1] + weights[2]
     weights = weights / total
@@ -97,7 +96,7 @@ def samples(figure: Figure, scene: Scene, size_px: int) -> Samples:
     focal = scene.focal.index_select(0, photo)
     away = scene.ray.index_select(0, photo)
     view = unit(torch.stack([-x / focal - away[:, 0], -y / focal - away[:, 1], -torch.ones_like(x)]))
-    # Seen from behind, as the inside of a sleeve is: by the face, not by its smooth normal.
+    # Back faces, such as the inside of a sleeve, are found by the face, not by its smooth normal.
     normal = normal * torch.where(dot(own_normal, view) < 0, -1.0, 1.0)
     return Samples(
         pixel=pixel,
@@ -116,19 +115,19 @@ def samples(figure: Figure, scene: Scene, size_px: int) -> Samples:
 
 @dataclass(frozen=True, eq=False)
 class _Front:
-    """Of each photo's faces those that may be seen: as closed surfaces, turned to the camera, inside the photo."""
+    """The faces of each photo that may be visible: front faces inside the photo."""
 
-    face: Tensor  # (B, K) int64, ascending, -1 where a photo has fewer
-    corners: Tensor  # (B, 3 K, 3) for the rasterizer, each face with its own
+    face: Tensor  # (B, K) int64, ascending, padded by -1
+    corners: Tensor  # (B, 3 K, 3) for the rasteriser, separate per face
     triangles: Tensor  # (K, 3)
 
     def before(self, face: int) -> Tensor:
-        """(B,) how many of them are below this face."""
+        """Return the number (B,) of them below this face."""
         return ((self.face >= 0) & (self.face < face)).sum(1)
 
 
 def _front_faces(points: Tensor, faces: Tensor) -> _Front:
-    """About a third of all: drawing costs as much less."""
+    """Select the front faces, about a third of all, which cuts the cost of drawing."""
     count, vertex_count = points.shape[:2]
     x0, x1, x2 = (points[..., 0].index_select(1, faces[:, k]) for k in range(3))
     y0, y1, y2 = (points[..., 1].index_select(1, faces[:, k]) for k in range(3))
@@ -141,7 +140,7 @@ def _front_faces(points: Tensor, faces: Tensor) -> _Front:
     place = torch.arange(len(face), device=face.device) - (counts.cumsum(0) - counts).index_select(0, photo)
     kept = max(int(counts.max()), 1)
     rows = photo * kept + place
-    # A place that is not taken draws nothing.
+    # Padding draws nothing.
     corners = torch.full((count * kept, 9), torch.nan, device=face.device)
     three = faces.index_select(0, face) + photo[:, None] * vertex_count
     corners.index_copy_(0, rows, points.reshape(-1, 3).index_select(0, three.view(-1)).view(-1, 9))
@@ -153,17 +152,17 @@ def _front_faces(points: Tensor, faces: Tensor) -> _Front:
 
 
 def _share(four: list[Tensor]) -> Tensor:
-    """How many of four are true: 0, 1/4 ... 1."""
+    """Return the share of four masks that are true: 0, 1/4 ... 1."""
     return (four[0].byte() + four[1] + four[2] + four[3]).float() / 4
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Of planar vectors (3, N): (N,)."""
+    """Return the dot product of planar vectors (3, N), (N,)."""
     return torch.addcmul(torch.addcmul(a[0] * b[0], a[1], b[1]), a[2], b[2])
 
 
 def normals(points: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
-    """Normals of vertices (B, N, 3), unit, and of faces (B, F, 3), not."""
+    """Return unit normals of vertices (B, N, 3), and normals of faces (B, F, 3) of any length."""
     a, b, c = (points.index_select(1, faces[:, k]) for k in range(3))
     of_faces = torch.linalg.cross(b - a, c - a)
     of_vertices = torch.zeros_like(points)
@@ -173,5 +172,5 @@ def normals(points: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Planar vectors (3, N) at unit length."""
+    """Normalise planar vectors (3, N)."""
     return vectors * dot(vectors, vectors).clamp(min=1e-20).rsqrt()

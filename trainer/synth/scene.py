@@ -1,4 +1,4 @@
-"""What synthetic photos show: hands, their forearms, objects and the camera. No pixels yet."""
+"""Scenes of synthetic photos: hands, forearms, objects and the camera, without pixels."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from trainer.synth.forearm import forearms
 from trainer.synth.objects import Objects
 from trainer.synth.poses import Poses
 
-#: From the lens to the hand, mm; drawn evenly on a logarithmic scale.
+#: Range from lens to hand, mm; uniform on a logarithmic scale.
 DISTANCE_MM = (250.0, 1500.0)
 
-#: The longer side of the hand's box over the photo's side.
+#: Range of the longer side of the hand's box over the photo's side.
 FILL = (0.8 / BOX_PADDING, 1.25 / BOX_PADDING)
 
-#: The share of photos that are cut out of a wide-angle one beside its optical axis, and by how much.
+#: Share of photos cut from a wide-angle photo off its optical axis, and the range of the offset.
 OFF_AXIS_SHARE, OFF_AXIS_DEG = 0.3, (4.0, 35.0)
 
-#: Shares of the views: the rest are turned any way at all.
+#: Shares of views; the rest have any rotation.
 VIEWED_UPRIGHT = 0.6
 
-# Palm, back, thumb's side and little finger's side towards the camera, with their shares.
+# Yaw of palm, back, thumb's side and little finger's side towards the camera, and their shares.
 _YAW_DEG, _YAW_SHARES = (0.0, 180.0, 90.0, -90.0), [0.36, 0.36, 0.14, 0.14]
 # A forearm that points straight at the camera would hide the hand.
 _NEAREST_FOREARM = -0.6
-# Views tried for one that does not; the next best is taken after so many.
+# Maximum views tried to avoid that; then the best one is used.
 _TRIES = 8
 _BARE, _NO_BAND = 0.6, 0.85
-# No wrist, and no axis of a forearm, comes nearer to the lens.
+# Minimum distance of the wrist and of the forearm's axis from the lens.
 _NEAR_WRIST_MM, _NEAR_ARM_MM = 210.0, 110.0
-# Objects: where the first and the second are (nowhere, held, before, behind).
-# What the place in a wide-angle photo is drawn from, so that everything else stays as it was.
+# Random stream of the position in a wide-angle photo, separate so that other draws do not change.
 _PLACE = 1
+# Probabilities of positions of the first and second object (absent, held, in front, behind).
 _WHERE_A, _WHERE_B = [0.58, 0.15, 0.12, 0.15], [0.73, 0.0, 0.12, 0.15]
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """B photos' worth of right hands, as photographed: camera axes, wrist-relative, millimetres."""
+    """B scenes with a right hand each: camera axes, wrist-relative, millimetres."""
 
     pose: Tensor  # (B, 48)
     betas: Tensor  # (B, 10)
@@ -74,7 +74,7 @@ class Scene:
 
     @property
     def principal(self) -> Tensor:
-        """(B, 2) where the optical axis meets the image plane, in photo coordinates, often beyond the photo."""
+        """Return the principal point (B, 2) in photo coordinates, often outside the photo."""
         return -self.focal[:, None] * self.ray
 
     def axes(self) -> Tensor:
@@ -82,12 +82,12 @@ class Scene:
         return axes_of_ray(self.ray)
 
     def project(self, points_mm: Tensor) -> Tensor:
-        """Camera (B, N, 3) to the photo (B, N, 2), -1 to 1."""
+        """Project points (B, N, 3), camera axes, to the photo (B, N, 2), -1 to 1."""
         moved = points_mm + self.cam_t_mm[:, None]
         return self.focal[:, None, None] * moved[..., :2] / moved[..., 2:] + self.principal[:, None]
 
     def raster_points(self) -> Tensor:
-        """All N vertices (B, N, 3) for the rasterizer: the photo's x and y, and a depth linear in them, -1 / z."""
+        """Return all N vertices (B, N, 3) for the rasteriser: x and y in the photo, and -1 / z, linear in both."""
         moved = torch.cat([self.vertices_mm, self.others_mm], 1) + self.cam_t_mm[:, None]
         nearness = 1 / moved[..., 2:].clamp(min=1.0)
         seen = self.focal[:, None, None] * moved[..., :2] * nearness + self.principal[:, None]
@@ -96,12 +96,12 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class DrawnHands:
-    """B right hands before a pinhole camera: camera axes, wrist-relative, millimetres."""
+    """B right hands in front of a pinhole camera: camera axes, wrist-relative, millimetres."""
 
     rotations: Tensor  # (B, 16, 3, 3) as `HandLayer` takes them
     betas: Tensor  # (B, 10)
     angles: Tensor  # (B, 5, 4) of the fingers, degrees, see `annotator.hand.anatomy`
-    bend: Tensor  # (B, 3) of the wrist against the forearm, axis-angle, rest frame
+    bend: Tensor  # (B, 3) of the wrist relative to the forearm, axis-angle, rest frame
     vertices_mm: Tensor  # (B, V, 3)
     joints3d_mm: Tensor  # (B, 21, 3)
     cam_t_mm: Tensor  # (B, 3) the wrist before the pinhole
@@ -109,13 +109,13 @@ class DrawnHands:
 
 
 def draw_hands(poses: Poses, layer: HandLayer, draws: Draws, ray: Tensor | None = None) -> DrawnHands:
-    """Draw one hand for each key: its pose, shape, view and camera.
+    """Draw one hand per key: pose, shape, view and camera.
 
-    `ray` (B, 2) is the one through the photo's centre, see `Scene.ray`; without, photos lie on the optical axis.
+    `ray` (B, 2) goes through the photo's centre, see `Scene.ray`; default: the optical axis.
     """
     angles = poses.angles(draws)
     betas = draws.normal(10).clamp(-2.5, 2.5)
-    # Wrists bend most towards palm and back, least sideways.
+    # Wrists bend most towards palm and back, and least sideways.
     spread = torch.deg2rad(torch.tensor([0.0, 9.0, 22.0], device=draws.key.device))
     bend = draws.normal(3).clamp(-2.2, 2.2) * spread
     ray = bend.new_zeros(len(bend), 2) if ray is None else ray
@@ -126,7 +126,7 @@ def draw_hands(poses: Poses, layer: HandLayer, draws: Draws, ray: Tensor | None 
 
 
 class Scenes:
-    """Draws scenes."""
+    """A generator of scenes."""
 
     def __init__(self, hand: HandModel, figure: Figure, seed: int, device: torch.device) -> None:
         self.layer = HandLayer(hand).to(device)
@@ -134,7 +134,7 @@ class Scenes:
         self.poses = Poses(hand, seed, device)
 
     def sample(self, draws: Draws) -> Scene:
-        """One scene for each key."""
+        """Draw one scene per key."""
         count, device = len(draws), draws.key.device
         ray = _rays(Draws(keys(draws.key, _PLACE)))
         hands = draw_hands(self.poses, self.layer, draws, ray)
@@ -175,7 +175,7 @@ class Scenes:
 
 
 def _rays(draws: Draws) -> Tensor:
-    """Draw where photos lie in the wide-angle ones that they are cut from: `Scene.ray` (B, 2), 0 for most."""
+    """Draw positions of photos in the wide-angle photos they are cut from: `Scene.ray` (B, 2), mostly 0."""
     low, high = (math.radians(angle) for angle in OFF_AXIS_DEG)
     off_axis = draws.chance(OFF_AXIS_SHARE)
     tangent = draws.uniform(low=low, high=high).tan() * off_axis
@@ -184,13 +184,13 @@ def _rays(draws: Draws) -> Tensor:
 
 
 def _views(bend: Tensor, draws: Draws) -> Tensor:
-    """Return global rotations (B, 3, 3), crop axes, under which no forearm points straight at the camera."""
+    """Draw global rotations (B, 3, 3), crop axes, with no forearm pointing straight at the camera."""
     device = bend.device
     normal, uniform = draws.normal(_TRIES, 6), draws.uniform(_TRIES, 4)
     edges = torch.tensor(_YAW_SHARES, device=device).cumsum(0)
     side = torch.bucketize(uniform[..., 0] * edges[-1], edges[:-1], right=True)
     yaw = torch.tensor(_YAW_DEG, device=device)[side] + 28 * normal[..., 0]
-    # Some hands hang down or reach in from anywhere.
+    # Some hands hang down or enter from any direction.
     roll = torch.where(uniform[..., 2] < 0.25, uniform[..., 1] * 360 - 180, uniform[..., 1] * 140 - 70)
     euler = torch.stack([roll, 20 * normal[..., 1], yaw], -1)
     upright = roma.euler_to_rotmat("ZXY", euler.flatten(0, 1), degrees=True).view(*euler.shape[:2], 3, 3)
@@ -199,17 +199,16 @@ def _views(bend: Tensor, draws: Draws) -> Tensor:
     views = torch.where((uniform[..., 3] < VIEWED_UPRIGHT)[..., None, None], upright, anyhow)
     forearm = roma.rotvec_to_rotmat(bend)[:, :, 0]
     depth = (views[:, :, 2] * forearm[:, None]).sum(-1)
-    # The first that will do, else the best.
+    # The first valid one, else the best.
     rank = torch.where(depth > _NEAREST_FOREARM, 10 - torch.arange(_TRIES, device=device), depth)
     return views[torch.arange(len(views), device=device), rank.argmax(1)]
 
 
 def _framing(vertices_mm: Tensor, ray: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Return where the wrist stands (B, 3) and the focal length (B,) that put the hand's box inside the photo.
+    """Return the wrist's position (B, 3) and the focal length (B,) that put the hand's box inside the photo.
 
-    The hand stands at a distance of arm's length, nearer or farther; the focal length makes its box as large in
-    the photo as a detector's padded box would, and the box is not always in the middle. `ray` (B, 2) is the one
-    through the photo's centre.
+    The hand is at about arm's length. The focal length gives its box the size that a detector's padded box gives; the
+    box is not always centred. `ray` (B, 2) goes through the photo's centre.
     """
     near, far = (math.log(d) for d in DISTANCE_MM)
     distance = draws.uniform(low=near, high=far).exp()
@@ -217,11 +216,11 @@ def _framing(vertices_mm: Tensor, ray: Tensor, draws: Draws) -> tuple[Tensor, Te
     aside = draws.uniform(2, low=-0.8, high=0.8)
     planes = vertices_mm.transpose(1, 2).contiguous()
     middle = (planes.amax(2) + planes.amin(2)) / 2
-    forward = torch.cat([ray, torch.ones_like(ray[:, :1])], 1)  # a step along the ray that is 1 deep
+    forward = torch.cat([ray, torch.ones_like(ray[:, :1])], 1)  # a step of depth 1 along the ray
     depth = distance * forward.norm(dim=1).reciprocal()
     depth = (depth - middle[:, 2]).clamp(min=_NEAR_WRIST_MM) + middle[:, 2]
     cam_t = forward * depth[:, None] - middle
-    # Moving the hand aside changes how its box is seen: three rounds leave less than a thousandth.
+    # Moving the hand changes its projected box: three rounds converge to a thousandth.
     for _ in range(3):
         moved = planes + cam_t[..., None]
         seen = moved[:, :2] / moved[:, 2:] - ray[..., None]

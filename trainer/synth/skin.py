@@ -1,7 +1,7 @@
-"""Skin: tones from light to dark, and a map of what a hand shows where: palm, knuckles, nails, creases, veins.
+"""Skin: tones from light to dark, and a map of palm, knuckles, nails, creases and veins on the hand.
 
-The map is baked once on the hand at rest, `TEXELS` x `TEXELS` values of each channel for every face, and read by
-face and barycentrics. Each photo mixes the channels into colour in its own way.
+The map is baked once on the hand at rest, with `TEXELS` x `TEXELS` values per channel and face. It is read by face and
+barycentrics. Each photo mixes the channels into colour differently.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.synth.forearm import RINGS_MM, open_edge, tube_faces
 
 Floats = NDArray[np.floating]
 
-#: Skin from light to dark in CIE Lab, as spectrophotometers find it on the back of hands and forearms.
+#: Skin from light to dark in CIE Lab, typical of spectrophotometer values on the back of hands and forearms.
 TONES_LAB = (
     (71, 9, 14),
     (67, 11, 17),
@@ -31,7 +31,7 @@ TONES_LAB = (
     (33, 10, 13),
 )
 
-#: Texels along each side of a face: about 0.7 mm.
+#: Texels along each side of a face, about 0.7 mm each.
 TEXELS = 8
 
 CHANNELS = (
@@ -50,16 +50,16 @@ CHANNELS = (
 )
 _WAVES = 40
 
-# What a channel at 1 adds to (L, a, b).
+# Offset in (L, a, b) of a channel at 1.
 _RED_LAB, _NAIL_LAB, _RIM_LAB = (-2.5, 5.0, 1.5), (8.0, 2.0, -7.0), (-7.0, 3.0, 0.0)
 _CREASE_LAB, _VEIN_LAB, _HAIR_LAB = (-9.0, 3.5, 0.0), (-3.5, -2.5, -4.0), (-9.0, -2.0, -3.0)
-# Palms hold little pigment: they come near to the palm's own tone.
+# Palms have little pigment: their colour moves towards this tone.
 _PALM_LAB = (70.0, 14.0, 15.0)
 _POLISH_SHARE = 0.06
-# Cameras show skin redder and less yellow than it measures.
+# Cameras show skin redder and less yellow than measured.
 _CAMERA_LAB = (0.0, 2.5, -1.5)
 
-# Palm creases, each a polyline: along the palm (0 wrist, 1 knuckles) and across it (0 little, 1 index knuckle).
+# Palm creases as polylines: along the palm (0 wrist, 1 knuckles) and across it (0 little, 1 index knuckle).
 _PALM_LINES = (
     ((0.82, 1.1), (0.68, 0.85), (0.45, 0.6), (0.2, 0.5), (0.03, 0.5)),
     ((0.82, 1.1), (0.7, 0.7), (0.58, 0.35), (0.45, -0.1)),
@@ -68,7 +68,7 @@ _PALM_LINES = (
 
 
 def skin_map(hand: HandModel) -> Tensor:
-    """Channels of every texel of hand and bare forearm: ((F + G) * TEXELS^2, len(CHANNELS)) float32."""
+    """Bake channels of every texel of hand and bare forearm, ((F + G) * TEXELS^2, len(CHANNELS)) float32."""
     rest = anatomy.rest_joints(hand) * 1000
     positions, facing, weights, distance = _texels(hand)
     maps = {"palm": _step(-facing, -0.25, 0.45)}
@@ -95,7 +95,7 @@ def skin_map(hand: HandModel) -> Tensor:
             for line in (-4.2, -2.0, 0.4, 2.6):
                 crease = np.maximum(crease, 0.65 * near * back * _line(s - line + wobble, 0.55))
         if finger:
-            # A finger leaves the palm half-way along its first bone.
+            # A finger separates from the palm half-way along its first bone.
             bone = joints[1] - joints[0]
             s = ((positions - joints[0]) @ bone) / np.linalg.norm(bone) - 0.52 * np.linalg.norm(bone) + wobble
             near = np.linalg.norm(positions - (joints[0] + joints[1]) / 2, axis=1) < 14
@@ -127,12 +127,12 @@ def skin_map(hand: HandModel) -> Tensor:
 
 
 class SkinLook:
-    """How B people's skin looks: a base tone, and what each channel of the map adds to it."""
+    """Appearance of B people's skin: a base tone, and an offset per channel of the map."""
 
     def __init__(self, draws: Draws) -> None:
         device, count = draws.key.device, len(draws)
         tones = torch.tensor(TONES_LAB, dtype=torch.float32, device=device)
-        # More light than dark, and all that is between.
+        # More light than dark tones, with all in between.
         at = draws.uniform() ** 1.3 * (len(tones) - 1.001)
         low = at.long()
         base = torch.lerp(tones[low], tones[low + 1], (at - low)[:, None])
@@ -166,7 +166,7 @@ class SkinLook:
         self.mix = mix
 
     def lab(self, channels: Tensor, counts: list[int]) -> Tensor:
-        """Colours (N, 3), Lab, of texels whose `channels` (N, C) were read, photo by photo, `counts` of each."""
+        """Return Lab colours (N, 3) of texels with `channels` (N, C), ordered by photo, `counts` per photo."""
         mixed = [
             torch.addmm(base, part, mix)
             for base, part, mix in zip(self.base_lab, channels.split(counts), self.mix, strict=True)
@@ -175,13 +175,15 @@ class SkinLook:
 
 
 def _texels(hand: HandModel) -> tuple[Floats, Floats, Floats, Floats]:
-    """At the texels' centres: place (T, 3) mm, how much it faces the back (T,), weights (T, 16), and
-    the distance behind the wrist's edge (T,) mm, negative on the hand.
+    """Return values at the texels' centres.
+
+    These are position (T, 3) mm, how much it faces the back of the hand (T,), skinning weights (T, 16), and distance
+    behind the wrist's edge (T,) mm, negative on the hand.
     """
     vertices = hand.v_template.astype(np.float64) * 1000
     rest = anatomy.rest_joints(hand)
     axes = anatomy.joint_axes(rest)
-    # Each finger bone has a back of its own; the wrist's is the palm's.
+    # Each finger bone has its own back direction; the wrist has the palm's.
     backs = np.tile([0.0, 1.0, 0.0], (16, 1))
     order = np.array(FREIHAND_FROM_MANO[1:]).reshape(5, 4)[:, :3]
     backs[order] = np.cross(axes.twist, axes.flexion)
@@ -198,7 +200,7 @@ def _texels(hand: HandModel) -> tuple[Floats, Floats, Floats, Floats]:
     faces = np.concatenate([hand.faces, tube_faces(np.concatenate([edge[None], first]))])
     step = (np.arange(TEXELS) + 0.5) / TEXELS
     b0, b1 = (grid.reshape(-1) for grid in np.meshgrid(step, step, indexing="ij"))
-    # Texels beyond the third corner stand for the nearest on the opposite side.
+    # Texels beyond the diagonal repeat the nearest point on it.
     total = np.maximum(b0 + b1, 1)
     corners = np.stack([b0 / total, b1 / total, 1 - (b0 + b1) / total], 1)
 
@@ -219,7 +221,7 @@ def _normals(hand: HandModel) -> Floats:
 
 
 def _noise(positions: Floats, length_mm: float, seed: int) -> Floats:
-    """Smooth noise (T,) of unit variance with this wavelength: a sum of plane waves."""
+    """Return smooth noise (T,) of unit variance and about this wavelength: a sum of plane waves."""
     generator = np.random.default_rng([seed, 5])
     direction = generator.normal(size=(_WAVES, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
@@ -233,7 +235,7 @@ def _noise(positions: Floats, length_mm: float, seed: int) -> Floats:
 
 
 def _palm_lines(rest: Floats, positions: Floats) -> Floats:
-    """0..1 (T,) on the palm's creases."""
+    """Return the strength (T,) of palm creases, 0..1."""
     wrist, index, little = rest[0], rest[5], rest[17]
     along = (rest[9] + rest[13]) / 2 - wrist
     length = np.linalg.norm(along)
@@ -259,7 +261,7 @@ def _line(distance: Floats, width: float) -> Floats:
 
 
 def _near(positions: Floats, points: Floats, width: float) -> Floats:
-    """1 at the nearest of the points, falling off over `width`."""
+    """Return a Gaussian of the distance to the nearest point, with std `width`."""
     nearest = np.full(len(positions), np.inf)
     for point in points:
         nearest = np.minimum(nearest, np.linalg.norm(positions - point, axis=1))

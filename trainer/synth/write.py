@@ -1,4 +1,4 @@
-"""Synthetic photos and their true labels, as files."""
+"""Write synthetic photos and their true labels to files."""
 
 from __future__ import annotations
 
@@ -36,45 +36,49 @@ from annotator.storage.room import NoRoomError, naming
 from trainer.keyed import Draws, keys
 from trainer.synth.hands import Photos, SyntheticHands
 
-#: Photos drawn together, always all of them, so that a photo is the same however many are asked for.
+#: Photos per block; blocks are always complete, so that a photo does not depend on the count.
 BLOCK = 16
 
-#: Threads that draw, at most.
+#: Maximum drawing threads.
 DRAWERS = 4
 
 JPEG_QUALITY = 92
 
-#: Rows of labels held in memory: a row group of the truth.
+#: Label rows in memory: a row group of the truth.
 LABELS_AT_ONCE = 512
 
-# What a photo draws its hand's side from, see `hands.py`.
+# Random stream of a hand's side, see `hands.py`.
 _SIDE = 99
 
 
 def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
-    """Write out/images/000000.jpg ..., out/masks/000000.png ... (255 where the hand itself is seen) and
-    out/truth.parquet, their true labels (`annotator.labels.schema`).
+    """Write photos, masks and true labels to a folder.
 
-    The same seed gives the same files; photo i does not depend on `count`. Files of an earlier run are
-    overwritten. In the truth, `image_id` is the file's name, `image_uri` its place beside the table, the crop
-    is the whole photo, `box_xyxy` holds the hand, focal length and principal point are the true ones (`given`),
-    `vertex_rgb` is skin without light, and every std is null. Half of the photos are mirrored: left hands. Some are
-    cut out of a wide-angle photo: their principal point is not their centre.
+    Files are out/images/000000.jpg ..., out/masks/000000.png ... (255 where the hand is visible) and out/truth.parquet
+    (`annotator.labels.schema`). The same seed gives the same files; photo i does not depend on `count`. Files of an
+    earlier run are overwritten.
+
+    In the truth, `image_id` is the file name, `image_uri` its path relative to the table, and the crop is the whole
+    photo. `box_xyxy` encloses the hand, focal length and principal point are true (`given`), `vertex_rgb` is unlit
+    skin, and every std is null. Half of the photos are mirrored: left hands. Some are cut from a wide-angle photo:
+    their principal point is not their centre.
 
     Raises:
-        UserError: the folder can't be written, or holds something else.
+        UserError: the folder can't be written, or holds other files.
     """
     if seed < 0:
         raise UserError(f"seed {seed} is negative: give 0 or more")
     if not is_local(str(out)) or ":/" in str(out):
-        raise UserError(f"'{out}': synthetic photos are written to disk; convert them to a URL from there")
+        raise UserError(
+            f"'{out}' is a URL: write synthetic photos to a local folder, then convert them to the URL"
+        )
     names = [f"{index:06d}.jpg" for index in range(count)]
     _check_folder(out, set(names))
     check_writable(str(out))
     hand = load_hand("open")
     schema = label_schema(hand.vertex_count, {"amvur": _facts(hand, seed, size_px)})
     try:
-        # A truth without rows marks the folder as ours until its photos are all there.
+        # An empty truth marks the folder as synthetic until all photos are written.
         write_whole(str(out / "truth.parquet"), encode_table(schema.empty_table()))
         (out / "images").mkdir(exist_ok=True)
         (out / "masks").mkdir(exist_ok=True)
@@ -94,7 +98,7 @@ _Drawn = tuple[NDArray[np.uint8], NDArray[np.uint8], dict[str, Any]]
 def _written(
     out: Path, names: list[str], drawn: Iterator[_Drawn], size_px: int, schema: pa.Schema
 ) -> Iterator[pa.Table]:
-    """Writes photos and masks; their labels, some hundred at a time, so that memory does not grow with the count."""
+    """Write photos and masks, and yield their labels in parts, so that memory does not grow with the count."""
     for first in range(0, len(names), LABELS_AT_ONCE):
         tables = []
         part = names[first : first + LABELS_AT_ONCE]
@@ -109,7 +113,7 @@ def _written(
 
 
 def _photos(hand: HandModel, count: int, seed: int, size_px: int) -> Iterator[_Drawn]:
-    # Whole blocks always: rounding may depend on what is drawn together.
+    # Always complete blocks, because rounding may depend on the batch.
     block = max(1, min(BLOCK, BLOCK * 256**2 // size_px**2))
     hands = SyntheticHands(hand, size_px, seed)
 
@@ -126,11 +130,11 @@ def _photos(hand: HandModel, count: int, seed: int, size_px: int) -> Iterator[_D
             for i in range(min(block, count - first))
         ]
 
-    # Threads of our own, each with photos and a core: torch's would wait for one another at every small step.
+    # One block per thread: torch's own threads would wait for each other at every small step.
     threads = torch.get_num_threads()
     drawers = min(DRAWERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(drawers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        # A few blocks ahead of whoever writes them, and no further: photos are drawn faster than files are written.
+        # Drawing is faster than writing, so it stays only a few blocks ahead.
         waiting: deque[Future[list[_Drawn]]] = deque()
         try:
             for first in range(0, count, block):
@@ -146,14 +150,14 @@ def _photos(hand: HandModel, count: int, seed: int, size_px: int) -> Iterator[_D
 
 
 def _row(values: Any, i: int) -> Any:
-    """Row i alone of a column, of a struct of columns, or of nothing."""
+    """Return row i of a column or of a struct of columns; None stays None."""
     if isinstance(values, dict):
         return {name: _row(column, i) for name, column in values.items()}
     return None if values is None else values[i : i + 1]
 
 
 def _columns(photos: Photos, seen: Tensor, is_right: Tensor, size_px: int) -> dict[str, Any]:
-    """Label columns of B hands: what `annotate` would say if it made no error."""
+    """Return the true label columns of B hands."""
     scene, count = photos.scene, len(photos.scene)
     half = size_px / 2
     mirror = torch.where(is_right, 1.0, -1.0)[:, None, None] * torch.tensor([1.0, 0, 0]) + torch.tensor(
@@ -197,7 +201,7 @@ def _columns(photos: Photos, seen: Tensor, is_right: Tensor, size_px: int) -> di
 
 
 def weak_perspective(points_mm: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale (B,) and translation (B, 2) under which points (B, N, 3), crop axes, lie closest to `seen` (B, N, 2)."""
+    """Fit scale (B,) and translation (B, 2) that map points (B, N, 3), crop axes, to `seen` (B, N, 2)."""
     flat = points_mm[..., :2]
     around, seen_around = flat - flat.mean(1, keepdim=True), seen - seen.mean(1, keepdim=True)
     scale = (around * seen_around).sum((1, 2)) / around.square().sum((1, 2))
@@ -205,7 +209,7 @@ def weak_perspective(points_mm: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _table(name: str, columns: dict[str, Any], size_px: int, schema: pa.Schema) -> pa.Table:
-    """The one row of a photo."""
+    """Return the table of one photo, with one row."""
     row = {"image_uri": f"images/{name}", "image_id": name, "hand_index": 0, "status": "ok"}
     row |= {"width": size_px, "height": size_px, "box_source": "list"}
     return labels_to_table([row], columns, [0], schema)
@@ -229,17 +233,16 @@ def _jpeg(photo: NDArray[np.uint8]) -> bytes:
 
 
 def _check_folder(out: Path, names: set[str]) -> None:
-    """Refuse a folder in which something that is not an earlier run's would be overwritten or mixed in."""
+    """Raise if the folder has files that are not from an earlier run of this command."""
     if not names_in(str(out)):
         return
     if not _is_truth(out / "truth.parquet"):
-        raise UserError(
-            f"'{out}' holds something that is not synthetic photos: give an empty or a new folder"
-        )
+        raise UserError(f"'{out}' holds other files than synthetic photos: give an empty or a new folder")
     others = len(names_in(str(out / "images")) - names)
     if others:
         raise UserError(
-            f"'{out / 'images'}' holds {others} files beside these {len(names)} photos: give an empty or a new folder"
+            f"'{out / 'images'}' holds {others} files that are not among these {len(names)} photos: "
+            "give an empty or a new folder"
         )
 
 
