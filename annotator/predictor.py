@@ -145,7 +145,7 @@ class Predictor:
             boxes_xyxy: the hand's box in each photo, in pixels; without, the photo itself is the crop.
 
         Raises:
-            annotator.photos.decode.PhotoError: a photo that can't be read.
+            annotator.photos.errors.PhotoError: a photo that can't be read.
             UserError: an array that is not (H, W, 3) uint8.
         """
         cut_px, margin = self.checkpoint.cut_px, self.checkpoint.cut_margin

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from annotator.photos.crops import Crops, crop_photo
-from annotator.photos.decode import PhotoError, decode_photo, read_photo
+from annotator.photos.decode import decode_photo, read_photo
+from annotator.photos.errors import PhotoError
 from annotator.sources import FolderSource
 from trainer.evaluation.machine import machine
 

@@ -14,7 +14,7 @@ from annotator import UserError
 from annotator.hand.anatomy import chirality
 from annotator.job.stages import ModelBrokenError, Shard, predict_shard
 from annotator.photos.crops import Crops, crop_photo
-from annotator.photos.decode import PhotoError
+from annotator.photos.errors import PhotoError
 from annotator.predictor import SURELY_RIGHT, Predictor
 from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 

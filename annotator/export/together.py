@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.photos.decode import PhotoError
+from annotator.photos.errors import PhotoError
 from annotator.photos.read import REQUESTS_AT_ONCE, place_of, stored_at
 from annotator.sources.parquet import list_parquet, read_parquet
 from annotator.sources.tar import list_tar, read_tar

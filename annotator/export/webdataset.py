@@ -22,7 +22,7 @@ from annotator.export.stored import Stored, as_others_read
 from annotator.export.together import Found, StoredPhotos
 from annotator.labels.folder import read_faces
 from annotator.labels.schema import SAMPLES_ROUNDING
-from annotator.photos.decode import PhotoError
+from annotator.photos.errors import PhotoError
 from annotator.storage.files import join, write_whole
 
 #: A tar ends with the sample that fills it: what loaders read at once, and many still keep workers busy.

@@ -20,7 +20,8 @@ from annotator.detector import ENOUGH_PX, HandDetector
 from annotator.errors import UserError
 from annotator.labels.schema import labels_to_table, without_hand
 from annotator.photos.crops import Crops, crop_photo
-from annotator.photos.decode import Photo, PhotoError
+from annotator.photos.decode import Photo
+from annotator.photos.errors import PhotoError
 from annotator.photos.read import photos_of
 from annotator.sources.entry import Entry
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from annotator.photos.decode import Reason
+from annotator.photos.errors import Reason
 
 #: 1 held 3D in the axes of each crop; 2 holds it in camera axes (`annotator.coordinates`), with the principal point.
 SCHEMA_VERSION = 2

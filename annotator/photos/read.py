@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.photos.decode import Photo, PhotoError, decode_photo, read_photo, reading_error
+from annotator.photos.decode import Photo, decode_photo, read_photo
+from annotator.photos.errors import PhotoError, reading_error
 from annotator.sources.entry import Entry, path_of
 from annotator.sources.parquet import read_parquet, read_row
 from annotator.sources.suffixes import VIDEO_SUFFIXES

@@ -13,7 +13,7 @@ from PIL import Image
 
 from annotator.coordinates import CropFrame, cut, project_weak
 from annotator.errors import UserError
-from annotator.photos.decode import PhotoError
+from annotator.photos.errors import PhotoError
 from annotator.photos.read import photo_at
 from annotator.render.shading import draw
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import IO
 
-from annotator.photos.decode import reading_error
+from annotator.photos.errors import reading_error
 from annotator.sources.entry import Fault
 from annotator.storage.files import open_file
 

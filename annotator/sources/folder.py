@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from annotator.errors import UserError
-from annotator.photos.decode import START_BYTES, starts_like_a_photo
+from annotator.photos.formats import START_BYTES, starts_like_a_photo
 from annotator.sources.entry import Entry, Fault, plain, readable
 from annotator.sources.faults import open_there
 from annotator.sources.parquet import image_columns, list_parquet

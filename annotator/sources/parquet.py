@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from annotator.errors import UserError
-from annotator.photos.decode import PhotoError, read_photo
+from annotator.photos.decode import read_photo
+from annotator.photos.errors import PhotoError
 from annotator.sources.entry import Entry, Fault, plain
 from annotator.sources.faults import open_there, unreadable
 from annotator.storage.files import is_local, join

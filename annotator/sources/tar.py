@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import IO
 
-from annotator.photos.decode import MAX_BYTES
+from annotator.photos.formats import MAX_BYTES
 from annotator.sources.entry import Entry, Fault, readable
 from annotator.sources.faults import open_there, unreadable
 from annotator.sources.suffixes import PHOTO_SUFFIXES

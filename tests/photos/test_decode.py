@@ -18,7 +18,8 @@ from PIL import Image, ImageFile
 
 from annotator.labels.schema import REASONS
 from annotator.photos import decode
-from annotator.photos.decode import PhotoError, decode_photo, read_photo
+from annotator.photos.decode import decode_photo, read_photo
+from annotator.photos.errors import PhotoError
 from annotator.photos.jpeg_end import ends_early
 from tests.robustness import hostile_photos
 from tests.robustness.hostile_photos import arrow, encoded, exif, noise, png, png_chunk, turned
@@ -99,7 +100,8 @@ def test_damage_anywhere_raises_nothing_but_photo_errors_and_prints_nothing():
     script = """
 import sys, random
 from tests.robustness import hostile_photos
-from annotator.photos.decode import PhotoError, decode_photo
+from annotator.photos.decode import decode_photo
+from annotator.photos.errors import PhotoError
 rng = random.Random(0)
 photos = [data for data, _ in hostile_photos.hostile_photos().values() if data]
 reasons = set()

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from annotator.errors import UserError
-from annotator.photos import decode, heif
-from annotator.photos.decode import PhotoError, decode_photo
+from annotator.photos import formats, heif
+from annotator.photos.decode import decode_photo
+from annotator.photos.errors import PhotoError
 from annotator.photos.read import photos_of
 from annotator.sources import open_source
 from tests.robustness.hostile_photos import arrow, encoded, exif, noise, turned
@@ -74,7 +75,8 @@ def test_a_missing_reader_is_named(faults):
     script = """
 import sys
 sys.modules["pi_heif"] = None
-from annotator.photos.decode import PhotoError, decode_photo
+from annotator.photos.decode import decode_photo
+from annotator.photos.errors import PhotoError
 try:
     decode_photo(open(sys.argv[1], "rb").read())
 except PhotoError as error:
@@ -142,7 +144,7 @@ def test_typescript_is_no_video(tmp_path):
 
 def test_the_first_bytes_tell_a_picture_from_others():
     for format in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM"):
-        assert decode.starts_like_a_photo(encoded(noise(), format)[: decode.START_BYTES]), format
+        assert formats.starts_like_a_photo(encoded(noise(), format)[: formats.START_BYTES]), format
     for other in (
         b"",
         b"\xff\xd8",
@@ -153,5 +155,5 @@ def test_the_first_bytes_tell_a_picture_from_others():
         b"RIFF\0\0\0\0WAVE",
         bytes(32),
     ):
-        assert not decode.starts_like_a_photo(other), other
+        assert not formats.starts_like_a_photo(other), other
     assert io.BytesIO(encoded(noise(), "AVIF")).read(12)[4:] == b"ftypavif"

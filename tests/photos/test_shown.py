@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from annotator.export.stored import as_others_read
 from annotator.job.stages import listed_box, open_shard
 from annotator.photos.crops import crop_photo
-from annotator.photos.decode import Photo, PhotoError, decode_photo, square_size
+from annotator.photos.decode import Photo, decode_photo, square_size
+from annotator.photos.errors import PhotoError
 from annotator.photos.exif import Shown, shown_as
 from annotator.sources.entry import Entry, ListedHand
 from annotator.sources.video.source import list_video, read_video

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from annotator.errors import UserError
-from annotator.photos.decode import Photo, PhotoError, decode_photo
+from annotator.photos.decode import Photo, decode_photo
+from annotator.photos.errors import PhotoError
 from annotator.photos.read import photos_of, stored_at
 from annotator.sources import open_source
 from annotator.sources.entry import Entry

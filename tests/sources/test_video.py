@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from annotator.errors import UserError
-from annotator.photos.decode import PhotoError
+from annotator.photos.errors import PhotoError
 from annotator.sources.entry import Entry
 from annotator.sources.video.source import VIDEO_SUFFIXES, list_video, read_video
 

@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import fsspec
 import pytest
 
-from annotator.photos.decode import PhotoError, read_photo
+from annotator.photos.decode import read_photo
+from annotator.photos.errors import PhotoError
 from annotator.runtime.submission import without_address
 from annotator.storage import remote
 from annotator.storage.remote import (

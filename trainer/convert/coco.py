@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from annotator.photos.decode import PhotoError
+from annotator.photos.errors import PhotoError
 from annotator.sources.coco import CocoHand, coco_hands
 from annotator.storage.files import join
 from trainer.convert.photos import photo_columns

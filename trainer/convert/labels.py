@@ -20,7 +20,7 @@ from annotator.errors import UserError
 from annotator.job.record import FILE as RUN_FILE
 from annotator.labels.folder import calibration_of, label_facts, label_files, one_hand, opened_label_file
 from annotator.photos.crops import BOX_PADDING
-from annotator.photos.decode import PhotoError
+from annotator.photos.errors import PhotoError
 from annotator.quality.calibration import UNCALIBRATED_3D
 from annotator.sources.fields import opened
 from annotator.storage.files import join, read_whole

@@ -22,7 +22,8 @@ from annotator.coordinates import (
     turned_std,
 )
 from annotator.photos.crops import BOX_PADDING, box_around_joints
-from annotator.photos.decode import PhotoError, decode_photo
+from annotator.photos.decode import decode_photo
+from annotator.photos.errors import PhotoError
 from trainer.batch import Batch
 from trainer.config import Target
 from trainer.data.examples import NO_HAND

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from annotator.errors import UserError
-from annotator.photos.decode import PhotoError
+from annotator.photos.errors import PhotoError
 from annotator.sources.faults import open_there
 from annotator.sources.video.end import is_cut, is_video
 from annotator.storage.files import is_local, local_path

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.photos.decode import PhotoError
+from annotator.photos.errors import PhotoError
 from annotator.sources.entry import Entry, Fault
 from annotator.sources.faults import open_there, unreadable
 from annotator.sources.suffixes import VIDEO_SUFFIXES
