@@ -1,4 +1,4 @@
-"""Where photos come from: folders, globs, lists, tars, Parquet and videos, on disk or behind any URL."""
+"""Sources of photos: folders, globs, lists, tars, Parquet files and videos, on disk or behind any URL."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ def open_source(
     boxes_normalised: bool = False,
     by_hand: bool = True,
 ) -> Source:
-    """The source behind what a user typed.
+    """Open the source that a user named.
 
     Args:
         place: path or URL of a folder, a glob, a list (`LIST_SUFFIXES`), a tar, a Parquet file with photos inside, a
             video or a photo.
-        leave_out: a folder below it that is none of the source's: labels may lie among photos.
-        every: of a video, each so-many-th frame.
-        boxes: a list with boxes, or labels that `amvur detect` wrote: the hands in these photos.
+        leave_out: a folder below `place` to skip: label folders may lie among photos.
+        every: use every Nth frame of a video.
+        boxes: a list with boxes, or labels from `amvur detect`, with the hands in these photos.
         boxes_normalised: the list's boxes are fractions of each photo's width and height.
-        by_hand: whether rows of a list may be hands of one photo, or each row is a photo.
+        by_hand: rows of a list may be hands of one photo; otherwise each row is a photo.
 
     Raises:
-        UserError: there is nothing of the kind, or no list of boxes that `boxes_normalised` could be of.
+        UserError: the source does not exist or can't be read, or `boxes_normalised` is set without a list of boxes.
     """
     if every < 1:
-        raise UserError(f"every {every} is no step between frames: give 1 or more")
+        raise UserError(f"every {every} is not a step between frames: give 1 or more")
     is_list = _is_list(place)
     if boxes_normalised and not (boxes or place).lower().endswith(LIST_SUFFIXES):
-        raise UserError("boxes_normalised is of boxes in a list: give photos as a list, or a list as boxes")
+        raise UserError("boxes_normalised applies to boxes in a list: give the photos or the boxes as a list")
     photos: Source
     if is_list:
         photos = ListSource(place, boxes_normalised and boxes is None, by_hand and boxes is None)

@@ -1,4 +1,4 @@
-"""Photos from one source, their hands from another: a list with boxes, or labels that `amvur detect` wrote."""
+"""Join the photos of one source with hands from another: a list with boxes, or labels from `amvur detect`."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _COLUMNS = [
     "side_score",
 ]
 
-_NOT_LISTED = Fault("not_listed", "the boxes say nothing of this photo")
+_NOT_LISTED = Fault("not_listed", "the boxes do not list this photo")
 
 
 class WithBoxes(Source):
-    """Each photo of a source, with the hands that `boxes` has for it, by its uri or its id.
+    """The photos of a source, with the hands that `boxes` has for them, matched by uri or id.
 
-    Ids of labels are photos' own, and go first: a uri may be in a list twice, and all frames of a video have one.
+    Label folders are matched by id first: a list may repeat a uri, and all frames of a video share one.
     """
 
     def __init__(self, photos: Source, boxes: str, normalised: bool = False) -> None:
-        """Look at the boxes.
+        """Check the boxes.
 
         Args:
-            photos: in a list among them, each row is a photo.
+            photos: the source of the photos; if it is a list, each row is a photo.
             boxes: a list, or a label folder.
             normalised: the list's boxes are fractions of each photo's width and height.
 
         Raises:
-            UserError: there are none, or they can't be of that unit.
+            UserError: there are no boxes, their run is unfinished, or they contradict `normalised`.
         """
         super().__init__()
         self.photos, self._boxes, self._normalised = photos, boxes, normalised
@@ -54,14 +54,14 @@ class WithBoxes(Source):
                     f"'{plain(shown(boxes))}' has no boxes: give columns x1, y1, x2, y2, or box_xyxy"
                 )
         elif is_unfinished(boxes):
-            raise UserError(f"'{plain(shown(boxes))}' is not finished: run `amvur detect` to its end first")
+            raise UserError(f"'{plain(shown(boxes))}' is unfinished: run the same `amvur detect` again first")
         elif not label_files(boxes):
             raise UserError(
-                f"'{plain(shown(boxes))}' holds no boxes: give a list with them, or what `amvur detect` wrote"
+                f"'{plain(shown(boxes))}' has no boxes: give a list with boxes, or the output of `amvur detect`"
             )
 
     def key(self, entry: Entry) -> tuple[Any, ...]:
-        """That of the photos' source."""
+        """Return the key that the photos' source gives."""
         return self.photos.key(entry)
 
     def __iter__(self) -> Iterator[Entry]:
@@ -74,7 +74,7 @@ class WithBoxes(Source):
 
     @contextmanager
     def renewing(self) -> Iterator[Callable[[Entry], Entry]]:
-        """The boxes may know more by now, and may be better."""
+        """Yield a function that gives an entry of an earlier pass its current boxes."""
         with self._index() as index:
             yield (
                 lambda entry: (
@@ -84,7 +84,7 @@ class WithBoxes(Source):
 
     @contextmanager
     def _index(self) -> Iterator[sqlite3.Connection]:
-        # As large as the boxes: in a file of SQLite's own, which goes with the process.
+        # The index grows with the boxes, so it lies on disk, in a temporary file that SQLite deletes itself.
         index = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         index.execute("pragma journal_mode = off")
         index.execute("pragma synchronous = off")
@@ -99,11 +99,11 @@ class WithBoxes(Source):
             index.close()
 
     def _hands(self) -> Iterator[tuple[set[str], Any]]:
-        """The names of a photo, and one of its hands: a `ListedHand`, a `Fault`, or None for no hand at all."""
+        """Yield the names of a photo with one of its hands: a `ListedHand`, a `Fault`, or None for no hand."""
         if self._is_list:
             boxes = ListSource(self._boxes, self._normalised)
             for given, entry in boxes.rows():
-                # An id that nobody gave is a row's number.
+                # Without a column of ids, an entry's id is only its row number.
                 names = {f"id {readable(given)}", f"uri {_normal(entry)}"}
                 names |= {f"id {entry.id}"} if boxes.has_ids else set()
                 yield names, entry.fault or next(iter(entry.hands or ()), None)
@@ -127,10 +127,10 @@ class WithBoxes(Source):
         return replace(entry, hands=tuple(hands), boxes_in=boxes_in)
 
     def _found(self, entry: Entry, index: sqlite3.Connection) -> list[Any]:
-        """What is known of a photo: under its id or its uri."""
+        """Return the listed hands of a photo, looked up by its id and uri."""
         names = [f"uri {entry.uri}", f"uri {_normal(entry)}", f"id {entry.id}"]
         if entry.frame_index is not None:
-            names = names[2:]  # the uri is all the video's
+            names = names[2:]  # all frames of the video share the uri
         for name in names if self._is_list else reversed(names):
             found = index.execute("select hand from hands where photo = ? order by rowid", (name,)).fetchall()
             if found:
@@ -139,7 +139,7 @@ class WithBoxes(Source):
 
 
 def _has_no_photo(entry: Entry) -> bool:
-    """Whether its fault is the photos' own source's: a row that makes no sense, a damaged file that holds many."""
+    """Return whether the fault comes from the photos' source: an invalid row, or a damaged file of many photos."""
     if entry.fault is None:
         return False
     return (
@@ -150,7 +150,7 @@ def _has_no_photo(entry: Entry) -> bool:
 
 
 def _normal(entry: Entry) -> str:
-    """An entry's uri, without the detours that a list's may take."""
+    """Return an entry's uri without `.` and `..` parts, which a list may contain."""
     if not is_local(entry.path):
         return entry.uri
     path = readable(os.path.normpath(local_path(entry.path))) if entry.path else ""
@@ -158,7 +158,7 @@ def _normal(entry: Entry) -> str:
 
 
 def is_unfinished(boxes: str) -> bool:
-    """Whether a run is going there, or none has come to its end."""
+    """Return whether a run is writing to the label folder, or none has finished."""
     record = read_whole(join(boxes, "_run.json"))
     if record is None:
         return False

@@ -1,9 +1,9 @@
-"""2D hand keypoints in COCO's layout: hands of their own, or those of people in COCO-WholeBody.
+"""Read 2D hand keypoints in COCO's layout: one annotation per hand, or per person as in COCO-WholeBody.
 
 `annotations[*].keypoints` are 21 times x, y, v in this project's order, which is COCO-WholeBody's and OpenPose's too:
-wrist, then thumb to little finger, from palm to tip. v = 0 means not annotated. `bbox` (x, y, width, height) is taken
-where it is there. `is_right`, or `left` or `right` in the category's name, gives the side. In WholeBody,
-`lefthand_kpts` and `righthand_kpts` give it themselves. Coordinates are taken as they are.
+wrist, then thumb to little finger, from palm to tip. v = 0 means not annotated. `bbox` (x, y, width, height) is
+optional. The side comes from `is_right`, or from `left` or `right` in the category's name. In WholeBody it comes from
+the field names `lefthand_kpts` and `righthand_kpts`. Coordinates stay unchanged.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from annotator.sources.fields import numbers, opened
 class CocoHand:
     """One annotated hand."""
 
-    photo: dict[str, Any]  # of `images`
+    photo: dict[str, Any]  # its element of `images`
     index: int  # of its annotation in the file
     hand_index: int  # within the photo
-    is_right: bool | None  # None where the file does not give it
+    is_right: bool | None  # None if the file does not give the side
     keypoints: NDArray[np.float64]  # (21, 3) x, y in photo pixels, v
     box_xywh: NDArray[np.float64] | None
 
     def joints2d_px(self) -> NDArray[np.float64]:
-        """Annotated joints (21, 2) in photo pixels, the others NaN."""
+        """Return the joints (21, 2) in photo pixels; joints without annotation are NaN."""
         return np.where(self.keypoints[:, 2:] > 0, self.keypoints[:, :2], np.nan)
 
     def box_xyxy(self) -> NDArray[np.float64] | None:
-        """Its box (4,), its own or that around its joints; None without a joint, or where the box has no area."""
+        """Return the annotated box (4,), or the box around the joints; None without joints or with an empty box."""
         joints2d_px = self.joints2d_px()
         if np.isnan(joints2d_px).all():
             return None
@@ -50,7 +50,7 @@ class CocoHand:
 
 
 def coco_photos(path: str) -> list[dict[str, Any]]:
-    """The photos of an annotation file, with or without hands: `id`, `file_name`, and what else the file has.
+    """Return the photos of an annotation file, with or without hands: `id`, `file_name` and all other fields.
 
     Raises:
         UserError: the file is missing or malformed; names the photo and the field.
@@ -59,7 +59,7 @@ def coco_photos(path: str) -> list[dict[str, Any]]:
 
 
 def coco_hands(path: str) -> Iterator[CocoHand]:
-    """Every annotated hand of an annotation file.
+    """Yield every hand of an annotation file.
 
     Raises:
         UserError: the file is missing or malformed; names the annotation and the field.
@@ -86,7 +86,7 @@ def coco_hands(path: str) -> Iterator[CocoHand]:
 def _sided(
     annotation: dict[str, Any], sides: dict[Any, str], place: str
 ) -> Iterator[tuple[bool | None, NDArray[np.float64], NDArray[np.float64] | None]]:
-    """The hands of one annotation: is it right, keypoints (63,), box (4,) or none."""
+    """Yield the hands of one annotation: side (True is right), keypoints (63,), box (4,) or None."""
     if "lefthand_kpts" in annotation or "righthand_kpts" in annotation:
         for side in ("left", "right"):
             name = f"{side}hand_kpts"
@@ -133,7 +133,7 @@ def _read(path: str) -> dict[str, Any]:
 def _listed(
     document: dict[str, Any], name: str, path: str, **needed: tuple[type, ...]
 ) -> list[dict[str, Any]]:
-    """A list of objects that have the fields `needed`, each of one of its types."""
+    """Return a list of objects, after checking that each has the fields `needed` with one of their types."""
     items = document.get(name)
     if type(items) is not list:
         raise UserError(f"{path}: {name}: expected a list")

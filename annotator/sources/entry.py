@@ -1,4 +1,4 @@
-"""One photo to label, or one hand that a list has of it: where it is, and what is already known of it."""
+"""An entry: one photo to label, or one listed hand of it, with its location and listed data."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
-#: What boxes are measured in: pixels of the upright file; pixels of the photo as labels have it, which are squares;
-#: fractions of width and height.
+#: The unit of boxes: pixels of the upright file; square pixels of the photo, as in labels; or fractions of its width
+#: and height.
 BoxFrame = Literal["file", "photo", "fraction"]
 
 #: x, y in photo pixels and depth in the same unit, each None where unknown.
@@ -17,64 +17,67 @@ Landmark = tuple[float | None, float | None, float | None]
 
 
 class ListedHand(NamedTuple):
-    """One hand of a photo as a list or a detector's labels have it."""
+    """One hand of a photo, from a list or a detector's labels."""
 
-    box_xyxy: tuple[float, float, float, float] | None = None  # as its entry's `boxes_in` has it
+    box_xyxy: tuple[float, float, float, float] | None = None  # unit: the entry's `boxes_in`
     right_score: float | None = None  # probability of a right hand
     landmarks: tuple[Landmark, ...] | None = None  # 21, FreiHAND's order
     detection_score: float | None = None
 
 
 class Fault(NamedTuple):
-    """Why there is nothing to read: known when the source was listed."""
+    """The reason why an entry has no photo to read, determined while listing the source."""
 
-    reason: str  # of the closed list in `schema.REASONS`
+    reason: str  # one of `schema.REASONS`
     message: str
 
 
-@dataclass(frozen=True, slots=True)  # thousands are under way at a time
+@dataclass(frozen=True, slots=True)  # slots: thousands are in memory at a time
 class Entry:
-    """One photo, frame of a video, or whatever else takes a row."""
+    """One photo, frame of a video, or faulty file: each gets at least one row."""
 
-    path: str  # of its file, a path or URL; may hold surrogates for bytes that are not UTF-8
-    id: str  # stable and its own: the path below the source, the list's id, or the list's row and uri
-    order: int = 0  # its place in the list, or in the file that holds it
+    path: str  # path or URL of the file; may hold surrogates for bytes that are not UTF-8
+    id: str  # stable and unique: the path below the source, the list's id, or the list's row and uri
+    order: int = 0  # position in the list, or in the containing file
     inside: str | None = None  # the name of a tar's member or the number of a Parquet file's row
-    at: tuple[int, ...] = ()  # where in the file, as `tar`, `parquet` and `video` have it; () is all of it
+    at: tuple[
+        int, ...
+    ] = ()  # location in the file, as `tar`, `parquet` and `video` define it; () is the whole file
     frame_index: int | None = None
     frame_time_s: float | None = None
-    hands: tuple[ListedHand, ...] | None = None  # None: nobody has looked; () somebody has, and found none
-    first_hand: int = 0  # `hand_index` of its first hand: earlier rows of a list have the photo's others
+    hands: tuple[ListedHand, ...] | None = None  # None: hands are not listed; (): listed as without hands
+    first_hand: int = (
+        0  # `hand_index` of its first hand: earlier rows of the list have the photo's other hands
+    )
     boxes_in: BoxFrame = "file"
     focal_px: float | None = None
-    duplicate: bool = (
-        False  # an earlier entry of the list has the same uri or id, and this is no further hand
-    )
+    # An earlier entry of the list has the same uri or id, and this entry is not another hand of it.
+    duplicate: bool = False
     fault: Fault | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # the list's other columns
 
     @property
     def uri(self) -> str:
-        """The place as text that every reader can hold: the file's, and what it is called inside."""
+        """Return the photo's location as valid UTF-8: the file, and after `#` the name inside it."""
         return readable(self.path) + (f"#{self.inside}" if self.inside is not None else "")
 
     @property
     def file_id(self) -> str:
-        """The id of the file that holds it, which many entries may share."""
+        """Return the id of the containing file, which many entries may share."""
         within = self.inside if self.frame_index is None else str(self.frame_index)
         return self.id.removesuffix(f"#{within}") if within is not None else self.id
 
     def to_json(self) -> dict[str, Any]:
-        """What differs from the defaults."""
+        """Return the fields that differ from their defaults."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if value != _DEFAULTS.get(name)}
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Entry:
-        """The inverse of `to_json`.
+        """Return the entry that `to_json` encoded.
 
         Raises:
-            TypeError, ValueError: it is not.
+            TypeError, ValueError: the values do not come from `to_json`.
         """
         if "at" in values:
             values["at"] = tuple(values["at"])
@@ -88,7 +91,7 @@ class Entry:
 def _hand(
     box: list[float] | None, right: float | None, landmarks: Any = None, score: float | None = None
 ) -> ListedHand:
-    """A hand of JSON, where lists stand for tuples."""
+    """Return a hand from JSON, which has lists instead of tuples."""
     return ListedHand(
         None if box is None else (box[0], box[1], box[2], box[3]),
         right,
@@ -108,33 +111,33 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-#: A backslash that would read as the escape of a byte.
+#: A backslash that could be mistaken for an escaped byte.
 _LOOKS_ESCAPED = re.compile(rb"\\(?=x[0-9a-f]{2})")
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 def readable(path: str) -> str:
-    r"""A path as valid UTF-8, each its own; bytes that are not become `\xNN`."""
+    r"""Return a path as valid UTF-8, unique per path; other bytes become `\xNN`."""
     try:
         data = os.fsencode(path)
-    except UnicodeEncodeError:  # JSON may name halves of characters that no file's name has
+    except UnicodeEncodeError:  # JSON may contain lone surrogates that no file name has
         data = path.encode("utf-8", "surrogatepass")
     return _LOOKS_ESCAPED.sub(rb"\\x5c", data).decode("utf-8", "backslashreplace")
 
 
 def path_of(text: str) -> str:
-    """The path that `readable` gave this text for."""
+    """Return the path that `readable` turned into this text."""
     if "\\x" not in text:
         return text
     return os.fsdecode(_ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), os.fsencode(text)))
 
 
 def plain(text: str) -> str:
-    """Text for a message of one line: what can't be printed as its escape, and not too much of it."""
-    whole = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:200])
-    return whole + " ..." * (len(text) > 200)
+    """Return text for a one-line message: unprintable characters escaped, and cut after 200 characters."""
+    printable = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:200])
+    return printable + " ..." * (len(text) > 200)
 
 
 def dumps(entries: list[Entry]) -> str:
-    """Entries as one line of JSON."""
+    """Return entries as one line of JSON."""
     return json.dumps([entry.to_json() for entry in entries], separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Opening a file that holds photos, and what becomes of one that can't be: one fault."""
+"""Open files that hold photos, and turn failures into faults."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from annotator.storage.files import open_file
 
 
 def unreadable(error: OSError) -> Fault:
-    """The fault of a file that the system, or the store it lies in, does not give out."""
+    """Return the fault of a file that the system or its store fails to read."""
     if isinstance(error, PermissionError):
         return Fault("no_permission", "no permission to read the file")
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return Fault("missing", "no such file")
-    why = reading_error(error)
-    return Fault(why.reason, str(why))
+    photo_error = reading_error(error)
+    return Fault(photo_error.reason, str(photo_error))
 
 
-def open_there(path: str) -> IO[bytes]:
-    """A file to read from.
+def open_existing(path: str) -> IO[bytes]:
+    """Open a file for reading.
 
     Raises:
-        OSError: there is none, whatever else its path is, or it can't be read.
+        OSError: the file does not exist (even if the path is not a valid file name), or can't be read.
     """
     try:
         return open_file(path)

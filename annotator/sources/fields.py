@@ -1,4 +1,4 @@
-"""Numbers from other people's files: each has the shape it should have, or the error names its place."""
+"""Read numbers from users' files, check their shape, and name the field in every error."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from annotator.storage.files import open_file
 _CHUNK = 1 << 20
 _AFTER_ENTRY = re.compile(r"\s*([,\]])\s*")
 
-#: Text that is cut inside a number or bracket fails this close to its end; an error further in is a real one.
+#: A parse error within this many characters of the end may come from a chunk boundary; one further in is a real error.
 _NEAR_END = 64
 
 
 def numbers(value: Any, shape: tuple[int, ...], place: str) -> NDArray[np.float64]:
-    """Nested lists or an array as an array of finite numbers.
+    """Convert nested lists or an array to an array of finite float64 numbers.
 
     Args:
         value: from a file.
-        shape: what it must have.
+        shape: the required shape.
         place: the file and the field, for the error.
 
     Raises:
-        UserError: anything else.
+        UserError: the value has another shape, or is not finite numbers.
     """
     try:
         array = np.asarray(value)
     except ValueError:  # lists of unequal lengths
         array = np.empty(0, object)
     if array.dtype.kind not in "iuf" or array.shape != shape:
-        said = "x".join(map(str, shape)) + " numbers" if shape else "a number"
-        raise UserError(f"{place}: expected {said}")
+        expected = "x".join(map(str, shape)) + " numbers" if shape else "a number"
+        raise UserError(f"{place}: expected {expected}")
     if not np.isfinite(array).all():
         raise UserError(f"{place}: holds values that are not finite")
     return array.astype(np.float64)
 
 
 def read_arrays(path: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A JSON file that is one list of arrays of one shape, as an array (n, *shape).
+    """Read a JSON file with one list of n arrays of the same shape; return an array (n, *shape).
 
     Raises:
-        UserError: the file is missing, cut short or not JSON, or an entry is something else; names the entry.
+        UserError: the file is missing, cut short or not JSON, or an entry has another shape; names the entry.
     """
     arrays = [
         numbers(entry, shape, f"{path}: entry {index}").astype(np.float32)
@@ -60,7 +60,7 @@ def read_arrays(path: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _json_entries(path: str) -> Iterator[Any]:
-    """The entries of a JSON list, one at a time: a gigabyte of numbers, read at once, takes Python five."""
+    """Yield the entries of a JSON list one at a time: parsed at once, a gigabyte of JSON takes five of memory."""
     decoder = json.JSONDecoder()
     with opened(path) as raw, io.TextIOWrapper(raw, "utf-8", errors="replace") as file:
         text = file.read(_CHUNK).lstrip()
@@ -77,7 +77,7 @@ def _json_entries(path: str) -> Iterator[Any]:
                 if index == 0 and text.startswith("]"):
                     return
                 separator, failed_at = None, error.pos
-            # A number that touches the end of the text may go on in the next chunk.
+            # A number at the end of the text may continue in the next chunk.
             if separator is None:
                 more = file.read(_CHUNK) if len(text[failed_at:].strip()) <= _NEAR_END else ""
                 if not more:
@@ -91,10 +91,10 @@ def _json_entries(path: str) -> Iterator[Any]:
 
 
 def opened(path: str) -> Any:
-    """A file to read from.
+    """Open a file for reading.
 
     Raises:
-        UserError: it can't be.
+        UserError: the file does not exist or can't be read.
     """
     try:
         return open_file(path)

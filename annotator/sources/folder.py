@@ -1,4 +1,4 @@
-"""A folder of photos, on disk or in a store, or a glob: every photo below it, and those in tars, Parquet and videos."""
+"""A folder or glob, on disk or in a store: every photo below it, and the photos in tars, Parquet files and videos."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from annotator.errors import UserError
 from annotator.photos.formats import START_BYTES, starts_like_a_photo
 from annotator.sources.entry import Entry, Fault, plain, readable
-from annotator.sources.faults import open_there
+from annotator.sources.faults import open_existing
 from annotator.sources.parquet import image_columns, list_parquet
 from annotator.sources.source import Source
 from annotator.sources.suffixes import ARCHIVE_SUFFIXES, PHOTO_SUFFIXES, VIDEO_SUFFIXES
@@ -32,40 +32,40 @@ _WILD = re.compile(r"[*?\[]")
 
 
 class FolderSource(Source):
-    """All photos below a folder or behind a glob, or in one file, in the order of their paths."""
+    """All photos below a folder, matched by a glob, or in one file, in the order of their paths."""
 
     def __init__(self, place: str, leave_out: str = "", every: int = 1) -> None:
-        """Look whether it is there.
+        """Check that the source exists.
 
         Args:
             place: path or URL of a folder or file, or one with `*`, `**`, `?` or `[...]`.
-            leave_out: a folder below it that is none of the source's: labels may lie among photos.
-            every: of a video, each so-many-th frame.
+            leave_out: a folder below `place` to skip: label folders may lie among photos.
+            every: use every Nth frame of a video.
 
         Raises:
-            UserError: it is not there, or can't be read.
+            UserError: the source does not exist, or can't be read.
         """
         super().__init__()
         self._every = every
         folder, pattern = _split_glob(place)
         self._matches = _glob(pattern) if pattern else None
         self._parts = [None if part == "**" else _glob(part) for part in pattern.split("/") if pattern]
-        self._start = _WILD.split(pattern, maxsplit=1)[0]  # what all that matches begins with
-        self._only: str | None = None  # the one file, where the source is one
+        self._start = _WILD.split(pattern, maxsplit=1)[0]  # common prefix of all matches
+        self._only: str | None = None  # the file, if the source is a single file
         self._leave_out = ""
         if is_local(folder):
-            path = _there(str(local_path(folder)))
+            path = _existing(str(local_path(folder)))
             if not path.is_dir():
                 if pattern:
-                    raise UserError(f"'{plain(folder)}' is no folder: there is nothing below it")
-                # The file's own name counts: it may be a link to one whose name says nothing.
+                    raise UserError(f"'{plain(folder)}' is a file, not a folder: a glob can't match below it")
+                # Keep the file's own name: it may be a link to a file without a suffix.
                 path, self._only = path.parent, path.name
             self._folder = str(path.resolve())
             if leave_out and is_local(leave_out):
                 self._leave_out = str(local_path(leave_out).resolve())
         else:
             if not pattern and folder.rsplit("/", 1)[-1].lower().endswith(_FILES):
-                _look_for(folder)
+                _check_exists(folder)
                 folder, self._only = folder.rsplit("/", 1)
             self._folder = folder.rstrip("/")
             if leave_out.startswith(self._folder + "/"):
@@ -76,9 +76,9 @@ class FolderSource(Source):
         self.place = shown(readable(join(self._folder, pattern or self._only or "").rstrip("/")))
 
     def key(self, entry: Entry) -> tuple[str, float]:
-        """Paths come in the order of `str`, what is in one file in its own.
+        """Sort files by path, and entries within a file by their position.
 
-        What became of the file as a whole comes last: it may be cut short today, and whole or away tomorrow.
+        A fault of a whole file comes last: the file may be cut short in one pass, and complete or missing in the next.
         """
         whole_file = entry.fault is not None and holds_many(entry)
         return entry.file_id, math.inf if whole_file else entry.order
@@ -93,19 +93,19 @@ class FolderSource(Source):
         if self._only is not None:
             yield self._only
         elif is_local(self._folder):
-            yield from self._below()
+            yield from self._local_names()
         else:
             try:
-                yield from filter(self._is_ours, files_below(self._folder, self._start))
+                yield from filter(self._is_included, files_below(self._folder, self._start))
             except FileNotFoundError as error:
-                raise UserError(f"there is no '{plain(shown(self._folder))}': {error.strerror}") from None
+                raise UserError(f"'{plain(shown(self._folder))}' does not exist: {error.strerror}") from None
 
-    def _is_ours(self, name: str) -> bool:
+    def _is_included(self, name: str) -> bool:
         hidden = name.startswith(".") or "/." in name
         return not hidden and not (self._leave_out and name.startswith(self._leave_out))
 
-    def _below(self) -> Iterator[str]:
-        """Files of a folder on disk; however deep it is, no call is."""
+    def _local_names(self) -> Iterator[str]:
+        """Yield the files below a folder on disk, with a stack instead of recursion: folders may be nested deeply."""
         open_folders = [self._listed("")]
         while open_folders:
             if not open_folders[-1]:
@@ -118,7 +118,7 @@ class FolderSource(Source):
                 yield name
 
     def _listed(self, prefix: str) -> list[str]:
-        """What is in a folder, the last first: names, not directory entries, are held."""
+        """Return the names in a folder in reverse order; as text, which is smaller than directory entries."""
         names = []
         try:
             with os.scandir(join(self._folder, prefix[:-1]) if prefix else self._folder) as items:
@@ -136,7 +136,7 @@ class FolderSource(Source):
         return names
 
     def _may_hold(self, folder: str) -> bool:
-        """Whether the pattern, if there is one, can match anything below a folder."""
+        """Return whether the pattern, if any, can match anything below a folder."""
         names = readable(folder).split("/")
         for name, part in zip(names, self._parts, strict=False):
             if part is None:
@@ -148,7 +148,7 @@ class FolderSource(Source):
     def _entries(self, name: str) -> Iterator[Entry]:
         path, file_id = join(self._folder, name), readable(name)
         suffix = Path(name).suffix.lower()
-        other = _no_file(path) if is_local(path) else ""
+        other = _other_kind(path) if is_local(path) else ""
         if other and (suffix not in PHOTO_SUFFIXES or other == _LINK):
             if path != self._leave_out:
                 self.skip(f"{file_id} ({other})")
@@ -172,23 +172,23 @@ class FolderSource(Source):
             self.skip(file_id)
 
 
-#: What a URL ends in that is a file rather than a folder.
+#: A URL with one of these suffixes is a file, not a folder.
 _FILES = (*PHOTO_SUFFIXES, *VIDEO_SUFFIXES, *ARCHIVE_SUFFIXES, ".tar", ".parquet")
 
-_UNPACK = "of this kind is not read: unpack it, or pack its photos in a plain .tar"
+_UNPACK = "of this kind is not supported: unpack it, or pack its photos into a plain .tar"
 
 
 _LINK = "a link to a folder"
 
 
 def holds_many(entry: Entry) -> bool:
-    """Whether it is a whole file that holds many photos, not one of them."""
+    """Return whether the entry stands for a whole file of many photos, not for one of them."""
     suffix = Path(entry.path).suffix.lower()
     return not entry.at and entry.id == entry.file_id and suffix in (".tar", ".parquet", *VIDEO_SUFFIXES)
 
 
 def _split_glob(place: str) -> tuple[str, str]:
-    """The folder before the first wildcard, and the pattern below it; a path that exists is no pattern."""
+    """Return the folder before the first wildcard, and the pattern below it; an existing path is not a pattern."""
     if not _WILD.search(place) or (is_local(place) and local_path(place).exists()):
         return place, ""
     parts = place.split("/")
@@ -203,35 +203,35 @@ def _glob(pattern: str) -> Callable[[str], Any]:
         return re.compile(fsspec.utils.glob_translate(pattern)).match
     except ValueError:
         raise UserError(
-            f"'{plain(pattern)}' is no glob: '**' stands alone between slashes, as in '**/*.jpg'"
+            f"'{plain(pattern)}' is not a valid glob: '**' must stand alone between slashes, as in '**/*.jpg'"
         ) from None
 
 
-def _there(folder: str) -> Path:
+def _existing(folder: str) -> Path:
     path = Path(folder)
     try:
-        there = path.exists()
+        exists = path.exists()
     except OSError as error:
         raise UserError(f"'{plain(folder)}' can't be read: {error.strerror}") from None
-    if not there:
-        raise UserError(f"there is no '{plain(folder)}': give a folder of photos, a list or a glob")
+    if not exists:
+        raise UserError(f"'{plain(folder)}' does not exist: give a folder of photos, a list or a glob")
     if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
         raise UserError(f"'{plain(folder)}' can't be read: check its permissions")
     return path
 
 
-def _look_for(url: str) -> None:
-    """A file of a store that a user names shall be there."""
+def _check_exists(url: str) -> None:
+    """Raise UserError if a store has no such file."""
     try:
         open_file(url).close()
     except FileNotFoundError:
         raise UserError(
-            f"there is no '{plain(shown(url))}': give a folder of photos, a list or a glob"
+            f"'{plain(shown(url))}' does not exist: give a folder of photos, a list or a glob"
         ) from None
 
 
-def _no_file(path: str) -> str:
-    """What lies there instead of a file; one that is away, or can't be looked at, shall have its row."""
+def _other_kind(path: str) -> str:
+    """Describe a path that is not a regular file; empty for files, also missing or unreadable ones, which get rows."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 - a path may hold surrogates
     except (OSError, ValueError):
@@ -240,7 +240,7 @@ def _no_file(path: str) -> str:
 
 
 def holds_photos(path: str) -> bool:
-    """Whether a Parquet file is a collection of photos; a damaged one shall have its row."""
+    """Return whether a Parquet file holds photos; also true for a damaged file, so that it gets a row."""
     try:
         with open_file(path) as file:
             return bool(image_columns(pq.read_schema(file)))
@@ -249,7 +249,7 @@ def holds_photos(path: str) -> bool:
 
 
 def _starts_like_a_photo(path: str) -> bool:
-    """Whether a file with any other name is a photo by its first bytes: a photo may be wrongly named."""
+    """Return whether a file with an unknown suffix is a photo by its first bytes."""
     try:
         if not os.path.isfile(path):  # noqa: PTH113
             return False
@@ -260,9 +260,9 @@ def _starts_like_a_photo(path: str) -> bool:
 
 
 def _is_code(path: str) -> bool:
-    """Whether a file named `.ts` is TypeScript, not a transport stream; one that can't be read shall have its row."""
+    """Return whether a `.ts` file is TypeScript, not a transport stream; false if unreadable, so that it gets a row."""
     try:
-        with open_there(path) as file:
+        with open_existing(path) as file:
             start = file.read(256)
     except OSError:
         return False

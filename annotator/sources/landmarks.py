@@ -1,6 +1,6 @@
-"""Hands whose landmarks somebody has found already: labels that `amvur detect` wrote, or annotations in COCO's layout.
+"""Hands with landmarks: labels from `amvur detect`, or annotations in COCO's layout.
 
-Entries carry the landmarks, and no photo is opened. `extra` holds each photo's width and height beside the columns that
+Entries carry the landmarks, and no photo is opened. `extra` holds each photo's width and height, and the columns that
 pass through.
 """
 
@@ -39,68 +39,71 @@ class LandmarkSource(Source):
     box_source: str  # as labels name it
 
     def key(self, entry: Entry) -> tuple[int]:
-        """Photos come by number."""
+        """Return the photo's number."""
         return (entry.order,)
 
 
 def open_landmarks(place: str, images: str | None = None) -> LandmarkSource:
-    """Return the landmarks behind a path or URL.
+    """Open landmarks at a path or URL.
 
     Args:
-        place: a label folder that `amvur detect` wrote, or a `.json` file in COCO's layout.
-        images: of COCO, the folder that its `file_name`s start from; default the file's own, or `images` in it.
+        place: a label folder from `amvur detect`, or a `.json` file in COCO's layout.
+        images: for COCO, the folder that `file_name`s are relative to; default: the JSON file's folder, or `images` in
+            it.
 
     Raises:
-        UserError: it is neither, or not finished, or `images` is given for a label folder.
+        UserError: `place` has no landmarks, its run is unfinished, or `images` is given for a label folder.
     """
     if place.lower().endswith(".json"):
         return CocoLandmarks(place, images)
     if images:
-        raise UserError("images is for annotations in COCO's layout: labels lead to their photos themselves")
+        raise UserError(
+            "images applies only to annotations in COCO's layout: labels have the uris of their photos"
+        )
     return DetectedLandmarks(place)
 
 
 class DetectedLandmarks(LandmarkSource):
-    """The rows of a label folder that `amvur detect` wrote, a photo's together."""
+    """The rows of a label folder from `amvur detect`, grouped by photo."""
 
     has_depth, box_source = True, "detector"
 
-    def __init__(self, found: str) -> None:
-        """Look at its first file.
+    def __init__(self, labels: str) -> None:
+        """Check the first label file.
 
         Raises:
-            UserError: there are no landmarks with depth.
+            UserError: the folder has no landmarks with depth, or its run is unfinished.
         """
         super().__init__()
-        self._found = found
-        said = plain(shown(found))
-        if is_unfinished(found):
-            raise UserError(f"'{said}' is not finished: run `amvur detect` to its end first")
-        files = sorted(label_files(found))
+        self._labels = labels
+        name = plain(shown(labels))
+        if is_unfinished(labels):
+            raise UserError(f"'{name}' is unfinished: run the same `amvur detect` again first")
+        files = sorted(label_files(labels))
         if not files:
             raise UserError(
-                f"'{said}' holds no landmarks: give what `amvur detect` wrote, or a .json file in COCO's layout"
+                f"'{name}' has no landmarks: give the output of `amvur detect`, or a .json file in COCO's layout"
             )
-        with opened_label_file(join(found, "data", files[0])) as file:
+        with opened_label_file(join(labels, "data", files[0])) as file:
             schema: pa.Schema = file.schema_arrow
         if "landmark_depth_px" not in schema.names:
             raise UserError(
-                f"'{said}' holds no landmarks with depth: run this amvur's `detect` into a new folder"
+                f"'{name}' has no landmarks with depth: run `detect` of this amvur version into a new folder"
             )
         own = set(label_schema(1).names)
         self.columns = {field.name: field.type for field in schema if field.name not in own}
-        self.place = self._photos_place() or shown(readable(found))
+        self.place = self._photos_place() or shown(readable(labels))
 
     def _photos_place(self) -> str | None:
-        """Where the photos were, for readers of labels whose uris are relative."""
-        record = read_whole(join(self._found, "_run.json"))
+        """Return the source of the photos, which relative uris start from."""
+        record = read_whole(join(self._labels, "_run.json"))
         return None if record is None else json.loads(record)["settings"].get("source")
 
     def __iter__(self) -> Iterator[Entry]:
         names = [*_OF_PHOTO, *_OF_HAND, *self.columns]
         order = 0
-        for file in sorted(label_files(self._found)):
-            rows = read_columns(self._found, file, names).to_pylist()
+        for file in sorted(label_files(self._labels)):
+            rows = read_columns(self._labels, file, names).to_pylist()
             for _, hands in groupby(rows, key=lambda row: (row["image_uri"], row["image_id"])):
                 yield self._entry(order, list(hands))
                 order += 1
@@ -135,12 +138,12 @@ def _detected(row: dict[str, Any]) -> ListedHand:
 
 
 class CocoLandmarks(LandmarkSource):
-    """The photos of a file in COCO's layout, by their order in it; keypoints have no depth."""
+    """The photos of a file in COCO's layout, in the file's order; keypoints have no depth."""
 
     has_depth, box_source = False, "list"
 
     def __init__(self, path: str, images: str | None = None) -> None:
-        """Read the file, which is held in memory as COCO's layout asks.
+        """Read the file into memory: COCO's layout allows nothing less.
 
         Raises:
             UserError: the file is missing or malformed, or has no hand.

@@ -1,4 +1,4 @@
-"""Photos in a Parquet file, one a row, their bytes in a column; such as Hugging Face's data sets."""
+"""Photos in a Parquet file, one per row, with their bytes in a column, as in Hugging Face data sets."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from annotator.errors import UserError
 from annotator.photos.decode import read_photo
 from annotator.photos.errors import PhotoError
 from annotator.sources.entry import Entry, Fault, plain
-from annotator.sources.faults import open_there, unreadable
+from annotator.sources.faults import open_existing, unreadable
 from annotator.storage.files import is_local, join
 
 _BYTES_NAMES = ("image", "bytes", "jpg", "jpeg", "png", "webp", "image_bytes", "photo", "img")
 _STRUCT_NAMES = ("image", "photo", "picture", "img")
-#: LeRobot names a column for each camera.
+#: LeRobot has a column per camera, with this prefix.
 _CAMERA = "observation.image"
 
-# Rows at once: photos may have megabytes. Without a buffer's size, pyarrow reads a whole row group.
+# Rows per batch: few for photos, which may have megabytes. Without a buffer size, pyarrow reads a whole row group.
 _PHOTOS_AT_ONCE, _IDS_AT_ONCE = 16, 4096
 _BUFFER_BYTES = 1 << 20
 
@@ -30,9 +30,9 @@ _MAGIC = b"PAR1"
 
 
 def image_columns(schema: pa.Schema) -> list[str]:
-    """The columns that hold photos: the first of the usual names; else all that Hugging Face or LeRobot write.
+    """Return the columns that hold photos: the first with a usual name, otherwise all in Hugging Face or LeRobot form.
 
-    A photo is bytes, or a struct with a field `bytes`, beside which Hugging Face has `path`.
+    A photo is bytes, or a struct with a field `bytes`, and in Hugging Face's form also `path`.
     """
     types = dict(zip(schema.names, schema.types, strict=True))
     for name in dict.fromkeys((*_BYTES_NAMES, *_STRUCT_NAMES)):
@@ -51,7 +51,7 @@ def image_columns(schema: pa.Schema) -> list[str]:
 
 
 def _sounds(schema: pa.Schema) -> set[str]:
-    """Columns that Hugging Face's own description calls sound, which are stored like photos."""
+    """Return the columns that Hugging Face's metadata declares as audio, which is stored like photos."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name for name, feature in features.items() if feature.get("_type") == "Audio"}
@@ -67,10 +67,10 @@ def _has_path(kind: pa.DataType) -> bool:
 
 
 def _image_column(schema: pa.Schema) -> str:
-    """The one column that holds photos.
+    """Return the column that holds photos.
 
     Raises:
-        PhotoError: there is none, or more than one.
+        PhotoError: no column holds photos, or more than one does.
     """
     found = image_columns(schema)
     if not found:
@@ -78,7 +78,7 @@ def _image_column(schema: pa.Schema) -> str:
     if len(found) > 1:
         names = ", ".join(f"'{name}'" for name in found[:8])
         raise PhotoError(
-            "unsupported", f"there are photos in {names}: keep one of these columns, or call it 'image'"
+            "unsupported", f"several columns hold photos ({names}): keep one of them, or name one 'image'"
         )
     return found[0]
 
@@ -92,16 +92,16 @@ def _has_bytes(kind: pa.DataType) -> bool:
 
 
 def list_parquet(path: str, file_id: str, id_column: str | None = None) -> Iterator[Entry]:
-    """One entry a row, from the file's footer alone, or from the column of ids; photos are not read.
+    """Yield one entry per row, from the file's footer and the column of ids; photos are not read.
 
-    A row whose id is null has the one it would have without such a column.
+    A row whose id is null gets the same id as without such a column.
 
     Raises:
-        UserError: there is no such column of ids, or it has neither text nor whole numbers.
+        UserError: the column of ids is missing, or its type is neither text nor integer.
     """
     row = 0
     try:
-        with open_there(path) as file:
+        with open_existing(path) as file:
             table = _opened(file)
             _image_column(table.schema_arrow)
             ids = _ids(table, id_column, path) if id_column else iter(())
@@ -119,11 +119,11 @@ def list_parquet(path: str, file_id: str, id_column: str | None = None) -> Itera
 
 
 def _opened(file: IO[bytes]) -> pq.ParquetFile:
-    """The file, its footer read.
+    """Open a Parquet file and read its footer.
 
     Raises:
-        PhotoError: it is no Parquet file, or damaged.
-        OSError: it can't be read.
+        PhotoError: the file is not Parquet, or is damaged.
+        OSError: the file can't be read.
     """
     try:
         return pq.ParquetFile(file, buffer_size=_BUFFER_BYTES)
@@ -144,23 +144,25 @@ def _opened(file: IO[bytes]) -> pq.ParquetFile:
 def _no_photos(schema: pa.Schema) -> str:
     for name, kind in zip(schema.names, schema.types, strict=True):
         if name in _BYTES_NAMES or name in _STRUCT_NAMES:
-            what = "bytes, or a struct with a field 'bytes'" if name in _STRUCT_NAMES else "bytes"
-            return f"the column '{name}' is of the type {kind}; photos are of the type binary: {what}"
+            expected = "binary, or a struct with a field 'bytes'" if name in _STRUCT_NAMES else "binary"
+            return f"the column '{name}' has the type {kind}; photos need the type {expected}"
     names = ", ".join(f"'{name}'" for name in schema.names[:20]) + (" ..." if len(schema) > 20 else "")
     wanted = ", ".join((*_BYTES_NAMES, "picture", f"{_CAMERA}*"))
-    return f"no column holds photos; there are {names or 'none'}, and photos are looked for in {wanted}"
+    return f"no column holds photos; the columns are {names or 'none'}, supported names are {wanted}"
 
 
 def _ids(table: pq.ParquetFile, column: str, path: str) -> Iterator[str | None]:
     schema = table.schema_arrow
     kind = dict(zip(schema.names, schema.types, strict=True)).get(column)
     if kind is None:
-        raise UserError(f"'{path}' has no column '{column}' for ids; it has {', '.join(schema.names)}")
+        raise UserError(
+            f"'{path}' has no column '{column}' for ids; its columns are {', '.join(schema.names)}"
+        )
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if not text and not pa.types.is_integer(kind):
-        raise UserError(f"'{path}': ids are text or whole numbers; the column '{column}' is of type {kind}")
+        raise UserError(f"'{path}': ids must be text or integers; the column '{column}' is of type {kind}")
     for batch in _batches(table, [column], None, _IDS_AT_ONCE):
-        # As bytes: text may be no UTF-8, and Python would not take it.
+        # As bytes: text that is not UTF-8 makes `as_py` fail.
         for value in batch.cast(pa.large_binary()) if text else batch:
             plain = value.as_py()
             yield plain.decode("utf-8", "backslashreplace") if text and plain is not None else _text(plain)
@@ -171,7 +173,7 @@ def _text(value: int | None) -> str | None:
 
 
 def _batches(table: pq.ParquetFile, columns: list[str], group: int | None, rows: int) -> Iterator[pa.Array]:
-    """The values of a column, or of parts of it, some rows at a time.
+    """Yield the values of a column, or of some of its fields, in batches of `rows`.
 
     Raises:
         PhotoError: the file is damaged.
@@ -187,23 +189,24 @@ def _batches(table: pq.ParquetFile, columns: list[str], group: int | None, rows:
 
 
 def read_parquet(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[bytes | PhotoError | None]:
-    """The photo at each (row group, row in it), in the order asked; None where there is none.
+    """Yield the photo at each (row group, row in it), in the order of `places`; None for an empty row.
 
-    A row without bytes may have a path, which is followed; it is relative to the file's folder, or the one above.
+    If a row has a path instead of bytes, its file is read; the path is relative to the Parquet file's folder, or the
+    one above.
 
-    A row group is read once, from its start to the last row asked. Photos asked out of order wait in memory.
+    Each row group is read once, from its start to the last requested row. Photos requested out of order wait in memory.
 
     Raises:
-        PhotoError: the file is damaged, or has no such row any more; what came before is right.
-        OSError: it can't be opened or read.
+        PhotoError: the file is damaged, or the row does not exist any more; earlier photos are still valid.
+        OSError: the file can't be opened or read.
     """
-    with open_there(path) as file:
-        found = _photos(_opened(file), sorted(set(places)))
+    with open_existing(path) as file:
+        photos = _photos(_opened(file), sorted(set(places)))
         uses = Counter(places)
         waiting: dict[tuple[int, ...], bytes | str | None] = {}
         for place in places:
             while place not in waiting:
-                earlier, photo = next(found)
+                earlier, photo = next(photos)
                 waiting[earlier] = photo
             yield _followed(waiting[place], path)
             uses[place] -= 1
@@ -212,7 +215,7 @@ def read_parquet(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[bytes
 
 
 def _followed(photo: bytes | str | None, table: str) -> bytes | PhotoError | None:
-    """A row's bytes; where it has but a path, those of that file."""
+    """Return a row's bytes; if it only has a path, read that file."""
     if not isinstance(photo, str):
         return photo
     folder = table.rsplit("/", 1)[0]
@@ -226,7 +229,7 @@ def _followed(photo: bytes | str | None, table: str) -> bytes | PhotoError | Non
         except PhotoError as error:
             if error.reason != "missing" or number + 1 == len(places):
                 return PhotoError(
-                    error.reason, f"the row has no bytes, and of its path '{plain(photo)}': {error}"
+                    error.reason, f"the row has no bytes, and its path '{plain(photo)}' failed: {error}"
                 )
     return None
 
@@ -234,7 +237,7 @@ def _followed(photo: bytes | str | None, table: str) -> bytes | PhotoError | Non
 def _photos(
     table: pq.ParquetFile, places: list[tuple[int, ...]]
 ) -> Iterator[tuple[tuple[int, ...], bytes | str | None]]:
-    """The photos at sorted places, or their paths."""
+    """Yield the photos, or their paths, at sorted places."""
     column = _image_column(table.schema_arrow)
     kind, columns = table.schema_arrow.field(column).type, [column]
     if pa.types.is_struct(kind):
@@ -262,24 +265,24 @@ def _in_group(
         if row is None:
             return
         start += len(values)
-    raise PhotoError("corrupt", "the Parquet file has fewer rows than it says")
+    raise PhotoError("corrupt", "the Parquet file has fewer rows than its footer states")
 
 
 def _bytes_and_paths(batch: pa.Array) -> tuple[Any, Any]:
     if not pa.types.is_struct(batch.type):
         return batch, None
-    # A struct that is null as a whole has fields that are null only once flattened.
+    # The fields of a null struct become null only by flattening.
     fields = dict(zip((field.name for field in batch.type), batch.flatten(), strict=True))
     return fields["bytes"], fields.get("path")
 
 
 def read_row(path: str, row_number: int) -> bytes | PhotoError | None:
-    """The photo in a row, counted over the whole file; None where there is none.
+    """Return the photo in a row, counted over the whole file; None for an empty row.
 
     Raises:
-        PhotoError, OSError: as `read_parquet`.
+        PhotoError, OSError: as for `read_parquet`.
     """
-    with open_there(path) as file:
+    with open_existing(path) as file:
         table = _opened(file)
         row = row_number
         for group in range(table.num_row_groups):

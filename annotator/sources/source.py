@@ -1,4 +1,4 @@
-"""What every source of photos is: an ordered stream of entries that can be walked again."""
+"""The interface of every source of photos: an ordered, repeatable stream of entries."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from annotator.sources.entry import Entry
 
 
 class Source(ABC):
-    """Entries in increasing order of `key`; nothing of them is held."""
+    """A stream of entries in increasing order of `key`, not held in memory."""
 
-    place: str  # as a run's settings name it
-    root: str | None = None  # the folder that its photos lie below, where there is one
+    place: str  # path or URL in the run's settings
+    root: str | None = None  # the folder that holds the photos, if there is one
 
     def __init__(self) -> None:
-        self.columns: dict[str, pa.DataType] = {}  # what its entries have in `extra`
+        self.columns: dict[str, pa.DataType] = {}  # columns in the `extra` of its entries
         self.forget_skipped()
 
     @abstractmethod
     def __iter__(self) -> Iterator[Entry]:
-        """All entries."""
+        """Yield all entries."""
 
     @abstractmethod
     def key(self, entry: Entry) -> tuple[Any, ...]:
-        """What orders entries, those of an earlier walk among them."""
+        """Return the sort key of an entry; keys of an earlier pass over the source stay comparable."""
 
     @contextmanager
     def renewing(self) -> Iterator[Callable[[Entry], Entry]]:
-        """Gives what brings an entry of an earlier walk up to date with what is known beside the photos."""
+        """Yield a function that updates an entry of an earlier pass with data beside the photos, such as boxes."""
         yield lambda entry: entry
 
     def skip(self, name: str) -> None:
-        """Note a file that is no photo."""
+        """Record a file that is not a photo."""
         self.skipped_count += 1
         if len(self.skipped) < 5:
             self.skipped.append(name)
 
     def forget_skipped(self) -> None:
-        """Start to count anew."""
+        """Reset the record of skipped files."""
         self.skipped: list[str] = []
         self.skipped_count = 0

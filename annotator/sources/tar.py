@@ -1,4 +1,4 @@
-"""Photos in a tar file, such as a shard of WebDataset. Nothing is ever extracted: a name is only a name."""
+"""Photos in a tar file, such as a shard of WebDataset. Nothing is extracted to disk, so member names do no harm."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import IO
 
 from annotator.photos.formats import MAX_BYTES
 from annotator.sources.entry import Entry, Fault, readable
-from annotator.sources.faults import open_there, unreadable
+from annotator.sources.faults import open_existing, unreadable
 from annotator.sources.suffixes import PHOTO_SUFFIXES
 
-#: A member's header and the long names before it; a file may claim any size for them.
+#: The limit for a member's header with the long names before it: a file may claim any size for them.
 _MAX_HEADER_BYTES = 1 << 20
 
-# Neighbours are read in one go.
+# Adjacent members are read in one request.
 _MAX_GAP = 64 << 10
 _MAX_READ = 16 << 20
 
@@ -23,18 +23,18 @@ _CUT = Fault("truncated", "the tar file is cut short")
 
 
 def list_tar(path: str, file_id: str, skip: Callable[[str], None] | None = None) -> Iterator[Entry]:
-    """The photos of a tar file, in its order; headers are read one by one, photos are not.
+    """Yield the photos of a tar file, in its order; reads headers but not photos.
 
-    A file that ends early or is damaged has a last entry that says so, for whatever else was in it.
+    If the file ends early or is damaged, the last entry carries the fault for all remaining photos.
 
     Args:
         path: the file.
         file_id: its id.
-        skip: told the id of every member that is no photo.
+        skip: called with the id of every member that is not a photo.
     """
     order = 0
     try:
-        with open_there(path) as file:
+        with open_existing(path) as file:
             for entry in _entries(path, file_id, file, skip):
                 yield entry
                 order += 1
@@ -49,7 +49,7 @@ def list_tar(path: str, file_id: str, skip: Callable[[str], None] | None = None)
 
 def _entries(path: str, file_id: str, file: IO[bytes], skip: Callable[[str], None] | None) -> Iterator[Entry]:
     size = file.seek(0, 2)
-    seen: dict[int, int] = {}  # hash of a name -> how often; the names would take more memory
+    counts: dict[int, int] = {}  # hash of a name -> count; the names themselves would take more memory
     order = 0
     for member in _members(file):
         name = readable(member.name)
@@ -57,8 +57,8 @@ def _entries(path: str, file_id: str, file: IO[bytes], skip: Callable[[str], Non
             if skip:
                 skip(f"{file_id}#{name}")
             continue
-        seen[hash(name)] = times = seen.get(hash(name), 0) + 1
-        # No photo's own name can end so: it would not have a photo's suffix.
+        counts[hash(name)] = times = counts.get(hash(name), 0) + 1
+        # This form can't collide with another member's name, which ends with a photo's suffix.
         inside = name if times == 1 else f"{name}@{times}"
         entry_id, at = f"{file_id}#{inside}", (member.offset_data, member.size)
         if sum(at) > size:
@@ -66,7 +66,7 @@ def _entries(path: str, file_id: str, file: IO[bytes], skip: Callable[[str], Non
             yield Entry(path, entry_id, order, inside=inside, fault=fault)
             return
         if member.size > MAX_BYTES:
-            fault = Fault("too_large", f"the file has {member.size:,} bytes; at most {MAX_BYTES:,} are read")
+            fault = Fault("too_large", f"the file has {member.size:,} bytes; the limit is {MAX_BYTES:,}")
             yield Entry(path, entry_id, order, inside=inside, fault=fault)
         else:
             yield Entry(path, entry_id, order, inside=inside, at=at)
@@ -74,7 +74,7 @@ def _entries(path: str, file_id: str, file: IO[bytes], skip: Callable[[str], Non
 
 
 def _is_photo(member: tarfile.TarInfo) -> bool:
-    """A regular file with a photo's suffix, not hidden; a sparse one is not stored in one piece."""
+    """Return whether a member is a regular, visible file with a photo's suffix; sparse files are in several pieces."""
     if not member.isreg() or member.issparse():
         return False
     path = PurePosixPath(member.name)
@@ -83,10 +83,10 @@ def _is_photo(member: tarfile.TarInfo) -> bool:
 
 
 def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """All members up to the end mark.
+    """Yield all members up to the end mark.
 
     Raises:
-        tarfile.ReadError: of a reason and a message: the file is no tar, damaged, or ends before its end mark.
+        tarfile.ReadError: its args are a reason and a message: the file is not a tar, damaged, or cut short.
         OSError: the file can't be read.
     """
     file.seek(0)
@@ -105,11 +105,11 @@ def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
             member = tar.next()
         except OSError:
             raise
-        except Exception:  # a damaged header breaks `tarfile` in many ways
+        except Exception:  # a damaged header makes `tarfile` raise many kinds of errors
             raise tarfile.ReadError(*(_CUT if headers.ended else _damaged(position))) from None
         if member is None:
             break
-        tar.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
+        tar.members.clear()  # type: ignore[attr-defined]  # `tarfile` would keep all members
         if member.size < 0 or tar.offset <= member.offset:
             raise tarfile.ReadError(*_damaged(position))
         yield member
@@ -125,29 +125,29 @@ def _not_opened(first: bytes, ended: bool) -> Fault:
 
 
 def _damaged(position: int) -> Fault:
-    return Fault("corrupt", f"the tar file is damaged: there is no header at byte {position}")
+    return Fault("corrupt", f"the tar file is damaged: no header at byte {position}")
 
 
 def _check_end(file: IO[bytes], position: int) -> None:
-    """`tarfile` takes anything that is no header for the end; only a block of zeros is."""
+    """Check that the archive ends with a block of zeros; `tarfile` accepts anything that is not a header as the end."""
     file.seek(position)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError(*_CUT)
     if block.strip(b"\0"):
         raise tarfile.ReadError(*_damaged(position))
-    if file.read(_MAX_GAP).strip(b"\0"):  # other readers would not see it either, and not say so
-        raise tarfile.ReadError("corrupt", "more follows the tar's end mark: were two tar files joined?")
+    if file.read(_MAX_GAP).strip(b"\0"):  # other readers silently ignore such data
+        raise tarfile.ReadError("corrupt", "data follows the tar's end mark: were two tar files joined?")
 
 
 class _Headers:
-    """What `tarfile` may do with the file: reads of a header's size."""
+    """A file object for `tarfile` that allows only reads of at most a header's size."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.seek, self.tell = file.seek, file.tell
         self.name, self.mode = "", "rb"
-        self.ended = False  # more was asked for than there is
+        self.ended = False  # the last read reached the end of the file
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _MAX_HEADER_BYTES:
@@ -158,12 +158,12 @@ class _Headers:
 
 
 def read_tar(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[bytes]:
-    """The bytes at each (offset, size), in the order asked; fewer where the file has become shorter.
+    """Yield the bytes at each (offset, size), in the order of `places`; fewer bytes if the file has become shorter.
 
     Raises:
         OSError: the file can't be opened or read.
     """
-    with open_there(path) as file:
+    with open_existing(path) as file:
         for group in _groups(places):
             start, end = group[0][0], sum(group[-1])
             file.seek(start)
@@ -173,7 +173,7 @@ def read_tar(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[bytes]:
 
 
 def _groups(places: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Runs of places that one read is to get."""
+    """Yield runs of places to read in one request."""
     group: list[tuple[int, ...]] = []
     for place in places:
         if group:

@@ -49,7 +49,7 @@ def bad_configuration(tmp_path):
     [
         (["annotate"], "Missing argument"),
         (["annotate", "{empty}", "{out}"], "there are no photos in"),
-        (["annotate", "{empty}/nothing here", "{out}"], "there is no"),
+        (["annotate", "{empty}/nothing here", "{out}"], "does not exist"),
         (["annotate", "{photos}", "{photos}/a.jpg"], "can't write to"),
         (["annotate", "{photos}", "{photos}/a.jpg/below"], "can't write to"),
         (["annotate", "{photos}", "{full}"], "holds something that is not a label set"),

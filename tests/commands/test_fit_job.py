@@ -316,9 +316,9 @@ def test_what_holds_no_landmarks_is_refused_in_one_line(found, local_ray, tmp_pa
     listed = tmp_path / "list.json"
     listed.write_text('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}')
     for place, words in (
-        (tmp_path / "nowhere", "holds no landmarks: give what `amvur detect` wrote"),
+        (tmp_path / "nowhere", "has no landmarks: give the output of `amvur detect`"),
         (old, "no landmarks with depth: run this amvur's `detect` into a new folder"),
-        (half, "is not finished: run `amvur detect` to its end first"),
+        (half, "is unfinished: run the same `amvur detect` again first"),
         (listed, "has no annotated hand"),
         (tmp_path / "none.json", "no such file"),
     ):

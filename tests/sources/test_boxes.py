@@ -201,7 +201,7 @@ def test_what_the_photos_source_found_out_stays(photos, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("none.csv", None, "can't be read"), ("none", None, "holds no boxes"), ("b.txt", "a.jpg", "has no boxes"),
+        ("none.csv", None, "can't be read"), ("none", None, "has no boxes: give a"), ("b.txt", "a.jpg", "has no boxes"),
         ("b.csv", "uri,is_right\na.jpg,1\n", "give columns x1, y1, x2, y2"), ("b.csv", "uri,x1\na,1\n", "of a box"),
     ],
 )  # fmt: skip

@@ -316,7 +316,7 @@ def test_places_are_read_in_the_order_asked_neighbours_together(tmp_path, monkey
             reads.append(size)
             return super().read(size)
 
-    monkeypatch.setattr("annotator.sources.tar.open_there", lambda path: Counting(path))
+    monkeypatch.setattr("annotator.sources.tar.open_existing", lambda path: Counting(path))
     assert list(read_tar(str(path), [entry.at for entry in entries])) == list(photos.values())
     assert len(reads) == 2
     random.Random(0).shuffle(entries)
@@ -526,7 +526,7 @@ def test_a_file_without_photos_says_what_is_there(tmp_path):
     for values, kind in ((["a.jpg"], "string"), ([3], "int64")):
         pq.write_table(pa.table({"image": values}), path)
         (entry,) = rows_of(path)
-        assert f"'image' is of the type {kind}" in entry.fault.message
+        assert f"'image' has the type {kind}" in entry.fault.message
     with pytest.raises(PhotoError):
         list(read_parquet(str(path), [(0, 0)]))
 

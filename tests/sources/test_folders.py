@@ -289,11 +289,11 @@ def test_what_is_no_source_is_one_line(tmp_path, server):
         "s3://bucket/none.jpg",
         "none/*.jpg",
     ):
-        assert line(place).startswith("there is no '")
-    assert "stands alone" in line(tmp_path / "a**.jpg")
-    assert "is no folder" in line(tmp_path / "a.jpg/*")
+        assert "' does not exist: give a folder of photos" in line(place)
+    assert "must stand alone" in line(tmp_path / "a**.jpg")
+    assert "is a file, not a folder" in line(tmp_path / "a.jpg/*")
     assert "The specified bucket does not exist" in line("s3://nobucket/photos")
-    assert "there is no" in line("memory://no-such-folder")
+    assert "does not exist" in line("memory://no-such-folder")
     assert "can't be read" in line("s3://bucket/none.csv") and "can't be read" in line("s3://bucket/none.txt")
     assert "every 0" in line(tmp_path, every=0)
     assert ids("s3://bucket/nothing-here") == ids(tmp_path / "*.png") == []

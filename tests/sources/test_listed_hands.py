@@ -103,7 +103,7 @@ def test_what_may_be_a_box_but_is_not_clear_is_refused_by_its_columns(tmp_path, 
 
 def test_boxes_in_fractions_are_refused_or_taken_when_told(photos):
     text = "path,x1,y1,x2,y2\na.jpg,0.25,0.5,0.75,1.0\nb.jpg,0,0,1,1\n"
-    with pytest.raises(UserError, match="give --boxes-normalised"):
+    with pytest.raises(UserError, match="add --boxes-normalised"):
         entries_of(photos, text)
     told = entries_of(photos, text, boxes_normalised=True)
     shard = open_shard(told, 64)
@@ -127,7 +127,7 @@ def test_mixed_units_never_make_a_crop_of_some_pixels(photos):
     assert [row.get("reason") for row in open_shard(entries_of(photos, text), 64).rows] == [
         *(None, "too_small", "too_small", None)
     ]
-    with pytest.raises(UserError, match="leave out --boxes-normalised"):
+    with pytest.raises(UserError, match="remove --boxes-normalised"):
         entries_of(photos, "path,x1,y1,x2,y2\na.jpg,10,10,200,200\n", boxes_normalised=True)
     told = entries_of(photos, "path,x1,y1,x2,y2\na.jpg,.1,.1,.2,.2\nb.jpg,1,2,9,9\n", boxes_normalised=True)
     assert [bool(entry.fault) for entry in told] == [False, True]

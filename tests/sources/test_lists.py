@@ -129,14 +129,15 @@ last,0,0,9,9,left,1
     found = dict(zip([e.id.partition(":")[2] for e in entries], outcomes(entries), strict=True))
     words = {
         **{"short": "6 values where the header has 7", "long": "8 values", "comma": "8 values"},
-        **dict.fromkeys(["nan", "inf", "three", "text"], "no number"), "side": "'up' is no hand's side",
-        **dict.fromkeys(["inverted", "flat"], "is none"), **dict.fromkeys(["huge", "thin"], "no photo has"),
-        "focal": "more than 0", "zero\0byte": "zero byte",
+        **dict.fromkeys(["nan", "inf", "three", "text"], "expected a finite number"), "side": "side is 'up'",
+        **dict.fromkeys(["inverted", "flat"], "is invalid"), **dict.fromkeys(["huge", "thin"], "no photo has"),
+        "focal": "positive", "zero\0byte": "zero byte",
     }  # fmt: skip
     assert (
-        found.pop("good") == "" and outcomes(entries)[-1] == "a quote that opens in this row is never closed"
+        found.pop("good") == ""
+        and outcomes(entries)[-1] == "this row has an opening quote without a closing one"
     )
-    assert len(entries) == 17 and outcomes(entries)[4] == "the list names no photo in this row"
+    assert len(entries) == 17 and outcomes(entries)[4] == "this row has no photo uri"
     for name, word in words.items():
         assert word in found[name], (name, found[name])
     (long,) = rows_of(tmp_path / "l.csv", 'uri\n"' + "x" * (1 << 24) + 'yz",\n')
@@ -167,14 +168,14 @@ def test_json_lines_as_others_write_them(tmp_path):
     ]  # fmt: skip
     first = [json.dumps({"uri": f"{n}", "n": 1, "box_xyxy": None}) for n in range(1000)]
     wrong = outcomes(rows_of(tmp_path / "l.jsonl", "\n".join(first + lines)))[1000:]
-    assert wrong[0] == "" and all(wrong[1:]) and sum("no JSON object" in said for said in wrong) == 4
+    assert wrong[0] == "" and all(wrong[1:]) and sum("not a JSON object" in fault for fault in wrong) == 4
     late = [
         '{"uri": "b", "side": "left"}',
         '{"uri": "b", "side": null, "new": 1}',
         '{"uri": "b", "n": 1e400}',
     ]
     wrong = outcomes(rows_of(tmp_path / "l.jsonl", "\n".join(first + late)))[1000:]
-    assert "'side', which is in none" in wrong[0] and wrong[1:] == ["", ""]
+    assert "'side', which none" in wrong[0] and wrong[1:] == ["", ""]
     assert rows_of(tmp_path / "l.jsonl", b'{"uri": "caf\xe9.jpg"}')[0].path == f"{tmp_path}/caf\udce9.jpg"
 
 
@@ -190,7 +191,7 @@ def test_parquet_of_all_types(tmp_path):
         "list_status": [1, 2, 3], "": [1, 2, 3],
     }  # fmt: skip
     entries = rows_of(tmp_path / "l.parquet", pa.table(columns))
-    assert outcomes(entries) == ["", "", "the list names no photo in this row"]
+    assert outcomes(entries) == ["", "", "this row has no photo uri"]
     first = entries[0]
     assert first.hands[0][:2] == ((1, 2, 3, 4), 1.0) and entries[1].hands is None and first.id == "1"
     assert {name: first.extra[name] for name in ("u", "h", "d", "raw", "nested")} == {
@@ -213,29 +214,29 @@ def test_parquet_of_all_types(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("l.csv", "", "no column for where the photos are, but nothing"),
-        ("l.jsonl", "", "no column for where"),
-        ("l.csv", "URI,x\n", "but 'URI', 'x': name it one of uri, image_uri"),
+        ("l.csv", "", "no column with the photos' paths; its columns are none"),
+        ("l.jsonl", "", "no column with the photos' paths"),
+        ("l.csv", "URI,x\n", "are 'URI', 'x': use one of uri, image_uri"),
         ("l.csv", '"fi\nle",\0\n', "'fi\\nle'"),
-        ("l.csv", b"\xff\xd8\xff\xe0" + bytes(range(256)) * 99, "no column for where"),
+        ("l.csv", b"\xff\xd8\xff\xe0" + bytes(range(256)) * 99, "no column with the photos' paths"),
         ("l.csv", "uri\n".encode("utf-16"), "UTF-16"),
         ("l.txt", "a.jpg\n".encode("utf-16"), "UTF-16"),
         ("l.csv", 'uri,"x\n', "no header"),
-        ("l.csv", "uri,uri\n", "two columns of one name"),
-        ("l.csv", "uri,x1,y1,x2\n", "has x1, y1, x2 of a box"),
+        ("l.csv", "uri,uri\n", "two columns with the same name"),
+        ("l.csv", "uri,x1,y1,x2\n", "has only x1, y1, x2 of a box"),
         *(("l.csv", f"uri,{name}\n", "did you mean") for name in (
             "Handedness", "handednes", "is-right", "bbox", "focal px", "imageid", "SIDE")),
-        ("l.jsonl", "[\n", "its first one is no object"),
-        ("l.jsonl", "[1, 2]\n", "its first one is no object"),
+        ("l.jsonl", "[\n", "its first row is not an object"),
+        ("l.jsonl", "[1, 2]\n", "its first row is not an object"),
         ("l.json", '{"images": [],\n"annotations": []}', "neither JSON lines nor a JSON array"),
         ("l.jsonl", '{"uri": 5}\n', "expected text"),
-        ("l.parquet", b"PAR1nonsense", "no Parquet file"),
+        ("l.parquet", b"PAR1nonsense", "not a Parquet file"),
         ("l.parquet", pa.table({"uri": [1]}), "'uri' of"),
-        ("l.parquet", pa.table({"uri": ["a"], "id": [0.5]}), "expected text or whole numbers"),
+        ("l.parquet", pa.table({"uri": ["a"], "id": [0.5]}), "expected text or integers"),
         ("l.parquet", pa.table({"uri": ["a"], "box_xyxy": [1.0]}), "expected lists of four numbers"),
         ("l.parquet", pa.table({"uri": ["a"], "side": [1]}), "expected true and false, or left and right"),
         ("l.parquet", pa.table({"uri": ["a"], "focal_px": [True]}), "expected numbers"),
-        ("l.parquet", pa.Table.from_arrays([pa.array(["a"])] * 2, ["uri", "uri"]), "two columns of one name"),
+        ("l.parquet", pa.Table.from_arrays([pa.array(["a"])] * 2, ["uri", "uri"]), "two columns with the same name"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_list_is_one_line(tmp_path, name, content, words):

@@ -1,1 +1,1 @@
-"""Lists of photos: text, CSV, JSON and Parquet."""
+"""Lists of photos in text, CSV, JSON or Parquet."""

@@ -1,7 +1,7 @@
-"""A list of photos: text, CSV, JSON or Parquet, a row a photo or a hand, with whatever else is known of it.
+"""A list of photos in text, CSV, JSON or Parquet: one row per photo or hand.
 
-What columns may say is in `roles.py`. All others pass through to the labels, but those without a name: of CSV as text,
-of JSON lines by what their first rows have. Bytes that are not UTF-8 pass through as `\\xNN`.
+`roles.py` defines the columns with a meaning. All other named columns pass through to the labels: from CSV as text,
+from JSON with the types of the first rows. Bytes that are not UTF-8 pass through as `\\xNN`.
 """
 
 from __future__ import annotations
@@ -21,57 +21,57 @@ import pyarrow as pa
 from annotator.errors import UserError
 from annotator.labels.schema import label_schema
 from annotator.sources.entry import Entry, Fault, ListedHand, plain, readable
+from annotator.sources.lists.name_index import NameIndex
 from annotator.sources.lists.roles import ROLE_NAMES, check_types, roles_of
 from annotator.sources.lists.rows import BROKEN, EXACT, FIRST_ROWS, Row, reader_of, separator_of, user_errors
-from annotator.sources.lists.seen import Seen
 from annotator.sources.source import Source
 from annotator.storage.files import is_local, join, local_path
 from annotator.storage.remote import shown
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
-#: No coordinate of a box is larger.
+#: The largest valid coordinate of a box.
 _FARTHEST_PX = 1e7
 
-#: No list of boxes in pixels has all its corners nearer to the photo's own than this.
+#: A list whose coordinates are all up to this holds fractions, not pixels.
 _FARTHEST_FRACTION = 2.0
 
 _SIDES = {"right": 1.0, "r": 1.0, "true": 1.0, "1": 1.0, "left": 0.0, "l": 0.0, "false": 0.0, "0": 0.0}
 
 
 class BadRowError(ValueError):
-    """A row of a list that says something impossible, in one plain line."""
+    """An invalid row of a list, with a message of one line."""
 
 
 class ListSource(Source):
     """The rows of a list, in their order.
 
-    Rows of one photo with different boxes, or boxes of different sides, are its hands: they share an id, and each is
-    counted within the photo. Any other row whose place or id came before is a duplicate.
+    Rows of one photo that differ in box or side are its hands: they share an id and are numbered within the photo. Any
+    other row that repeats a uri or id is a duplicate.
     """
 
     def __init__(self, path: str, normalised: bool = False, by_hand: bool = True) -> None:
-        """Look at the list's columns and first boxes.
+        """Check the list's columns and first boxes.
 
         Args:
             path: the list.
             normalised: boxes are fractions of the photo's width and height.
-            by_hand: whether rows of one photo may be its hands; else every row but the first is a duplicate.
+            by_hand: whether rows of one photo may be its hands; otherwise every row but the first is a duplicate.
 
         Raises:
-            UserError: it can't be read, has no column for the photo's place, a column of the wrong type, or boxes
-                that can't be pixels.
+            UserError: the list can't be read, has no column for the photo's path, has a column of the wrong type, or
+                has boxes that contradict `normalised`.
         """
         super().__init__()
         self._normalised, self._by_hand = normalised, by_hand
         self._path = _absolute(path) if is_local(path) else path
         self._folder = self._path.rsplit("/", 1)[0]
         self.place = shown(readable(self._path))
-        said = plain(shown(path))
+        name = plain(shown(path))
         with user_errors(self._path):
             self._rows, self._types = reader_of(self._path)
-        self._roles, self._layout = roles_of(list(self._types), said)
-        check_types(self._types, self._roles, said)
+        self._roles, self._layout = roles_of(list(self._types), name)
+        check_types(self._types, self._roles, name)
         self._by_type = self._path.lower().endswith((".parquet", ".jsonl", ".ndjson", ".json"))
         is_text = self._by_type or self._path.lower().endswith(".txt")
         self._decimal_comma = not is_text and separator_of(self._path) == ";"
@@ -79,10 +79,10 @@ class ListSource(Source):
         self.columns = {to: _passed_type(self._types[name]) for name, to in self._passed.items()}
         self._late = ROLE_NAMES - set(self._types)
         if self.has_boxes:
-            self._check_fractions(said)
+            self._check_fractions(name)
 
-    def _check_fractions(self, said: str) -> None:
-        """Refuse boxes that are fractions, or pixels, where the other was expected; by the first rows."""
+    def _check_fractions(self, name: str) -> None:
+        """Refuse a list whose first boxes are fractions where pixels are expected, or the reverse."""
         farthest = []
         with user_errors(self._path):
             for row in islice(self._rows(self._path), FIRST_ROWS):
@@ -93,17 +93,17 @@ class ListSource(Source):
             return
         if not self._normalised and max(farthest) <= _FARTHEST_FRACTION:
             raise UserError(
-                f"the boxes of '{said}' are fractions of the photo, not pixels (its first reach no farther than "
-                f"{max(farthest):g}): give --boxes-normalised, or pixels"
+                f"the boxes in '{name}' are fractions, not pixels (the largest coordinate in the first rows is "
+                f"{max(farthest):g}): add --boxes-normalised, or give pixels"
             )
         if self._normalised and min(farthest) > _FARTHEST_FRACTION:
             raise UserError(
-                f"the boxes of '{said}' are no fractions of the photo (its first all reach {min(farthest):g} or "
-                "farther): leave out --boxes-normalised"
+                f"the boxes in '{name}' are not fractions (every box in the first rows has a coordinate of "
+                f"{min(farthest):g} or more): remove --boxes-normalised"
             )
 
     def _names_of_passed(self) -> dict[str, str]:
-        """Columns that pass through, with the names they get: none is a label's, or another's."""
+        """Return the output name of each column that passes through: unique, and different from the label columns."""
         used = {name for names in self._roles.values() for name in names}
         labels = set(label_schema(1, samples=1).names)
         taken = labels | set(self._types)
@@ -119,43 +119,43 @@ class ListSource(Source):
 
     @property
     def has_boxes(self) -> bool:
-        """Whether it says where hands are."""
+        """Return whether the list has boxes."""
         return "box" in self._roles
 
     @property
     def has_ids(self) -> bool:
-        """Whether it gives photos ids of their own."""
+        """Return whether the list has a column of ids."""
         return "id" in self._roles
 
     def key(self, entry: Entry) -> tuple[int]:
-        """Rows come by number."""
+        """Return the row number."""
         return (entry.order,)
 
     def __iter__(self) -> Iterator[Entry]:
         self.forget_skipped()
-        with Seen() as seen:
+        with NameIndex() as names:
             for uri, entry in self.rows():
-                yield self._placed(entry, uri, seen)
+                yield self._classified(entry, uri, names)
 
-    def _placed(self, entry: Entry, uri: str, seen: Seen) -> Entry:
-        """An entry among those before it: another photo, a further hand of one, or a duplicate."""
-        # A given id and a uri are different kinds of names.
-        before = seen.first(f"u{entry.path}", entry.order) if entry.path else None
-        same_id = self.has_ids and seen.again(f"i{entry.id}")
+    def _classified(self, entry: Entry, uri: str, names: NameIndex) -> Entry:
+        """Return the entry as a new photo, another hand of an earlier photo, or a duplicate."""
+        # One index holds uris (u), ids (i), hand counts (n) and hands (h), told apart by the first letter.
+        before = names.first_value(f"u{entry.path}", entry.order) if entry.path else None
+        same_id = self.has_ids and names.is_repeat(f"i{entry.id}")
         box = None if entry.fault or not entry.hands else entry.hands[0].box_xyxy
         if self._by_hand and box is not None:
-            # Hands of a photo whose first row has a box are counted.
+            # Hands are counted only for photos whose first row has a box.
             counted, hand = f"n{entry.path}", f"h{entry.path}\0{entry.hands}"
             if before is None and not same_id:
-                seen.count(counted)
-                seen.again(hand)
-            elif before is not None and seen.first(counted, 0) and not seen.again(hand):
+                names.count(counted)
+                names.is_repeat(hand)
+            elif before is not None and names.first_value(counted, 0) and not names.is_repeat(hand):
                 own_id = entry.id if self.has_ids else readable(f"{before}:{uri}")
-                return replace(entry, id=own_id, first_hand=seen.count(counted))
+                return replace(entry, id=own_id, first_hand=names.count(counted))
         return replace(entry, duplicate=True) if before is not None or same_id else entry
 
     def rows(self) -> Iterator[tuple[str, Entry]]:
-        """Each row's own word for the photo's place, and its entry.
+        """Yield each row's uri as written in the list, and its entry.
 
         Raises:
             UserError: the list can't be read to its end.
@@ -166,11 +166,11 @@ class ListSource(Source):
                 yield uri, self._entry(number, row, uri)
 
     def _given(self, row: Row, role: str) -> Any:
-        """What a role's one column has."""
+        """Return the value of the single column that has this role."""
         return row.get(self._roles[role][0]) if role in self._roles else None
 
     def _uri(self, row: Row) -> str:
-        """The photo's place as the row has it; empty where it has none."""
+        """Return the photo's uri as written in the row; empty if the row has none."""
         given = self._given(row, "uri")
         if not isinstance(given, str):
             return ""
@@ -186,8 +186,8 @@ class ListSource(Source):
                 raise BadRowError(row[BROKEN])
             if late := next((name for name in self._late.intersection(row) if row[name] is not None), None):
                 raise BadRowError(
-                    f"this row has {late!r}, which is in none of the list's first {FIRST_ROWS:,} rows: "
-                    "give it in the first too, if only as null"
+                    f"this row has {late!r}, which none of the first {FIRST_ROWS:,} rows has: "
+                    "add it to the first row too, as null if necessary"
                 )
             known["extra"] = {
                 to: _passed(row.get(name), self.columns[to]) for name, to in self._passed.items()
@@ -206,16 +206,16 @@ class ListSource(Source):
     def _check_place(self, row: Row, uri: str) -> None:
         given = self._given(row, "uri")
         if given is not None and not isinstance(given, str):
-            raise BadRowError(f"the photo's place is {_short(given)}: expected text")
+            raise BadRowError(f"the photo's uri is {_short(given)}: expected text")
         if not uri:
-            raise BadRowError("the list names no photo in this row")
+            raise BadRowError("this row has no photo uri")
         if "\0" in uri:
-            raise BadRowError("there is a zero byte in the photo's place")
+            raise BadRowError("the photo's uri contains a zero byte")
 
     def _id(self, row: Row) -> str:
         given = self._given(row, "id")
         if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int))):
-            raise BadRowError(f"the id is {_short(given)}: expected text or a whole number")
+            raise BadRowError(f"the id is {_short(given)}: expected text or an integer")
         return "" if given is None else readable(str(given))
 
     def _hands(self, row: Row) -> tuple[ListedHand, ...] | None:
@@ -223,26 +223,26 @@ class ListSource(Source):
         return None if box is None and right is None else (ListedHand(box, right),)
 
     def _box(self, row: Row) -> tuple[float, float, float, float] | None:
-        """The hand's corners, in pixels or, of a normalised list, in fractions of the photo."""
+        """Return the hand's corners: in pixels, or in fractions of the photo if the list is normalised."""
         box = self._corners(row)
         if box is None:
             return None
         x1, y1, x2, y2 = box
         if x1 >= x2 or y1 >= y2:
             raise BadRowError(
-                f"the box {list(box)} is none: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2"
+                f"the box {list(box)} is invalid: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2"
             )
         farthest = max(map(abs, box))
         if self._normalised and farthest > _FARTHEST_FRACTION:
             raise BadRowError(
-                f"the box {list(box)} is none: expected fractions of the photo's width and height"
+                f"the box {list(box)} is invalid: expected fractions of the photo's width and height"
             )
         if farthest > _FARTHEST_PX or (not self._normalised and min(x2 - x1, y2 - y1) < 1 / 16):
-            raise BadRowError(f"the box {list(box)} is none: no photo has such pixels")
+            raise BadRowError(f"the box {list(box)} is invalid: no photo has such pixels")
         return box
 
     def _corners(self, row: Row) -> tuple[float, float, float, float] | None:
-        """x1, y1, x2, y2 of a row's box, whatever its columns hold."""
+        """Return a row's box as x1, y1, x2, y2, from any layout of its columns."""
         names = self._roles.get("box", ())
         given = self._given(row, "box") if len(names) == 1 else [row.get(name) for name in names]
         if isinstance(given, str):
@@ -253,7 +253,7 @@ class ListSource(Source):
             return None
         numbers = [self._number(value, "the box") for value in given[:5]]
         if len(numbers) != 4:
-            raise BadRowError(f"the box {numbers} is none: expected four numbers")
+            raise BadRowError(f"the box {numbers} is invalid: expected four numbers")
         a, b, c, d = numbers
         if self._layout == "size":
             return a, b, a + c, b + d
@@ -273,7 +273,7 @@ class ListSource(Source):
         side = _SIDES.get(str(given).strip().lower())
         if side is None:
             raise BadRowError(
-                f"{_short(given)} is no hand's side: expected left or right, or whether it is_right"
+                f"the hand's side is {_short(given)}: expected left or right, or true or false for is_right"
             )
         return side
 
@@ -283,14 +283,14 @@ class ListSource(Source):
             return None
         focal_px = self._number(given, "the focal length")
         if focal_px <= 0:
-            raise BadRowError(f"the focal length is {focal_px}: expected pixels, more than 0")
+            raise BadRowError(f"the focal length is {focal_px}: expected a positive number of pixels")
         return focal_px
 
 
 def _absolute(path: str) -> str:
-    """The list under the real name of its folder, as the photos of a folder have it."""
-    here = local_path(path)
-    return str(Path(os.path.realpath(here.parent)) / here.name)
+    """Return the list's absolute path with symbolic links of its folder resolved, as for photos in a folder."""
+    file = local_path(path)
+    return str(Path(os.path.realpath(file.parent)) / file.name)
 
 
 def _is_empty(value: Any) -> bool:
@@ -298,8 +298,8 @@ def _is_empty(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    said = repr(value)
-    return said if len(said) <= 60 else f"{said[:60]}..."
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _number(value: Any, what: str) -> float:
@@ -308,7 +308,7 @@ def _number(value: Any, what: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise BadRowError(f"{what} holds {_short(value)}, which is no number to go by")
+        raise BadRowError(f"{what} has {_short(value)}: expected a finite number")
     return number
 
 
@@ -319,7 +319,7 @@ def _passed(value: Any, kind: pa.DataType) -> Any:
         return _passed_text(value)
     if pa.types.is_boolean(kind):
         fits = isinstance(value, bool)
-    elif pa.types.is_integer(kind):  # JSON has whole numbers of any size
+    elif pa.types.is_integer(kind):  # JSON has integers of any size
         fits = type(value) is int and (-(1 << 63) <= value < 1 << 63 or pa.types.is_uint64(kind))
     else:
         fits = type(value) is float or (type(value) is int and abs(value) <= EXACT)
@@ -339,7 +339,7 @@ def _passed_text(value: Any) -> str:
 
 
 def _passed_type(kind: pa.DataType) -> pa.DataType:
-    """Plain numbers stay, all else is text, nested values as JSON."""
+    """Return the output type of a column that passes through: plain numbers stay, the rest is text (nested: JSON)."""
     if pa.types.is_float16(kind):
         return pa.float32()
     is_plain = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)

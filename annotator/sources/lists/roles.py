@@ -1,11 +1,11 @@
-"""Which columns of a list say what.
+"""The roles of a list's columns.
 
 | column | names | type |
 |---|---|---|
-| where the photo is | `PLACE_NAMES` below | text; relative ones are relative to the list |
-| its own id | `id`, `image_id` | text or whole number |
+| the photo's path or URL | `PLACE_NAMES` below | text; a relative path starts at the list's folder |
+| the photo's id | `id`, `image_id` | text or integer |
 | the hand's box | see `box_columns.py` | four numbers, photo pixels |
-| which hand | `is_right`, or `handedness`, `side` | true/false, or left/right |
+| the hand's side | `is_right`, or `handedness`, `side` | true/false, or left/right |
 | focal length | `focal_px` | a number, pixels |
 """
 
@@ -20,13 +20,13 @@ from annotator.errors import UserError
 from annotator.sources.entry import plain
 from annotator.sources.lists.box_columns import BOX_NAMES, Layout, find_box
 
-#: Names of the column that says where a photo is.
+#: Names of the column with a photo's path or URL.
 PLACE_NAMES = (
     *("uri", "image_uri", "url", "path", "image", "image_path", "img_path", "file_path", "filepath"),
     *("filename", "file_name", "file", "img"),
 )
 
-#: Of each role but the box, the names that a list may use for it.
+#: The column names of each role except the box, in order of priority.
 ROLES: dict[str, tuple[str, ...]] = {
     "uri": PLACE_NAMES,
     "id": ("id", "image_id"),
@@ -34,36 +34,36 @@ ROLES: dict[str, tuple[str, ...]] = {
     "focal": ("focal_px",),
 }
 
-#: Names that are a role's in any list.
+#: Names that have a role in every list.
 ROLE_NAMES = BOX_NAMES.union(*ROLES.values())
 
 
 def check_names(names: Sequence[str], path: str) -> None:
-    """That no two columns have one name.
+    """Check that column names are unique.
 
     Raises:
-        UserError: two have.
+        UserError: two columns have the same name.
     """
-    twice = [name for number, name in enumerate(names) if name in names[:number]]
-    if twice:
-        raise UserError(f"'{path}' has two columns of one name: {_quoted(twice)}")
+    repeated = [name for number, name in enumerate(names) if name in names[:number]]
+    if repeated:
+        raise UserError(f"'{path}' has two columns with the same name: {_quoted(repeated)}")
 
 
 def roles_of(names: Sequence[str], path: str) -> tuple[dict[str, tuple[str, ...]], Layout]:
-    """The columns of each role, the first of its names that is there, and how those of the box are to be read.
+    """Return the columns of each role, and the layout of the box's columns.
 
     Raises:
-        UserError: none says where photos are, one has almost a role's name, or a box is unclear.
+        UserError: no column has the photos' paths, a column's name is close to a role's name, or a box is ambiguous.
     """
     roles: dict[str, tuple[str, ...]] = {}
     for role, known in ROLES.items():
-        if there := [name for name in known if name in names]:
-            roles[role] = (there[0],)
+        if present := [name for name in known if name in names]:
+            roles[role] = (present[0],)
     box = find_box([name for name in names if (name,) not in roles.values()], path)
     if "uri" not in roles:
         wanted = ", ".join(PLACE_NAMES)
         raise UserError(
-            f"'{path}' has no column for where the photos are, but {_quoted(names)}: name it one of {wanted}"
+            f"'{path}' has no column with the photos' paths; its columns are {_quoted(names)}: use one of {wanted}"
         )
     for name in names:
         meant = _meant(name, roles, box is not None)
@@ -75,13 +75,13 @@ def roles_of(names: Sequence[str], path: str) -> tuple[dict[str, tuple[str, ...]
 
 
 def _quoted(names: Sequence[str]) -> str:
-    """Names in a message of one line."""
+    """Return column names quoted for a one-line message."""
     first = ", ".join(f"'{plain(name)}'" for name in names[:20])
-    return first + ", ..." * (len(names) > 20) or "nothing"
+    return first + ", ..." * (len(names) > 20) or "none"
 
 
 def _meant(name: str, roles: dict[str, tuple[str, ...]], has_box: bool) -> str | None:
-    """The name of a role that no column has yet, where this one is close to it."""
+    """Return the missing role's name that a column's name is close to; None if it is close to no such name."""
     known = [each for role, choices in ROLES.items() if role not in roles for each in choices]
     known += [] if has_box else ["box_xyxy", "box_xywh"]
     simple = name.strip().lower().replace("-", "_").replace(" ", "_")
@@ -91,10 +91,10 @@ def _meant(name: str, roles: dict[str, tuple[str, ...]], has_box: bool) -> str |
 
 
 def check_types(types: dict[str, pa.DataType], roles: dict[str, tuple[str, ...]], path: str) -> None:
-    """That a list's types fit; text may hold anything and is looked at row by row.
+    """Check the column types of each role; text is accepted everywhere, because rows are checked one by one.
 
     Raises:
-        UserError: a column's does not.
+        UserError: a column has the wrong type.
     """
 
     def number(kind: pa.DataType) -> bool:
@@ -106,20 +106,20 @@ def check_types(types: dict[str, pa.DataType], roles: dict[str, tuple[str, ...]]
 
     wanted: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
         "uri": (lambda kind: False, "text"),
-        "id": (pa.types.is_integer, "text or whole numbers"),
+        "id": (pa.types.is_integer, "text or integers"),
         "box": (four, "lists of four numbers") if len(roles.get("box", ())) == 1 else (number, "numbers"),
         "right": (pa.types.is_boolean, "true and false, or left and right"),
         "focal": (number, "numbers"),
     }
     for role, names in roles.items():
-        fits, said = wanted[role]
+        fits, expected = wanted[role]
         for name in names:
             if not _is_text(types[name]) and not fits(types[name]):
-                raise UserError(f"column '{name}' of '{path}' is of type {types[name]}: expected {said}")
+                raise UserError(f"column '{name}' of '{path}' is of type {types[name]}: expected {expected}")
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):  # what pandas calls categories
+    if pa.types.is_dictionary(kind):  # categories in pandas
         return _is_text(kind.value_type)
     return (
         pa.types.is_string(kind)

@@ -1,6 +1,6 @@
-"""How the rows of a list are read, and which columns of which types they have.
+"""Read the rows of a list, and determine its columns and their types.
 
-Text and CSV are UTF-8; bytes that are not may name files, and come as surrogates.
+Text and CSV are UTF-8. Other bytes may be part of file names, and are read as surrogates.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from annotator.storage.remote import shown
 
 Row = dict[str, Any]
 
-#: The name under which a row that is none says why.
+#: The key with the error message of an unreadable row.
 BROKEN = "\0broken"
 
-#: So many rows of JSON lines tell what columns there are.
+#: The number of JSON rows that determine the columns.
 FIRST_ROWS = 1000
 
-#: The longest field of CSV: a quote that is never closed takes all that follows.
+#: The longest field of CSV, in characters: an unclosed quote would otherwise take the rest of the file.
 _MAX_FIELD = 1 << 24
 
-#: Up to here every whole number is a float.
+#: Every integer up to this is exact as a float.
 EXACT = 1 << 53
 
-#: What may separate values; spreadsheets write semicolons where numbers have commas.
+#: Possible separators; spreadsheets write semicolons in locales with decimal commas.
 _SEPARATORS = (",", ";", "\t", "|")
 
 _JSON_PART = 1 << 20
@@ -47,14 +47,16 @@ _JSON_PART = 1 << 20
 
 @contextmanager
 def user_errors(path: str) -> Iterator[None]:
-    """Whatever is wrong with a list as a whole, as one line."""
+    """Turn errors about the list as a whole into a UserError of one line."""
     try:
         yield
     except UserError:
         raise
     except pa.ArrowException as error:
-        raise UserError(f"'{_name(path)}' is no Parquet file, or damaged: {_first_line(error)}") from None
-    except OSError as error:  # pyarrow's have no errno, but may have lines
+        raise UserError(
+            f"'{_name(path)}' is not a Parquet file, or is damaged: {_first_line(error)}"
+        ) from None
+    except OSError as error:  # pyarrow's errors have no errno, and may have several lines
         raise UserError(f"'{_name(path)}' can't be read: {error.strerror or _first_line(error)}") from None
 
 
@@ -67,7 +69,7 @@ def _first_line(error: Exception) -> str:
 
 
 def reader_of(path: str) -> tuple[Callable[[str], Iterator[Row]], dict[str, pa.DataType]]:
-    """How to walk a list's rows, and the types of its columns."""
+    """Return a function that yields a list's rows, and the types of its columns."""
     suffix = path.rsplit(".", 1)[-1].lower()
     if suffix == "parquet":
         with open_file(path) as file:
@@ -78,7 +80,7 @@ def reader_of(path: str) -> tuple[Callable[[str], Iterator[Row]], dict[str, pa.D
         rows = _array_rows if _starts_an_array(path) else _json_rows
         return rows, _json_types(path, rows)
     if suffix == "txt":
-        next(_lines(path), None)  # that it can be read
+        next(_lines(path), None)  # raises if the file can't be read
         return _text_rows, {"uri": pa.string()}
     separator = separator_of(path)
     header = next(_records(path, separator), [])
@@ -90,17 +92,20 @@ def reader_of(path: str) -> tuple[Callable[[str], Iterator[Row]], dict[str, pa.D
 
 
 def separator_of(path: str) -> str:
-    """What separates the values of CSV: that under which the header names a photo's place, else the suffix's own."""
-    own = "\t" if path.lower().endswith(".tsv") else ","
-    for separator in (own, *_SEPARATORS):
+    """Return the separator of a CSV file: the one that gives a header with a `PLACE_NAMES` column.
+
+    Without such a header, return the default of the file's suffix.
+    """
+    default = "\t" if path.lower().endswith(".tsv") else ","
+    for separator in (default, *_SEPARATORS):
         header = next(_records(path, separator), [])
         if isinstance(header, list) and {name.strip() for name in header} & set(PLACE_NAMES):
             return separator
-    return own
+    return default
 
 
 def _lines(path: str) -> Iterator[str]:
-    # Bytes that are not UTF-8 may name a file on disk.
+    # Bytes that are not UTF-8 may be part of a file name on disk.
     with open_file(path, ahead=1 << 22) as file:
         if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise UserError(f"'{_name(path)}' is UTF-16: save it as UTF-8")
@@ -113,7 +118,7 @@ def _text_rows(path: str) -> Iterator[Row]:
 
 
 def _records(path: str, separator: str) -> Iterator[list[str] | str]:
-    """The header of CSV, then each row, or why it is none; blank lines, and Excel's `sep=;`, are none."""
+    """Yield the header of CSV, then each row or its error message; skip blank lines and Excel's `sep=;`."""
     csv.field_size_limit(_MAX_FIELD)
     ended = False
 
@@ -132,8 +137,8 @@ def _records(path: str, separator: str) -> Iterator[list[str] | str]:
             continue
         if row is None:
             return
-        if ended:  # a row ends with its line, unless it is in quotes
-            yield "a quote that opens in this row is never closed"
+        if ended:  # only an open quote makes the reader consume all lines before it returns a row
+            yield "this row has an opening quote without a closing one"
         elif row and not (is_first and row[0].lower().startswith("sep=")):
             yield row
         is_first = False
@@ -155,7 +160,7 @@ def _csv_rows(path: str, separator: str) -> Iterator[Row]:
 
 
 def _other_separator(value: str) -> str:
-    """What else separates the one value of a row, if a photo's name ends there."""
+    """Return the separator that follows a photo's name in the only value of a row; empty if there is none."""
     for separator in _SEPARATORS:
         first, found, _ = value.partition(separator)
         if found and Path(first.strip()).suffix.lower() in PHOTO_SUFFIXES:
@@ -171,7 +176,7 @@ def _json_rows(path: str) -> Iterator[Row]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        yield row if isinstance(row, dict) else {BROKEN: "this line is no JSON object"}
+        yield row if isinstance(row, dict) else {BROKEN: "this line is not a JSON object"}
 
 
 def _starts_an_array(path: str) -> bool:
@@ -179,7 +184,7 @@ def _starts_an_array(path: str) -> bool:
 
 
 def _array_rows(path: str) -> Iterator[Row]:
-    """The elements of a JSON array, of which a part is in memory at a time."""
+    """Yield the elements of a JSON array, with only a part of it in memory."""
     decoder, lines = json.JSONDecoder(), _lines(path)
     text, at, ended = next((line.lstrip() for line in lines if line.strip()), ""), 1, False
     while True:
@@ -189,12 +194,12 @@ def _array_rows(path: str) -> Iterator[Row]:
             if text[at : at + 1] == "]":
                 return
             row, at = decoder.raw_decode(text, at)
-            # A number at the end of a part may go on; only objects are rows.
-            yield row if isinstance(row, dict) else {BROKEN: "this element is no JSON object"}
+            # A number may be split between two parts, but only objects are rows.
+            yield row if isinstance(row, dict) else {BROKEN: "this element is not a JSON object"}
             continue
         except (ValueError, RecursionError):
             if ended:
-                yield {BROKEN: "the JSON array is damaged from here on, or cut short"}
+                yield {BROKEN: "the JSON array is damaged from this row on, or cut short"}
                 return
         more, wanted = [], max(_JSON_PART, len(text) - at)
         while wanted > 0 and (line := next(lines, None)) is not None:
@@ -205,13 +210,13 @@ def _array_rows(path: str) -> Iterator[Row]:
 
 
 def _json_types(path: str, rows: Callable[[str], Iterator[Row]]) -> dict[str, pa.DataType]:
-    """The columns that the first rows have."""
+    """Return the columns in the first rows, with their types."""
     kinds: dict[str, set[str]] = {}
     for number, row in enumerate(islice(rows(path), FIRST_ROWS)):
         if BROKEN in row:
             if not number:
                 raise UserError(
-                    f"'{_name(path)}' is neither JSON lines nor a JSON array of rows: its first one is no object"
+                    f"'{_name(path)}' is neither JSON lines nor a JSON array of rows: its first row is not an object"
                 )
             continue
         for name, value in row.items():
@@ -231,7 +236,7 @@ def _kind(value: Any) -> str:
 
 
 def _json_type(name: str, kinds: set[str]) -> pa.DataType:
-    """One type for all that a column has; whole numbers are floats, as the next may be none."""
+    """Return one type for all values of a column; integers become floats, because later rows may have fractions."""
     if not kinds:
         return pa.null()
     if kinds <= {"whole", "long"} and (kinds != {"whole"} or name in ROLES["id"]):
@@ -244,7 +249,7 @@ def _json_type(name: str, kinds: set[str]) -> pa.DataType:
 
 def _parquet_rows(path: str) -> Iterator[Row]:
     with open_file(path, ahead=1 << 22) as file:
-        # Without a buffer's size, pyarrow reads a whole row group.
+        # Without a buffer size, pyarrow reads a whole row group.
         table = pq.ParquetFile(file, buffer_size=1 << 20)
         for batch in table.iter_batches(4096, use_threads=False):
             columns = [_values(column) for column in batch.columns]
@@ -253,11 +258,11 @@ def _parquet_rows(path: str) -> Iterator[Row]:
 
 
 def _values(column: pa.Array) -> list[Any]:
-    if pa.types.is_temporal(column.type):  # Python has no nanoseconds, and no year 10000
+    if pa.types.is_temporal(column.type):  # Python's dates have no nanoseconds, and no year 10000
         with suppress(pa.ArrowException):
             return column.cast(pa.string()).to_pylist()
     try:
         return column.to_pylist()
-    except UnicodeDecodeError:  # text that is no UTF-8 may name a file, too
+    except UnicodeDecodeError:  # text that is not UTF-8 may still name a file
         raw = column.cast(pa.large_binary()).to_pylist()
         return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]

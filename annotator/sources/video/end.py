@@ -1,4 +1,4 @@
-"""Whether a video file ends before its own sizes say: FFmpeg plays what there is and says nothing."""
+"""Detect video files that are shorter than the sizes they state: FFmpeg silently plays the remaining part."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MATROSKA, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def is_video(start: bytes) -> bool:
-    """Whether a file's first bytes are those of a container that is read here."""
+    """Return whether a file's first bytes are those of a supported container."""
     return (
         start[4:8] in _MP4_BOXES
         or start[:4] == _MATROSKA
@@ -21,12 +21,12 @@ def is_video(start: bytes) -> bool:
 
 
 def is_transport_stream(start: bytes) -> bool:
-    """Whether a file starts with packets of MPEG's transport stream, which may have time stamps before them."""
+    """Return whether a file starts with packets of an MPEG transport stream, each possibly after a time stamp."""
     return b"\x47\x47" in (start[:189:188], start[4:197:192])
 
 
 def is_cut(file: IO[bytes]) -> bool:
-    """Whether a file is cut short, as far as its kind tells: MP4, Matroska and AVI do, others do not."""
+    """Return whether a file is cut short; only MP4, Matroska and AVI state their size, so others return False."""
     size = file.seek(0, 2)
     file.seek(0)
     start = file.read(64)
@@ -40,7 +40,7 @@ def is_cut(file: IO[bytes]) -> bool:
 
 
 def _mp4_is_cut(file: IO[bytes], size: int) -> bool:
-    """A box of importance is longer than the file, or the index never comes."""
+    """Return whether an index or data box is longer than the file, or the index is missing."""
     position, index = 0, False
     while position + 8 <= size:
         file.seek(position)
@@ -67,7 +67,7 @@ def _matroska_is_cut(start: bytes, size: int) -> bool:
 
 
 def _number(data: bytes, position: int) -> tuple[int, int]:
-    """A size as EBML has it, -1 for one that the writer did not know, and where it ends."""
+    """Return a size in EBML's encoding, -1 for unknown, and the position after it."""
     first = data[position] if position < len(data) else 0
     width = 9 - first.bit_length()
     value = int.from_bytes(data[position : position + width], "big") & ((1 << 7 * width) - 1)
@@ -76,7 +76,7 @@ def _number(data: bytes, position: int) -> tuple[int, int]:
 
 def _avi_is_cut(file: IO[bytes], size: int) -> bool:
     position = 0
-    while position + 12 <= size:  # one RIFF after the other, a gigabyte each
+    while position + 12 <= size:  # a large file is a sequence of RIFF chunks of a gigabyte each
         file.seek(position)
         header = file.read(8)
         if header[:4] != b"RIFF":

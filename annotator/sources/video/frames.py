@@ -1,4 +1,4 @@
-"""Frames of an open video: each from a keyframe on, and only if its time stamp is the one asked for."""
+"""Decode frames of an open video, each from a keyframe on, and check their time stamps."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-# Up to so far ahead, decoding on is no dearer than a seek; a seek that lands too late tries so much earlier.
+# Up to this far ahead, decoding the frames between is as fast as a seek.
 _NEAR_S = 3
+# A seek that lands too late is retried this much earlier.
 _BACK_S = (0, 1, 4, 16, 64, math.inf)
 
 
 def frames_at(
     container: InputContainer, stream: VideoStream, wanted: list[int]
 ) -> Iterator[NDArray[np.uint8] | PhotoError]:
-    """The frame at each place, in the order asked, or why there is none."""
+    """Yield the frame at each wanted place (time stamp or number), in their order, or an error in its stead."""
     pixel_aspect = sensible_aspect(float(stream.sample_aspect_ratio or 1))
     from_start = is_counted(container, stream) or not can_seek(container)
     near = math.inf if from_start else _NEAR_S / base(stream)
     frames: Iterator[tuple[float, Any]] = iter(())
-    # `frame` is at `at`, and there is none from `low` up to it; nothing is known yet.
+    # `frame` is the first frame at or after `low`, and its place is `at`; initially no frame is decoded.
     low, at, frame = math.inf, -math.inf, None
     for place in wanted:
         if not low <= place <= at + near:
@@ -53,7 +54,7 @@ def frames_at(
 def _frames_before(
     container: InputContainer, stream: VideoStream, place: int
 ) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames with their places, in order, from a keyframe that lets the one at `place` be decoded, if any does."""
+    """Yield frames with their places, in order, from the keyframe before `place` on; nothing if there is none."""
     if is_counted(container, stream):
         yield from _counted(container, stream)
         return
@@ -72,7 +73,9 @@ def _decoded(
     container: InputContainer, stream: VideoStream, start: int
 ) -> Iterator[tuple[float, VideoFrame]]:
     failure = ffmpeg_error()
-    floor: int | None = None  # of the keyframe: frames shown before it need others, which were not read
+    floor: int | None = (
+        None  # the keyframe's time: frames shown before it depend on frames that were not read
+    )
     with contextlib.suppress(failure):
         container.seek(start, stream=stream)
         for packet in container.demux(stream):
@@ -89,7 +92,7 @@ def _decoded(
 
 
 def _counted(container: InputContainer, stream: VideoStream) -> Iterator[tuple[float, VideoFrame]]:
-    """All frames by their number, up to the first that can't be decoded: no later one's would be known."""
+    """Yield all frames with their numbers, up to the first that can't be decoded: later numbers would be unknown."""
     count = 0
     with contextlib.suppress(ffmpeg_error()):
         container.seek(0, stream=stream)
@@ -102,7 +105,7 @@ def _counted(container: InputContainer, stream: VideoStream) -> Iterator[tuple[f
 
 
 def _decode(packet: Packet) -> Iterator[Any]:
-    """The frames that a packet completes; a last None if there is any damage."""
+    """Yield the frames that a packet completes; then None if there is any damage."""
     try:
         if packet.is_corrupt:
             yield None
@@ -126,11 +129,11 @@ def _pixels(frame: VideoFrame, pixel_aspect: float) -> NDArray[np.uint8] | Photo
         stored = square_pixels(stored, pixel_aspect)
         return np.ascontiguousarray(_upright(stored, frame))
     except (ffmpeg_error(), ValueError):
-        return PhotoError("unsupported", "this kind of pixels is not supported")
+        return PhotoError("unsupported", "this pixel format is not supported")
 
 
 def _upright(pixels: Any, frame: VideoFrame) -> Any:
-    """Turned and mirrored as the display matrix says; a phone held upright stores videos on their side."""
+    """Rotate and mirror by the display matrix; phones held upright store videos on their side."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return pixels

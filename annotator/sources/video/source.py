@@ -1,4 +1,4 @@
-"""Frames of videos, by PyAV. A frame is named by its time stamp, or in AVI by its number."""
+"""List and read frames of videos with PyAV. A frame is located by its time stamp, or in AVI by its number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from annotator.photos.errors import PhotoError
 from annotator.sources.entry import Entry, Fault
-from annotator.sources.faults import open_there, unreadable
+from annotator.sources.faults import open_existing, unreadable
 from annotator.sources.suffixes import VIDEO_SUFFIXES
 from annotator.sources.video.end import is_cut
 from annotator.sources.video.file import base, ffmpeg_error, is_counted, opened, ticks_of
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 __all__ = ["VIDEO_SUFFIXES", "list_video", "read_video"]
 
-#: A frame is stored before at most 16 that are shown before it, in H.264 and H.265, or 32 half frames.
+#: In H.264 and H.265 at most 16 frames, or 32 half frames, are stored after a frame but shown before it.
 _MAX_REORDER = 64
 
 
 def list_video(path: str, file_id: str, every: int = 1) -> Iterator[Entry]:
-    """Every so-many-th frame in the order they are shown, the first among them; nothing is decoded.
+    """Yield every Nth frame in display order, from the first on; nothing is decoded.
 
-    A file that ends early or is damaged has a last entry that says so, for whatever else was in it.
+    If the file ends early or is damaged, the last entry carries the fault for all remaining frames.
 
     Raises:
-        UserError: PyAV is missing.
+        UserError: PyAV is not installed.
     """
     count, start = 0, 0
     try:
-        with open_there(path) as file, opened(path) as (container, stream):
+        with open_existing(path) as file, opened(path) as (container, stream):
             counted, cut = is_counted(container, stream), is_cut(file)
             for ticks in _times(container, stream, cut):
                 start = start if count else ticks
@@ -57,7 +57,7 @@ def list_video(path: str, file_id: str, every: int = 1) -> Iterator[Entry]:
             if cut:
                 raise PhotoError("truncated", "the video is cut short")
             if not count:
-                raise PhotoError("corrupt", "there is no frame in the video")
+                raise PhotoError("corrupt", "the video has no frames")
         return
     except PhotoError as error:
         fault = Fault(error.reason, str(error))
@@ -67,7 +67,7 @@ def list_video(path: str, file_id: str, every: int = 1) -> Iterator[Entry]:
 
 
 def _times(container: InputContainer, stream: VideoStream, cut: bool) -> Iterator[int]:
-    """The time stamps of all frames in their order; packets come in the order of decoding."""
+    """Yield the time stamps of all frames in display order; packets come in decoding order."""
     failure = ffmpeg_error()
     waiting: list[int] = []
     last, decoded = -math.inf, -math.inf
@@ -85,10 +85,10 @@ def _times(container: InputContainer, stream: VideoStream, cut: bool) -> Iterato
         while waiting and (packet is None or len(waiting) > _MAX_REORDER):
             ticks = heapq.heappop(waiting)
             if packet is None and (cut or partial) and ticks > decoded:
-                break  # of what would have come, some would be shown before
+                break  # missing packets may contain frames that are shown earlier
             if ticks < last:
-                raise PhotoError("corrupt", "the video's time stamps go back")
-            if ticks > last:  # two of one time are halves of a frame
+                raise PhotoError("corrupt", "the video's time stamps run backwards")
+            if ticks > last:  # equal time stamps belong to the two halves of a frame
                 yield ticks
             last = ticks
         if packet is None:
@@ -100,18 +100,18 @@ def _times(container: InputContainer, stream: VideoStream, cut: bool) -> Iterato
 def _is_shown(packet: Packet, stream: VideoStream) -> bool:
     if not packet.size or packet.is_discard or (packet.pts is None and packet.dts is None):
         return False
-    # Bit 4 of a VP8 frame is off for one that only others are made from.
+    # Bit 4 of a VP8 frame is off for hidden reference frames.
     return stream.codec_context.name not in ("vp8", "libvpx") or bool(memoryview(packet)[0] & 0x10)
 
 
 def read_video(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[NDArray[np.uint8] | PhotoError]:
-    """The frame (H, W, 3) in RGB at each place, upright, in the order asked; or why there is none.
+    """Yield the upright RGB frame (H, W, 3) at each place, in the order of `places`, or an error in its stead.
 
-    Fastest in the order of the places. After damage all frames up to the next keyframe are left out: each is
-    made from those before it.
+    Ascending places are fastest. After damage, all frames up to the next keyframe are errors: each depends on
+    the frames before it.
 
     Raises:
-        UserError: PyAV is missing.
+        UserError: PyAV is not installed.
         OSError: the file can't be read.
     """
     with contextlib.ExitStack() as stack:
