@@ -1,4 +1,4 @@
-"""Crops: what the network sees of photos, with where each lies in its photo."""
+"""Square crops of photos for the network, each with its position in the photo."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 
 from annotator.coordinates import assumed_focal_px, cut, square_around
 
-#: Which hands photos show; `auto`: somebody or the network says it of each.
+#: The side of all hands; `auto`: determined per hand by the list, the detector or the network.
 Side = Literal["auto", "left", "right"]
 
-#: A crop's side over its box's longer side. A photo that is itself the crop is taken whole.
+#: A crop's side over its box's longer side. Without a box, the crop is the whole photo, without padding.
 BOX_PADDING = 1.3
 
-#: A hand's box over the box of its 21 joints, which lie inside the flesh.
+#: A hand's box over the box of its 21 joints, which lie inside the hand.
 BOX_OVER_JOINTS = 1.1
 
 
 @dataclass
 class CropPlaces:
-    """Where n square crops lie in their photos, and how those were taken."""
+    """The positions of n square crops in their photos, and the photos' cameras."""
 
     centre_px: NDArray[np.float64]  # (n, 2) photo pixels
     half_side_px: NDArray[np.float64]  # (n,)
@@ -40,18 +40,20 @@ class CropPlaces:
 class Crops(CropPlaces):
     """n square crops of one size, none mirrored.
 
-    `pixels` may show more than the crop that the other fields and labels are about: `margin` times its side.
+    `pixels` may cover more than the crop that the other fields and labels refer to: `margin` times its side.
     """
 
     pixels: NDArray[np.uint8]  # (n, crop_px, crop_px, 3) RGB
-    right_score: NDArray[np.float32]  # (n,) probability of a right hand, says whoever found it; NaN: nobody
+    right_score: NDArray[
+        np.float32
+    ]  # (n,) probability of a right hand, from the list or detector; NaN: unknown
 
     def __getitem__(self, rows: Any) -> Crops:
         return Crops(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     @staticmethod
     def stack(crops: Sequence[Crops]) -> Crops:
-        """Join crops of one size."""
+        """Concatenate crops of one size."""
         return Crops(*(np.concatenate([getattr(c, f.name) for c in crops]) for f in fields(Crops)))
 
 
@@ -69,17 +71,17 @@ def crop_photo(
 
     Args:
         pixels: (H, W, 3), the photo or a scaled-down version of it.
-        width: of the photo itself. height: likewise.
-        crop_px: side of the crop's pixels.
-        box_xyxy: the hand's box in photo pixels; without, the photo is the crop.
-        focal_px: the photo's focal length, if it is known.
-        right_score: probability that it is a right hand, if somebody said so.
-        margin: side of what the pixels show over the crop's own side.
+        width, height: size of the full-size photo in pixels.
+        crop_px: side of the returned pixels.
+        box_xyxy: the hand's box in photo pixels; without it, the crop is the whole photo.
+        focal_px: the photo's focal length, if known.
+        right_score: probability of a right hand, if known.
+        margin: side of the area that the pixels cover, over the crop's side.
     """
-    whole = box_xyxy is None
+    photo_is_crop = box_xyxy is None
     box = np.array([0, 0, width, height] if box_xyxy is None else box_xyxy, np.float64)
-    frame = square_around(box, 1.0 if whole else BOX_PADDING)
-    focal = focal_px if focal_px is not None else assumed_focal_px(width, height, photo_is_crop=whole)
+    frame = square_around(box, 1.0 if photo_is_crop else BOX_PADDING)
+    focal = focal_px if focal_px is not None else assumed_focal_px(width, height, photo_is_crop=photo_is_crop)
     return Crops(
         pixels=cut(pixels, frame._replace(half_side_px=frame.half_side_px * margin), crop_px, width)[None],
         centre_px=np.asarray(frame.centre_px)[None],
@@ -93,7 +95,7 @@ def crop_photo(
 
 
 def box_around_joints(joints2d_px: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The hand's box (4,) xyxy from its joints (N, 2), photo pixels; NaN joints are left out."""
+    """Return the hand's box (4,) xyxy around its joints (N, 2), in photo pixels; NaN joints are ignored."""
     low, high = np.nanmin(joints2d_px, 0), np.nanmax(joints2d_px, 0)
     centre, half = (low + high) / 2, (high - low) / 2 * BOX_OVER_JOINTS
     return np.concatenate([centre - half, centre + half])

@@ -1,6 +1,6 @@
-"""How a stored picture is to be shown: its orientation and the shape of its pixels, from EXIF, XMP and densities.
+"""Read how to display a stored picture: its orientation and pixel shape, from EXIF, XMP and densities.
 
-Nothing else of the metadata is read, and whatever is damaged counts as absent.
+Other metadata is not read, and damaged metadata counts as absent.
 """
 
 from __future__ import annotations
@@ -10,40 +10,40 @@ import struct
 from typing import NamedTuple
 
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION = 274, 282, 283
-#: Of EXIF's types, those of whole numbers, and that of a fraction.
-_WHOLE = {3: "H", 4: "I"}
+#: EXIF's types of integers, with their `struct` formats, and of fractions.
+_INTEGERS = {3: "H", 4: "I"}
 _FRACTION = 5
 
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 
-#: Pixels closer to squares than this are squares, and no camera or scanner makes narrower or flatter ones.
-_SQUARE, _NARROWEST = 1.01, 4.0
+#: Ratios of pixel sides: up to the first, pixels count as square; beyond the second, no camera or scanner makes them.
+_MAX_SQUARE, _MAX_ASPECT = 1.01, 4.0
 
 Density = tuple[float, float]  # pixels along x and y, per the same length
 
 
 class Shown(NamedTuple):
-    """How a picture is to be shown."""
+    """How to display a picture."""
 
-    orientation: int = 1  # of EXIF, 1 to 8
-    pixel_aspect: float = 1.0  # width over height of a pixel, as it is stored
+    orientation: int = 1  # EXIF's code, 1 to 8
+    pixel_aspect: float = 1.0  # width over height of a stored pixel
 
 
 def shown_as(exif: bytes, xmp: bytes, density: Density | None, size: tuple[int, int]) -> Shown:
-    """How a picture of this stored size is to be shown.
+    """Return how to display a picture.
 
     Args:
-        exif: a TIFF, empty where there is none.
-        xmp: an XMP packet, likewise. Its orientation counts where EXIF has none.
-        density: the file format's own. EXIF's counts where this one is of squares.
-        size: width and height, as stored. A density of just these numbers is a mistake of its writer.
+        exif: EXIF as a TIFF structure; may be empty.
+        xmp: an XMP packet; may be empty. Its orientation applies if EXIF has none.
+        density: the density in the file's header. EXIF's density applies if this one gives square pixels.
+        size: stored width and height. A density equal to them is an error of the writing program, and is ignored.
     """
     if not exif and not xmp and (density is None or density[0] == density[1]):
         return Shown()
-    orientation, exif_density = _of_exif(exif)
+    orientation, exif_density = _exif_fields(exif)
     if orientation is None:
-        found = _XMP_ORIENTATION.search(xmp)
-        orientation = int(found[1]) if found else 1
+        match = _XMP_ORIENTATION.search(xmp)
+        orientation = int(match[1]) if match else 1
     aspect = _aspect(density, size)
     return Shown(orientation, aspect if aspect != 1 else _aspect(exif_density, size))
 
@@ -55,14 +55,14 @@ def _aspect(density: Density | None, size: tuple[int, int]) -> float:
 
 
 def sensible_aspect(pixel_aspect: float) -> float:
-    """The width over the height of a pixel; 1 where it is close to it, or no device's."""
+    """Return the width over the height of a pixel; 1 for nearly square pixels and implausible values."""
     if pixel_aspect <= 0:
         return 1.0
-    return pixel_aspect if _SQUARE < max(pixel_aspect, 1 / pixel_aspect) <= _NARROWEST else 1.0
+    return pixel_aspect if _MAX_SQUARE < max(pixel_aspect, 1 / pixel_aspect) <= _MAX_ASPECT else 1.0
 
 
-def _of_exif(tiff: bytes) -> tuple[int | None, Density | None]:
-    """The first directory's orientation, None where it has none that makes sense, and its density."""
+def _exif_fields(tiff: bytes) -> tuple[int | None, Density | None]:
+    """Return the first directory's orientation, None if absent or invalid, and its density."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     orientation, density = None, [0.0, 0.0]
     if order is None:
@@ -72,13 +72,13 @@ def _of_exif(tiff: bytes) -> tuple[int | None, Density | None]:
         (count,) = struct.unpack_from(order + "H", tiff, directory)
         for entry in range(directory + 2, directory + 2 + 12 * count, 12):
             tag, kind = struct.unpack_from(order + "HH", tiff, entry)
-            if tag == _ORIENTATION and orientation is None and kind in _WHOLE:
-                (value,) = struct.unpack_from(order + _WHOLE[kind], tiff, entry + 8)
+            if tag == _ORIENTATION and orientation is None and kind in _INTEGERS:
+                (value,) = struct.unpack_from(order + _INTEGERS[kind], tiff, entry + 8)
                 orientation = value if 1 <= value <= 8 else None
             elif tag in (_X_RESOLUTION, _Y_RESOLUTION) and kind == _FRACTION:
                 (at,) = struct.unpack_from(order + "I", tiff, entry + 8)
-                over, under = struct.unpack_from(order + "II", tiff, at)
-                density[tag - _X_RESOLUTION] = over / under if under else 0.0
+                numerator, denominator = struct.unpack_from(order + "II", tiff, at)
+                density[tag - _X_RESOLUTION] = numerator / denominator if denominator else 0.0
     except struct.error:
         pass
     return orientation, (density[0], density[1])

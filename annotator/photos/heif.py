@@ -1,4 +1,7 @@
-"""HEIC and AVIF, which phones write: by pi-heif (an extra: libheif and libde265, LGPL), and by Pillow's own libavif."""
+"""Open HEIC and AVIF, the formats of phones.
+
+pi-heif reads HEIC (an optional dependency: libheif and libde265, LGPL). Pillow's own libavif reads AVIF.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ _BRANDS = {
     **dict.fromkeys([b"avif", b"avis"], "AVIF"),
     **dict.fromkeys([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"], "HEIC"),
 }
-#: Brands of containers that may hold either; what they are compatible with says which.
+#: Brands of containers for both formats; their compatible brands give the format.
 _CONTAINERS = (b"mif1", b"msf1", b"mif2")
 
 
 class NoReaderError(Exception):
-    """What reads the format is not installed; says what to install."""
+    """The reader of a format is not installed; the message names the package."""
 
 
 def heif_kind(data: bytes) -> str:
-    """`HEIC` or `AVIF`, by a file's first bytes; empty where it is neither."""
+    """Return `HEIC` or `AVIF` from a file's first bytes; empty for other formats."""
     if data[4:8] != b"ftyp":
         return ""
     major = data[8:12]
@@ -31,15 +34,15 @@ def heif_kind(data: bytes) -> str:
 
 
 def open_heic(stream: io.BytesIO) -> ImageFile.ImageFile:
-    """A HEIC's main image, turned by libheif when it is loaded; one thread, and nothing but that image.
+    """Open the main image of a HEIC file; libheif rotates it upright on loading, in one thread.
 
     Raises:
-        NoReaderError: pi-heif is missing.
+        NoReaderError: pi-heif is not installed.
     """
     try:
         import pi_heif
     except ImportError:
-        raise NoReaderError("HEIC is read by pi-heif: pip install 'amvur-annotator[heic]'") from None
+        raise NoReaderError("HEIC needs pi-heif: pip install 'amvur-annotator[heic]'") from None
     pi_heif.options.DECODE_THREADS = 1
     pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
     image: ImageFile.ImageFile = pi_heif.HeifImageFile(stream)
@@ -47,10 +50,10 @@ def open_heic(stream: io.BytesIO) -> ImageFile.ImageFile:
 
 
 def open_avif(stream: io.BytesIO) -> ImageFile.ImageFile:
-    """An AVIF's first image; one thread.
+    """Open the first image of an AVIF file, decoded in one thread.
 
     Raises:
-        NoReaderError: this Pillow has no libavif.
+        NoReaderError: the installed Pillow lacks libavif.
     """
     try:
         from PIL import AvifImagePlugin
@@ -59,13 +62,13 @@ def open_avif(stream: io.BytesIO) -> ImageFile.ImageFile:
     except ImportError:
         supported = False
     if not supported:
-        raise NoReaderError("AVIF is read by Pillow 11.3 or newer: pip install --upgrade pillow")
+        raise NoReaderError("AVIF needs Pillow 11.3 or newer: pip install --upgrade pillow")
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     return AvifImagePlugin.AvifImageFile(stream)
 
 
 def is_cut_short(data: bytes) -> bool:
-    """Whether a box of the file is longer than the file."""
+    """Return whether the boxes of the container extend beyond the end of the file."""
     position = 0
     while position + 8 <= len(data):
         length = int.from_bytes(data[position : position + 4], "big")

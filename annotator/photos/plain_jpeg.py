@@ -1,7 +1,7 @@
-"""Plain JPEGs straight from libjpeg-turbo: the same pixels as Pillow's, in half the time or less.
+"""Decode plain JPEGs with libjpeg-turbo directly: the same pixels as Pillow's, in half the time or less.
 
-Whatever is not plain (four colours, 12 bits, a header that says things twice, a picture over which libjpeg has the
-least complaint) is left to Pillow and to what `decode.py` finds out about it: None is no verdict.
+Other JPEGs (four colours, 12 bits, repeated headers, any warning from libjpeg) are left to Pillow and the checks in
+`decode.py`. So None means "not decoded here", not "damaged".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 _START_OF_SCAN, _APP0, _APP1 = 0xDA, 0xE0, 0xE1
 #: Frames of Huffman-coded blocks: baseline, extended, progressive.
 _FRAMES = {0xC0, 0xC1, 0xC2}
-#: Frames of other kinds (C4, C8 and CC are no frames), markers that nothing belongs to, and a fill byte.
+#: Other kinds of frames (C4, C8 and CC are not frames), markers without a segment, and the fill byte.
 _NOT_PLAIN = {0x00, 0x01, *range(0xC3, 0xDA), 0xFF} - {0xC4, 0xC8, 0xCC}
 _UNUSUAL = {
     **dict.fromkeys([0xC3, 0xCB], "lossless JPEG"),
@@ -27,17 +27,17 @@ _EXIF, _XMP, _JFIF = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"JFIF"
 
 
 class Header(NamedTuple):
-    """What a plain JPEG says before its picture; sizes as stored, before any turn."""
+    """The header of a plain JPEG; sizes are the stored ones, before any rotation."""
 
     width: int
     height: int
-    exif: bytes  # a TIFF; empty where there is none
-    xmp: bytes  # likewise
+    exif: bytes  # a TIFF structure; may be empty
+    xmp: bytes  # may be empty
     density: tuple[int, int] | None  # JFIF's
 
 
 def read_header(data: bytes) -> Header | None:
-    """The header of a plain JPEG."""
+    """Return the header of a JPEG, or None if it is not plain."""
     frame: tuple[int, int] | None = None
     exif, xmp, density, position = b"", b"", None, 2
     while position + 4 <= len(data) and data[position] == 0xFF:
@@ -67,23 +67,23 @@ def read_header(data: bytes) -> Header | None:
 
 
 def unusual_kind(data: bytes) -> str:
-    """What a JPEG is that only few programs read; empty where it is none of these."""
+    """Return the name of a JPEG's kind if few programs support it; otherwise empty."""
     position = 2
     while position + 5 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker in _UNUSUAL:
             return _UNUSUAL[marker]
         if marker in _FRAMES:
-            return "JPEG with more than 8 bits a sample" if data[position + 4] != 8 else ""
+            return "JPEG with more than 8 bits per sample" if data[position + 4] != 8 else ""
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big") if marker != 0xD8 else 2
     return ""
 
 
 def decode(data: bytes, header: Header, scale: int) -> NDArray[np.uint8] | None:
-    """Pixels (H, W, 3) as stored, at one `scale`-th (1, 2, 4 or 8) of the size, rounded up."""
+    """Return the stored pixels (H, W, 3), with the size divided by `scale` (1, 2, 4 or 8) and rounded up."""
     height, width = -(-header.height // scale), -(-header.width // scale)
     try:
-        # Strict: libjpeg fills in what is missing of a picture, and only warns.
+        # Strict, because libjpeg fills in missing blocks and only warns.
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
             data, "RGB", min_height=height, min_width=width, strict=True
         )

@@ -1,4 +1,4 @@
-"""The photos of entries, wherever they lie: files, members of tars, rows of Parquet files, frames of videos."""
+"""Read the photos of entries from files, members of tars, rows of Parquet files and frames of videos."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from annotator.sources.tar import list_tar, read_tar
 from annotator.sources.video.source import list_video, read_video
 from annotator.storage.files import is_local, local_path
 
-#: A store answers slowly and many at once: so many photos are asked for together.
+#: Parallel requests to a store, which has high latency but high throughput.
 REQUESTS_AT_ONCE = 16
 
 _READERS: dict[str, Callable[[str, Sequence[tuple[int, ...]]], Iterator[Any]]] = {
@@ -32,30 +32,30 @@ _READERS: dict[str, Callable[[str, Sequence[tuple[int, ...]]], Iterator[Any]]] =
 
 
 def photos_of(entries: Sequence[Entry], min_side_px: Callable[[Entry], int]) -> Iterator[Photo | Exception]:
-    """The photo of each entry in their order, or why there is none: whatever happens costs one photo.
+    """Yield the photo of each entry in their order, or the exception instead: an error affects only its own photo.
 
-    `min_side_px`: of each, as for `decode_photo`. Entries that lie together in one file are read together, and a photo
-    of several entries in a row is decoded once.
+    `min_side_px` gives the argument of `decode_photo` per entry. Consecutive entries in one file are read together,
+    and a photo shared by consecutive entries is decoded once.
     """
-    for (kind, path), group in groupby(entries, key=_place):
+    for (kind, path), group in groupby(entries, key=_container):
         runs = [
             list(run)
             for _, run in groupby(group, key=lambda entry: (entry.path, entry.at, min_side_px(entry)))
         ]
         if kind == "file":
-            found = _files([run[0].path for run in runs])
+            stored = _files([run[0].path for run in runs])
         else:
-            found = _READERS[kind](path, [run[0].at for run in runs])
-        for run, data in zip(runs, _one_each(found, len(runs)), strict=True):
+            stored = _READERS[kind](path, [run[0].at for run in runs])
+        for run, data in zip(runs, _one_each(stored, len(runs)), strict=True):
             photo = _decoded(data, min_side_px(run[0]))
             yield from [photo] * len(run)
 
 
 def photo_at(uri: str, frame_index: int | None = None) -> Photo:
-    """The photo that a label's `image_uri` and `frame_index` name.
+    """Return the photo with a label's `image_uri` and `frame_index`.
 
     Raises:
-        PhotoError: it is not there any more, or can't be read.
+        PhotoError: the photo does not exist any more, or can't be read.
     """
     photo = _decoded(stored_at(uri, frame_index), None)
     if isinstance(photo, Photo):
@@ -64,36 +64,39 @@ def photo_at(uri: str, frame_index: int | None = None) -> Photo:
 
 
 def stored_at(uri: str, frame_index: int | None = None) -> bytes | NDArray[np.uint8]:
-    """What is stored there: a photo's bytes, or the pixels of a video's frame.
+    """Return a photo's stored bytes, or the pixels of a video's frame.
 
     Raises:
-        PhotoError: it is not there any more, or can't be read.
+        PhotoError: the photo does not exist any more, or can't be read.
     """
     kind, path, inside = place_of(uri, frame_index)
-    found: Iterator[Any]
+    photos: Iterator[Any]
     if kind == "video":
-        of_video = islice(list_video(path, path, 1), int(inside), int(inside) + 1)
-        found = read_video(path, [entry.at for entry in of_video if not entry.fault])
+        frames = islice(list_video(path, path, 1), int(inside), int(inside) + 1)
+        photos = read_video(path, [entry.at for entry in frames if not entry.fault])
     elif kind == "tar":
         members = list_tar(path, path)
-        found = read_tar(path, [entry.at for entry in members if entry.inside == inside and not entry.fault])
+        photos = read_tar(path, [entry.at for entry in members if entry.inside == inside and not entry.fault])
     elif kind == "parquet":
-        found = iter([read_row(path, int(inside))])
+        photos = iter([read_row(path, int(inside))])
     else:
         return read_photo(path)
-    stored = next(_one_each(found, 1))
+    stored = next(_one_each(photos, 1))
     if stored is None:
-        raise PhotoError("empty", "there is no photo in this row")
+        raise PhotoError("empty", "this row has no photo")
     if isinstance(stored, Exception):
         raise stored
     return stored
 
 
 def place_of(uri: str, frame_index: int | None = None) -> tuple[str, str, str]:
-    """What a label's `image_uri` and `frame_index` name: `file`, `tar`, `parquet` or `video`, its path, and what in it.
+    """Locate a photo by its label's `image_uri` and `frame_index`.
 
-    Names of files and of members may hold `#`, too: on disk the file that is there counts. A frame may also be named
-    as the id has it, by its number after `#`.
+    Names of files and members may contain `#` themselves: on disk, an existing file has priority. A frame may also be
+    given as in its id, by its number after `#`.
+
+    Returns:
+        The kind (`file`, `tar`, `parquet` or `video`), the file's path, and the name or number inside the file.
     """
     if frame_index is not None:
         return "video", path_of(uri), str(frame_index)
@@ -109,7 +112,7 @@ def place_of(uri: str, frame_index: int | None = None) -> tuple[str, str, str]:
     return "file", path, ""
 
 
-def _place(entry: Entry) -> tuple[str, str]:
+def _container(entry: Entry) -> tuple[str, str]:
     if not entry.at:
         return "file", ""
     suffix = entry.path[entry.path.rfind(".") :].lower()
@@ -117,18 +120,18 @@ def _place(entry: Entry) -> tuple[str, str]:
 
 
 def _files(paths: Sequence[str]) -> Iterator[bytes | Exception]:
-    """Files on disk one by one, those of stores ahead of their turn."""
+    """Read files in order: files on disk one by one, files in stores ahead and in parallel."""
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         ahead: deque[Future[bytes | Exception]] = deque()
-        asked = 0
+        requested = 0
         for turn, path in enumerate(paths):
             if is_local(path):
                 yield _read(path)
                 continue
-            while asked < len(paths) and asked <= turn + REQUESTS_AT_ONCE:
-                if not is_local(paths[asked]):
-                    ahead.append(pool.submit(_read, paths[asked]))
-                asked += 1
+            while requested < len(paths) and requested <= turn + REQUESTS_AT_ONCE:
+                if not is_local(paths[requested]):
+                    ahead.append(pool.submit(_read, paths[requested]))
+                requested += 1
             yield ahead.popleft().result()
 
 
@@ -139,14 +142,14 @@ def _read(path: str) -> bytes | Exception:
         return error
 
 
-def _one_each(found: Iterator[Any], count: int) -> Iterator[Any]:
-    """What an iterator gives, and from where it stops or fails, why."""
-    given = 0
-    reason: Exception = PhotoError("missing", "no such photo in this file any more")
+def _one_each(photos: Iterator[Any], count: int) -> Iterator[Any]:
+    """Yield exactly `count` values: those of an iterator, and after it stops or fails, the error."""
+    yielded = 0
+    reason: Exception = PhotoError("missing", "this photo does not exist in its file any more")
     try:
-        for value in found:
+        for value in photos:
             yield value
-            given += 1
+            yielded += 1
     except (FileNotFoundError, NotADirectoryError):
         reason = PhotoError("missing", "no such file")
     except PermissionError:
@@ -155,14 +158,14 @@ def _one_each(found: Iterator[Any], count: int) -> Iterator[Any]:
         reason = reading_error(error)
     except Exception as error:
         reason = error
-    for _ in range(given, count):
+    for _ in range(yielded, count):
         yield reason
 
 
 def _decoded(data: Any, min_side_px: int | None) -> Photo | Exception:
     try:
         if data is None:
-            return PhotoError("empty", "there is no photo in this row")
+            return PhotoError("empty", "this row has no photo")
         if isinstance(data, Exception):
             return data
         if isinstance(data, bytes):

@@ -85,7 +85,7 @@ except PhotoError as error:
     done = subprocess.run(
         [sys.executable, "-c", script, str(faults / "photo.heic")], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "unsupported HEIC is read by pi-heif: pip install 'amvur-annotator[heic]'\n"
+    assert done.stdout == "unsupported HEIC needs pi-heif: pip install 'amvur-annotator[heic]'\n"
 
 
 def test_brands_of_containers_that_hold_either():
