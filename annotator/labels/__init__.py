@@ -1,1 +1,1 @@
-"""Label folders: their schema, their files, and conditions on their columns."""
+"""Label sets: their schema, their files, and conditions on their columns."""

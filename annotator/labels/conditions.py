@@ -1,4 +1,4 @@
-"""Conditions on the columns of labels, as a user types them: `status != ok`, `joint_std_mm < 10 and is_right`."""
+"""Parse and apply a user's conditions on label columns: `status != ok`, `joint_std_mm < 10 and is_right`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from annotator.errors import UserError
 from annotator.labels.schema import label_schema
 from annotator.sources.entry import plain
 
-#: A column beside those of labels.
+#: A temporary column; no label column has this name.
 _NUMBER = "number of the row"
 
 _COMPARE: dict[type[ast.cmpop], Any] = {
@@ -31,57 +31,57 @@ _COMPARE: dict[type[ast.cmpop], Any] = {
 
 
 class Condition:
-    """A condition on a row; where a column it compares is null, neither it nor its contrary holds, as in SQL."""
+    """A condition on a row; as in SQL, neither it nor its negation holds if a compared column is null."""
 
     def __init__(self, text: str, columns: Sequence[str]) -> None:
-        """Read it.
+        """Parse the condition.
 
         Args:
             text: comparisons with `==`, `!=`, `<`, `<=`, `>`, `>=`, `in [..]`, `is None`, joined by `and`, `or`,
-                `not`; a word that is no column is text, quoted or not.
-            columns: those there are.
+                `not`; a word that is not a column is text, quoted or not.
+            columns: names of the existing columns.
 
         Raises:
-            UserError: it is none, names no column, or compares what can't be.
+            UserError: the text is not a condition, has an unknown column, or compares incompatible types.
         """
         self.text = plain(text)
         self._known = columns
-        self.columns: list[str] = []  # those it needs
+        self.columns: list[str] = []  # the columns in the condition
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # an odd escape within text is no matter
+                warnings.simplefilter("ignore")  # an invalid escape within text is harmless
                 tree = ast.parse(text.strip(), mode="eval").body
             self.expression = self._truth(tree)
         except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
             raise self._wrong() from None
         types = {field.name: field.type for field in label_schema(1)}
-        if set(self.columns) <= set(types):  # a list's own are of any type
+        if set(self.columns) <= set(types):  # columns passed through from a list may have any type
             self.meeting(pa.schema({name: types[name] for name in self.columns}).empty_table())
 
     def meeting(self, table: pa.Table) -> pa.Table:
-        """The rows of a table that meet it.
+        """Return the rows of a table that meet the condition.
 
         Raises:
-            UserError: it compares what can't be.
+            UserError: the condition compares incompatible types.
         """
         try:
             return table.filter(self.expression)
         except pa.ArrowException:
             types = ", ".join(f"{name} is {table.schema.field(name).type}" for name in self.columns)
             raise UserError(
-                f"'{self.text}' compares what can't be: {types}, and a word that is no column is text"
+                f"'{self.text}' compares incompatible types: {types}, and a word that is not a column is text"
             ) from None
 
     def mask(self, table: pa.Table) -> NDArray[np.bool_]:
-        """Which rows of a table meet it; raises as `meeting` does."""
+        """Return which rows of a table meet the condition; raises as `meeting` does."""
         numbers = pa.array(np.arange(len(table)))
-        found = np.zeros(len(table), bool)
-        found[self.meeting(table.append_column(_NUMBER, numbers))[_NUMBER].to_numpy()] = True
-        return found
+        mask = np.zeros(len(table), bool)
+        mask[self.meeting(table.append_column(_NUMBER, numbers))[_NUMBER].to_numpy()] = True
+        return mask
 
     def _wrong(self) -> UserError:
         return UserError(
-            f'\'{self.text}\' is no condition: write one like "status != ok" or "joint_std_mm < 10 and is_right"'
+            f'\'{self.text}\' is not a condition: write one like "status != ok" or "joint_std_mm < 10 and is_right"'
         )
 
     def _truth(self, node: ast.expr) -> Any:
@@ -105,8 +105,8 @@ class Condition:
         if isinstance(compare, (ast.In, ast.NotIn)):
             if not isinstance(right, (ast.List, ast.Tuple, ast.Set)) or not right.elts:
                 raise self._wrong()
-            found = self._among(left, right.elts)
-            return ~found if isinstance(compare, ast.NotIn) else found
+            is_in = self._is_in(left, right.elts)
+            return ~is_in if isinstance(compare, ast.NotIn) else is_in
         if not self._is_column(left) and not self._is_column(right):
             raise self._unknown(left.id) if isinstance(left, ast.Name) else self._wrong()
         if _is_none(right) and isinstance(compare, (ast.Is, ast.Eq)):
@@ -117,11 +117,11 @@ class Condition:
             raise self._wrong()
         return _COMPARE[type(compare)](self._value(left), self._value(right))
 
-    def _among(self, left: ast.expr, choices: Sequence[ast.expr]) -> Any:
-        """Whether a value is one of some: as so many comparisons would have it, but quick for text."""
+    def _is_in(self, left: ast.expr, choices: Sequence[ast.expr]) -> Any:
+        """Return the expression for `in`: equivalent to a comparison per choice, but faster for text."""
         values = [self._literal(choice) for choice in choices]
         if all(isinstance(value, str) for value in values):
-            first = self._compared(left, ast.Eq(), ast.Constant(values[0]))  # null where the value is
+            first = self._compared(left, ast.Eq(), ast.Constant(values[0]))  # null if the value is null
             return self._value(left).isin(values) | first
         return _joined([self._compared(left, ast.Eq(), choice) for choice in choices], operator.or_)
 
@@ -144,7 +144,7 @@ class Condition:
 
     def _unknown(self, name: str) -> UserError:
         return UserError(
-            f"there is no column '{plain(name)}'; there are {', '.join(map(plain, self._known))}"
+            f"there is no column '{plain(name)}'; the columns are {', '.join(map(plain, self._known))}"
         )
 
     def _column(self, name: str) -> Any:
@@ -160,7 +160,7 @@ def _is_none(node: ast.expr) -> bool:
 
 
 def _joined(parts: list[Any], how: Callable[[Any, Any], Any]) -> Any:
-    """Many as one, in halves: Arrow walks expressions as deep as they are."""
+    """Combine expressions as a balanced tree: Arrow recurses into their depth."""
     while len(parts) > 1:
         pairs = [how(*parts[at : at + 2]) for at in range(0, len(parts) - 1, 2)]
         parts = pairs + parts[len(parts) - len(parts) % 2 :]

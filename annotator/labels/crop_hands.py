@@ -1,4 +1,4 @@
-"""Convert hands in crops, from any source, to label columns in the photo's camera axes."""
+"""Convert hands in crop axes, predicted or fitted, to label columns in the photo's camera axes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CropHands:
     scale_per_mm: Floats  # (n,) crop half-sides per millimetre
     rotvec: Floats  # (n, 3) the weak-perspective camera's r
     translation: Floats  # (n, 2) crop half-sides
-    pose: Floats | None = None  # (n, 48) of a right hand; for a left hand, of its mirror image
+    pose: Floats | None = None  # (n, 48) for a right hand; for a left hand, of its mirror image
     betas: Floats | None = None  # (n, 10)
 
 
@@ -49,7 +49,7 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
     camera_rotation = coordinates.rotation_matrices(hands.rotvec) @ axes.swapaxes(1, 2)
     pose = None
     if hands.pose is not None:
-        # The pose is that of a right hand; for a left hand the camera axes are mirrored.
+        # The pose is for a right hand; for a left hand, the camera's axes are mirrored first.
         shown_axes = np.where(hands.is_right[:, None, None], axes, coordinates.mirror_rotation(axes))
         wrist = coordinates.rotation_vectors(shown_axes @ coordinates.rotation_matrices(hands.pose[:, :3]))
         pose = np.concatenate([wrist, hands.pose[:, 3:]], 1).astype(hands.pose.dtype)
@@ -57,7 +57,7 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
     half_side_px = places.half_side_px[:, None]
     per_joint = np.linalg.norm(joints3d_std_mm[:, 1:], axis=-1)
     return {
-        "box_xyxy": places.box_xyxy.copy(),  # columns may be modified, `places` must not be
+        "box_xyxy": places.box_xyxy.copy(),  # a copy, because callers may write to columns
         "crop_xyxy": np.concatenate([places.centre_px - half_side_px, places.centre_px + half_side_px], 1),
         "is_right": hands.is_right,
         "joints3d_mm": joints3d_mm,

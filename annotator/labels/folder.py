@@ -1,11 +1,11 @@
-"""A label folder from the outside: its files, what its metadata says, and what lies beside the rows.
+"""Read and write the files of a label set, and their metadata.
 
-LABELS/data/*.parquet   the rows, and nothing else
-LABELS/faces.parquet    the triangles of every mesh in it, for right hands; a left hand's winding is reversed
+LABELS/data/*.parquet   the rows
+LABELS/faces.parquet    the triangles of all meshes, for right hands; a left hand's winding is reversed
 LABELS/_run.json        settings and outcomes
-LABELS/_entries/        which photo is in which file
-LABELS/_outcomes/       what became of each file's photos
-LABELS/_lease.json      while a run writes here
+LABELS/_entries/        the photos of each label file
+LABELS/_outcomes/       the counts of statuses per label file
+LABELS/_lease.json      exists while a run writes here
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def label_metadata(checkpoint: Checkpoint, samples: int = 0) -> dict[str, str]:
-    """Describe label files with `samples` drawn meshes per hand: JSON, the key `amvur` of their Parquet metadata."""
+    """Return the Parquet metadata of label files with `samples` drawn meshes per hand: JSON under the key `amvur`."""
     info = checkpoint.info
     return _metadata(
         checkpoint.id,
@@ -50,7 +50,7 @@ def label_metadata(checkpoint: Checkpoint, samples: int = 0) -> dict[str, str]:
 def fit_metadata(
     fit: str, hand: HandModel, config: dict[str, Any], calibration: Calibration
 ) -> dict[str, str]:
-    """Return the same facts for the labels of `amvur fit`; `config` takes the place of a network's facts."""
+    """Return the Parquet metadata for labels of `amvur fit`, with `config` instead of a network's facts."""
     return _metadata(fit, hand, calibration, std_is_constant=False, fit=config)
 
 
@@ -81,20 +81,20 @@ def write_faces(labels: str, faces: np.ndarray) -> None:
 
 
 def read_faces(labels: str) -> np.ndarray:
-    """The triangles (F, 3) int64 of a label folder's meshes."""
+    """Return the triangles (F, 3) int64 of a label set's meshes."""
     with open_file(join(labels, "faces.parquet")) as file:
-        # A thread of Arrow's that still lets go of Python's file when the program ends aborts it.
+        # Without threads: an Arrow thread that closes Python's file at exit would abort the process.
         table = pq.ParquetFile(file).read(use_threads=False)
     return np.stack([table[name].to_numpy() for name in ("a", "b", "c")], 1).astype(np.int64)
 
 
 def label_files(labels: str) -> set[str]:
-    """Names of the label files that are there."""
+    """Return the names of the existing label files."""
     return {name for name in names_in(join(labels, "data")) if name.endswith(".parquet") and name[0] != "."}
 
 
 def read_columns(labels: str, file_name: str, columns: list[str] | None = None) -> pa.Table:
-    """Some columns of one label file.
+    """Return the given columns of a label file; default: all.
 
     Raises:
         UserError: the file is damaged.
@@ -108,7 +108,7 @@ def read_columns(labels: str, file_name: str, columns: list[str] | None = None) 
 
 
 def label_columns(labels: str, file_name: str) -> list[str]:
-    """The names of a label file's columns.
+    """Return the column names of a label file.
 
     Raises:
         UserError: the file is damaged.
@@ -122,22 +122,22 @@ def label_columns(labels: str, file_name: str) -> list[str]:
 
 
 def _damaged(path: str) -> UserError:
-    return UserError(f"'{path}' is damaged: delete it and run the same command again")
+    return UserError(f"'{path}' is damaged: delete it and repeat the run that wrote it")
 
 
 @contextmanager
 def opened_label_file(path: str) -> Iterator[pq.ParquetFile]:
-    """A label file to read parts of.
+    """Open a label file for reading parts of it.
 
     Raises:
-        UserError: it is damaged, or something else.
+        UserError: the file is damaged, or not a label file.
     """
     try:
         with open_file(path) as raw:
             yield pq.ParquetFile(raw, pre_buffer=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        words = str(error).splitlines()[0]
-        raise UserError(f"'{path}' is damaged, or no label file: {words}") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"'{path}' is damaged, or not a label file: {reason}") from None
     except OSError as error:
         if error.errno is not None:
             raise
@@ -145,53 +145,53 @@ def opened_label_file(path: str) -> Iterator[pq.ParquetFile]:
 
 
 def label_facts(path: str, schema: pa.Schema) -> dict[str, Any]:
-    """What a label file says of itself.
+    """Return the facts in a label file's metadata.
 
     Raises:
-        UserError: it is none, or of another schema version.
+        UserError: the file is not a label file, or has another schema version.
     """
     try:
         facts = json.loads((schema.metadata or {})[b"amvur"])
         version = int(facts["schema_version"])
     except (KeyError, ValueError, TypeError):
         raise UserError(
-            f"'{path}' is no label file, for it does not say so (key 'amvur' of its metadata): give a folder that "
-            "`amvur annotate`, `detect` or `filter` wrote"
+            f"'{path}' is not a label file (its metadata has no valid key 'amvur'): give a folder from "
+            "`amvur annotate`, `detect`, `fit` or `filter`"
         ) from None
     if facts.get("examples"):
-        raise UserError(f"'{path}' holds training examples, not labels: give the labels they were made of")
+        raise UserError(f"'{path}' holds training examples, not labels: give the labels they were made from")
     if version != SCHEMA_VERSION:
-        further = "update amvur" if version > SCHEMA_VERSION else "label the photos again"
+        remedy = "update amvur" if version > SCHEMA_VERSION else "label the photos again"
         raise UserError(
-            f"'{path}' is of label schema {version}, this amvur reads schema {SCHEMA_VERSION}: {further}"
+            f"'{path}' has label schema {version}, this amvur reads schema {SCHEMA_VERSION}: {remedy}"
         )
     return facts
 
 
 def calibration_of(path: str, facts: dict[str, Any]) -> Calibration:
-    """Return the calibration in a label file's metadata; of labels that no network made, one without a fit.
+    """Return the calibration in a label file's metadata; for labels without a network, an unfitted one.
 
     Raises:
-        UserError: it is of another amvur.
+        UserError: the calibration is from an incompatible amvur version.
     """
     return read_calibration(facts.get("calibration", {}), f"'{path}': calibration")
 
 
 def one_hand(path: str, facts: dict[str, Any], hand: str | None) -> None:
-    """Nothing, if a file's meshes are of that hand model (None: it has none).
+    """Check that a file's meshes use the given hand model (None: no meshes).
 
     Raises:
-        UserError: they are of another.
+        UserError: they use another hand model.
     """
     if facts.get("hand") != hand:
         raise UserError(
-            f"'{path}' is of hand model {facts.get('hand')}, other files are of {hand}: meshes of several hand models "
-            "can't be mixed; keep them in folders of their own"
+            f"'{path}' uses hand model {facts.get('hand')}, other files use {hand}: meshes of several hand models "
+            "can't be mixed; keep them in separate folders"
         )
 
 
 def groups_that_stay(file: pq.ParquetFile, stay: NDArray[np.bool_]) -> tuple[list[int], NDArray[np.bool_]]:
-    """The row groups in which any row stays, and which of their rows do: the others need not be read."""
+    """Return the row groups with any row to keep, and the mask of kept rows within them; skip the other groups."""
     groups, masks, start = [], [np.zeros(0, bool)], 0
     for group in range(file.metadata.num_row_groups):
         end = start + file.metadata.row_group(group).num_rows
@@ -203,10 +203,13 @@ def groups_that_stay(file: pq.ParquetFile, stay: NDArray[np.bool_]) -> tuple[lis
 
 
 def replace_rows(labels: str, file_name: str, table: pa.Table, ids: list[str]) -> pa.Table:
-    """A label file's table with the rows of some entries in place of those it had; `ids`: of all entries in order."""
-    again = table["image_id"].combine_chunks()
+    """Return a label file's table with the rows of `table` replacing those of the same entries.
+
+    `ids` are the ids of all entries of the file, in their order.
+    """
+    replaced = table["image_id"].combine_chunks()
     old = read_columns(labels, file_name)
-    kept = old.filter(pc.invert(pc.is_in(old["image_id"], again)))
+    kept = old.filter(pc.invert(pc.is_in(old["image_id"], replaced)))
     columns = [
         kept[field.name].cast(field.type)
         if field.name in kept.column_names
@@ -214,6 +217,6 @@ def replace_rows(labels: str, file_name: str, table: pa.Table, ids: list[str]) -
         for field in table.schema
     ]
     both = pa.concat_tables([pa.Table.from_arrays(columns, schema=table.schema), table])
-    place = pc.index_in(both["image_id"], value_set=pa.array(ids))
-    order = np.lexsort((both["hand_index"].to_numpy(), place.to_numpy()))
+    position = pc.index_in(both["image_id"], value_set=pa.array(ids))
+    order = np.lexsort((both["hand_index"].to_numpy(), position.to_numpy()))
     return both.take(order)

@@ -1,9 +1,9 @@
-"""Labels, schema version 2: one row per hand, plain Arrow types, the same whoever reads them.
+"""The label schema, version 2: one row per hand, in plain Arrow types.
 
-Fixed-size lists with plain element types, so that pandas, polars, DuckDB and Hugging Face `datasets` read the
-files as they are. Big columns are rounded to a power of two of a millimetre and stored
-byte-stream-split under zstd: equal high bytes then lie together. Colours are a dictionary of up to 256 values, so that
-each is a byte (plain, Parquet gives it four; split bytes of whole numbers are what DuckDB before 2.0 can't read).
+Columns are fixed-size lists of plain element types, which pandas, polars, DuckDB and Hugging Face `datasets` read
+directly. Large columns are rounded to a power of two of a millimetre and stored byte-stream-split under zstd, so that
+equal high bytes lie together. Colours use a dictionary of up to 256 values, one byte each: plain Parquet takes four
+bytes, and DuckDB before 2.0 can't read byte-stream-split integers.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import pyarrow.parquet as pq
 
 from annotator.photos.errors import Reason
 
-#: 1 held 3D in the axes of each crop; 2 holds it in camera axes (`annotator.coordinates`), with the principal point.
+#: Version 1 has 3D in crop axes; version 2 in camera axes (`annotator.coordinates`), with the principal point.
 SCHEMA_VERSION = 2
 
 STATUSES = ("ok", "no_hand", "unreadable", "failed")
 
-#: Closed list of `reason`: null for ok, else why there is no hand in this row.
+#: The closed list of `reason`, the cause of a row without a hand; null for status `ok`.
 REASONS = (
     *get_args(Reason),
     *("bad_row", "no_hand_found", "not_listed", "too_few_joints", "crashed", "internal_error"),
 )
 
 _STATUS_OF = dict.fromkeys(["no_hand_found", "not_listed", "too_few_joints"], "no_hand")
-#: What may end otherwise when it is tried again.
+#: Reasons that a retry may resolve.
 _STATUS_OF |= dict.fromkeys(["io_error", "crashed", "internal_error"], "failed")
 
-#: What is rounded to which power of two (mm, px, radians, standard deviations); at most half of it is lost.
+#: The rounding step of each column, a power of two in its unit (mm, px, radians, betas); the error is at most half.
 ROUNDING = {
     "vertices_mm": 1 / 16,
     "vertices_std_mm": 1 / 8,
@@ -46,10 +46,11 @@ ROUNDING = {
     "betas": 1 / 32768,
 }
 
-#: The same for meshes that are drawn; finer steps would be larger files for what is a draw anyway.
+#: The rounding steps of drawn meshes; finer steps only make files larger, because samples are random.
 SAMPLES_ROUNDING = {"joints3d_samples_mm": 1 / 16, "vertices_samples_mm": 1 / 8}
 
-#: Of zstd: 2 % smaller than at 1 for 0.06 ms a hand more; at 9 another 1 % costs 0.14 ms (docs/benchmarks.md).
+#: The zstd level: files 2 % smaller than at 1, for 0.06 ms per hand; level 9 saves 1 % more for 0.14 ms
+#: (docs/benchmarks.md).
 _LEVEL = 5
 
 CAMERA = pa.struct(
@@ -66,7 +67,7 @@ CAMERA = pa.struct(
 
 
 def without_hand(reason: str, message: str) -> dict[str, str]:
-    """`status`, `reason` and `error` of a row that holds no hand."""
+    """Return `status`, `reason` and `error` of a row without a hand."""
     return {"status": _STATUS_OF.get(reason, "unreadable"), "reason": reason, "error": message}
 
 
@@ -76,9 +77,13 @@ def label_schema(
     passed: Mapping[str, pa.DataType] | None = None,
     samples: int = 0,
 ) -> pa.Schema:
-    """The columns of a label file for a hand of V vertices, then those that a list passes through.
+    """Return the columns of a label file, followed by the columns passed through from a list.
 
-    `metadata` goes into the file's own. `samples` drawn meshes for each hand have columns only where there are any.
+    Args:
+        vertex_count: vertices of the hand model.
+        metadata: Parquet metadata of the file.
+        passed: names and types of the columns passed through.
+        samples: drawn meshes per hand; with 0 their columns are absent.
     """
     xyz = pa.list_(pa.float32(), 3)
     joints3d = pa.list_(xyz, 21)
@@ -131,14 +136,14 @@ def label_schema(
 def labels_to_table(
     rows: Sequence[Mapping[str, Any]], hands: Mapping[str, Any], hand_rows: Sequence[int], schema: pa.Schema
 ) -> pa.Table:
-    """Rows of photos joined with the hands found in some of them.
+    """Return a table of rows joined with the hands of some of them.
 
     Args:
-        rows: one mapping a row, scalar columns only; an absent column is null.
-        hands: column to an array over hands (n, ...), or None for a column the model does not give; `camera` to a
+        rows: one mapping per row, with scalar columns only; an absent column is null.
+        hands: column -> array over hands (n, ...), or None for a column that the model does not output; `camera` ->
             mapping of its fields.
-        hand_rows: the row of each hand. Columns of `hands` are null in every other row.
-        schema: from `label_schema`. Values are rounded as `ROUNDING` and `SAMPLES_ROUNDING` say.
+        hand_rows: the row of each hand. Columns of `hands` are null in all other rows.
+        schema: from `label_schema`. Values are rounded by `ROUNDING` and `SAMPLES_ROUNDING`.
     """
     missing = np.ones(len(rows), bool)
     missing[list(hand_rows)] = False
@@ -163,7 +168,7 @@ def _rounded(values: Any, step: float | None) -> Any:
 
 
 def _scattered(values: Any, kind: pa.DataType, hand_rows: np.ndarray, missing: np.ndarray) -> pa.Array:
-    """An Arrow array over rows from values over hands: plain, nested fixed-size lists, or a struct of those."""
+    """Return an Arrow array over rows from values over hands: plain, nested fixed-size lists, or a struct of these."""
     if values is None:
         return pa.nulls(len(missing), kind)
     if pa.types.is_struct(kind):
@@ -189,14 +194,14 @@ def _scattered(values: Any, kind: pa.DataType, hand_rows: np.ndarray, missing: n
 
 
 def encode_table(table: pa.Table) -> bytes:
-    """The bytes of a Parquet file; the same table gives the same bytes."""
+    """Return a table as the bytes of a Parquet file; equal tables give equal bytes."""
     sink = io.BytesIO()
     write_tables(sink, [table], table.schema)
     return sink.getvalue()
 
 
 def _leaf(schema: pa.Schema, column: str) -> str:
-    """The path that Parquet gives to the values of a column of nested lists; a part of a struct is given by its own."""
+    """Return the Parquet path of the values of a column of nested lists; `struct.field` stays as it is."""
     kind, path = None if "." in column else schema.field(column).type, column
     while kind is not None and pa.types.is_fixed_size_list(kind):
         kind, path = kind.value_type, f"{path}.list.element"
@@ -204,7 +209,7 @@ def _leaf(schema: pa.Schema, column: str) -> str:
 
 
 def write_tables(sink: Any, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """One Parquet file of tables as they come, a row group each; `sink` is a path or an open file."""
+    """Write tables to one Parquet file as they arrive, one row group each; `sink` is a path or an open file."""
     dictionary = ["status", "reason", "box_source", "camera.focal_source", "checkpoint", "vertex_rgb"]
     split = [_leaf(schema, name) for name in (*ROUNDING, *SAMPLES_ROUNDING) if name in schema.names]
     with pq.ParquetWriter(

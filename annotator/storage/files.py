@@ -1,4 +1,4 @@
-"""Writing whole files: a reader sees all of a file or none of it, on disk and on any fsspec URL."""
+"""Read and write files on disk or at any fsspec URL; writes are atomic: a reader sees a complete file or none."""
 
 from __future__ import annotations
 
@@ -15,39 +15,42 @@ from annotator.errors import UserError
 from annotator.storage.remote import ask, open_remote, patience, read_all, read_part, shown
 from annotator.storage.room import NoRoomError, naming
 
-#: How long a store that a command names may take to give a first good answer.
+#: Timeout of the first successful request to a store that a command names, in seconds.
 FIRST_ANSWER_S = 10.0
 
 
 def is_local(url: str) -> bool:
-    """Whether a path or URL is on this machine's disks."""
+    """Return whether a path or URL is on this machine's disks."""
     return "://" not in url or url.startswith("file://")
 
 
 def local_path(url: str) -> Path:
-    """The path behind a local path or `file://` URL. Percent signs of a URL are escapes, unless a file has them so."""
+    """Return the path of a local path or `file://` URL.
+
+    Percent signs in a URL are escapes, unless only the file with the literal name exists.
+    """
     if not url.startswith("file://"):
         return Path(url)
     plain = url.removeprefix("file://").removeprefix("localhost")
     if "%" not in plain:
         return Path(plain)
-    meant = os.fsdecode(unquote_to_bytes(os.fsencode(plain)))
-    is_plain = not os.path.exists(meant) and os.path.exists(plain)  # noqa: PTH110 - a path may hold a zero byte
-    return Path(plain if is_plain else meant)
+    unquoted = os.fsdecode(unquote_to_bytes(os.fsencode(plain)))
+    is_plain = not os.path.exists(unquoted) and os.path.exists(plain)  # noqa: PTH110 - a path may hold a zero byte
+    return Path(plain if is_plain else unquoted)
 
 
 def join(folder: str, *parts: str) -> str:
-    """A path or URL below a folder."""
+    """Return a path or URL below a folder."""
     return "/".join([folder.rstrip("/"), *parts])
 
 
 def write_whole(url: str, data: bytes, scratch: str | None = None) -> None:
-    """Write a file in one step: on disk a rename, elsewhere one put of bytes that are complete already.
+    """Write a file atomically: on disk by a rename, in a store by a single put.
 
     Args:
-        url: where to.
-        data: all of it.
-        scratch: on disk, the folder for the unfinished file, on the same file system; beside `url` if none.
+        url: path or URL of the file.
+        data: its bytes.
+        scratch: on disk, the folder for the temporary file, on the same file system; default: the target's folder.
     """
     if not is_local(url):
         ask(url, lambda filesystem, path: filesystem.pipe_file(path, data))
@@ -58,9 +61,9 @@ def write_whole(url: str, data: bytes, scratch: str | None = None) -> None:
 
 @contextlib.contextmanager
 def whole_file(target: Path, scratch: Path | None = None, size: int | None = None) -> Iterator[IO[bytes]]:
-    """A file on disk to write to, which appears under its name when all is written; an error leaves nothing.
+    """Open a temporary file on disk for writing; rename it to `target` on success, delete it on error.
 
-    `size` in bytes, if it is settled, is for errors of a full disk.
+    `size` in bytes, if known, appears in the error of a full disk.
     """
     folder = scratch or target.parent
     with naming(target, size, folder):
@@ -71,7 +74,7 @@ def whole_file(target: Path, scratch: Path | None = None, size: int | None = Non
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files only their owner can read; labels are for whoever the folder is for.
+        # mkstemp gives access to the owner only; labels get the default permissions.
         umask = os.umask(0)
         os.umask(umask)
         Path(unfinished).chmod(0o666 & ~umask)
@@ -83,7 +86,7 @@ def whole_file(target: Path, scratch: Path | None = None, size: int | None = Non
 
 
 def read_range(url: str, start: int, length: int) -> bytes:
-    """`length` bytes of a file from `start`."""
+    """Return up to `length` bytes of a file from `start`."""
     if is_local(url):
         with local_path(url).open("rb") as file:
             file.seek(start)
@@ -92,12 +95,12 @@ def read_range(url: str, start: int, length: int) -> bytes:
 
 
 def open_file(url: str, ahead: int = 1 << 17) -> IO[bytes]:
-    """A file to read from; of a store, so many bytes at once."""
+    """Open a file for reading; from a store, fetch `ahead` bytes per request."""
     return local_path(url).open("rb") if is_local(url) else open_remote(url, ahead)
 
 
 def read_whole(url: str) -> bytes | None:
-    """A file's bytes, None where there is no such file."""
+    """Return a file's bytes, or None if it does not exist."""
     try:
         if is_local(url):
             return local_path(url).read_bytes()
@@ -107,13 +110,13 @@ def read_whole(url: str) -> bytes | None:
 
 
 def names_in(folder: str) -> set[str]:
-    """Names of the entries of a folder; none where it does not exist."""
+    """Return the names in a folder; empty if it does not exist."""
     if is_local(folder):
-        here = local_path(folder)
-        return {entry.name for entry in os.scandir(here)} if here.is_dir() else set()
+        path = local_path(folder)
+        return {entry.name for entry in os.scandir(path)} if path.is_dir() else set()
 
     def listed(filesystem: Any, path: str) -> set[str]:
-        filesystem.invalidate_cache(path)  # others write here too
+        filesystem.invalidate_cache(path)  # other processes write here too
         return {name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
 
     try:
@@ -123,7 +126,7 @@ def names_in(folder: str) -> set[str]:
 
 
 def remove_file(url: str) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file, if it exists."""
     if is_local(url):
         local_path(url).unlink(missing_ok=True)
         return
@@ -132,16 +135,16 @@ def remove_file(url: str) -> None:
 
 
 def remove_folder(folder: str) -> None:
-    """Remove a folder of ours and all in it, if it is there."""
+    """Remove a folder on disk with its content, if it exists; do nothing for a URL."""
     if is_local(folder):
         shutil.rmtree(local_path(folder), ignore_errors=True)
 
 
 def check_writable(folder: str) -> None:
-    """Make a folder and try it.
+    """Create a folder and check that files can be written there.
 
     Raises:
-        UserError: it can't be made, is a file, or can't be written to.
+        UserError: the folder can't be created or written to, or is a file.
     """
     probe = join(folder, ".amvur-probe")
     try:
@@ -154,6 +157,4 @@ def check_writable(folder: str) -> None:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(
-            f"can't write to '{shown(folder)}': {reason}; give a folder that can be written to"
-        ) from None
+        raise UserError(f"can't write to '{shown(folder)}': {reason}; give a writable folder") from None

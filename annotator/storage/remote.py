@@ -1,7 +1,7 @@
-"""Files behind URLs (S3 and whatever else fsspec knows): errors of two kinds, one layer of retries, pages of listings.
+"""Access files at URLs (S3 and everything else fsspec supports), with retries, two kinds of errors and paged listings.
 
-A store may be slow, overloaded or away for a while. What may pass is asked again, with growing pauses, for
-`PATIENCE_S`; the libraries' own retries are off, so that each is counted once (`take_retries`).
+A store may be slow, overloaded or briefly unavailable. Requests that may still succeed are retried with growing pauses
+for `PATIENCE_S` seconds. The libraries' own retries are off, so that each retry is counted once (`take_retries`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import fsspec
 
 from annotator.errors import UserError
 
-#: How long a store that answers wrongly or not at all is asked again, and how long one answer may take.
+#: Total time for retries of a failing request, and timeout of one answer, in seconds.
 PATIENCE_S = 90.0
 ANSWER_S = 20.0
 
@@ -38,22 +38,25 @@ _Answer = TypeVar("_Answer")
 
 
 class RefusedError(UserError, PermissionError):
-    """A store that says no, and will say so again. An OSError too: who needs one file of many may go on."""
+    """A request that a store refuses, so that a retry is useless.
+
+    Also an OSError, so that callers who read many files can skip one.
+    """
 
     def __str__(self) -> str:
         return f"'{self.filename}': {self.strerror}"
 
 
 def ask(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
-    """What `do(filesystem, path)` gives, asked again while the store's answer may still change.
+    """Return `do(filesystem, path)`, with retries while the request may still succeed.
 
     Raises:
-        UserError: there is no such kind of URL.
+        UserError: the kind of URL is not supported, or its library is not installed.
         RefusedError: no permission, or no credentials.
-        FileNotFoundError: no such file, or bucket.
-        OSError: anything else, for longer than patience lasts; names the URL.
+        FileNotFoundError: the file or bucket does not exist.
+        OSError: any other error that persists until `patience` ends; names the URL.
     """
-    until = time.monotonic() + _patience_s.get()
+    deadline = time.monotonic() + _patience_s.get()
     pause = _PAUSE_S
     while True:
         try:
@@ -66,7 +69,7 @@ def ask(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
             problem = _problem(url, error)
             if isinstance(problem, (FileNotFoundError, RefusedError)):
                 raise problem from None
-            if time.monotonic() + pause > until:
+            if time.monotonic() + pause > deadline:
                 raise problem from error
             with _counting:
                 _retries[_cause(error)] += 1
@@ -76,7 +79,7 @@ def ask(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """How long this thread asks again within the block: a user who waits wants to know soon."""
+    """Set the total time for retries in this thread and block, in seconds; short where a user waits."""
     before = _patience_s.set(seconds)
     try:
         yield
@@ -85,7 +88,7 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def take_retries() -> dict[str, int]:
-    """How often this process asked again since it was last taken, by what the store had answered."""
+    """Return and reset this process's number of retries per error of the store."""
     with _counting:
         taken = dict(_retries)
         _retries.clear()
@@ -93,14 +96,14 @@ def take_retries() -> dict[str, int]:
 
 
 def shown(text: str) -> str:
-    """A URL, or a text that may hold some, as messages have it: without passwords, keys and signatures."""
+    """Return a URL, or a text with URLs, for messages: without passwords, keys and signatures."""
     return re.sub(r"(?<=://)[^/@\s'\"]*@|(?<=\w)\?[^\s'\"]*=[^\s'\"]*", "", text) if "://" in text else text
 
 
 def files_below(url: str, start: str = "") -> Iterator[str]:
-    """Paths below a folder of a store, relative to it, in the order of `str`; on S3 a page at a time.
+    """Yield the paths below a folder of a store, relative to it, in the order of `str`; on S3 one page at a time.
 
-    `start`: what the wanted ones begin with, for stores that can leave out the others.
+    `start` is a common prefix of the wanted paths; stores that support it skip the others.
     """
     if url.startswith(_S3):
         yield from _pages_of_s3(url, start)
@@ -109,31 +112,31 @@ def files_below(url: str, start: str = "") -> Iterator[str]:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file of a store to read from anywhere in it; each read is a request of its own."""
+    """A seekable file in a store; each read is a separate request."""
 
     def __init__(self, url: str) -> None:
         self._url, self._position = url, 0
         self._size: int = ask(url, lambda filesystem, path: filesystem.info(path)["size"])
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Bytes from the start."""
+        """Return the position in bytes."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As for any file."""
+        """Set and return the position, as `io.IOBase.seek` does."""
         self._position = offset + {0: 0, 1: self._position, 2: self._size}[whence]
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """As for any file."""
+        """Read bytes into a buffer, as `io.RawIOBase.readinto` does."""
         end = min(self._position + len(buffer), self._size)
         if end <= self._position:
             return 0
@@ -143,7 +146,7 @@ class RemoteFile(io.RawIOBase):
         return len(data)
 
     def readall(self) -> bytes:
-        """What is left, in one request; the base class would ask for 8 KiB at a time."""
+        """Return the rest of the file in one request; the base class would request 8 KiB at a time."""
         if self._position >= self._size:
             return b""
         data = read_part(self._url, self._position, self._size)
@@ -152,25 +155,25 @@ class RemoteFile(io.RawIOBase):
 
 
 def open_remote(url: str, ahead: int) -> IO[bytes]:
-    """A file that fetches `ahead` bytes at once, or more where more is asked for."""
+    """Open a file that fetches at least `ahead` bytes per request."""
     return io.BufferedReader(RemoteFile(url), ahead)
 
 
 def read_all(url: str) -> bytes:
-    """All bytes of a file."""
-    # In parts, as s3fs reads large files, it never gives back the connection of one that fails.
-    whole = {"max_concurrency": 1} if url.startswith(_S3) else {}
-    return ask(url, lambda filesystem, path: filesystem.cat_file(path, **whole))
+    """Return all bytes of a file."""
+    # s3fs reads large files in parts, and leaks the connection of a failed part.
+    options = {"max_concurrency": 1} if url.startswith(_S3) else {}
+    return ask(url, lambda filesystem, path: filesystem.cat_file(path, **options))
 
 
 def read_part(url: str, start: int, end: int) -> bytes:
-    """Bytes `start` to `end` of a file; fewer where it ends before."""
+    """Return bytes `start` to `end` of a file; fewer if it ends earlier."""
 
     def read(filesystem: Any, path: str) -> bytes:
         try:
             return filesystem.cat_file(path, start=start, end=end)
         except OSError as error:
-            if _cause(error) in ("InvalidRange", "416"):  # S3 has no words for the part of an empty file
+            if _cause(error) in ("InvalidRange", "416"):  # S3's answer for an empty file
                 return b""
             raise
 
@@ -180,13 +183,13 @@ def read_part(url: str, start: int, end: int) -> bytes:
 def _filesystem(url: str) -> tuple[Any, str]:
     options: dict[str, Any] = {}
     if url.startswith(_S3):
-        ours = {
+        defaults = {
             "read_timeout": ANSWER_S,
             "connect_timeout": ANSWER_S / 2,
             "retries": {"total_max_attempts": 1},
         }
-        users = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-        options = {"config_kwargs": {**ours, **users}, "use_listings_cache": False}
+        user_settings = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        options = {"config_kwargs": {**defaults, **user_settings}, "use_listings_cache": False}
     filesystem, path = fsspec.core.url_to_fs(url, **options)
     if options:
         filesystem.retries = 1
@@ -194,18 +197,18 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _problem(url: str, error: Exception) -> OSError:
-    said = _first_line(error)
-    # The upload of a large file whose last answer was lost is not there any more, because the file is.
+    message = _first_line(error)
+    # NoSuchUpload: the last answer to an upload of a large file was lost, but the file is complete.
     if isinstance(error, FileNotFoundError) and _cause(error) != "NoSuchUpload":
-        return FileNotFoundError(errno.ENOENT, said, shown(url))
-    refused = getattr(error, "status", None) in (400, 401, 403, 410)  # of a server that speaks http
+        return FileNotFoundError(errno.ENOENT, message, shown(url))
+    refused = getattr(error, "status", None) in (400, 401, 403, 410)  # HTTP status
     if refused or isinstance(error, (PermissionError, ValueError)) or "Credential" in type(error).__name__:
-        return RefusedError(errno.EACCES, said, shown(url))
-    return OSError(getattr(error, "errno", None) or errno.EIO, said, shown(url))
+        return RefusedError(errno.EACCES, message, shown(url))
+    return OSError(getattr(error, "errno", None) or errno.EIO, message, shown(url))
 
 
 def _cause(error: BaseException) -> str:
-    """What a store answered: its own code where it has one, else the error's name."""
+    """Return the store's error code, or the exception's class name without one."""
     link: BaseException | None = error
     while link is not None:
         response = getattr(link, "response", None)
@@ -220,7 +223,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _pages_of_s3(url: str, start: str) -> Iterator[str]:
-    """`list_objects_v2` by itself: s3fs would hold the whole listing before it gives the first name."""
+    """Yield the paths from pages of `list_objects_v2`: s3fs would collect the whole listing before the first name."""
     _, path = _filesystem(url)
     bucket, _, prefix = path.partition("/")
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
@@ -240,7 +243,7 @@ def _pages_of_s3(url: str, start: str) -> Iterator[str]:
 
 
 def _walk(folder: str, below: str) -> Iterator[str]:
-    """A folder at a time, in the order that one sorted list of all paths would have."""
+    """Yield paths folder by folder, in the order of one sorted list of all paths."""
 
     def listed(filesystem: Any, path: str) -> list[tuple[str, bool]]:
         filesystem.invalidate_cache(path)

@@ -241,9 +241,9 @@ def test_mistakes_are_one_line(many, tmp_path):
         (many, {"where": "joint_std < 3"}, "joint_std"),
         (many, {"max_joint_std_mm": 0.001}, "none of the 1000 rows stays"),
         (tmp_path / "none", {"keep_best": 0.5}, "holds no labels"),
-        (newer, {"keep_best": 0.5}, "is of label schema 3, this amvur reads schema 2: update amvur"),
+        (newer, {"keep_best": 0.5}, "has label schema 3, this amvur reads schema 2: update amvur"),
         (cut, {"keep_best": 0.5}, "shard-0000002.parquet' is damaged"),
-        (other, {"keep_best": 0.5}, "is of hand model mano-1, other files are of open-"),
+        (other, {"keep_best": 0.5}, "uses hand model mano-1, other files use open-"),
     ):
         with pytest.raises(UserError, match=words) as error:
             filter_labels(str(labels), str(tmp_path / "out"), Keep(**options))

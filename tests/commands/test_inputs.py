@@ -197,7 +197,7 @@ def test_rows_are_done_again_by_another_checkpoint(few, plain, lively_file, tmp_
             assert row["checkpoint"] == again.relabelled[0]["checkpoint"] != before[name]["checkpoint"]
         else:
             assert row == before[name]
-    with pytest.raises(UserError, match="there is no column 'sureness'; there are image_uri"):
+    with pytest.raises(UserError, match="there is no column 'sureness'; the columns are image_uri"):
         annotate(str(photos), str(labels), checkpoint=lively_file, compute=compute, relabel="sureness < 3")
 
 

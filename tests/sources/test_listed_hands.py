@@ -91,7 +91,7 @@ def test_columns_beside_a_box_are_not_taken_for_it(tmp_path):
         ("x1,y1,x2,y2,x3,y3,x4,y4", "a polygon or key points"),
         ("x0,y0,x1,y1,x2,y2", "a polygon or key points"),
         ("left_x1,left_y1,left_x2,left_y2,right_x1,right_y1,right_x2,right_y2", "'left_x1', 'left_y1'"),
-        ("face_x,face_y,face_w,face_h", "'face_x', 'face_y', 'face_w', 'face_h': name the hand's box"),
+        ("face_x,face_y,face_w,face_h", "'face_x', 'face_y', 'face_w', 'face_h': give each hand its own row"),
         ("x1,y1,x2,y2,bbox_x1,bbox_y1,bbox_x2,bbox_y2", "'x1', 'y1', 'x2', 'y2' and 'bbox_x1'"),
     ],
 )

@@ -223,7 +223,7 @@ def test_labels_that_are_none_or_damaged_or_of_two_hands_are_named(
     labels = detected(tmp_path / "labels", synthetic)
     first = labels / "data" / "shard-0.parquet"
     shutil.copy(next((labelled[0] / "data").glob("*.parquet")), labels / "data" / "other.parquet")
-    with pytest.raises(UserError, match="is of hand model None, other files are of open-"):
+    with pytest.raises(UserError, match="uses hand model None, other files use open-"):
         convert(f"labels:{labels}", out)
     (labels / "data" / "other.parquet").unlink()
     table = pq.read_table(first)
@@ -231,12 +231,12 @@ def test_labels_that_are_none_or_damaged_or_of_two_hands_are_named(
     with pytest.raises(UserError, match=r"shard-0.parquet: is_right: missing column"):
         convert(f"labels:{labels}", out)
     first.write_bytes(b"PAR1 nothing")
-    with pytest.raises(UserError, match=r"shard-0.parquet' is damaged, or no label file"):
+    with pytest.raises(UserError, match=r"shard-0.parquet' is damaged, or not a label file"):
         convert(f"labels:{labels}", out)
     for version, words in ((3, "update amvur"), (1, "label the photos again")):
         facts = {"amvur": json.dumps({"schema_version": version})}
         pq.write_table(table.replace_schema_metadata(facts), first)
-        with pytest.raises(UserError, match=f"is of label schema {version}.*{words}"):
+        with pytest.raises(UserError, match=f"has label schema {version}.*{words}"):
             convert(f"labels:{labels}", out)
 
 
