@@ -1,4 +1,4 @@
-"""Camera axes that are true: a perfect network's hands, off the optical axis, against a pinhole written down here."""
+"""True camera axes: a perfect network's hands, off the optical axis, compared with a pinhole camera defined here."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ ANGLES_DEG = (0.0, 8.0, 16.0, 22.0, 25.0)
 
 @dataclasses.dataclass
 class Hands:
-    """n true hands before the one camera, right or left alike, and the crops that a detector would give."""
+    """n true hands in front of one camera, right and left, and the crops that a detector would give."""
 
     joints_mm: np.ndarray  # (n, 21, 3) camera axes, wrist-relative
     vertices_mm: np.ndarray  # (n, V, 3)
-    pose: np.ndarray  # (n, 48) of the right hand that each is, or is the mirror image of
+    pose: np.ndarray  # (n, 48) of the right hand; for a left hand, of its mirror image
     betas: np.ndarray  # (n, 10)
     wrist_mm: np.ndarray  # (n, 3)
     is_right: np.ndarray  # (n,)
@@ -60,7 +60,7 @@ def seen_px(points_mm: np.ndarray) -> np.ndarray:
 
 
 def rays_to(directions: np.ndarray) -> Rotation:
-    """The smallest turns of z to some directions (n, 3), by their angle and the axis across."""
+    """Return the smallest rotations from z to directions (n, 3), from their angle and perpendicular axis."""
     across = np.stack([-directions[:, 1], directions[:, 0], np.zeros(len(directions))], 1)
     sine = np.linalg.norm(across, axis=1, keepdims=True)
     angle = np.arctan2(sine, directions[:, 2:])
@@ -107,10 +107,10 @@ def crops_of(hands: Hands, crop_px: int) -> Crops:
 
 
 class Perfect(torch.nn.Module):
-    """A network that answers with true hands, as if each crop lay on the optical axis: `turns` took it there.
+    """A network that returns true hands, rotated by `turns` as if each crop lay on the optical axis.
 
-    Left hands come mirrored. The weak camera is the closest to the true 2D joints; `joints2d` are the true ones, or
-    the weak camera's own.
+    Left hands are mirrored. The weak camera is the best fit to the true 2D joints; `joints2d` are the true ones, or
+    those of the weak camera.
     """
 
     def __init__(self, network: torch.nn.Module, hands: Hands, turns: Rotation, weak_joints2d: bool) -> None:
@@ -138,7 +138,7 @@ class Perfect(torch.nn.Module):
         translation = joints2d.mean(1) - scale[:, None] * joints[..., :2].mean(1)
         if self.weak_joints2d:
             joints2d = scale[:, None, None] * joints[..., :2] + translation[:, None]
-        # The pose's wrist turns with the hand; a left hand's is that of its mirror image, in the mirrored camera.
+        # The pose's wrist rotates with the hand; for a left hand it is its mirror image's, in the mirrored camera.
         flip = np.where(left, np.outer(MIRROR, MIRROR), 1.0)
         wrist = (back * flip) @ Rotation.from_rotvec(truth.pose[:, :3]).as_matrix()
         fingers = Rotation.from_rotvec(truth.pose[:, 3:].reshape(-1, 3)).as_matrix().reshape(-1, 15, 3, 3)
@@ -180,7 +180,7 @@ def crop_rays(hands: Hands) -> Rotation:
 
 
 def looking_at(hands: Hands) -> Rotation:
-    """The smallest turns of the camera after which each hand's box lies in the middle of its picture."""
+    """Return the smallest rotations of the camera that centre each hand's box in its picture."""
     points, turns = hands.vertices_mm + hands.wrist_mm[:, None], rays_to(hands.wrist_mm)
     for _ in range(8):
         turned = np.einsum("bij,bnj->bni", turns.inv().as_matrix(), points)
@@ -191,7 +191,7 @@ def looking_at(hands: Hands) -> Rotation:
 
 
 def errors(label: dict, hands: Hands) -> dict[str, float]:
-    """How far labels are off: joints and wrist, mm; their pinhole from their 2D joints, percent of the crop's side."""
+    """Return label errors: joints and wrist in mm, projected minus 2D joints in percent of the crop's side."""
     camera = label["camera"]
     placed = label["joints3d_mm"] + camera["cam_t_mm"][:, None]
     seen = (
@@ -216,7 +216,7 @@ def test_a_perfect_networks_labels_are_true(predictor, hands_at, angle_deg, dist
     assert found["joints_mm"] < 0.01 and found["cam_t_mm"] < 0.05 and found["projection_most"] < 0.01
     np.testing.assert_array_equal(label["is_right"], hands.is_right)
     np.testing.assert_allclose(label["vertices_mm"], hands.vertices_mm, atol=0.02)
-    # Pose and betas give the mesh back, mirrored where the hand is left.
+    # Pose and betas reproduce the mesh, mirrored for left hands.
     layer = HandLayer(predictor.checkpoint.hand)
     rotations = roma.rotvec_to_rotmat(torch.from_numpy(label["pose"]).view(-1, 16, 3))
     posed = layer(rotations, torch.from_numpy(label["betas"]))[0].numpy()
@@ -227,8 +227,8 @@ def test_a_perfect_networks_labels_are_true(predictor, hands_at, angle_deg, dist
 def test_the_table_of_docs_labels(predictor, hands_at, capsys):
     """The table of docs/labels.md: `python -m pytest tests/labels/test_camera_axes.py -k table -s` prints it.
 
-    Here the perfect network answers for a camera turned to the hand, in whose picture the hand's box is in the middle:
-    it gives the same crop, but for the stretching of what lies off the axis.
+    Here the perfect network predicts for a camera rotated towards the hand, so that the hand's box is centred in its
+    picture. The crop is the same, except for the stretching off the optical axis.
     """
     rows = []
     for angle_deg in ANGLES_DEG[1:]:
@@ -236,7 +236,7 @@ def test_the_table_of_docs_labels(predictor, hands_at, capsys):
         to_hand = looking_at(hands)
         label = labels_of(predictor, hands, to_hand)
         after = errors(label, hands)
-        # As before: what the network answers, called camera axes; the pinhole fitted by a general optimiser.
+        # As in schema 1: the network's output treated as camera axes; the pinhole fitted by a general optimiser.
         turned = np.einsum("bij,bnj->bni", to_hand.inv().as_matrix(), hands.joints_mm)
         before = errors(
             label | {"joints3d_mm": turned, "camera": _fitted(label["camera"], turned, hands)}, hands
@@ -278,7 +278,7 @@ def test_the_weak_camera_gives_the_2d_joints_through_the_crop(predictor, hands_a
     np.testing.assert_allclose(centre[:, None] + half[:, None, None] * weak, label["joints2d_px"], atol=2e-3)
     turned_deg = np.degrees(np.linalg.norm(camera["rotation"], axis=1))
     np.testing.assert_allclose(turned_deg, np.degrees(crop_rays(hands).magnitude()), atol=1e-3)
-    # docs/labels.md: how far a pinhole is from weak perspective.
+    # docs/labels.md states the difference between a pinhole and weak perspective.
     found = errors(label, hands)
     assert found["projection"] < 2 and found["cam_t_mm"] < 5
 
@@ -294,7 +294,7 @@ def test_std_is_that_of_each_axis_after_the_turn(predictor, hands_at):
         np.testing.assert_allclose(label["joints3d_std_mm"][k, 4], measured, rtol=0.01)
         np.testing.assert_allclose(label["vertices_std_mm"][k, 100], measured, rtol=0.01)
     assert (label["joints3d_std_mm"][:, 0] == 0).all()
-    # The length of the vector, by which labels are filtered, is the same whatever the turn.
+    # The length of the std vector, by which labels are filtered, does not depend on the rotation.
     np.testing.assert_allclose(label["joint_std_mm"], np.sqrt(9 + 16 + 81), rtol=1e-5)
 
 
@@ -308,7 +308,7 @@ def test_drawn_meshes_are_in_the_labels_axes(lively):
 
 
 def examples_of(hands: Hands, columns: dict[str, Any], vertex_count: int) -> Rows:
-    """Rows of examples as `convert` makes them, of an empty photo."""
+    """Return rows of examples as `convert` writes them, with an empty photo."""
     file = io.BytesIO()
     Image.new("RGB", (WIDTH_PX, HEIGHT_PX)).save(file, "PNG")
     of_photo = {"image": file.getvalue(), "status": "ok", "width": WIDTH_PX, "height": HEIGHT_PX}
@@ -325,7 +325,7 @@ def examples_of(hands: Hands, columns: dict[str, Any], vertex_count: int) -> Row
 
 @pytest.mark.parametrize("angle_deg", [0.0, 22.0])
 def test_training_targets_are_what_the_perfect_network_answers(predictor, hands_at, angle_deg):
-    """Labels in camera axes, read as examples, are in crop axes again; left hands mirrored."""
+    """Labels in camera axes, read as examples, return to crop axes; left hands are mirrored."""
     hands = hands_at(angle_deg, 500.0, 4)
     turns = crop_rays(hands)
     label = labels_of(predictor, hands, turns)

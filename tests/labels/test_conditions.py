@@ -1,4 +1,4 @@
-"""Conditions against plain Python over the same rows, with SQL's rule for null."""
+"""Conditions compared with SQL over the same rows, including its rule for null."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rows_meeting(text: str, table: pa.Table) -> list[int]:
 
 @st.composite
 def comparisons(draw: st.DrawFn) -> tuple[str, str]:
-    """A comparison, and the same in SQL."""
+    """Draw a comparison, and the same in SQL."""
     name = draw(st.sampled_from(COLUMNS))
     literals = st.sampled_from(LITERALS[name])
 
@@ -57,9 +57,9 @@ def comparisons(draw: st.DrawFn) -> tuple[str, str]:
         left, right = draw(st.sampled_from(["[]", "()", "{}"]))
         return f"{name} {kind} {left}{one}, {other}{right}", f"{name} {kind} ({sql(one)}, {sql(other)})"
     if kind == "null":
-        wanted, said = draw(st.sampled_from([("is None", "is null"), ("== None", "is null"),
+        wanted, in_sql = draw(st.sampled_from([("is None", "is null"), ("== None", "is null"),
                                              ("is not None", "is not null"), ("!= None", "is not null")]))  # fmt: skip
-        return f"{name} {wanted}", f"{name} {said}"
+        return f"{name} {wanted}", f"{name} {in_sql}"
     if kind == "truth":
         return "is_right", "is_right"
     if kind == "reversed":
@@ -114,7 +114,7 @@ def test_a_condition_finds_the_rows_that_sql_finds(texts, rows):
         ("status == reason == hand_index", "compares incompatible types"),
     ],
 )  # fmt: skip
-def test_what_is_no_condition_is_one_line(text, words):
+def test_an_invalid_condition_is_refused_in_one_line(text, words):
     with pytest.raises(UserError) as raised:
         Condition(text, COLUMNS)
     assert words in str(raised.value) and str(raised.value).isprintable() and len(str(raised.value)) < 600
@@ -122,7 +122,7 @@ def test_what_is_no_condition_is_one_line(text, words):
 
 @given(st.text(st.sampled_from("is_right status<>=!()[]',.\"+-*/0159 andornt\n\\{}:@"), max_size=40))
 @settings(deadline=None, max_examples=300)
-def test_rubbish_is_a_condition_or_one_line(text):
+def test_random_text_is_a_condition_or_refused_in_one_line(text):
     try:
         Condition(text, COLUMNS)
     except UserError as error:
@@ -143,7 +143,7 @@ def test_no_code_runs():
     assert "antigravity" not in set(sys.modules) - before
 
 
-def test_a_lists_own_columns_are_told_when_rows_are_there():
+def test_types_of_passed_columns_are_checked_once_rows_exist():
     table = pa.table({"mine": ["1", "2"]})
     condition = Condition("mine < 2", ["mine"])
     with pytest.raises(UserError, match="mine is string"):
@@ -151,7 +151,7 @@ def test_a_lists_own_columns_are_told_when_rows_are_there():
     assert rows_meeting("mine == '2'", table) == [1]
 
 
-def test_as_many_choices_as_one_likes():
+def test_any_number_of_choices():
     table = pa.table({"image_id": [f"{n}.jpg" for n in range(50)], "n": range(50)})
     many = ", ".join(f"'{n}.jpg'" for n in range(0, 100_000, 7))
     assert rows_meeting(f"image_id in [{many}]", table) == list(range(0, 50, 7))
@@ -159,7 +159,7 @@ def test_as_many_choices_as_one_likes():
     assert rows_meeting(" or ".join(f"n == {n}" for n in range(2000)), table) == list(range(50))
 
 
-def test_the_columns_that_are_needed_are_named_once():
+def test_the_columns_of_a_condition_are_listed_once():
     assert Condition("status != ok and not is_right or status == reason", COLUMNS).columns == [
         *("status", "is_right", "reason")
     ]

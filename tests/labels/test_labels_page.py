@@ -1,4 +1,4 @@
-"""docs/labels.md: its snippets, run as they stand by the programs they name, and its table, held to the files."""
+"""docs/labels.md: its snippets run unchanged in the named programs, and its table matches the files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def snippet(program: str) -> str:
 
 @pytest.fixture
 def beside_labels(labelled, tmp_path, monkeypatch):
-    """A folder with `labels` in it, as the page has it; gives the rows as pyarrow reads them."""
+    """Change to a folder with `labels` in it, as on the page; return the rows as pyarrow reads them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
@@ -42,7 +42,7 @@ def run(program: str) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Lists, mappings and Python's own numbers, whatever a reader makes of them."""
+    """Convert any reader's values to lists, mappings and Python numbers."""
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
     if isinstance(value, dict):
@@ -50,12 +50,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
     if isinstance(value, np.generic):
-        return plain(value.item())  # pandas has no missing whole numbers
+        return plain(value.item())  # pandas has no missing integers
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def same(found: list[dict[str, Any]], table: pa.Table) -> None:
-    """Every column of every row, to the last digit."""
+    """Check that every column of every row is exactly equal."""
     found = sorted(found, key=lambda row: row["image_id"])
     expected = sorted(table.to_pylist(), key=lambda row: row["image_id"])
     assert len(found) == len(expected) == 50
@@ -102,24 +102,24 @@ def test_hugging_face_datasets(beside_labels, monkeypatch, tmp_path):
 
 def test_pyarrow_reads_the_facts_that_the_page_names(beside_labels):
     facts = run("json")["facts"]
-    (said,) = re.findall(r"JSON under the key `amvur`: (.*?)\.\n", PAGE, re.DOTALL)
-    assert set(re.findall(r"`(\w+)`", said)) == set(facts)
+    (documented,) = re.findall(r"JSON under the key `amvur`: (.*?)\.\n", PAGE, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", documented)) == set(facts)
 
 
 def test_the_page_has_every_column_with_its_type():
-    """`name`, `other` | type[21][3], type: what is said once goes for all of the row."""
-    said = {}
+    """Parse rows like `name`, `other` | type[21][3], type; a single type applies to all columns of its row."""
+    documented = {}
     for names, types in re.findall(r"^\| (`[\w.]+`(?:, `[\w.]+`)*) \| ([\w\[\], ]+) \|", PAGE, re.MULTILINE):
         of_row = [one.strip() for one in types.split(",")]
         columns = re.findall(r"[\w.]+", names)
-        said |= dict(zip(columns, of_row * len(columns) if len(of_row) == 1 else of_row, strict=False))
+        documented |= dict(zip(columns, of_row * len(columns) if len(of_row) == 1 else of_row, strict=False))
     expected = {}
     for field in label_schema(800, samples=9):
         parts = field.type if pa.types.is_struct(field.type) else [field.with_name("")]
         expected |= {".".join(filter(None, (field.name, part.name))): part.type for part in parts}
-    assert list(expected) == [name for name in said if name in expected]
+    assert list(expected) == [name for name in documented if name in expected]
     for name, kind in expected.items():
-        base, *sizes = re.findall(r"\w+", said[name].replace("[V]", "[800]").replace("[N]", "[9]"))
+        base, *sizes = re.findall(r"\w+", documented[name].replace("[V]", "[800]").replace("[N]", "[9]"))
         of_page = TYPES[base]
         for size in reversed(sizes):
             of_page = pa.list_(of_page, int(size))
@@ -127,8 +127,8 @@ def test_the_page_has_every_column_with_its_type():
 
 
 def test_the_page_has_the_rounding_of_the_code():
-    said = r"rounded to 1/(\d+) \(mm or px\), vertex std and drawn vertices to 1/(\d+) mm, pose and betas to 1/(\d+)"
-    positions, std, pose = map(int, re.search(said, PAGE).groups())
+    documented = r"rounded to 1/(\d+) \(mm or px\), vertex std and drawn vertices to 1/(\d+) mm, pose and betas to 1/(\d+)"
+    positions, std, pose = map(int, re.search(documented, PAGE).groups())
     assert {"joints3d_samples_mm": 1 / positions, "vertices_samples_mm": 1 / std} == SAMPLES_ROUNDING
     steps = dict.fromkeys(ROUNDING, 1 / positions) | {"vertices_std_mm": 1 / std}
     assert steps | {"pose": 1 / pose, "betas": 1 / pose} == ROUNDING

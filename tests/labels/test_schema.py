@@ -16,7 +16,7 @@ V = 97
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Four rows: a hand, an unreadable photo, a hand, no hand; their model says nothing of detection."""
+    """Write four rows: a hand, an unreadable photo, a hand, no hand; their model has no detection score."""
     rng = np.random.default_rng(0)
     n = 2
     hands = {

@@ -24,7 +24,7 @@ from annotator.photos.jpeg_end import ends_early
 from tests.robustness import hostile_photos
 from tests.robustness.hostile_photos import arrow, encoded, exif, noise, png, png_chunk, turned
 
-# pytest takes the module's own filter away.
+# pytest removes the module's own filter.
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 
 PHOTOS = hostile_photos.hostile_photos()
@@ -90,7 +90,7 @@ def test_a_jpeg_cut_and_closed_again_is_an_error_at_any_scale():
                 assert caught.value.reason == "truncated"
 
 
-def test_truncated_photos_stay_errors_when_pillow_is_told_to_fill_them_in(monkeypatch):
+def test_truncated_photos_stay_errors_with_pillows_load_truncated_images(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     for name in ("cut_at_50_a.jpg", "cut_at_50_a.png", "cut.gif", "cut.bmp"):
         assert outcome(PHOTOS[name][0])[0] == "truncated"
@@ -135,7 +135,7 @@ def test_too_large_a_header_takes_no_memory():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_exif_rotation_stands_the_arrow_upright(orientation, format):
+def test_exif_orientation_makes_the_arrow_upright(orientation, format):
     upright = arrow(46, 30)
     stored = Image.fromarray(turned(upright, orientation))
     options = {"lossless": True} if format == "WEBP" else {"quality": 95, "subsampling": 0}
@@ -149,7 +149,7 @@ def test_exif_rotation_stands_the_arrow_upright(orientation, format):
 
 
 def test_the_arrow_itself_is_turned_as_exif_says():
-    # Orientation 6: the stored picture must be turned clockwise by a quarter; its left side is then the top.
+    # Orientation 6: display rotates the stored picture clockwise by 90 degrees, so that its left side becomes the top.
     stored = turned(arrow(), 6)
     assert np.array_equal(np.rot90(stored, -1), arrow())
     assert np.array_equal(turned(arrow(), 3), arrow()[::-1, ::-1])
@@ -233,7 +233,7 @@ def test_cmyk_has_about_the_right_colour(colour):
     c, m, y = (255 - v for v in colour)
     cmyk = Image.merge("CMYK", [Image.new("L", (32, 32), v) for v in (c, m, y, 0)])
     jpeg = encoded(cmyk, "JPEG", quality=95)
-    assert b"Adobe" in jpeg  # which stores CMYK inverted
+    assert b"Adobe" in jpeg  # the Adobe marker means that CMYK is inverted
     tiff = encoded(cmyk, "TIFF")
     for data in (jpeg, tiff):
         assert np.abs(decode_photo(data).pixels.astype(int) - colour).max() <= 6
@@ -323,14 +323,14 @@ def test_a_file_gives_its_bytes(tmp_path):
     assert read_photo(str(tmp_path / "a")) == b"abc"
 
 
-def test_what_is_not_there_is_missing(tmp_path):
+def test_a_nonexistent_file_is_missing(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "file").touch()
     for path in (tmp_path / "none", tmp_path / "loop", tmp_path / "file" / "inside", "a\0b", "x" * 5000):
         assert reason_of(path) == "missing"
 
 
-def test_a_folder_and_a_pipe_are_no_photos(tmp_path):
+def test_a_folder_and_a_pipe_are_not_photos(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     assert reason_of(tmp_path) == "not_a_photo"
     assert reason_of(tmp_path / "pipe.jpg") == "not_a_photo"
@@ -342,7 +342,7 @@ def test_a_giant_file_is_refused_unread(tmp_path):
     assert reason_of(tmp_path / "giant.jpg") == "too_large"
 
 
-def test_a_file_without_permission_says_so(tmp_path):
+def test_a_file_without_permission_has_that_reason(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(b"abc")
     path.chmod(0)
@@ -369,7 +369,7 @@ def test_errors_travel_between_processes():
 def test_real_photos_decode_as_pillow_does(name):
     files = sorted((REAL / name / "images").rglob("*.*"))[::40]
     if not files:
-        pytest.skip(f"{REAL / name} is not there")
+        pytest.skip(f"{REAL / name} does not exist")
     for file in files:
         data = read_photo(str(file))
         with Image.open(io.BytesIO(data)) as image:
@@ -378,7 +378,7 @@ def test_real_photos_decode_as_pillow_does(name):
 
 
 def either_way(data: bytes, min_side_px: int | None, monkeypatch) -> list[tuple]:
-    """What becomes of a file with the way for plain JPEGs, and without."""
+    """Return the outcomes of a file with and without the decoder for plain JPEGs."""
     found = []
     for quick in (True, False):
         with monkeypatch.context() as patch:
@@ -393,8 +393,8 @@ def either_way(data: bytes, min_side_px: int | None, monkeypatch) -> list[tuple]
 
 
 @pytest.mark.parametrize("name", ["sign-digits", "hand-scenes"])
-def test_the_way_for_plain_jpegs_changes_no_pixel_and_no_verdict(name, monkeypatch):
-    """Real photos whole, cut, cut and closed, with bytes changed, missing or zeroed, at several sizes."""
+def test_the_decoder_for_plain_jpegs_changes_no_pixel_and_no_error(name, monkeypatch):
+    """Real photos, complete, cut, cut and closed, with bytes changed, missing or zeroed, at several sizes."""
     folder = REAL / name / "images"
     if not folder.is_dir():
         pytest.skip(f"the real photos ({name}) are not beside this checkout")

@@ -1,4 +1,4 @@
-"""HEIC and AVIF against another decoder (FFmpeg's, by PyAV), and what a folder makes of files with rare names."""
+"""HEIC and AVIF compared with FFmpeg's decoder (by PyAV), and files with rare names in a folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_phones_photo_is_read_as_ffmpeg_reads_it(faults, name):
         expected = next(container.decode(video=0)).to_ndarray(format="rgb24")
     photo = decode_photo((faults / name).read_bytes())
     assert (photo.width, photo.height) == expected.shape[1::-1]
-    assert np.abs(photo.pixels.astype(int) - expected).mean() < 2  # they spread chroma in two ways
+    assert np.abs(photo.pixels.astype(int) - expected).mean() < 2  # the decoders upsample chroma differently
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -119,7 +119,7 @@ def test_every_picture_of_a_folder_has_a_row(faults, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar.gz", "TGZ", "tar.xz", "7z", "rar", "tar.zst"])
-def test_a_packed_archive_is_refused_or_has_a_row_that_says_so(tmp_path, suffix):
+def test_an_archive_is_refused_or_gets_a_row_with_its_fault(tmp_path, suffix):
     with zipfile.ZipFile(tmp_path / f"hands.{suffix}", "w") as archive:
         archive.writestr("a.jpg", encoded(noise(), "JPEG"))
     (tmp_path / "a.jpg").write_bytes(encoded(noise(), "JPEG"))
@@ -133,7 +133,7 @@ def test_a_packed_archive_is_refused_or_has_a_row_that_says_so(tmp_path, suffix)
         open_source(str(tmp_path / f"hands.{suffix}"))
 
 
-def test_typescript_is_no_video(tmp_path):
+def test_typescript_is_not_a_video(tmp_path):
     pytest.importorskip("av")
     (tmp_path / "code.ts").write_text("export const hand = 1;\n" * 30)
     (tmp_path / "empty.ts").touch()
@@ -142,7 +142,7 @@ def test_typescript_is_no_video(tmp_path):
     assert source.skipped == ["code.ts"]
 
 
-def test_the_first_bytes_tell_a_picture_from_others():
+def test_the_first_bytes_identify_pictures():
     for format in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM"):
         assert formats.starts_like_a_photo(encoded(noise(), format)[: formats.START_BYTES]), format
     for other in (

@@ -1,4 +1,4 @@
-"""How a stored picture is shown: its orientation, the shape of its pixels, and what its samples use of their bits."""
+"""How stored pictures are displayed: orientation, pixel shape, and the bits that samples use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fault(name: str) -> bytes:
 
 
 def tiff_of(order: str, *tags: tuple[int, int, bytes], extra: bytes = b"") -> bytes:
-    """EXIF of one directory: tag, type, and its four bytes; `extra` lies at byte 100."""
+    """Return EXIF with one directory of (tag, type, four bytes); `extra` starts at byte 100."""
     head = (
         {"<": b"II*\0", ">": b"MM\0*"}[order]
         + struct.pack(order + "I", 8)
@@ -107,7 +107,7 @@ def test_damaged_metadata_is_none():
 
 
 def squeezed(aspect: float, orientation: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """An upright picture, and how it is stored where pixels are `aspect` times as wide as high."""
+    """Return an upright picture, and the stored one with pixels `aspect` times as wide as high."""
     upright = np.asarray(Image.fromarray(noise(6, 5)).resize((240, 160), Image.Resampling.BICUBIC))
     stored = turned(upright, orientation)
     height, width = stored.shape[:2]
@@ -150,7 +150,7 @@ def test_pixels_that_are_not_square_are_made_so(way, x, y):
         assert (small.width, small.height) == (240, 160)
         ratio = np.array(small.pixels.shape[1::-1]) / (240, 160)
         assert ratio[0] == pytest.approx(ratio[1], rel=0.02)
-        # Others, who know of no densities, get what labels are of.
+        # Programs that ignore densities get the photo that labels refer to.
         read = as_others_read(data)
         with Image.open(io.BytesIO(read.data)) as image:
             assert image.size == (read.width, read.height) == (240, 160)
@@ -213,7 +213,7 @@ def test_12_bits_met_are_as_bright_as_their_file():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (4000, 3), (7, 7), (7, 900)])
-def test_a_photo_too_small_to_show_a_hand_says_so(size):
+def test_a_photo_too_small_to_show_a_hand_has_that_reason(size):
     for format in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"):
         with pytest.raises(PhotoError, match=f"{size[0]} x {size[1]} pixels") as raised:
             decode_photo(encoded(Image.new("RGB", size), format))
@@ -226,7 +226,7 @@ def test_whole_files_of_rare_kinds_are_unsupported_not_damaged():
         with pytest.raises(PhotoError, match=words) as raised:
             decode_photo(fault(name))
         assert raised.value.reason == "unsupported"
-    for name in ("jpeg8_lossless.jpg", "lossless_sof3.jpg"):  # which newer libjpegs read
+    for name in ("jpeg8_lossless.jpg", "lossless_sof3.jpg"):  # newer libjpegs can read these
         try:
             assert decode_photo(fault(name)).pixels.std() > 10
         except PhotoError as error:

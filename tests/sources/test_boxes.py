@@ -29,12 +29,12 @@ def joined(photos: object, boxes: object, **options: Any) -> dict[str, Entry]:
     return found
 
 
-def said(entry: Entry) -> object:
+def hands_or_reason(entry: Entry) -> object:
     return entry.fault.reason if entry.fault else tuple(hand[:2] for hand in entry.hands)
 
 
 def labels_of(folder: Path, *shards: list[dict[str, Any]]) -> Path:
-    """What `amvur detect` leaves, as far as boxes go."""
+    """Write a label folder with the boxes that `amvur detect` writes."""
     (folder / "data").mkdir(parents=True)
     for number, rows in enumerate(shards):
         table = pa.Table.from_pylist(rows, SCHEMA)
@@ -74,10 +74,10 @@ def test_the_real_boxes_join_the_real_photos(hand_scenes):
         if name in expected:
             assert [list(h.box_xyxy) for h in entry.hands] == expected[name] and entry.fault is None
         else:
-            assert said(entry) == "not_listed"
+            assert hands_or_reason(entry) == "not_listed"
 
 
-def test_labels_give_hands_in_their_order_and_say_what_they_saw(photos, tmp_path):
+def test_labels_give_hands_in_their_order_and_their_side_scores(photos, tmp_path):
     a, b, c = (f"{photos}/{name}.jpg" for name in "abc")
     labels = labels_of(
         tmp_path / "labels",
@@ -89,30 +89,32 @@ def test_labels_give_hands_in_their_order_and_say_what_they_saw(photos, tmp_path
         [nothing(c, "c.jpg", "unreadable", "truncated"), nothing("gone", "gone.jpg", "failed", "io_error")],
     )
     found = joined(photos, labels)
-    assert said(found["a.jpg"]) == ((tuple(BOX), 0.75), (tuple(v + 1 for v in BOX), 0.25))
-    assert said(found["b.jpg"]) == () and said(found["sub/a.jpg"]) == "not_listed"
+    assert hands_or_reason(found["a.jpg"]) == ((tuple(BOX), 0.75), (tuple(v + 1 for v in BOX), 0.25))
+    assert hands_or_reason(found["b.jpg"]) == () and hands_or_reason(found["sub/a.jpg"]) == "not_listed"
     assert found["c.jpg"].fault == ("truncated", "it is truncated")
     (labels / "data" / "shard-0000002.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="is damaged"):
         joined(photos, labels)
     (labels / "data" / "shard-0000002.parquet").unlink()
-    # Photos that moved since are found by what they are called below the folder.
+    # Photos that have moved since are matched by their ids, the paths below the folder.
     moved = photos.rename(tmp_path / "moved")
-    assert {name: said(entry) for name, entry in joined(moved, labels).items()} == {
-        name: said(entry) for name, entry in found.items()
+    assert {name: hands_or_reason(entry) for name, entry in joined(moved, labels).items()} == {
+        name: hands_or_reason(entry) for name, entry in found.items()
     }
 
 
-def test_sides_that_nobody_gave(photos, tmp_path):
+def test_missing_sides(photos, tmp_path):
     unsure = hand("", "b.jpg", 0, True) | {"is_right": None}
     labels = labels_of(tmp_path / "labels", [hand("", "a.jpg", 0, False, None), unsure])
     found = joined(photos, labels)
-    assert said(found["a.jpg"]) == ((tuple(BOX), 0.0),) and said(found["b.jpg"]) == ((tuple(BOX), None),)
+    assert hands_or_reason(found["a.jpg"]) == ((tuple(BOX), 0.0),) and hands_or_reason(found["b.jpg"]) == (
+        (tuple(BOX), None),
+    )
     labels = labels_of(tmp_path / "no boxes", [hand("", "a.jpg", 0, True) | {"box_xyxy": None}])
-    assert said(joined(photos, labels)["a.jpg"]) == ((None, 0.75),)
+    assert hands_or_reason(joined(photos, labels)["a.jpg"]) == ((None, 0.75),)
 
 
-def test_a_list_names_photos_by_place_by_detours_or_by_id(photos, tmp_path):
+def test_a_list_names_photos_by_path_by_unnormalised_path_or_by_id(photos, tmp_path):
     boxes = tmp_path / "lists" / "boxes.csv"
     boxes.parent.mkdir()
     link = tmp_path / "link"
@@ -121,36 +123,39 @@ def test_a_list_names_photos_by_place_by_detours_or_by_id(photos, tmp_path):
         for name in ("../photos/a.jpg", f"{photos}/a.jpg", f"{photos}/sub/../a.jpg", "a.jpg"):
             boxes.write_text(f"uri,x1,y1,x2,y2,side\n{name},1,2,30.5,40,right\n{name},2,3,31.5,41,\n")
             found = joined(photos, place)
-            assert said(found["a.jpg"]) == ((tuple(BOX), 1.0), (tuple(v + 1 for v in BOX), None)), name
-            assert said(found["sub/a.jpg"]) == "not_listed"
+            assert hands_or_reason(found["a.jpg"]) == (
+                (tuple(BOX), 1.0),
+                (tuple(v + 1 for v in BOX), None),
+            ), name
+            assert hands_or_reason(found["sub/a.jpg"]) == "not_listed"
     boxes.write_text("uri,id,x1,y1,x2,y2\nsomewhere.jpg,sub/a.jpg,1,2,30.5,40\n")
-    assert said(joined(photos, boxes)["sub/a.jpg"]) == ((tuple(BOX), None),)
+    assert hands_or_reason(joined(photos, boxes)["sub/a.jpg"]) == ((tuple(BOX), None),)
 
 
-def test_rows_of_a_list_that_say_nothing_or_nonsense(photos, tmp_path):
+def test_rows_of_a_list_without_hands_or_invalid(photos, tmp_path):
     boxes = tmp_path / "photos" / "boxes.csv"
     boxes.write_text(
         "uri,x1,y1,x2,y2\na.jpg,,,,\nb.jpg,9,9,0,0\nb.jpg,1,2,30.5,40\n,1,2,30.5,40\nc.jpg,1,2\n"
     )
     found = joined(photos, boxes)
-    assert {name: said(entry) for name, entry in found.items()} == {
+    assert {name: hands_or_reason(entry) for name, entry in found.items()} == {
         "a.jpg": (), "b.jpg": "bad_row", "c.jpg": "bad_row", "sub/a.jpg": "not_listed"
     }  # fmt: skip
 
 
-def test_numbers_of_rows_are_nobodys_names(photos, tmp_path):
-    """A photo listed in row 0 has the hands of its place, not those of the boxes' row 0."""
+def test_row_numbers_do_not_match_photos(photos, tmp_path):
+    """A photo in row 0 gets the hands of its uri, not those in row 0 of the boxes."""
     listed, boxes = photos / "l.csv", photos / "boxes.csv"
     listed.write_text("uri\nb.jpg\na.jpg\na.jpg\n")
     boxes.write_text("uri,x1,y1,x2,y2\nb.jpg,1,2,30.5,40\na.jpg,1,2,30.5,40\na.jpg,2,3,31.5,41\n")
     entries = list(open_source(str(listed), boxes=str(boxes)))
     assert [len(entry.hands or ()) for entry in entries] == [1, 2, 2]
     assert [entry.duplicate for entry in entries] == [False, False, True]
-    # Labels of the same list have rows of each of its entries.
+    # Labels of the same list have rows for each of its entries.
     a = f"{photos}/a.jpg"
     labels = labels_of(tmp_path / "labels", [hand(a, "1:a.jpg", 0, True), hand(a, "2:a.jpg", 0, False)])
     entries = list(open_source(str(listed), boxes=str(labels)))
-    assert [said(entry) for entry in entries[1:]] == [((tuple(BOX), 0.75),), ((tuple(BOX), 0.25),)]
+    assert [hands_or_reason(entry) for entry in entries[1:]] == [((tuple(BOX), 0.75),), ((tuple(BOX), 0.25),)]
 
 
 def test_frames_of_a_video_have_their_own_hands(tmp_path):
@@ -168,14 +173,16 @@ def test_frames_of_a_video_have_their_own_hands(tmp_path):
         tmp_path / "labels", [hand(str(path), f"v.mp4#{number}", number, True) for number in (0, 2, 4)]
     )
     found = joined(path.parent, labels)
-    assert [said(found[f"v.mp4#{n}"]) == ((tuple(n + v for v in BOX), 0.75),) for n in range(6)] == [
+    assert [
+        hands_or_reason(found[f"v.mp4#{n}"]) == ((tuple(n + v for v in BOX), 0.75),) for n in range(6)
+    ] == [
         True,
         False,
     ] * 3
-    assert said(found["v.mp4#1"]) == "not_listed"
+    assert hands_or_reason(found["v.mp4#1"]) == "not_listed"
 
 
-def test_photos_in_a_tar_and_names_that_are_no_text(tmp_path):
+def test_photos_in_a_tar_and_names_that_are_not_utf_8(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "t.tar").write_bytes(tar_of([("x.jpg", b"1"), ("y.jpg", b"2")]))
@@ -184,17 +191,21 @@ def test_photos_in_a_tar_and_names_that_are_no_text(tmp_path):
     rows = [b"uri,x1,y1,x2,y2", b"t.tar#y.jpg,1,2,30.5,40", b"caf\xe9.jpg,1,2,30.5,40"]
     (folder / "b.csv").write_bytes(b"\n".join(rows))
     found = joined(folder, folder / "b.csv")
-    assert said(found["t.tar#x.jpg"]) == "not_listed"
-    assert said(found["t.tar#y.jpg"]) == said(found["caf\\xe9.jpg"]) == ((tuple(BOX), None),)
+    assert hands_or_reason(found["t.tar#x.jpg"]) == "not_listed"
+    assert (
+        hands_or_reason(found["t.tar#y.jpg"])
+        == hands_or_reason(found["caf\\xe9.jpg"])
+        == ((tuple(BOX), None),)
+    )
 
 
-def test_what_the_photos_source_found_out_stays(photos, tmp_path):
+def test_faults_of_the_photos_source_stay(photos, tmp_path):
     (photos / "cut.tar").write_bytes(b"no tar")
     (photos / "text").write_bytes(b"text")
     boxes = photos / "boxes.csv"
     boxes.write_text("uri,x1,y1,x2,y2\na.jpg,1,2,30.5,40\ncut.tar,1,2,30.5,40\n")
     source = open_source(str(photos), boxes=str(boxes))
-    assert {e.id: said(e) for e in source}["cut.tar"] == "not_a_photo"
+    assert {e.id: hands_or_reason(e) for e in source}["cut.tar"] == "not_a_photo"
     assert source.skipped_count == 2 and source.place == str(photos)
 
 
@@ -205,7 +216,7 @@ def test_what_the_photos_source_found_out_stays(photos, tmp_path):
         ("b.csv", "uri,is_right\na.jpg,1\n", "give columns x1, y1, x2, y2"), ("b.csv", "uri,x1\na,1\n", "of a box"),
     ],
 )  # fmt: skip
-def test_what_holds_no_boxes_is_one_line(photos, tmp_path, name, text, words):
+def test_a_source_without_boxes_is_refused_in_one_line(photos, tmp_path, name, text, words):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError) as raised:

@@ -1,4 +1,4 @@
-"""Photos in tars and Parquet files, against what other programs wrote."""
+"""Photos in tars and Parquet files that other programs wrote."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HUGGING_FACE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def some_bytes(number: int, size: int = 3000) -> bytes:
-    """Bytes that are like no other number's."""
+    """Return bytes that differ for each number."""
     return np.random.default_rng(number).bytes(size + 37 * (number % 5))
 
 
@@ -150,7 +150,7 @@ def test_the_same_name_twice_is_two_photos(tmp_path):
     assert found == {"a.jpg": b"1", "b.jpg": b"2", "a.jpg@2": b"3", "a.jpg@3": b"4"}
 
 
-def test_what_is_no_regular_photo_is_left_out(tmp_path):
+def test_members_that_are_not_regular_photos_are_skipped(tmp_path):
     path = tmp_path / "t.tar"
     with tarfile.open(path, "w") as tar:
         add(tar, "folder.jpg", b"", type=tarfile.DIRTYPE)
@@ -168,7 +168,7 @@ def test_what_is_no_regular_photo_is_left_out(tmp_path):
     assert len(skipped) == 9
 
 
-def test_a_sparse_file_is_left_out(tmp_path):
+def test_a_sparse_file_is_skipped(tmp_path):
     hole = tmp_path / "hole.jpg"
     with hole.open("wb") as file:
         file.seek(1 << 20)
@@ -186,13 +186,13 @@ def test_a_sparse_file_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_a_tar_cut_anywhere_gives_whole_photos_and_says_that_it_is_cut(tmp_path, format):
+def test_a_tar_cut_anywhere_gives_complete_photos_and_a_fault(tmp_path, format):
     photos = {("n" * (130 * (number % 2))) + f"{number}.jpg": some_bytes(number, 900) for number in range(6)}
     whole = tar_of([*photos.items(), ("last.json", b"{}" * 600)], format=format)
     end = len(whole.rstrip(b"\0"))
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         ends = [member.offset_data + member.size for member in tar if member.name in photos]
-        mark = tar.offset  # of the last member read, past the end mark
+        mark = tar.offset  # the position after the end mark
     path = tmp_path / "t.tar"
     for cut in sorted({*range(0, end, 113), *range(512, end, 512), *ends, *(at - 1 for at in ends)}):
         path.write_bytes(whole[:cut])
@@ -204,7 +204,7 @@ def test_a_tar_cut_anywhere_gives_whole_photos_and_says_that_it_is_cut(tmp_path,
         assert faults(entries) == expected, cut
         assert entries[-1].fault
     path.write_bytes(whole[:mark])
-    assert faults(listed(path)) in ([], ["truncated"])  # with a block of zeros, or without
+    assert faults(listed(path)) in ([], ["truncated"])  # with or without a block of zeros
 
 
 def test_a_photo_beyond_the_files_end_has_a_fault_of_its_own(tmp_path):
@@ -250,7 +250,7 @@ def test_a_header_that_claims_an_absurd_size_ends_the_list(tmp_path, kind, size)
     entries = listed(path)
     assert bytes_at(path, entries) == {"a.jpg": b"1"}
     if kind == b"S" and not faults(entries):
-        return  # a sparse file's size means another thing, and it is left out
+        return  # the size of a sparse file has another meaning, and the file is skipped
     assert faults(entries)[0] in ("corrupt", "truncated", "too_large")
 
 
@@ -262,7 +262,7 @@ def test_thousands_of_long_names_in_a_row_do_not_break_it(tmp_path):
     assert faults(listed(path)) == ["corrupt"]
 
 
-def test_files_that_are_no_tars_or_not_there(tmp_path):
+def test_files_that_are_not_tars_or_do_not_exist(tmp_path):
     path = tmp_path / "t.tar"
     assert faults(listed(path)) == ["missing"]
     assert faults(list(list_tar(str(path) + "\0", "t.tar"))) == ["missing"]
@@ -281,7 +281,7 @@ def test_files_that_are_no_tars_or_not_there(tmp_path):
         assert faults(listed(path)) == ["no_permission"]
 
 
-def test_tars_joined_to_one_are_told(tmp_path):
+def test_joined_tars_are_reported(tmp_path):
     path = tmp_path / "t.tar"
     path.write_bytes(tar_of([("a.jpg", b"1")]) + tar_of([("b.jpg", b"2")]))
     entries = listed(path)
@@ -289,7 +289,7 @@ def test_tars_joined_to_one_are_told(tmp_path):
     assert "joined" in entries[-1].fault.message
 
 
-def test_listing_holds_no_members(tmp_path):
+def test_listing_keeps_no_members_in_memory(tmp_path):
     path = tmp_path / "t.tar"
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number in range(20_000):
@@ -300,10 +300,10 @@ def test_listing_holds_no_members(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 20_000
-    assert peak < 4e6  # of 48 MB; the members alone would be 30 MB
+    assert peak < 4e6  # the tar has 48 MB; the member objects would take 30 MB
 
 
-def test_places_are_read_in_the_order_asked_neighbours_together(tmp_path, monkeypatch):
+def test_places_are_read_in_the_given_order_and_neighbours_together(tmp_path, monkeypatch):
     photos = {f"{number}.jpg": some_bytes(number) for number in range(60)}
     photos["large.jpg"] = bytes(20 << 20)
     path = tmp_path / "t.tar"
@@ -410,7 +410,7 @@ def test_a_file_by_polars(tmp_path):
     assert list(read_parquet(str(path), [entry.at for entry in rows_of(path)])) == photos
 
 
-def test_a_null_struct_and_null_bytes_in_one_are_no_photos(tmp_path):
+def test_a_null_struct_and_a_struct_of_null_bytes_are_not_photos(tmp_path):
     kind = pa.struct([("path", pa.string()), ("bytes", pa.large_binary())])
     photos = [{"bytes": b"1"}, None, {"bytes": None, "path": None}, {"bytes": b"4"}]
     path = tmp_path / "p.parquet"
@@ -461,7 +461,7 @@ def test_the_column_of_photos(columns, expected):
     assert image_columns(pa.schema(columns)) == ([expected] if expected else [])
 
 
-def test_two_cameras_are_told_and_sound_is_no_photo(tmp_path):
+def test_two_cameras_are_reported_and_audio_is_not_a_photo(tmp_path):
     rows = pa.array([{"bytes": b"x", "path": None}] * 3, HUGGING_FACE)
     pq.write_table(
         pa.table({"observation.images.top": rows, "observation.images.wrist": rows}), tmp_path / "l.parquet"
@@ -517,7 +517,7 @@ def test_a_path_without_bytes_is_followed(tmp_path):
         stored_at(f"{place}#3")
 
 
-def test_a_file_without_photos_says_what_is_there(tmp_path):
+def test_the_fault_of_a_file_without_photos_names_its_columns(tmp_path):
     path = tmp_path / "p.parquet"
     pq.write_table(pa.table({"x": [1], "y": ["a"]}), path)
     (entry,) = rows_of(path)
@@ -584,7 +584,7 @@ def test_a_parquet_file_cut_or_damaged_anywhere(tmp_path):
     assert rows_of(path)[0].fault.reason == "missing"
 
 
-def test_photos_before_the_damage_are_given(tmp_path):
+def test_photos_before_the_damage_are_returned(tmp_path):
     photos = [some_bytes(number) for number in range(40)]
     path = tmp_path / "p.parquet"
     pq.write_table(pa.table({"image": photos}), path, row_group_size=10, compression="gzip")
@@ -599,11 +599,11 @@ def test_photos_before_the_damage_are_given(tmp_path):
     assert found == photos[:20]
 
 
-def test_a_large_row_group_is_not_held(tmp_path):
+def test_a_large_row_group_is_not_kept_in_memory(tmp_path):
     path = tmp_path / "p.parquet"
     schema = pa.schema({"image": pa.binary()})
     options = {"compression": "none", "use_dictionary": False}
-    # A page is always read whole, and would have 1024 rows.
+    # Pages are always read completely, and by default have 1024 rows.
     with pq.ParquetWriter(path, schema, write_batch_size=8, **options) as writer:
         photos = [np.random.default_rng(number).bytes(100_000) for number in range(20)]
         writer.write_table(pa.table({"image": photos * 100}, schema), row_group_size=2000)

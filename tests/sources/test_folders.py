@@ -1,4 +1,4 @@
-"""What folders, globs and single files list, on disk and in S3, against `os.walk` and `glob`."""
+"""The entries of folders, globs and single files, on disk and in S3, compared with `os.walk` and `glob`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.s3_server import Server
 
 PHOTO = encoded(noise(), "JPEG")
 
-#: Names whose order is easily got wrong: a folder's comes among those of files by its slash.
+#: Names whose order is easy to get wrong: a folder sorts among files with its slash.
 NAMES = [
     *("a.jpg", "a/b.jpg", "a/b/c.jpg", "a-b.jpg", "a0/x.png", "a b/c d.jpg", "Z.JPG", "z#1.jpg", "ü.jpg"),
     *("手/😀.jpg", "手.jpg", "\uffee.jpg", "😀.jpg", "50%41.jpg", "a+b&c.jpg", "a/~.jpeg"),
@@ -50,7 +50,7 @@ def ids(place: object, **options: object) -> list[str]:
 
 
 def line(place: object, **options: object) -> str:
-    """The one line that refuses a source."""
+    """Return the one-line error that refuses a source."""
     with pytest.raises(UserError) as raised:
         list(open_source(str(place), **options))
     assert str(raised.value).isprintable() and len(str(raised.value)) < 1500
@@ -92,7 +92,7 @@ def test_any_names_are_in_the_order_of_their_readable_paths(names):
         assert ids(folder) == sorted(shown)
 
 
-def test_names_that_are_hardly_names(tmp_path):
+def test_unusual_names(tmp_path):
     names = [
         "new\nline.jpg",
         " .jpg",
@@ -109,7 +109,7 @@ def test_names_that_are_hardly_names(tmp_path):
     assert len({entry.id for entry in entries}) == len(names)
 
 
-def test_a_folder_deeper_than_calls_may_be(monkeypatch):
+def test_a_folder_deeper_than_the_recursion_limit(monkeypatch):
     depth = sys.getrecursionlimit() + 300
     folder = tempfile.mkdtemp()
     try:
@@ -123,10 +123,10 @@ def test_a_folder_deeper_than_calls_may_be(monkeypatch):
         assert ids(folder) == ["d/" * depth + "deep.jpg", "e.jpg"]
     finally:
         monkeypatch.undo()
-        subprocess.run(["rm", "-rf", folder], check=True)  # Python's own is as deep as the tree
+        subprocess.run(["rm", "-rf", folder], check=True)  # `shutil.rmtree` recurses as deep as the tree
 
 
-def test_links_loops_and_what_is_no_file(tmp_path):
+def test_links_loops_and_other_kinds_of_files(tmp_path):
     photos = tmp_path / "photos"
     write(photos, "real.jpg", "below/x.jpg", data=PHOTO)
     (photos / "file.jpg").symlink_to("real.jpg")
@@ -146,8 +146,8 @@ def test_links_loops_and_what_is_no_file(tmp_path):
     assert source.skipped_count == 6 + 3 + 1
 
 
-def test_a_file_is_a_source_by_the_name_it_is_given_by(tmp_path):
-    """As in caches, where names are links to files that have none."""
+def test_the_name_of_a_link_determines_the_kind_of_source(tmp_path):
+    """Caches have links with names to files without a suffix."""
     write(tmp_path, "blobs/1", data=PHOTO)
     write(tmp_path, "blobs/2", data=tar_of([("a.jpg", PHOTO)]))
     pq.write_table(pa.table({"image": [PHOTO]}), tmp_path / "blobs/3")
@@ -161,7 +161,7 @@ def test_a_file_is_a_source_by_the_name_it_is_given_by(tmp_path):
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Root may read whatever it likes."""
+    """Switch to the user `nobody`: root may read every file."""
     root = os.geteuid() == 0
     if root:
         os.setresuid(65534, 65534, 0)
@@ -172,7 +172,7 @@ def as_nobody() -> Iterator[None]:
             os.setresuid(0, 0, 0)
 
 
-def test_what_may_not_be_read_is_told():
+def test_unreadable_files_are_reported():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -189,7 +189,7 @@ def test_what_may_not_be_read_is_told():
         (folder / "closed").chmod(0o700)
 
 
-def test_labels_among_the_photos_are_left_out(tmp_path, server, monkeypatch):
+def test_labels_among_the_photos_are_skipped(tmp_path, server, monkeypatch):
     for place in (str(tmp_path), "s3://bucket/in"):
         put(place, "a.jpg", "labels/data/x.jpg", "labels2/b.jpg", "labels.jpg", "c/labels/d.jpg")
         every = ["a.jpg", "c/labels/d.jpg", "labels.jpg", "labels/data/x.jpg", "labels2/b.jpg"]
@@ -213,7 +213,7 @@ def test_a_large_folder_is_listed_in_little_memory(tmp_path):
     count = sum(1 for _ in source)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert count == 20_000 and peak < 6e6  # 300 bytes a name of this one folder
+    assert count == 20_000 and peak < 6e6  # 300 bytes per name of this one folder
 
 
 def test_a_folder_of_everything(tmp_path):
@@ -261,7 +261,7 @@ def test_a_glob_finds_what_pythons_does(tmp_path, server, pattern):
         ]
 
 
-def test_a_glob_from_here_looks_no_deeper_than_it_must(tmp_path, monkeypatch):
+def test_a_relative_glob_searches_no_deeper_than_necessary(tmp_path, monkeypatch):
     write(tmp_path, "a.jpg", "b/c.jpg", "b/d/e.jpg")
     monkeypatch.chdir(tmp_path)
     assert ids("*.jpg") == ["a.jpg"] and ids("?/*.jpg") == ["b/c.jpg"] and ids("b/*/*") == ["d/e.jpg"]
@@ -272,14 +272,14 @@ def test_a_glob_from_here_looks_no_deeper_than_it_must(tmp_path, monkeypatch):
     assert set(looked) == {str(tmp_path), str(tmp_path / "b")}
 
 
-def test_brackets_in_a_name_that_is_there_are_no_pattern(tmp_path):
+def test_brackets_in_an_existing_name_are_not_a_pattern(tmp_path):
     write(tmp_path, "run [1]/a.jpg", "run 1/b.jpg", "what?.jpg")
     assert ids(tmp_path / "run [1]") == ["a.jpg"]
     assert ids(tmp_path / "what?.jpg") == ["what?.jpg"]
     assert ids(tmp_path / "run [12]/*") == ["run 1/b.jpg"]
 
 
-def test_what_is_no_source_is_one_line(tmp_path, server):
+def test_an_invalid_source_is_refused_in_one_line(tmp_path, server):
     write(tmp_path, "a.jpg")
     nowhere = tmp_path / "no\nwhere"
     for place in (

@@ -1,4 +1,4 @@
-"""Whatever was read is found again by its uri, whatever its name: file URIs, `#`, backslashes, bytes outside UTF-8."""
+"""Every photo is located by its uri, for any name: file URIs, `#`, backslashes, bytes that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def photo(number: int) -> bytes:
 
 @pytest.fixture
 def everything(tmp_path: Path) -> Path:
-    """Each name as a file, as a file in a folder of its kind, as a tar's member and as a tar's own name."""
+    """Create each name as a file, as a file in a folder of its kind, as a tar's member and as a tar's own name."""
     place = tmp_path / "all"
     for number, name in enumerate(NAMES):
         folder = place / f"in {name}"
@@ -94,7 +94,7 @@ def test_stores_are_split_at_the_first_container():
     assert place_of("s3://b/a\\xff.jpg") == ("file", os.fsdecode(b"s3://b/a\xff.jpg"), "")
 
 
-def test_file_uris_are_what_pathlib_writes(tmp_path):
+def test_file_uris_of_pathlib_are_read(tmp_path):
     folder = tmp_path / "sp ace#1"
     folder.mkdir()
     for number, name in enumerate(NAMES):
@@ -102,14 +102,14 @@ def test_file_uris_are_what_pathlib_writes(tmp_path):
         path.write_bytes(photo(number))
         assert local_path(path.as_uri()) == path and stored_at(path.as_uri()) == photo(number)
     assert local_path("file://localhost/a%20b") == Path("/a b")
-    (folder / "100%41.png").write_bytes(photo(1))  # a URI that nobody escaped
+    (folder / "100%41.png").write_bytes(photo(1))  # a URI without escapes
     assert local_path(f"file://{folder}/100%41.png").name == "100%41.png"
     listing = tmp_path / "list.jsonl"
     rows = [{"uri": (folder / name).as_uri(), "x1": 0, "y1": 0, "x2": 9, "y2": 9} for name in NAMES]
     listing.write_text("".join(json.dumps(row) + "\n" for row in rows))
     entries = list(open_source(str(listing)))
     assert all(not isinstance(found, Exception) for found in photos_of(entries, lambda _: 8))
-    # And join the photos of a folder.
+    # The same uris also match the photos of a folder.
     joined = [entry for entry in open_source(str(folder), boxes=str(listing)) if entry.path.endswith(NAMES)]
     assert len(joined) == len(NAMES) and not any(entry.fault for entry in joined if "100%" not in entry.path)
 

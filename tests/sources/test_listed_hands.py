@@ -1,4 +1,4 @@
-"""Boxes of lists under the names and in the units that others use, and lists with a row for each hand."""
+"""Boxes of lists under common names and in common units, and lists with one row per hand."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_a_box_is_the_same_under_every_common_name(tmp_path):
         assert boxes_of(tmp_path, name, four) == [(10, 20, 110, 70.5)], name
 
 
-def test_columns_beside_a_box_are_not_taken_for_it(tmp_path):
-    # Sizes of photos, as in lists for object detection; a size of the photo beside one of the box.
+def test_columns_beside_a_box_are_not_treated_as_the_box(tmp_path):
+    # Photo sizes as in lists for object detection, and a photo size next to a box size.
     assert boxes_of(tmp_path, "width,height,class,xmin,ymin,xmax,ymax", "640,480,hand,1,2,31,42") == [
         (1, 2, 31, 42)
     ]
@@ -95,13 +95,13 @@ def test_columns_beside_a_box_are_not_taken_for_it(tmp_path):
         ("x1,y1,x2,y2,bbox_x1,bbox_y1,bbox_x2,bbox_y2", "'x1', 'y1', 'x2', 'y2' and 'bbox_x1'"),
     ],
 )
-def test_what_may_be_a_box_but_is_not_clear_is_refused_by_its_columns(tmp_path, header, named):
+def test_an_ambiguous_box_is_refused_with_its_columns(tmp_path, header, named):
     with pytest.raises(UserError) as raised:
         entries_of(tmp_path, f"path,{header}\n")
     assert named in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_boxes_in_fractions_are_refused_or_taken_when_told(photos):
+def test_boxes_in_fractions_need_the_option(photos):
     text = "path,x1,y1,x2,y2\na.jpg,0.25,0.5,0.75,1.0\nb.jpg,0,0,1,1\n"
     with pytest.raises(UserError, match="add --boxes-normalised"):
         entries_of(photos, text)
@@ -109,7 +109,7 @@ def test_boxes_in_fractions_are_refused_or_taken_when_told(photos):
     shard = open_shard(told, 64)
     assert [row.get("reason") for row in shard.rows] == [None, None]
     assert shard.crops.box_xyxy.tolist() == [[80, 120, 240, 240], [0, 0, 320, 240]]
-    # The same boxes in pixels give the same crops; beside photos of a folder, too.
+    # The same boxes in pixels give the same crops, also for photos of a folder.
     pixels = entries_of(photos, "path,x1,y1,x2,y2\na.jpg,80,120,240,240\nb.jpg,0,0,320,240\n", "pixels.csv")
     assert np.array_equal(open_shard(pixels, 64).crops.pixels, shard.crops.pixels)
     (photos / "list.csv").write_text(text)
@@ -122,7 +122,7 @@ def test_boxes_in_fractions_are_refused_or_taken_when_told(photos):
         open_source(f"{photos}/images", boxes=f"{photos}/list.csv")
 
 
-def test_mixed_units_never_make_a_crop_of_some_pixels(photos):
+def test_mixed_units_never_give_a_crop_of_a_few_pixels(photos):
     text = "path,x1,y1,x2,y2\na.jpg,10,10,200,200\nb.jpg,0.1,0.1,0.9,0.9\nb.jpg,0,0,7,7\nb.jpg,0,0,8,2\n"
     assert [row.get("reason") for row in open_shard(entries_of(photos, text), 64).rows] == [
         *(None, "too_small", "too_small", None)
@@ -157,7 +157,7 @@ def test_rows_of_one_photo_with_different_boxes_are_its_hands(photos):
     assert [row["hand_index"] for row in rows] == [0, 1, 0, 1, 2, 0, 0, 2, -1]
     assert [row.get("reason") for row in rows] == [*[None] * 7, "box_outside", "bad_row"]
     assert [row["subject"] for row in rows][:5] == ["p1", "p2", "p3", "p4", "far"]
-    # Where only photos count, each row but the first is a photo again.
+    # With `by_hand` off, each row except the first is a duplicate.
     assert [entry.duplicate for entry in entries_of(photos, HANDS, by_hand=False)] == [
         *(False, True, False), *[True] * 6
     ]  # fmt: skip
@@ -170,7 +170,7 @@ def test_hands_with_ids_of_their_own_keep_them(photos):
     assert [(entry.id, entry.first_hand, entry.duplicate) for entry in entries_of(photos, text)] == [
         *(("h1", 0, False), ("h2", 1, False), ("h3", 0, False))
     ]
-    # An id of the photo, in each of its rows.
+    # The photo's id in each of its rows.
     text = text.replace("h2", "h1")
     assert [(entry.id, entry.first_hand, entry.duplicate) for entry in entries_of(photos, text)] == [
         *(("h1", 0, False), ("h1", 1, False), ("h3", 0, False))
@@ -178,7 +178,7 @@ def test_hands_with_ids_of_their_own_keep_them(photos):
 
 
 def test_two_hands_of_a_list_are_one_photo_of_every_export(photos, tmp_path, lively_file, local_ray):
-    """From a list to COCO and WebDataset; another hand that is listed later finds its photo."""
+    """Export a list to COCO and WebDataset; a hand listed later joins its photo."""
     pytest.importorskip("webdataset")
     rows = ["a.jpg,10,10,120,200,right,1", "a.jpg,130,10,310,200,left,2", "b.jpg,10,10,310,200,right,3"]
     head = "path,x1,y1,x2,y2,side,id"  # of each hand

@@ -1,4 +1,4 @@
-"""What lists say of their photos: text, CSV, JSON lines and Parquet, against what was written."""
+"""Lists in text, CSV, JSON lines and Parquet, compared with the rows that were written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def rows_of(path: Path, content: object) -> list[Entry]:
-    """The entries of a list that is written first: lines, bytes, or a table."""
+    """Write a list (lines, bytes, or a table) and return its entries."""
     if isinstance(content, pa.Table):
         pq.write_table(content, path)
     elif isinstance(content, bytes):
@@ -41,7 +41,7 @@ def rows_of(path: Path, content: object) -> list[Entry]:
 
 
 def outcomes(entries: list[Entry]) -> list[str]:
-    """What is wrong with each row, or nothing."""
+    """Return the error of each row, or an empty text."""
     assert all(entry.fault is None or entry.fault.reason == "bad_row" for entry in entries)
     return [entry.fault.message if entry.fault else "" for entry in entries]
 
@@ -51,7 +51,7 @@ HANDS = {("is_right", True): 1.0, ("handedness", "LEFT"): 0.0, ("side", "r"): 1.
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "ndjson", "parquet"])
 @pytest.mark.parametrize("uri", ["uri", "image_uri", "url", "path", "image"])
-def test_every_name_of_a_column_is_known_in_every_kind_of_list(tmp_path, suffix, uri):
+def test_every_name_of_a_column_works_in_every_kind_of_list(tmp_path, suffix, uri):
     boxes = (
         {"box_xyxy": [1.5, 2, 3, 4]},
         dict(zip(("x1", "y1", "x2", "y2"), (1.5, 2.0, 3.0, 4.0), strict=True)),
@@ -76,7 +76,7 @@ def test_every_name_of_a_column_is_known_in_every_kind_of_list(tmp_path, suffix,
                 assert entry.path == f"{tmp_path}/a.jpg" and entry.extra == {"note": 'n,o\tt"e'}
 
 
-def test_places_are_relative_to_the_list_or_as_they_are(tmp_path, server):
+def test_paths_are_relative_to_the_list_or_absolute(tmp_path, server):
     given = ["a b.jpg", "../up.jpg", "/abs.jpg", "file:///f.jpg", "s3://bucket/x#y.jpg", "memory://m/z.jpg"]
     text = "\ufeff" + "\r\n".join([*given[:3], "", "  ", *given[3:]])
     for place in (str(tmp_path), "s3://bucket"):
@@ -86,14 +86,14 @@ def test_places_are_relative_to_the_list_or_as_they_are(tmp_path, server):
         assert [e.id for e in entries] == [f"{n}:{uri}" for n, uri in enumerate(given)]
 
 
-def test_the_same_place_or_id_twice_is_two_entries_the_second_flagged(tmp_path):
+def test_a_repeated_uri_or_id_is_flagged_as_duplicate(tmp_path):
     text = "id,uri,x1,y1,x2,y2\n1,a,0,0,9,9\n2,b,0,0,9,9\n3,a,,,,\n1,c,,,,\n,,,,,\n,,,,,\n5,b,9,9,0,0\n"
     entries = rows_of(tmp_path / "l.csv", text)
     assert [e.duplicate for e in entries] == [False, False, True, True, False, False, True]
     assert [bool(e.fault) for e in entries] == [False] * 4 + [True] * 3
 
 
-def test_csv_as_others_write_it(tmp_path):
+def test_csv_of_other_programs(tmp_path):
     body = 'uri , note\r\n"a,b.jpg","two\r\nlines"\r\n\r\n"c""d.jpg", x \r\n  e.jpg  ,\r\nf.jpg,g,\r\n'
     for text in (body, "\ufeff" + body, body.replace("\r\n", "\n")):
         entries = rows_of(tmp_path / "l.csv", text)
@@ -104,7 +104,7 @@ def test_csv_as_others_write_it(tmp_path):
     assert [Path(e.path).name for e in rows_of(tmp_path / "l.csv", "uri\ra.jpg\rb.jpg")] == ["a.jpg", "b.jpg"]
 
 
-def test_what_is_wrong_with_a_row_is_that_rows_fault(tmp_path):
+def test_an_invalid_row_affects_only_itself(tmp_path):
     text = """uri,x1,y1,x2,y2,side,focal_px
 good,0,0,9,9,left,1
 short,0,0,9,9,left
@@ -144,7 +144,7 @@ last,0,0,9,9,left,1
     assert "field larger" in outcomes([long])[0]
 
 
-def test_json_lines_as_others_write_them(tmp_path):
+def test_json_lines_of_other_programs(tmp_path):
     whole, deep = 1 << 62, "[" * 100_000
     rows = [
         {"uri": "a", "n": 1, "big": whole, "mix": 1, "b": True, "list": [1], "box_xyxy": None, "id": 5},
@@ -239,7 +239,7 @@ def test_parquet_of_all_types(tmp_path):
         ("l.parquet", pa.Table.from_arrays([pa.array(["a"])] * 2, ["uri", "uri"]), "two columns with the same name"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_list_is_one_line(tmp_path, name, content, words):
+def test_an_invalid_list_is_refused_in_one_line(tmp_path, name, content, words):
     path = tmp_path / name
     if isinstance(content, pa.Table):
         pq.write_table(content, path)
@@ -267,7 +267,7 @@ def test_a_list_damaged_in_its_middle_is_one_line_after_the_rows_before(tmp_path
     assert str(raised.value).isprintable() and "damaged" in str(raised.value)
 
 
-def test_lists_of_nothing(tmp_path):
+def test_empty_lists(tmp_path):
     for name, content in (("l.txt", ""), ("l.txt", "\n \n"), ("l.csv", "uri,x\n"), ("l.tsv", "uri")):
         assert rows_of(tmp_path / name, content) == []
     assert rows_of(tmp_path / "l.parquet", pa.table({"uri": pa.array([], pa.string())})) == []
@@ -290,4 +290,4 @@ def test_a_long_list_streams(tmp_path, suffix):
     assert sum(entry.duplicate for entry in islice(source, 15_000)) == 7_500
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 9e6  # of which a part of the file is 4 MB
+    assert peak < 9e6  # 4 MB of this is the read buffer

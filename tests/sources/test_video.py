@@ -1,4 +1,4 @@
-"""Frames of videos: each carries its own number in bars, which proves which frame it is."""
+"""Frames of videos: each shows its own number as bars, which identifies it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ av = pytest.importorskip("av")
 
 COUNT, RATE = 100, 30
 
-#: File -> encoder and its settings: B-frames, pyramids of them, open groups, hidden frames, only keyframes.
+#: File -> encoder and its settings: B-frames, B-pyramids, open groups, hidden frames, only keyframes.
 KINDS = {
     "closed.mp4": ("libx264", {"x264-params": "keyint=25:bframes=3:b-pyramid=normal:open-gop=0"}),
     "open.mp4": ("libx264", {"x264-params": "keyint=25:bframes=3:open-gop=1:scenecut=0"}),
@@ -51,7 +51,7 @@ KINDS = {
 
 
 def bars(number: int) -> np.ndarray:
-    """A picture (64, 160, 3) whose ten bars are the bits of a number."""
+    """Return a picture (64, 160, 3) with the bits of a number as ten bars."""
     bits = np.array([number >> bit & 1 for bit in range(10)], np.uint8) * 215 + 20
     return np.repeat(np.tile(np.repeat(bits, 16), (64, 1))[..., None], 3, 2)
 
@@ -90,7 +90,7 @@ def write_video(
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Path of a kind of video, written once."""
+    """Return a function from the name of a kind of video to its path; each video is written once."""
     folder = tmp_path_factory.mktemp("videos")
 
     def video(name: str) -> Path:
@@ -122,7 +122,7 @@ def test_the_suffixes():
 
 @pytest.mark.parametrize("every", [1, 7])
 @pytest.mark.parametrize("name", KINDS)
-def test_frames_are_those_their_index_says_in_any_order(videos, name, every):
+def test_frames_match_their_index_in_any_order(videos, name, every):
     path = videos(name)
     entries = listed(path, every)
     expected = list(range(0, COUNT, every))
@@ -180,7 +180,7 @@ def test_frames_that_are_not_shown_do_not_count(videos, tmp_path):
             if not data:
                 continue
             if number in (10, 40):
-                data[0] &= ~0x10  # as an encoder does for a frame that others are made from
+                data[0] &= ~0x10  # as an encoder does for a hidden reference frame
             copy = av.Packet(bytes(data))
             copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
             copy.is_keyframe, copy.stream = packet.is_keyframe, stream
@@ -204,7 +204,7 @@ def test_frames_before_an_edited_start_do_not_count(tmp_path):
     assert numbers(path, entries[::-9]) == list(range(10, COUNT))[::-9]
 
 
-def test_nothing_is_decoded_to_list_and_little_held(tmp_path, monkeypatch):
+def test_listing_decodes_nothing_and_takes_little_memory(tmp_path, monkeypatch):
     path = tmp_path / "v.mp4"
     write_video(path, "libx264", {"x264-params": "keyint=infinite:bframes=3:scenecut=0"}, count=3000)
     monkeypatch.setattr("annotator.sources.video.source.frames_at", None)
@@ -229,7 +229,7 @@ def test_frames_near_ahead_are_reached_without_a_seek(videos, monkeypatch):
     assert len(seeks) == 3
 
 
-def test_a_place_between_two_frames_is_no_frame(videos):
+def test_a_time_between_two_frames_is_an_error(videos):
     entries = listed(videos("open.mp4"))
     between = [entries[50].at[0] + 1, entries[-1].at[0] + 1, entries[0].at[0] - 1, 10**12, -(10**12)]
     places = [(place,) for place in between] + [entries[50].at]
@@ -239,9 +239,9 @@ def test_a_place_between_two_frames_is_no_frame(videos):
 
 
 MATRICES = {
-    # what the display matrix's a, b, c, d do to the upright picture before it is stored
+    # display matrix a, b, c, d -> function from the upright picture to the stored one
     (1, 0, 0, 1): lambda upright: upright,
-    (0, 1, -1, 0): lambda upright: np.rot90(upright),  # shown turned clockwise by a quarter
+    (0, 1, -1, 0): lambda upright: np.rot90(upright),  # displayed rotated clockwise by 90 degrees
     (-1, 0, 0, -1): lambda upright: np.rot90(upright, 2),
     (0, -1, 1, 0): lambda upright: np.rot90(upright, -1),
     (-1, 0, 0, 1): lambda upright: upright[:, ::-1],
@@ -270,13 +270,13 @@ def test_videos_of_phones_held_in_any_way_are_upright(tmp_path, matrix):
         assert turned == (-90 if matrix[1] == 1 else 90)
 
 
-_LATE = (".mp4", ".avi")  # four bytes do not yet tell what they are
+_LATE = (".mp4", ".avi")  # four bytes are too few to recognise these
 
 
 @pytest.mark.parametrize(
     "name", ["closed.mp4", "fast.mp4", "pieces.mp4", "open.mkv", "vp9.webm", "motion.avi", "old.mpg"]
 )
-def test_a_video_cut_anywhere_gives_the_frames_before_and_says_so(videos, tmp_path, name):
+def test_a_video_cut_anywhere_gives_the_frames_before_and_a_fault(videos, tmp_path, name):
     flags = {"fast.mp4": "faststart", "pieces.mp4": "frag_keyframe+empty_moov"}.get(name)
     path = tmp_path / f"v{Path(name).suffix}"
     if flags:
@@ -289,7 +289,7 @@ def test_a_video_cut_anywhere_gives_the_frames_before_and_says_so(videos, tmp_pa
         good = [entry for entry in entries if not entry.fault]
         assert [entry.frame_index for entry in good] == list(range(len(good)))
         found = numbers(path, good)
-        # The last packets may be half there, and B-frames be without the frame after them.
+        # The last packets may be incomplete, and B-frames may lack the frame after them.
         wrong = [(n, got) for n, got in enumerate(found) if got not in (n, "corrupt")]
         assert not wrong, cut
         assert found.count("corrupt") <= (COUNT if name == "old.mpg" else 4), cut
@@ -348,7 +348,7 @@ def test_after_damage_frames_are_left_out_up_to_the_next_keyframe(videos, tmp_pa
     assert numbers(path, entries[::-1]) == found[::-1]
 
 
-def test_files_that_are_no_videos_or_not_there(tmp_path, videos):
+def test_files_that_are_not_videos_or_do_not_exist(tmp_path, videos):
     def fault(path: Path | str) -> str:
         (entry,) = listed(path)
         (error,) = list(read_video(str(path), [(0,)])) if os.path.isfile(path) else [None]  # noqa: PTH113
@@ -387,7 +387,7 @@ def test_files_that_are_no_videos_or_not_there(tmp_path, videos):
         assert fault(path) == "no_permission"
 
 
-def test_names_that_ffmpeg_would_take_for_something_else(tmp_path, videos, monkeypatch):
+def test_names_with_a_special_meaning_in_ffmpeg(tmp_path, videos, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("concat:a|b.mp4", "pipe:0.mp4", "100%d.mp4", os.fsdecode(b"\xff\xfe.mp4"), "-i.mp4"):
         Path(name).write_bytes(videos("closed.mp4").read_bytes())
@@ -406,7 +406,7 @@ def test_a_video_behind_a_url(videos):
     assert entry.fault.reason == "missing"
 
 
-def test_without_pyav_it_is_said_how_to_get_it(videos, monkeypatch):
+def test_without_pyav_the_error_names_the_package(videos, monkeypatch):
     path = str(videos("closed.mp4"))
     monkeypatch.setitem(sys.modules, "av", None)
     for frames in (list_video(path, "v", 1), read_video(path, [(0,)])):

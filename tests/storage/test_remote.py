@@ -1,4 +1,4 @@
-"""What stores answer: what is asked again, what is not, and what no message shows."""
+"""Answers of stores: which requests are retried, and that messages show no secrets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from annotator.storage.remote import (
 
 @contextmanager
 def answers(*codes: int):
-    """A server that answers with one code after the other, then with the last one."""
+    """Run a server that answers with one code after the other, then always with the last one."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -52,7 +52,7 @@ def answers(*codes: int):
         server.shutdown()
 
 
-def test_a_server_that_is_busy_is_asked_again_and_that_is_counted():
+def test_requests_to_a_busy_server_are_retried_and_counted():
     take_retries()
     with answers(503, 500, 200) as (url, asked):
         assert read_all(f"{url}/a.jpg") == b"abc" and len(asked) == 3
@@ -60,7 +60,7 @@ def test_a_server_that_is_busy_is_asked_again_and_that_is_counted():
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 410])
-def test_a_no_is_taken_at_once(code):
+def test_a_refusal_is_not_retried(code):
     began = time.monotonic()
     with answers(code) as (url, asked):
         with pytest.raises(FileNotFoundError if code == 404 else RefusedError) as error:
@@ -74,7 +74,7 @@ def test_a_no_is_taken_at_once(code):
 
 
 def test_a_whole_file_is_one_request_and_the_rest_of_one_another(monkeypatch):
-    """A checkpoint of 6 MB was 800 requests once: Python reads a raw file to its end in pieces of 8 KiB."""
+    """By default Python reads a raw file to its end in pieces of 8 KiB: 800 requests for a checkpoint of 6 MB."""
     content = random.Random(1).randbytes(1_000_000)
     with fsspec.open("memory://whole.bin", "wb") as file:
         file.write(content)
