@@ -127,7 +127,10 @@ def test_the_page_has_every_column_with_its_type():
 
 
 def test_the_page_has_the_rounding_of_the_code():
-    documented = r"rounded to 1/(\d+) \(mm or px\), vertex std and drawn vertices to 1/(\d+) mm, pose and betas to 1/(\d+)"
+    documented = (
+        r"rounded to 1/(\d+) \(mm or px\), vertex std and drawn vertices to 1/(\d+) mm, "
+        r"pose and betas to 1/(\d+)"
+    )
     positions, std, pose = map(int, re.search(documented, PAGE).groups())
     assert {"joints3d_samples_mm": 1 / positions, "vertices_samples_mm": 1 / std} == SAMPLES_ROUNDING
     steps = dict.fromkeys(ROUNDING, 1 / positions) | {"vertices_std_mm": 1 / std}
