@@ -4,7 +4,7 @@
 
 PHOTOS holds folders of photos. The script detects hands, cuts an upright crop per hand, and distils a small network
 from MediaPipe's on these crops (`trainer/distil.py`). A stopped run resumes. OUT/landmarker.safetensors is a
-`Landmarker` in half precision. `--start` takes earlier weights, such as tools/weights/landmarker-160.safetensors. ASIDE
+`Landmarker` in half precision. `--start` continues from an earlier one or from a checkpoint such as `default`. ASIDE
 matches the photos for evaluation.
 """
 
@@ -24,8 +24,10 @@ from torch import Tensor
 
 from annotator.commands.detect import detect
 from annotator.coordinates import CropFrame, cut, resample, upright_square
+from annotator.model.checkpoint import load_checkpoint
 from annotator.model.landmarker import Landmarker
 from annotator.model.landmarker_file import read_landmarker
+from annotator.model.landmarker_weights import is_landmarker_file, landmarker_bytes, load_landmarker
 from annotator.photos.read import photo_at
 from annotator.storage.files import write_whole
 from trainer.distil import MODEL_FILE, TEACHER_PX, DistilConfig, distil, view
@@ -97,37 +99,19 @@ def judge(student: Landmarker, teacher: Landmarker, views: Tensor, crop_px: int)
     return f"2D {off.mean():.2f} (median {off.median():.2f}) % of the crop, world {world_mm:.1f} mm"
 
 
-def main() -> None:
-    """Detect, cut, distil and evaluate."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--model", required=True, help="MediaPipe's hand_landmarker.task")
-    parser.add_argument("--start", type=Path, help="weights of an earlier distillation")
-    parser.add_argument("--crop-px", type=int, default=160)
-    parser.add_argument("--steps", type=int, default=10_000)
-    arguments = parser.parse_args()
-    out: Path = arguments.out
-    config = DistilConfig(crop_px=arguments.crop_px, steps=arguments.steps)
-    train, aside = crops_of(out, arguments.photos, arguments.model)
-    shown = view(
-        train[:: len(train) // MEASURED],
-        keys(1, torch.arange(len(train[:: len(train) // MEASURED]))),
-        MARGIN,
-        config,
-    )
-    teacher = read_landmarker(arguments.model, shown)
-    student = read_landmarker(
-        arguments.model, F.interpolate(shown, size=config.crop_px, mode="bilinear", antialias=True)
-    )
-    if arguments.start:
-        student.load_state_dict(safetensors.torch.load_file(arguments.start))
+def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str | None = None) -> Path:
+    """Detect, cut, distil from `start` if given, evaluate, and return the path of the network."""
+    train, aside = crops_of(out, photos, model)
+    measured = train[:: len(train) // MEASURED]
+    shown = view(measured, keys(1, torch.arange(len(measured))), MARGIN, config)
+    teacher = read_landmarker(model, shown)
+    small = F.interpolate(shown, size=config.crop_px, mode="bilinear", antialias=True)
+    student = read_landmarker(model, small) if start is None else started(start)
     rows = aside[:: max(len(aside) // JUDGED, 1)]
     views = view(rows, keys(2, torch.arange(len(rows))), MARGIN, config)
     assert views.shape[-1] == TEACHER_PX
-    print(
-        f"{len(train)} crops, {len(aside)} held out; before: {judge(student, teacher, views, config.crop_px)}"
-    )
+    before = judge(student, teacher, views, config.crop_px)
+    print(f"{len(train)} crops, {len(aside)} held out; before: {before}", flush=True)
 
     def show(step: int, loss: float) -> None:
         if step % 100 == 0:
@@ -135,8 +119,34 @@ def main() -> None:
 
     mean = distil(teacher, student, train, MARGIN, out / "run", config, show)
     print(f"after: {judge(mean, teacher, views, config.crop_px)}")
-    half = {name: t.half() if t.ndim > 1 else t for name, t in mean.state_dict().items()}
-    write_whole(str(out / MODEL_FILE), safetensors.torch.save(half))
+    path = out / MODEL_FILE
+    write_whole(str(path), landmarker_bytes(mean, config.crop_px))
+    return path
+
+
+def started(place: str) -> Landmarker:
+    """Return the landmark network of an earlier distillation, or of a checkpoint such as `default`."""
+    if is_landmarker_file(place):
+        return load_landmarker(place)
+    network = load_checkpoint(place).network.last_look
+    landmarker = Landmarker()
+    for name, part in landmarker.named_children():
+        part.load_state_dict(getattr(network, name).state_dict())
+    return landmarker
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--model", required=True, help="MediaPipe's hand_landmarker.task")
+    parser.add_argument("--start", help="an earlier distillation, or a checkpoint such as 'default'")
+    parser.add_argument("--crop-px", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=DistilConfig.steps)
+    arguments = parser.parse_args()
+    config = DistilConfig(crop_px=arguments.crop_px, steps=arguments.steps)
+    taught(arguments.out, arguments.photos, arguments.model, config, arguments.start)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,8 @@ class TrainConfig:
 
     network: NetworkConfig = field(default_factory=NetworkConfig, metadata={"group": "network"})
     hand: str = "open"  # or mano:PATH
-    # Checkpoint to start from; or MediaPipe's hand_landmarker.task, for the backbone hand_landmark.
+    # Checkpoint to start from; or, for the backbone hand_landmark, MediaPipe's hand_landmarker.task or a network
+    # that tools/landmarker.py distilled from it.
     start_from: str = ""
     data: tuple[SourceConfig, ...] = (SourceConfig(),)
     batch_size: int = 32  # over all workers

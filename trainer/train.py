@@ -23,7 +23,9 @@ from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.hand.model import HandModel
 from annotator.model.checkpoint import load_checkpoint
+from annotator.model.landmarker import Landmarker
 from annotator.model.landmarker_file import INPUT_PX, read_landmarker
+from annotator.model.landmarker_weights import is_landmarker_file, load_landmarker
 from annotator.model.network import Network
 from annotator.model.pretrained import PretrainedUnreachableError, load_pretrained
 from annotator.runtime.device import device_of
@@ -163,7 +165,7 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
         network = Network(config.network, hand)
     if resumes:
         return network.train()
-    if config.start_from.endswith(".task"):
+    if config.start_from.endswith(".task") or is_landmarker_file(config.start_from):
         _start_from_landmarker(network, config, hand)
         if config.inverse_kinematics:
             train_inverse_kinematics(network.prior_net, hand, config.inverse_kinematics, config.seed)
@@ -191,25 +193,34 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
 
 
 def _start_from_landmarker(network: Network, config: TrainConfig, hand: HandModel) -> None:
-    """Give backbone and read-outs MediaPipe's weights, with batch norms measured on the first crops.
+    """Give backbone and read-outs the weights of MediaPipe's network or of one distilled from it.
 
-    Every worker measures the same values, on crops of the file's own input size. In training mode each batch then has
-    the statistics that the layers expect, for any `crop_px`; at smaller sizes this moves outputs closer to MediaPipe's
-    landmarks.
+    MediaPipe's file has no batch norms: they are measured on the first crops, of the file's own input size, with the
+    same result on every worker. In training mode each batch then has the statistics that the layers expect, for any
+    `crop_px`; at smaller sizes this moves outputs closer to MediaPipe's landmarks.
     """
     if config.network.backbone != "hand_landmark":
         raise UserError(
             f"start_from '{config.start_from}' holds the backbone hand_landmark, not {config.network.backbone}: "
             "set network.backbone=hand_landmark"
         )
+    landmarker = (
+        _measured_landmarker(config, hand)
+        if config.start_from.endswith(".task")
+        else load_landmarker(config.start_from)
+    )
+    network.backbone.load_state_dict(landmarker.backbone.state_dict())
+    if network.heads is not None:
+        network.heads.load_state_dict(landmarker.heads.state_dict())
+
+
+def _measured_landmarker(config: TrainConfig, hand: HandModel) -> Landmarker:
+    """Read MediaPipe's network and measure its batch norms on the training's first crops."""
     at_its_size = replace(config, network=replace(config.network, crop_px=INPUT_PX))
     data = Steps(at_its_size, hand)
     steps = range(math.ceil(MEASURED_CROPS / config.batch_size))
     crops = [_prepared(data[step], data, at_its_size, torch.device("cpu"))[0] for step in steps]
-    landmarker = read_landmarker(config.start_from, torch.cat(crops))
-    network.backbone.load_state_dict(landmarker.backbone.state_dict())
-    if network.heads is not None:
-        network.heads.load_state_dict(landmarker.heads.state_dict())
+    return read_landmarker(config.start_from, torch.cat(crops))
 
 
 def _without_sizes(config: NetworkConfig) -> NetworkConfig:

@@ -1,0 +1,55 @@
+"""Save and read a distilled landmark network (`trainer/distil.py`): a start for training, as a `.task` file is."""
+
+from __future__ import annotations
+
+import json
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from annotator.errors import UserError
+from annotator.model.landmarker import Landmarker
+from annotator.storage.files import read_whole
+
+#: Metadata key of such a file; its value is the side of the crops that the network was taught on, pixels.
+KEY = "amvur_landmarker"
+
+
+def landmarker_bytes(landmarker: Landmarker, crop_px: int) -> bytes:
+    """Return the safetensors file, with weights in 16 bits."""
+    tensors = {
+        name: (tensor.half() if tensor.ndim > 1 else tensor).contiguous()
+        for name, tensor in landmarker.state_dict().items()
+    }
+    return safetensors.torch.save(tensors, metadata={KEY: str(crop_px)})
+
+
+def is_landmarker_file(place: str) -> bool:
+    """Return whether a path or URL is such a file: its header says so."""
+    data = read_whole(place) if place.endswith(".safetensors") else None
+    if not data or len(data) < 8:
+        return False
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except ValueError:
+        return False
+    return KEY in header.get("__metadata__", {})
+
+
+def load_landmarker(place: str) -> Landmarker:
+    """Read a file that `landmarker_bytes` made.
+
+    Raises:
+        UserError: it does not exist, is damaged or is not such a file.
+    """
+    data = read_whole(place)
+    landmarker = Landmarker()
+    try:
+        tensors = safetensors.torch.load(data or b"")
+        landmarker.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"'{place}' is not a landmark network that tools/landmarker.py wrote: {reason}"
+        ) from None
+    return landmarker.eval()
