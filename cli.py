@@ -46,6 +46,13 @@ class Side(str, Enum):
     right = "right"
 
 
+class Search(str, Enum):
+    """How long the detector searches a photo without a hand."""
+
+    quick = "quick"
+    thorough = "thorough"
+
+
 Checkpoint = Annotated[
     str,
     typer.Option(
@@ -75,6 +82,13 @@ JobAddress = Annotated[
 ]
 EveryFrames = Annotated[int, typer.Option(min=1, help="Of a video, each so-many-th frame.")]
 MaxHands = Annotated[int, typer.Option(min=1, help="Hands a photo, at most, that the detector looks for.")]
+SearchOption = Annotated[
+    Search,
+    typer.Option(
+        help="thorough: where the detector finds nothing, it looks again at the turned photo and at tiles of it, for "
+        "small, sideways and upside-down hands. Only photos without a hand take longer."
+    ),
+]
 Relabel = Annotated[
     str | None,
     typer.Option(
@@ -100,6 +114,7 @@ def annotate(
         ),
     ] = None,
     max_hands: MaxHands = 2,
+    search: SearchOption = Search.quick,
     boxes: Annotated[
         str | None, typer.Option(help="Where the hands are: a list with boxes, or what `amvur detect` wrote.")
     ] = None,
@@ -147,6 +162,7 @@ def annotate(
         "side": side.value,
         "detector": detector,
         "max_hands": max_hands,
+        "search": search.value,
         "boxes": boxes,
         "boxes_normalised": boxes_normalised,
         "every": every,
@@ -196,6 +212,7 @@ def detect(
         typer.Option(help="Path or URL of MediaPipe's hand_landmarker.task; default the one in this folder."),
     ] = None,
     max_hands: MaxHands = 2,
+    search: SearchOption = Search.quick,
     world_joints: Annotated[bool, typer.Option(help="Also keep the detector's guess of 3D joints.")] = False,
     every: EveryFrames = 1,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
@@ -214,6 +231,7 @@ def detect(
             out,
             model,
             max_hands=max_hands,
+            search=search.value,
             world_joints=world_joints,
             every=every,
             compute=ComputeOptions(workers, shard_size=shard_size, address=address),

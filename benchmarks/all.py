@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 #: In this order; those that label photos are given PHOTOS.
 WITH_PHOTOS = ("startup", "versus", "network", "growth", "decode", "chaos")
-WITHOUT = ("rasterize", "skinning", "synth", "fit", "filter", "report", "scale", "corpus")
+WITHOUT = ("rasterize", "skinning", "synth", "fit", "filter", "report", "scale", "corpus", "detector")
 
 
 def run(name: str, arguments: list[str]) -> dict[str, Any]:

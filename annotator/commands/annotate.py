@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
-from annotator.detector import detector_of_process, read_model
+from annotator.detection.detector import Search, check_search, detector_of_process, read_model
 from annotator.errors import UserError
 from annotator.job.dispatcher import Crew, Stations
 from annotator.job.record import RunRecord, RunSettings, read_run_record
@@ -39,6 +39,7 @@ def annotate(
     side: Side = "auto",
     detector: str | None = None,
     max_hands: int = 2,
+    search: Search = "quick",
     boxes: str | None = None,
     boxes_normalised: bool = False,
     every: int = 1,
@@ -57,6 +58,7 @@ def annotate(
         detector: path or URL of MediaPipe's `hand_landmarker.task`, which finds the hands in each photo; without it
             and without boxes, each photo is the crop around one hand.
         max_hands: how many the detector looks for in a photo.
+        search: `thorough` makes the detector look again where it finds nothing, at turned and at enlarged parts.
         boxes: where the hands are: a list with boxes, or labels that `amvur detect` wrote.
         boxes_normalised: boxes of a list are fractions of each photo's width and height.
         every: of a video, each so-many-th frame.
@@ -80,6 +82,7 @@ def annotate(
         side=side,
         detector=detector,
         max_hands=max_hands,
+        search=search,
         boxes=boxes,
         boxes_normalised=boxes_normalised,
         every=every,
@@ -98,6 +101,7 @@ def annotation(
     side: Side = "auto",
     detector: str | None = None,
     max_hands: int = 2,
+    search: Search = "quick",
     boxes: str | None = None,
     boxes_normalised: bool = False,
     every: int = 1,
@@ -109,8 +113,11 @@ def annotation(
     labels = label_folder(labels)
     if side not in get_args(Side):
         raise UserError(f"side is {side!r}, may be {', '.join(get_args(Side))}")
+    check_search(search)
     if not 0 <= samples <= MOST_SAMPLES:
         raise UserError(f"samples is {samples}: give 0 to {MOST_SAMPLES}")
+    if search != "quick" and not detector:
+        raise UserError(f"search {search!r} is for a detector: give one too, or run `amvur detect` with it")
     if detector and boxes:
         raise UserError("detector and boxes both say where the hands are: give one of them")
     with patience(FIRST_ANSWER_S):  # a wrong name or key is told before a model is loaded
@@ -132,12 +139,13 @@ def annotation(
         crop_px=loaded.cut_px,
         detector=found.id if found else None,
         max_hands=max_hands if found else 1,
+        search=search if found else "quick",
         every=every,
         boxes=shown(label_folder(boxes)) if boxes else None,
         boxes_normalised=boxes_normalised,
         samples=samples,
     )
-    find = partial(detector_of_process, found, max_hands) if found else None
+    find = partial(detector_of_process, found, max_hands, search) if found else None
     schema = label_schema(loaded.hand.vertex_count, label_metadata(loaded, samples), photos.columns, samples)
 
     def stations(crew: Crew) -> Stations:

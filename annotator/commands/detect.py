@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from annotator.commands.annotate import some_photos
-from annotator.detector import ENOUGH_PX, FoundHand, detector_of_process, read_model
+from annotator.detection.detector import ENOUGH_PX, FoundHand, Search, check_search, detector_of_process, read_model
 from annotator.errors import UserError
 from annotator.job.dispatcher import Stations
 from annotator.job.record import RunRecord, read_run_record
@@ -44,6 +44,7 @@ class DetectSettings:
     max_hands: int
     world_joints: bool
     every: int = 1
+    search: Search = "quick"
 
 
 def detect(
@@ -52,6 +53,7 @@ def detect(
     model: str | None = None,
     *,
     max_hands: int = 2,
+    search: Search = "quick",
     world_joints: bool = False,
     every: int = 1,
     compute: ComputeOptions = ComputeOptions(),
@@ -65,6 +67,7 @@ def detect(
         out: path or URL of the label folder, made if need be.
         model: path or URL of MediaPipe's `hand_landmarker.task`.
         max_hands: how many hands a photo shows at most.
+        search: `thorough` looks again where nothing was found, at turned and at enlarged parts of the photo.
         world_joints: fill `joints3d_mm` with the detector's own guess.
         every: of a video, each so-many-th frame.
         compute: `workers` are processes, a core each; `shard_size` and `address` as for `annotate`.
@@ -77,14 +80,15 @@ def detect(
     Raises:
         UserError: a mistake in the arguments, before any work; or what `run_job` raises.
     """
+    check_search(search)
     out = label_folder(out)
     with patience(FIRST_ANSWER_S):  # a wrong name or key is told at once
         source = some_photos(photos, out, every, by_hand=False)
         found = read_model(model)
         if read_run_record(out, DetectSettings) is None:
             check_writable(out)
-    settings = DetectSettings(SCHEMA_VERSION, source.place, found.id, max_hands, world_joints, every)
-    find = partial(detector_of_process, found, max_hands)
+    settings = DetectSettings(SCHEMA_VERSION, source.place, found.id, max_hands, world_joints, every, search)
+    find = partial(detector_of_process, found, max_hands, search)
     stations = Stations(
         open=partial(detect_shard, find=find, world_joints=world_joints),
         model=None,

@@ -151,7 +151,7 @@ def _videos() -> str:
 
 
 def _detector(model: str | None) -> str:
-    from annotator.detector import HandDetector, model_file, read_model
+    from annotator.detection.detector import HandDetector, model_file, read_model
 
     if not _has("mediapipe"):
         raise _AbsentError("not installed (pip install 'amvur-annotator[detect]')")

@@ -31,6 +31,7 @@ class RunSettings:
     crop_px: int
     detector: str | None = None  # id; none: each photo is the crop around one hand
     max_hands: int = 1
+    search: str = "quick"  # of the detector
     every: int = 1  # of a video's frames
     boxes: str | None = None  # where the hands are listed
     boxes_normalised: bool = False  # whether as fractions of the photo

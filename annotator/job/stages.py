@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from annotator.detector import ENOUGH_PX, HandDetector
+from annotator.detection.detector import ENOUGH_PX, HandDetector
 from annotator.errors import UserError
 from annotator.labels.schema import labels_to_table, without_hand
 from annotator.photos.crops import Crops, crop_photo

@@ -31,7 +31,7 @@ pytest.importorskip("mediapipe", reason="MediaPipe (extra 'detect') is not insta
 
 from annotator.commands.annotate import annotate
 from annotator.commands.detect import detect, detection_schema
-from annotator.detector import HandDetector, agreement, read_model
+from annotator.detection.detector import HandDetector, agreement, read_model
 from annotator.job.resources import ComputeOptions
 
 SMALL_SHARDS = ComputeOptions(shard_size=4)

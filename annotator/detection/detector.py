@@ -20,12 +20,14 @@ import zipfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from annotator.detection.duplicates import distinct
+from annotator.detection.views import search_rounds
 from annotator.errors import UserError
 from annotator.photos.crops import box_around_joints
 from annotator.runtime.stderr import quiet_stderr
@@ -43,6 +45,15 @@ BORDER = 0.5
 
 #: The fit between its two answers, of a share of the hand's size, at which `detection_score` is 1/2.
 _HALF_SCORE_MISFIT = 0.05
+
+#: How long a photo without a hand is searched: `quick`, one look and one with the border turned about; `thorough`, then
+#: also turned and in tiles (`views.py`).
+Search = Literal["quick", "thorough"]
+
+#: A find of the second look counts from this `detection_score` and this longer side on. So many looks find hands where
+#: there are none: of 11 such finds 8 are below, of 44 true ones one.
+_AGAIN_MIN_SCORE = 0.5
+_AGAIN_MIN_PX = 32
 
 #: The name under which it is given out.
 MODEL_NAME = "hand_landmarker.task"
@@ -81,12 +92,13 @@ class DetectorModel:
 class HandDetector:
     """MediaPipe's hand landmarker, ready to look at photos. One per process and thread."""
 
-    def __init__(self, model: str | DetectorModel, max_hands: int = 2) -> None:
+    def __init__(self, model: str | DetectorModel, max_hands: int = 2, search: Search = "quick") -> None:
         """Load a model.
 
         Args:
             model: path or URL of `hand_landmarker.task`, or what `read_model` gave.
             max_hands: how many hands a photo shows at most.
+            search: `thorough` looks again where the first look finds nothing, at turned and at enlarged parts.
 
         Raises:
             UserError: the package or the model is missing, or the file is no such model.
@@ -98,8 +110,10 @@ class HandDetector:
         from mediapipe.tasks.python import BaseOptions
         from mediapipe.tasks.python.vision import HandLandmarker, HandLandmarkerOptions
 
+        self._max_hands, self._search = max_hands, search
+        # Any of them may be found twice, and must not take the place of another.
         options = HandLandmarkerOptions(
-            base_options=BaseOptions(model_asset_buffer=model.bundle), num_hands=max_hands
+            base_options=BaseOptions(model_asset_buffer=model.bundle), num_hands=2 * max_hands
         )
         self._image = lambda pixels: MediaPipeImage(image_format=ImageFormat.SRGB, data=pixels)
         # It logs as it starts and at its first photo, not later.
@@ -127,14 +141,38 @@ class HandDetector:
             pixels: (H, W, 3) RGB, the photo or a scaled-down version of it.
             width: of the photo itself, if `pixels` is not. height: likewise.
         """
-        size = np.array([width or pixels.shape[1], height or pixels.shape[0]], np.float64)
+        whole, size = pixels, np.array([width or pixels.shape[1], height or pixels.shape[0]], np.float64)
         shrink = min(pixels.shape[:2]) // ENOUGH_PX
         if shrink > 1:
             pixels = np.asarray(Image.fromarray(pixels).reduce(shrink))
         bordered_first = max(pixels.shape[:2]) <= CROP_LIKE_PX
         found = self._look(pixels, bordered_first) or self._look(pixels, not bordered_first)
+        is_first_look = bool(found)
+        if not found and self._search == "thorough":
+            found = self._look_again(whole)
         hands = [_hand(points * [*size, size[0]], *rest) for points, *rest in found]
+        kept = distinct([hand.joints2d_px for hand in hands], [hand.detection_score for hand in hands])
+        if not is_first_look:  # MediaPipe orders the hands of one look, not those of several
+            kept.sort(key=lambda index: -hands[index].detection_score)
+        hands = [hands[index] for index in kept[: self._max_hands]]
         return sorted(hands, key=lambda hand: -float(np.prod(hand.box_xyxy[2:] - hand.box_xyxy[:2])))
+
+    def _look_again(self, pixels: NDArray[np.uint8]) -> list[Any]:
+        """Return the hands of the first round of views that finds any, as `_look` does."""
+        height, width = pixels.shape[:2]
+        to_shares = np.array([width, height, width], np.float64)
+        for views in search_rounds(width, height):
+            found = []
+            for view in views:
+                seen = view.cut(pixels)
+                for shares, joints3d_mm, *side in self._look(seen):
+                    points = view.to_photo(shares * [seen.shape[1], seen.shape[0], seen.shape[1]])
+                    joints3d_mm = view.turned_back(joints3d_mm)
+                    if view.holds(points, width, height) and _is_sure(points[:, :2], joints3d_mm):
+                        found.append((points / to_shares, joints3d_mm, *side))
+            if found:
+                return found
+        return []
 
     def _look(self, pixels: NDArray[np.uint8], bordered: bool = False) -> list[Any]:
         """Of each hand: landmarks (21, 3), joints (21, 3) in mm, its side.
@@ -168,14 +206,14 @@ def _coordinates(points: Any) -> NDArray[np.float64]:
     return np.array([[point.x, point.y, point.z] for point in points])
 
 
-_of_process: dict[tuple[str, int], HandDetector] = {}
+_of_process: dict[tuple[str, int, Search], HandDetector] = {}
 
 
-def detector_of_process(model: DetectorModel, max_hands: int) -> HandDetector:
+def detector_of_process(model: DetectorModel, max_hands: int, search: Search) -> HandDetector:
     """The one of this process, loaded when first asked for."""
-    key = (model.id, max_hands)
+    key = (model.id, max_hands, search)
     if key not in _of_process:
-        _of_process[key] = HandDetector(model, max_hands)
+        _of_process[key] = HandDetector(model, max_hands, search)
     return _of_process[key]
 
 
@@ -192,6 +230,17 @@ def _hand(
         landmark_depth_px=landmarks_px[:, 2] - landmarks_px[0, 2],
         joints3d_mm=joints3d_mm - joints3d_mm[0],
     )
+
+
+def check_search(search: str) -> None:
+    """Raise `UserError` where `search` is none of `Search`."""
+    if search not in get_args(Search):
+        raise UserError(f"search is {search!r}, may be {', '.join(get_args(Search))}")
+
+
+def _is_sure(joints2d_px: NDArray[np.float64], joints3d_mm: NDArray[np.float64]) -> bool:
+    is_large = float(np.ptp(joints2d_px, axis=0).max()) >= _AGAIN_MIN_PX
+    return is_large and agreement(joints2d_px, joints3d_mm) >= _AGAIN_MIN_SCORE
 
 
 def agreement(joints2d_px: NDArray[np.floating], joints3d_mm: NDArray[np.floating]) -> float:

@@ -1,0 +1,89 @@
+"""Where a photo is searched again after the first look found nothing: turned, and in tiles that overlap.
+
+MediaPipe finds palms in the picture scaled to 192 x 192 pixels, where small hands have too few of them. A tile shows
+them larger. Sideways and upside-down hands are found less often, so each picture is also turned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+#: Sides of square tiles over the photo's shorter side.
+TILE_SIDES = (1 / 2, 1 / 4)
+
+#: What neighbouring tiles share at least, of a tile's side: a hand that is no larger is whole in one of them.
+OVERLAP = 0.4
+
+#: Tiles are no smaller: MediaPipe would see nothing but enlarged pixels.
+MIN_TILE_PX = 64
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of a photo, turned counterclockwise by `quarter_turns` * 90 degrees."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    quarter_turns: int
+
+    def cut(self, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the part of the photo (H, W, 3), turned."""
+        part = photo[self.top : self.top + self.height, self.left : self.left + self.width]
+        return np.ascontiguousarray(np.rot90(part, self.quarter_turns))
+
+    def to_photo(self, landmarks_px: Floats) -> Floats:
+        """Return landmarks (N, 3) of the view as pixels of the photo; depth, which has the same unit, stays."""
+        turned_width = self.height if self.quarter_turns % 2 else self.width
+        turned_height = self.width if self.quarter_turns % 2 else self.height
+        middle = np.array([turned_width / 2, turned_height / 2, 0])
+        centre = np.array([self.left + self.width / 2, self.top + self.height / 2, 0])
+        return self.turned_back(landmarks_px - middle) + centre
+
+    def turned_back(self, vectors: Floats) -> Floats:
+        """Return vectors (N, 3), x right and y down, in the axes of the photo."""
+        x, y, z = vectors.T
+        for _ in range(self.quarter_turns % 4):
+            x, y = -y, x
+        return np.stack([x, y, z], 1)
+
+    def holds(self, landmarks_px: Floats, photo_width: int, photo_height: int) -> bool:
+        """Whether landmarks (N, 3), photo pixels, cross none of the view's edges but those of the photo."""
+        (x1, y1), (x2, y2) = landmarks_px[:, :2].min(0), landmarks_px[:, :2].max(0)
+        right, bottom = self.left + self.width, self.top + self.height
+        return bool(
+            (self.left == 0 or x1 > self.left)
+            and (self.top == 0 or y1 > self.top)
+            and (right == photo_width or x2 < right)
+            and (bottom == photo_height or y2 < bottom)
+        )
+
+
+def search_rounds(width: int, height: int) -> Iterator[list[View]]:
+    """Yield the views of each round for a photo of `width` x `height` pixels, the round that finds most first."""
+    sides_px = [side for share in TILE_SIDES if (side := round(share * min(width, height))) >= MIN_TILE_PX]
+    yield [View(0, 0, width, height, turns) for turns in (1, 2, 3)]
+    for side in sides_px:
+        yield _tiles(width, height, side, (0,))
+    if sides_px:  # small tiles turned too would take longer than all of the above and find next to none
+        yield _tiles(width, height, sides_px[0], (1, 2, 3))
+
+
+def _tiles(width: int, height: int, side: int, turns: Sequence[int]) -> list[View]:
+    """Return overlapping square tiles of the photo, each at all turns."""
+    corners = [(left, top) for top in _starts(height, side) for left in _starts(width, side)]
+    return [View(*corner, side, side, turn) for corner in corners for turn in turns]
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Return where tiles begin along `length` pixels: evenly spread, with at least `OVERLAP` in common."""
+    steps = math.ceil((length - side) / ((1 - OVERLAP) * side))
+    return [round(step * (length - side) / steps) for step in range(steps + 1)] if steps else [0]
