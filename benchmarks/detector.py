@@ -22,11 +22,11 @@ from machine import machine, tell
 from numpy.typing import NDArray
 from PIL import Image
 
-from annotator.detection.detector import HandDetector
+from annotator.detection.detector import HandDetector, Search
 
 SHARED = Path(__file__).parents[2] / "shared"
 SIZES = (1, 2, 4, 8)
-SEARCHES = ("quick", "thorough")
+SEARCHES: tuple[Search, ...] = ("quick", "thorough")
 
 #: A piece without a hand has sides of at least so many pixels.
 PIECE_PX = 200
