@@ -17,7 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from annotator.commands.annotate import some_photos
-from annotator.detection.detector import ENOUGH_PX, FoundHand, Search, check_search, detector_of_process, read_model
+from annotator.detection.detector import (
+    ENOUGH_PX,
+    FoundHand,
+    Search,
+    check_search,
+    detector_of_process,
+    read_model,
+)
 from annotator.errors import UserError
 from annotator.job.dispatcher import Stations
 from annotator.job.record import RunRecord, read_run_record

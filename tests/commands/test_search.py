@@ -218,8 +218,8 @@ def test_a_hand_found_as_the_other_hand_too_is_one_hand():
 
 
 def test_the_job_finds_with_a_thorough_search_and_refuses_to_mix(model, hand_scenes, local_ray, tmp_path):
-    from annotator.commands.detect import detect
     from annotator.commands.annotate import annotate
+    from annotator.commands.detect import detect
 
     photos = tmp_path / "photos"
     photos.mkdir()
