@@ -1,0 +1,1 @@
+"""Hands of a video joined over its frames, and their motion smoothed by each frame's own predicted variance."""

@@ -1,0 +1,56 @@
+"""Rotations as channels: a path of rotations unrolled onto a flat space, where it can be smoothed, and rolled back."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.frames import rotation_matrices, rotation_vectors
+from annotator.track.smoother import Floats, Noise, Smoothed, Track, fit_noise, smooth
+
+#: Rounds after which a smoothed path of rotations moves no more.
+_ROUNDS = 3
+
+
+def smooth_rotations(
+    time_s: Floats, rotations: Floats, variance: Floats, observed: NDArray[np.bool_]
+) -> tuple[Floats, Smoothed, Noise]:
+    """Smooth rotations (T, 3, 3) that turn at nearly constant angular velocity in their own axes.
+
+    The path is unrolled: the small turns from frame to frame, which are vectors of the tangent space, are added up, so
+    that turns of any size have no seam. Measurements lie in the tangent space at the current path, and the path is
+    improved until it stays.
+
+    Returns:
+        Rotations (T, 3, 3), their posterior in the tangent space (radians), and the fitted noise.
+    """
+    path = filled(time_s, rotations, observed)
+    noise: Noise | None = None
+    for _ in range(_ROUNDS):
+        unrolled = _unrolled(path)
+        apart = rotation_vectors(path.swapaxes(1, 2) @ np.where(observed[:, None, None], rotations, path))
+        track = Track(time_s, unrolled + apart, variance, observed)
+        noise = noise or fit_noise(track)
+        smoothed = smooth(track, noise)
+        path = path @ rotation_matrices(smoothed.position - unrolled)
+    assert noise is not None
+    return path, smoothed, noise
+
+
+def _unrolled(path: Floats) -> Floats:
+    """Return the sum (T, 3) of the turns from frame to frame, each in the axes of the frame before."""
+    steps = rotation_vectors(path[:-1].swapaxes(1, 2) @ path[1:])
+    return np.concatenate([np.zeros((1, 3)), np.cumsum(steps, 0)])
+
+
+def filled(time_s: Floats, rotations: Floats, observed: NDArray[np.bool_]) -> Floats:
+    """Return rotations (T, 3, 3) with each that is not observed turned part of the way between its neighbours."""
+    seen = np.flatnonzero(observed)
+    after = np.searchsorted(seen, np.arange(len(observed))).clip(0, len(seen) - 1)
+    before = np.where(seen[after] == np.arange(len(observed)), after, after - 1).clip(0)
+    start, end = seen[before], seen[after]
+    span = time_s[end] - time_s[start]
+    way = np.where(span > 0, (time_s - time_s[start]) / np.where(span > 0, span, 1.0), 0.0)
+    turn = rotation_vectors(rotations[start].swapaxes(1, 2) @ rotations[end])
+    result: Floats = rotations[start] @ rotation_matrices(turn * way[:, None])
+    return result
