@@ -193,12 +193,24 @@ def synth(
     count: Annotated[int, typer.Option(min=1, help="How many hands.")] = 36,
     seed: Annotated[int, typer.Option(help="The same seed draws the same photos.")] = 0,
     size_px: Annotated[int, typer.Option(min=32, max=1024, help="Side of a photo.")] = 256,
+    sequences: Annotated[
+        int, typer.Option(min=0, help="Draw so many sequences of moving hands, `count` frames each.")
+    ] = 0,
     address: JobAddress = None,
 ) -> None:
-    """Draw photos of synthetic hands."""
+    """Draw photos of synthetic hands, or with --sequences of hands that move."""
     from trainer.synth import write_photos
 
     _submit_to(address, str(out))
+    if sequences:
+        from trainer.synth.write_sequences import write_sequences
+
+        write_sequences(out, sequences, count, seed, size_px)
+        typer.echo(
+            f"{sequences} sequences of {count} frames in {out / 'images'}, listed with boxes in {out / 'frames.csv'}, "
+            f"their true labels in {out / 'truth.parquet'}"
+        )
+        return
     write_photos(out, count, seed, size_px)
     typer.echo(f"{count} photos in {out / 'images'}, their true labels in {out / 'truth.parquet'}")
 
@@ -282,6 +294,43 @@ def fit(
         )
     _print_outcomes(record)
     typer.echo(f"{record.photos} photos in {labels}")
+    _exit_if_failed(record)
+
+
+@app.command(epilog="Example: amvur track labels/ tracked/")
+def track(
+    labels: Annotated[
+        str, typer.Argument(help="A label folder of videos, or of a list with a `sequence` column.")
+    ],
+    out: Annotated[
+        str, typer.Argument(help="The tracked label folder, a path or URL; an unfinished one resumes.")
+    ],
+    max_gap: Annotated[
+        int, typer.Option(min=0, help="Frames that a hand may be missing for; they are filled.")
+    ] = 10,
+    hand: Annotated[
+        str, typer.Option(help="Hand model of the labels: 'open', or 'mano:PATH' of your MANO_RIGHT.pkl.")
+    ] = "open",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Sequences per label file.")] = 1,
+    address: Address = None,
+) -> None:
+    """Join hands over the frames of videos and smooth their motion. Run it again to resume where it stopped."""
+    from annotator.job.resources import ComputeOptions
+    from annotator.commands.track import track as track_hands
+
+    _submit_to(address, labels, out)
+    with photos_bar("tracking", "hands") as told:
+        record = track_hands(
+            labels,
+            out,
+            max_gap=max_gap,
+            hand=hand,
+            compute=ComputeOptions(workers, shard_size=shard_size, address=address),
+            on_progress=told,
+        )
+    _print_outcomes(record)
+    typer.echo(f"{record.photos} frames in {out}; '{labels}' is unchanged")
     _exit_if_failed(record)
 
 
@@ -594,7 +643,7 @@ def _submit_to(address: str | None, *places: str | None) -> None:
 
     if address and is_job_address(address):
         arguments = without_address(
-            sys.argv[1:], "auto" if sys.argv[1] in ("annotate", "detect", "fit") else None
+            sys.argv[1:], "auto" if sys.argv[1] in ("annotate", "detect", "fit", "track") else None
         )
         raise typer.Exit(
             submit(address, arguments, _as_it_comes, places=[place for place in places if place])

@@ -61,6 +61,8 @@ class Stations:
     #: Made once in each actor; None where nothing is left to do.
     model: Callable[[], Callable[[Shard], Shard]] | None
     schema: pa.Schema
+    #: Rows of entries that ended every process which opened them.
+    crashed: Callable[[Sequence[Entry]], Shard] = crashed_shard
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ class Dispatcher:
         self._write = ray.remote(num_cpus=crew.decoder_cpus, **_ONCE)(write_labels)
         self._opener, self._schema = ray.put(stations.open), ray.put(stations.schema)
         self._make = None if stations.model is None else ray.put(stations.model)
+        self._crashed = stations.crashed
         self._models: list[_Model] = []
         # What waits to be written counts, too: a slow store must not fill the memory of all machines.
         self._most = 2 * crew.decoders + (_AHEAD + 1) * crew.workers + 2
@@ -257,7 +260,7 @@ class Dispatcher:
         return self._opening < self._crew.decoders and self._opening + queued < self._crew.decoders + _QUEUED
 
     def _begin_open(self, piece: _Piece) -> None:
-        limit_s = HANG_S + HANG_PER_PHOTO_S * len(piece.entries)
+        limit_s = HANG_S + HANG_PER_PHOTO_S * sum(entry.photos for entry in piece.entries)
         brief, piece.data = self._open.remote(self._opener, piece.entries, limit_s)
         self._opening += 1
         self._waiting[brief] = lambda ref: self._end_open(piece, ref)
@@ -272,7 +275,7 @@ class Dispatcher:
                 return
             piece.crashes += 1
             if len(piece.entries) == 1 and piece.crashes >= PHOTO_CRASHES:
-                piece.data = self._ray.put(crashed_shard(piece.entries))
+                piece.data = self._ray.put(self._crashed(piece.entries))
                 self._opened(piece)
             elif len(piece.entries) > 1 and piece.crashes >= SHARD_CRASHES:
                 self._to_open.extend(flight.cut(1))

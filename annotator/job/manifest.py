@@ -215,7 +215,7 @@ class Manifest:
 
 def _photos(entries: list[Entry]) -> int:
     """How many photos entries are of: one that adds a hand to an earlier photo is none of its own."""
-    return sum(not entry.first_hand for entry in entries)
+    return sum(entry.photos for entry in entries if not entry.first_hand)
 
 
 def _unknown(source: Source, known: Iterator[Entry]) -> Iterator[Entry]:

@@ -51,6 +51,20 @@ class FitSettings:
     config: dict[str, Any]  # of `FitConfig`
 
 
+@dataclass(frozen=True)
+class TrackSettings:
+    """Likewise of `amvur track`."""
+
+    schema_version: int
+    source: str  # where the photos are
+    tracked_labels: str  # the label set whose hands were joined
+    checkpoint: str  # id of those labels
+    hand: str  # id
+    vertex_count: int
+    max_gap: int  # frames that a hand may be missing for
+    tracker: int  # version of the method
+
+
 #: Every kind of job has settings of its own.
 Settings = TypeVar("Settings")
 
@@ -102,12 +116,14 @@ def read_run_record(labels: str, kind: type[Settings]) -> RunRecord[Settings] | 
 
 
 def read_mesh_record(labels: str) -> RunRecord[Any] | None:
-    """The record of a label folder with meshes: its settings are `RunSettings` or `FitSettings`.
+    """The record of a label folder with meshes: its settings are `RunSettings`, `FitSettings` or `TrackSettings`.
 
     Raises:
         UserError: as for `read_run_record`.
     """
     data = read_whole(join(labels, FILE)) or b""
+    if b'"tracked_labels"' in data:
+        return read_run_record(labels, TrackSettings)
     return read_run_record(labels, FitSettings if b'"landmarks"' in data else RunSettings)
 
 

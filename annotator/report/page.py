@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.job.record import FitSettings, RunRecord, RunSettings
+from annotator.job.record import FitSettings, RunRecord, RunSettings, TrackSettings
 from annotator.report import sections
 from annotator.report.pictures import Gallery, Shown, packed
 from annotator.report.sections import readable
@@ -36,7 +36,7 @@ class Report:
     """All that a page tells."""
 
     labels: str
-    record: RunRecord[RunSettings] | RunRecord[FitSettings]
+    record: RunRecord[RunSettings] | RunRecord[FitSettings] | RunRecord[TrackSettings]
     found: Survey
     galleries: Sequence[Gallery]
     shown: Sequence[Shown]

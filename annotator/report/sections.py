@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from annotator.hand import JOINT_NAMES
-from annotator.job.record import FitSettings, RunRecord, RunSettings
+from annotator.job.record import FitSettings, RunRecord, RunSettings, TrackSettings
 from annotator.quality.calibration import UNCALIBRATED_3D
 from annotator.quality.uncertainty import CALIBRATED_LEVEL, LEVELS
 from annotator.report import charts
@@ -19,7 +19,7 @@ _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 #: A name that is longer is cut in its middle.
 _LONGEST_NAME = 120
 
-Record = RunRecord[RunSettings] | RunRecord[FitSettings]
+Record = RunRecord[RunSettings] | RunRecord[FitSettings] | RunRecord[TrackSettings]
 
 
 def readable(name: str) -> str:
@@ -158,9 +158,11 @@ def settings(record: Record, found: Survey) -> str:
     )
 
 
-def _of_maker(made: RunSettings | FitSettings) -> dict[str, str]:
+def _of_maker(made: RunSettings | FitSettings | TrackSettings) -> dict[str, str]:
     if isinstance(made, FitSettings):
         return {"landmarks from": made.landmarks}
+    if isinstance(made, TrackSettings):
+        return {"tracked from": made.tracked_labels, "gaps filled": f"up to {made.max_gap} frames"}
     return {
         "training steps": f"{made.trained_steps:,}",
         "crop": f"{made.crop_px} px",

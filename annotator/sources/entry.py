@@ -54,6 +54,7 @@ class Entry:
     # An earlier entry of the list has the same uri or id, and this entry is not another hand of it.
     duplicate: bool = False
     fault: Fault | None = None
+    photos: int = 1  # that its rows are of: a sequence's entry stands for many
     extra: dict[str, Any] = field(default_factory=dict)  # the list's other columns
 
     @property
@@ -106,6 +107,7 @@ _DEFAULTS: dict[str, Any] = {
     "first_hand": 0,
     "boxes_in": "file",
     "duplicate": False,
+    "photos": 1,
     "extra": {},
     **dict.fromkeys(["inside", "frame_index", "frame_time_s", "hands", "focal_px", "fault"]),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.frames import rotation_matrices, rotation_vectors
+from annotator.coordinates import rotation_matrices, rotation_vectors
 from annotator.track.smoother import Floats, Noise, Smoothed, Track, fit_noise, smooth
 
 #: Rounds after which a smoothed path of rotations moves no more.

@@ -1,9 +1,10 @@
 """A Rauch-Tung-Striebel smoother for channels that move at nearly constant velocity and share their variances.
 
 Each channel is a position that integrates a velocity, and the velocity is a random walk: over dt its variance grows by
-`process * dt`. A frame measures the position with the variance `scale * variance`, where `variance` is what the frame
-predicts of itself. Both factors are fitted by maximum likelihood (`fit_noise`). As covariances depend on times and
-variances only, all channels of a group share them.
+`process * dt`. A frame measures the position with two errors. One is each frame's own, of variance `own * variance`,
+where `variance` is the frame's own prediction. The other lasts, because a network errs alike on frames that look alike:
+`sqrt(lasting * variance)` times a process of unit variance that is forgotten in `MEMORY_S`. The three factors are
+fitted by maximum likelihood (`fit_noise`). Covariances depend on times and variances only, so all channels share them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 
 Floats = NDArray[np.floating]
 
@@ -21,18 +22,26 @@ Floats = NDArray[np.floating]
 #: over the squared mean time between frames. So wide that measurements decide.
 PRIOR_POSITION, PRIOR_VELOCITY = 1e6, 1e4
 
-#: Range of the process noise for which the fit looks, as log10 of `process * dt^3 / measurement variance`.
-_RATIO_LOG10 = (-7.0, 3.0)
+#: Measurements below which noise is not fitted.
+LEAST_MEASURED = 6
 
-#: Frames from which noise is fitted, at most: a longer sequence is no surer of two numbers.
-FIT_FRAMES = 1500
+#: Frames from which noise is fitted, at most: a longer sequence is no surer of three numbers.
+FIT_FRAMES = 600
+
+#: Time in which the lasting error falls to 1 / e. Fitted to a sequence, it takes gestures for errors; with this value
+#: errors fall on drawn sequences (`benchmarks/video.py`), and two or five frames do as well.
+MEMORY_S = 0.1
+
+#: Ranges of the fit: process noise times dt^3 over the measurement variance, and the share of the error that lasts.
+_PROCESS_LOG10, _SHARE = (-9.0, 3.0), (0.001, 0.999)
 
 
 class Noise(NamedTuple):
-    """The two factors of a group."""
+    """The factors of a group."""
 
     process: float  # growth of the velocity's variance, units^2 / s^3
-    scale: float  # of the measurement variances
+    own: float  # of the predicted variances: the part of the error that is each frame's own
+    lasting: float  # the part that lasts
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +50,11 @@ class Track:
 
     time_s: Floats  # (T,) strictly increasing
     values: Floats  # (T, C); any number where not observed
-    variance: Floats  # (T,) predicted, positive where observed
+    variance: Floats  # (T,) predicted, positive
     observed: NDArray[np.bool_]  # (T,) at least one
 
     def first(self, count: int) -> Track:
-        """Return the first `count` times; the first observed one is among them."""
+        """Return `count` times from the first observed one on, or fewer."""
         start = int(np.argmax(self.observed))
         rows = slice(start, start + count)
         return Track(self.time_s[rows], self.values[rows], self.variance[rows], self.observed[rows])
@@ -62,23 +71,23 @@ class Smoothed:
 
 @dataclass(frozen=True, eq=False)
 class _Filtered:
-    mean: Floats  # (T, 2, C) after each measurement
-    covariance: Floats  # (T, 2, 2)
-    predicted_mean: Floats  # (T, 2, C) before it
-    predicted: Floats  # (T, 2, 2)
+    mean: Floats  # (T, 3, C) after each measurement
+    covariance: Floats  # (T, 3, 3)
+    predicted_mean: Floats  # (T, 3, C) before it
+    predicted: Floats  # (T, 3, 3)
     misfit: float  # sum over measurements and channels of squared innovation over its variance
     log_variance: float  # sum over measurements of the log of the innovation's variance
     count: int  # measurements
 
 
 def prior(track: Track, noise: Noise) -> tuple[Floats, Floats]:
-    """Return mean (2, C) and covariance (2, 2) of position and velocity at the first time."""
+    """Return mean (3, C) and covariance (3, 3) of position, velocity and lasting error at the first time."""
     seen = track.observed
-    mean = np.zeros((2, track.values.shape[1]))
+    mean = np.zeros((3, track.values.shape[1]))
     mean[0] = track.values[seen].mean(0)
-    variance = noise.scale * float(track.variance[seen].mean())
+    variance = (noise.own + noise.lasting) * float(track.variance[seen].mean())
     step_s = mean_step(track.time_s)
-    return mean, np.diag([PRIOR_POSITION * variance, PRIOR_VELOCITY * variance / step_s**2])
+    return mean, np.diag([PRIOR_POSITION * variance, PRIOR_VELOCITY * variance / step_s**2, 1.0])
 
 
 def mean_step(time_s: Floats) -> float:
@@ -86,10 +95,13 @@ def mean_step(time_s: Floats) -> float:
     return float(time_s[-1] - time_s[0]) / (len(time_s) - 1) if len(time_s) > 1 else 1.0
 
 
-def transition(step_s: float, process: float) -> tuple[Floats, Floats]:
-    """Return how position and velocity move over a time step, and the covariance (2, 2) that it adds."""
-    move = np.array([[1.0, step_s], [0.0, 1.0]])
-    grown = process * np.array([[step_s**3 / 3, step_s**2 / 2], [step_s**2 / 2, step_s]])
+def transition(step_s: float, noise: Noise) -> tuple[Floats, Floats]:
+    """Return how the state moves over a time step, and the covariance (3, 3) that it adds."""
+    keep = np.exp(-step_s / MEMORY_S)
+    move = np.array([[1.0, step_s, 0], [0, 1.0, 0], [0, 0, keep]])
+    grown = np.zeros((3, 3))
+    grown[:2, :2] = noise.process * np.array([[step_s**3 / 3, step_s**2 / 2], [step_s**2 / 2, step_s]])
+    grown[2, 2] = 1 - keep**2
     return move, grown
 
 
@@ -99,7 +111,7 @@ def smooth(track: Track, noise: Noise) -> Smoothed:
     mean, covariance = found.mean[-1], found.covariance[-1]
     means, variances = [mean], [covariance[0, 0]]
     for k in range(len(track.time_s) - 2, -1, -1):
-        move, _ = transition(track.time_s[k + 1] - track.time_s[k], noise.process)
+        move, _ = transition(track.time_s[k + 1] - track.time_s[k], noise)
         gain = np.linalg.solve(found.predicted[k + 1], move @ found.covariance[k]).T
         mean = found.mean[k] + gain @ (mean - found.predicted_mean[k + 1])
         covariance = found.covariance[k] + gain @ (covariance - found.predicted[k + 1]) @ gain.T
@@ -112,27 +124,32 @@ def smooth(track: Track, noise: Noise) -> Smoothed:
 def fit_noise(track: Track) -> Noise:
     """Return the factors under which the measurements are likeliest.
 
-    For a given ratio of the two, the best scale is the mean squared innovation over its variance, so that one number
-    is searched for. Fewer than four measurements say nothing of motion: the hand is taken to move as it is measured.
+    For given ratios, the best size of all noise is the mean squared innovation over its variance, so that two numbers
+    are searched for. Fewer than `LEAST_MEASURED` say nothing of motion: the hand then moves as it is measured.
     """
     part = track.first(FIT_FRAMES)
     count, channels = int(part.observed.sum()), track.values.shape[1]
     unit = float(part.variance[part.observed].mean()) / mean_step(part.time_s) ** 3
-    if count < 4:
-        return Noise(unit, 1.0)
+    if count < LEAST_MEASURED:
+        return Noise(unit, 1.0, 0.0)
 
-    def scaled(log_ratio: float) -> tuple[_Filtered, float]:
-        found = _filtered(part, Noise(unit * 10**log_ratio, 1.0))
+    def noise_of(numbers: Floats, size: float = 1.0) -> Noise:
+        process = unit * 10 ** float(np.clip(numbers[0], *_PROCESS_LOG10))
+        share = float(np.clip(1 / (1 + np.exp(-numbers[1])), *_SHARE))
+        return Noise(process * size, (1 - share) * size, share * size)
+
+    def size_of(found: _Filtered) -> float:
         # The prior takes two measurements of each channel.
-        return found, max(found.misfit / ((count - 2) * channels), 1e-12)
+        return max(found.misfit / ((count - 2) * channels), 1e-12)
 
-    def cost(log_ratio: float) -> float:
-        found, scale = scaled(log_ratio)
-        return found.log_variance + (count - 2) * np.log(scale)
+    def cost(numbers: Floats) -> float:
+        found = _filtered(part, noise_of(numbers))
+        return found.log_variance + (count - 2) * float(np.log(size_of(found)))
 
-    best = minimize_scalar(cost, bounds=_RATIO_LOG10, method="bounded", options={"xatol": 0.02})
-    _, scale = scaled(best.x)
-    return Noise(unit * 10 ** float(best.x) * scale, scale)
+    simplex = np.array([[-3.0, 0.0], [-5.0, 0.0], [-3.0, 2.0]])
+    options = {"initial_simplex": simplex, "xatol": 0.05, "fatol": 0.05, "maxfev": 100}
+    best = minimize(cost, simplex[0], method="Nelder-Mead", options=options).x
+    return noise_of(best, size_of(_filtered(part, noise_of(best))))
 
 
 def _filtered(track: Track, noise: Noise) -> _Filtered:
@@ -140,21 +157,23 @@ def _filtered(track: Track, noise: Noise) -> _Filtered:
     means, covariances, predicted_means, predicted = [], [], [], []
     misfit = log_variance = 0.0
     count = 0
-    identity = np.eye(2)
+    identity = np.eye(3)
     for k, seen in enumerate(track.observed):
         if k:
-            move, grown = transition(track.time_s[k] - track.time_s[k - 1], noise.process)
+            move, grown = transition(track.time_s[k] - track.time_s[k - 1], noise)
             mean, covariance = move @ mean, move @ covariance @ move.T + grown
         predicted_means.append(mean)
         predicted.append(covariance)
         if seen:
-            measured = noise.scale * track.variance[k]
-            innovation = track.values[k] - mean[0]
-            total = covariance[0, 0] + measured
-            gain = covariance[:, 0] / total
+            measured = noise.own * track.variance[k]
+            look = np.array([1.0, 0.0, np.sqrt(noise.lasting * track.variance[k])])
+            innovation = track.values[k] - look @ mean
+            across = covariance @ look
+            total = float(look @ across) + measured
+            gain = across / total
             mean = mean + gain[:, None] * innovation
             # Joseph's form stays positive whatever the rounding.
-            keep = identity - np.outer(gain, identity[0])
+            keep = identity - np.outer(gain, look)
             covariance = keep @ covariance @ keep.T + measured * np.outer(gain, gain)
             count += 1
             if count > 2:
@@ -163,5 +182,11 @@ def _filtered(track: Track, noise: Noise) -> _Filtered:
         means.append(mean)
         covariances.append(covariance)
     return _Filtered(
-        *(np.stack(one) for one in (means, covariances, predicted_means, predicted)), misfit, log_variance, count
+        mean=np.stack(means),
+        covariance=np.stack(covariances),
+        predicted_mean=np.stack(predicted_means),
+        predicted=np.stack(predicted),
+        misfit=misfit,
+        log_variance=log_variance,
+        count=count,
     )

@@ -105,7 +105,7 @@ class SyntheticHands:
 
         scene = self.scenes.sample(draws(_SCENE))
         look, light = SkinLook(draws(_SKIN)), Light(draws(_LIGHT))
-        figure, seen = self._drawn(scene, look, light, draws(_CLOTH))
+        figure, seen = self.drawn(scene, look, light, draws(_CLOTH))
         cover, hand_cover = seen.cover, seen.hand_cover
         if has_hand is not None:
             cover, hand_cover = (share * has_hand.view(-1, 1, 1, 1) for share in (cover, hand_cover))
@@ -141,7 +141,7 @@ class SyntheticHands:
         )
         return seen & (covered[:, 0, 0] < 0.5)
 
-    def _drawn(self, scene: Scene, look: SkinLook, light: Light, draws: Draws) -> tuple[Tensor, Samples]:
+    def drawn(self, scene: Scene, look: SkinLook, light: Light, draws: Draws) -> tuple[Tensor, Samples]:
         """Return lit figures, linear RGB (B, 3, S, S), zero elsewhere, and the visible samples."""
         seen = samples(self.figure, scene, self.size_px)
         shares = reached(seen.depth_mm[:, ::2, ::2], scene.focal, scene.ray, light)

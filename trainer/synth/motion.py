@@ -41,6 +41,9 @@ _FILL, _FOCAL = (0.38, 0.55), (1.05, 1.35)
 #: Shares of sequences in which something passes before the hand, or is held; seconds of passing.
 _PASSES, _HOLDS, _PASS_S = 0.75, 0.2, (0.25, 0.8)
 
+# The share of the time between frames in which the shutter is open.
+_OPEN = 0.4
+
 _STAGE = 20  # what a sequence draws from, apart from the stages of `hands.py`
 
 
@@ -67,7 +70,9 @@ class Motions:
         chance = np.random.default_rng([self.seed, _STAGE, sequence])
         time_s = np.arange(frames) / RATE_HZ
         angles = self._angles(sequence, time_s, chance)
-        pan = np.radians(_PAN_DEG * _wander(time_s, 2, 1.2, chance) + _TREMOR_DEG * _wander(time_s, 2, 0.1, chance))
+        pan = np.radians(
+            _PAN_DEG * _wander(time_s, 2, 1.2, chance) + _TREMOR_DEG * _wander(time_s, 2, 0.1, chance)
+        )
         camera = _turns(np.concatenate([-pan[:, 1:], pan[:, :1], 0 * pan[:, :1]], 1))
         sway = _turns(np.radians(_TURN_DEG) * _wander(time_s, 3, 0.9, chance))
         turn = camera @ sway @ still.rotations[:, 0]
@@ -75,17 +80,31 @@ class Motions:
         betas = still.betas.expand(frames, -1)
         vertices, joints = self.layer(rotations, betas)
         focal, cam_t = _places(vertices, time_s, camera, chance)
-        scene = self._scene(draws, still.bend.expand(frames, -1), rotations, betas, angles, vertices, joints, cam_t, focal, chance)
+        scene = self._scene(
+            draws,
+            still.bend.expand(frames, -1),
+            rotations,
+            betas,
+            angles,
+            vertices,
+            joints,
+            cam_t,
+            focal,
+            chance,
+        )
         shift = torch.from_numpy(focal * np.tan(pan)).float()
-        middle = scene.project(joints).mean(1)
-        return Moving(scene, time_s, shift, 0.4 * torch.from_numpy(np.gradient(middle.numpy(), axis=0)))
+        middle = scene.project(joints).mean(1).numpy()
+        moved = np.gradient(middle, axis=0) if frames > 1 else 0 * middle
+        return Moving(scene, time_s, shift, _OPEN * torch.from_numpy(moved))
 
     def _angles(self, sequence: int, time_s: Floats, chance: np.random.Generator) -> Tensor:
         """Finger angles (T, 5, 4) that rest at one pose after the other and move between them without a jerk."""
         starts = [0.0]
         while starts[-1] <= time_s[-1]:
             starts.append(starts[-1] + chance.uniform(*_GESTURE_S))
-        poses = self.poses.angles(Draws(keys(self.seed, _STAGE + 1, sequence, torch.arange(len(starts) + 1)))).numpy()
+        poses = self.poses.angles(
+            Draws(keys(self.seed, _STAGE + 1, sequence, torch.arange(len(starts) + 1)))
+        ).numpy()
         at = np.searchsorted(starts, time_s, side="right") - 1
         lengths = np.diff([*starts, starts[-1] + 1.0])
         way = np.clip((time_s - np.array(starts)[at]) / lengths[at] / (1 - _REST), 0, 1)
@@ -112,7 +131,9 @@ class Motions:
         forearm = (turn @ roma.rotvec_to_rotmat(bend))[:, :, 0]
         reach = (cam_t[:, 2] - 110.0) / (-forearm[:, 2]).clamp(min=1e-3)
         ones = torch.ones(frames)
-        tube = forearms(vertices[:, self.figure.edge] @ turn, bend, sleeve * ones, math.inf * ones, 20 * ones, reach)
+        tube = forearms(
+            vertices[:, self.figure.edge] @ turn, bend, sleeve * ones, math.inf * ones, 20 * ones, reach
+        )
         size = (vertices.amax(1) - vertices.amin(1))[:, :2].amax(1)
         things, kinds, places = [], [], []
         for where, share in ((HELD, _HOLDS), (BEFORE, _PASSES)):
@@ -161,14 +182,15 @@ def _places(
     planes = vertices_mm.numpy()
     low, high = planes.min(1), planes.max(1)
     extent = (high - low)[:, :2].max()
-    depth = focal * extent / (2 * chance.uniform(*_FILL)) * np.exp(_DEPTH * _wander(time_s, 1, 1.0, chance)[:, 0])
+    depth = (
+        focal * extent / (2 * chance.uniform(*_FILL)) * np.exp(_DEPTH * _wander(time_s, 1, 1.0, chance)[:, 0])
+    )
     room = 1 - focal * (high - low)[:, :2].max(0) / (2 * depth.min())
     centre = np.clip(2 * _PLACE * _wander(time_s, 2, 0.8, chance), -room.clip(0), room.clip(0))
     # The camera's turn moves the hand through the photo, too, as far as there is room.
     centre = np.clip(centre + focal * 0.4 * camera.numpy()[:, :2, 2], -room.clip(0), room.clip(0))
     middle = (low + high) / 2
     cam_t = np.concatenate([centre / focal * depth[:, None], depth[:, None]], 1) - middle * [1, 1, 0]
-    cam_t[:, 2] -= middle[:, 2] * 0
     # A hand's middle may move by a vertex at a time: its place must not.
     spline = CubicSpline(time_s[::6], cam_t[::6]) if len(time_s) > 12 else None
     return focal, torch.from_numpy(cam_t if spline is None else spline(time_s)).float()

@@ -17,8 +17,9 @@ from trainer.synth.background import backgrounds
 from trainer.synth.colour import lab_to_linear
 from trainer.synth.hands import Photos, SyntheticHands
 from trainer.synth.light import Light, contact_shadow
-from trainer.synth.motion import Motions
+from trainer.synth.motion import Motions, Moving
 from trainer.synth.pool import Pool
+from trainer.synth.scene import Scene
 from trainer.synth.skin import SkinLook
 
 #: Frames drawn together.
@@ -53,52 +54,62 @@ class Sequences:
     def sequence(self, number: int, frames: int) -> Drawn:
         """Draw a sequence."""
         moving = self.motions.sample(number, frames)
+        exposure = self._brightness(number, moving.scene[:1])
         blocks = [slice(first, first + BLOCK) for first in range(0, frames, BLOCK)]
         parts = [
-            self._photos(number, moving.scene[rows], moving.background_shift[rows], moving.blur[rows], rows.start)
+            self._photos(number, moving, slice(rows.start, min(rows.stop, frames)), exposure)
             for rows in blocks
         ]
         photos = Photos(
-            moving.scene,
-            *(torch.cat([getattr(part, name) for part in parts]) for name in ("image", "hand_mask", "covered")),
-            parts[0].skin_lab[:1].expand(frames, -1, -1),
+            scene=moving.scene,
+            image=torch.cat([part.image for part in parts]),
+            hand_mask=torch.cat([part.hand_mask for part in parts]),
+            covered=torch.cat([part.covered for part in parts]),
+            skin_lab=parts[0].skin_lab[:1].expand(frames, -1, -1),
         )
         side = Draws(keys(self.hands.seed, _SIDE, number)).chance(0.5)
         return Drawn(photos, moving.time_s, bool(side))
 
-    def _photos(self, number: int, scene, shift: Tensor, blur: Tensor, first: int) -> Photos:  # type: ignore[no-untyped-def]
-        hands, count = self.hands, len(scene)
+    def _draws(self, number: int, stage: int, count: int = 1) -> Draws:
+        """Return draws that are the same for `count` frames."""
+        return Pool(keys(self.hands.seed, _LOOK + stage, number).expand(count))
+
+    def _brightness(self, number: int, scene: Scene) -> Tensor:
+        """Return the mean brightness (1,) of the hand in a frame, to which the whole sequence is exposed."""
+        look, light = SkinLook(self._draws(number, 0)), Light(self._draws(number, 1))
+        figure, seen = self.hands.drawn(scene, look, light, self._draws(number, 2))
+        brightness: Tensor = figure.mean((1, 2, 3)) / seen.cover.mean((1, 2, 3)).clamp(min=1e-3)
+        return brightness
+
+    def _photos(self, number: int, moving: Moving, rows: slice, brightness: Tensor) -> Photos:
+        hands, count = self.hands, rows.stop - rows.start
         size = hands.size_px
-
-        def draws(stage: int) -> Draws:
-            """The same for every frame."""
-            return Pool(keys(hands.seed, _LOOK + stage, number).expand(count))
-
-        look, light = SkinLook(draws(0)), Light(draws(1))
-        figure, seen = hands._drawn(scene, look, light, draws(2))
-        behind_draws = draws(3)
-        room = contact_shadow(seen.cover, light, behind_draws)
+        scene = moving.scene[rows]
+        look, light = SkinLook(self._draws(number, 0, count)), Light(self._draws(number, 1, count))
+        figure, seen = hands.drawn(scene, look, light, self._draws(number, 2, count))
+        shadow = contact_shadow(seen.cover, light, self._draws(number, 3, count))
         wide = round(_WIDER * size)
-        full_light = torch.ones(1, 1, wide, wide)
-        one = Pool(keys(hands.seed, _LOOK + 4, number))
-        owner = lab_to_linear(look.base_lab)
-        behind = backgrounds(wide, hands.patterns, owner[:1], full_light, one)
-        behind = _moved(behind.expand(count, -1, -1, -1), shift, size) * room
-        photo = behind + (figure - behind) * seen.cover
-        brightness = figure.mean((1, 2, 3)) / seen.cover.mean((1, 2, 3)).clamp(min=1e-3)
-        shot = draws(5)
-        # Exposure follows the whole sequence, as a camera's does slowly.
-        photo = camera.exposed(_smeared(photo, blur), brightness.mean().expand(count), shot)
-        photo = camera.through_lens(photo, shot)
+        owner = lab_to_linear(look.base_lab)[:1]
+        behind = backgrounds(
+            wide, hands.patterns, owner, torch.ones(1, 1, wide, wide), self._draws(number, 4)
+        )
+        behind = _moved(behind.expand(count, -1, -1, -1), moving.background_shift[rows], size) * shadow
+        photo = _smeared(behind + (figure - behind) * seen.cover, moving.blur[rows])
+        shot = self._draws(number, 5, count)
+        photo = camera.through_lens(camera.exposed(photo, brightness.expand(count), shot), shot)
         images = []
-        for k in range(count):
-            grain = hands.noise.roll((37 * (first + k), 91 * (first + k)), (0, 1))
-            one_shot = Pool(keys(hands.seed, _LOOK + 6, number))
-            images.append(camera.taken(photo[k : k + 1], grain, one_shot))
-        image = (torch.cat(images) * 255).round().byte()
-        covered = torch.zeros(count, 1, size, size)
+        for k in range(count):  # each frame has noise of its own, and all else in common
+            frame = rows.start + k
+            grain = hands.noise.roll((37 * frame, 91 * frame), (0, 1))
+            images.append(camera.taken(photo[k : k + 1], grain, self._draws(number, 6)))
         skin_lab = look.base_lab[:, None] + hands.skin_map[hands.vertex_texel] @ look.mix
-        return Photos(scene, image, (seen.hand_cover > 0.5).byte() * 255, covered, skin_lab)
+        return Photos(
+            scene=scene,
+            image=(torch.cat(images) * 255).round().byte(),
+            hand_mask=(seen.hand_cover > 0.5).byte() * 255,
+            covered=torch.zeros(count, 1, size, size),
+            skin_lab=skin_lab,
+        )
 
 
 def _moved(wide: Tensor, shift: Tensor, size_px: int) -> Tensor:

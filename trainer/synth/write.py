@@ -73,10 +73,10 @@ def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
             f"'{out}' is a URL: write synthetic photos to a local folder, then convert them to the URL"
         )
     names = [f"{index:06d}.jpg" for index in range(count)]
-    _check_folder(out, set(names))
+    check_folder(out, set(names))
     check_writable(str(out))
     hand = load_hand("open")
-    schema = label_schema(hand.vertex_count, {"amvur": _facts(hand, seed, size_px)})
+    schema = label_schema(hand.vertex_count, {"amvur": truth_facts(hand, seed, size_px)})
     try:
         # An empty truth marks the folder as synthetic until all photos are written.
         write_whole(str(out / "truth.parquet"), encode_table(schema.empty_table()))
@@ -103,7 +103,7 @@ def _written(
         tables = []
         part = names[first : first + LABELS_AT_ONCE]
         for name, (photo, mask, columns) in zip(part, islice(drawn, len(part)), strict=True):
-            data, mask_path = _jpeg(photo), (out / "masks" / name).with_suffix(".png")
+            data, mask_path = jpeg_bytes(photo), (out / "masks" / name).with_suffix(".png")
             with naming(out / "images" / name, len(data)):
                 (out / "images" / name).write_bytes(data)
             with naming(mask_path):
@@ -123,7 +123,7 @@ def _photos(hand: HandModel, count: int, seed: int, size_px: int) -> Iterator[_D
         is_right = Draws(keys(seed, _SIDE, index)).chance(0.5)
         both = torch.cat([photos.image, photos.hand_mask], 1)
         both = torch.where(is_right[:, None, None, None], both, both.flip(-1))
-        columns = _columns(photos, hands.visible_vertices(photos), is_right, size_px)
+        columns = true_columns(photos, hands.visible_vertices(photos), is_right, size_px)
         pixels, masks = both[:, :3].permute(0, 2, 3, 1).numpy(), both[:, 3].numpy()
         return [
             (pixels[i], masks[i], {k: _row(v, i) for k, v in columns.items()})
@@ -156,7 +156,7 @@ def _row(values: Any, i: int) -> Any:
     return None if values is None else values[i : i + 1]
 
 
-def _columns(photos: Photos, seen: Tensor, is_right: Tensor, size_px: int) -> dict[str, Any]:
+def true_columns(photos: Photos, seen: Tensor, is_right: Tensor, size_px: int) -> dict[str, Any]:
     """Return the true label columns of B hands."""
     scene, count = photos.scene, len(photos.scene)
     half = size_px / 2
@@ -215,7 +215,8 @@ def _table(name: str, columns: dict[str, Any], size_px: int, schema: pa.Schema) 
     return labels_to_table([row], columns, [0], schema)
 
 
-def _facts(hand: HandModel, seed: int, size_px: int) -> str:
+def truth_facts(hand: HandModel, seed: int, size_px: int) -> str:
+    """Return what the truth's metadata says, as JSON."""
     facts = {
         "schema_version": SCHEMA_VERSION,
         "synthetic": {"seed": seed, "size_px": size_px},
@@ -226,13 +227,14 @@ def _facts(hand: HandModel, seed: int, size_px: int) -> str:
     return json.dumps(facts, sort_keys=True)
 
 
-def _jpeg(photo: NDArray[np.uint8]) -> bytes:
+def jpeg_bytes(photo: NDArray[np.uint8]) -> bytes:
+    """Return a photo (H, W, 3) as a JPEG file."""
     file = io.BytesIO()
     Image.fromarray(photo).save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()
 
 
-def _check_folder(out: Path, names: set[str]) -> None:
+def check_folder(out: Path, names: set[str]) -> None:
     """Raise if the folder has files that are not from an earlier run of this command."""
     if not names_in(str(out)):
         return

@@ -1,0 +1,149 @@
+"""`track`: a label set of videos to one whose hands are tracked. What its station is; `annotator.job` runs it.
+
+sequences of a label set --track_shard (tasks, a core each)--> rows and label columns --shard_table--> a label file
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from annotator.job.resources import ComputeOptions, openers_only
+from annotator.job.dispatcher import Stations
+from annotator.errors import UserError
+from annotator.hand import HandModel, load_hand
+from annotator.sources.entry import Entry, plain
+from annotator.labels.folder import write_faces
+from annotator.storage.remote import patience, shown
+from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand
+from annotator.sources.sequences import ADDED, SequenceSource, read_sequence
+from annotator.storage.files import FIRST_ANSWER_S, check_writable
+from annotator.job import Job, Progress, label_folder, run_job
+from annotator.job.record import RunRecord, TrackSettings, read_run_record
+from annotator.job.stages import Shard
+
+if TYPE_CHECKING:  # whoever plans and writes starts seconds sooner without torch
+    from annotator.hand.layer import HandLayer
+
+#: Version of the method: a change that moves hands is another maker of labels.
+TRACKER_VERSION = 1
+
+#: Frames that a hand may be missing for, where nothing is given: a third of a second of most videos.
+MAX_GAP = 10
+
+
+def track(
+    labels: str,
+    out: str,
+    *,
+    max_gap: int = MAX_GAP,
+    hand: str = "open",
+    compute: ComputeOptions | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RunRecord[TrackSettings]:
+    """Join the hands of videos over their frames, smooth their motion and write a label set; run again to resume.
+
+    Args:
+        labels: path or URL of a label set of videos, or of a list with a `sequence` column. It is not changed.
+        out: path or URL of the tracked set, made if need be.
+        max_gap: frames that a hand may be missing for; they are filled where they have a row.
+        hand: the hand model of the labels: `open`, or `mano:PATH`.
+        compute: `workers` are processes, a core each; `shard_size` is how many sequences a file holds, one by
+            default.
+        on_progress: called before the first shard and after each.
+
+    Returns:
+        The tracked set's record.
+
+    Raises:
+        UserError: a mistake in the arguments, before any work; or what `run_job` raises.
+    """
+    labels, out = label_folder(labels), label_folder(out)
+    if max_gap < 0:
+        raise UserError(f"max-gap is {max_gap}: give 0 or more frames")
+    if labels == out:
+        raise UserError(f"'{plain(shown(out))}' holds the labels: give a new folder for the tracked ones")
+    compute = compute or ComputeOptions(shard_size=1)
+    with patience(FIRST_ANSWER_S):  # a wrong name or key is reported before a model is loaded
+        source = SequenceSource(labels)
+        if read_run_record(out, TrackSettings) is None:
+            check_writable(out)
+    model = _model_of(source, hand, labels)
+    settings = TrackSettings(
+        schema_version=SCHEMA_VERSION,
+        source=source.place,
+        tracked_labels=shown(labels),
+        checkpoint=source.facts["checkpoint"],
+        hand=model.id,
+        vertex_count=model.vertex_count,
+        max_gap=max_gap,
+        tracker=TRACKER_VERSION,
+    )
+    facts = source.facts | {"tracker": TRACKER_VERSION, "max_gap": max_gap}
+    stations = Stations(
+        open=partial(track_shard, labels=labels, hand=model, max_gap=max_gap),
+        model=None,
+        schema=label_schema(
+            model.vertex_count, {"amvur": json.dumps(facts, sort_keys=True)}, source.columns | ADDED
+        ),
+        crashed=partial(crashed_sequences, labels=labels),
+    )
+    job = Job(
+        out,
+        source,
+        settings,
+        lambda _: stations,
+        openers_only,
+        maker={"checkpoint": settings.checkpoint},
+        begin=lambda: write_faces(out, model.faces),
+    )
+    return run_job(job, compute, None, on_progress)
+
+
+def _model_of(source: SequenceSource, hand: str, labels: str) -> HandModel:
+    model = load_hand(hand)
+    if model.id != source.facts["hand"]:
+        raise UserError(
+            f"'{plain(shown(labels))}' is of hand model {source.facts['hand']}, this one is {model.id}: give the "
+            "labels' own (--hand open, or --hand mano:PATH)"
+        )
+    return model
+
+
+def track_shard(entries: Sequence[Entry], labels: str, hand: HandModel, max_gap: int) -> Shard:
+    """Track each sequence of a shard."""
+    from annotator.track.sequence import tracked, untracked
+
+    parts = []
+    for entry in entries:
+        table = read_sequence(labels, entry)
+        parts.append(untracked(table) if entry.extra["of_none"] else tracked(table, _layer(hand), max_gap))
+    return Shard.join(parts)
+
+
+def crashed_sequences(entries: Sequence[Entry], labels: str) -> Shard:
+    """Return the rows of sequences that ended every process which tracked them."""
+    columns = ["image_uri", "image_id", "duplicate", "frame_index", "frame_time_s", "hand_index"]
+    failed = without_hand("crashed", "each process that tracked this sequence ended without a word")
+    rows = [row for entry in entries for row in read_sequence(labels, entry, columns).to_pylist()]
+    return Shard([row | failed for row in rows])
+
+
+_of_process: dict[str, Any] = {}
+
+
+def _layer(hand: HandModel) -> HandLayer:
+    """Return this process's hand layer, made when it is first needed."""
+    if hand.id not in _of_process:
+        import torch
+
+        from annotator.runtime.malloc import keep_freed_memory
+        from annotator.hand.layer import HandLayer
+
+        keep_freed_memory()
+        torch.set_num_threads(1)  # a core for each process
+        _of_process[hand.id] = HandLayer(hand)
+    layer: HandLayer = _of_process[hand.id]
+    return layer

@@ -1,0 +1,145 @@
+"""The sequences of a label set: all frames of a video, or the rows of a list that have one `sequence`."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+
+from annotator.errors import UserError
+from annotator.sources.entry import Entry, plain, readable
+from annotator.labels.folder import label_facts, label_files, one_hand, opened_label_file, read_columns
+from annotator.storage.remote import shown
+from annotator.labels.schema import SAMPLES_ROUNDING, label_schema
+from annotator.sources.boxes import is_unfinished
+from annotator.sources.source import Source
+from annotator.storage.files import join, read_whole
+
+#: The column of a list that says which sequence a row is of.
+SEQUENCE = "sequence"
+
+#: Columns that tracking adds.
+ADDED = {"track_id": pa.int32(), "source": pa.string()}
+
+#: Where an entry lies in label files: name, first row, row after the last.
+Piece = tuple[str, int, int]
+
+
+class SequenceSource(Source):
+    """One entry for each sequence, and one for each run of photos that are of none."""
+
+    def __init__(self, labels: str) -> None:
+        """Look at the first label file.
+
+        Raises:
+            UserError: the set is not finished, holds no meshes or stds, no sequence, or is tracked already.
+        """
+        super().__init__()
+        self._labels = labels
+        said = plain(shown(labels))
+        if is_unfinished(labels):
+            raise UserError(f"'{said}' is not finished: run the command that makes it to its end first")
+        files = sorted(label_files(labels))
+        if not files:
+            raise UserError(
+                f"'{said}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
+            )
+        path = join(labels, "data", files[0])
+        with opened_label_file(path) as file:
+            self.schema: pa.Schema = file.schema_arrow
+        self.facts = label_facts(path, self.schema)
+        names = self.schema.names
+        if not {"pose", "vertices_mm", "joints3d_std_mm"} <= set(names):
+            raise UserError(f"'{said}' holds no meshes: give what `amvur annotate` or `amvur fit` wrote")
+        if "track_id" in names:
+            raise UserError(f"'{said}' is tracked already: give the labels that it was made of")
+        own = {*label_schema(1).names, *SAMPLES_ROUNDING}
+        self.columns = {_renamed(field.name): field.type for field in self.schema if field.name not in own}
+        self._has_sequence = SEQUENCE in names
+        self.place = self._photos_place() or shown(readable(labels))
+
+    @property
+    def vertex_count(self) -> int:
+        """V."""
+        return int(self.schema.field("vertices_mm").type.list_size)
+
+    def key(self, entry: Entry) -> tuple[int]:
+        """Sequences come by their first rows."""
+        return (entry.order,)
+
+    def __iter__(self) -> Iterator[Entry]:
+        # As large as the runs of rows: in a file of SQLite's own, which goes with the process.
+        with closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as index:
+            index.execute("pragma journal_mode = off")
+            index.execute("begin")
+            index.execute(
+                "create table runs (sequence text, of_none int, file text, start int, stop int, photos int)"
+            )
+            index.executemany("insert into runs values (?, ?, ?, ?, ?, ?)", self._runs())
+            index.execute("create index by_sequence on runs (sequence)")
+            found = index.execute(
+                "select sequence, max(of_none) from runs group by sequence order by min(rowid)"
+            )
+            if index.execute("select 1 from runs where not of_none limit 1").fetchone() is None:
+                raise UserError(
+                    f"'{plain(shown(self._labels))}' holds single photos: track labels of videos, or of a list with a "
+                    f"`{SEQUENCE}` column"
+                )
+            for order, (name, of_none) in enumerate(found):
+                runs = index.execute(
+                    "select file, start, stop, photos from runs where sequence = ? order by rowid", (name,)
+                ).fetchall()
+                yield Entry(
+                    path=name,
+                    id=name,
+                    order=order,
+                    photos=sum(run[3] for run in runs),
+                    extra={"pieces": [list(run[:3]) for run in runs], "of_none": bool(of_none)},
+                )
+
+    def _runs(self) -> Iterator[tuple[str, int, str, int, int, int]]:
+        names = ["image_uri", "frame_index", "hand_index", *([SEQUENCE] if self._has_sequence else [])]
+        for file in sorted(label_files(self._labels)):
+            path = join(self._labels, "data", file)
+            with opened_label_file(path) as opened:
+                one_hand(path, label_facts(path, opened.schema_arrow), self.facts.get("hand"))
+            rows = read_columns(self._labels, file, names).to_pylist()
+            start = 0
+            for name, group in groupby(rows, key=self._sequence_of):
+                run = list(group)
+                photos = sum(row["hand_index"] <= 0 for row in run)
+                yield name or f"photos of {file}", int(name is None), file, start, start + len(run), photos
+                start += len(run)
+
+    def _sequence_of(self, row: dict[str, Any]) -> str | None:
+        if self._has_sequence and row[SEQUENCE] is not None:
+            return str(row[SEQUENCE])
+        return None if row["frame_index"] is None else str(row["image_uri"])
+
+    def _photos_place(self) -> str | None:
+        """Return where the photos were, for readers of labels whose uris are relative."""
+        record = read_whole(join(self._labels, "_run.json"))
+        return None if record is None else json.loads(record)["settings"].get("source")
+
+
+def read_sequence(labels: str, entry: Entry, columns: list[str] | None = None) -> pa.Table:
+    """Return the rows of an entry of `SequenceSource`, some columns or all but drawn meshes; each file is read once."""
+    tables = []
+    for file, pieces in groupby(entry.extra["pieces"], key=lambda piece: piece[0]):
+        with opened_label_file(join(labels, "data", file)) as opened:
+            names = columns or [name for name in opened.schema_arrow.names if name not in SAMPLES_ROUNDING]
+            table = opened.read(names, use_threads=False)
+        # Rows are copied, so that the rest of the file goes.
+        tables += [table.take(list(range(start, stop))) for _, start, stop in pieces]
+    whole = pa.concat_tables(tables, promote_options="default").combine_chunks()
+    return whole.rename_columns([_renamed(name) for name in whole.column_names])
+
+
+def _renamed(name: str) -> str:
+    """Return what a list's own column is called beside those that tracking adds."""
+    return f"list_{name}" if name in ADDED else name

@@ -1,0 +1,135 @@
+"""Which hand of a frame continues which track: the cheapest assignment of all, frame by frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+Floats = NDArray[np.floating]
+
+#: What the terms of a cost weigh: joints are in sizes of the hand, the rest in 0..1.
+_JOINTS, _OVERLAP, _SIDE, _SHAPE = 1.0, 0.5, 0.5, 0.2
+
+#: How far joints may lie from where a track is expected, in sizes of the hand: after one frame, and for each frame
+#: more. A hand farther off begins a track of its own, so that a cut ends all tracks.
+_REACH, _REACH_PER_FRAME, _MOST_REACH = 0.6, 0.1, 1.5
+
+#: Overlap of boxes from which a hand is within reach whatever its joints do.
+_SAME_PLACE = 0.4
+
+#: A track's velocity is trusted for so many frames.
+_COASTS = 3
+
+#: Distance of two shapes, per coefficient, that costs all of `_SHAPE`.
+_SHAPES_APART = 1.5
+
+_FORBIDDEN = 1e6
+
+
+@dataclass(frozen=True, eq=False)
+class Hands:
+    """The n hands of a sequence that are labelled, by frame."""
+
+    frame: NDArray[np.int64]  # (n,) place among the sequence's frames, ascending
+    joints2d_px: Floats  # (n, 21, 2)
+    box_xyxy: Floats  # (n, 4)
+    right: Floats  # (n,) probability of a right hand
+    betas: Floats  # (n, 10)
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+
+@dataclass(eq=False)
+class _Open:
+    """A track that may go on."""
+
+    number: int
+    last: int  # row of its last hand
+    log_odds: float  # of a right hand
+    velocity_px: Floats = field(default_factory=lambda: np.zeros(2))  # per second
+
+
+def track_ids(hands: Hands, time_s: Floats, max_gap: int) -> NDArray[np.int64]:
+    """Return the track (n,) of each hand, numbered by first appearance.
+
+    Args:
+        hands: the labelled hands. time_s: (T,) of all frames, increasing.
+        max_gap: frames that a hand may be missing for; in time, so many times the usual step.
+    """
+    ids = np.full(len(hands), -1)
+    step_s = float(np.median(np.diff(time_s))) if len(time_s) > 1 else 1.0
+    tracks: list[_Open] = []
+    count = 0
+    for frame in np.unique(hands.frame):
+        rows = np.flatnonzero(hands.frame == frame)
+        now = time_s[frame]
+        tracks = [t for t in tracks if now - time_s[hands.frame[t.last]] < (max_gap + 1.5) * step_s]
+        for track, row in _assigned(tracks, hands, rows, time_s, step_s):
+            ids[row] = track.number
+            _extend(track, hands, row, time_s)
+        for row in rows[ids[rows] < 0]:
+            ids[row] = count
+            tracks.append(_Open(count, row, float(log_odds(hands.right[row]))))
+            count += 1
+    return ids
+
+
+def log_odds(right: Floats) -> Floats:
+    """Return the log odds of probabilities of a right hand; none is taken for more than 99 % sure."""
+    clipped = np.clip(right, 0.01, 0.99)
+    odds: Floats = np.log(clipped / (1 - clipped))
+    return odds
+
+
+def _assigned(
+    tracks: list[_Open], hands: Hands, rows: NDArray[np.int64], time_s: Floats, step_s: float
+) -> list[tuple[_Open, int]]:
+    if not tracks:
+        return []
+    costs = np.stack([_costs(track, hands, rows, time_s, step_s) for track in tracks])
+    pairs = zip(*linear_sum_assignment(costs), strict=True)
+    return [(tracks[i], int(rows[j])) for i, j in pairs if costs[i, j] < _FORBIDDEN]
+
+
+def _costs(track: _Open, hands: Hands, rows: NDArray[np.int64], time_s: Floats, step_s: float) -> Floats:
+    """Return how little each hand (m,) continues a track."""
+    last = track.last
+    away_s = float(time_s[hands.frame[rows[0]]] - time_s[hands.frame[last]])
+    frames = away_s / step_s
+    moved = track.velocity_px * min(away_s, _COASTS * step_s)
+    size = np.maximum(_size(hands.box_xyxy[rows]), _size(hands.box_xyxy[last]))
+    off = np.linalg.norm(hands.joints2d_px[rows] - hands.joints2d_px[last] - moved, axis=-1).mean(1) / size
+    overlap = _overlaps(hands.box_xyxy[last] + np.tile(moved, 2), hands.box_xyxy[rows])
+    right = 1 / (1 + np.exp(-np.clip(track.log_odds, -5, 5)))
+    other_side = right * (1 - hands.right[rows]) + (1 - right) * hands.right[rows]
+    apart = np.sqrt(np.square(hands.betas[rows] - hands.betas[last]).mean(1)) / _SHAPES_APART
+    cost = _JOINTS * off + _OVERLAP * (1 - overlap) + _SIDE * other_side + _SHAPE * apart.clip(0, 1)
+    reach = min(_REACH + _REACH_PER_FRAME * max(frames - 1, 0), _MOST_REACH)
+    return np.where((off < reach) | (overlap > _SAME_PLACE), cost, _FORBIDDEN)
+
+
+def _extend(track: _Open, hands: Hands, row: int, time_s: Floats) -> None:
+    step_s = float(time_s[hands.frame[row]] - time_s[hands.frame[track.last]])
+    moved = hands.joints2d_px[row].mean(0) - hands.joints2d_px[track.last].mean(0)
+    track.velocity_px = 0.5 * track.velocity_px + 0.5 * moved / step_s
+    track.log_odds += float(log_odds(hands.right[row]))
+    track.last = row
+
+
+def _size(boxes: Floats) -> Floats:
+    """Return the longer side of boxes (..., 4)."""
+    longer: Floats = np.maximum(boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1])
+    return longer
+
+
+def _overlaps(box: Floats, boxes: Floats) -> Floats:
+    """Return intersection over union (m,) of a box (4,) with others (m, 4)."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    shared = (high - low).clip(0).prod(1)
+    areas = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    union: Floats = shared / np.maximum(areas - shared, 1e-9)
+    return union

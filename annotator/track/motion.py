@@ -1,0 +1,154 @@
+"""One track smoothed: one shape, and rotation, pose, place and size over time, with the mesh that follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from annotator.coordinates import mirror_points, rotation_matrices, rotation_vectors
+from annotator.hand.layer import HandLayer
+from annotator.track.gaps import hold_ends
+from annotator.track.posterior import growth, posterior_std, scatter_share
+from annotator.track.rotations import smooth_rotations
+from annotator.track.shape import one_shape
+from annotator.track.smoother import Noise, Smoothed, Track, fit_noise, smooth
+
+Floats = NDArray[np.floating]
+
+#: Channels that are smoothed together, and hands that are posed together: bounds memory.
+_CHANNELS, _POSED = 256, 256
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """A track over T frames as labels hold it: camera axes, wrist-relative. `weak` is in photo pixels."""
+
+    pose: Floats  # (T, 48)
+    betas: Floats  # (T, 10)
+    joints3d_mm: Floats  # (T, 21, 3)
+    joints3d_std_mm: Floats  # (T, 21, 3)
+    joints2d_std_px: Floats  # (T, 21, 2)
+    vertices_mm: Floats  # (T, V, 3)
+    vertices_std_mm: Floats  # (T, V, 3)
+    scale_px: Floats  # (T,) of the weak-perspective camera, pixels per millimetre
+    place_px: Floats  # (T, 2) its translation
+
+
+def smoothed_motion(
+    layer: HandLayer, labels: Motion, time_s: Floats, observed: NDArray[np.bool_], is_right: bool
+) -> Motion:
+    """Smooth a track.
+
+    Args:
+        layer: of the labels' hand model.
+        labels: of T frames; any numbers where not observed.
+        time_s: (T,) increasing. observed: (T,) frames whose label is of the track's side, at least one.
+        is_right: the track's side.
+    """
+    if observed.sum() == 1 and len(observed) == 1:
+        return labels
+    variance = np.square(labels.joints3d_std_mm[:, 1:], dtype=np.float64).mean((1, 2))
+    variance = np.where(observed, np.maximum(variance, 1e-6), 1.0)
+    usual = float(variance[observed].mean())
+    rotations, pose = rotation_matrices(labels.pose[:, :3].astype(np.float64)), labels.pose[:, 3:]
+
+    path, of_turn, turn_noise = smooth_rotations(time_s, rotations, variance, observed)
+    turned = hold_ends(path, observed)
+    fingers, of_fingers, finger_noise = _smoothed(time_s, pose, variance, observed)
+    betas: Floats = np.tile(one_shape(labels.betas[observed], variance[observed]), (len(time_s), 1))
+    grown = (growth(of_turn, turn_noise, usual) + growth(of_fingers, finger_noise, usual)) / 2
+
+    # What a network adds to its parametric hand is kept: it is smoothed in the hand's own axes.
+    before = _own_axes(layer, labels.pose, labels.betas)
+    new_pose = np.concatenate([rotation_vectors(turned), fingers], 1)
+    after = _own_axes(layer, new_pose, betas)
+    noise: Noise | None = None
+    new = []
+    for of_labels, parametric, posed in zip(
+        (labels.joints3d_mm, labels.vertices_mm), before, after, strict=True
+    ):
+        shown = of_labels if is_right else mirror_points(of_labels)
+        offset = shown @ rotations.astype(np.float32) - parametric
+        offset, noise = _smoothed_offsets(time_s, offset, variance, observed, noise)
+        points = (posed + offset) @ turned.swapaxes(1, 2).astype(np.float32)
+        new.append(points if is_right else mirror_points(points))
+    joints, vertices = new
+
+    apart = (labels.joints3d_mm - joints)[observed, 1:]
+    share = scatter_share(apart, labels.joints3d_std_mm[observed, 1:])
+    of_image = _image(labels, time_s, observed)
+    share_px = scatter_share(
+        (labels.place_px - of_image.place_px)[observed, None], labels.joints2d_std_px[observed]
+    )
+    return Motion(
+        pose=new_pose,
+        betas=betas,
+        joints3d_mm=joints,
+        joints3d_std_mm=posterior_std(time_s, observed, labels.joints3d_std_mm, share, grown),
+        joints2d_std_px=posterior_std(time_s, observed, labels.joints2d_std_px, share_px, of_image.grown),
+        vertices_mm=vertices,
+        vertices_std_mm=posterior_std(time_s, observed, labels.vertices_std_mm, share, grown),
+        scale_px=of_image.scale_px,
+        place_px=of_image.place_px,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Image:
+    scale_px: Floats  # (T,)
+    place_px: Floats  # (T, 2)
+    grown: Floats  # (T,)
+
+
+def _image(labels: Motion, time_s: Floats, observed: NDArray[np.bool_]) -> _Image:
+    """Smooth place and size in the photo by the variance of 2D joints."""
+    variance = np.square(labels.joints2d_std_px, dtype=np.float64).mean((1, 2))
+    variance = np.where(observed, np.maximum(variance, 1e-6), 1.0)
+    place, of_place, noise = _smoothed(time_s, labels.place_px, variance, observed)
+    log_scale = np.log(np.where(observed, labels.scale_px, 1.0))[:, None]
+    size, _, _ = _smoothed(time_s, log_scale, variance * np.exp(2 * log_scale[:, 0]), observed)
+    return _Image(np.exp(size[:, 0]), place, growth(of_place, noise, float(variance[observed].mean())))
+
+
+def _smoothed(
+    time_s: Floats, values: Floats, variance: Floats, observed: NDArray[np.bool_]
+) -> tuple[Floats, Smoothed, Noise]:
+    """Smooth channels (T, C) that still have to be fitted."""
+    track = Track(time_s, values.astype(np.float64), variance, observed)
+    noise = fit_noise(track)
+    smoothed = smooth(track, noise)
+    return hold_ends(smoothed.position, observed), smoothed, noise
+
+
+def _smoothed_offsets(
+    time_s: Floats, offset: Floats, variance: Floats, observed: NDArray[np.bool_], noise: Noise | None
+) -> tuple[Floats, Noise]:
+    """Smooth offsets of points (T, N, 3), some channels at a time; noise is that of the joints, which come first."""
+    flat = offset.reshape(len(offset), -1)
+    result = np.empty(flat.shape, np.float32)
+    for first in range(0, flat.shape[1], _CHANNELS):
+        part = slice(first, first + _CHANNELS)
+        track = Track(time_s, flat[:, part].astype(np.float64), variance, observed)
+        noise = noise or fit_noise(track)
+        result[:, part] = hold_ends(smooth(track, noise).position, observed)
+    assert noise is not None
+    return result.reshape(offset.shape), noise
+
+
+@torch.inference_mode()
+def _own_axes(layer: HandLayer, pose: Floats, betas: Floats) -> tuple[Floats, Floats]:
+    """Return joints (T, 21, 3) and vertices (T, V, 3) of the right hand at its fingers' pose, the wrist not turned."""
+    joints, vertices = [], []
+    for first in range(0, len(pose), _POSED):
+        rows = slice(first, first + _POSED)
+        rotvec = pose[rows].reshape(-1, 16, 3).astype(np.float32).copy()
+        rotvec[:, 0] = 0
+        posed, of_joints = layer(
+            torch.from_numpy(rotation_matrices(rotvec)), torch.from_numpy(betas[rows].astype(np.float32))
+        )
+        joints.append(of_joints.numpy())
+        vertices.append(posed.numpy())
+    return np.concatenate(joints), np.concatenate(vertices)

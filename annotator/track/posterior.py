@@ -1,0 +1,78 @@
+"""How sure a smoothed hand is: the predicted variances, less the scatter that the smoother took away.
+
+A frame's predicted variance measures all of its error. Part of it is scatter about the track's path, which frames
+average out; the rest lasts, and no smoother removes it. The share of the scatter is that of the squared distance
+between labels and path in the predicted variance. The scatter's part shrinks, or grows in a gap, as the smoother's
+own variance does. The rest is the predicted variance of frames near in time, the surer weighing more.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.track.smoother import MEMORY_S, Noise, Smoothed
+
+Floats = NDArray[np.floating]
+
+#: Frames farther away than this in time say nothing of a frame's variance, unless they are the nearest.
+_REACH_S = 4 * MEMORY_S
+
+#: Of the scatter's share, at most; and how many times a frame's predicted variance a gap may have.
+_MOST_SCATTER, _MOST_GROWTH = 0.95, 16.0
+
+#: Frames of one step: bounds memory.
+_BLOCK = 128
+
+
+def scatter_share(difference: Floats, std: Floats) -> float:
+    """Return the share of the predicted variance that is scatter about the path.
+
+    Args:
+        difference: (n, points, axes) labels less path. std: likewise, predicted.
+    """
+    predicted = float(np.square(std, dtype=np.float64).mean())
+    return float(np.clip(np.square(difference).mean() / max(predicted, 1e-12), 0, _MOST_SCATTER))
+
+
+def growth(smoothed: Smoothed, noise: Noise, usual_variance: float) -> Floats:
+    """Return the smoother's variance (T,) over that of a usual measurement."""
+    ratio: Floats = smoothed.variance / ((noise.own + noise.lasting) * usual_variance)
+    return ratio.clip(0, _MOST_GROWTH)
+
+
+def posterior_std(
+    time_s: Floats, observed: NDArray[np.bool_], std: Floats, share: float, grown: Floats
+) -> NDArray[np.float32]:
+    """Return the std (T, points, axes) of a smoothed hand.
+
+    Args:
+        time_s: (T,). observed: (T,) frames whose label counts.
+        std: (T, points, axes) predicted; zeros stay zeros.
+        share: of the predicted variance, that is scatter. grown: (T,) see `growth`.
+    """
+    seen = np.flatnonzero(observed)
+    flat = std[seen].reshape(len(seen), -1)
+    fixed = (flat == 0).all(0)
+    precision = (1 / np.square(np.where(flat > 0, flat, 1.0), dtype=np.float64)).astype(np.float32)
+    result = np.empty((len(time_s), flat.shape[1]), np.float32)
+    factor = np.sqrt((1 - share) + share * grown)
+    for first in range(0, len(time_s), _BLOCK):
+        rows = slice(first, first + _BLOCK)
+        near = _near(time_s[rows], time_s[seen])
+        away = time_s[rows, None] - time_s[seen][None, near]
+        # Relative to the nearest, so that a long gap does not lose all weights.
+        log_weight = -0.5 * np.square(away / MEMORY_S)
+        weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
+        weight = (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+        result[rows] = factor[rows, None] / np.sqrt(weight @ precision[near])
+    result[:, fixed] = 0
+    return result.reshape(len(time_s), *std.shape[1:])
+
+
+def _near(times: Floats, seen: Floats) -> slice:
+    """Return which of the observed times lie about some frames, the nearest on both sides among them."""
+    start = int(np.searchsorted(seen, times[0] - _REACH_S))
+    stop = int(np.searchsorted(seen, times[-1] + _REACH_S))
+    start = min(start, max(int(np.searchsorted(seen, times[0])) - 1, 0))
+    return slice(start, max(stop, int(np.searchsorted(seen, times[-1])) + 1))

@@ -1,0 +1,225 @@
+"""The rows of one sequence, tracked: hands joined, smoothed, gaps filled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from annotator.errors import UserError
+from annotator.hand.layer import HandLayer
+from annotator.job.stages import Shard, joined_columns
+from annotator.track.association import Hands, track_ids
+from annotator.track.columns import OF_HANDS, hand_columns, labels_motion, track_columns
+from annotator.track.gaps import to_fill
+from annotator.track.motion import smoothed_motion
+from annotator.track.side import right_scores, side_of
+
+Floats = NDArray[np.floating]
+
+#: What `source` says of a row of a track: smoothed with a label of its own, or made of its neighbours alone.
+LABEL, INTERPOLATED = "label", "interpolated"
+
+#: Frames per second where only their numbers are known.
+ASSUMED_RATE_HZ = 30.0
+
+#: Columns of a list that number its frames and give their times.
+FRAME, TIME = "frame", "time_s"
+
+
+def untracked(table: pa.Table) -> Shard:
+    """Return rows that are of no sequence as they are."""
+    rows = _rows(table)
+    is_hand = _is_hand(table)
+    hands = hand_columns(table.filter(is_hand)) if is_hand.any() else {}
+    return Shard(rows, np.flatnonzero(is_hand).tolist(), hands=hands)
+
+
+def tracked(table: pa.Table, layer: HandLayer, max_gap: int) -> Shard:
+    """Track the rows of one sequence.
+
+    Args:
+        table: its rows, all columns.
+        layer: of the labels' hand model.
+        max_gap: frames that a hand may be missing for.
+
+    Raises:
+        UserError: frames can't be brought into an order.
+    """
+    number, time_s = frame_places(table)
+    order = np.argsort(number, kind="stable")
+    table, number, time_s = table.take(order), number[order], time_s[order]
+    _, first_row, frame = np.unique(number, return_index=True, return_inverse=True)
+    time_s = time_s[first_row]
+    is_hand = _is_hand(table)
+    if not is_hand.any():
+        return Shard(_rows(table))
+    labelled = table.filter(pa.array(is_hand))
+    columns = hand_columns(labelled)
+    label_rows = np.flatnonzero(is_hand)
+    side_score = np.asarray(labelled["side_score"].cast(pa.float64()).fill_null(np.nan))
+    hands = Hands(
+        frame=frame[label_rows],
+        joints2d_px=columns["joints2d_px"],
+        box_xyxy=columns["box_xyxy"],
+        right=right_scores(columns["is_right"], side_score),
+        betas=columns["betas"],
+    )
+    ids = track_ids(hands, time_s, max_gap)
+    out = _Rows(_rows(table), frame)
+    parts: list[dict[str, Any]] = []
+    for track in range(int(ids.max()) + 1):
+        own = np.flatnonzero(ids == track)
+        side = side_of(columns["is_right"][own], side_score[own])
+        filled = to_fill(hands.frame[own], out.fillable())
+        at = np.concatenate([hands.frame[own], filled])
+        rows = np.concatenate([own, np.full(len(filled), -1)])[np.argsort(at, kind="stable")]
+        at = np.sort(at)
+        observed = (rows >= 0) & (columns["is_right"][rows] == side.is_right)
+        nearest = _nearest(time_s[at], time_s[hands.frame[own]], own)
+        motion = smoothed_motion(layer, labels_motion(columns, rows), time_s[at], observed, side.is_right)
+        places = [
+            out.of_label(label_rows[row]) if row >= 0 else out.fill(f, out.rows[label_rows[near]])
+            for row, f, near in zip(rows, at, nearest, strict=True)
+        ]
+        for place, is_own in zip(places, observed, strict=True):
+            out.rows[place] |= {"track_id": track, "source": LABEL if is_own else INTERPOLATED}
+            out.rows[place]["side_score"] = side.score
+        out.hand_rows += places
+        parts.append(track_columns(columns, rows, nearest, motion, side.is_right))
+    return out.shard(joined_columns(parts))
+
+
+def frame_places(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the number (n,) of each row's frame, and its time in seconds.
+
+    Raises:
+        UserError: a number or time is missing or none, two photos have one number, or time goes back.
+    """
+    names = table.column_names
+    if table["frame_index"].null_count < len(table):
+        number = _numbers(table, "frame_index")
+        time_s = (
+            _numbers(table, "frame_time_s")
+            if table["frame_time_s"].null_count == 0
+            else number / ASSUMED_RATE_HZ
+        )
+    else:
+        ids = table["image_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+        number = _numbers(table, FRAME) if FRAME in names else ids.astype(np.float64)
+        time_s = _numbers(table, TIME) if TIME in names else number / ASSUMED_RATE_HZ
+        _check_one_photo_each(table, number, ids)
+    order = np.argsort(number, kind="stable")
+    step, step_s = np.diff(number[order]), np.diff(time_s[order])
+    back = np.flatnonzero((step > 0) & (step_s <= 0))
+    if len(back):
+        row = order[back[0] + 1]
+        raise UserError(
+            f"'{table['image_id'][row].as_py()}': its time {time_s[row]:g} s is not after that of the frame before; "
+            "times must grow with frame numbers"
+        )
+    return number, time_s
+
+
+def _numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """Return a column as numbers; from a CSV file it is text."""
+    try:
+        values = np.asarray(table[name].cast(pa.float64()).fill_null(np.nan))
+    except pa.ArrowInvalid:
+        values = np.array([_number(text) for text in table[name].to_pylist()])
+    if not np.isfinite(values).all():
+        row = int(np.argmax(~np.isfinite(values)))
+        raise UserError(
+            f"'{table['image_id'][row].as_py()}': {name} is {table[name][row].as_py()!r}; every frame of a sequence "
+            "needs a number"
+        )
+    return values
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return float("nan")
+
+
+def _check_one_photo_each(table: pa.Table, number: Floats, ids: NDArray[np.integer]) -> None:
+    same = np.asarray(table["duplicate"].fill_null(False))
+    photo_of: dict[float, int] = {}
+    for row in np.flatnonzero(~same):
+        if photo_of.setdefault(float(number[row]), int(ids[row])) != ids[row]:
+            raise UserError(
+                f"'{table['image_id'][row].as_py()}': frame {number[row]:g} is another photo already; give each "
+                "frame of a sequence a number of its own"
+            )
+
+
+def _nearest(time_s: Floats, own_s: Floats, own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return of a track's labels (rows `own`) the one nearest in time to each of its frames (T,)."""
+    after = np.searchsorted(own_s, time_s).clip(0, len(own) - 1)
+    before = (after - 1).clip(0)
+    nearer = np.where(time_s - own_s[before] < own_s[after] - time_s, before, after)
+    return own[nearer]
+
+
+def _is_hand(table: pa.Table) -> NDArray[np.bool_]:
+    return np.asarray(pc.equal(table["status"], "ok").fill_null(False)) & np.asarray(table["pose"].is_valid())
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    names = [name for name in table.column_names if name not in OF_HANDS]
+    return [row | {"track_id": None, "source": None} for row in table.select(names).to_pylist()]
+
+
+class _Rows:
+    """Rows of a sequence, to which filled frames are added."""
+
+    def __init__(self, rows: list[dict[str, Any]], frame: NDArray[np.int64]) -> None:
+        self.rows = rows
+        self.hand_rows: list[int] = []
+        self._frame = frame.tolist()
+        self._of_frame: dict[int, list[int]] = {}
+        for row, at in enumerate(self._frame):
+            self._of_frame.setdefault(at, []).append(row)
+
+    def fillable(self) -> NDArray[np.bool_]:
+        """Return whether each frame (T,) was looked at."""
+        return np.array(
+            [
+                any(self.rows[row]["status"] in ("ok", "no_hand") for row in self._of_frame[at])
+                for at in range(len(self._of_frame))
+            ]
+        )
+
+    def of_label(self, row: int) -> int:
+        """Return the place of a labelled row: rows are only added behind."""
+        return int(row)
+
+    def fill(self, frame: int, like: dict[str, Any]) -> int:
+        """Return the place of a row for a hand that a frame has no label of; its photo is `like` another row's."""
+        here = self._of_frame[int(frame)]
+        base = self.rows[here[0]]
+        made = {"status": "ok", "reason": None, "error": None, "box_source": "track", "detection_score": None}
+        made |= {name: base[name] or like[name] for name in ("width", "height")}
+        made |= {"checkpoint": like["checkpoint"]}
+        empty = next((row for row in here if self.rows[row]["status"] == "no_hand"), None)
+        if empty is not None:
+            index = max(self.rows[empty]["hand_index"], 0)
+            self.rows[empty] |= made | {"hand_index": index}
+            return empty
+        index = 1 + max(self.rows[row]["hand_index"] for row in here)
+        self.rows.append(base | made | {"hand_index": index, "duplicate": False, "track_id": None})
+        self._frame.append(int(frame))
+        here.append(len(self.rows) - 1)
+        return len(self.rows) - 1
+
+    def shard(self, hands: dict[str, Any]) -> Shard:
+        """Return all rows by frame, with the columns of those that hold a hand in the order of `hand_rows`."""
+        order = sorted(
+            range(len(self.rows)), key=lambda row: (self._frame[row], self.rows[row]["hand_index"])
+        )
+        place = {row: k for k, row in enumerate(order)}
+        return Shard([self.rows[row] for row in order], [place[row] for row in self.hand_rows], hands=hands)

@@ -1,0 +1,36 @@
+"""One side per track: which hand it is, by all of its frames."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.track.association import log_odds
+
+Floats = NDArray[np.floating]
+
+
+class TrackSide(NamedTuple):
+    """The side of a track."""
+
+    is_right: bool
+    score: float | None  # mean probability of this side over frames; None where every frame's side was given
+
+
+def right_scores(is_right: NDArray[np.bool_], side_score: Floats) -> Floats:
+    """Return the probability (n,) of a right hand; where nothing is noted (NaN), the side was given."""
+    sure = np.where(np.isnan(side_score), 1.0, side_score)
+    scores: Floats = np.where(is_right, sure, 1 - sure)
+    return scores
+
+
+def side_of(is_right: NDArray[np.bool_], side_score: Floats) -> TrackSide:
+    """Return the side with the larger sum of log odds over a track's n hands."""
+    right = right_scores(is_right, side_score)
+    chosen = bool(log_odds(right).sum() >= 0)
+    if np.isnan(side_score).all():
+        return TrackSide(chosen, None)
+    mean = float(right.mean()) if chosen else float(1 - right.mean())
+    return TrackSide(chosen, max(mean, 0.5))
