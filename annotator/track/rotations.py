@@ -50,7 +50,7 @@ def filled(time_s: Floats, rotations: Floats, observed: NDArray[np.bool_]) -> Fl
     before = np.where(seen[after] == np.arange(len(observed)), after, after - 1).clip(0)
     start, end = seen[before], seen[after]
     span = time_s[end] - time_s[start]
-    way = np.where(span > 0, (time_s - time_s[start]) / np.where(span > 0, span, 1.0), 0.0)
+    way = np.where(span > 0, (time_s - time_s[start]) / np.where(span > 0, span, 1.0), 0.0).clip(0, 1)
     turn = rotation_vectors(rotations[start].swapaxes(1, 2) @ rotations[end])
     result: Floats = rotations[start] @ rotation_matrices(turn * way[:, None])
     return result

@@ -131,7 +131,7 @@ def fit_noise(track: Track) -> Noise:
     count, channels = int(part.observed.sum()), track.values.shape[1]
     unit = float(part.variance[part.observed].mean()) / mean_step(part.time_s) ** 3
     if count < LEAST_MEASURED:
-        return Noise(unit, 1.0, 0.0)
+        return Noise(unit * 10 ** _PROCESS_LOG10[1], 1.0, 0.0)
 
     def noise_of(numbers: Floats, size: float = 1.0) -> Noise:
         process = unit * 10 ** float(np.clip(numbers[0], *_PROCESS_LOG10))

@@ -1,0 +1,129 @@
+"""Hands joined over frames: crossings, gaps, cuts, sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from annotator.track.association import Hands, track_ids
+from annotator.track.gaps import hold_ends, to_fill
+from annotator.track.shape import one_shape
+from annotator.track.side import right_scores, side_of
+
+SIZE_PX = 100.0
+
+
+def moving(place_px, right, frames=None, shape=0.0, seed=0):
+    """One hand whose middle is at (T, 2) pixels; its fingers differ by the seed."""
+    place_px = np.asarray(place_px, float)
+    count = len(place_px)
+    fingers = np.random.default_rng(seed).uniform(-SIZE_PX / 2, SIZE_PX / 2, (21, 2))
+    return Hands(
+        frame=np.arange(count) if frames is None else np.asarray(frames),
+        joints2d_px=fingers + place_px[:, None],
+        box_xyxy=np.concatenate([place_px - SIZE_PX / 2, place_px + SIZE_PX / 2], 1),
+        right=np.full(count, right),
+        betas=np.full((count, 10), shape),
+    )
+
+
+def together(*hands):
+    """Several hands in one sequence, by frame; and whose each row is."""
+    frame = np.concatenate([one.frame for one in hands])
+    order = np.argsort(frame, kind="stable")
+    names = ("joints2d_px", "box_xyxy", "right", "betas")
+    fields = [np.concatenate([getattr(one, name) for one in hands])[order] for name in names]
+    whose = np.concatenate([np.full(len(one), k) for k, one in enumerate(hands)])[order]
+    return Hands(frame[order], *fields), whose
+
+
+def times(count):
+    return np.arange(count) / 30
+
+
+def across(count, start, end):
+    return np.linspace(start, end, count)
+
+
+@pytest.mark.parametrize("sides", [(0.9, 0.1), (0.9, 0.9), (0.5, 0.5)])
+def test_hands_that_cross_keep_their_ids(sides):
+    one = moving(across(40, (0, 0), (400, 20)), sides[0], seed=1)
+    other = moving(across(40, (400, 0), (0, -20)), sides[1], seed=2)
+    hands, whose = together(one, other)
+    ids = track_ids(hands, times(40), 5)
+    assert set(zip(whose.tolist(), ids.tolist(), strict=True)) == {(0, ids[0]), (1, ids[1])}
+    assert set(ids.tolist()) == {0, 1}
+
+
+def test_two_alike_hands_that_cross_go_on_as_they_moved():
+    """Same side, shape and fingers: only their motion tells them apart."""
+    one = moving(across(30, (0, 0), (450, 0)), 0.9, seed=1)
+    other = moving(across(30, (450, 10), (0, 10)), 0.9, seed=1)
+    hands, whose = together(one, other)
+    ids = track_ids(hands, times(30), 5)
+    assert len(set(zip(whose.tolist(), ids.tolist(), strict=True))) == 2
+
+
+def test_a_hand_is_found_again_after_a_short_gap_and_not_after_a_long_one():
+    place = across(40, (0, 0), (200, 0))
+    for missing, tracks in ((5, 1), (6, 2)):
+        frames = np.array([k for k in range(40) if not 10 <= k < 10 + missing])
+        ids = track_ids(moving(place[frames], 0.8, frames), times(40), max_gap=5)
+        assert len(set(ids.tolist())) == tracks
+
+
+def test_a_long_time_between_two_frames_is_a_gap_too():
+    """Numbers of frames that are not in the set are not seen; their times are."""
+    time_s = np.concatenate([times(10), 5 + times(10)])
+    assert set(track_ids(moving(np.zeros((20, 2)), 0.8), time_s, 10).tolist()) == {0, 1}
+
+
+def test_a_cut_ends_all_tracks():
+    before = [moving(np.full((10, 2), place), 0.8, seed=k) for k, place in enumerate((100.0, 400.0))]
+    after = [
+        moving(np.full((10, 2), place), 0.8, np.arange(10, 20), seed=k)
+        for k, place in enumerate((250.0, 700.0), 5)
+    ]
+    hands, whose = together(*before, *after)
+    ids = track_ids(hands, times(20), 10)
+    assert [set(ids[whose == k].tolist()) for k in range(4)] == [{0}, {1}, {2}, {3}]
+
+
+def test_one_frame_and_an_empty_sequence_have_tracks_of_their_own():
+    assert track_ids(moving([(0, 0)], 0.8), np.zeros(1), 10).tolist() == [0]
+    assert track_ids(moving(np.zeros((0, 2)), 0.8), times(3), 10).tolist() == []
+
+
+def test_a_side_that_flips_does_not_end_a_track():
+    hand = moving(across(30, (0, 0), (90, 0)), 0.9)
+    right = np.where(np.arange(30) % 7 == 3, 0.2, 0.9)
+    ids = track_ids(Hands(hand.frame, hand.joints2d_px, hand.box_xyxy, right, hand.betas), times(30), 5)
+    assert set(ids.tolist()) == {0}
+
+
+def test_the_side_of_a_track_is_that_of_the_larger_sum_of_log_odds():
+    is_right = np.array([True, True, True, False])
+    assert side_of(is_right, np.array([0.55, 0.55, 0.55, 0.99])).is_right is False
+    found = side_of(is_right, np.array([0.9, 0.9, 0.9, 0.99]))
+    assert found.is_right and found.score == pytest.approx((0.9 * 3 + 0.01) / 4)
+    given = side_of(np.array([False, False]), np.array([np.nan, np.nan]))
+    assert given == (False, None)
+    assert right_scores(is_right, np.array([0.8, np.nan, 0.6, 0.7])).tolist() == pytest.approx([0.8, 1, 0.6, 0.3])
+
+
+def test_a_shape_is_the_likeliest_of_gaussian_measurements():
+    """Against the minimum of the sum of squares over variance, found by a general solver."""
+    rng = np.random.default_rng(3)
+    betas, variance = rng.normal(size=(6, 10)), rng.uniform(0.5, 9, 6)
+    design = np.repeat(1 / np.sqrt(variance), 10)[:, None] * np.tile(np.eye(10), (6, 1))
+    target = (betas / np.sqrt(variance)[:, None]).ravel()
+    expected = np.linalg.lstsq(design, target, rcond=None)[0]
+    np.testing.assert_allclose(one_shape(betas, variance), expected, atol=1e-12)
+
+
+def test_gaps_are_filled_inside_a_track_where_there_is_a_row():
+    fillable = np.ones(12, bool)
+    fillable[6] = False
+    assert to_fill(np.array([2, 3, 7, 9]), fillable).tolist() == [4, 5, 8]
+    observed = np.array([False, True, True, False, True, False])
+    assert hold_ends(np.arange(6.0), observed).tolist() == [1, 1, 2, 3, 4, 4]
