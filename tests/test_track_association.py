@@ -108,7 +108,9 @@ def test_the_side_of_a_track_is_that_of_the_larger_sum_of_log_odds():
     assert found.is_right and found.score == pytest.approx((0.9 * 3 + 0.01) / 4)
     given = side_of(np.array([False, False]), np.array([np.nan, np.nan]))
     assert given == (False, None)
-    assert right_scores(is_right, np.array([0.8, np.nan, 0.6, 0.7])).tolist() == pytest.approx([0.8, 1, 0.6, 0.3])
+    assert right_scores(is_right, np.array([0.8, np.nan, 0.6, 0.7])).tolist() == pytest.approx(
+        [0.8, 1, 0.6, 0.3]
+    )
 
 
 def test_a_shape_is_the_likeliest_of_gaussian_measurements():

@@ -1,0 +1,339 @@
+"""`amvur track`: label sets of videos and of numbered frames to tracked ones, in any state of either folder."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import roma
+import torch
+from pycocotools.coco import COCO
+
+from annotator.crew import ComputeOptions
+from annotator.errors import UserError
+from annotator.export import export_labels
+from annotator.filter import Keep, filter_labels
+from annotator.io.schema import encode_table, label_schema
+from annotator.io.sources.sequences import ADDED, SequenceSource, read_sequence
+from annotator.report import write_report
+from annotator.stations import shard_table
+from annotator.track.job import crashed_sequences, track, track_shard
+from tests.conftest import at_work
+from tests.moving_labels import (
+    HAND,
+    LAYER,
+    LIST_COLUMNS,
+    RATE_HZ,
+    VIDEO_COLUMNS,
+    Clip,
+    Moving,
+    hands_of,
+    table_of,
+    write_labels,
+)
+
+SMALL = ComputeOptions(workers=1, shard_size=1)
+
+LEFT = Moving(range(4, 34), is_right=False, start_px=(420.0, 150.0), speed_px=(-4.0, 1.0), seed=5)
+RIGHT = Moving(range(36), seed=1, missing=(7, 8, 20), flipped=(12, 13, 25))
+ALONE = Moving(range(30), seed=3, missing=(*range(6, 9), *range(15, 30)))
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory) -> Path:
+    """Three videos: hands that cross, one that is lost and seen no more, and one without any hand."""
+    clips = [
+        Clip("crossing.mp4", 36, [RIGHT, LEFT], unreadable=(30,)),
+        Clip("alone.mp4", 30, [ALONE]),
+        Clip("empty.mp4", 4, []),
+    ]
+    tables = [table_of(clip, VIDEO_COLUMNS) for clip in clips]
+    return write_labels(tmp_path_factory.mktemp("in") / "labels", tables, VIDEO_COLUMNS)
+
+
+def tracked_rows(labels: Path, max_gap: int = 5) -> list[dict]:
+    """What tracking makes of a label set, without Ray."""
+    source = SequenceSource(str(labels))
+    schema = label_schema(HAND.vertex_count, None, source.columns | ADDED)
+    parts = [track_shard([entry], str(labels), HAND, max_gap) for entry in source]
+    return [row for part in parts for row in shard_table(part, schema).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def rows(labels) -> list[dict]:
+    return tracked_rows(labels)
+
+
+def of(rows: list[dict], name: str, track_id: int | None = None) -> list[dict]:
+    return [
+        row for row in rows if row["image_uri"] == name and (track_id is None or row["track_id"] == track_id)
+    ]
+
+
+def test_hands_that_cross_are_two_tracks_of_one_side_each(rows):
+    crossing = of(rows, "crossing.mp4")
+    assert {row["track_id"] for row in crossing} == {0, 1, None}  # None: the frame that could not be read
+    right, left = of(rows, "crossing.mp4", 0), of(rows, "crossing.mp4", 1)
+    assert [row["frame_index"] for row in left] == [k for k in range(4, 34) if k != 30]
+    assert {row["is_right"] for row in left} == {False} and {row["is_right"] for row in right} == {True}
+    assert right[0]["side_score"] == pytest.approx(np.mean([0.8] * 29 + [0.4] * 3), abs=0.02)
+    assert {json.dumps(row["betas"]) for row in right} == {json.dumps(right[0]["betas"])}
+
+
+def test_gaps_and_frames_of_the_other_side_are_interpolated_and_say_so(rows):
+    right = of(rows, "crossing.mp4", 0)
+    assert [row["frame_index"] for row in right] == [k for k in range(36) if k != 30]
+    marked = [row["frame_index"] for row in right if row["source"] == "interpolated"]
+    assert marked == [7, 8, 12, 13, 20, 25]
+    filled = [row for row in right if row["frame_index"] in (7, 8, 20)]
+    for row in filled:
+        assert (row["status"], row["reason"], row["box_source"]) == ("ok", None, "track")
+        assert row["detection_score"] is None and row["width"] == 640 and row["place"] == "kitchen"
+        # The other hand has index 0 in these frames.
+        assert row["hand_index"] == 1
+
+
+def test_a_frame_that_was_without_a_hand_is_filled_and_a_long_gap_is_not(rows):
+    alone = of(rows, "alone.mp4")
+    assert [row["status"] for row in alone] == ["ok"] * 15 + ["no_hand"] * 15
+    assert [row["frame_index"] for row in alone if row["source"] == "interpolated"] == [6, 7, 8]
+    std_mm = [row["joint_std_mm"] for row in alone[:15]]
+    assert std_mm[7] > max(std_mm[4], std_mm[10])
+    assert all(row["hand_index"] == 0 for row in alone[:15])
+    assert all(row["hand_index"] == -1 and row["track_id"] is None for row in alone[15:])
+    assert [row["status"] for row in of(rows, "empty.mp4")] == ["no_hand"] * 4
+    (damaged,) = [row for row in of(rows, "crossing.mp4") if row["frame_index"] == 30]
+    assert damaged["reason"] == "corrupt" and damaged["track_id"] is None
+
+
+def test_smoothing_brings_joints_nearer_to_the_true_motion_without_jitter(labels, rows):
+    def jitter(joints):
+        return np.linalg.norm(np.diff(joints, 3, axis=0), axis=-1).mean()
+
+    true = hands_of(LEFT, noise=False)["joints3d_mm"]
+    seen = [row for row in pq.read_table(labels / "data").to_pylist() if row["is_right"] is False]
+    seen = [
+        row for row in seen if row["image_uri"] == "crossing.mp4" and row["frame_index"] not in RIGHT.flipped
+    ]
+    before = {row["frame_index"]: np.array(row["joints3d_mm"]) for row in seen}
+    after = {row["frame_index"]: np.array(row["joints3d_mm"]) for row in of(rows, "crossing.mp4", 1)}
+    common = sorted(set(before) & set(after))
+    error = {
+        name: np.mean([np.linalg.norm(one[k] - true[k - 4], axis=1).mean() for k in common])
+        for name, one in (("before", before), ("after", after))
+    }
+    assert error["after"] < 0.6 * error["before"]
+    block = range(14, 25)  # labelled without a gap
+    assert jitter(np.stack([after[k] for k in block])) < 0.2 * jitter(np.stack([before[k] for k in block]))
+
+
+def test_columns_of_a_track_agree_with_each_other_as_those_of_any_label(rows):
+    for row in rows:
+        if row["track_id"] is None:
+            continue
+        joints, camera = np.array(row["joints3d_mm"]), row["camera"]
+        x0, y0, x1, _ = row["crop_xyxy"]
+        half = (x1 - x0) / 2
+        turned = joints @ roma.rotvec_to_rotmat(torch.tensor(camera["rotation"])).numpy().T
+        seen = (camera["scale"] * turned[:, :2] + camera["translation"]) * half + [x0 + half, y0 + half]
+        np.testing.assert_allclose(seen, row["joints2d_px"], atol=0.1)
+        rotations = roma.rotvec_to_rotmat(torch.tensor(row["pose"]).view(1, 16, 3))
+        vertices, _ = LAYER(rotations, torch.tensor(row["betas"])[None])
+        side = [1, 1, 1] if row["is_right"] else [-1, 1, 1]
+        np.testing.assert_allclose(vertices[0].numpy() * side, row["vertices_mm"], atol=0.15)
+        std = np.linalg.norm(np.array(row["joints3d_std_mm"])[1:], axis=1)
+        assert not np.any(row["joints3d_std_mm"][0]) and std.min() > 0
+        assert row["joint_std_mm"] == pytest.approx(std.mean(), rel=0.02)
+
+
+def test_frames_of_a_list_may_lie_in_any_order_and_in_any_file(tmp_path):
+    clips = [
+        Clip("one", 20, [Moving(range(20), seed=1)], listed=True),
+        Clip("two", 20, [Moving(range(20), seed=2)], listed=True),
+    ]
+    tables = [table_of(clip, LIST_COLUMNS) for clip in clips]
+    sorted_set = write_labels(tmp_path / "sorted" / "labels", tables, LIST_COLUMNS)
+    both = pa.concat_tables(tables)
+    shuffled = both.take(np.random.default_rng(0).permutation(len(both)))
+    mixed = write_labels(tmp_path / "mixed" / "labels", [shuffled], LIST_COLUMNS, per_file=7)
+
+    def by_id(folder):
+        return {row["image_id"]: row for row in tracked_rows(folder)}
+
+    assert by_id(sorted_set) == by_id(mixed)
+
+
+def test_frames_that_are_missing_from_the_set_are_a_gap_in_time(tmp_path):
+    """Frames 8 to 11 have no row, then 20 to 39: the first gap is short enough."""
+    clip = Clip("thin", 50, [Moving(range(50), seed=1)], listed=True)
+    table = table_of(clip, LIST_COLUMNS)
+    keep = [k for k in range(50) if k not in range(8, 12) and k not in range(20, 40)]
+    folder = write_labels(tmp_path / "labels", [table.take(keep)], LIST_COLUMNS)
+    made = tracked_rows(folder)
+    assert len(made) == len(keep)  # there is no photo to fill
+    assert [row["track_id"] for row in made] == [0] * 16 + [1] * 10
+
+
+def test_a_variable_frame_rate_is_followed_by_its_times(tmp_path):
+    """The same motion at times that are not even: velocities are per second, not per frame."""
+    rng = np.random.default_rng(3)
+    times = np.cumsum(rng.uniform(0.5, 1.5, 40)) / RATE_HZ
+    folder = write_labels(
+        tmp_path / "labels",
+        [
+            table_of(
+                Clip("vfr", 40, [Moving(range(40), noise=0.0)], times=times.tolist(), listed=True),
+                LIST_COLUMNS,
+            )
+        ],
+        LIST_COLUMNS,
+    )
+    assert {row["track_id"] for row in tracked_rows(folder)} == {0}
+
+
+def test_one_frame_is_a_track_as_it_was_and_photos_of_no_sequence_pass_through(tmp_path):
+    columns = LIST_COLUMNS
+    single = table_of(Clip("one", 1, [Moving(range(1))], listed=True), columns)
+    photo = table_of(Clip("two", 2, [Moving(range(2), seed=4)], listed=True), columns)
+    photo = photo.set_column(photo.schema.get_field_index("sequence"), "sequence", pa.nulls(2, pa.string()))
+    folder = write_labels(tmp_path / "labels", [single, photo], columns)
+    before = pq.read_table(folder / "data").to_pylist()
+    after = tracked_rows(folder)
+    assert [row["track_id"] for row in after] == [0, None, None]
+    for old, new in zip(before, after, strict=True):
+        for name in ("joints3d_mm", "vertices_mm", "joints3d_std_mm", "joints2d_px", "pose", "betas"):
+            np.testing.assert_allclose(new[name], old[name], atol=0.15, err_msg=name)
+        assert new["vertex_rgb"] == old["vertex_rgb"] and new["is_right"] == old["is_right"]
+
+
+def changed(table: pa.Table, name: str, values: list) -> pa.Table:
+    at = table.schema.get_field_index(name)
+    return table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
+
+
+def test_what_cannot_be_tracked_is_refused_in_one_line(labels, tmp_path):
+    listed = table_of(Clip("one", 3, [Moving(range(3))], listed=True), LIST_COLUMNS)
+    cases = {
+        "time": (
+            changed(listed, "time_s", [0.0, 0.5, 0.5]),
+            "its time 0.5 s is not after that of the frame before",
+        ),
+        "number": (
+            changed(listed, "frame", [0, None, 2]),
+            "frame is None; every frame of a sequence needs a number",
+        ),
+        "twice": (changed(listed, "frame", [0, 1, 1]), "frame 1 is another photo already"),
+    }
+    for name, (table, words) in cases.items():
+        folder = write_labels(tmp_path / name / "labels", [table], LIST_COLUMNS)
+        with pytest.raises(UserError, match=words) as error:
+            tracked_rows(folder)
+        assert "\n" not in str(error.value)
+    out = str(tmp_path / "out")
+    photos = write_labels(
+        tmp_path / "photos" / "labels", [changed(listed, "sequence", [None] * 3)], LIST_COLUMNS
+    )
+    with pytest.raises(UserError, match="holds single photos: track labels of videos"):
+        list(SequenceSource(str(photos)))
+    (tmp_path / "points" / "data").mkdir(parents=True)
+    file = pq.read_table(labels / "data" / "shard-0000000.parquet")
+    for name, table, words in (
+        ("points", file.drop(["pose"]), "holds no meshes: give what `amvur annotate` or `amvur fit` wrote"),
+        (
+            "again",
+            file.append_column("track_id", pa.array([0] * len(file), pa.int32())),
+            "is tracked already",
+        ),
+    ):
+        folder = tmp_path / name
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        (folder / "data" / "shard-0000000.parquet").write_bytes(encode_table(table))
+        with pytest.raises(UserError, match=words):
+            track(str(folder), out)
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "_run.json").write_text('{"settings": {}}')
+    with pytest.raises(UserError, match="is not finished: run the command that makes it"):
+        track(str(half), out)
+    with pytest.raises(UserError, match="holds no labels"):
+        track(str(tmp_path / "nowhere"), out)
+    with pytest.raises(UserError, match="holds the labels: give a new folder"):
+        track(str(labels), str(labels))
+    with pytest.raises(UserError, match="max-gap is -1: give 0 or more"):
+        track(str(labels), out, max_gap=-1)
+    assert not Path(out).exists()
+
+
+def test_a_sequence_that_ends_every_process_has_all_its_rows(labels):
+    (entry, *_) = SequenceSource(str(labels))
+    shard = crashed_sequences([entry], str(labels))
+    assert len(shard.rows) == len(read_sequence(str(labels), entry)) and entry.photos == 36
+    assert {row["reason"] for row in shard.rows} == {"crashed"}
+
+
+@pytest.fixture(scope="module")
+def made(labels, tmp_path_factory, local_ray):
+    before = {path: path.read_bytes() for path in labels.rglob("*") if path.is_file()}
+    out = tmp_path_factory.mktemp("out") / "tracked"
+    record = track(str(labels), str(out), max_gap=5, compute=SMALL)
+    assert {path: path.read_bytes() for path in labels.rglob("*") if path.is_file()} == before
+    return out, record
+
+
+def test_a_tracked_set_is_a_label_set_to_report_filter_and_export(labels, made, rows, tmp_path):
+    out, record = made
+    assert record.outcomes == {"no_hand: no_hand_found": 19, "ok": 50, "unreadable: corrupt": 1}
+    assert len(list((out / "data").iterdir())) == 3
+    assert pq.read_table(out / "data").to_pylist() == rows
+    facts = json.loads(pq.read_schema(out / "data" / "shard-0000000.parquet").metadata[b"amvur"])
+    assert facts["hand"] == HAND.id and facts["max_gap"] == 5
+    page = write_report(str(out), tmp_path / "report", count=4).read_text()
+    assert str(labels) in page and "up to 5 frames" in page
+    kept = filter_labels(str(out), str(tmp_path / "kept"), Keep(where="track_id == 1 and source == label"))
+    assert kept.kept == 29
+    export_labels(str(tmp_path / "kept"), str(tmp_path / "hands.json"), "coco")
+    assert len(COCO(str(tmp_path / "hands.json")).anns) == 29
+    # Again it does nothing; with another setting it is refused.
+    stamps = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    assert track(str(labels), str(out), max_gap=5, compute=SMALL) == record
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == stamps
+    with pytest.raises(UserError, match="was labelled with max_gap 5, this run has 6"):
+        track(str(labels), str(out), max_gap=6, compute=SMALL)
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(labels, made, tmp_path):
+    undisturbed, record = made
+    out = tmp_path / "tracked"
+    program = (
+        "import sys; from annotator.track.job import track; from annotator.crew import ComputeOptions;"
+        "track(*sys.argv[1:], max_gap=5, compute=ComputeOptions(workers=1, shard_size=1))"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", program, str(labels), str(out)], cwd=Path(__file__).parents[1]
+    )
+    while not list(out.glob("data/*.parquet")):
+        assert driver.poll() is None
+        time.sleep(0.01)
+    children = [one for one in psutil.Process(driver.pid).children(recursive=True) if at_work(one)]
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert children and not psutil.wait_procs(children, timeout=60)[1]
+    committed = {path.name: path.stat().st_mtime_ns for path in (out / "data").iterdir()}
+    assert 1 <= len(committed) <= 3
+    again = track(str(labels), str(out), max_gap=5, compute=SMALL)
+    assert again.outcomes == record.outcomes
+
+    def contents(folder):
+        return {path.name: path.read_bytes() for path in (folder / "data").iterdir()}
+
+    assert contents(out) == contents(undisturbed)
+    assert {name: (out / "data" / name).stat().st_mtime_ns for name in committed} == committed
