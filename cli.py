@@ -316,8 +316,8 @@ def track(
     address: Address = None,
 ) -> None:
     """Join hands over the frames of videos and smooth their motion. Run it again to resume where it stopped."""
-    from annotator.job.resources import ComputeOptions
     from annotator.commands.track import track as track_hands
+    from annotator.job.resources import ComputeOptions
 
     _submit_to(address, labels, out)
     with photos_bar("tracking", "hands") as told:

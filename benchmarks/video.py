@@ -22,16 +22,16 @@ from scipy.signal import savgol_filter
 import annotator
 from annotator.hand import HandModel, load_hand
 from annotator.hand.layer import HandLayer
-from annotator.io.crops import Crops, crop_photo
-from annotator.io.schema import label_schema, labels_to_table
-from annotator.io.sources.sequences import ADDED
-from annotator.metrics import mpjpe, pa_mpjpe
+from annotator.job.stages import shard_table
+from annotator.labels.schema import label_schema, labels_to_table
+from annotator.photos.crops import Crops, crop_photo
 from annotator.predictor import Predictor
-from annotator.stations import shard_table
+from annotator.quality.metrics import mpjpe, pa_mpjpe
+from annotator.quality.uncertainty import coverage
+from annotator.sources.sequences import ADDED
 from annotator.track.association import Hands, track_ids
 from annotator.track.sequence import tracked
 from annotator.track.side import right_scores
-from annotator.uncertainty import coverage
 from trainer.synth.sequences import Sequences
 from trainer.synth.write import true_columns
 from trainer.synth.write_sequences import SEQUENCE_COLUMNS

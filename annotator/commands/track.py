@@ -10,19 +10,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from annotator.job.resources import ComputeOptions, openers_only
-from annotator.job.dispatcher import Stations
 from annotator.errors import UserError
 from annotator.hand import HandModel, load_hand
-from annotator.sources.entry import Entry, plain
+from annotator.job.dispatcher import Stations
+from annotator.job.record import RunRecord, TrackSettings, read_run_record
+from annotator.job.resources import ComputeOptions, openers_only
+from annotator.job.run import Job, Progress, label_folder, run_job
+from annotator.job.stages import Shard
 from annotator.labels.folder import write_faces
-from annotator.storage.remote import patience, shown
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand
+from annotator.sources.entry import Entry, plain
 from annotator.sources.sequences import ADDED, SequenceSource, read_sequence
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
-from annotator.job import Job, Progress, label_folder, run_job
-from annotator.job.record import RunRecord, TrackSettings, read_run_record
-from annotator.job.stages import Shard
+from annotator.storage.remote import patience, shown
 
 if TYPE_CHECKING:  # whoever plans and writes starts seconds sooner without torch
     from annotator.hand.layer import HandLayer
@@ -139,8 +139,8 @@ def _layer(hand: HandModel) -> HandLayer:
     if hand.id not in _of_process:
         import torch
 
-        from annotator.runtime.malloc import keep_freed_memory
         from annotator.hand.layer import HandLayer
+        from annotator.runtime.malloc import keep_freed_memory
 
         keep_freed_memory()
         torch.set_num_threads(1)  # a core for each process

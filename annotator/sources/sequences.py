@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from annotator.errors import UserError
-from annotator.sources.entry import Entry, plain, readable
 from annotator.labels.folder import label_facts, label_files, one_hand, opened_label_file, read_columns
-from annotator.storage.remote import shown
 from annotator.labels.schema import SAMPLES_ROUNDING, label_schema
 from annotator.sources.boxes import is_unfinished
+from annotator.sources.entry import Entry, plain, readable
 from annotator.sources.source import Source
 from annotator.storage.files import join, read_whole
+from annotator.storage.remote import shown
 
 #: The column of a list that says which sequence a row is of.
 SEQUENCE = "sequence"

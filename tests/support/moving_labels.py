@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from annotator.crop_hands import CropHands, label_columns
-from annotator.frames import mirror_points
+from annotator.coordinates import mirror_points
 from annotator.hand import load_hand
 from annotator.hand.layer import HandLayer
-from annotator.io.crops import CropPlaces
-from annotator.io.labels import write_faces
-from annotator.io.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
-from annotator.run_record import RunRecord, RunSettings, write_run_record
-from annotator.stations import joined_columns
+from annotator.job.record import RunRecord, RunSettings, write_run_record
+from annotator.job.stages import joined_columns
+from annotator.labels.crop_hands import CropHands, label_columns
+from annotator.labels.folder import write_faces
+from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
+from annotator.photos.crops import CropPlaces
 
 HAND = load_hand("open")
 LAYER = HandLayer(HAND)

@@ -18,17 +18,17 @@ import roma
 import torch
 from pycocotools.coco import COCO
 
-from annotator.crew import ComputeOptions
+from annotator.commands.filter import Keep, filter_labels
+from annotator.commands.track import crashed_sequences, track, track_shard
 from annotator.errors import UserError
 from annotator.export import export_labels
-from annotator.filter import Keep, filter_labels
-from annotator.io.schema import encode_table, label_schema
-from annotator.io.sources.sequences import ADDED, SequenceSource, read_sequence
+from annotator.job.resources import ComputeOptions
+from annotator.job.stages import shard_table
+from annotator.labels.schema import encode_table, label_schema
 from annotator.report import write_report
-from annotator.stations import shard_table
-from annotator.track.job import crashed_sequences, track, track_shard
+from annotator.sources.sequences import ADDED, SequenceSource, read_sequence
 from tests.conftest import at_work
-from tests.moving_labels import (
+from tests.support.moving_labels import (
     HAND,
     LAYER,
     LIST_COLUMNS,
@@ -314,7 +314,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(labels, made, tmp_path):
     undisturbed, record = made
     out = tmp_path / "tracked"
     program = (
-        "import sys; from annotator.track.job import track; from annotator.crew import ComputeOptions;"
+        "import sys; from annotator.commands.track import track; from annotator.job.resources import ComputeOptions;"
         "track(*sys.argv[1:], max_gap=5, compute=ComputeOptions(workers=1, shard_size=1))"
     )
     driver = subprocess.Popen(
