@@ -56,7 +56,7 @@ class Search(str, Enum):
 Checkpoint = Annotated[
     str,
     typer.Option(
-        help="A .safetensors checkpoint (path or URL), 'default', 'accurate' (slower), or untrained:NAME."
+        help="A .safetensors checkpoint (path or URL), 'default', 'fast', or untrained:NAME."
     ),
 ]
 Hand = Annotated[str | None, typer.Option(help="Hand model: 'open', or 'mano:PATH' of your MANO_RIGHT.pkl.")]
@@ -413,7 +413,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default a G
 
 @app.command(epilog="Example: amvur evaluate run/model.safetensors synth results/")
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A .safetensors checkpoint, 'default' or 'accurate'.")],
+    checkpoint: Annotated[str, typer.Argument(help="A .safetensors checkpoint, 'default' or 'fast'.")],
     examples: Examples,
     out: Annotated[str, typer.Argument(help="Folder or URL for the results.")],
     hand: Hand = None,

@@ -302,7 +302,7 @@ def load(
     """Load a checkpoint, ready to predict.
 
     Args:
-        checkpoint: `default`, `accurate`, `untrained:NAME`, or the path or URL of a `.safetensors` checkpoint.
+        checkpoint: `default`, `fast`, `untrained:NAME`, or the path or URL of a `.safetensors` checkpoint.
         hand: needed where the checkpoint was made with MANO: `mano:PATH`.
         device: `cpu`, `cuda`, `cuda:1`, ...; a GPU where there is one, if not given.
         precision: of the backbone; `float16` is for GPUs, few CPUs are faster at it.

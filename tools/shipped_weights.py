@@ -2,14 +2,15 @@
 
 PHOTOS holds the folders `sign-digits`, `hand-scenes` and `hand-photos`; MODEL is MediaPipe's hand_landmarker.task. The
 script detects hands and fits hands to their landmarks; some people and sequences are held out. The first three stages
-of configs/shipped make the first look; each starts from the end of the previous one. The fourth stage makes the second
-look: it starts from MODEL and learns from the fits. A stopped run resumes.
+of configs/shipped make the first look; each starts from the end of the previous one. For the fourth stage, the second
+look, MODEL's landmark network is distilled to smaller crops (tools/landmarker.py); its heads then learn from the fits.
+A stopped run resumes.
 
-OUT/default.safetensors is the first look alone, OUT/accurate.safetensors both looks: they ship in annotator/weights.
-OUT/NAME.json has the figures of each on drawn hands and on held-out hands (tests/data/shipped.json and accurate.json).
-OUT/kept_aside.parquet holds the detections of the held-out hands (tests/data).
+OUT/fast.safetensors is the first look alone, OUT/default.safetensors both looks: they ship in annotator/weights.
+OUT/NAME.json has the figures of each on drawn hands and on held-out hands (tests/data). OUT/kept_aside.parquet holds
+the detections of the held-out hands (tests/data).
 
-`--weights default` or `accurate` in place of --model trains nothing: it calibrates and evaluates shipped weights again
+`--weights default` or `fast` in place of --model trains nothing: it calibrates and evaluates shipped weights again
 on the hands of tests/data/kept_aside.parquet. Tensors stay the same bits.
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from landmarker import taught
 
 from annotator.commands.detect import detect
 from annotator.commands.fit import fit
@@ -38,6 +40,7 @@ from trainer.convert.convert import convert
 from trainer.convert.cut_out import outlined
 from trainer.convert.photos import photo_columns
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
+from trainer.distil import DistilConfig
 from trainer.evaluation.evaluate import calibrate, evaluate
 from trainer.evaluation.machine import machine
 from trainer.launch import run_training
@@ -150,14 +153,19 @@ def _keep(found: Path, labels: Path, is_aside: Callable[[str], bool], aside: boo
             pq.write_table(table.filter(pa.array(chosen)), labels / "data" / path.name)
 
 
-def train_stages(out: Path, model: str, workers: int | None, settings: Sequence[str]) -> tuple[Path, Path]:
+def train_stages(
+    out: Path, photos: Path, model: str, workers: int | None, settings: Sequence[str]
+) -> tuple[Path, Path]:
     """Train each file of configs/shipped in turn and return the models of the first and the second look."""
     before, first = "", ""
     for path in sorted((config_folder() / "shipped").glob("*.yaml")):
         config = read_config(TrainConfig, "shipped", str(path), settings)
         examples = "examples"
         if config.start_from:  # the second look
-            first, before, examples = before, model, "fitted"
+            first, examples = before, "fitted"
+            before = str(
+                taught(out / "landmarker", photos, model, DistilConfig(crop_px=config.network.crop_px))
+            )
         data = tuple(
             source
             if source.source == SYNTHETIC
@@ -220,10 +228,10 @@ def main() -> None:
         examples(out, arguments.photos, arguments.model)
         fitted_examples(out, arguments.photos, arguments.model)
         write_aside(out / "aside", out / "kept_aside.parquet")
-        first, second = train_stages(out, arguments.model, arguments.workers, arguments.set)
+        first, second = train_stages(out, arguments.photos, arguments.model, arguments.workers, arguments.set)
         joined = out / "trained.safetensors"
         save_checkpoint(with_first_look(load_checkpoint(str(second)), load_checkpoint(str(first))), joined)
-        trained = {"default": str(first), "accurate": str(joined)}
+        trained = {"fast": str(first), "default": str(joined)}
     for name, weights in trained.items():
         calibrated = str(out / "calibrated.safetensors")
         calibrate(weights, SYNTHETIC, calibrated, count=CALIBRATED_ON)

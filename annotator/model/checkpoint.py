@@ -46,8 +46,8 @@ _NAMES_OF_VERSION_3 = {
 WEIGHTS = Path(__file__).parent.parent / "weights"
 SHIPPED = WEIGHTS / "default.safetensors"
 
-#: Checkpoints with names: the fast one, and the accurate one with two looks.
-NAMES = {"default": SHIPPED, "accurate": WEIGHTS / "accurate.safetensors"}
+#: Checkpoints with names: the one with two looks, and the first look alone.
+NAMES = {"default": SHIPPED, "fast": WEIGHTS / "fast.safetensors"}
 
 #: Prefix of a network without trained weights, by its configuration: `untrained:NAME`.
 UNTRAINED = "untrained:"
@@ -142,7 +142,7 @@ def untrained(name: str, hand: str | None = None) -> Checkpoint:
 def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoint:
     """Load a checkpoint by path or URL (`.safetensors`), or by name.
 
-    `default` and `accurate` ship with the package (docs/model-card.md). `untrained:NAME` starts from a network
+    `default` and `fast` ship with the package (docs/model-card.md). `untrained:NAME` starts from a network
     configuration. `hand` is required if the checkpoint was made with MANO (`mano:PATH`).
 
     Raises:
