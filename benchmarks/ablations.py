@@ -1,12 +1,12 @@
-"""Every row of the paper's Tables 1 to 6, trained short on synthetic hands: `python benchmarks/ablations.py OUT`.
+"""Train every row of the paper's Tables 1 to 6 briefly on synthetic hands: `python benchmarks/ablations.py OUT`.
 
-All rows have the same photos, seed, steps and batch, and a smaller network than the paper's; each is judged on the
-same held-out photos. Stopped, it goes on where it was; rows that are done are not done again. Two commands at once may
-share OUT if their --rows differ. The tables go to --page, with whatever is done by then.
+All rows share photos, seed, steps and batch, and a smaller network than the paper's. Each is evaluated on the same
+held-out photos. A stopped run resumes, and finished rows are not repeated. Two commands may share OUT at the same time
+if their --rows differ. The tables of all finished rows go to --page.
 
-Photos are drawn as they are needed, the same ones for every row. That is 5 ms of CPU a photo at 64 px, of 30 ms for
-the step. Files of examples give one in 2 ms, but each costs 24 ms to write, and crops cut from files are not framed as
-the held-out photos are.
+Photos are drawn as needed, the same ones for every row. This takes 5 ms of CPU per photo at 64 px, of 30 ms for the
+step. Files of examples take 2 ms per photo, but 24 ms to write, and their crops are framed differently from the
+held-out photos.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Numbers = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: what is trained for it, and what the paper says came out."""
+    """A row of a table: its training, and the paper's result."""
 
     table: str
     title: str
@@ -44,20 +44,20 @@ class Row:
 
     @property
     def run(self) -> str:
-        """Its folder; rows of several tables share one."""
+        """Return the name of its folder; rows of several tables may share one."""
         return re.sub(r"[^\w.-]+", "-", "-".join((self.config, *self.settings)))
 
 
 @dataclass(frozen=True)
 class Table:
-    """A heading, and what a reader must know of the paper's side."""
+    """A table: heading, note on the paper's numbers, and measures."""
 
     name: str
     about: str
     measures: tuple[str, ...]
 
 
-#: Title to where it is found in metrics.json, and how it is written.
+#: Title to path in metrics.json and number format.
 MEASURES = {
     "PA-MPJPE, mm": (("joints3d", "pa_mpjpe_mm"), ".1f"),
     "PA-MPVPE, mm": (("vertices", "pa_mpvpe_mm"), ".1f"),
@@ -75,18 +75,18 @@ UNCERTAINTY = tuple(MEASURES)[6:]
 
 TABLES = (
     Table("1", "Supervised and weakly supervised. The paper's numbers are HO3Dv2's.", ERRORS),
-    Table("2", "The same runs of ours as in Table 1. The paper's numbers are HO3Dv3's.", ERRORS),
+    Table("2", "Our runs are those of Table 1. The paper's numbers are HO3Dv3's.", ERRORS),
     Table(
         "3", "Supervised, terms of the loss one by one; order of the rows inferred. Paper: HO3Dv2.", ERRORS
     ),
     Table("4", "Weakly supervised, the same; order of the rows inferred. Paper: HO3Dv2.", ERRORS),
     Table("5", "Parts of AMVUR, supervised. Paper: HO3Dv2.", ERRORS),
-    Table("6", "Texture, in the hand region. We have the paper without this table's numbers.", tuple(MEASURES)[4:6]),
+    Table("6", "Texture, in the hand region. The paper's numbers are not available to us.", tuple(MEASURES)[4:6]),
     Table(
         "Ours",
-        "Not in the paper: sigma_J^2 as if neighbouring vertices erred alike, another w in (3) and (5), the two "
+        "Not in the paper: sigma_J^2 with correlated neighbouring vertices, another w in (3) and (5), the two "
         "switches of configs/network/default.yaml and the loss of the shipped trainings. "
-        "Std is as the network gives it, not calibrated.",
+        "Std is not calibrated.",
         (*ERRORS[:2], *UNCERTAINTY),
     ),
 )  # fmt: skip
@@ -153,7 +153,7 @@ Machine: {machine}.
 
 
 def configuration(row: Row, options: argparse.Namespace) -> TrainConfig:
-    """The row's own file, made small: what it switches stays, all else is the same for all rows."""
+    """Return the row's configuration at reduced size; only its own switches differ between rows."""
     crop_px = options.crop_px
     return read_train_config(
         f"paper/{row.config}",
@@ -169,7 +169,7 @@ def configuration(row: Row, options: argparse.Namespace) -> TrainConfig:
             f"steps={options.steps}",
             f"optimizer.learning_rate={options.learning_rate}",
             f"optimizer.warmup_steps={min(options.steps // 10 + 1, 200)}",
-            # A mean over a sixth of the run; the usual 0.999 would still be where a short run began.
+            # A mean over a sixth of the run; the default 0.999 would still hold the start of a short run.
             f"optimizer.ema={1 - 6 / max(options.steps, 60)}",
             "loaders=1",
             "checkpoint_every=50",
@@ -181,7 +181,7 @@ def configuration(row: Row, options: argparse.Namespace) -> TrainConfig:
 
 
 def result(row: Row, options: argparse.Namespace) -> dict[str, Any] | None:
-    """What a run of this length gave, None where there is none."""
+    """Return the result of a run of this length, or None."""
     file = options.out / row.run / "results/metrics.json"
     if not file.exists():
         return None
@@ -191,7 +191,7 @@ def result(row: Row, options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def train_and_judge(row: Row, options: argparse.Namespace) -> None:
-    """Train from where OUT/ROW/run was left, then write OUT/ROW/results."""
+    """Train or resume OUT/ROW/run, then write OUT/ROW/results."""
     config, folder = configuration(row, options), options.out / row.run
     began = time.monotonic()
 
@@ -208,7 +208,7 @@ def train_and_judge(row: Row, options: argparse.Namespace) -> None:
 
 
 def mean_hand(options: argparse.Namespace) -> dict[str, Any]:
-    """What a network that has learnt nothing scores: it says the mean hand, upright."""
+    """Return the results of an untrained network, which predicts the mean hand, upright."""
     folder = options.out / "mean-hand"
     file = folder / "metrics.json"
     if not file.exists() or json.loads(file.read_text())["photos"] != options.photos:
@@ -218,7 +218,7 @@ def mean_hand(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def page(options: argparse.Namespace) -> str:
-    """All tables as Markdown; rows that are not done say so."""
+    """Return all tables as Markdown; unfinished rows are marked."""
     untrained = mean_hand(options)
     lines = [
         "# Ablations",
@@ -273,7 +273,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _changed(options: argparse.Namespace) -> str:
-    """Options that were not left as they are, as one would type them."""
+    """Return options that differ from the defaults, as on a command line."""
     shown = ("steps", "photos", "crop_px", "backbone", "tokens", "learning_rate")
     plain = vars(_parser().parse_args(["OUT"]))
     changed = {name: getattr(options, name) for name in shown if getattr(options, name) != plain[name]}
@@ -285,15 +285,15 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder of the runs, about 100 MB each")
-    parser.add_argument("--rows", nargs="*", default=[], metavar="RUN", help="only these; default all")
+    parser.add_argument("--rows", nargs="*", default=[], metavar="RUN", help="only these; default: all")
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--photos", type=int, default=300, help="held-out photos to judge by")
+    parser.add_argument("--photos", type=int, default=300, help="held-out photos for evaluation")
     parser.add_argument("--crop-px", type=int, default=64)
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--tokens", type=int, default=195)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--threads", type=int, default=0, help="torch's; default all cores")
-    parser.add_argument("--device", help="cpu, cuda; default a GPU if there is one")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; default: all cores")
+    parser.add_argument("--device", help="cpu or cuda; default: a GPU if available")
     parser.add_argument("--page", type=Path, default=Path("docs/ablations.md"))
     return parser
 
@@ -306,7 +306,7 @@ def main() -> None:
     unknown = [name for name in options.rows if name not in runs]
     try:
         if unknown:
-            raise UserError(f"no row '{unknown[0]}': there are {', '.join(runs)}")
+            raise UserError(f"unknown row '{unknown[0]}': give one of {', '.join(runs)}")
         for name in options.rows or runs:
             if result(runs[name], options) is None:
                 train_and_judge(runs[name], options)

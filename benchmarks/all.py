@@ -1,10 +1,10 @@
-"""Every benchmark that takes minutes, one after the other, in one table: `make bench`.
+"""Run every benchmark that takes minutes, and print one table: `make bench`.
 
     python benchmarks/all.py [PHOTOS] [--model hand_landmarker.task] [--only NAME ...] [--out bench.json]
 
-PHOTOS is a folder of photos, each a crop around a hand; without one, synthetic photos are drawn. MODEL is MediaPipe's,
-which is left out without it. Each benchmark's last line is JSON with its figures; OUT has them all, with all else that
-they told and the machine's name. What takes hours (training, ablations, shipped, tutorial) or a GPU runs by itself.
+PHOTOS is a folder of photos, each a crop around a hand; default: synthetic photos. MODEL is MediaPipe's; without it,
+MediaPipe is left out. Each benchmark's last line is JSON with its figures; OUT has all figures, details and the name of
+the machine. Benchmarks that take hours (training, ablations) or need a GPU run separately.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from machine import machine, shown
 
 HERE = Path(__file__).parent
 
-#: In this order; those that label photos are given PHOTOS.
+#: Benchmarks in order; the first ones get PHOTOS.
 WITH_PHOTOS = ("startup", "versus", "network", "growth", "decode", "chaos")
 WITHOUT = ("rasterize", "skinning", "synth", "fit", "filter", "report", "scale", "corpus", "detector")
 
 
 def run(name: str, arguments: list[str]) -> dict[str, Any]:
-    """One benchmark, shown as it runs; what its last line says, or how it ended."""
+    """Run one benchmark with live output; return its last line, exit code and seconds."""
     print(f"\n== {name}", flush=True)
     command = [sys.executable, "-u", str(HERE / f"{name}.py"), *arguments]
     began, last = time.monotonic(), ""
@@ -64,7 +64,7 @@ def main() -> None:
             print(f"| {name} | {what} | {shown(value)} |")
         if results[name]["exit_code"]:
             print(f"| {name} | **ended with exit code {results[name]['exit_code']}** | |")
-    print(f"\nall of it: {args.out}")
+    print(f"\nall figures: {args.out}")
     sys.exit(any(results[name]["exit_code"] for name in names))
 
 

@@ -1,10 +1,9 @@
-"""A run of real photos that is killed again and again, compared row for row with one that nobody disturbed.
+"""Kill a run of real photos repeatedly, and compare every row with an undisturbed run.
 
     python benchmarks/chaos.py [PHOTOS] [--kills 24] [--count 1500] [--seed 0]
 
-Two machines that Ray simulates here, labels on a real S3 server behind a proxy that breaks one request in fourteen, and
-random kills of models, tasks, whole machines and the driver, with the store cut off now and then
-(`tests/robustness/chaos.py`).
+Ray simulates two machines. Labels go to a real S3 server behind a proxy that breaks one request in fourteen. Random
+kills hit models, tasks, whole machines and the driver, and the store is cut off at times (`tests/robustness/chaos.py`).
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from tests.robustness.chaos import BATCH, SHARD, Chaos, labels_below
 
 
 def main() -> None:
-    """Print what was killed and whether it shows; one JSON line last."""
+    """Print the kills and the comparison, then one line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("photos", nargs="?", help="a folder of photos; default synthetic ones")
+    parser.add_argument("photos", nargs="?", help="folder of photos; default: synthetic ones")
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--count", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
@@ -60,8 +59,8 @@ def main() -> None:
     print(f"undisturbed: {len(expected)} rows in {alone_s:.0f} s")
     print(
         f"{outcome.killed.total()} kills ({', '.join(f'{n} {what}' for what, n in outcome.killed.items())}), "
-        f"{broken} broken requests of {sum(outcome.faults.values())}, the command typed {outcome.drivers} times: "
-        f"{len(found)} rows in {outcome.seconds:.0f} s, {'the same to the last bit' if same else 'OTHERS'}"
+        f"{broken} broken requests of {sum(outcome.faults.values())}, the command started {outcome.drivers} times: "
+        f"{len(found)} rows in {outcome.seconds:.0f} s, {'identical' if same else 'DIFFERENT'}"
     )
     shutil.rmtree(scratch)
     tell(

@@ -1,10 +1,10 @@
-"""Whether every file that breaks readers of photos gets its one right row.
+"""Check that every file that breaks readers of photos gets its one right row.
 
     python benchmarks/corpus.py [--keep FOLDER]
 
-Makes the files of `hostile`, from a real photo where ../shared/data is beside the checkout, labels them with
-the job as users run it, and compares all rows, as DuckDB reads them, with what is known from how each file was made.
-The exit code is 1 if a row is wrong.
+The script makes the files of `hostile`, from a real photo if ../shared/data exists beside the checkout. It labels them
+with the real job, and compares all rows, read by DuckDB, with the outcome that follows from how each file was made. The
+exit code is 1 if a row is wrong.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ import annotator
 from annotator.job.resources import ComputeOptions
 from annotator.runtime.ray_session import connected
 
-#: What hangs shall fail.
+#: Time limit; a hang fails the benchmark.
 LIMIT_S = 420
 
 
-#: Of each kind, so many wrong rows are named.
+#: Maximum wrong rows to print per kind.
 SHOWN = 40
 
 
 class Wrong(NamedTuple):
-    """One input whose row is not right."""
+    """An input with a wrong row."""
 
     kind: str
     name: str
@@ -46,18 +46,18 @@ class Wrong(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What is compared of a row."""
+    """The compared fields of a row."""
 
     status: str
     reason: str | None
     error: str | None
     size: tuple[int | None, int | None]
     duplicate: bool
-    mesh: bool  # there, all of it, and finite
+    mesh: bool  # exists, is complete and finite
     no_mesh: bool
 
 
-_FINITE = "isfinite(list_sum({}))"  # one value that is not makes the sum so
+_FINITE = "isfinite(list_sum({}))"  # one infinite or NaN value makes the sum so
 _MESH = " and ".join(
     [
         "len(vertices_mm) > 500",
@@ -75,7 +75,7 @@ _MESH = " and ".join(
 
 
 def rows_of(labels: Path) -> dict[str, list[Row]]:
-    """All rows by image_id, as DuckDB reads them."""
+    """Read all rows by image_id, with DuckDB."""
     found = duckdb.execute(
         f"select image_id, status, reason, error, width, height, duplicate, coalesce({_MESH}, false), "
         f"vertices_mm is null from '{labels}/data/*.parquet' where hand_index <= 0"
@@ -87,7 +87,7 @@ def rows_of(labels: Path) -> dict[str, list[Row]]:
 
 
 def fault_of(rows: list[Row], expected: Expected) -> str:
-    """What is wrong with an input's rows; nothing if they are right."""
+    """Describe the fault of an input's rows; empty if they are right."""
     if not rows and expected.optional:
         return ""
     if len(rows) != expected.times:
@@ -115,15 +115,15 @@ def _fault_of_row(row: Row, expected: Expected) -> str:
 
 
 def labelled(run: Run, labels: Path, compute: ComputeOptions = ComputeOptions()) -> list[Wrong]:
-    """Label a source; what is wrong with its rows."""
+    """Label a source and return its wrong rows."""
     try:
         annotator.annotate(str(run.source), str(labels), compute=compute)
     except annotator.UserError as error:
-        said = str(error)
+        message = str(error)
         if run.expected:
-            return _all_wrong(run, f"refused: {said}")
-        fine = said and "\n" not in said
-        return [] if fine else [Wrong(run.name, run.source.name, f"refused with {said!r}")]
+            return _all_wrong(run, f"refused: {message}")
+        fine = message and "\n" not in message
+        return [] if fine else [Wrong(run.name, run.source.name, f"refused with {message!r}")]
     except Exception as error:
         return _all_wrong(run, f"it raised {type(error).__name__}: {error}")
     if not run.expected:
@@ -145,14 +145,14 @@ def _all_wrong(run: Run, why: str) -> list[Wrong]:
 
 
 class PeakMemory(threading.Thread):
-    """The most memory that any process below this one has held."""
+    """Watch the largest memory of any process below this one."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.bytes, self.done = 0, threading.Event()
 
     def run(self) -> None:
-        """Look twice a second."""
+        """Sample twice per second."""
         while not self.done.wait(0.5):
             for process in psutil.Process().children(recursive=True):
                 try:
@@ -166,7 +166,7 @@ class PeakMemory(threading.Thread):
 
 
 def table(runs: list[Run], wrong: list[Wrong]) -> str:
-    """A line for each kind."""
+    """Format one line per kind."""
     counts = Counter(expected.kind for run in runs for expected in run.expected.values())
     counts += Counter(run.name for run in runs if not run.expected)
     by_kind = defaultdict(list)
@@ -182,11 +182,11 @@ def table(runs: list[Run], wrong: list[Wrong]) -> str:
 
 
 def main() -> None:
-    """Print the table; one JSON line last."""
+    """Print the table, then one line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--keep", metavar="FOLDER", help="where the files and their labels shall stay")
+    parser.add_argument("--keep", metavar="FOLDER", help="keep the files and their labels here")
     args = parser.parse_args()
     print(machine())
     folder = Path(args.keep) if args.keep else Path(tempfile.mkdtemp(prefix="amvur-corpus-"))
@@ -221,7 +221,7 @@ def main() -> None:
 
 
 def _too_long(*_: object) -> None:
-    sys.exit(f"not done after {LIMIT_S} s: something hangs")
+    sys.exit(f"not finished after {LIMIT_S} s: a process hangs")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Decoding against Pillow's: `python benchmarks/decode.py [PHOTOS]`.
+"""Compare decoding with Pillow: `python benchmarks/decode.py [PHOTOS]`.
 
-Milliseconds of one core a photo, in turns: Pillow as one writes it (with its own scaled decoding), `decode_photo` with
-the way for plain JPEGs left out, and `decode_photo`. PHOTOS as they are, scaled to what a crop of 96 px needs, and one
-of them enlarged to 12 megapixels. The last line is the table as JSON.
+Milliseconds of one core per photo, alternating: plain Pillow code (with its scaled decoding), `decode_photo` without
+the fast path for plain JPEGs, and `decode_photo`. Inputs are PHOTOS at full size, PHOTOS scaled for a crop of 96 px,
+and one photo enlarged to 12 megapixels. The last line is the table as JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROUNDS, CROP_PX = 7, 96
 
 
 def pillow(data: bytes, min_side_px: int | None) -> None:
-    """What one writes."""
+    """Decode with plain Pillow code."""
     image = Image.open(io.BytesIO(data))
     if min_side_px is not None:
         scale = max(1, min(image.size) // min_side_px)
@@ -34,7 +34,7 @@ def pillow(data: bytes, min_side_px: int | None) -> None:
 
 
 def by_pillow(data: bytes, min_side_px: int | None) -> None:
-    """`decode_photo` without its quick way."""
+    """Run `decode_photo` without its fast path."""
     with patch.object(decode.plain_jpeg, "read_header", lambda data: None):
         decode_photo(data, min_side_px)
 
@@ -47,18 +47,18 @@ WAYS: dict[str, Callable[[bytes, int | None], object]] = {
 
 
 def enlarged(data: bytes) -> bytes:
-    """A JPEG of 12 megapixels."""
+    """Return the photo as a JPEG of 12 megapixels."""
     sink = io.BytesIO()
     Image.open(io.BytesIO(data)).convert("RGB").resize((4000, 3000)).save(sink, "JPEG", quality=90)
     return sink.getvalue()
 
 
 def main() -> None:
-    """Print the table; one JSON line last."""
+    """Print the table, then one line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("photos", nargs="?", help="a folder of JPEGs; default synthetic ones")
+    parser.add_argument("photos", nargs="?", help="folder of JPEGs; default: synthetic ones")
     parser.add_argument("--count", type=int, default=64)
     args = parser.parse_args()
     print(machine())

@@ -1,9 +1,9 @@
-"""How long it takes to keep the good ones, and how much memory: of a million rows without meshes, and of meshes.
+"""Measure time and memory of filtering: a million rows without meshes, and rows with meshes.
 
     python benchmarks/filter.py [--rows 1000000] [--meshes 100000]
 
-The rows are random, in files of 256 as `annotate` writes them. `--list` reads scalar columns only. With meshes, the
-measure is a plain copy by pyarrow of the very rows that were kept, file by file.
+The rows are random, in files of 256 like those of `annotate`. `--list` reads scalar columns only. With meshes, the
+reference is a plain copy of the same kept rows by pyarrow, file by file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible")
 
 
 def write_labels(folder: Path, rows: int, vertices: int | None) -> None:
-    """Random labels; without meshes, the other columns of a hand are there."""
+    """Write random labels; without meshes, all other columns of a hand exist."""
     (folder / "data").mkdir(parents=True)
     schema = label_schema(
         vertices or 1,
@@ -49,8 +49,8 @@ def write_labels(folder: Path, rows: int, vertices: int | None) -> None:
             ("image_uri", names),
             ("image_id", names),
         ):
-            place = schema.get_field_index(name)
-            table = table.set_column(place, schema.field(name), pa.array(values, schema.field(name).type))
+            index = schema.get_field_index(name)
+            table = table.set_column(index, schema.field(name), pa.array(values, schema.field(name).type))
         with (folder / "data" / f"shard-{number:07d}.parquet").open("wb") as file:
             write_tables(file, [table], schema)
 
@@ -70,7 +70,7 @@ def _column(field: pa.Field, rng: np.random.Generator) -> pa.Array:
         sizes.append(kind.list_size)
         kind = kind.value_type
     total = count * int(np.prod(sizes))
-    # As coarse as labels are, so that files are as large.
+    # Rounded like labels, so that files have the same size.
     values = (rng.normal(0, 40, total) * 16).round() / 16
     array = pa.array(values > 0 if pa.types.is_boolean(kind) else values.astype(kind.to_pandas_dtype()), kind)
     for size in reversed(sizes):
@@ -79,7 +79,7 @@ def _column(field: pa.Field, rng: np.random.Generator) -> pa.Array:
 
 
 def timed(*arguments: str) -> tuple[float, float, str]:
-    """Seconds, peak GiB and output of a command of amvur in a process of its own."""
+    """Return seconds, peak GiB and output of an amvur command in its own process."""
     code = (
         "import sys, resource, time; began = time.perf_counter(); sys.argv = ['amvur', *sys.argv[1:]]\n"
         "import cli\ntry: cli.main()\nexcept SystemExit as end: assert not end.code\n"
@@ -92,13 +92,13 @@ def timed(*arguments: str) -> tuple[float, float, str]:
         text=True,
         check=True,
     )
-    said, _, figures = done.stdout.rpartition("@")
+    output, _, figures = done.stdout.rpartition("@")
     seconds, kilobytes = map(float, figures.split())
-    return seconds, kilobytes / 2**20, said
+    return seconds, kilobytes / 2**20, output
 
 
 def plain_copy(labels: Path, out: Path, kept: Path) -> float:
-    """Seconds that pyarrow takes to read those rows and write them."""
+    """Return the seconds that pyarrow takes to read and write those rows."""
     chosen = {
         path.name: pq.read_table(path, columns=["image_id"])["image_id"] for path in sorted(kept.iterdir())
     }
@@ -113,7 +113,7 @@ def plain_copy(labels: Path, out: Path, kept: Path) -> float:
 
 
 def main() -> None:
-    """Print the table; one JSON line last."""
+    """Print the table, then one line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -129,15 +129,17 @@ def main() -> None:
         ("best", ["--keep-best", "0.5"]),
         ("where", ["--where", "is_right and joint_std_mm < 12"]),
     ):
-        seconds, gib, said = timed(
+        seconds, gib, output = timed(
             "filter", str(scratch / "narrow"), str(scratch / f"{name}.txt"), "--list", *options
         )
         what = f"filter --list {' '.join(options)}, {args.rows:,} rows"
         figures |= {f"{what}, s": seconds, f"{what}, GiB": gib}
-        print(f"{what}: {said.splitlines()[1]}")
+        print(f"{what}: {output.splitlines()[1]}")
     shutil.rmtree(scratch / "narrow")
     write_labels(scratch / "meshes", args.meshes, 800)
-    seconds, gib, said = timed("filter", str(scratch / "meshes"), str(scratch / "kept"), "--keep-best", "0.5")
+    seconds, gib, output = timed(
+        "filter", str(scratch / "meshes"), str(scratch / "kept"), "--keep-best", "0.5"
+    )
     copy_s = plain_copy(scratch / "meshes", scratch / "copy", scratch / "kept" / "data")
     figures |= {
         f"filter, {args.meshes:,} rows with meshes, half kept, over a plain copy of those": seconds / copy_s,

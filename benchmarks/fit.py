@@ -1,4 +1,4 @@
-"""Fits of drawn hands: how far off landmarks and fits are, what std covers, and hands per second on one thread.
+"""Measure fits of drawn hands: errors of landmarks and fits, coverage of std, and hands/s on one thread.
 
 python benchmarks/fit.py [COUNT]
 """
@@ -19,7 +19,7 @@ from annotator.hand import load_hand
 from annotator.quality.metrics import pa_mpjpe, pa_mpvpe
 from annotator.quality.uncertainty import coverage, error_of_best, spearman
 
-#: Independent errors of x, y and depth, millimetres.
+#: Std of independent errors of x, y and depth, millimetres.
 INDEPENDENT_MM = np.array([3.0, 3.0, 6.0])
 
 
@@ -44,7 +44,7 @@ def main(count: int) -> None:
     }
     fitter.fit(exact[:8])
     print(
-        "| landmarks | they | fit | its vertices | hands/s | within 1 std: x, y, z | Spearman | surer half |"
+        "| landmarks | error | fit | its vertices | hands/s | within 1 std: x, y, z | Spearman | surer half |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for name, landmarks in kinds.items():

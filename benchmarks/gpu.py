@@ -1,11 +1,12 @@
-"""What a GPU makes of it, without Ray: `python benchmarks/gpu.py [PHOTOS]`.
+"""Measure a GPU without Ray: `python benchmarks/gpu.py [PHOTOS]`.
 
-Of the shipped network and of the paper's (ResNet-50, 224 px, random weights), in each precision: photos/s of the bare
-network and of the whole predictor (crops in the host's memory to label columns there, texture and all), and what
-arithmetic and memory alone would allow: operations counted by torch, at the pace of a large product; bytes that layers
-read and write, all in this precision, at the pace of a large copy. Then parts in milliseconds, both rasterizers on
-predicted meshes, the synthetic generator, and training: photos/s, and for how much of the time the device had work.
-`--device cpu --count 8 --steps 2` tries the script itself.
+Networks are the shipped one and the paper's (ResNet-50, 224 px, random weights), in each precision. Figures are
+photos/s of the bare network and of the whole predictor (crops in host memory to label columns in host memory, with
+texture). Beside them are two upper limits. Arithmetic: operations counted by torch, at the speed of a large matrix
+product. Memory: bytes that layers read and write in this precision, at the speed of a large copy.
+
+Then follow parts in milliseconds, both rasterizers on predicted meshes, the synthetic generator, and training in
+photos/s with the device's busy share. `--device cpu --count 8 --steps 2` tries the script itself.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from trainer.config import TrainConfig
 from trainer.synth import SyntheticHands
 from trainer.train import Progress, train
 
-#: What the training is of: the paper's backbone and size, the project's own recipe.
+#: The training: the paper's backbone and size, the project's own recipe.
 TRAINING = (
     *("network.backbone=resnet50", "network.crop_px=224", "network.imagenet=false", "freeze_early=false"),
     *("precision=bf16", "checkpoint_every=1000000", "pictures_every=1000000"),
@@ -46,19 +47,19 @@ TRAINING = (
 
 
 class Device:
-    """The device that is measured."""
+    """The measured device."""
 
     def __init__(self, name: str) -> None:
-        self.place = torch.device(name)
-        self.is_gpu = self.place.type == "cuda"
+        self.device = torch.device(name)
+        self.is_gpu = self.device.type == "cuda"
 
     def wait(self) -> None:
-        """Until it has done what it was told."""
+        """Wait until all queued work is finished."""
         if self.is_gpu:
-            torch.cuda.synchronize(self.place)
+            torch.cuda.synchronize(self.device)
 
     def seconds(self, do: Callable[[], object], repeat: int = 7) -> float:
-        """Median seconds of something, after two to warm up."""
+        """Return the median seconds of a call, after two warm-up calls."""
         times = []
         for number in range(repeat + 2):
             self.wait()
@@ -70,31 +71,31 @@ class Device:
         return statistics.median(times)
 
     def operations_per_s(self, precision: torch.dtype) -> float:
-        """What a large matrix product reaches; of float32 in TF32, as convolutions are."""
+        """Measure a large matrix product; float32 uses TF32, like convolutions."""
         side = 8192 if self.is_gpu else 512
-        a, b = (torch.randn(side, side, device=self.place, dtype=precision) for _ in range(2))
+        a, b = (torch.randn(side, side, device=self.device, dtype=precision) for _ in range(2))
         torch.set_float32_matmul_precision("high")
         spent = self.seconds(lambda: a @ b)
         torch.set_float32_matmul_precision("highest")
         return 2 * side**3 / spent
 
     def bytes_per_s(self) -> float:
-        """What a large copy reaches, read and written."""
+        """Measure a large copy, counting bytes read and written."""
         size = (1 << 30) if self.is_gpu else (1 << 26)
-        source = torch.ones(size, dtype=torch.uint8, device=self.place)
+        source = torch.ones(size, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         return 2 * size / self.seconds(lambda: target.copy_(source))
 
 
 def operations(network: Network, images: Tensor) -> float:
-    """Operations of a forward pass, counted by torch."""
+    """Return the operations of a forward pass, counted by torch."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images)
     return float(counter.get_total_flops())
 
 
 def traffic_bytes(network: Network, images: Tensor, precision: torch.dtype) -> float:
-    """Bytes that a forward pass moves if each convolution and linear layer reads and writes once, the rest for free."""
+    """Return the bytes of a forward pass if convolutions and linear layers access memory once, and all else is free."""
     moved = 0
 
     def count(module: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> None:
@@ -111,14 +112,14 @@ def traffic_bytes(network: Network, images: Tensor, precision: torch.dtype) -> f
 
 
 def crops_of(images: Tensor) -> Crops:
-    """Crops in the host's memory, of what `prepared` gave."""
+    """Return the output of `prepared` as crops in host memory."""
     pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     side = pixels.shape[1]
     return Crops.stack([crop_photo(photo, side, side, side) for photo in pixels])
 
 
 def forward(network: Network, images: Tensor, batch: int, precision: torch.dtype) -> None:
-    """The network alone, batch by batch."""
+    """Run the network alone, batch by batch."""
     half = torch.autocast(images.device.type, precision, enabled=precision != torch.float32)
     with torch.inference_mode(), half:
         for part in images.split(batch):
@@ -126,17 +127,17 @@ def forward(network: Network, images: Tensor, batch: int, precision: torch.dtype
 
 
 def predictions(title: str, device: Device, photos: Path, count: int, batch: int) -> dict[str, float]:
-    """The figures of one of `NETWORKS`."""
+    """Measure one of `NETWORKS`."""
     figures: dict[str, float] = {}
     for precision in get_args(Precision):
-        predictor = predictor_of(NETWORKS[title], device.place, batch, precision)
+        predictor = predictor_of(NETWORKS[title], device.device, batch, precision)
         network = predictor.network.last_look
         dtype = getattr(torch, precision)
         images = prepared(photos, network.config.crop_px)
         rows = torch.arange(count) % len(images)
         crops = crops_of(prepared(photos, predictor.checkpoint.cut_px)[rows])
         images = images[rows]
-        images = images.to(device.place).contiguous(memory_format=torch.channels_last)
+        images = images.to(device.device).contiguous(memory_format=torch.channels_last)
 
         bare = count / device.seconds(partial(forward, network, images, batch, dtype))
         whole = count / device.seconds(partial(predictor.predict_crops, crops, "right"))
@@ -147,7 +148,7 @@ def predictions(title: str, device: Device, photos: Path, count: int, batch: int
         what = f"{title}, {precision}"
         figures |= {
             f"{what}: bare network, photos/s": bare,
-            f"{what}: whole predictor, sides told, photos/s": whole,
+            f"{what}: whole predictor, sides given, photos/s": whole,
             f"{what}: floor of arithmetic, photos/s": arithmetic,
             f"{what}: floor of memory, photos/s": memory,
             f"{what}: bare network over the lower floor": bare / min(arithmetic, memory),
@@ -159,9 +160,9 @@ def predictions(title: str, device: Device, photos: Path, count: int, batch: int
 
 
 def rasterizers(device: Device, photos: Path, count: int) -> dict[str, float]:
-    """Both backends on the meshes that the shipped network predicts, 224 px."""
-    network = predictor_of("default", device.place, count).network.last_look
-    images = prepared(photos, network.config.crop_px)[:count].to(device.place)
+    """Measure both backends on meshes that the shipped network predicts, 224 px."""
+    network = predictor_of("default", device.device, count).network.last_look
+    images = prepared(photos, network.config.crop_px)[:count].to(device.device)
     with torch.inference_mode():
         prediction = network(images)
         points = prediction.camera.project(prediction.vertices.mean_mm)
@@ -173,14 +174,14 @@ def rasterizers(device: Device, photos: Path, count: int) -> dict[str, float]:
 
 
 def generator(device: Device, count: int) -> dict[str, float]:
-    """Synthetic photos a second, drawn on the device."""
-    source = SyntheticHands(load_hand("open"), 224, seed=0, device=device.place)
-    index = torch.arange(count, device=device.place)
+    """Measure the synthetic generator on the device, in photos/s."""
+    source = SyntheticHands(load_hand("open"), 224, seed=0, device=device.device)
+    index = torch.arange(count, device=device.device)
     return {"synthetic hands, 224 px, photos/s": count / device.seconds(lambda: source.batch(index), 3)}
 
 
 def training(device: Device, batch_size: int, steps: int) -> dict[str, float]:
-    """Photos/s over the second third of some steps, and the device's busy share over the last."""
+    """Measure photos/s over the second third of the steps, and the device's busy share over the last."""
     settings = [*TRAINING, f"batch_size={batch_size}", f"steps={3 * steps}", f"log_every={steps}"]
     config = read_config(TrainConfig, "train", "supervised", settings)
     watch = profile(activities=[ProfilerActivity.CUDA if device.is_gpu else ProfilerActivity.CPU])
@@ -200,19 +201,19 @@ def training(device: Device, batch_size: int, steps: int) -> dict[str, float]:
         begins.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as out:
-        train(config, out, str(device.place), report)
+        train(config, out, str(device.device), report)
     figures = {
         "training, ResNet-50 at 224 px, photos/s": steps * batch_size / (ends[1] - begins[0]),
         "training, share of time waiting for data": waiting,
     }
     if device.is_gpu:
         busy = busy_s(watch) / (ends[2] - begins[1])
-        figures["training, share of time in which the device is busy"] = busy
+        figures["training, busy share of the device"] = busy
     return figures
 
 
 def busy_s(watch: Any) -> float:
-    """Seconds in which at least one kernel or copy ran."""
+    """Return the seconds in which at least one kernel or copy ran."""
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in watch.events()
@@ -226,13 +227,13 @@ def busy_s(watch: Any) -> float:
 
 
 def main() -> None:
-    """Print what was found as it comes; one JSON line last."""
+    """Print figures as they arrive, then one line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("photos", nargs="?", help="a folder of photos, each a crop; default synthetic ones")
+    parser.add_argument("photos", nargs="?", help="folder of photos, each a crop; default: synthetic ones")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--count", type=int, default=8192, help="photos of a measurement")
+    parser.add_argument("--count", type=int, default=8192, help="photos per measurement")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=30, help="of training")
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""What grows with a collection, and with workers: `python benchmarks/growth.py [PHOTOS]`.
+"""Measure growth with the size of a collection and the number of workers: `python benchmarks/growth.py [PHOTOS]`.
 
-`annotate` labels as many links to PHOTOS as asked, sizes in turns, each run in a process of its own. Told of each:
-milliseconds a photo (start-up and end left out), seconds to the first label, and the peak memory of the whole process
-tree, each page shared out among those that have it (PSS). Of the largest run also each tenth by itself. Then one
-collection by 1, 2 and 4 workers of one thread.
+`annotate` labels the given numbers of links to PHOTOS, alternating between sizes, each run in its own process. Figures
+per run: milliseconds per photo (without start and end), seconds to the first label, and peak memory of the process tree
+as proportional set size (PSS). The largest run is also split into tenths. Then one collection is labelled by 1, 2 and 4
+workers of one thread.
 """
 
 from __future__ import annotations
@@ -27,48 +27,48 @@ import annotator
 from annotator.job.resources import ComputeOptions
 from annotator.sources import FolderSource
 
-#: Small enough that a thousand photos are some for each worker; a batch of the network's.
+#: One batch of the network, small enough that a thousand photos give each worker several shards.
 SHARD = 32
 
-#: At most about so many shards are under way for each worker.
+#: Approximate maximum of shards in flight per worker.
 AHEAD_A_WORKER = 8
 
-#: A thousand photos are a few seconds: more often than once.
+#: Seconds between progress reports, because a thousand photos take only a few seconds.
 SIZES = [1_000, 10_000, 1_000, 100_000, 1_000, 10_000, 1_000, 1_000]
 
-#: How often memory is looked at: each look takes some milliseconds of a core.
+#: Seconds between memory samples: each takes some milliseconds of a core.
 LOOK_S = 1.0
 
 
 @dataclass
 class Run:
-    """What was seen of one run."""
+    """Measurements of one run."""
 
     photos: int
     workers: int | None
     began: float
-    reports: list[tuple[float, int]]  # when so many photos were done
+    reports: list[tuple[float, int]]  # time and photos done
     peak_bytes: int
     ended: float
 
     @property
     def first_s(self) -> float:
-        """Seconds to the first label file."""
+        """Return the seconds to the first label file."""
         return self._done()[0][0] - self.began
 
     def _done(self) -> list[tuple[float, int]]:
         return [(when, done) for when, done in self.reports if done]
 
     def ms_a_photo(self, low: float = 0.0, high: float = 1.0) -> float:
-        """Milliseconds a photo over a part of the run, start-up and end left out."""
+        """Return milliseconds per photo over a part of the run, without start and end."""
         return pace_ms(self._done(), self.workers or os.cpu_count() or 1, low, high)
 
 
 def pace_ms(done: list[tuple[float, int]], workers: int, low: float = 0.0, high: float = 1.0) -> float:
-    """Milliseconds a photo over a part of a run, from when so many were done.
+    """Return milliseconds per photo over a part of a run, from its progress reports.
 
-    The first shards are left out, which were opened while models were starting, and the last ones, when some have
-    nothing to do any more.
+    The first shards are left out, because they were opened while models started. The last ones are left out too,
+    because some workers are already idle.
     """
     inside = done[AHEAD_A_WORKER * workers : -workers]
     inside = inside[round(low * (len(inside) - 1)) : round(high * (len(inside) - 1)) + 1]
@@ -79,7 +79,7 @@ def pace_ms(done: list[tuple[float, int]], workers: int, low: float = 0.0, high:
 
 
 def tree_pss(root: psutil.Process) -> int:
-    """Bytes of a process and all below it."""
+    """Return the bytes of a process and all its descendants."""
     total = 0
     for process in [root, *root.children(recursive=True)]:
         try:
@@ -93,9 +93,11 @@ def tree_pss(root: psutil.Process) -> int:
 
 
 def linked(photos: Path, count: int, folder: Path) -> Path:
-    """A folder of so many links to photos: all of them in turns, or as many from all over."""
+    """Make a folder of `count` links to photos: repeated, or evenly selected."""
     entries = list(FolderSource(str(photos)))
-    entries = entries[:: max(1, len(entries) // count)]  # collections are sorted, and left hands cost more
+    entries = entries[
+        :: max(1, len(entries) // count)
+    ]  # evenly: collections are sorted, and left hands cost more
     for number in range(count):
         entry = entries[number % len(entries)]
         link = folder / f"{number // len(entries):05d}" / entry.id.replace("/", "-")
@@ -105,7 +107,7 @@ def linked(photos: Path, count: int, folder: Path) -> Path:
 
 
 def label(photos: str, labels: str, workers: int | None) -> None:
-    """In a process of its own: label, and print when how many were done."""
+    """Label in this process, and print the progress reports as JSON."""
     reports: list[tuple[float, int]] = []
     annotator.annotate(
         photos,
@@ -117,7 +119,7 @@ def label(photos: str, labels: str, workers: int | None) -> None:
 
 
 def watched(photos: Path, count: int, workers: int | None, scratch: Path) -> Run:
-    """One run, looked at from outside."""
+    """Run `annotate` in a process, and measure it from outside."""
     folder, labels = linked(photos, count, scratch / "photos"), scratch / "labels"
     command = [sys.executable, __file__, str(folder), "--labels", str(labels)]
     began, peak = time.time(), 0
@@ -139,14 +141,14 @@ def watched(photos: Path, count: int, workers: int | None, scratch: Path) -> Run
 
 
 def main() -> None:
-    """Print the table; one JSON line last."""
+    """Print the table, then one line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("photos", nargs="?", help="a folder of photos; default 1,000 synthetic ones")
+    parser.add_argument("photos", nargs="?", help="folder of photos; default: 1,000 synthetic ones")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--of-workers", type=int, default=5_000, help="photos for each number of workers")
-    parser.add_argument("--rounds", type=int, default=2, help="of the numbers of workers")
+    parser.add_argument("--of-workers", type=int, default=5_000, help="photos per number of workers")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds over the numbers of workers")
     parser.add_argument("--labels", help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -157,11 +159,11 @@ def main() -> None:
     photos = photo_folder(args.photos, 1000)
     scratch = Path(tempfile.mkdtemp(prefix="amvur-bench-"))
     runs = []
-    asked: list[tuple[int, int | None]] = [(size, None) for size in args.sizes]
-    asked += [(args.of_workers, workers) for workers in (1, 2, 4)] * args.rounds
-    print("| photos | workers | ms a photo | first label, s | in all, s | peak memory, GiB |")
+    requests: list[tuple[int, int | None]] = [(size, None) for size in args.sizes]
+    requests += [(args.of_workers, workers) for workers in (1, 2, 4)] * args.rounds
+    print("| photos | workers | ms per photo | first label, s | total, s | peak memory, GiB |")
     print("|---|---|---|---|---|---|")
-    for count, workers in asked:
+    for count, workers in requests:
         run = watched(photos, count, workers, scratch)
         runs.append(run)
         print(
@@ -183,7 +185,7 @@ def main() -> None:
         f"ms a photo, {sizes[-1]:,} photos over {size:,}": median(sizes[-1], None) / median(size, None)
         for size in sizes[:-1]
     }
-    figures["ms a photo, last tenth over first"] = tenths[-1] / tenths[0]
+    figures["ms per photo, last tenth over first"] = tenths[-1] / tenths[0]
     figures["peak memory, most photos over fewest"] = largest.peak_bytes / max(
         run.peak_bytes for run in runs if (run.photos, run.workers) == (sizes[0], None)
     )

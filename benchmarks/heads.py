@@ -1,11 +1,11 @@
-"""How well each head learns, on features that stay as they are: `python benchmarks/heads.py [OUT]`.
+"""Measure how well each head learns from frozen features: `python benchmarks/heads.py [OUT]`.
 
-Drawn hands go through the shipped first look's backbone once; heads alone are trained on what it returns. Two tables:
+Drawn hands pass once through the backbone of the shipped first look; only heads are trained on its output. Two tables:
 
-- overfit: vertex error left on 64 hands after training on these very hands by squared error, per head;
-- held out: prior-net and the q of AMVUR behind it, trained together from one start, on hands neither has met.
+- overfit: vertex error per head on 64 hands after training on the same hands by squared error;
+- held out: prior-net and the q of AMVUR, trained together from the same start, on held-out hands.
 
-With OUT the features are kept there, for the next run. 15 minutes on two cores.
+OUT caches the features for the next run. 15 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SEED, HELD_OUT_SEED = 17, 982_451_653
 
 @dataclass
 class Drawn:
-    """Hands and the features that a frozen backbone returns of them."""
+    """Hands, and their features from a frozen backbone."""
 
     g: Tensor  # (N, feature_dim)
     maps: list[Tensor]  # (N, C, H, W) each
@@ -89,7 +89,7 @@ def draw(count: int, seed: int) -> Drawn:
 
 
 def kept(path: Path | None, count: int, seed: int) -> Drawn:
-    """Draw hands, or read those that an earlier run kept."""
+    """Draw hands, or read the cached ones of an earlier run."""
     if path is not None and path.is_file():
         return Drawn(**torch.load(path, weights_only=True))
     drawn = draw(count, seed)
@@ -116,12 +116,12 @@ def fit(parameters: list[nn.Parameter], loss: Callable[[Tensor], Tensor], count:
 
 
 def vertex_error_mm(predicted: Tensor, truth: Tensor) -> float:
-    """Mean distance of vertices, root-relative, millimetres."""
+    """Return the mean distance of vertices, root-relative, millimetres."""
     return float((predicted - truth).norm(dim=-1).mean())
 
 
 def overfit(hand: HandModel, drawn: Drawn, steps: int) -> None:
-    """Print the vertex error that each head leaves on hands that it trains on."""
+    """Print the vertex error of each head on its training hands."""
     layer, few = HandLayer(hand), drawn[:OVERFIT]
     heads: dict[str, Callable[[], nn.Module]] = {"prior-net": lambda: PriorNet(few.g.shape[1], hand, layer)}
     for name, config in {
@@ -138,8 +138,8 @@ def overfit(hand: HandModel, drawn: Drawn, steps: int) -> None:
         head = build()
 
         def vertices(rows: Tensor, head: nn.Module = head) -> Tensor:
-            said = head(few.g[rows])
-            return said.mean_mm if isinstance(said, Gaussian) else said.vertices_mm
+            output = head(few.g[rows])
+            return output.mean_mm if isinstance(output, Gaussian) else output.vertices_mm
 
         def loss(rows: Tensor, vertices: Callable[[Tensor], Tensor] = vertices) -> Tensor:
             return ((vertices(rows) - few.vertices_mm[rows]) / losses.CM).square().mean()
@@ -168,14 +168,14 @@ class Heads(nn.Module):
         points = self.prior_camera(drawn.g).project(prior.vertices_mm)[..., :2]
         if not self.config.aligned:
             return prior.vertices_mm, points, self.amvur(drawn.g, prior.vertices_mm)
-        # Landmarks are the last of the features: of each joint its place, then how the photo looks there.
+        # Landmarks are the last features: per joint its position, then its appearance.
         landmarks = drawn.g[:, -JOINTS * (2 + LOCAL) :].unflatten(1, (JOINTS, -1))[..., :2]
         q = self.amvur(drawn.g, prior.vertices_mm, points, drawn.maps, landmarks)
         return prior.vertices_mm, points, q
 
 
 def held_out(hand: HandModel, train: Drawn, test: Drawn, steps: int) -> None:
-    """Print the errors of prior-net and of q on hands neither has met, after one training of both per row."""
+    """Print the errors of prior-net and of q on held-out hands, after one joint training per row."""
     R = torch.as_tensor(hand.joint_regressor)
     base = AmvurConfig(start="prior_net", tokens=98, width=64, joint_variance="shared")
     rows = {
@@ -227,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path, nargs="?", help="keep features here")
+    parser.add_argument("out", type=Path, nargs="?", help="cache features here")
     parser.add_argument("--overfit-steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=1500)
     arguments = parser.parse_args()

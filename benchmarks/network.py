@@ -1,9 +1,9 @@
-"""Where a prediction's time goes, part by part: `python benchmarks/network.py [PHOTOS]`.
+"""Measure the time of a prediction per part: `python benchmarks/network.py [PHOTOS]`.
 
-Milliseconds a photo of the shipped network at its own size and of the paper's (ResNet-50, random weights) at 224 px:
-backbone, landmarks, prior-net, AMVUR, cameras, texture, the rasterizer (ids, visibility, barycentrics), and what is
-left (read-outs, joints, projection). Medians over batches, after a warm-up; on a GPU by events on its stream, which the
-host does not wait for in between. The last line is the table as JSON.
+Milliseconds per photo of the shipped network at its own size, and of the paper's (ResNet-50, random weights) at 224 px.
+Parts are backbone, landmarks, prior-net, AMVUR, cameras, texture, the rasterizer (ids, visibility, barycentrics), and
+the rest (read-outs, joints, projection). Figures are medians over batches, after a warm-up. A GPU is timed by events on
+its stream, without synchronisation in between. The last line is the table as JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from annotator.model.network import Network
 from annotator.predictor import Precision, Predictor
 from annotator.runtime.malloc import keep_freed_memory
 
-#: The module of a network that is a part of it.
+#: Modules of a network by part.
 MODULES = {
     "backbone": "backbone",
     "landmarks": "landmarks",
@@ -41,19 +41,19 @@ MODULES = {
     "texture": "texture",
 }
 
-#: Functions that are the rasterizer, by the module that calls them.
+#: Functions of the rasterizer, by the module that calls them.
 RASTERIZER = (
     (network_module, "nearest_faces"),
     (network_module, "visible_vertices"),
     (texture_module, "barycentrics"),
 )
 
-#: The paper's own heads.
+#: Heads of the paper.
 HEADS = ("prior-net", "AMVUR", "texture")
 
 
 class Stopwatch:
-    """Times nested parts; each keeps what its inner ones do not take."""
+    """Time nested parts; a part excludes its inner parts."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -61,12 +61,12 @@ class Stopwatch:
         self._open: list[str] = []
 
     def begin(self, part: str) -> None:
-        """From here on time is this part's."""
+        """Start a part."""
         self._open.append(part)
         self._mark(part)
 
     def end(self) -> None:
-        """From here on it is that of the part around it."""
+        """End a part; time counts for the enclosing part again."""
         self._open.pop()
         self._mark(self._open[-1] if self._open else "")
 
@@ -79,7 +79,7 @@ class Stopwatch:
             self._marks.append((part, time.perf_counter()))
 
     def take(self) -> dict[str, float]:
-        """Milliseconds of each part since the last time."""
+        """Return milliseconds per part since the last call."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         spent: dict[str, float] = defaultdict(float)
@@ -124,7 +124,7 @@ def watched(network: Network, watch: Stopwatch) -> Iterator[None]:
 def parts_ms(
     network: Network, images: Tensor, batch_size: int, rounds: int, precision: torch.dtype
 ) -> dict[str, float]:
-    """Milliseconds a photo by part; `rest` is what no part has, `whole` is of passes that nobody looked into."""
+    """Return milliseconds per photo by part; `rest` is in no part, `whole` is from passes without timing of parts."""
     device = images.device
     watch = Stopwatch(device)
     batches = images.split(batch_size)
@@ -153,14 +153,14 @@ def parts_ms(
     }
 
 
-#: Networks that are measured: what ships, and the paper's.
+#: Measured networks: the shipped one and the paper's.
 NETWORKS = {"shipped, 96 px": "default", "the paper's, ResNet-50, 224 px": "paper/supervised"}
 
 
 def predictor_of(
     name: str, device: torch.device, batch_size: int, precision: Precision = "float32"
 ) -> Predictor:
-    """A predictor of `default`, or, with random weights, of a configuration."""
+    """Return a predictor of `default`, or of a configuration with random weights."""
     checkpoint = load_checkpoint("default")
     if name != "default":
         config = read_config(NetworkConfig, "network", name, ["imagenet=false"])
@@ -170,12 +170,12 @@ def predictor_of(
 
 
 def main() -> None:
-    """Print the table; one JSON line last."""
+    """Print the table, then one line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "photos", nargs="?", help="a folder of photos, each a crop; default 256 synthetic ones"
+        "photos", nargs="?", help="folder of photos, each a crop; default: 256 synthetic ones"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -199,7 +199,7 @@ def main() -> None:
         }
     rows = list(dict.fromkeys(row for column in table.values() for row in column))
     print(
-        f"| ms a photo, {args.threads} threads, batches of {args.batch_size}, {args.precision} | "
+        f"| ms per photo, {args.threads} threads, batches of {args.batch_size}, {args.precision} | "
         + " | ".join(table)
         + " |"
     )

@@ -1,8 +1,8 @@
-"""How many images a second the rasterizer draws: `python benchmarks/rasterize.py [--help]`.
+"""Measure the rasterizer in images/s: `python benchmarks/rasterize.py [--help]`.
 
-A closed, bumpy ball of about 800 vertices and 1,600 faces that fills the crop as a hand does. Prints medians
-over `--repeats` batches after a warm-up: for visibility alone (what every label needs), for fragments, and
-for one training step's share (colours in, an image out, gradients back).
+The mesh is a closed, bumpy ball of about 800 vertices and 1,600 faces that fills the crop like a hand. The script
+prints medians over `--repeats` batches after a warm-up: for visibility alone (needed for every label), for fragments,
+and for the rasterizer's share of a training step (forward to an image, and gradients back to colours).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from annotator.render import Fragments, interpolate, nearest_faces, rasterize, v
 
 
 def ball(vertex_count: int) -> tuple[Tensor, Tensor]:
-    """Points (V, 3) spread evenly over the unit sphere by the golden angle, and their hull's faces (F, 3)."""
+    """Return points (V, 3) spread evenly over the unit sphere by the golden angle, and faces (F, 3) of their hull."""
     i = np.arange(vertex_count) + 0.5
     height, turn = 1 - 2 * i / vertex_count, np.pi * (1 + 5**0.5) * i
     radius = np.sqrt(1 - height**2)

@@ -1,6 +1,6 @@
-"""How long a report of many labels takes: `python benchmarks/report.py [--count 100000] [--truth]`.
+"""Measure a report of many labels: `python benchmarks/report.py [--count 100000] [--truth]`.
 
-The labels are as large as real ones, 800 vertices a hand; each file has numbers of its own and the same meshes.
+The labels have the size of real ones, 800 vertices per hand; files differ in numbers and share the meshes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PER_FILE = 1024
 
 
 def write_labels(folder: Path, count: int) -> None:
-    """A label folder of so many rows, one in twenty without a hand."""
+    """Write a label set of `count` rows, one in twenty without a hand."""
     hand = load_hand("open")
     rng = np.random.default_rng(0)
     facts = {"calibration": {"fitted_on": "synth"}, "hand": hand.id}
@@ -57,7 +57,7 @@ def write_labels(folder: Path, count: int) -> None:
 
 
 def _truth(table: pa.Table, hands: dict[str, Any], rng: np.random.Generator) -> pa.Table:
-    """Joints as far from the labels as those say."""
+    """Return true joints, at distances from the labels that match their std."""
     true = hands["joints3d_mm"] + rng.normal(0, 1, hands["joints3d_mm"].shape) * hands["joints3d_std_mm"]
     kind = table.schema.field("joints3d_mm").type
     table = table.select(["image_id", "joints2d_px"])
@@ -66,14 +66,14 @@ def _truth(table: pa.Table, hands: dict[str, Any], rng: np.random.Generator) -> 
 
 def _row(number: int, is_lost: bool) -> dict[str, Any]:
     name = f"camera-{number % 7}/{number:08d}.jpg"
-    said = without_hand("truncated", "the file is cut short") if is_lost else {"status": "ok"}
+    outcome = without_hand("truncated", "the file is cut short") if is_lost else {"status": "ok"}
     return {
         "image_id": name,
         "image_uri": f"/photos/{name}",
         "hand_index": -is_lost,
         "width": 640,
         "height": 480,
-    } | said
+    } | outcome
 
 
 def _meshes(vertices_mm: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
@@ -119,10 +119,10 @@ def _stds(count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Write labels, report them, and say how long it took and how large the page is."""
+    """Write labels, make the report, and print its time and size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--truth", action="store_true", help="with a truth for every hand")
+    parser.add_argument("--truth", action="store_true", help="add a truth for every hand")
     options = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory(prefix="amvur-bench-") as made:
@@ -133,7 +133,7 @@ def main() -> None:
         start, used = time.perf_counter(), time.process_time()
         page = write_report(str(labels), truth=truth)
         seconds, used = time.perf_counter() - start, time.process_time() - used
-        there = sum(path.stat().st_size for path in page.parent.rglob("*") if path.is_file())
+        folder_bytes = sum(path.stat().st_size for path in page.parent.rglob("*") if path.is_file())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         what = f"report of {options.count:,} labels" + (" with truth" if options.truth else "")
         tell(
@@ -141,7 +141,7 @@ def main() -> None:
                 f"{what}, s": seconds,
                 f"{what}, s of a core": used,
                 f"{what}, page, KB": page.stat().st_size / 1e3,
-                f"{what}, folder, MB": there / 1e6,
+                f"{what}, folder, MB": folder_bytes / 1e6,
                 f"{what}, peak memory, GB": peak,
                 "labels, MB": size / 1e6,
             }

@@ -1,11 +1,10 @@
-"""A million rows through the real job, with nothing to decode and nothing to predict: what the machinery itself costs.
+"""Measure the overhead of the job alone: a million rows without decoding or prediction.
 
     python benchmarks/scale.py [--rows 10000 100000 1000000]
 
-Lists of rows go through `run_job`: lease, listing, manifest, Ray, tasks, actors, label files, outcomes. Stations do
-nothing but make rows of scalar columns. Told of each size: rows a second, seconds to the first label file, the
-driver's memory (its largest resident set, and that over its first shards), and the seconds that the same command takes
-when all is done. Photos need not exist.
+Lists of rows go through `run_job`: lease, listing, manifest, Ray, tasks, actors, label files, outcomes. Stages only
+make rows of scalar columns. Figures per size: rows/s, seconds to the first label file, the driver's peak memory (also
+over that of the smallest size), and seconds of the same command on a finished run. Photos need not exist.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from annotator.labels.schema import label_schema
 from annotator.sources import open_source
 from annotator.sources.entry import Entry
 
-#: What rows have that no hand is needed for.
+#: Columns left out of rows.
 _HEAVY = frozenset(
     ["vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible", "joints3d_mm", "joints3d_std_mm"]
     + ["joints2d_px", "joints2d_std_px", "pose", "betas", "camera"]
@@ -45,29 +44,29 @@ _HEAVY = frozenset(
 
 @dataclass(frozen=True)
 class NothingSettings:
-    """Settings of a job that does nothing."""
+    """Settings of an empty job."""
 
     source: str
 
 
 def open_nothing(entries: Sequence[Entry]) -> Shard:
-    """Rows alone."""
+    """Return a shard of rows without crops."""
     rows = [first_row(entry) | {"hand_index": 0} for entry in entries]
     return Shard(rows, list(range(len(rows))))
 
 
 class NoModel:
-    """Labels nothing."""
+    """Model that predicts nothing."""
 
     def __call__(self, shard: Shard) -> Shard:
-        """Every row is good."""
+        """Give every row the status ok."""
         for row in shard.rows:
             row["status"] = "ok"
         return Shard(shard.rows)
 
 
 def null_job(source: str, labels: str, shard_size: int) -> None:
-    """What `amvur annotate` does, but for photos and networks."""
+    """Run the job of `amvur annotate` without photos and networks."""
     photos = open_source(source)
     narrow = [field for field in label_schema(1, passed=photos.columns) if field.name not in _HEAVY]
     stations = Stations(open_nothing, NoModel, pa.schema(narrow))
@@ -77,7 +76,7 @@ def null_job(source: str, labels: str, shard_size: int) -> None:
 
 
 def measured(source: Path, labels: Path, shard_size: int) -> dict[str, Any]:
-    """Run the job in a process of its own, and watch it."""
+    """Run the job in its own process, and measure it."""
     command = [sys.executable, __file__, "--job", str(source), str(labels), "--shard-size", str(shard_size)]
     started = time.monotonic()
     driver = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -102,7 +101,7 @@ def measured(source: Path, labels: Path, shard_size: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the table; one JSON line last."""
+    """Print the table, then one line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -121,15 +120,15 @@ def main() -> None:
         with source.open("w") as file:
             file.write("uri,subject\n")
             file.writelines(f"s3://photos/subject-{k % 977:03d}/{k:09d}.jpg,{k % 977}\n" for k in range(rows))
-        run, again = measured(source, labels, args.shard_size), measured(source, labels, args.shard_size)
+        run, resumed = measured(source, labels, args.shard_size), measured(source, labels, args.shard_size)
         counted = f"select count(*), count(distinct image_id) from '{labels}/data/*.parquet'"
         found = duckdb.execute(counted).fetchall()[0]
         assert found == (rows, rows), f"{found} rows of {rows}"
-        results.append({"rows": rows, **run, "again_s": again["seconds"]})
+        results.append({"rows": rows, **run, "resumed_s": resumed["seconds"]})
         print(
             f"{rows:9,} rows: {rows / run['seconds']:7.0f} rows/s, first labels after {run['first_s']:.1f} s, driver "
-            f"{run['peak_bytes'] / 2**20:.0f} MiB and {run['driver_cpu_s']:.0f} s of a core; all done already: "
-            f"{again['seconds']:.1f} s, driver {again['peak_bytes'] / 2**20:.0f} MiB"
+            f"{run['peak_bytes'] / 2**20:.0f} MiB and {run['driver_cpu_s']:.0f} s of a core; finished already: "
+            f"{resumed['seconds']:.1f} s, driver {resumed['peak_bytes'] / 2**20:.0f} MiB"
         )
         shutil.rmtree(labels)
     growth = results[-1]["peak_bytes"] / results[0]["peak_bytes"]
@@ -140,7 +139,7 @@ def main() -> None:
             "driver's memory, most rows over fewest": growth,
             f"{last['rows']:,} rows, rows/s": last["rows"] / last["seconds"],
             f"{last['rows']:,} rows, first label file, s": last["first_s"],
-            f"{last['rows']:,} rows, all done already, s": last["again_s"],
+            f"{last['rows']:,} rows, finished already, s": last["resumed_s"],
         },
         runs=results,
     )

@@ -1,7 +1,7 @@
-"""Our own skinning beside smplx, on the open hand: `python benchmarks/skinning.py` (smplx is in the extra `dev`).
+"""Compare our own skinning with smplx on the open hand: `python benchmarks/skinning.py` (smplx is in the extra `dev`).
 
-Batches of random poses and shapes, the two in turns, one thread. Prints milliseconds a batch, forward alone and with
-backward, their ratios, and how far apart the vertices lie. A time is the least of all rounds.
+Batches of random poses and shapes, alternating, on one thread. The script prints milliseconds per batch, forward alone
+and with backward, their ratios, and the distance between vertices. A time is the minimum over all rounds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
     print(f"{machine()}, 1 thread, batch {options.batch}, {hand.vertex_count} vertices")
     both = {"smplx": SmplxSkinning(hand), "own": Skinning(hand)}
     apart_um = 1e6 * (forward(both["own"]) - forward(both["smplx"])).norm(dim=-1).max().item()
-    figures = {"vertices apart, at most, micrometres": apart_um}
+    figures = {"largest distance of vertices, micrometres": apart_um}
     for what, run in (("forward", forward), ("forward and backward", forward_and_backward)):
         times: dict[str, list[float]] = {name: [] for name in both}
         for _ in range(options.rounds):

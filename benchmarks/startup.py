@@ -1,4 +1,4 @@
-"""Seconds a person waits: help, import, 30 photos from nothing to exit, and a run with nothing left to do.
+"""Measure waiting times: --help, import, 30 photos from start to exit, and a finished run started again.
 
 python benchmarks/startup.py [PHOTOS]
 """
@@ -22,14 +22,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def seconds(*command: str) -> float:
-    """Wall time of a command that must succeed."""
+    """Return the wall time of a command that must succeed."""
     started = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
 def median(runs: int, *command: str) -> float:
-    """Median wall time after one warm-up."""
+    """Return the median wall time after one warm-up."""
     seconds(*command)
     return statistics.median(seconds(*command) for _ in range(runs))
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("photos", nargs="?", help="a folder of photos; default synthetic ones")
+    parser.add_argument("photos", nargs="?", help="folder of photos; default: synthetic ones")
     args = parser.parse_args()
     print(machine())
     photos = photo_folder(args.photos, 30)
@@ -55,8 +55,8 @@ def main() -> None:
     }
     cold = [seconds(*amvur, "annotate", str(thirty), str(scratch / f"labels-{k}")) for k in range(4)][1:]
     figures["annotate, 30 photos, to exit, s"] = statistics.median(cold)
-    again = median(3, *amvur, "annotate", str(thirty), str(scratch / "labels-1"))
-    figures["annotate, nothing left to do, s"] = again
+    resumed_s = median(3, *amvur, "annotate", str(thirty), str(scratch / "labels-1"))
+    figures["annotate, nothing left to do, s"] = resumed_s
     shutil.rmtree(scratch)
     tell(figures, annotate_s=cold)
 

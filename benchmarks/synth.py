@@ -1,6 +1,6 @@
-"""How fast synthetic hands are drawn: `python benchmarks/synth.py`, on one thread and in two processes.
+"""Measure the drawing of synthetic hands on one thread and in two processes: `python benchmarks/synth.py`.
 
-CPU time counts what this process used, whatever else runs on the machine; the rate is by the clock.
+CPU time counts this process alone, without other load on the machine; the rate uses wall time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from annotator.hand import load_hand
 from annotator.runtime.malloc import keep_freed_memory
 from trainer.synth import SyntheticHands, camera, flat, hands, sample
 
-#: Where the time goes: functions by the module that calls them; those below another's line are part of it.
+#: Timed functions by the module that calls them; functions below another's line are part of it.
 STAGES: tuple[tuple[Any, str], ...] = (
     (hands.Scenes, "sample"),
     (SyntheticHands, "_drawn"),
@@ -63,7 +63,7 @@ def timed(seconds: dict[str, float]) -> Iterator[None]:
 
 
 def draw(first: int, batches: int, options: argparse.Namespace) -> tuple[float, float]:
-    """Wall and CPU seconds for some batches, after one to warm up."""
+    """Return wall and CPU seconds of some batches, after one warm-up."""
     torch.set_num_threads(1)
     keep_freed_memory()
     source = SyntheticHands(load_hand("open"), options.size_px, seed=0, device=options.device)
@@ -89,12 +89,12 @@ def main() -> None:
     wall, cpu = draw(0, options.batches, options)
     figures = {
         f"{options.size_px} px, 1 thread, photos/s": photos / wall,
-        f"{options.size_px} px, 1 thread, ms of a core a photo": cpu / photos * 1000,
+        f"{options.size_px} px, 1 thread, ms of a core per photo": cpu / photos * 1000,
     }
     with timed(seconds):
         draw(0, options.batches, options)
     for name, spent in seconds.items():
-        # One more batch was drawn to warm up.
+        # One more batch was drawn as warm-up.
         print(f"    {name}: {spent / (photos + options.batch) * 1000:.2f} ms")
     if options.device != "cpu":
         tell(figures)
@@ -105,7 +105,7 @@ def main() -> None:
     cpu = sum(cpu for _, cpu in runs)
     figures |= {
         f"{options.size_px} px, 2 processes, photos/s": 2 * photos / slowest,
-        f"{options.size_px} px, 2 processes, ms of a core a photo": cpu / photos / 2 * 1000,
+        f"{options.size_px} px, 2 processes, ms of a core per photo": cpu / photos / 2 * 1000,
     }
     tell(figures)
 

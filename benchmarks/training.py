@@ -1,8 +1,9 @@
-"""What training reaches on this machine, beside what is asked of it: `python benchmarks/training.py OUT [overfit weak
-supervised]`.
+"""Compare trainings on this machine with their targets.
 
-Each is a training of minutes to hours from a file in configs/benchmarks. Stopped, it goes on where it was when started
-again. Results go to OUT/NAME/result.json.
+    python benchmarks/training.py OUT [overfit weak supervised]
+
+Each takes minutes to hours, with a file in configs/benchmarks. A stopped run resumes. Results go to
+OUT/NAME/result.json.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from trainer.evaluation.evaluate import calibrate, evaluate, run
 from trainer.synth import write_photos
 from trainer.train import Progress, train
 
-#: Where held-out photos for calibrating end and those for judging begin.
+#: Number of held-out photos for calibration; those for evaluation follow them.
 CALIBRATED_ON, JUDGED_ON = 1000, 1000
 
-#: What the supervised training begins with, whatever --set says: small photos, of which an hour holds half as many
-#: again, and other hands than those that follow.
+#: Settings of the first stage of the supervised training, over --set: small photos, for half as many more per hour, and
+#: a different seed from the second stage.
 SMALL = ("network.crop_px=64", "steps=2500", "optimizer.learning_rate=0.0007", "seed=1")
 
 
 def overfit(out: Path, settings: Sequence[str]) -> dict[str, Any]:
-    """64 photos to 3 mm, and their texture to within 2 dB of the best per-vertex colours."""
+    """Train on 64 photos to 3 mm, with texture within 2 dB of the best per-vertex colours."""
     if read_whole(str(out / "examples" / SUMMARY_FILE)) in (None, UNFINISHED):
         write_photos(out / "photos", 64, seed=1, size_px=160)
         convert(f"synth:{out / 'photos'}", str(out / "examples"))
@@ -52,15 +53,15 @@ def overfit(out: Path, settings: Sequence[str]) -> dict[str, Any]:
         str(out / "run/model.safetensors"), str(out / "examples"), out / "photos/truth.parquet"
     )
     return {
-        "PA-MPJPE, mm (asked: 3 or less)": found["joints3d"]["pa_mpjpe_mm"],
-        "PA-MPVPE, mm (asked: 3 or less)": found["vertices"]["pa_mpvpe_mm"],
+        "PA-MPJPE, mm (target: 3 or less)": found["joints3d"]["pa_mpjpe_mm"],
+        "PA-MPVPE, mm (target: 3 or less)": found["vertices"]["pa_mpvpe_mm"],
         "texture, dB": found["texture"]["psnr_db"],
-        "best per-vertex colours on the true mesh, dB (asked: within 2)": float(np.mean(best)),
+        "best per-vertex colours on the true mesh, dB (target: within 2)": float(np.mean(best)),
     }
 
 
 def weak(out: Path, settings: Sequence[str]) -> dict[str, Any]:
-    """2D joints alone: at most 60 % of the mean hand's error, std that knows where it errs."""
+    """Train on 2D joints alone to at most 60 % of the mean hand's error, with std that ranks errors."""
     train_here(out, settings)
     mean_hand = evaluate("untrained:default", "synth", str(out / "mean-hand"), count=JUDGED_ON) or {}
     found = judged(out, "synth", "results", count=JUDGED_ON)
@@ -68,13 +69,13 @@ def weak(out: Path, settings: Sequence[str]) -> dict[str, Any]:
     return {
         "PA-MPJPE, mm": error,
         "the mean hand's, mm": start,
-        "ratio (asked: 0.6 or less)": error / start,
+        "ratio (target: 0.6 or less)": error / start,
         **uncertainty(found, spearman=0.4),
     }
 
 
 def supervised(out: Path, settings: Sequence[str]) -> dict[str, Any]:
-    """All labels: after calibration on held-out photos, std means millimetres on other held-out photos."""
+    """Train on all labels; after calibration, std must match errors on other held-out photos."""
     train_here(out, [*settings, *SMALL], run="small")
     train_here(out, [f"start_from={out / 'small/model.safetensors'}", *settings])
     calibrated = out / "calibrated.safetensors"
@@ -90,25 +91,25 @@ def supervised(out: Path, settings: Sequence[str]) -> dict[str, Any]:
 
 
 def uncertainty(found: dict[str, Any], spearman: float) -> dict[str, Any]:
-    """The figures of 3D joints' std, root-relative and after Procrustes."""
-    said: dict[str, Any] = {}
+    """Return the figures of 3D joints' std, root-relative and after Procrustes."""
+    figures: dict[str, Any] = {}
     for name, title in (("joints3d", "wrist on wrist"), ("joints3d_pa", "Procrustes")):
         part = found["uncertainty"][name]
-        said[f"Spearman, {title} (asked: {spearman} or more)"] = part["spearman"]
-        said[f"best half's error of all's, {title} (asked: 0.8 or less)"] = (
+        figures[f"Spearman, {title} (target: {spearman} or more)"] = part["spearman"]
+        figures[f"error of best half over all, {title} (target: 0.8 or less)"] = (
             part["error_of_best"]["50%"] / part["mean_error"]
         )
     joints3d = found["uncertainty"]["joints3d"]
-    said["truth within the 68 % interval (asked: 0.65 to 0.71)"] = joints3d["coverage"]["68%"]
+    figures["truth within the 68 % interval (target: 0.65 to 0.71)"] = joints3d["coverage"]["68%"]
     for axis, part in joints3d["axes"].items():
-        said[f"the same along {axis}"] = part["coverage"]["68%"]
-        said[f"Spearman of hands' std and error along {axis}"] = part["spearman"]
-        said[f"best half's error of all's along {axis}"] = part["best_half_of_all"]
-    return said
+        figures[f"the same along {axis}"] = part["coverage"]["68%"]
+        figures[f"Spearman of hands' std and error along {axis}"] = part["spearman"]
+        figures[f"error of best half over all along {axis}"] = part["best_half_of_all"]
+    return figures
 
 
 def train_here(out: Path, settings: Sequence[str], data: str | None = None, run: str = "run") -> None:
-    """Train configs/benchmarks/NAME.yaml in OUT/RUN, NAME being the folder's, with `KEY=VALUE` changed."""
+    """Train configs/benchmarks/NAME.yaml in OUT/RUN, where NAME is that of OUT, with `KEY=VALUE` settings."""
     config = read_config(TrainConfig, "benchmarks", out.name, settings)
     if data:
         config = replace(config, data=(replace(config.data[0], source=data),))
@@ -119,7 +120,7 @@ def train_here(out: Path, settings: Sequence[str], data: str | None = None, run:
             left_s = (time.time() - began) / max(progress.step, 1) * (progress.steps - progress.step)
             print(
                 f"{out.name}: step {progress.step} of {progress.steps}, {progress.photos_per_s:.0f} photos/s, "
-                f"waiting {progress.waiting:.1%}, at most {left_s / 60:.0f} min left",
+                f"waiting {progress.waiting:.1%}, up to {left_s / 60:.0f} min left",
                 flush=True,
             )
 
@@ -127,15 +128,15 @@ def train_here(out: Path, settings: Sequence[str], data: str | None = None, run:
 
 
 def judged(out: Path, examples: str, results: str, count: int = 0) -> dict[str, Any]:
-    """`evaluate` of the run's model."""
+    """Evaluate the run's model."""
     return evaluate(str(out / "run/model.safetensors"), examples, str(out / results), count=count) or {}
 
 
 def best_texture_db(model: str, examples: str, truth: Path) -> list[float]:
-    """PSNR of each example under the colours, one a vertex of the true mesh, that fit its pixels best.
+    """Return the PSNR per example under the best-fitting colours, one per vertex of the true mesh.
 
-    In `model`'s crops, where the true mesh is drawn and the hand itself is seen; `evaluate` judges the model where its
-    own mesh is drawn and the hand is seen, which is the same but for a rim where the mesh is off.
+    The region is the true mesh within the visible hand, in `model`'s crops. `evaluate` uses the predicted mesh instead,
+    which differs only by a rim where the mesh is off.
     """
     loaded = load_checkpoint(model)
     faces = torch.as_tensor(loaded.hand.faces).long()
@@ -174,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("which", nargs="*", default=list(WHAT), metavar="WHICH", help=", ".join(WHAT))
-    parser.add_argument("--threads", type=int, default=0, help="torch's threads; default all cores")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; default: all cores")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="as `amvur train --set`")
     arguments = parser.parse_args()
     if arguments.threads:

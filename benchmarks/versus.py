@@ -1,15 +1,14 @@
-"""The job beside what a user would take instead: `python benchmarks/versus.py [PHOTOS] [--model MODEL]`.
+"""Compare the job with alternatives: `python benchmarks/versus.py [PHOTOS] [--model MODEL]`.
 
-Photos a second of the same crops, start-up left out, one after the other in turns, so that a machine that drifts
-decides nothing:
+Photos/s on the same crops, without start-up. Candidates alternate, so that drift of the machine cancels:
 
-- the job: `annotate`, two workers of one thread (the default on two cores), and one of two;
-- a loop: a `DataLoader` of Pillow's photos, the same network, the same columns, written with pyarrow;
-- the bare network, on crops that lie ready, with as many processes and threads as each job;
+- the job: `annotate` with two workers of one thread (the default on two cores), and with one of two;
+- a loop: a `DataLoader` with Pillow, the same network, the same columns, written with pyarrow;
+- the bare network on prepared crops, with the processes and threads of each job;
 - MediaPipe's hand landmarker (MODEL is its hand_landmarker.task), joints only.
 
-The job is told that all hands are right ones, as the loop takes them: nobody looks twice. It and the loop label each
-photo four times, so that their ends weigh little. Ratios are medians over rounds; the last line is all of it as JSON.
+The job gets `side="right"`, like the loop, so no hand is predicted twice. Job and loop label each photo four times, so
+that start and end weigh little. Ratios are medians over rounds; the last line is JSON with all figures.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ from annotator.sources import open_source
 
 BATCH, SHARD = 32, 256
 
-#: How often the job and the loop label each photo.
+#: Repeats of each photo in the job and the loop.
 TIMES = 4
 
 
 class PhotoFolder(Dataset[tuple[str, np.ndarray]]):
-    """What one writes in five minutes: Pillow opens, converts and resizes."""
+    """A minimal data set: Pillow opens, converts and resizes."""
 
     def __init__(self, paths: list[str], crop_px: int) -> None:
         self.paths, self.crop_px = paths, crop_px
@@ -60,7 +59,7 @@ class PhotoFolder(Dataset[tuple[str, np.ndarray]]):
 
 
 def loop(paths: list[str], out: Path) -> float:
-    """Photos/s of a plain loop that writes the columns of a label."""
+    """Measure photos/s of a plain loop that writes the columns of a label."""
     torch.set_num_threads(2)
     predictor = annotator.load("default", device="cpu")
     crop_px = predictor.checkpoint.info.network.crop_px
@@ -86,7 +85,7 @@ def loop(paths: list[str], out: Path) -> float:
 
 
 def bare_network(images: torch.Tensor, threads: int, batch_size: int) -> float:
-    """Photos/s of the forward pass alone, one process, its memory kept as the job's is."""
+    """Measure photos/s of the forward pass in one process, with the memory settings of the job."""
     keep_freed_memory()
     torch.set_num_threads(threads)
     network = annotator.load("default", device="cpu").network
@@ -100,7 +99,7 @@ def bare_network(images: torch.Tensor, threads: int, batch_size: int) -> float:
 
 
 def job(photos: Path, labels: Path, compute: ComputeOptions, side: Side) -> float:
-    """Photos/s of `annotate`, start-up and end left out."""
+    """Measure photos/s of `annotate`, without start and end."""
     done: list[tuple[float, int]] = []
 
     def note(progress: Progress) -> None:
@@ -112,13 +111,13 @@ def job(photos: Path, labels: Path, compute: ComputeOptions, side: Side) -> floa
 
 
 def bare(photos: Path, threads: int) -> float:
-    """Photos/s of the network alone in this process."""
+    """Measure photos/s of the network alone in this process."""
     return bare_network(prepared(photos, annotator.load("default").checkpoint.cut_px), threads, BATCH)
 
 
 def mediapipe(paths: list[str], model: str) -> float:
-    """Photos/s of MediaPipe on photos that are crops."""
-    from annotator.detection.detector import HandDetector
+    """Measure photos/s of MediaPipe on photos that are crops."""
+    from annotator.detector import HandDetector
 
     detector = HandDetector(model, max_hands=1)
     began = 0.0
@@ -131,13 +130,13 @@ def mediapipe(paths: list[str], model: str) -> float:
 
 
 def in_a_process(what: str, photos: Path, *rest: str) -> Callable[[], subprocess.Popen[str]]:
-    """Starts this file in a process of its own, which prints a rate."""
+    """Return a function that starts this file in its own process, which prints a rate."""
     command = [sys.executable, __file__, str(photos), "--only", what, *rest]
     return lambda: subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def rate_of(start: Callable[[], subprocess.Popen[str]], at_once: int = 1) -> float:
-    """The sum of the rates of so many processes at once."""
+    """Return the sum of the rates of `at_once` parallel processes."""
     running = [start() for _ in range(at_once)]
     said = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
@@ -146,12 +145,12 @@ def rate_of(start: Callable[[], subprocess.Popen[str]], at_once: int = 1) -> flo
 
 
 def count_of(photos: Path) -> int:
-    """How many there are."""
+    """Return the number of photos."""
     return sum(1 for _ in open_source(str(photos)))
 
 
 def only(what: str, photos: Path, count: int, model: str | None) -> float:
-    """One measurement, in this process."""
+    """Run one measurement in this process."""
     if what.startswith("bare"):
         return bare(photos, int(what[-1]))
     if what.startswith("job"):
@@ -168,12 +167,12 @@ def only(what: str, photos: Path, count: int, model: str | None) -> float:
 
 
 def main() -> None:
-    """Print the table; one JSON line last."""
+    """Print the table, then one line of JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "photos", nargs="?", help="a folder of photos, each a crop; default 2,048 synthetic ones"
+        "photos", nargs="?", help="folder of photos, each a crop; default: 2,048 synthetic ones"
     )
     parser.add_argument("--model", help="MediaPipe's hand_landmarker.task; without it, MediaPipe is left out")
     parser.add_argument("--rounds", type=int, default=3)
@@ -199,7 +198,7 @@ def main() -> None:
             extra = ("--model", args.model) if what == "mediapipe" else ()
             rates[name].append(rate_of(in_a_process(what, photos, *extra), at_once))
             print(f"{name}: {rates[name][-1]:.1f} photos/s", flush=True)
-    print("| | photos/s, median | of each round |\n|---|---|---|")
+    print("| | photos/s, median | per round |\n|---|---|---|")
     for name, values in rates.items():
         print(f"| {name} | {np.median(values):.0f} | {', '.join(f'{value:.0f}' for value in values)} |")
     ratios = {

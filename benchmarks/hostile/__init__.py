@@ -1,7 +1,7 @@
-"""Files and lists that break readers of photos, each with the rows that honest labels may have for it.
+"""Files and lists that break readers of photos, each with its allowed rows.
 
-What is expected is known from how a file was made. Where damage may go unnoticed, `ok` is allowed only if a strict
-`Image.open` reads the file too and the picture is still there.
+Expectations follow from how a file was made. Where damage may go unnoticed, `ok` is allowed only if a strict
+`Image.open` also reads the file and most of the picture is intact.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = ["Expected", "Run", "build"]
 
 
 def build(folder: Path, every: int = 1, seed: int = 0) -> list[Run]:
-    """Write the corpus; `every` takes each so-many-th of the photos that are cut and damaged."""
+    """Write the corpus, with every Nth of the cut and damaged photos."""
     folder, rng = folder.resolve(), random.Random(seed)
     picture, camera = pictures(rng)
     with quiet_stderr(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow and libtiff complain of what is meant to be broken
+        warnings.simplefilter("ignore")  # Pillow and libtiff warn about files broken on purpose
         files = [
             *_thinned(photos(picture, camera, rng), every),
             *bombs(picture, full=every == 1),
@@ -55,7 +55,7 @@ def _thinned(files: Iterable[File], every: int) -> Iterator[File]:
 def _write_folder(
     folder: Path, files: list[File], picture: Image.Image, rng: random.Random
 ) -> dict[str, Expected]:
-    """Photos, odd places, containers."""
+    """Write photos, odd paths and containers into one folder."""
     expected: dict[str, Expected] = {}
     for file in files:
         path = folder / file.kind / file.name

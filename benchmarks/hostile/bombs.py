@@ -15,7 +15,7 @@ from tests.robustness.hostile_photos import bmp, encoded, jpeg_claiming, png, pn
 
 
 def bombs(picture: Image.Image, full: bool) -> Iterator[File]:
-    """Bombs of all formats; `full` has those that take seconds, too."""
+    """Yield bombs of all formats; `full` adds those that take seconds."""
     yield from _png_bombs(picture, full)
     yield from _jpeg_bombs(picture, full)
     yield from _webp_bombs(picture)
@@ -142,14 +142,14 @@ def _much_metadata(picture: Image.Image) -> Iterator[File]:
 
 
 def _many_scans(picture: Image.Image) -> bytes:
-    """A progressive JPEG that draws its last scan 500 times more."""
+    """Return a progressive JPEG that repeats its last scan 500 times."""
     data = encoded(picture, "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:-2] + data[last:-2] * 500 + b"\xff\xd9"
 
 
 def _with_count(data: bytes, tag: int, count: int) -> bytes:
-    """A TIFF with one more tag, of text, as long as is said."""
+    """Return a TIFF with one more text tag that claims `count` bytes."""
     (start,) = struct.unpack_from("<I", data, 4)
     (there,) = struct.unpack_from("<H", data, start)
     entry = struct.pack("<HHII", tag, 2, count, 8)

@@ -1,4 +1,4 @@
-"""Photos in tars and Parquet files: whole, cut and damaged."""
+"""Photos in tars and Parquet files: intact, cut and damaged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FORMATS = {tarfile.GNU_FORMAT: "gnu", tarfile.PAX_FORMAT: "pax"}
 
 
 class _Containers:
-    """A folder of files that hold photos, and the rows that it must get, by id."""
+    """A folder of files that hold photos, and its expected rows by id."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -32,14 +32,14 @@ class _Containers:
         self.expected: dict[str, Expected] = {}
 
     def expect(self, name: str, kind: str, rows: Mapping[Any, frozenset[str]]) -> Path:
-        """`rows`: by what is inside; None is the file's own."""
+        """Add expected outcomes by member; None is the row of the file itself."""
         for inside, outcomes in rows.items():
             image_id = f"{self.folder.name}/{name}" + ("" if inside is None else f"#{inside}")
             self.expected[image_id] = Expected(kind, outcomes)
         return self.folder / name
 
     def write(self, name: str, data: bytes, rows: Mapping[Any, frozenset[str]], kind: str = "") -> None:
-        """A file of a kind, or of the folder's own."""
+        """Write a file with its expected rows; default kind: that of the folder."""
         self.expect(name, kind or self.folder.name, rows).write_bytes(data)
 
 
@@ -56,14 +56,14 @@ def _tar_of(members: Iterable[tuple[str, bytes]], format: int = tarfile.GNU_FORM
 def write_tars(
     folder: Path, files: list[File], picture: Image.Image, rng: random.Random
 ) -> dict[str, Expected]:
-    """Each with the rows that it must get, by id."""
+    """Write the files and return their expected rows by id."""
     tars, jpeg = _Containers(folder), encoded(picture, "JPEG")
     _write_members(tars, files, jpeg)
     _write_cut(tars, jpeg, rng)
     _write_damaged(tars, jpeg, rng)
     with tars.expect("sparse.tar", "tars", {"large.jpg": TOO_LARGE, "after.jpg": OK}).open("wb") as file:
         member = tarfile.TarInfo("large.jpg")
-        member.size = 900_000_000  # that take no room
+        member.size = 900_000_000  # sparse, takes no space
         file.write(member.tobuf(tarfile.GNU_FORMAT))
         file.seek(512 + -(-member.size // 512) * 512)
         file.write(_tar_of([("after.jpg", jpeg)]))
@@ -71,7 +71,7 @@ def write_tars(
 
 
 def _write_members(tars: _Containers, files: list[File], jpeg: bytes) -> None:
-    # Broken photos are the same inside a tar.
+    # Broken photos have the same outcome inside a tar.
     some = [file for file in files if len(file.data) < 300_000][::9]
     inside = {f"{number:03d}{Path(file.name).suffix}": file for number, file in enumerate(some)}
     inside = {name: file for name, file in inside.items() if name.lower().endswith(_SUFFIXES)}
@@ -105,7 +105,7 @@ def _write_cut(tars: _Containers, jpeg: bytes, rng: random.Random) -> None:
             rows: dict[Any, frozenset[str]] = {
                 name: outcomes[name] for name, (_, stop) in spans.items() if stop <= cut
             }
-            # Cut within a photo, it is that photo's row which says so; elsewhere the file's.
+            # A cut within a photo shows in that photo's row, elsewhere in the file's row.
             lost = next((name for name, (start, stop) in spans.items() if start <= cut < stop), None)
             rows[lost] = EMPTY if cut == 0 else NO_PHOTO | CUT if cut < 512 else CUT
             tars.write(f"cut {called} {cut:06d}.tar", whole[:cut], rows, "cut tars")
@@ -177,7 +177,7 @@ def _long_name_header(size: int) -> bytes:
 
 
 def write_parquets(folder: Path, files: list[File], picture: Image.Image) -> dict[str, Expected]:
-    """Each with the rows that it must get, by id."""
+    """Write the files and return their expected rows by id."""
     parquets, jpeg = _Containers(folder), encoded(picture, "JPEG")
     _write_tables(parquets, files, jpeg)
     _write_broken_tables(parquets, jpeg)
@@ -206,7 +206,7 @@ def _write_tables(parquets: _Containers, files: list[File], jpeg: bytes) -> None
     paths += [{"bytes": None, "path": "nowhere.jpg"}, {"bytes": None, "path": ""}]
     write("paths only", "image", pa.array(paths, kind), [*[NO_PHOTO] * 3, MISSING, EMPTY])
     write("all null", "image", pa.array([None] * 4, pa.binary()), [EMPTY] * 4)
-    # In a folder, a table without photos is not a collection of them.
+    # In a folder, a table without photos is not a container of photos.
     for name, column, array in (
         ("text", "image", pa.array(["a.jpg"])),
         ("numbers", "image", pa.array([7])),
@@ -232,7 +232,7 @@ def _write_broken_tables(parquets: _Containers, jpeg: bytes) -> None:
 
     end = len(whole)
     for cut in (1, 3, 4, 100, end // 2, end - 200, end - 9, end - 4, end - 1):
-        # Of four bytes, the first mark is the last one, too.
+        # In a file of four bytes, the first magic is also the last.
         outcomes = CUT | NO_PHOTO if cut < 4 else DAMAGED if cut == 4 else CUT
         damaged(f"cut {cut:06d}.parquet", whole[:cut], outcomes)
     damaged("empty.parquet", b"", EMPTY)
@@ -245,7 +245,7 @@ def _write_broken_tables(parquets: _Containers, jpeg: bytes) -> None:
     damaged("footer zeros.parquet", whole[: -8 - footer] + bytes(footer) + whole[-8:], DAMAGED)
     shifted = whole[: -8 - footer] + whole[-8 - footer + 40 : -8] + bytes(40) + whole[-8:]
     damaged("footer shifted.parquet", shifted, DAMAGED)
-    # The footer is whole, the data is not: every row it names must be there, and none be made up.
+    # The footer is intact, the data is not: every row in the footer must exist, and no other.
     start = whole.index(jpeg)
     gone = whole[: start - 60] + bytes(4000) + whole[start - 60 + 4000 :]
     honest = DAMAGED | NO_PHOTO | OK | EMPTY

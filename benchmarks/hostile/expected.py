@@ -1,4 +1,4 @@
-"""What a file or a list is expected to become: what all parts of the corpus share."""
+"""Expected outcomes of files and lists, shared by all parts of the corpus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EMPTY = frozenset({"empty"})
 BAD_ROW = frozenset({"bad_row"})
 CUT = frozenset({"truncated"})
 DAMAGED = frozenset({"corrupt", "truncated"})
-#: A damaged header may claim anything.
+#: Outcomes of a damaged header, which may claim anything.
 BAD_HEADER = DAMAGED | {"unsupported", "too_large", "too_small"}
 NO_PHOTO = frozenset({"not_a_photo"})
 OTHER_FORMAT = frozenset({"unsupported"})
@@ -21,18 +21,18 @@ TOO_SMALL = frozenset({"too_small"})
 
 
 class Expected(NamedTuple):
-    """The row of one input."""
+    """The expected row of one input."""
 
-    kind: str  # its line of the table
-    outcomes: frozenset[str]  # "ok" or reasons, any of which is right
-    size: tuple[int, int] | None = None  # width and height, where they are known and it is ok
-    optional: bool = False  # whether no row is right, too
+    kind: str  # its line in the table
+    outcomes: frozenset[str]  # "ok" or reasons; any of them is right
+    size: tuple[int, int] | None = None  # width and height of an ok row, if known
+    optional: bool = False  # whether the row may be missing
     duplicate: bool = False
-    times: int = 1  # how many rows have this id, all but the first of them duplicates
+    times: int = 1  # number of rows with this id; all but the first are duplicates
 
 
 class File(NamedTuple):
-    """A photo to write, or something like one."""
+    """A photo to write, or a file like one."""
 
     kind: str
     name: str
@@ -43,7 +43,7 @@ class File(NamedTuple):
 
 @dataclass
 class Run:
-    """A source to label. Without expected rows, it must be refused as a user's mistake."""
+    """A source to label. Without expected rows, it must raise a UserError."""
 
     name: str
     source: Path

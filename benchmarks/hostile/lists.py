@@ -18,7 +18,7 @@ from tests.robustness.hostile_photos import encoded
 
 
 class _Row(NamedTuple):
-    """One row of a list: what is in it, and what should become of it."""
+    """One row of a list, with its allowed outcomes."""
 
     outcomes: frozenset[str]
     uri: Any
@@ -34,7 +34,7 @@ def _list_rows(folder: Path) -> list[_Row]:
         _Row(OK, "photos/good.jpg"),
         _Row(OK, "photos/good.jpg"),
         _Row(OK, "photos/good.jpg", (10, 10, 90, 90)),
-        _Row(OK, here),  # the same place, written out
+        _Row(OK, here),  # the same file as an absolute path
         _Row(OK, "photos/1.jpg", (10.5, 10, 90, 90), "left", 300),
         _Row(OK, "photos/2.jpg", (-50, -50, 500, 500), "Right"),
         _Row(OK, f"file://{folder}/photos/3.jpg"),
@@ -81,7 +81,7 @@ def _list_rows(folder: Path) -> list[_Row]:
 
 
 def write_lists(folder: Path, picture: Image.Image) -> list[Run]:
-    """The same rows in each kind of list, and rows that only one kind can have."""
+    """Write the same rows in each kind of list, plus rows that only one kind can have."""
     photos = folder / "photos"
     photos.mkdir(parents=True)
     jpeg = encoded(picture, "JPEG")
@@ -102,8 +102,8 @@ def write_lists(folder: Path, picture: Image.Image) -> list[Run]:
     ]
 
 
-def _again(folder: Path, uris: Iterable[Any]) -> Iterator[bool]:
-    """Whether a place was named before, as it is written."""
+def _repeats(folder: Path, uris: Iterable[Any]) -> Iterator[bool]:
+    """Yield per URI whether an earlier row has the same path."""
     seen = {""}
     for uri in uris:
         given = uri if isinstance(uri, str) else ""
@@ -113,16 +113,16 @@ def _again(folder: Path, uris: Iterable[Any]) -> Iterator[bool]:
 
 
 def _by_number(kind: str, folder: Path, rows: list[_Row]) -> dict[str, Expected]:
-    """Rows without an id of their own."""
-    again = _again(folder, [row.uri for row in rows])
+    """Return the expectations of rows without their own id."""
+    repeats = _repeats(folder, [row.uri for row in rows])
     return {
-        f"{number}:{row.uri or ''}": Expected(kind, row.outcomes, duplicate=is_again)
-        for number, (row, is_again) in enumerate(zip(rows, again, strict=True))
+        f"{number}:{row.uri or ''}": Expected(kind, row.outcomes, duplicate=is_repeat)
+        for number, (row, is_repeat) in enumerate(zip(rows, repeats, strict=True))
     }
 
 
 def _csv_list(folder: Path, rows: list[_Row]) -> Run:
-    rows = [row if row.uri.strip() else row._replace(uri="") for row in rows]  # spaces are nothing in CSV
+    rows = [row if row.uri.strip() else row._replace(uri="") for row in rows]  # CSV strips spaces
     rows.append(_Row(OK, "photos/two\nlines.jpg"))
     path = folder / "list.csv"
     with path.open("w", newline="", encoding="utf-8-sig") as file:
@@ -151,8 +151,8 @@ def _json_list(folder: Path, rows: list[_Row]) -> Run:
     path = folder / "list.jsonl"
     lines: list[str] = []
     expected: dict[str, Expected] = {}
-    again = _again(folder, [row.uri for row in rows])
-    for number, (row, is_again) in enumerate(zip(rows, again, strict=True)):
+    repeats = _repeats(folder, [row.uri for row in rows])
+    for number, (row, is_repeat) in enumerate(zip(rows, repeats, strict=True)):
         box = None if row.box is None else list(row.box)
         wanted = {
             "uri": row.uri,
@@ -163,12 +163,12 @@ def _json_list(folder: Path, rows: list[_Row]) -> Run:
         }
         lines.append(json.dumps(wanted))
         outcomes = row.outcomes if row.uri != "   " else BAD_ROW | MISSING
-        expected[f"id {number}"] = Expected("list.jsonl", outcomes, duplicate=is_again)
+        expected[f"id {number}"] = Expected("list.jsonl", outcomes, duplicate=is_repeat)
 
     def add(line: str, image_id: str, outcomes: frozenset[str]) -> None:
-        is_again = '"photos/good.jpg"' in line and "[" not in line.split(",")[0]
+        is_repeat = '"photos/good.jpg"' in line and "[" not in line.split(",")[0]
         name = image_id.replace("NUMBER", str(len(lines)))
-        expected[name] = Expected("list.jsonl", outcomes, duplicate=is_again)
+        expected[name] = Expected("list.jsonl", outcomes, duplicate=is_repeat)
         lines.append(line)
 
     add('{"uri": "photos/go', "NUMBER:", BAD_ROW)
@@ -200,7 +200,7 @@ def _json_list(folder: Path, rows: list[_Row]) -> Run:
 
 def _parquet_list(folder: Path, rows: list[_Row]) -> Run:
     path = folder / "list.parquet"
-    rows = [row for row in rows if row.uri != "   "]  # here a name of three spaces
+    rows = [row for row in rows if row.uri != "   "]  # in Parquet this is a name of three spaces
     rows += [
         _Row(BAD_ROW, None),
         _Row(MISSING, "   "),
@@ -213,7 +213,7 @@ def _parquet_list(folder: Path, rows: list[_Row]) -> Run:
             "box_xyxy": pa.array([row.box for row in rows], pa.list_(pa.float64())),
             "handedness": pa.array([row.side for row in rows], pa.string()),
             "focal_px": pa.array([row.focal for row in rows], pa.float64()),
-            "status": pa.array(["theirs"] * len(rows)),  # a name that labels have, too
+            "status": pa.array(["theirs"] * len(rows)),  # also the name of a label column
         }
     )
     pq.write_table(table, path, row_group_size=10)

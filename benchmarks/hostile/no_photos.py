@@ -1,4 +1,4 @@
-"""Files that are no photo, one of a format that we do not read, or one by a wrong name."""
+"""Files that are not photos, have an unsupported format, or a wrong suffix."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.robustness.hostile_photos import encoded, tiff
 
 
 def other_files(picture: Image.Image) -> Iterator[File]:
-    """What is not what its name says, or not what we read."""
+    """Yield files with a wrong suffix or an unsupported format."""
     yield from _wrongly_named(picture)
     yield from _no_photos(picture)
     yield from _other_formats(picture)
 
 
 def _samples(picture: Image.Image) -> dict[str, bytes]:
-    """A file of each format that we read, by its suffix."""
+    """Return a file of each supported format, by suffix."""
     images = {"jpg": picture, "png": picture, "gif": picture.quantize(8), "webp": picture}
     images |= {"bmp": picture, "tif": picture}
     formats = {"jpg": "JPEG", "tif": "TIFF"}
@@ -100,14 +100,14 @@ def _other_formats(picture: Image.Image) -> Iterator[File]:
     yield from _saved_as(picture.convert("1"), "PPM", "bits.pbm", OTHER_FORMAT)
     text_ppm = b"P3\n# by hand\n2 1\n255\n1 2 3 4 5 6\n"
     yield File("other formats", "text.ppm", text_ppm, OTHER_FORMAT)
-    # Formats without a plain mark: nobody can tell them from noise.
+    # Formats without a magic number, which look like noise.
     for format in ("ICO", "TGA", "DDS", "SGI", "PCX", "QOI", "ICNS", "IM", "XBM", "MSP"):
         image = picture.convert("1") if format in ("XBM", "MSP") else picture
         yield from _saved_as(image, format, f"{format}.png", OTHER_FORMAT | NO_PHOTO)
     boxes = {"heic": b"ftypheic", "heif": b"ftypmif1", "raw.jpg": b"ftypcrx ", "video.jpg": b"ftypisom"}
     for name, box in boxes.items():
         suffix = name if "." in name else f"mark.{name}"
-        # With a reader of HEIC these are damaged, without it unsupported.
+        # Damaged with a HEIC reader installed, otherwise unsupported.
         outcomes = OTHER_FORMAT | DAMAGED if name in ("heic", "heif") else OTHER_FORMAT
         yield File("other formats", suffix, b"\0\0\0\x18" + box + bytes(400), outcomes)
     yield File("other formats", "photoshop.jpg", b"8BPS\0\1" + bytes(300), OTHER_FORMAT)
@@ -132,5 +132,5 @@ def _other_formats(picture: Image.Image) -> Iterator[File]:
 def _saved_as(picture: Image.Image, format: str, name: str, outcomes: frozenset[str]) -> Iterator[File]:
     try:
         yield File("other formats", name, encoded(picture, format), outcomes)
-    except (OSError, ValueError, KeyError):  # this Pillow does not write it
+    except (OSError, ValueError, KeyError):  # this Pillow can't write it
         return

@@ -1,4 +1,4 @@
-"""Whole photos in all formats, and each cut and damaged."""
+"""Photos in all formats: intact, cut and damaged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.robustness.hostile_photos import WRITERS, Pixels, encoded
 
 REAL_PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "hand-scenes" / "images"
 
-#: Options of JPEG, by what they make of it.
+#: JPEG options by variant.
 JPEG_MODES: dict[str, dict[str, Any]] = {
     "plain": {},
     "progressive": {"progressive": True},
@@ -27,7 +27,7 @@ JPEG_MODES: dict[str, dict[str, Any]] = {
     "rows": {"restart_marker_rows": 1},
 }
 
-#: Photos to break in more places than the others.
+#: Photos to break at more positions than others.
 _OFTEN = {
     *("progressive", "restarts", "restart rows", "progressive rows", "cmyk"),
     *("interlaced", "animated", "tiff_lzw", "lossless", "alpha", "run lengths"),
@@ -35,7 +35,7 @@ _OFTEN = {
 
 
 def pictures(rng: random.Random) -> tuple[Image.Image, bytes]:
-    """A small picture, and the file of a larger one as a camera writes it."""
+    """Return a small picture, and a larger JPEG file like a camera's."""
     real = sorted(REAL_PHOTOS.glob("*.jpg")) if REAL_PHOTOS.is_dir() else []
     if real:
         data = rng.choice(real).read_bytes()
@@ -48,7 +48,7 @@ def pictures(rng: random.Random) -> tuple[Image.Image, bytes]:
 
 
 def read_strictly(data: bytes) -> Pixels | None:
-    """The first picture of a file, upright on white; None where Pillow complains. Not our own reader."""
+    """Read the first picture of a file with Pillow, upright on white; None on any error or warning."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -63,31 +63,31 @@ def read_strictly(data: bytes) -> Pixels | None:
 
 
 def _flat(pixels: Pixels) -> tuple[NDArray[np.bool_], Pixels]:
-    """Which of the picture's 8 x 8 blocks are of one colour, and a pixel of each."""
+    """Return which 8 x 8 blocks of the picture have one colour, and a pixel of each block."""
     height, width = (side // 8 * 8 for side in pixels.shape[:2])
     blocks = pixels[:height, :width].reshape(height // 8, 8, width // 8, 8, 3)
     return (np.ptp(blocks, axis=(1, 3)) <= 2).all(-1), blocks[:, 0, :, 0]
 
 
 def lost_share(found: Pixels, whole: Pixels, fills: tuple[int, ...]) -> float:
-    """The share of a picture, by blocks, that has become one of these greys."""
+    """Return the share of a picture's blocks that became one of these greys."""
     flat, colours = _flat(found)
     near = np.abs(colours[..., None].astype(int) - np.array(fills, int)) <= 4
     lost = flat & near.all(-2).any(-1)
-    if found.shape == whole.shape:  # a size may be damaged, too
+    if found.shape == whole.shape:  # damage may change the size
         lost &= ~_flat(whole)[0]
     return float(lost.mean()) if flat.size else 0.0
 
 
-#: What decoders fill in for what is missing: libjpeg's middle grey, also of CMYK, and nothing at all.
+#: Fill values of decoders for missing pixels: libjpeg's middle grey, also of CMYK, and zero.
 FILLS = {"jpg": (64, 128), "gif": (0,), "webp": (0,), "png": (0,)}
 
-#: So much of a picture may be lost before it is no longer the photo.
+#: Maximum lost share of a picture that still counts as ok.
 MAX_LOST = 0.1
 
 
 def _after_cut(data: bytes, whole: Pixels) -> frozenset[str]:
-    """A cut file is cut, unless nothing of its picture is gone."""
+    """Return the outcomes of a cut file: truncated, or ok if the picture is complete."""
     found = read_strictly(data)
     return CUT | (OK if found is not None and np.array_equal(found, whole) else frozenset())
 
@@ -95,9 +95,9 @@ def _after_cut(data: bytes, whole: Pixels) -> frozenset[str]:
 def _after_damage(
     data: bytes, whole: Pixels, suffix: str, reasons: frozenset[str] = BAD_HEADER
 ) -> frozenset[str]:
-    """Damage is damage, or goes unnoticed where another strict reader sees none, and the picture is there.
+    """Return the outcomes of a damaged file: ok only if a strict reader accepts it and the picture remains.
 
-    Pixels as they are, and fax codes, may say anything: there is no telling damage from a picture of it.
+    For raw pixels and fax codes damage is not detectable, because any data is valid.
     """
     found = read_strictly(data)
     seen = found is None or lost_share(found, whole, FILLS.get(suffix, ())) > MAX_LOST
@@ -105,7 +105,7 @@ def _after_damage(
 
 
 def photos(picture: Image.Image, camera: bytes, rng: random.Random) -> Iterator[File]:
-    """Whole photos in all formats, and each cut and damaged."""
+    """Yield photos in all formats: intact, cut and damaged."""
     for suffix, writer in WRITERS.items():
         for number, (name, data) in enumerate(writer(picture)):
             outcomes = OK
@@ -129,7 +129,7 @@ def photos(picture: Image.Image, camera: bytes, rng: random.Random) -> Iterator[
         for name, options in JPEG_MODES.items():
             yield File("one colour", f"{shade} {name}.jpg", encoded(flat, "JPEG", **options), OK, flat.size)
     half = picture.copy()
-    half.paste((128, 128, 128), (0, 60, 160, 120))  # really grey, and nothing is wrong with it
+    half.paste((128, 128, 128), (0, 60, 160, 120))  # a real grey area in an intact photo
     for name, options in JPEG_MODES.items():
         yield File("one colour", f"half {name}.jpg", encoded(half, "JPEG", **options), OK, half.size)
 
@@ -144,7 +144,7 @@ def _broken(name: str, suffix: str, data: bytes, rng: random.Random, many: bool)
     for end in sorted(set(ends)):
         cut = data[:end]
         outcomes = _after_cut(cut, whole)
-        if end < 12:  # perhaps not even the format can be seen
+        if end < 12:  # too short to recognise the format
             outcomes |= NO_PHOTO | OTHER_FORMAT
         yield File(f"cut {suffix}", f"{end:07d} {name}", cut, outcomes)
     checked = suffix == "png"
@@ -173,7 +173,7 @@ def _broken(name: str, suffix: str, data: bytes, rng: random.Random, many: bool)
         "swapped": data[:third] + data[middle : middle + 300] + data[third:middle] + data[middle + 300 :],
     }
     for hole, damaged in holes.items():
-        # Checksums tell, unless only another frame of an animation is hit.
+        # Checksums detect this, unless it hits another frame of an animation.
         outcomes = _after_cut(damaged, whole) | DAMAGED if checked else _after_damage(damaged, whole, suffix)
         yield File(f"holes {suffix}", f"{hole} {name}", damaged, outcomes)
     if suffix == "jpg" and "progressive" not in name:
@@ -192,7 +192,7 @@ def _broken(name: str, suffix: str, data: bytes, rng: random.Random, many: bool)
 
 
 def _in_text(data: bytes, position: int) -> bool:
-    """Whether a byte of a PNG belongs to a chunk on which the picture does not depend."""
+    """Return whether a byte of a PNG lies in a chunk that does not affect the picture."""
     at = 8
     while at < len(data):
         end = at + 12 + struct.unpack_from(">I", data, at)[0]

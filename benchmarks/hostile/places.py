@@ -1,4 +1,4 @@
-"""Odd names and odd places of photos on disk: links, pipes, devices, what may not be read."""
+"""Odd names and paths of photos on disk: links, pipes, devices, unreadable files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMES = (
 
 
 def write_places(here: Path, jpeg: bytes, size: tuple[int, int]) -> dict[str, Expected]:
-    """The rows that a folder of them must get, by id."""
+    """Write the files into a folder and return its expected rows by id."""
     here.mkdir()
     expected: dict[str, Expected] = {}
 
@@ -32,7 +32,7 @@ def write_places(here: Path, jpeg: bytes, size: tuple[int, int]) -> dict[str, Ex
     for name in _NAMES:
         try:
             (here / name).write_bytes(jpeg)
-        except OSError:  # this file system has no such names
+        except OSError:  # this file system refuses the name
             continue
         expect(name, "ok", kind="names")
     deep = "/".join(["deep"] * 40)
@@ -55,7 +55,7 @@ def write_places(here: Path, jpeg: bytes, size: tuple[int, int]) -> dict[str, Ex
     os.mkfifo(expect("pipe.jpg", "not_a_photo"))
     expect("link to pipe.jpg", "not_a_photo").symlink_to(here / "pipe.jpg")
     os.mkfifo(here / "pipe without a suffix")
-    # What is neither a file nor named like a photo is none, and nobody shall wait for it.
+    # Neither a file nor named like a photo: must be skipped without blocking.
     for suffix in ("tar", "mp4", "parquet"):
         os.mkfifo(here / f"pipe.{suffix}")
         (here / f"endless.{suffix}").symlink_to("/dev/zero")
@@ -83,7 +83,7 @@ def write_places(here: Path, jpeg: bytes, size: tuple[int, int]) -> dict[str, Ex
 
 @contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """Names of sockets are short: made from within their folder."""
+    """Change into the folder, because names of sockets must be short."""
     before = Path.cwd()
     os.chdir(folder)
     try:

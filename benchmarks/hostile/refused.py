@@ -1,4 +1,4 @@
-"""Sources that are a user's mistake as a whole."""
+"""Sources that must raise a UserError as a whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.robustness.hostile_photos import encoded
 
 
 def write_refused(folder: Path, picture: Image.Image) -> list[Run]:
-    """One run for each."""
+    """Write the sources and return one run per source."""
     folder.mkdir(parents=True)
     (folder / "good.jpg").write_bytes(encoded(picture, "JPEG"))
     texts = {

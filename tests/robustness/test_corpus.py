@@ -1,4 +1,4 @@
-"""A part of the hostile corpus, and that its comparison would see a wrong row. `benchmarks/corpus.py` has all of it."""
+"""Label a part of the hostile corpus, and check that wrong rows are found. `benchmarks/corpus.py` runs all of it."""
 
 from __future__ import annotations
 
