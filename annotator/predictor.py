@@ -21,6 +21,7 @@ from annotator.coordinates import CropFrame
 from annotator.errors import UserError
 from annotator.job.stages import joined_columns
 from annotator.labels.crop_hands import CropHands, crop_axes, label_columns
+from annotator.labels.finite import rows_of
 from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.network import Prediction
@@ -158,7 +159,7 @@ class Predictor:
         if not cut:
             return []
         columns = self.predict_crops(Crops.stack(cut), side, samples)
-        return [_rows(columns, index) for index in range(len(cut))]
+        return [rows_of(columns, index) for index in range(len(cut))]
 
     def _predict_batch(self, crops: Crops, side: Side, samples: int) -> dict[str, Any]:
         """Predict crops, mirrored where they show left hands, and bring everything back to the photo's own frame."""
@@ -260,7 +261,9 @@ def _label_columns(
         pose=None if prior is None else _numpy(prior.pose()),
         betas=None if prior is None else _numpy(prior.betas),
     )
-    rgb = None if prediction.rgb is None else _numpy((prediction.rgb * 255).round().byte())
+    rgb = None if prediction.rgb is None else _numpy((prediction.rgb * 255).round())
+    if rgb is not None and np.isfinite(rgb).all():  # a byte has no NaN
+        rgb = rgb.astype(np.uint8)
     return label_columns(hands, crops) | {"detection_score": _numpy(prediction.is_hand), "vertex_rgb": rgb}
 
 
@@ -283,14 +286,6 @@ def _photo(image: np.ndarray | str | Path, min_side_px: int | None) -> Photo:
             f"a photo must be an array (height, width, 3) of uint8 RGB, got {image.dtype} {image.shape}"
         )
     return Photo(image, width=image.shape[1], height=image.shape[0])
-
-
-def _rows(columns: dict[str, Any], rows: Any) -> dict[str, Any]:
-    """Some rows of all columns, or one."""
-    return {
-        name: None if values is None else _rows(values, rows) if isinstance(values, dict) else values[rows]
-        for name, values in columns.items()
-    }
 
 
 def load(

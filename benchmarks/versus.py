@@ -117,7 +117,7 @@ def bare(photos: Path, threads: int) -> float:
 
 def mediapipe(paths: list[str], model: str) -> float:
     """Measure photos/s of MediaPipe on photos that are crops."""
-    from annotator.detector import HandDetector
+    from annotator.detection.detector import HandDetector
 
     detector = HandDetector(model, max_hands=1)
     began = 0.0

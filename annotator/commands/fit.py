@@ -22,7 +22,7 @@ from annotator.job.dispatcher import Stations
 from annotator.job.record import FitSettings, RunRecord, read_run_record
 from annotator.job.resources import ComputeOptions, openers_only
 from annotator.job.run import Job, Progress, label_folder, run_job
-from annotator.job.stages import Shard, first_row, joined_columns, row_of_error
+from annotator.job.stages import Shard, drop_not_finite, first_row, joined_columns, row_of_error
 from annotator.labels.folder import fit_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand
 from annotator.sources.entry import Entry, ListedHand
@@ -166,7 +166,6 @@ def _fit_hands(shard: Shard, hands: ListedHands, fitter: HandFitter) -> None:
 
     try:
         shard.hands = fitted_columns(fitter, hands)
-        return
     except UserError:
         raise
     except Exception:
@@ -179,6 +178,7 @@ def _fit_hands(shard: Shard, hands: ListedHands, fitter: HandFitter) -> None:
             except Exception as error:
                 shard.rows[row] |= {"checkpoint": None, "box_source": None} | row_of_error(error)
         shard.hand_rows, shard.hands = good, joined_columns(parts)
+    drop_not_finite(shard)
 
 
 _of_process: dict[tuple[str, FitConfig], HandFitter] = {}

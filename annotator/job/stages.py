@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from annotator.detection.detector import ENOUGH_PX, HandDetector
 from annotator.errors import UserError
+from annotator.labels.finite import finite_rows, rows_of
 from annotator.labels.schema import labels_to_table, without_hand
 from annotator.photos.crops import Crops, crop_photo
 from annotator.photos.decode import Photo
@@ -247,7 +248,22 @@ def predict_shard(predictor: Predictor, shard: Shard, side: Side, samples: int =
 def _labelled(shard: Shard, hands: dict[str, Any], checkpoint: str) -> Shard:
     for row in shard.hand_rows:
         shard.rows[row] |= {"status": "ok", "checkpoint": checkpoint}
-    return Shard(shard.rows, shard.hand_rows, hands=hands)
+    labelled = Shard(shard.rows, shard.hand_rows, hands=hands)
+    drop_not_finite(labelled)
+    return labelled
+
+
+def drop_not_finite(shard: Shard) -> None:
+    """Take the labels of hands with a NaN or an infinite number away, in place; their rows become `failed`."""
+    fine = finite_rows(shard.hands, len(shard.hand_rows))
+    if fine.all():
+        return
+    for row, is_fine in zip(shard.hand_rows, fine, strict=True):
+        if not is_fine:
+            said = without_hand("not_finite", "the prediction holds a number that is NaN or infinite")
+            shard.rows[row] |= said | {"checkpoint": None}
+    shard.hand_rows = [row for row, is_fine in zip(shard.hand_rows, fine, strict=True) if is_fine]
+    shard.hands = rows_of(shard.hands, fine) if shard.hand_rows else {}
 
 
 def _without_labels(shard: Shard, error: Exception) -> Shard:

@@ -26,12 +26,12 @@ STATUSES = ("ok", "no_hand", "unreadable", "failed")
 #: The closed list of `reason`, the cause of a row without a hand; null for status `ok`.
 REASONS = (
     *get_args(Reason),
-    *("bad_row", "no_hand_found", "not_listed", "too_few_joints", "crashed", "internal_error"),
+    *("bad_row", "no_hand_found", "not_listed", "too_few_joints", "crashed", "not_finite", "internal_error"),
 )
 
 _STATUS_OF = dict.fromkeys(["no_hand_found", "not_listed", "too_few_joints"], "no_hand")
 #: Reasons that a retry may resolve.
-_STATUS_OF |= dict.fromkeys(["io_error", "crashed", "internal_error"], "failed")
+_STATUS_OF |= dict.fromkeys(["io_error", "crashed", "not_finite", "internal_error"], "failed")
 
 #: The rounding step of each column, a power of two in its unit (mm, px, radians, betas); the error is at most half.
 ROUNDING = {
