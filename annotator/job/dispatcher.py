@@ -5,7 +5,8 @@
 Ray moves the data and starts processes; what to do when one ends is decided here, a shard at a time. A process that
 dies (killed, out of memory, its machine gone) costs the shards it had in hand, which are opened again. One that dies
 twice over the same shard may be its fault: then each of its photos is opened apart, and one that ends three processes
-is recorded as `crashed`. Bounded numbers of shards are under way, so memory is that of the slowest station's queue.
+is recorded as `crashed`. Where models die, hands are labelled apart likewise (`annotator.job.apart`). Bounded numbers of
+shards are under way, so memory is that of the slowest station's queue.
 """
 
 from __future__ import annotations
@@ -22,13 +23,24 @@ from typing import Any
 import pyarrow as pa
 
 from annotator.errors import UserError
+from annotator.job.apart import HAND_DEATHS, Apart, Hand
 from annotator.job.manifest import PlannedShard
 from annotator.job.stages import Shard, crashed_shard
 from annotator.job.tally import ShardReport
-from annotator.job.tasks import Brief, ModelActor, give_up, join_pieces, open_piece, write_labels
+from annotator.job.tasks import (
+    Brief,
+    ModelActor,
+    give_up,
+    give_up_hand,
+    join_hands,
+    join_pieces,
+    open_piece,
+    write_labels,
+)
 from annotator.sources.entry import Entry
 
-#: A shard that ended so many processes is opened photo by photo; a photo that ended so many is left.
+#: A shard that ended so many processes is opened photo by photo, or labelled hand by hand; a photo that ended so many
+#: is left.
 SHARD_CRASHES, PHOTO_CRASHES = 2, 3
 
 #: How often a shard's data may be lost before that is no accident.
@@ -87,6 +99,7 @@ class _Flight:
     retries: Counter[str] = field(default_factory=Counter)
     began: float = 0.0
     data: Any = None  # of its last station
+    hands: int = 0  # that wait for labels
     deaths: int = 0  # of models that had it first in hand
     losses: int = 0  # of its data, with whatever held it
     tries: int = 0
@@ -108,6 +121,7 @@ class _Piece:
     crashes: int = 0
     is_open: bool = False
     data: Any = None
+    hands: int = 0  # that wait for labels
 
 
 @dataclass(eq=False)
@@ -116,7 +130,7 @@ class _Model:
 
     actor: Any
     tries: int  # how many before it, one in place of the other, died without a shard done
-    flights: list[_Flight] = field(default_factory=list)  # in hand, in the order they are taken
+    work: list[_Flight | Hand] = field(default_factory=list)  # in hand, in the order it is taken
     ready: bool = False
     done: int = 0
     dead: bool = False
@@ -148,6 +162,8 @@ class Dispatcher:
         self._open: Any = ray.remote(num_returns=2, num_cpus=crew.decoder_cpus, **_ONCE)(open_piece)
         self._join = ray.remote(num_cpus=crew.decoder_cpus, **_ONCE)(join_pieces)
         self._give_up = ray.remote(num_cpus=crew.decoder_cpus, **_ONCE)(give_up)
+        self._give_up_hand = ray.remote(num_cpus=crew.decoder_cpus, **_ONCE)(give_up_hand)
+        self._join_hands = ray.remote(num_cpus=crew.decoder_cpus, **_ONCE)(join_hands)
         self._write = ray.remote(num_cpus=crew.decoder_cpus, **_ONCE)(write_labels)
         self._opener, self._schema = ray.put(stations.open), ray.put(stations.schema)
         self._make = None if stations.model is None else ray.put(stations.model)
@@ -156,7 +172,7 @@ class Dispatcher:
         # What waits to be written counts, too: a slow store must not fill the memory of all machines.
         self._most = 2 * crew.decoders + (_AHEAD + 1) * crew.workers + 2
         self._to_open: deque[_Piece] = deque()
-        self._to_label: deque[_Flight] = deque()
+        self._to_label: deque[_Flight | Hand] = deque()
         self._flights: set[_Flight] = set()
         self._waiting: dict[Any, Callable[[Any], ShardReport | None]] = {}
         self._opening = 0
@@ -250,8 +266,8 @@ class Dispatcher:
         # One that still waits for a processor would hoard what others can do.
         ready = [model for model in self._models if model.ready]
         while self._to_label and ready:
-            model = min(ready, key=lambda model: len(model.flights))
-            if len(model.flights) >= _AHEAD:
+            model = min(ready, key=lambda model: len(model.work))
+            if len(model.work) >= _AHEAD:
                 break
             self._begin_label(self._to_label.popleft(), model)
 
@@ -269,7 +285,9 @@ class Dispatcher:
         flight = piece.flight
         self._opening -= 1
         try:
-            self._note(flight, self._ray.get(ref))
+            brief = self._ray.get(ref)
+            self._note(flight, brief)
+            piece.hands = brief.hands
         except Exception as error:
             if not self._process_died(error, flight, lambda: self._to_open.append(piece)):
                 return
@@ -291,46 +309,101 @@ class Dispatcher:
             return
         parts = [other.data for other in flight.pieces]
         flight.data = parts[0] if len(parts) == 1 else self._join.remote(*parts)
+        flight.hands = sum(other.hands for other in flight.pieces)
         flight.pieces = []
         if self._make is None:
             self._begin_write(flight)
+        elif flight.deaths >= SHARD_CRASHES and flight.hands > 1:
+            self._to_label += Apart.of(flight, flight.data, flight.hands).in_any_order()
         else:
             self._to_label.append(flight)
 
-    def _begin_label(self, flight: _Flight, model: _Model) -> None:
-        brief, data = model.actor.label.options(num_returns=2).remote(flight.data)
-        model.flights.append(flight)
-        self._waiting[brief] = lambda ref: self._end_label(flight, model, ref, data)
+    def _begin_label(self, work: _Flight | Hand, model: _Model) -> None:
+        if isinstance(work, Hand):
+            call = model.actor.label_hand.options(num_returns=2)
+            brief, data = call.remote(work.shard.data, work.number)
+        else:
+            brief, data = model.actor.label.options(num_returns=2).remote(work.data)
+        model.work.append(work)
+        self._waiting[brief] = lambda ref: self._end_label(work, model, ref, data)
 
-    def _end_label(self, flight: _Flight, model: _Model, ref: Any, data: Any) -> None:
-        suspect = model.flights[0]
-        model.flights.remove(flight)
+    def _end_label(self, work: _Flight | Hand, model: _Model, ref: Any, data: Any) -> None:
+        suspect = model.work[0]
+        model.work.remove(work)
+        flight: _Flight = work.shard.flight if isinstance(work, Hand) else work
         try:
             self._note(flight, self._ray.get(ref))
         except Exception as error:
-            if self._process_died(error, flight, lambda: self._to_label.append(flight)):
-                if not model.dead and isinstance(error, self._ray.exceptions.RayActorError):
-                    # Shards are taken one after the other: only the first can have ended it.
-                    suspect.deaths += 1
-                self._model_died(model, error)
-                # One that ends every model stays without labels of its hands.
-                if flight.deaths >= PHOTO_CRASHES:
-                    flight.data = self._give_up.remote(flight.data)
-                    self._begin_write(flight)
-                else:
-                    self._reopen(flight, error)
+            if not self._process_died(error, flight, lambda: self._to_label.append(work)):
+                return
+            is_model = isinstance(error, self._ray.exceptions.RayActorError)
+            if is_model and not model.dead:
+                # Work is taken one after the other: only the first can have ended it.
+                self._suspect(suspect)
+                self._model_died(model, error, suspect)
+            if isinstance(work, Hand):
+                self._label_hand_again(work, error, is_model)
+            elif flight.deaths >= PHOTO_CRASHES:
+                # One hand that ends every model stays without labels.
+                flight.data = self._give_up.remote(flight.data)
+                self._begin_write(flight)
+            else:
+                self._reopen(flight, error)
         else:
+            if isinstance(work, Hand):
+                self._end_hand(work, data, is_labelled=True)
+                return
             model.done += 1
             flight.data = data
             self._begin_write(flight)
 
-    def _model_died(self, model: _Model, error: Exception) -> None:
+    def _suspect(self, work: _Flight | Hand) -> None:
+        if isinstance(work, Hand):
+            work.shard.died(work)
+        else:
+            work.deaths += 1
+
+    def _label_hand_again(self, hand: Hand, error: Exception, is_model: bool) -> None:
+        """Put a hand back that had no answer, or give it up."""
+        shard = hand.shard
+        if shard.is_over:
+            return
+        if not is_model:  # the opened shard went with its machine
+            self._end_apart(shard)
+            self._reopen(shard.flight, error)
+        elif shard.is_hopeless:
+            self._end_apart(shard)
+            shard.flight.data = self._give_up.remote(shard.data)
+            self._begin_write(shard.flight)
+        elif hand.deaths >= HAND_DEATHS:
+            self._end_hand(hand, self._give_up_hand.remote(shard.data, hand.number), is_labelled=False)
+        else:
+            self._to_label.append(hand)  # after all others
+
+    def _end_hand(self, hand: Hand, data: Any, is_labelled: bool) -> None:
+        shard = hand.shard
+        if shard.is_over or not shard.ended(hand, data, is_labelled):
+            return
+        if shard.has_culprit:
+            for model in self._models:
+                model.tries = 0
+        flight: _Flight = shard.flight
+        flight.data = self._join_hands.remote(shard.data, *[each.data for each in shard.hands])
+        self._begin_write(flight)
+
+    def _end_apart(self, shard: Apart) -> None:
+        shard.is_over = True
+        left = [work for work in self._to_label if not (isinstance(work, Hand) and work.shard is shard)]
+        self._to_label = deque(left)
+
+    def _model_died(self, model: _Model, error: Exception, suspect: _Flight | Hand | None = None) -> None:
         if model.dead or not isinstance(error, self._ray.exceptions.RayActorError):
             return
         model.dead = True
         self._models.remove(model)
         self._ray.kill(model.actor)  # one that only can't be reached would keep its processor
-        tries = 0 if model.done else model.tries + 1
+        # A hand that is labelled apart speaks against itself, and no success of others speaks for shards.
+        tries = 0 if model.done else model.tries + (not isinstance(suspect, Hand))
         if tries >= MODEL_DEATHS:
             raise UserError(
                 f"models died {tries} times without a shard in between ({_reason(error)}): if it was for "

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from annotator.job.manifest import shard_file_name
-from annotator.job.stages import ModelBrokenError, Shard, shard_table
+from annotator.job.stages import ModelBrokenError, Shard, joined_columns, shard_table
 from annotator.job.tally import OUTCOME_COLUMNS, ShardReport, report_of
 from annotator.labels.folder import replace_rows
 from annotator.labels.schema import encode_table, without_hand
@@ -26,6 +26,7 @@ class Brief(NamedTuple):
 
     began: float
     retries: dict[str, int]
+    hands: int = 0  # that wait for labels
 
 
 def open_piece(
@@ -40,7 +41,7 @@ def open_piece(
             shard = opener(entries)
         finally:
             faulthandler.cancel_dump_traceback_later()
-    return Brief(began, take_retries()), shard
+    return Brief(began, take_retries(), len(shard.hand_rows)), shard
 
 
 def join_pieces(*parts: Shard) -> Shard:
@@ -55,6 +56,20 @@ def give_up(shard: Shard) -> Shard:
             "crashed", "each model that was given this shard ended without a word"
         )
     return Shard(shard.rows)
+
+
+def give_up_hand(shard: Shard, number: int) -> Shard:
+    """One hand of a shard, which ended one model after the other: it stays without labels."""
+    row = shard.rows[shard.hand_rows[number]]
+    return Shard([row | without_hand("crashed", "each model that was given this hand ended without a word")])
+
+
+def join_hands(shard: Shard, *parts: Shard) -> Shard:
+    """A shard whose hands were labelled one by one: `parts` are of one row each, in the shard's order."""
+    for row, part in zip(shard.hand_rows, parts, strict=True):
+        shard.rows[row] = part.rows[0]
+    good = [row for row, part in zip(shard.hand_rows, parts, strict=True) if part.hands]
+    return Shard(shard.rows, good, hands=joined_columns([part.hands for part in parts if part.hands]))
 
 
 def write_labels(
@@ -87,3 +102,11 @@ class ModelActor:
             return Brief(began, {}), self._do(shard)
         except ModelBrokenError:
             os._exit(1)  # in a new process it may be whole again
+
+    def label_hand(self, shard: Shard, number: int) -> tuple[Brief, Shard]:
+        """One hand of a shard, labelled without the others; its row is the only one."""
+        crops = None if shard.crops is None else shard.crops[number : number + 1]
+        brief, part = self.label(Shard([shard.rows[shard.hand_rows[number]]], [0], crops))
+        if part.rows[0].get("reason") == "internal_error":
+            os._exit(1)  # its error may have broken the model for the hands that come next
+        return brief, part
