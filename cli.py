@@ -478,7 +478,11 @@ def filter_(
     sort: Annotated[
         bool, typer.Option(help="Sort each file by std in small row groups, for later filters to skip.")
     ] = False,
-    address: JobAddress = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Files at once; default this process, or all cores for much data."),
+    ] = None,
+    address: Address = None,
 ) -> None:
     """Keep the labels that are good enough, as a new label folder or a list of photos."""
     from annotator.commands.filter import Keep, filter_labels
@@ -486,7 +490,16 @@ def filter_(
     _submit_to(address, labels, out)
     keep = Keep(max_joint_std_mm, keep_best, per, where)
     with counting_bar("filtering") as on_progress:
-        filtered = filter_labels(labels, out, keep, as_list=as_list, sort=sort, on_progress=on_progress)
+        filtered = filter_labels(
+            labels,
+            out,
+            keep,
+            as_list=as_list,
+            sort=sort,
+            address=address,
+            workers=workers,
+            on_progress=on_progress,
+        )
     _print_table(filtered.table())
     typer.echo(f"{filtered.kept} {'rows led to the photos in' if as_list else 'rows in'} {out}")
 
@@ -643,7 +656,7 @@ def _submit_to(address: str | None, *places: str | None) -> None:
 
     if address and is_job_address(address):
         arguments = without_address(
-            sys.argv[1:], "auto" if sys.argv[1] in ("annotate", "detect", "fit", "track") else None
+            sys.argv[1:], "auto" if sys.argv[1] in ("annotate", "detect", "fit", "filter") else None
         )
         raise typer.Exit(
             submit(address, arguments, _as_it_comes, places=[place for place in places if place])

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.labels.schema import ROUNDING, SAMPLES_ROUNDING, SCHEMA_VERSION, encode_table
-from annotator.quality.calibration import Calibration, read_calibration
-from annotator.storage.files import join, names_in, open_file, write_whole
+from annotator.storage.files import join, names_in, open_file, sizes_in, write_whole
 
 if TYPE_CHECKING:
     from annotator.hand import HandModel
@@ -93,6 +92,12 @@ def label_files(labels: str) -> set[str]:
     return {name for name in names_in(join(labels, "data")) if name.endswith(".parquet") and name[0] != "."}
 
 
+def label_file_sizes(labels: str) -> dict[str, int]:
+    """Sizes in bytes of the label files that are there, by their names."""
+    sizes = sizes_in(join(labels, "data"))
+    return {name: size for name, size in sizes.items() if name.endswith(".parquet") and name[0] != "."}
+
+
 def read_columns(labels: str, file_name: str, columns: list[str] | None = None) -> pa.Table:
     """Return the given columns of a label file; default: all.
 
@@ -126,15 +131,15 @@ def _damaged(path: str) -> UserError:
 
 
 @contextmanager
-def opened_label_file(path: str) -> Iterator[pq.ParquetFile]:
-    """Open a label file for reading parts of it.
+def opened_label_file(path: str, raw: IO[bytes] | None = None) -> Iterator[pq.ParquetFile]:
+    """A label file to read parts of, by itself or through an open file `raw`.
 
     Raises:
         UserError: the file is damaged, or not a label file.
     """
     try:
-        with open_file(path) as raw:
-            yield pq.ParquetFile(raw, pre_buffer=True)
+        with raw or open_file(path) as file:
+            yield pq.ParquetFile(file, pre_buffer=raw is None)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"'{path}' is damaged, or not a label file: {reason}") from None

@@ -61,11 +61,11 @@ def _join(address: str) -> None:
         ) from None
 
 
-def check_seen_by_all(places: Iterable[str], labels: str, run: str) -> None:
+def check_seen_by_all(places: Iterable[str], labels: str | None = None, run: str = "") -> None:
     """Whether every machine with work to do sees the local ones of some places, and the very folder of labels.
 
     Args:
-        places: paths and URLs. labels: the label folder. run: the run that has its lease.
+        places: paths and URLs. labels: the label folder, if a run has its lease. run: that run.
 
     Raises:
         UserError: one does not.
@@ -76,7 +76,7 @@ def check_seen_by_all(places: Iterable[str], labels: str, run: str) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     look = ray.remote(num_cpus=0, max_retries=2)(_unseen)
     local = [str(local_path(place)) for place in places if is_local(place)]
-    local_labels = str(local_path(labels)) if is_local(labels) else None
+    local_labels = str(local_path(labels)) if labels is not None and is_local(labels) else None
     for node in nodes if len(nodes) > 1 else ():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         try:

@@ -125,6 +125,26 @@ def names_in(folder: str) -> set[str]:
         return set()
 
 
+def sizes_in(folder: str) -> dict[str, int]:
+    """Sizes in bytes of the files of a folder by their names; of a store, all from its listing."""
+    if is_local(folder):
+        here = local_path(folder)
+        files = list(os.scandir(here)) if here.is_dir() else []
+        return {entry.name: entry.stat().st_size for entry in files if entry.is_file()}
+
+    def listed(filesystem: Any, path: str) -> dict[str, int]:
+        filesystem.invalidate_cache(path)
+        items = filesystem.ls(path, detail=True)
+        return {
+            item["name"].rsplit("/", 1)[-1]: item["size"] for item in items if item["type"] != "directory"
+        }
+
+    try:
+        return ask(folder, listed)
+    except FileNotFoundError:
+        return {}
+
+
 def remove_file(url: str) -> None:
     """Remove a file, if it exists."""
     if is_local(url):

@@ -1,0 +1,277 @@
+"""One label file of `amvur filter`: which of its rows stay, read in few requests; runs in any process.
+
+Scalar columns are read first, the heavy ones only of row groups in which a row stays.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from annotator.errors import UserError
+from annotator.job.stages import count_outcomes
+from annotator.labels.conditions import Condition
+from annotator.labels.folder import calibration_of, groups_that_stay, label_facts, one_hand, opened_label_file
+from annotator.labels.schema import write_tables
+from annotator.quality.calibration import Calibration
+from annotator.storage.files import join, write_whole
+from annotator.storage.ranges import RangedFile
+
+#: What hands are ordered by: the mean over joints of the length of a joint's std. And what limits them: the largest.
+MEAN_STD, LARGEST_STD = "joint_std_mm", "max_joint_std_mm"
+
+#: Rows of a row group in sorted files: so few that a limit on std leaves most groups unread.
+SORTED_GROUP = 32
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which rows stay: those that meet all that is given."""
+
+    max_joint_std_mm: float | None = None  # of the least sure joint
+    keep_best: float | None = None  # a share of the hands that meet the rest, the surest
+    per: str | None = None  # that share of each value of this column
+    where: str | None = None  # see `annotator.labels.conditions`
+
+    def __post_init__(self) -> None:
+        if self.max_joint_std_mm is None and self.keep_best is None and self.where is None:
+            raise UserError("nothing says what to keep: give --max-joint-std-mm, --keep-best or --where")
+        if self.keep_best is not None and not 0 < self.keep_best <= 1:
+            raise UserError(f"keep-best is {self.keep_best}: give a share between 0 and 1, such as 0.5")
+        if self.per is not None and self.keep_best is None:
+            raise UserError("--per says of what --keep-best keeps a share: give both")
+
+
+@dataclass(frozen=True)
+class FilterPlan:
+    """What is done with each label file; it travels to other processes."""
+
+    labels: str
+    out: str | None  # a label folder; None: only a list of photos is wanted
+    sort: bool
+    rows: Rows
+
+
+class Weighed(NamedTuple):
+    """The std of a file's rows that meet all but the share, by the value of `per`."""
+
+    std_mm: dict[Any, Floats]
+    bytes_read: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What became of a file."""
+
+    rows: int
+    kept: int
+    hands: int  # kept rows with a std
+    error_mm: float  # the sum of their expected errors
+    calibration: Calibration
+    bytes_read: int
+    bytes_there: int
+    outcomes: dict[str, int] = field(default_factory=dict)
+    uris: tuple[str, ...] = ()  # of a list
+
+
+def weigh_file(plan: FilterPlan, name: str, size: int) -> Weighed:
+    """Read the std of one file's rows: 4 bytes a row."""
+    with opened(plan.labels, name, size) as file:
+        return plan.rows.weigh(file)
+
+
+def filter_file(plan: FilterPlan, name: str, size: int, is_made: bool) -> Kept:
+    """Write the rows of one file that stay, unless that is done already (`is_made`).
+
+    Raises:
+        UserError: the file is damaged, of another hand model than the first, or its std orders nothing.
+    """
+    with opened(plan.labels, name, size) as file:
+        scalars, stay = plan.rows.of(file)
+        kept = scalars.filter(pa.array(stay))
+        uris: tuple[str, ...] = ()
+        outcomes: dict[str, int] = {}
+        if plan.out is None:
+            uris = tuple(dict.fromkeys(kept["image_uri"].to_pylist()))
+        else:
+            outcomes = count_outcomes(kept.select(["status", "reason", "hand_index"]).to_pylist())
+            if len(kept) and not is_made:
+                write_whole(join(plan.out, "data", name), _encoded(file.rows(stay), plan.sort))
+        return Kept(
+            rows=len(stay),
+            kept=len(kept),
+            hands=len(kept) - kept[MEAN_STD].null_count,
+            error_mm=float(np.nansum(file.calibration.joint_error(_floats(kept, MEAN_STD)))),
+            calibration=file.calibration,
+            bytes_read=file.bytes_read,
+            bytes_there=file.bytes_there,
+            outcomes=outcomes,
+            uris=uris,
+        )
+
+
+@dataclass
+class Rows:
+    """Which rows of a file stay."""
+
+    keep: Keep
+    names: Sequence[str]  # of the columns
+    hand: str | None  # the hand model of all files
+    limits: dict[Any, float] = field(default_factory=dict)  # largest std that stays, by the value of `per`
+
+    def __post_init__(self) -> None:
+        keep, names = self.keep, self.names
+        self._where = None if keep.where is None else Condition(keep.where, names)
+        needed = ["status", "reason", "hand_index", "image_uri", MEAN_STD]
+        needed += [LARGEST_STD] if keep.max_joint_std_mm is not None else []
+        needed += [keep.per] if keep.per else []
+        needed += self._where.columns if self._where else []
+        for name in needed:
+            if name not in names:
+                raise UserError(f"there is no column '{name}'; there are {', '.join(names)}")
+        self._columns = list(dict.fromkeys(needed))
+        # Of these alone a file's std are weighed: fewer bytes, in one place of the file.
+        self._weighed = [name for name in self._columns if name in _weighing(keep, self._where)]
+
+    def weigh(self, file: LabelFile) -> Weighed:
+        """The std of the rows that meet all but the share."""
+        scalars, stay = self._meeting(file, self._weighed)
+        std_mm = _floats(scalars, MEAN_STD)
+        return Weighed(
+            {value: std_mm[rows & stay] for value, rows in self._by_value(scalars)}, file.bytes_read
+        )
+
+    def of(self, file: LabelFile) -> tuple[pa.Table, NDArray[np.bool_]]:
+        """A file's scalar columns, and which rows stay.
+
+        Raises:
+            UserError: the file is of another hand model than the first, or its std orders nothing.
+        """
+        one_hand(file.path, file.facts, self.hand)
+        scalars, stay = self._meeting(file, self._columns)
+        if self.keep.keep_best is not None:
+            std_mm = _floats(scalars, MEAN_STD)
+            for value, rows in self._by_value(scalars):
+                stay &= ~rows | (std_mm <= self.limits[value])
+        return scalars, stay
+
+    def _meeting(self, file: LabelFile, columns: Sequence[str]) -> tuple[pa.Table, NDArray[np.bool_]]:
+        keep = self.keep
+        if keep.keep_best is not None and file.facts.get("std_is_constant"):
+            raise UserError(
+                f"'{file.path}' has one std for all hands, for its network is a prior-net alone: no share of them is "
+                "the best; keep by another column (where)"
+            )
+        scalars = file.scalars(columns)
+        stay = np.ones(len(scalars), bool)
+        if self._where:
+            stay &= self._where.mask(scalars)
+        if keep.max_joint_std_mm is not None:
+            stay &= _floats(scalars, LARGEST_STD) <= keep.max_joint_std_mm
+        if keep.keep_best is not None:
+            stay &= ~np.isnan(_floats(scalars, MEAN_STD))
+        return scalars, stay
+
+    def _by_value(self, scalars: pa.Table) -> Iterator[tuple[Any, NDArray[np.bool_]]]:
+        if self.keep.per is None:
+            yield None, np.ones(len(scalars), bool)
+            return
+        values = scalars[self.keep.per].combine_chunks().dictionary_encode()
+        codes = values.indices.fill_null(-1).to_numpy()
+        for code in np.unique(codes):
+            yield (None if code < 0 else values.dictionary[code].as_py()), codes == code
+
+
+def _weighing(keep: Keep, where: Condition | None) -> set[str]:
+    return {MEAN_STD, LARGEST_STD, *([keep.per] if keep.per else []), *(where.columns if where else [])}
+
+
+def limits_of(share: float, weights: Sequence[dict[Any, Floats]]) -> dict[Any, float]:
+    """Of each value of `per` the std below which that share of all its rows lies."""
+    by_value: dict[Any, list[Floats]] = defaultdict(list)
+    for of_file in weights:
+        for value, std_mm in of_file.items():
+            by_value[value].append(std_mm)
+    limits = {}
+    for value, parts in by_value.items():
+        std_mm = np.concatenate(parts)
+        count = math.ceil(share * len(std_mm))
+        limits[value] = float(np.partition(std_mm, count - 1)[count - 1]) if count else -math.inf
+    return limits
+
+
+class LabelFile:
+    """One label file; counts what is read of it."""
+
+    def __init__(self, path: str, file: pq.ParquetFile, raw: RangedFile) -> None:
+        self.path, self.bytes_read, self._file, self._raw = path, 0, file, raw
+        self.names: list[str] = file.schema_arrow.names
+        self.facts = label_facts(path, file.schema_arrow)
+        self.calibration = calibration_of(path, self.facts)
+        self._metadata = file.metadata
+        self.bytes_there = sum(
+            end - start for start, end in self._ranges(range(self._metadata.num_row_groups), None)
+        )
+
+    def scalars(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all rows."""
+        self._fetch(range(self._metadata.num_row_groups), set(columns))
+        return self._file.read(columns=list(columns), use_threads=False)
+
+    def rows(self, stay: NDArray[np.bool_]) -> pa.Table:
+        """All columns of the rows that stay; row groups without any are not read."""
+        groups, mask = groups_that_stay(self._file, stay)
+        self._fetch(groups, None)
+        return self._file.read_row_groups(groups, use_threads=False).filter(pa.array(mask))
+
+    def _fetch(self, groups: Sequence[int], columns: set[str] | None) -> None:
+        ranges = self._ranges(groups, columns)
+        self.bytes_read += sum(end - start for start, end in ranges)
+        self._raw.fetch(ranges)
+
+    def _ranges(self, groups: Sequence[int], columns: set[str] | None) -> list[tuple[int, int]]:
+        """Where the pages of some columns lie, all where None."""
+        ranges = []
+        for number in groups:
+            group = self._metadata.row_group(number)
+            for k in range(group.num_columns):
+                column = group.column(k)
+                if columns is None or column.path_in_schema.partition(".")[0] in columns:
+                    start = column.data_page_offset
+                    if column.has_dictionary_page and column.dictionary_page_offset is not None:
+                        start = min(start, column.dictionary_page_offset)
+                    ranges.append((start, start + column.total_compressed_size))
+        return ranges
+
+
+@contextmanager
+def opened(labels: str, name: str, size: int) -> Iterator[LabelFile]:
+    """One label file of a folder; raises as `opened_label_file` does."""
+    path = join(labels, "data", name)
+    with RangedFile(path, size) as raw, opened_label_file(path, cast(IO[bytes], raw)) as file:
+        yield LabelFile(path, file, raw)
+
+
+def _floats(table: pa.Table, name: str) -> Floats:
+    return table[name].to_numpy().astype(np.float32, copy=False)
+
+
+def _encoded(table: pa.Table, sort: bool) -> bytes:
+    if sort:
+        table = table.sort_by(MEAN_STD)
+    step = SORTED_GROUP if sort else len(table)
+    sink = io.BytesIO()
+    write_tables(sink, (table.slice(k, step) for k in range(0, len(table), step)), table.schema)
+    return sink.getvalue()
