@@ -55,9 +55,7 @@ class Search(str, Enum):
 
 Checkpoint = Annotated[
     str,
-    typer.Option(
-        help="A .safetensors checkpoint (path or URL), 'default', 'fast', or untrained:NAME."
-    ),
+    typer.Option(help="A .safetensors checkpoint (path or URL), 'default', 'fast', or untrained:NAME."),
 ]
 Hand = Annotated[str | None, typer.Option(help="Hand model: 'open', or 'mano:PATH' of your MANO_RIGHT.pkl.")]
 Sides = Annotated[Side, typer.Option(help="Which hands the photos show; 'auto' asks the network.")]

@@ -5,8 +5,8 @@
 Ray moves the data and starts processes; what to do when one ends is decided here, a shard at a time. A process that
 dies (killed, out of memory, its machine gone) costs the shards it had in hand, which are opened again. One that dies
 twice over the same shard may be its fault: then each of its photos is opened apart, and one that ends three processes
-is recorded as `crashed`. Where models die, hands are labelled apart likewise (`annotator.job.apart`). Bounded numbers of
-shards are under way, so memory is that of the slowest station's queue.
+is recorded as `crashed`. Where models die, hands are labelled apart likewise (`annotator.job.apart`). A bounded number
+of shards is in flight, so memory is that of the slowest stage's queue.
 """
 
 from __future__ import annotations
