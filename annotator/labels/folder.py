@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.labels.schema import ROUNDING, SAMPLES_ROUNDING, SCHEMA_VERSION, encode_table
+from annotator.quality.calibration import Calibration, read_calibration
 from annotator.storage.files import join, names_in, open_file, sizes_in, write_whole
 
 if TYPE_CHECKING:
     from annotator.hand import HandModel
     from annotator.model.checkpoint import Checkpoint
-    from annotator.quality.calibration import Calibration
 
 
 def label_metadata(checkpoint: Checkpoint, samples: int = 0) -> dict[str, str]:
