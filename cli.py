@@ -129,6 +129,13 @@ def annotate(
             min=0, help="Meshes to draw for each hand from its predicted distribution, 3.6 KB each."
         ),
     ] = 0,
+    hand_length_mm: Annotated[
+        float | None,
+        typer.Option(
+            "--hand-length-mm",
+            help="Length of all hands, wrist to middle fingertip, in mm; sets their scale. Default: predicted.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Models at work; default one a GPU, else one a core.")
     ] = None,
@@ -165,6 +172,7 @@ def annotate(
         "boxes_normalised": boxes_normalised,
         "every": every,
         "samples": samples,
+        "hand_length_mm": hand_length_mm,
     }
     if dry_run and relabel:
         raise UserError(

@@ -19,6 +19,7 @@ from annotator.labels.schema import SCHEMA_VERSION, label_schema
 from annotator.photos.crops import Side
 from annotator.runtime.malloc import keep_freed_memory
 from annotator.sources import Source, WithBoxes, open_source
+from annotator.sources.entry import HAND_LENGTHS, is_hand_length
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
 from annotator.storage.remote import patience, shown
 
@@ -44,6 +45,7 @@ def annotate(
     boxes_normalised: bool = False,
     every: int = 1,
     samples: int = 0,
+    hand_length_mm: float | None = None,
     compute: ComputeOptions = ComputeOptions(),
     relabel: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -63,6 +65,8 @@ def annotate(
         boxes_normalised: boxes of a list are fractions of each photo's width and height.
         every: of a video, each so-many-th frame.
         samples: how many meshes to draw for each hand, `MOST_SAMPLES` at most; 0: no columns for them.
+        hand_length_mm: length of all hands from wrist to middle fingertip along the bones, which sets the scale of
+            meshes and camera; default: predicted. A list's column `hand_length_mm` takes precedence.
         compute: workers, threads, sizes, and the cluster.
         relabel: a condition such as `status != ok`: photos with such a row are labelled again, by any checkpoint of
             the same hand and crop, and nothing else is done.
@@ -87,6 +91,7 @@ def annotate(
         boxes_normalised=boxes_normalised,
         every=every,
         samples=samples,
+        hand_length_mm=hand_length_mm,
         batch_size=compute.batch_size,
     )
     return run_job(job, compute, relabel, on_progress)
@@ -106,6 +111,7 @@ def annotation(
     boxes_normalised: bool = False,
     every: int = 1,
     samples: int = 0,
+    hand_length_mm: float | None = None,
     batch_size: int | None = None,
     is_dry: bool = False,
 ) -> Job[RunSettings]:
@@ -118,6 +124,8 @@ def annotation(
         raise UserError(f"samples is {samples}: give 0 to {MOST_SAMPLES}")
     if search != "quick" and not detector:
         raise UserError(f"search {search!r} is for a detector: give one too, or run `amvur detect` with it")
+    if hand_length_mm is not None and not is_hand_length(hand_length_mm):
+        raise UserError(f"hand_length_mm is {hand_length_mm:g}: expected {HAND_LENGTHS}")
     if detector and boxes:
         raise UserError("detector and boxes both say where the hands are: give one of them")
     with patience(FIRST_ANSWER_S):  # a wrong name or key is told before a model is loaded
@@ -144,13 +152,20 @@ def annotation(
         boxes=shown(label_folder(boxes)) if boxes else None,
         boxes_normalised=boxes_normalised,
         samples=samples,
+        hand_length_mm=hand_length_mm,
     )
     find = partial(detector_of_process, found, max_hands, search) if found else None
     schema = label_schema(loaded.hand.vertex_count, label_metadata(loaded, samples), photos.columns, samples)
 
     def stations(crew: Crew) -> Stations:
         return Stations(
-            open=partial(open_shard, crop_px=settings.crop_px, find=find, margin=loaded.cut_margin),
+            open=partial(
+                open_shard,
+                crop_px=settings.crop_px,
+                find=find,
+                margin=loaded.cut_margin,
+                hand_length_mm=hand_length_mm,
+            ),
             model=partial(ShardPredictor, loaded, crew.threads, batch_size, side, samples),
             schema=schema,
         )

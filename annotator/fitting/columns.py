@@ -71,6 +71,7 @@ def _places(hands: ListedHands, landmarks: Landmarks) -> CropPlaces:
         photo_size_px=hands.photo_size_px,
         focal_px=np.where(given, hands.focal_px, assumed),
         focal_given=given,
+        hand_length_mm=np.full(len(hands.hands), np.nan),
     )
 
 

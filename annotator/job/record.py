@@ -36,6 +36,7 @@ class RunSettings:
     boxes: str | None = None  # where the hands are listed
     boxes_normalised: bool = False  # whether as fractions of the photo
     samples: int = 0  # meshes drawn for each hand
+    hand_length_mm: float | None = None  # of every hand; None: predicted
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,11 @@ def opened(
 
 
 def open_shard(
-    entries: Sequence[Entry], crop_px: int, find: FindHands | None = None, margin: float = 1.0
+    entries: Sequence[Entry],
+    crop_px: int,
+    find: FindHands | None = None,
+    margin: float = 1.0,
+    hand_length_mm: float | None = None,
 ) -> Shard:
     """Read and decode every photo of a shard and cut its hands; one that can't be read gets its row at once.
 
@@ -131,7 +135,7 @@ def open_shard(
             shard.rows.append(row)
             continue
         try:
-            source, crops = _hands(entry, photo, crop_px, margin, find)
+            source, crops = _hands(entry, photo, crop_px, margin, find, hand_length_mm)
         except UserError:  # a detector that can't be used finds nothing in any photo
             raise
         except Exception as error:  # a defect of ours or the detector's must cost one photo, not the run
@@ -160,13 +164,27 @@ def _has_boxes(entry: Entry) -> bool:
 
 
 def _hands(
-    entry: Entry, photo: Photo, crop_px: int, margin: float, find: FindHands | None
+    entry: Entry,
+    photo: Photo,
+    crop_px: int,
+    margin: float,
+    find: FindHands | None,
+    hand_length_mm: float | None,
 ) -> tuple[str, list[Crops]]:
     """Return the source of the hands' boxes, and their crops."""
+    length_mm = entry.hand_length_mm or hand_length_mm
 
     def crop(box: Sequence[float] | None, right_score: float | None) -> Crops:
         return crop_photo(
-            photo.pixels, photo.width, photo.height, crop_px, box, entry.focal_px, right_score, margin
+            photo.pixels,
+            photo.width,
+            photo.height,
+            crop_px,
+            box,
+            entry.focal_px,
+            right_score,
+            margin,
+            length_mm,
         )
 
     hands = entry.hands

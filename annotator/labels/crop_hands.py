@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ def crop_axes(places: CropPlaces) -> NDArray[np.float32]:
 
 def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
     """Return the columns of `annotator.labels.schema` that depend only on the hands and their crops."""
+    hands = _resized(hands, places.hand_length_mm)
     axes = crop_axes(places)
     joints3d_mm = coordinates.camera_from_crop(hands.joints3d_mm, axes)
     joints3d_std_mm = coordinates.turned_std(hands.joints3d_std_mm, axes)
@@ -85,3 +86,20 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
         "max_joint_std_mm": per_joint.max(1),
         "vertex_std_mm": np.linalg.norm(vertices_std_mm, axis=-1).mean(1),
     }
+
+
+def hand_lengths_mm(joints3d_mm: Floats) -> Floats:
+    """Return the lengths (n,) of hands (n, 21, 3) from wrist to middle fingertip along the bones, for any pose."""
+    path = joints3d_mm[:, [0, *range(9, 13)]]
+    return np.linalg.norm(np.diff(path, axis=1), axis=-1).sum(1)
+
+
+def _resized(hands: CropHands, length_mm: NDArray[np.float64]) -> CropHands:
+    """Scale the hands whose length (n,) is given; what the camera sees stays. NaN: unchanged."""
+    if np.isnan(length_mm).all():
+        return hands
+    factor = length_mm / np.maximum(hand_lengths_mm(hands.joints3d_mm), 1e-3)
+    factor = np.where(np.isnan(factor), 1, factor).astype(hands.joints3d_mm.dtype)
+    names = ("joints3d_mm", "joints3d_std_mm", "vertices_mm", "vertices_std_mm")
+    scaled: dict[str, Any] = {name: getattr(hands, name) * factor[:, None, None] for name in names}
+    return replace(hands, **scaled, scale_per_mm=hands.scale_per_mm / factor)

@@ -31,6 +31,7 @@ class CropPlaces:
     photo_size_px: NDArray[np.float64]  # (n, 2) width, height
     focal_px: NDArray[np.float64]  # (n,)
     focal_given: NDArray[np.bool_]  # (n,)
+    hand_length_mm: NDArray[np.float64]  # (n,) given by the user; NaN: predicted
 
     def __len__(self) -> int:
         return len(self.centre_px)
@@ -66,6 +67,7 @@ def crop_photo(
     focal_px: float | None = None,
     right_score: float | None = None,
     margin: float = 1.0,
+    hand_length_mm: float | None = None,
 ) -> Crops:
     """Cut one hand out of a photo (n = 1).
 
@@ -77,6 +79,7 @@ def crop_photo(
         focal_px: the photo's focal length, if known.
         right_score: probability of a right hand, if known.
         margin: side of the area that the pixels cover, over the crop's side.
+        hand_length_mm: length of the hand from wrist to middle fingertip along the bones, if known.
     """
     photo_is_crop = box_xyxy is None
     box = np.array([0, 0, width, height] if box_xyxy is None else box_xyxy, np.float64)
@@ -90,6 +93,7 @@ def crop_photo(
         photo_size_px=np.array([[width, height]], np.float64),
         focal_px=np.array([focal]),
         focal_given=np.array([focal_px is not None]),
+        hand_length_mm=np.array([np.nan if hand_length_mm is None else hand_length_mm]),
         right_score=np.array([np.nan if right_score is None else right_score], np.float32),
     )
 

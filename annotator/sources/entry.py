@@ -12,6 +12,10 @@ from typing import Any, Literal, NamedTuple
 #: and height.
 BoxFrame = Literal["file", "photo", "fraction"]
 
+#: The shortest and the longest hand that a user may give, millimetres, and the limits as text.
+_HAND_LENGTHS_MM = (50.0, 300.0)
+HAND_LENGTHS = "50 to 300 millimetres, from wrist to middle fingertip"
+
 #: x, y in photo pixels and depth in the same unit, each None where unknown.
 Landmark = tuple[float | None, float | None, float | None]
 
@@ -51,6 +55,7 @@ class Entry:
     )
     boxes_in: BoxFrame = "file"
     focal_px: float | None = None
+    hand_length_mm: float | None = None  # of its hands, wrist to middle fingertip along the bones
     # An earlier entry of the list has the same uri or id, and this entry is not another hand of it.
     duplicate: bool = False
     fault: Fault | None = None
@@ -109,8 +114,15 @@ _DEFAULTS: dict[str, Any] = {
     "duplicate": False,
     "photos": 1,
     "extra": {},
-    **dict.fromkeys(["inside", "frame_index", "frame_time_s", "hands", "focal_px", "fault"]),
+    **dict.fromkeys(
+        ["inside", "frame_index", "frame_time_s", "hands", "focal_px", "hand_length_mm", "fault"]
+    ),
 }
+
+
+def is_hand_length(length_mm: float) -> bool:
+    """Return whether a hand can have this length."""
+    return _HAND_LENGTHS_MM[0] <= length_mm <= _HAND_LENGTHS_MM[1]
 
 
 #: A backslash that could be mistaken for an escaped byte.

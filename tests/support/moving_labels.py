@@ -78,6 +78,7 @@ def hands_of(moving: Moving, noise: bool = True) -> dict[str, Any]:
         # So long a lens that crop axes are the camera's, and true positions are the same in every frame's.
         focal_px=np.full(count, 1e7),
         focal_given=np.ones(count, bool),
+        hand_length_mm=np.full(count, np.nan),
     )
     std = np.full(joints.shape, moving.std_mm / np.sqrt(3))
     std[:, 0] = 0

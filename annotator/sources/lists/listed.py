@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from annotator.errors import UserError
 from annotator.labels.schema import label_schema
-from annotator.sources.entry import Entry, Fault, ListedHand, plain, readable
+from annotator.sources.entry import HAND_LENGTHS, Entry, Fault, ListedHand, is_hand_length, plain, readable
 from annotator.sources.lists.name_index import NameIndex
 from annotator.sources.lists.roles import ROLE_NAMES, check_types, roles_of
 from annotator.sources.lists.rows import BROKEN, EXACT, FIRST_ROWS, Row, reader_of, separator_of, user_errors
@@ -194,6 +194,7 @@ class ListSource(Source):
             }
             self._check_place(row, uri)
             known["hands"], known["focal_px"] = self._hands(row), self._focal(row)
+            known["hand_length_mm"] = self._hand_length(row)
         except BadRowError as error:
             known["fault"] = Fault("bad_row", str(error))
         return Entry(
@@ -285,6 +286,15 @@ class ListSource(Source):
         if focal_px <= 0:
             raise BadRowError(f"the focal length is {focal_px}: expected a positive number of pixels")
         return focal_px
+
+    def _hand_length(self, row: Row) -> float | None:
+        given = self._given(row, "length")
+        if _is_empty(given):
+            return None
+        length_mm = self._number(given, "the hand's length")
+        if not is_hand_length(length_mm):
+            raise BadRowError(f"the hand's length is {length_mm:g}: expected {HAND_LENGTHS}")
+        return length_mm
 
 
 def _absolute(path: str) -> str:

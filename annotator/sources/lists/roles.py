@@ -7,6 +7,7 @@
 | the hand's box | see `box_columns.py` | four numbers, photo pixels |
 | the hand's side | `is_right`, or `handedness`, `side` | true/false, or left/right |
 | focal length | `focal_px` | a number, pixels |
+| hand length | `hand_length_mm` | a number, millimetres from wrist to middle fingertip |
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "id": ("id", "image_id"),
     "right": ("is_right", "handedness", "side"),
     "focal": ("focal_px",),
+    "length": ("hand_length_mm",),
 }
 
 #: Names that have a role in every list.
@@ -110,6 +112,7 @@ def check_types(types: dict[str, pa.DataType], roles: dict[str, tuple[str, ...]]
         "box": (four, "lists of four numbers") if len(roles.get("box", ())) == 1 else (number, "numbers"),
         "right": (pa.types.is_boolean, "true and false, or left and right"),
         "focal": (number, "numbers"),
+        "length": (number, "numbers"),
     }
     for role, names in roles.items():
         fits, expected = wanted[role]
