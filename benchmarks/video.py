@@ -110,9 +110,9 @@ def _sequence(
     ]
     schema = label_schema(hand.vertex_count, None, SEQUENCE_COLUMNS)
     before = labels_to_table(rows, labels, range(frames), schema)
-    began = time.perf_counter()
+    began = time.process_time()
     shard = tracked(before, layer, MAX_GAP)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     after = shard_table(shard, label_schema(hand.vertex_count, None, SEQUENCE_COLUMNS | ADDED))
     true_mm = np.asarray(truth["joints3d_mm"], np.float64)
     return Sequence(drawn.time_s, true_mm, drawn.is_right, labels, before, after), seconds

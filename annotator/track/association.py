@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,9 @@ class Hands:
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    def __getitem__(self, rows: Any) -> Hands:
+        return Hands(*(getattr(self, one.name)[rows] for one in fields(self)))
 
 
 @dataclass(eq=False)

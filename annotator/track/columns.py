@@ -56,6 +56,17 @@ def _array(column: Any) -> Any:
     return array.to_numpy(zero_copy_only=False).reshape(shape)
 
 
+def picked_columns(columns: dict[str, Any], rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the columns of some hands."""
+
+    def picked(values: Any) -> Any:
+        if values is None or isinstance(values, np.ndarray):
+            return values if values is None else values[rows]
+        return picked_columns(values, rows) if isinstance(values, dict) else [values[row] for row in rows]
+
+    return {name: picked(values) for name, values in columns.items()}
+
+
 def labels_motion(columns: dict[str, Any], rows: NDArray[np.int64]) -> Motion:
     """Return labels at some rows as a motion; row -1 stands for a frame without a label, and gives any numbers."""
     camera, crop = columns["camera"], columns["crop_xyxy"][rows]

@@ -13,7 +13,7 @@ from annotator.errors import UserError
 from annotator.hand.layer import HandLayer
 from annotator.job.stages import Shard, joined_columns
 from annotator.track.association import Hands, track_ids
-from annotator.track.columns import OF_HANDS, hand_columns, labels_motion, track_columns
+from annotator.track.columns import OF_HANDS, hand_columns, labels_motion, picked_columns, track_columns
 from annotator.track.gaps import to_fill
 from annotator.track.motion import smoothed_motion
 from annotator.track.side import right_scores, side_of
@@ -68,9 +68,15 @@ def tracked(table: pa.Table, layer: HandLayer, max_gap: int) -> Shard:
         right=right_scores(columns["is_right"], side_score),
         betas=columns["betas"],
     )
-    ids = track_ids(hands, time_s, max_gap)
+    sound = _are_finite(columns)
+    ids = np.full(len(hands), -1)
+    ids[sound] = track_ids(hands[sound], time_s, max_gap)
     out = _Rows(_rows(table), frame)
     parts: list[dict[str, Any]] = []
+    if not sound.all():  # a label that is not a number stays as it is, in no track
+        left = np.flatnonzero(~sound)
+        out.hand_rows += label_rows[left].tolist()
+        parts.append(picked_columns(columns, left))
     for track in range(int(ids.max()) + 1):
         own = np.flatnonzero(ids == track)
         side = side_of(columns["is_right"][own], side_score[own])
@@ -91,6 +97,14 @@ def tracked(table: pa.Table, layer: HandLayer, max_gap: int) -> Shard:
         out.hand_rows += places
         parts.append(track_columns(columns, rows, nearest, motion, side.is_right))
     return out.shard(joined_columns(parts))
+
+
+def _are_finite(columns: dict[str, Any]) -> NDArray[np.bool_]:
+    """Return which hands (n,) are numbers throughout."""
+    needed = ("joints3d_mm", "joints3d_std_mm", "joints2d_px", "vertices_mm", "pose", "betas", "box_xyxy")
+    finite = [np.isfinite(columns[name]).reshape(len(columns[name]), -1).all(1) for name in needed]
+    sound: NDArray[np.bool_] = np.logical_and.reduce(finite)
+    return sound
 
 
 def frame_places(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -27,9 +27,12 @@ def right_scores(is_right: NDArray[np.bool_], side_score: Floats) -> Floats:
 
 
 def side_of(is_right: NDArray[np.bool_], side_score: Floats) -> TrackSide:
-    """Return the side with the larger sum of log odds over a track's n hands."""
+    """Return the side with the larger sum of log odds over a track's n hands; of equal ones, that of most frames."""
     right = right_scores(is_right, side_score)
-    chosen = bool(log_odds(right).sum() >= 0)
+    total = float(log_odds(right).sum())
+    chosen = total > 0 if abs(total) > 1e-9 else bool(is_right.mean() >= 0.5)
+    if not (is_right == chosen).any():  # odds against all labels: there is nothing of that side to show
+        chosen = not chosen
     if np.isnan(side_score).all():
         return TrackSide(chosen, None)
     mean = float(right.mean()) if chosen else float(1 - right.mean())

@@ -215,6 +215,19 @@ def test_one_frame_is_a_track_as_it_was_and_photos_of_no_sequence_pass_through(t
         assert new["vertex_rgb"] == old["vertex_rgb"] and new["is_right"] == old["is_right"]
 
 
+def test_a_label_that_is_not_a_number_stays_as_it_is_and_harms_no_other(tmp_path):
+    table = table_of(Clip("one", 12, [Moving(range(12))], listed=True), LIST_COLUMNS)
+    pose = table["pose"].to_pylist()
+    pose[5] = [float("nan")] * 48
+    folder = write_labels(tmp_path / "labels", [changed(table, "pose", pose)], LIST_COLUMNS)
+    made = tracked_rows(folder)
+    assert len(made) == 13  # the gap that it leaves is filled beside it
+    bad = [row for row in made if np.isnan(row["pose"]).any()]
+    assert [(row["frame"], row["track_id"], row["hand_index"]) for row in bad] == [(5, None, 0)]
+    assert all(np.isfinite(row["joints3d_mm"]).all() for row in made)
+    assert {row["track_id"] for row in made if row not in bad} == {0}
+
+
 def changed(table: pa.Table, name: str, values: list) -> pa.Table:
     at = table.schema.get_field_index(name)
     return table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))

@@ -106,6 +106,7 @@ def test_the_side_of_a_track_is_that_of_the_larger_sum_of_log_odds():
     assert side_of(is_right, np.array([0.55, 0.55, 0.55, 0.99])).is_right is False
     found = side_of(is_right, np.array([0.9, 0.9, 0.9, 0.99]))
     assert found.is_right and found.score == pytest.approx((0.9 * 3 + 0.01) / 4)
+    assert side_of(np.array([False, False]), np.array([0.5, 0.5])).is_right is False
     given = side_of(np.array([False, False]), np.array([np.nan, np.nan]))
     assert given == (False, None)
     assert right_scores(is_right, np.array([0.8, np.nan, 0.6, 0.7])).tolist() == pytest.approx(
