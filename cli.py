@@ -303,7 +303,7 @@ def fit(
     _exit_if_failed(record)
 
 
-@app.command(epilog="Example: amvur track labels/ tracked/")
+@app.command(epilog="Example: amvur track clip-labels/ tracked/")
 def track(
     labels: Annotated[
         str, typer.Argument(help="A label folder of videos, or of a list with a `sequence` column.")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -37,6 +38,9 @@ from trainer.synth.write import true_columns
 from trainer.synth.write_sequences import SEQUENCE_COLUMNS
 
 Floats = NDArray[np.floating]
+
+#: Joints (T, 21, 3) and times (T,) to joints.
+Filter = Callable[[Floats, Floats], Floats]
 
 SIZE_PX, SEED, MAX_GAP = 320, 11, 10
 
@@ -177,17 +181,19 @@ def _without_other_side(one: Sequence) -> Floats:
     return np.stack(filled, 1).reshape(joints.shape)
 
 
-def _savgol() -> Iterator[tuple[str, Callable[[Floats, Floats], Floats]]]:
+def _savgol() -> Iterator[tuple[str, Filter]]:
     for window, order in product((5, 7, 9, 13, 17, 21, 27, 35), (1, 2, 3)):
-        yield (
-            f"window {window}, order {order}",
-            lambda x, t, w=window, o=order: savgol_filter(x, w, o, axis=0, mode="interp"),
-        )
+        yield f"window {window}, order {order}", partial(_savitzky_golay, window=window, order=order)
 
 
-def _one_euro() -> Iterator[tuple[str, Callable[[Floats, Floats], Floats]]]:
-    for cutoff, beta in product((0.1, 0.2, 0.4, 0.8, 1.5, 3.0), (0.0, 0.0005, 0.002, 0.01, 0.05)):
-        yield f"cutoff {cutoff} Hz, beta {beta}", lambda x, t, c=cutoff, b=beta: _euro(x, t, c, b)
+def _savitzky_golay(joints: Floats, time_s: Floats, window: int, order: int) -> Floats:
+    smoothed: Floats = savgol_filter(joints, window, order, axis=0, mode="interp")
+    return smoothed
+
+
+def _one_euro() -> Iterator[tuple[str, Filter]]:
+    for cutoff, beta in product((0.2, 0.4, 0.8, 1.5, 3.0, 6.0), (0.0, 0.0005, 0.002, 0.01, 0.05)):
+        yield f"cutoff {cutoff} Hz, beta {beta}", partial(_euro, cutoff_hz=cutoff, beta=beta)
 
 
 def _euro(joints: Floats, time_s: Floats, cutoff_hz: float, beta: float) -> Floats:
@@ -207,7 +213,7 @@ def _euro(joints: Floats, time_s: Floats, cutoff_hz: float, beta: float) -> Floa
 
 def _sides(found: list[Sequence]) -> dict[str, float]:
     """Print how often the side changes, and how many frames are on the wrong one."""
-    figures = {}
+    figures: dict[str, float] = {}
     print("\n| | side flips per 1,000 frames | frames on the wrong side, % | sequences |")
     print("|---|---|---|---|")
     for name, tables in (("labels", [s.before for s in found]), ("tracked", [s.after for s in found])):

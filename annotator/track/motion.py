@@ -71,8 +71,8 @@ def smoothed_motion(
         (labels.joints3d_mm, labels.vertices_mm), before, after, strict=True
     ):
         shown = of_labels if is_right else mirror_points(of_labels)
-        offset = shown @ rotations.astype(np.float32) - parametric
-        offset, noise = _smoothed_offsets(time_s, offset, variance, observed, noise)
+        raw = shown @ rotations.astype(np.float32) - parametric
+        offset, noise = _smoothed_offsets(time_s, raw, variance, observed, noise)
         points = (posed + offset) @ turned.swapaxes(1, 2).astype(np.float32)
         new.append(points if is_right else mirror_points(points))
     joints, vertices = new

@@ -31,6 +31,7 @@ GROUPS = (
     ("README.md", HELP, "docs/export.md", "docs/fit.md"),
     ("docs/tutorial.md",),
     ("docs/inputs.md",),
+    ("docs/video.md",),
     ("docs/cluster.md",),
     ("docs/model-card.md",),
 )
@@ -82,7 +83,7 @@ def examples() -> list[str]:
     commands = [*group.commands.values(), *group.commands["jobs"].commands.values()]
     found = [command.epilog.removeprefix("Example: ") for command in commands if command.epilog]
     assert len(found) == len(commands) - 1  # `jobs` itself has none
-    order = ["annotate", "synth", "detect", "fit", "convert", "train"]
+    order = ["annotate", "synth", "detect", "fit", "track", "convert", "train"]
     return sorted(
         found, key=lambda line: order.index(name) if (name := line.split()[1]) in order else len(order)
     )
