@@ -23,7 +23,18 @@ HERE = Path(__file__).parent
 
 #: Benchmarks in order; the first ones get PHOTOS.
 WITH_PHOTOS = ("startup", "versus", "network", "growth", "decode", "chaos")
-WITHOUT = ("rasterize", "skinning", "synth", "fit", "filter", "report", "scale", "corpus", "detector", "video")
+WITHOUT = (
+    "rasterize",
+    "skinning",
+    "synth",
+    "fit",
+    "filter",
+    "report",
+    "scale",
+    "corpus",
+    "detector",
+    "video",
+)
 
 
 def run(name: str, arguments: list[str]) -> dict[str, Any]:
