@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ MIDDLE = [0, 9, 10, 11, 12]
 
 def length_mm(joints3d_mm: np.ndarray) -> float:
     return sum(
-        np.linalg.norm(joints3d_mm[b] - joints3d_mm[a]) for a, b in zip(MIDDLE, MIDDLE[1:], strict=False)
+        np.linalg.norm(joints3d_mm[b] - joints3d_mm[a]) for a, b in itertools.pairwise(MIDDLE)
     )
 
 
