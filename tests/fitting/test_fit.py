@@ -1,4 +1,4 @@
-"""Hands fitted to landmarks: drawn hands whose truth is known, and the same cost minimised in other ways."""
+"""Fits to landmarks: compare with drawn hands of known truth, and with other minimisers of the same cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PX_PER_MM, MIDDLE_PX = 2.0, np.array([320.0, 240.0, 0.0])
 
 
 def drawn(count: int, seed: int):
-    """Plausible right hands, turned anyhow: vertices, joints (camera axes, mm), rotations and betas."""
+    """Draw plausible right hands at any rotation: vertices, joints (camera axes, mm), rotations and betas."""
     rng = np.random.default_rng(seed)
     poses = torch.from_numpy(anatomy.sample_poses(anatomy.rest_joints(HAND), count, rng))
     turns = roma.unitquat_to_rotmat(
@@ -49,7 +49,7 @@ def hands():
 
 @pytest.fixture(scope="module")
 def noisy_px(hands):
-    """Landmarks (COUNT, 21, 3) as a detector gives them: pixels, x, y and depth."""
+    """Return landmarks (COUNT, 21, 3) like those of a detector: pixels, x, y and depth."""
     noise = np.random.default_rng(5).normal(size=(COUNT, 21, 3)) * NOISE_MM
     return (hands[1] + noise) * PX_PER_MM + MIDDLE_PX
 
@@ -59,7 +59,7 @@ def fitted(points_px, **options):
 
 
 def test_joints_of_the_chain_are_those_of_the_skinned_hand(hands):
-    """Against the layer, which poses the whole mesh by skinning."""
+    """Compare with the layer, which poses the full mesh by skinning."""
     rng = np.random.default_rng(0)
     chain = JointChain.of(HAND)
     coefficients = torch.from_numpy(rng.normal(size=(50, chain.pose_dim)))
@@ -103,8 +103,8 @@ def test_the_left_jacobian_turns_small_steps_into_turns():
     torch.testing.assert_close((left_jacobian(rotvecs) @ step), expected, rtol=1e-4, atol=1e-12)
 
 
-def test_the_minimum_is_the_one_that_scipy_finds_for_the_cost_as_it_is_documented(noisy_px):
-    """Joints from the skinned mesh, axis-angle and plain scales; the 3D scale by its closed form in each step."""
+def test_the_minimum_is_that_of_scipy_for_the_documented_cost(noisy_px):
+    """Use joints of the skinned mesh, axis-angle, plain scales, and the closed form of the 3D scale in each step."""
     config = FitConfig(most_steps=100)
     chain = JointChain.of(HAND)
     layer = HandLayer(HAND).double()
@@ -169,7 +169,7 @@ def test_a_fit_is_nearer_to_the_truth_than_its_landmarks(hands, noisy_px):
 
 
 def test_labels_of_a_fit_agree_with_each_other(noisy_px):
-    """The pose and betas give the mesh, the mesh the joints, and the camera the joints in the photo."""
+    """Pose and betas give the mesh, the mesh gives the joints, and the camera gives the joints in the photo."""
     fit = fitted(noisy_px)
     rotations = roma.rotvec_to_rotmat(torch.from_numpy(fit.pose).view(-1, 16, 3))
     vertices, joints = HandLayer(HAND)(rotations, torch.from_numpy(fit.betas))
@@ -194,7 +194,7 @@ def test_a_left_hand_is_the_mirror_image_of_a_right_one(noisy_px):
     )
 
 
-def test_size_and_place_in_the_photo_and_the_origin_of_depth_say_nothing_of_a_hand(noisy_px):
+def test_size_and_position_in_the_photo_and_the_origin_of_depth_do_not_change_a_hand(noisy_px):
     fit = fitted(noisy_px[:50])
     moved = fitted(noisy_px[:50] * 7.5 + [1000.0, -300.0, 4000.0])
     np.testing.assert_allclose(moved.joints3d_mm, fit.joints3d_mm, atol=1e-2)
@@ -232,7 +232,7 @@ def test_a_hand_with_too_few_landmarks_is_refused(noisy_px):
 
 
 def test_the_std_is_the_spread_of_hands_drawn_from_the_curvature(noisy_px):
-    """Monte Carlo through the skinned hand, in steps so small that the hand moves linearly."""
+    """Compare with Monte Carlo through the skinned hand, with steps so small that the hand moves linearly."""
     fitter = HandFitter()
     chain, count, small = JointChain.of(HAND), 3000, 0.02
     rng = np.random.default_rng(3)
@@ -257,8 +257,8 @@ def test_the_std_is_the_spread_of_hands_drawn_from_the_curvature(noisy_px):
 
 
 @pytest.mark.parametrize("depth", [True, False])
-def test_the_std_covers_what_it_should_on_hands_that_it_was_not_fitted_on(depth):
-    """With a detector's errors: 68 % of the errors within one std, of each axis, and the surer half is nearer."""
+def test_the_std_has_the_right_coverage_on_held_out_hands(depth):
+    """With a detector's errors: 68 % of the errors per axis are within one std, and the surer half has less error."""
     hands = drawn_hands(HAND, 400, np.random.default_rng(99))
     landmarks = hands.landmarks if depth else hands.landmarks.without_depth()
     fit = HandFitter().fit(landmarks)
@@ -279,7 +279,7 @@ def test_the_std_covers_what_it_should_on_hands_that_it_was_not_fitted_on(depth)
     assert error_of_best(hand_std, aligned, [0.5])[0] < 0.9 * aligned.mean()
 
 
-def test_a_law_that_was_fitted_for_another_configuration_is_not_called_calibrated():
+def test_a_law_for_another_configuration_is_marked_as_not_calibrated():
     fitted = HandFitter().calibration
     assert fitted.with_depth.fitted_on and fitted.without_depth.fitted_on
     other = HandFitter(config=FitConfig(pose_weight=1.0)).calibration

@@ -15,7 +15,7 @@ BENT = [name for name in anatomy.GESTURES if name not in ("open_palm", "flat")]
 
 
 def naive_joints(rest: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """Joints (21, 3) of one pose (45,), finger by finger, in MANO's order of fingers."""
+    """Return the joints (21, 3) of one pose (45,), finger by finger, in MANO's order of fingers."""
     joints = rest.copy()
     for first, finger in zip((0, 3, 6, 9, 12), (1, 2, 4, 3, 0), strict=True):
         turned = np.eye(3)
@@ -40,12 +40,12 @@ def test_axes_are_unit_and_flexion_turns_the_bone_towards_the_palm():
     axes = anatomy.joint_axes(REST)
     for array in (axes.flexion, axes.spread, axes.twist):
         np.testing.assert_allclose(np.linalg.norm(array, axis=-1), 1, atol=1e-9)
-    # Rest frame: palm faces -y, thumb is at +z.
+    # Rest frame: the palm faces -y, the thumb is at +z.
     assert (np.cross(axes.flexion[1:], axes.twist[1:])[..., 1] < -0.7).all()
     assert (np.cross(axes.spread[1:], axes.twist[1:])[..., 2] > 0.7).all()
 
 
-def test_angles_mean_what_they_say_on_straight_parallel_fingers():
+def test_angles_are_anatomical_on_straight_parallel_fingers():
     angles = np.zeros((1, 5, 4))
     angles[0, 0] = [40, 30, 10, 10]
     fingers = anatomy.pose_joints(REST, angles)[0, 5:].reshape(4, 4, 3)
@@ -77,7 +77,7 @@ def test_sampled_fingers_move_together_and_outer_joints_follow():
     assert angles[:, 1:, 2].std() > 20
 
 
-def test_sampled_fingers_do_not_run_through_each_other_or_the_palm():
+def test_sampled_fingers_do_not_intersect_each_other_or_the_palm():
     angles = anatomy.sample_angles(REST, 300, np.random.default_rng(4))
     joints = anatomy.pose_joints(REST, angles)
     middles = (

@@ -33,7 +33,7 @@ def rotations(*rotvecs: tuple[int, list[float]]) -> torch.Tensor:
 
 
 def naive_skinning(hand: HandModel, matrices: np.ndarray, betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """MANO's formula written out for one hand: vertices (V, 3) and the 16 joints, metres."""
+    """Compute MANO's formula for one hand: vertices (V, 3) and the 16 joints, metres."""
     shaped = hand.v_template + hand.shapedirs @ betas
     joints = hand.J_regressor @ shaped
     feature = (matrices[1:] - np.eye(3)).reshape(135)
@@ -78,7 +78,7 @@ def test_bending_the_index_by_90_degrees_moves_only_the_index():
     _, bent = LAYER.articulate(rotations((1, [0, 0, np.pi / 2])), torch.zeros(1, 10))
     moved = (bent - still)[0].norm(dim=-1)
     assert set(torch.nonzero(moved > 1e-5).flatten().tolist()) == {6, 7, 8}
-    # In closed form: x goes to y, and y to -x, about the knuckle.
+    # In closed form: x becomes y, and y becomes -x, about the knuckle.
     before, after = still[0, 6] - still[0, 5], bent[0, 6] - bent[0, 5]
     torch.testing.assert_close(after, torch.stack([-before[1], before[0], before[2]]), atol=1e-6, rtol=0)
     assert bent[0, 8, 1] < still[0, 8, 1]
@@ -123,10 +123,10 @@ def test_the_open_hands_mesh_is_one_surface_open_at_the_wrist_and_faces_outwards
     border = [(a, b) for a, b in directed if (b, a) not in directed]
     assert len({a for a, _ in border}) == len(border)
     assert HAND.v_template[[a for a, _ in border], 0].min() > -0.02
-    # One disc: V - E + F = 1.
+    # The mesh is one disc: V - E + F = 1.
     assert HAND.vertex_count - (len(directed) + len(border)) // 2 + len(HAND.faces) == 1
     a, b, c = HAND.v_template[HAND.faces].astype(np.float64).swapaxes(0, 1)
-    assert 2e-4 < np.einsum("fi,fi->", a, np.cross(b, c)) / 6 < 6e-4  # cubic metres, a real hand's
+    assert 2e-4 < np.einsum("fi,fi->", a, np.cross(b, c)) / 6 < 6e-4  # cubic metres, like a real hand
 
 
 def test_the_open_hands_weights_and_regressors_sum_to_one():
@@ -169,7 +169,7 @@ def test_the_stored_regressor_is_what_the_fit_gives():
     assert np.abs(regressor).max() <= 1
 
 
-def test_a_linear_map_is_found_again_and_stays_on_its_candidates():
+def test_a_linear_map_is_recovered_and_stays_on_its_candidates():
     generator = np.random.default_rng(0)
     sources = generator.normal(size=(50, 8, 3))
     truth = np.zeros((2, 8))

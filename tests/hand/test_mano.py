@@ -26,7 +26,7 @@ OFFICIAL_GLOBALS = {
     "chumpy.ch Ch",
     "chumpy.reordering Select",
 }
-# By Python 2.7.18 with NumPy 1.16.6, SciPy 1.2.3 and chumpy 0.69.
+# Written by Python 2.7.18 with NumPy 1.16.6, SciPy 1.2.3 and chumpy 0.69.
 BY_PYTHON2 = Path(__file__).parents[1] / "data" / "chumpy_by_python2.pkl"
 
 
@@ -55,7 +55,7 @@ class Anything:
 
 
 class Plain(pickle.Unpickler):
-    """The standard unpickler with NumPy's real functions: a second reader, which trusts."""
+    """The standard unpickler with NumPy's real functions: a second, unsafe reader."""
 
     def find_class(self, module, name):
         if module.startswith("numpy"):
@@ -63,7 +63,7 @@ class Plain(pickle.Unpickler):
         return set if name == "set" else type(name, (Anything,), {})
 
 
-# Reading what is right
+# Valid files
 
 
 def test_the_made_file_names_the_official_globals_and_no_others(written):
@@ -220,7 +220,7 @@ def test_a_file_cut_short_anywhere_is_refused(written):
             load(data[:cut])
 
 
-# Hostile pickles: nothing they name may run
+# Hostile pickles: nothing in them may run
 
 
 def call(module: str, name: str, argument: str) -> bytes:
@@ -279,7 +279,7 @@ def test_a_hostile_global_deep_inside_a_good_file_is_refused(tmp_path, written):
     assert not sentinel.exists()
 
 
-def test_a_name_full_of_tricks_makes_one_plain_line():
+def test_a_malicious_name_makes_one_plain_line():
     with pytest.raises(UserError) as caught:
         load(b"\x80\x04\x8c\x03o\ns\x8c\x04\x1b[2J\x93.")
     assert str(caught.value).isprintable()
@@ -375,7 +375,7 @@ def test_one_buffer_named_by_many_arrays_costs_no_memory():
         b"cnumpy\ndtype\n}(U\x08stand_inK\x01ub.",  # sets an attribute of an admitted global
         b"cnumpy\ndtype\nN}(U\x08__init__K\x01u\x86b.",  # likewise, by slots
         b"cchumpy.ch\nCh\n)\x81N}(U\x0atake_stateK\x01u\x86b.",
-        b"cnumpy\nndarray\nK\x01\x85R.",  # calls what may only be named
+        b"cnumpy\nndarray\nK\x01\x85R.",  # calls a global that may only be referenced
         b"]K\x01\x85R.",  # calls a list
         b"]}b.",  # sets the state of a list
         b"cnumpy\ndtype\n(K\x01K\x02u.",  # sets items of a global
@@ -406,7 +406,7 @@ def test_huge_memo_numbers_and_lengths_reserve_no_memory():
 
 
 def test_random_damage_never_escapes_as_another_error(written):
-    # The small file has every kind of opcode and hardly any array data.
+    # The small file has every kind of opcode and almost no array data.
     data = BY_PYTHON2.read_bytes()
     rng = np.random.default_rng(0)
     refused = 0

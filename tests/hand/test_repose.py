@@ -1,4 +1,4 @@
-"""Posing a posed mesh, held against the layer that poses the template."""
+"""Compare posing a posed mesh with the layer that poses the template."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def reposer(hand):
 
 @pytest.fixture(scope="module")
 def posed(hand):
-    """Poses (COUNT, 16, 3), betas, and the layer's meshes of them."""
+    """Return poses (COUNT, 16, 3), betas, and the layer's meshes for them."""
     rng = np.random.default_rng(0)
     fingers = anatomy.sample_poses(anatomy.rest_joints(hand), COUNT, rng).reshape(COUNT, 15, 3)
     pose = torch.from_numpy(np.concatenate([rng.normal(0, 1, (COUNT, 1, 3)), fingers], 1)).float()
@@ -34,7 +34,7 @@ def posed(hand):
 
 
 def parameters(reposer, turn=0.0, coefficients=0.0, betas=0.0, count=3):
-    """Random changes of these sizes, (COUNT, count, parameter_count)."""
+    """Draw random changes of these sizes, (COUNT, count, parameter_count)."""
     sizes = [turn] * 3 + [coefficients] * reposer.pose_count + [betas] * 10
     noise = torch.randn(COUNT, count, len(sizes), generator=torch.Generator().manual_seed(1))
     return noise * torch.tensor(sizes)
@@ -74,7 +74,7 @@ def test_a_turn_is_a_rotation_about_the_wrist(reposer, posed):
     "sizes", [{"coefficients": 0.5}, {"betas": 1.0}, {"coefficients": 0.3, "betas": 1.0}]
 )
 def test_changes_move_the_mesh_as_the_layer_does(reposer, posed, hand, sizes):
-    """Not exactly: frames are fitted, and a bent joint's skin is blended twice."""
+    """The match is not exact: frames are fitted, and skin at a bent joint is blended twice."""
     pose, betas, vertices_mm = posed
     changes = parameters(reposer, **sizes)
     found, joints_mm = moved(reposer, vertices_mm, changes)
@@ -90,7 +90,7 @@ def test_changes_move_the_mesh_as_the_layer_does(reposer, posed, hand, sizes):
     change = (expected - vertices_mm[:, None]).norm(dim=-1)
     assert apart.mean() < 0.06 * change.mean()
     assert joints_mm.shape == (COUNT, 3, 16, 3)
-    assert joints_mm[:, :, 0].norm(dim=-1).max() < 1e-2  # the wrist stays where it is
+    assert joints_mm[:, :, 0].norm(dim=-1).max() < 1e-2  # the wrist does not move
 
 
 def test_some_rows_are_those_rows_of_all(reposer, posed):

@@ -1,4 +1,4 @@
-"""Our own skinning against `smplx`, and that nothing but MANO needs `smplx`."""
+"""Compare our own skinning with `smplx`, and check that only MANO needs `smplx`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_vertices_and_joints_are_those_of_smplx(hand: HandModel) -> None:
 
 
 def test_gradients_are_those_of_smplx(hand: HandModel) -> None:
-    # With respect to whole matrices: also in the directions that leave the rotations.
+    # With respect to full matrices: also in directions that are no rotations.
     slopes = []
     for skinning in (Skinning(hand), SmplxSkinning(hand)):
         rotations, betas = (values.requires_grad_() for values in drawn(8))
@@ -82,7 +82,7 @@ def test_gradients_are_finite_differences(hand: HandModel) -> None:
 
 
 def test_another_order_of_the_joints_is_the_same_hand(hand: HandModel) -> None:
-    # The tree may be numbered in any way in which parents come first.
+    # The tree may be numbered in any order where parents come first.
     new = np.array([0, 13, 1, 4, 7, 10, 2, 14, 3, 5, 15, 6, 8, 9, 11, 12])  # new joint k is the old new[k]
     old = np.argsort(new)
     parents = hand.kintree_table[0][new]
@@ -114,7 +114,7 @@ def test_only_mano_is_posed_by_smplx(mano_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_drawing_labelling_and_training_never_import_smplx(tmp_path: Path, mano_path: Path) -> None:
-    """In fresh processes, Ray's among them, that would find a `smplx` which reports its import."""
+    """Run new processes, also in Ray, with a `smplx` on their path that reports its import."""
     trap, imported = tmp_path / "trap", tmp_path / "imported"
     trap.mkdir()
     (trap / "smplx.py").write_text(

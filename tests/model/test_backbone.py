@@ -1,5 +1,5 @@
-"""Against timm 1.0.31, which wrote `tests/data/backbone_names.json`: its names and shapes, and its answers to
-the weights and photos that `filled` and `PHOTOS` make again here."""
+"""Compare with timm 1.0.31, which wrote `tests/data/backbone_names.json`: its names and shapes, and its outputs for
+the weights and photos that `filled` and `PHOTOS` reproduce here."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ def test_parameter_counts_are_the_published_ones_without_classifier(name: str) -
 
 @every_backbone
 @pytest.mark.parametrize("size", [(64, 96), (72, 56), (65, 33)])
-def test_without_gradients_and_with_its_norms_folded_it_says_the_same(
+def test_without_gradients_and_with_its_norms_folded_it_gives_the_same(
     name: str, size: tuple[int, int]
 ) -> None:
-    """Predictions pad other ways, write over what they need no more, and know no batch norms."""
+    """Prediction pads differently, overwrites buffers, and has no batch norms."""
     backbone = filled_backbone(name)
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
     plain = backbone(images)
@@ -123,7 +123,7 @@ def test_the_same_weights_give_what_timm_gave(name: str) -> None:
 
 @every_backbone
 def test_measured_norms_give_the_same_function_and_in_training_mode_too(name: str) -> None:
-    """The norms of a batch are measured on it, so its own mean and variance must give what the running ones give."""
+    """Statistics are measured on this batch, so batch statistics and running statistics must give equal outputs."""
     backbone = filled_backbone(name).double()
     images = torch.rand(20, 3, 64, 64, generator=torch.Generator().manual_seed(2)).double()
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_a_shallow_cell_is_centred_where_the_docstring_says(name: str) -> None:
 @every_backbone
 @pytest.mark.parametrize("size", [(64, 96), (63, 96), (72, 57)])
 def test_a_ramp_is_read_from_the_shallow_map_where_the_points_are(name: str, size: tuple[int, int]) -> None:
-    """With kernels of ones the first convolution is a mean, and the mean of a ramp is its value at the centre."""
+    """With kernels of ones the first convolution is a mean, and a ramp's mean is its value at the centre."""
     backbone = build_backbone(name).eval()
     stem = next(module for module in backbone.modules() if isinstance(module, torch.nn.Conv2d))
     torch.nn.init.constant_(stem.weight, 1 / stem.weight[0].numel())
@@ -183,12 +183,12 @@ def test_a_ramp_is_read_from_the_shallow_map_where_the_points_are(name: str, siz
 @every_backbone
 @pytest.mark.parametrize("size", [480, 455])
 def test_cells_of_every_map_are_centred_where_the_backbone_puts_them(name: str, size: int) -> None:
-    """Against the centroid of what nine cells respond to, weights made positive so that nothing cancels."""
+    """Compare with centroids of the receptive fields of nine cells; weights are positive so that nothing cancels."""
     torch.manual_seed(0)
     backbone = build_backbone(name).eval()
     for module in list(backbone.modules()):
         if hasattr(module, "se"):
-            module.se = torch.nn.Identity()  # its gate sees the whole photo
+            module.se = torch.nn.Identity()  # its gate depends on the whole photo
         if isinstance(module, torch.nn.Conv2d):
             module.weight.data = torch.rand_like(module.weight) / module.weight[0].numel()
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -225,7 +225,7 @@ def test_the_same_seed_gives_the_same_weights(name: str) -> None:
 @every_backbone
 def test_gradients_reach_every_parameter(name: str) -> None:
     backbone = build_backbone(name).train()
-    for module in backbone.modules():  # ResNet's branches begin at zero, and hold their own gradients back
+    for module in backbone.modules():  # ResNet's branches start at zero, which blocks their gradients
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.ones_(module.weight)
     g, X, _ = backbone(torch.rand(2, 3, 64, 64))
@@ -240,14 +240,14 @@ def test_depthwise_weights_start_at_the_scale_of_one_channel() -> None:
     assert weight.std().item() == pytest.approx(math.sqrt(2 / 25), rel=0.05)
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"'resnet18'.*resnet50, efficientnet_b0, efficientnet_lite0"):
         build_backbone("resnet18")
 
 
 @pytest.fixture
 def public_file(tmp_path: Path) -> Path:
-    """Lite0 as a public file has it: a classifier too, no counts of batches."""
+    """Write Lite0 like a public file: with a classifier, without counts of batches."""
     path = (
         tmp_path / "host" / "timm" / "tf_efficientnet_lite0.in1k" / "resolve" / "main" / "model.safetensors"
     )
@@ -278,7 +278,7 @@ def serve(handler: object) -> Iterator[str]:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(pretrained, "PACKAGED", {})  # as where the package is not installed
+    monkeypatch.setattr(pretrained, "PACKAGED", {})  # as if the package were not installed
     return tmp_path / "cache" / "amvur"
 
 
@@ -326,7 +326,7 @@ def test_a_host_out_of_reach_is_one_line_and_random_weights_at_once(
     assert not cache.exists()
 
 
-def test_a_host_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_accepts_and_sends_nothing_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
     class Mute(BaseHTTPRequestHandler):
@@ -375,7 +375,7 @@ def test_a_truncated_file_is_refused_and_not_kept(host: str, cache: Path, public
 
 
 @pytest.mark.parametrize("source", ["nowhere.safetensors", "htps://example.org/model.safetensors"])
-def test_a_mistyped_source_is_the_users_mistake_and_not_forgiven(source: str) -> None:
+def test_a_mistyped_source_is_the_users_mistake_and_raises(source: str) -> None:
     with pytest.raises(UserError, match=f"can't read '{source}'"):
         try_pretrained(build_backbone(LITE), LITE, source)
 
@@ -402,7 +402,7 @@ def test_weights_of_anything_else_are_refused_in_one_line(tmp_path: Path) -> Non
 
 def packaged_weights() -> dict[str, torch.Tensor]:
     path = pretrained.PACKAGED[LITE].path()
-    assert path is not None  # it is installed with ours
+    assert path is not None  # a dependency of our package
     return torch.load(path, weights_only=True)
 
 
@@ -413,7 +413,7 @@ def test_packaged_weights_need_no_network_and_come_in_the_order_of_their_file(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     backbone = build_backbone(LITE)
     assert load_pretrained(backbone, LITE) == str(pretrained.PACKAGED[LITE].path())
-    # The file has names of its own; both networks are written down from the photo to the feature.
+    # The file has its own names; both networks are stored in order from the photo to the feature.
     ours = [v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")]
     theirs = [v for k, v in file.items() if not k.endswith("num_batches_tracked")][: len(ours)]
     assert len(ours) == 245
@@ -421,7 +421,7 @@ def test_packaged_weights_need_no_network_and_come_in_the_order_of_their_file(
 
 
 def test_packaged_weights_expect_what_real_photos_give(hand_scenes: Path) -> None:
-    """A batch norm knows the means of what it saw in ImageNet; with layers mixed up it sees others (median 0.03)."""
+    """A batch norm stores the means of its inputs in ImageNet; with layers mixed up they differ (median 0.03)."""
     packaged_weights()
     backbone = build_backbone(LITE)
     load_pretrained(backbone, LITE)

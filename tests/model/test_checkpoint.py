@@ -1,4 +1,4 @@
-"""Checkpoints: back as they went, and refused in one line when they can't be right."""
+"""Checkpoints: they load as they were saved, and invalid files are refused in one line."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def test_a_header_with_one_law_for_all_axes_keeps_its_meaning(saved, tmp_path):
         (found.joints2d, "joints2d"),
     ):
         np.testing.assert_array_equal(law(std), old[name]["scale"] * std ** old[name]["exponent"])
-    # What `filter` told before there was a law for it: the mean of a Gaussian.
+    # The result of `filter` before this law existed: the mean of a Gaussian.
     np.testing.assert_allclose(
         found.joint_error(std[:, 0, 0]), std[:, 0, 0] * np.sqrt(8 / (3 * np.pi)), rtol=1e-6
     )
@@ -133,12 +133,12 @@ def test_a_newer_version_another_hand_and_another_program_are_named(saved, tmp_p
         ("untrained:nope", "no configuration 'nope'"),
     ],
 )
-def test_names_that_lead_nowhere(name, words):
+def test_names_without_a_file_are_refused(name, words):
     with pytest.raises(UserError, match=words):
         load_checkpoint(name)
 
 
-def test_a_hand_that_is_not_one_is_refused():
+def test_an_unknown_hand_is_refused():
     with pytest.raises(UserError, match="no hand model 'clay'"):
         load_checkpoint("default", hand="clay")
     assert load_hand("open").vertex_count != 778
@@ -162,7 +162,7 @@ def test_the_shipped_weights_are_the_open_hands(tmp_path):
         load_checkpoint("default", f"mano:{tmp_path / 'MANO_RIGHT.pkl'}")
 
 
-def test_a_mano_hand_runs_through_the_same_network_and_is_asked_for_again(tmp_path):
+def test_a_mano_hand_uses_the_same_network_and_is_required_to_load(tmp_path):
     write_mano_file(tmp_path / "MANO_RIGHT.pkl")
     hand = f"mano:{tmp_path / 'MANO_RIGHT.pkl'}"
     predictor = annotator.load("untrained:default", hand=hand, device="cpu")

@@ -1,4 +1,4 @@
-"""MediaPipe's hand landmark network in torch, against the same file in LiteRT and in MediaPipe itself."""
+"""Compare MediaPipe's hand landmark network in torch with the same file in LiteRT and in MediaPipe itself."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def model() -> str:
 
 @pytest.fixture(scope="module")
 def crops() -> Tensor:
-    """(20, 3, 224, 224): photos of hands by many people."""
+    """Return (20, 3, 224, 224): photos of hands of many people."""
     folder = SHARED / "data" / "hand-photos" / "images"
     if not folder.is_dir():
         pytest.skip("the real photos (hand-photos) are not beside this checkout")
@@ -81,7 +81,7 @@ def test_outputs_are_those_of_litert(model, landmarker, crops, size_px):
     image, presence, side, world = in_litert(model, images)
     hands = hands_in(landmarker, images)
     assert hands.image.shape == hands.world_mm.shape == (6, 21, 3)
-    # Pixels of the file's own input, its depth before MediaPipe divides it by 0.4.
+    # Pixels of the file's own input, and depth before MediaPipe divides it by 0.4.
     pixels = (hands.image.numpy() + [1, 1, 0]) * 112 * [1, 1, 0.4]
     np.testing.assert_allclose(pixels.reshape(6, 63), image, atol=1e-3)
     np.testing.assert_allclose(hands.world_mm.flatten(1) / 1000, world, atol=2e-6)
@@ -123,7 +123,7 @@ def test_the_joints_are_in_our_order():
 
 
 def test_landmarks_are_those_of_mediapipe_itself(model, landmarker, sign_digits):
-    """MediaPipe's own crop is another one, so landmarks agree to a few per cent of it, and units to a factor near 1."""
+    """MediaPipe uses another crop, so landmarks agree to a few per cent of it, and units to a factor near 1."""
     pytest.importorskip("mediapipe", reason="MediaPipe (extra 'detect') is not installed")
     from mediapipe import Image as MediaPipeImage
     from mediapipe import ImageFormat
@@ -134,7 +134,7 @@ def test_landmarks_are_those_of_mediapipe_itself(model, landmarker, sign_digits)
     options = HandLandmarkerOptions(base_options=BaseOptions(model_asset_path=model), num_hands=1)
     with HandLandmarker.create_from_options(options) as mediapipe:
         for file in sorted(sign_digits.glob("*/*.JPG"))[::130]:
-            # An upright hand: a border and a larger picture, as MediaPipe's palm detector likes it.
+            # An upright hand with a border in a larger picture, which suits MediaPipe's palm detector.
             pixels = np.pad(np.asarray(Image.open(file)), ((50, 50), (50, 50), (0, 0)), mode="edge")
             pixels = np.asarray(Image.fromarray(pixels).resize((800, 800), Image.Resampling.BICUBIC))
             result = mediapipe.detect(MediaPipeImage(image_format=ImageFormat.SRGB, data=pixels))
@@ -198,7 +198,7 @@ def test_bytes_changed_at_random_are_refused_or_read_and_nothing_else(model, tmp
     rng = np.random.default_rng(1)
     outcomes = set()
     for _ in range(30):
-        # Of the tables, which lie at both ends; weights are in between.
+        # Bytes of the tables, which are at both ends; weights are in between.
         changed = np.frombuffer(network, np.uint8).copy()
         changed[rng.integers(0, 3000, 3)] = rng.integers(0, 256, 3)
         changed[-rng.integers(1, 60_000, 3)] = rng.integers(0, 256, 3)
@@ -239,7 +239,7 @@ def test_training_starts_from_the_file(model, landmarker, crops, tmp_path):
     with torch.no_grad():
         found, expected = start.backbone(crops).g, landmarker.backbone(crops).g
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    # Measured on its own crops, not on those of `landmarker`.
+    # Batch norms are measured on its own crops, not on those of `landmarker`.
     assert not torch.allclose(
         start.backbone.bn1.running_mean, landmarker.backbone.bn1.running_mean, atol=1e-2
     )

@@ -1,4 +1,4 @@
-"""The network against formulas written out again, and what every switch of the paper's tables must do."""
+"""Compare the network with independently written formulas, and check every switch of the paper's tables."""
 
 import dataclasses
 import math
@@ -36,7 +36,7 @@ def network(**changes):
 
 
 def stirred(net, seed=1):
-    """Weights as training might leave them: no layer at its zero start."""
+    """Change weights as training would: no layer remains at its zero start."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -84,7 +84,7 @@ def test_tokens_equal_one_product_with_feature_and_place_joined():
 
 @pytest.mark.parametrize("read_outs", [False, True], ids=["", "read-outs"])
 @pytest.mark.parametrize("variant", ["prior_net", "amvur", "both"])
-def test_an_untrained_network_gives_the_mean_hand_whatever_the_photo(variant, read_outs):
+def test_an_untrained_network_gives_the_mean_hand_for_any_photo(variant, read_outs):
     net = network(variant=variant, read_outs=read_outs)
     with torch.inference_mode():
         a, b = net(images(seed=0)), net(images(seed=5))
@@ -137,7 +137,7 @@ SWITCHES = {
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_every_switch_gives_whole_predictions_and_trains_all_its_weights(switch):
+def test_every_switch_gives_complete_predictions_and_trains_all_its_weights(switch):
     net = stirred(network(**SWITCHES[switch]))
     prediction = net(images())
     assert prediction.vertices.mean_mm.shape == (2, V, 3)
@@ -168,14 +168,14 @@ def test_every_switch_gives_whole_predictions_and_trains_all_its_weights(switch)
     assert not without
 
 
-def test_amvur_adds_to_prior_nets_hand_where_told():
+def test_amvur_adds_to_prior_nets_hand_if_configured():
     net = stirred(network(amvur=AmvurConfig(start="prior_net")))
     torch.nn.init.zeros_(net.amvur.mean[-1].weight)
     torch.nn.init.zeros_(net.amvur.mean[-1].bias)
     prediction = net(images())
     torch.testing.assert_close(prediction.vertices.mean_mm, prediction.prior.vertices_mm, atol=1e-3, rtol=0)
     assert (prediction.vertices.mean_mm - net.amvur.start_mm).abs().max() > 1
-    # q's likelihood must not move prior-net, whose own is there for that.
+    # q's likelihood must not move prior-net, which has its own likelihood.
     prediction.vertices.mean_mm.square().sum().backward()
     assert all(p.grad is None for p in net.prior_net.parameters())
 
@@ -187,13 +187,13 @@ def test_a_kl_draws_prior_nets_hand_towards_the_offsets_of_q():
     losses.vertices_kl(prediction.vertices, prediction.prior.vertices_mm).sum().backward()
     offsets_mm = prediction.vertices.mean_mm - prediction.prior.vertices_mm
     assert offsets_mm.abs().max() > 0.1
-    # Half a square in centimetres, q's start taken as a constant.
+    # Half a square in centimetres, with q's start as a constant.
     torch.testing.assert_close(
         prediction.prior.vertices_mm.grad, -offsets_mm.detach() / 100, atol=1e-6, rtol=1e-4
     )
 
 
-def test_prior_net_never_leaves_the_hands_there_are():
+def test_prior_net_stays_within_plausible_hands():
     net = stirred(network())
     with torch.no_grad():
         net.prior_net.mlp[-1].bias.copy_(torch.linspace(-1e4, 1e4, 61))
@@ -220,11 +220,11 @@ def test_landmarks_are_where_their_maps_are_brightest():
     torch.testing.assert_close(log_share.exp().sum((2, 3)), torch.ones(1, 21))
     torch.testing.assert_close(places[0, 3], torch.tensor([2 * 5.5 / 8 - 1, 2 * 2.5 / 4 - 1]))
     torch.testing.assert_close(places[0, 4], torch.tensor([2 * 1 / 8 - 1, 2 * 0.5 / 4 - 1]))
-    torch.testing.assert_close(places[0, 0], torch.zeros(2), atol=1e-6, rtol=0)  # knows nothing: the middle
-    # What is known of joint 3 is what the photo shows there.
+    torch.testing.assert_close(places[0, 0], torch.zeros(2), atol=1e-6, rtol=0)  # a uniform map: the middle
+    # The feature of joint 3 comes from its position in the photo.
     met = torch.nn.functional.pad(fine[:, :, 2, 5], (0, 43))[..., None, None]
     torch.testing.assert_close(local[0, 3], landmarks.local(met)[0, :, 0, 0])
-    # A coarse map speaks for all the cells it covers.
+    # A coarse cell counts for all the fine cells it covers.
     with torch.no_grad():
         landmarks.levels[2].weight[7, 1] = 1.0
     coarse = torch.tensor([[[[0.0, 0]], [[0, 9]], [[0, 0]]]])
@@ -255,7 +255,7 @@ def test_joint_variance_is_the_papers_and_matches_draws():
     drawn = R @ (vertices.mean_mm + vertices.std_mm * torch.randn(4000, V, 3))
     torch.testing.assert_close(joints.std_mm[0], drawn.std(0), rtol=0.06, atol=0.02)
     shared = joints_from_vertices(vertices, R, "shared")
-    # One draw of chance moves all vertices, each by its own std: so far do joints move.
+    # One random number moves all vertices, each by its own std; joints move accordingly.
     assert torch.allclose(shared.std_mm, (R @ vertices.std_mm).abs(), atol=1e-4)
     even = Gaussian(vertices.mean_mm, torch.full_like(vertices.std_mm, 7.0))
     assert torch.allclose(joints_from_vertices(even, R, "shared").std_mm, torch.tensor(7.0), atol=1e-2)
@@ -292,7 +292,7 @@ def test_reverse_interpolation_reads_a_ramp_exactly():
 
 
 def test_the_texture_samples_x_where_its_cells_are_centred():
-    """In Lite0 cell i of 32 is centred on pixel 2i + 1.5 of 64, and `grid_sample` takes it to be at 2i + 1."""
+    """In Lite0 cell i of 32 is centred on pixel 2i + 1.5 of 64, but `grid_sample` assumes 2i + 1."""
     net, seen = network(backbone="efficientnet_lite0", crop_px=64), {}
     net.texture.register_forward_pre_hook(
         lambda _, arguments: seen.update(zip("pq", arguments[3:5], strict=True))
@@ -311,7 +311,7 @@ def test_a_hidden_vertex_does_not_take_the_colour_of_what_covers_it():
     points, visible = torch.rand(1, V, 3) * 1.5 - 0.75, torch.rand(1, V) > 0.5
     red, blue = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
     red[:, 0], blue[:, 2] = 1, 1
-    # Only hidden vertices look at the right half; what is there must change nothing.
+    # Only hidden vertices project into the right half, so its content must change nothing.
     points[..., 0] = torch.where(visible, -points[..., 0].abs() - 0.2, points[..., 0].abs() + 0.2)
     mixed = red.clone()
     mixed[..., 16:] = blue[..., 16:]
@@ -329,7 +329,7 @@ def test_a_hidden_vertex_does_not_take_the_colour_of_what_covers_it():
 
 
 def test_fitted_colours_come_close_to_the_least_squares_ones():
-    """Against scipy's solver: a mesh in random colours, drawn with noise; hidden vertices keep their colours."""
+    """Compare with scipy's solver: a mesh in random colours, drawn with noise; hidden vertices keep their colours."""
     net, generator = network(), torch.Generator().manual_seed(0)
     with torch.inference_mode():
         prediction = net(images(1))
@@ -382,8 +382,8 @@ def test_the_backs_vertices_are_hidden_when_the_palm_faces_the_camera():
     assert visible[away].float().mean() < 0.3
 
 
-def test_amvur_alone_learns_hands_by_heart():
-    """A global turn needs products of g and place, which a plain sum of both can't hold."""
+def test_amvur_alone_can_overfit_hands():
+    """A global rotation needs products of g and position, which a plain sum can't express."""
     torch.manual_seed(0)
     layer = HandLayer(HAND)
     count, generator = 24, torch.Generator().manual_seed(1)
@@ -410,7 +410,7 @@ def test_aligned_tokens_hold_the_maps_where_prior_nets_hand_projects():
     net = network(amvur=AmvurConfig(start="prior_net", tokens=98, aligned=True))
     tokens, points = net.amvur.vertex_tokens, torch.rand(2, 98, 2) * 1.6 - 0.8
     g = torch.randn(2, net.backbone.feature_dim)
-    # A map whose channels are its own coordinates: a sample is the point itself.
+    # The channels of this map are its own coordinates, so a sample is the point itself.
     dims = net.backbone.pyramid_dims
     axis = (torch.arange(16) * 2 + 1) / 16 - 1
     ramp = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))
@@ -428,7 +428,7 @@ def test_normalised_landmarks_have_neither_place_nor_size():
     assert (found[:, 0] == 0).all()
     torch.testing.assert_close(found.square().sum((1, 2)), torch.full((3,), 21.0))
     torch.testing.assert_close(normalised(0.3 * points + 5), found, atol=1e-4, rtol=1e-4)
-    # Straight lines through the wrist stay what they were.
+    # Straight lines through the wrist do not change.
     torch.testing.assert_close(torch.linalg.cross(found, points - points[:, :1]), torch.zeros(3, 21, 3))
     assert normalised(torch.zeros(1, 21, 3)).isfinite().all()
 
@@ -452,7 +452,7 @@ def test_weights_of_a_landmarker_fit_and_give_its_landmarks():
 
 
 def reading(net, points):
-    """Make the read-outs give these landmarks (21, 3) whatever the photo."""
+    """Make the read-outs give these landmarks (21, 3) for any photo."""
     with torch.no_grad():
         net.heads.image.weight.zero_()
         net.heads.image.bias.copy_(points.flatten())
@@ -468,7 +468,7 @@ def test_an_untrained_network_lays_the_mean_hand_onto_its_landmarks(variant):
         reading(net, 0.004 * joints + torch.tensor([0.3, -0.2, 0]))
         prediction = net(images())
         off = net.extract(images()).joints2d - prediction.joints2d
-        # Landmarks that no hand in front of a camera gives: the camera of a network without them.
+        # Landmarks that no hand in front of a camera gives: the camera is that of a network without landmarks.
         upside_down = reading(net, -joints)(images())
     torch.testing.assert_close(prediction.joints3d.mean_mm[0], joints)
     torch.testing.assert_close(off, torch.zeros(2, 21, 2), atol=1e-5, rtol=0)
@@ -478,7 +478,7 @@ def test_an_untrained_network_lays_the_mean_hand_onto_its_landmarks(variant):
     )
 
 
-def test_inverse_kinematics_read_landmarks_wherever_they_lie_and_no_photo():
+def test_inverse_kinematics_depend_on_landmarks_alone_not_on_position_or_photo():
     net = stirred(network(variant="prior_net", read_outs=True))
     torch.nn.init.zeros_(net.prior_net.mlp[-1].weight)
     torch.nn.init.zeros_(net.prior_net.mlp[-1].bias)

@@ -1,4 +1,4 @@
-"""Drawn meshes: their scatter against the calibrated std, their edges against the mean mesh's."""
+"""Drawn meshes: compare their scatter with the calibrated std, and their edges with those of the mean mesh."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def edge_lengths(vertices, faces):
 
 
 def measures(label, faces):
-    """Std of draws over calibrated std of vertices and joints, edges over the mean mesh's."""
+    """Return std of draws divided by calibrated std, for vertices and joints, and edges relative to the mean mesh."""
     drawn, joints = label["vertices_samples_mm"], label["joints3d_samples_mm"]
     return {
         "vertices": drawn.std(0) / label["vertices_std_mm"],
@@ -41,7 +41,7 @@ def measures(label, faces):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_draws_of_real_hands_have_the_calibrated_std_and_the_mean_meshs_edges(shipped, sign_digits, side):
-    """The criterion of docs/benchmarks.md, on the weights that ship."""
+    """Check the criterion of docs/benchmarks.md on the shipped weights."""
     photos = sorted(sign_digits.rglob("*.JPG"))[::130]
     labels = shipped.predict(photos, samples=DRAWS, side=side)
     found = [measures(label, shipped.checkpoint.hand.faces) for label in labels]
@@ -60,7 +60,7 @@ def test_draws_of_real_hands_have_the_calibrated_std_and_the_mean_meshs_edges(sh
         np.testing.assert_allclose(label["joints3d_samples_mm"][:, 0], 0, atol=1e-2)
 
 
-def test_draws_of_an_untrained_network_scatter_as_it_says(predictor):
+def test_draws_of_an_untrained_network_scatter_by_its_std(predictor):
     crop = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
     label = predictor.predict([crop], samples=DRAWS, side="right")[0]
     found = measures(label, predictor.checkpoint.hand.faces)
@@ -70,7 +70,7 @@ def test_draws_of_an_untrained_network_scatter_as_it_says(predictor):
 
 @pytest.fixture(scope="module", params=["open", "mano"])
 def any_hand(request, tmp_path_factory):
-    """The open hand, and a file in MANO's layout, with more pose components and pose correctives."""
+    """Return the open hand, or one from a file in MANO's layout, with more pose components and pose correctives."""
     if request.param == "open":
         return load_hand("open")
     path = tmp_path_factory.mktemp("mano") / "MANO_RIGHT.pkl"
@@ -80,7 +80,7 @@ def any_hand(request, tmp_path_factory):
 
 @pytest.mark.parametrize(("small_mm", "large_mm"), [(1.0, 2.0), (4.0, 12.0), (8.0, 40.0)])
 def test_small_std_and_large(any_hand, small_mm, large_mm):
-    """Of a mesh that no parametric hand is: std grows from wrist to fingertips, and is half as large again in depth."""
+    """Use a mesh outside the parametric hands: std grows from wrist to fingertips, and is 1.5 times larger in depth."""
     hand = any_hand
     mean_mm = mean_hand(HandLayer(hand), hand).vertices_mm
     mean_mm = mean_mm * torch.tensor([1.1, 0.95, 1.0])
@@ -97,7 +97,7 @@ def test_small_std_and_large(any_hand, small_mm, large_mm):
     assert ((R @ drawn).std(0) / (R @ std_mm[0]))[1:].mean() == pytest.approx(1, abs=0.1)
     ratio = edge_lengths(drawn.numpy(), hand.faces) / edge_lengths(mean_mm[0].numpy(), hand.faces)
     assert ratio.mean() == pytest.approx(1, abs=0.1)
-    if large_mm < 3:  # the smaller, the more a draw is the mean mesh
+    if large_mm < 3:  # with small std, draws are close to the mean mesh
         assert ratio.std() < 0.05
 
 
@@ -124,7 +124,7 @@ def test_a_draw_depends_on_its_crop_alone(lively):
         np.testing.assert_allclose(part["vertices_samples_mm"], whole[rows], atol=0.1)
     fewer = lively.predict_crops(cut, "right", samples=2)["vertices_samples_mm"]
     np.testing.assert_allclose(fewer, whole[:, :2], atol=0.1)
-    # Two photos have draws of their own, and so have two draws.
+    # Two photos have different draws, and two draws differ.
     deviations = (whole - lively.predict_crops(cut, "right")["vertices_mm"][:, None]).reshape(30, -1)
     assert np.median(np.abs(np.corrcoef(deviations))) < 0.6
 

@@ -1,4 +1,4 @@
-"""Two looks at a crop: frames there and back, the file that holds both, and every way that photos come."""
+"""Two looks at a crop: frames and their inverses, the file with both networks, and every source of photos."""
 
 import copy
 import dataclasses
@@ -40,7 +40,7 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def both(shipped, lively):
-    """The shipped network looks first, one whose every output depends on the crop second."""
+    """Join the shipped network as first look with a second one whose outputs all depend on the crop."""
     return with_first_look(lively.checkpoint, shipped)
 
 
@@ -53,7 +53,7 @@ def both_file(both, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def turning(shipped, lively):
-    """Two networks, the second with a camera that turns. Nothing is a hand, so that no look is repeated."""
+    """Return two networks, the second with a rotating camera. Presence is 0, so that no look is repeated."""
     config = lively.checkpoint.info.network
     config = dataclasses.replace(config, camera=dataclasses.replace(config.camera, rotation=True))
     second = Network(config, lively.checkpoint.hand)
@@ -70,7 +70,7 @@ def wide_images(two, count=3):
 
 
 def some_joints(count=3):
-    """2D joints of hands, turned, small and beside the middle."""
+    """Return 2D joints of hands, turned, small and off centre."""
     joints = torch.from_numpy(open_hands(count)[1][..., :2]).float()
     joints = joints - joints.mean(1, keepdim=True)
     angle = torch.tensor([0.3, -1.2, 2.5])[:count]
@@ -79,7 +79,7 @@ def some_joints(count=3):
 
 
 def filling_joints(count=3):
-    """Upright joints around which the square is the tight crop itself."""
+    """Return upright joints whose square is the tight crop itself."""
     joints = torch.zeros(count, 21, 2)
     joints[:, 0, 1], joints[:, 12, 1] = 1 / PADDING, -1 / PADDING
     joints[:, 9, 1] = -0.5
@@ -95,7 +95,7 @@ def hands_of(two, images, joints2d):
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_turning_the_image_turns_the_prediction(turning, quarters):
     images, joints2d = wide_images(turning), some_joints()
-    # Anticlockwise with y down: (x, y) becomes (y, -x).
+    # Counter-clockwise with y down: (x, y) becomes (y, -x).
     turn = torch.tensor(np.linalg.matrix_power([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]], quarters)).float()
     before = hands_of(turning, images, joints2d)
     after = hands_of(turning, images.rot90(quarters, (2, 3)), joints2d @ turn[:2, :2].T)
@@ -114,8 +114,8 @@ def test_turning_the_image_turns_the_prediction(turning, quarters):
     assert torch.equal(after.visible, before.visible)
 
 
-def test_what_is_carried_back_fits_together(turning):
-    """The camera projects joints to 2D joints, and prior-net's rotations pose its mesh, at any turn and size."""
+def test_transformed_predictions_are_consistent(turning):
+    """Check at any turn and size: the camera projects joints to 2D joints, prior-net's rotations pose its mesh."""
     found = hands_of(turning, wide_images(turning), some_joints())
     assert found.camera.rotvec.abs().min() > 0
     projected = found.camera.project(found.joints3d.mean_mm)[..., :2]
@@ -131,7 +131,7 @@ def test_an_upright_centred_square_gives_what_one_network_gives_of_the_tight_cro
     assert crop_px + 2 * edge == turning.input_px == WIDE * crop_px
     with torch.inference_mode():
         alone = turning.second(images[:, :, edge:-edge, edge:-edge])
-    # Joints that are no hand's leave the crop as it is.
+    # Joints that form no hand leave the crop unchanged.
     for joints2d in (filling_joints(), torch.full((3, 21, 2), torch.nan), torch.zeros(3, 21, 2)):
         found = hands_of(turning, images, joints2d)
         torch.testing.assert_close(found.joints2d, alone.joints2d, atol=1e-4, rtol=0)
@@ -144,7 +144,7 @@ def test_an_upright_centred_square_gives_what_one_network_gives_of_the_tight_cro
         torch.testing.assert_close(found.rgb, alone.rgb, atol=1e-3, rtol=0)
 
 
-def test_a_second_look_that_disagrees_with_its_square_is_repeated_where_there_is_a_hand(turning):
+def test_a_second_look_that_disagrees_with_its_square_is_repeated_if_a_hand_is_present(turning):
     images, crop_px = wide_images(turning), turning.config.crop_px
     edge = (turning.input_px - crop_px) // 2
     upside_down = -filling_joints()
@@ -168,7 +168,7 @@ def test_a_second_look_that_disagrees_with_its_square_is_repeated_where_there_is
     assert (found.is_hand > 0.99).all()
 
 
-def test_the_first_look_says_side_and_presence_of_the_tight_crop(turning, shipped):
+def test_the_first_look_gives_side_and_presence_of_the_tight_crop(turning, shipped):
     images = wide_images(turning)
     square = round(turning.input_px / WIDE)
     edge = (turning.input_px - square) // 2
@@ -216,7 +216,7 @@ def test_a_file_with_one_look_is_written_as_it_was(shipped):
 def test_a_first_look_must_be_one_network(both, lively):
     with pytest.raises(UserError, match="a single network"):
         with_first_look(lively.checkpoint, both)
-    # The second network of two gets another first one.
+    # A checkpoint with two looks gets another first network.
     again = with_first_look(both, untrained("default"))
     assert again.network.last_look is both.network.last_look and again.id != both.id
 
@@ -285,13 +285,13 @@ def test_evaluate_reads_wide_and_measures_in_the_tight_crop(both, both_file, liv
 
 
 def _numbers(values):
-    """All numbers in nested dictionaries."""
+    """Return all numbers in nested dictionaries."""
     if isinstance(values, dict):
         return [number for value in values.values() for number in _numbers(value)]
     return [values] if isinstance(values, (int, float)) else []
 
 
-def test_drawn_hands_are_surrounded_by_the_colour_of_nothing(both):
+def test_drawn_hands_are_surrounded_by_the_outside_colour(both):
     seen = []
     hook = both.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     try:

@@ -16,7 +16,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 def hands(seed, count=3, points=21):
-    """Predicted and true points, millimetres, far from each other in every way."""
+    """Draw predicted and true points, millimetres, that differ in every respect."""
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=(count, points, 3)) * [60, 40, 20] + [5, -80, 600]
     turned = Rotation.random(count, random_state=seed).as_matrix()
@@ -58,7 +58,7 @@ def test_a_mirror_image_is_not_aligned_away(seed):
     for one, aligned, other in zip(mirrored, found, truth, strict=True):
         x, y = one - one.mean(0), aligned - aligned.mean(0)
         assert np.linalg.det(np.linalg.lstsq(x, y, rcond=None)[0]) > 0
-        # Nothing near the rotation it took does better: it is the best of the proper ones.
+        # No nearby rotation is better: it is the best proper rotation.
         best = np.square(aligned - other).sum()
         for k in range(20):
             nudge = Rotation.from_rotvec(np.random.default_rng(k).normal(size=3) * 0.05).as_matrix()
@@ -87,7 +87,7 @@ def test_wrist_and_scale_alignment_makes_the_bone_to_the_middle_knuckle_as_long_
     np.testing.assert_allclose(found[:, 0], truth[:, 0])
     length = np.linalg.norm(found[:, 9] - found[:, 0], axis=-1)
     np.testing.assert_allclose(length, np.linalg.norm(truth[:, 9] - truth[:, 0], axis=-1))
-    # It moves and scales, and turns nothing.
+    # It moves and scales, but does not rotate.
     ratio = (found - found[:, :1]) / (predicted - predicted[:, :1] + 1e-300)
     np.testing.assert_allclose(ratio[:, 1:].std((1, 2)), 0, atol=1e-9)
     assert metrics.distances(metrics.align_wrist_and_scale(truth * 3 + 5, truth), truth).max() < 1e-9
@@ -142,7 +142,7 @@ def test_ssim_is_the_usual_one_where_the_region_reaches_beyond_its_window():
     va, vb, c = mean(rendered**2) - a * a, mean(image**2) - b * b, mean(rendered * image) - a * b
     usual = (2 * a * b + 1e-4) * (2 * c + 9e-4) / ((a * a + b * b + 1e-4) * (va + vb + 9e-4))
     inner = (slice(None), slice(5, -5), slice(5, -5))
-    # All pixels are averaged: as those of the border have a window of their own, take them from a larger photo.
+    # All pixels are averaged. Border pixels have a smaller window, so take them from a larger photo.
     whole = metrics.ssim(rendered, image, region)[0] * 28 * 24
     without = region.copy()
     without[inner] = False
@@ -152,7 +152,7 @@ def test_ssim_is_the_usual_one_where_the_region_reaches_beyond_its_window():
 
 
 def _ssim_of_pixels(rendered, image, region, pixels):
-    """Pixel by pixel, weights of the region only."""
+    """Compute SSIM pixel by pixel, with weights in the region only."""
     found = []
     for i, j in pixels:
         total, sums = 0.0, np.zeros((5, 3))
@@ -185,7 +185,7 @@ def test_texture_is_judged_in_its_region_alone():
     assert metrics.psnr(elsewhere, image, region) == metrics.psnr(rendered, image, region)
 
 
-def test_a_perfect_texture_and_one_that_nobody_sees():
+def test_a_perfect_texture_and_an_invisible_one():
     _, image = photos()
     region = np.stack([np.ones((28, 24), bool), np.zeros((28, 24), bool)])
     both = np.concatenate([image, image])

@@ -42,7 +42,7 @@ def test_photos_of_equal_std_count_as_any_order_of_them_on_average():
 
 
 def test_area_of_sparsification_error_by_hand():
-    # Kept one, two: by std 3 and 2, by error 1 and 2, over the mean 2.
+    # With one and two kept: 3 and 2 by std, 1 and 2 by error, divided by the mean 2.
     curves = uncertainty.sparsify(np.array([1.0, 2]), np.array([3.0, 1]))
     assert curves.ause == pytest.approx((3 - 1) / 2 / 2)
     assert curves.ause_of_chance == pytest.approx((2 - 1) / 2 / 2)
@@ -50,7 +50,7 @@ def test_area_of_sparsification_error_by_hand():
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.floats(0.1, 100))
-def test_sparsification_is_bounded_by_the_oracle_and_knows_no_unit(seed, unit):
+def test_sparsification_is_bounded_by_the_oracle_and_has_no_unit(seed, unit):
     rng = np.random.default_rng(seed)
     error = rng.gamma(2, 5, 60) + 1e-3
     std = error * np.exp(rng.normal(size=60))
@@ -75,7 +75,7 @@ def test_a_right_gaussian_is_covered_as_promised():
     np.testing.assert_allclose(wide.observed, 3 * bins.observed)
 
 
-def test_nothing_to_judge_gives_nothing():
+def test_empty_input_gives_no_measures():
     none = np.zeros(0)
     assert uncertainty.spearman(none, none) is None
     assert uncertainty.sparsify(none, none) is None
@@ -95,7 +95,7 @@ TAILS = {
 
 
 def photos(seed, tail, count, distortion):
-    """Std as a network says it, and errors whose true scale is 3 std^distortion; those of one photo are alike."""
+    """Draw std like those of a network, and errors of scale 3 std^distortion, correlated within a photo."""
     rng = np.random.default_rng(seed)
     true_scale = 8 * np.exp(0.6 * rng.normal(size=(count, 1, 1)) + 0.5 * rng.normal(size=(count, 20, 3)))
     error = true_scale * (0.7 * TAILS[tail](rng, (count, 20, 3)) + 0.7 * rng.normal(size=(count, 1, 3)))
@@ -109,7 +109,7 @@ def test_calibrated_std_covers_68_percent_of_other_photos(tail, distortion):
     assert law.exponent == pytest.approx(distortion, rel=0.1)
     std, error = photos(1, tail, 300, distortion)
     assert uncertainty.coverage(law(std), error)[1] == pytest.approx(0.68, abs=0.02)
-    # Where std is small no less than where it is large.
+    # Coverage is equal for small and large std.
     for bin_ in np.array_split(np.argsort(std.ravel()), 4):
         covered = uncertainty.coverage(law(std).ravel()[bin_], error.ravel()[bin_])
         assert covered[1] == pytest.approx(0.68, abs=0.04)
@@ -128,7 +128,7 @@ def test_one_std_for_all_is_only_scaled():
     assert law.exponent == 1 and law.scale == pytest.approx(1.2, rel=0.03)
 
 
-def test_std_that_says_the_contrary_becomes_a_constant():
+def test_an_inverse_std_becomes_a_constant():
     rng = np.random.default_rng(0)
     std = np.exp(rng.normal(size=5000))
     law = uncertainty.fit_power_law(std, rng.normal(size=5000) / std)
@@ -136,7 +136,7 @@ def test_std_that_says_the_contrary_becomes_a_constant():
     assert uncertainty.coverage(law(std), rng.normal(size=5000) / std)[1] == pytest.approx(0.68, abs=0.03)
 
 
-def test_a_few_hopeless_photos_and_pairs_that_nobody_knows_change_little():
+def test_a_few_hopeless_photos_and_unknown_pairs_change_little():
     rng = np.random.default_rng(0)
     std = np.exp(rng.normal(size=20000))
     error = rng.normal(size=20000) * std
@@ -148,7 +148,7 @@ def test_a_few_hopeless_photos_and_pairs_that_nobody_knows_change_little():
     assert after.scale == pytest.approx(before.scale, rel=0.03)
 
 
-def test_too_little_to_fit_on_is_said():
+def test_too_few_pairs_are_refused():
     with pytest.raises(ValueError, match="100 at least"):
         uncertainty.fit_power_law(np.ones(99), np.ones(99))
     with pytest.raises(ValueError, match="nothing to calibrate"):
@@ -158,14 +158,14 @@ def test_too_little_to_fit_on_is_said():
 
 
 def drawn_by_axis(seed, count=1500):
-    """Stds (n, 20, 3) and Gaussian errors whose true scale is 3 std^0.7 along x and y, and 5 std^1.2 along z."""
+    """Draw std (n, 20, 3) and Gaussian errors of scale 3 std^0.7 along x and y, and 5 std^1.2 along z."""
     rng = np.random.default_rng(seed)
     std = np.exp(1 + 0.5 * rng.normal(size=(count, 20, 3)))
     true_scale = np.concatenate([3 * std[..., :2] ** 0.7, 5 * std[..., 2:] ** 1.2], -1)
     return std, rng.normal(size=std.shape) * true_scale
 
 
-def test_a_known_law_of_each_axis_is_found_and_covers_what_it_says():
+def test_a_known_law_per_axis_is_recovered_with_the_right_coverage():
     std, error = drawn_by_axis(0)
     laws = uncertainty.fit_axis_laws(std, error)
     assert (laws.plane.scale, laws.plane.exponent) == (
@@ -179,7 +179,7 @@ def test_a_known_law_of_each_axis_is_found_and_covers_what_it_says():
     std, error = drawn_by_axis(1)
     for covered in uncertainty.coverage_by_axis(laws(std), error).values():
         assert covered == pytest.approx([0.50, 0.68, 0.95], abs=0.015)
-    # One law for all axes covers as much on the whole, and no axis rightly.
+    # One law for all axes has the right overall coverage, but is wrong for each axis.
     pooled = uncertainty.fit_power_law(std, error)(std)
     assert uncertainty.coverage(pooled, error)[1] == pytest.approx(0.68, abs=0.015)
     x, _, z = (covered[1] for covered in uncertainty.coverage_by_axis(pooled, error).values())
@@ -215,10 +215,10 @@ def test_mean_error_of_gaussian_hands_is_the_closed_form():
     )
 
 
-def test_mean_error_is_unbiased_under_heavy_tails_where_coverage_tells_too_little():
+def test_mean_error_is_unbiased_under_heavy_tails_where_coverage_gives_too_little():
     rng = np.random.default_rng(0)
     std = np.exp(3 + 0.4 * rng.normal(size=20000))
-    # Hands are about as wrong as their std, and the less certain ones now and then hopelessly so.
+    # Errors are about as large as std, but uncertain hands have rare, very large errors.
     hopeless = rng.random(20000) < 0.1 * std / std.mean()
     error = GAUSSIAN_MEAN_ERROR * std * rng.gamma(9, 1 / 9, 20000) * np.where(hopeless, 4, 1)
     law = uncertainty.fit_mean_error(std, error)

@@ -17,14 +17,14 @@ ONE = torch.tensor([[0, 1, 2]])
 
 
 def from_pixels(points_px: list[list[float]], size_px: int) -> Tensor:
-    """(1, V, 3) from x, y in pixels (centres at half integers) and z."""
+    """Return points (1, V, 3) from x, y in pixels (centres at half integers) and z."""
     points = torch.tensor([points_px], dtype=torch.float32)
     points[..., :2] = points[..., :2] * 2 / size_px - 1
     return points
 
 
 def naive(points: Tensor, faces: Tensor, size_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every pixel against every triangle, in float64: ids, barycentrics, and pixels too close to call."""
+    """Test every pixel with every triangle, in float64: return ids, barycentrics, and undecidable pixels."""
     ids = np.full((len(points), size_px, size_px), -1)
     weights = np.zeros((*ids.shape, 3))
     close = np.zeros(ids.shape, bool)
@@ -42,7 +42,7 @@ def naive(points: Tensor, faces: Tensor, size_px: int) -> tuple[np.ndarray, np.n
                     c = ((x2 - x) * (y0 - y) - (x0 - x) * (y2 - y)) / area
                     w = np.array([a, c, 1 - a - c])
                     longest = max(math.hypot(x1 - x0, y1 - y0), math.hypot(x2 - x1, y2 - y1), 1e-9)
-                    # Distance from an edge is weight times height; height is at least |area| / longest.
+                    # The distance from an edge is weight times height; the height is at least |area| / longest.
                     if abs(w).min() * abs(area) / longest < 1e-5 and w.min() > -0.1:
                         close[b, row, column] = True
                     if w.min() < 0:
@@ -113,7 +113,7 @@ def test_equal_depths_go_to_the_lower_face_id():
     assert ids.max() == 0
 
 
-def test_depths_a_millionth_of_their_range_apart_are_told_apart():
+def test_depths_a_millionth_of_their_range_apart_are_distinguished():
     corners = [[-4, -4], [4, -4], [0, 8]]
     z = (1.0, 0.999999)
     points = torch.tensor([[[x, y, z[k]] for k in range(2) for x, y in corners] + [[9, 9, 0]]]) * 600
@@ -142,7 +142,7 @@ def test_random_soups_agree_with_a_naive_loop(seed, dtype):
     st.sampled_from([4, 7, 8]),
 )
 def test_corners_on_whole_and_half_pixels_agree_with_a_naive_loop(corners_half_px, size_px):
-    # Coarse grids provoke centres on edges and corners, level and upright sides, flat triangles.
+    # Coarse grids produce centres on edges and corners, horizontal and vertical sides, flat triangles.
     points = from_pixels([[x / 2, y / 2, k] for k, (x, y) in enumerate(corners_half_px)], size_px)
     faces = torch.tensor([[k, k + 1, k + 2] for k in range(len(corners_half_px) - 2)])
     found = nearest_faces(points, faces, size_px, "torch").numpy()
@@ -151,7 +151,7 @@ def test_corners_on_whole_and_half_pixels_agree_with_a_naive_loop(corners_half_p
 
 
 def test_a_mesh_whose_corners_and_edges_lie_on_pixel_centres_has_no_cracks():
-    # A grid with corners on pixel centres, shaken inside: every pixel within its outline is covered.
+    # A grid with corners on pixel centres and jitter inside: every pixel within its outline is covered.
     generator = torch.Generator().manual_seed(0)
     n, size_px = 9, 64
     grid = torch.stack(torch.meshgrid(torch.arange(n), torch.arange(n), indexing="xy"), -1).float() * 7 + 4.5
@@ -246,7 +246,7 @@ def test_pieces_of_any_size_draw_the_same(monkeypatch, piece):
 
 
 @pytest.mark.parametrize(("batch", "vertices", "faces"), [(0, 3, 1), (2, 3, 0), (2, 0, 0), (0, 0, 0)])
-def test_nothing_in_gives_nothing_out(batch, vertices, faces):
+def test_empty_input_gives_empty_output(batch, vertices, faces):
     points = torch.zeros(batch, vertices, 3, requires_grad=True)
     triangles = ONE.repeat(faces, 1)
     fragments = rasterize(points, triangles, 6, "torch")

@@ -13,7 +13,7 @@ from annotator.render.shading import draw, vertex_normals
 
 @pytest.fixture(scope="module")
 def ball() -> tuple[Tensor, Tensor]:
-    """The unit sphere (1, V, 3) and faces that run counter-clockwise seen from outside."""
+    """Return the unit sphere (1, V, 3) and its faces, counter-clockwise seen from outside."""
     i = np.arange(900) + 0.5
     height, turn = 1 - i / 450, np.pi * (1 + 5**0.5) * i
     radius = np.sqrt(1 - height**2)
@@ -49,7 +49,7 @@ def test_a_vertex_without_faces_has_a_zero_normal():
     assert vertex_normals(points, torch.tensor([[0, 1, 2]]))[0, 3].tolist() == [0, 0, 0]
 
 
-def test_the_light_comes_from_the_upper_left_front_unless_told_otherwise(ball):
+def test_the_light_comes_from_the_upper_left_front_by_default(ball):
     points, faces = ball
     image = draw(points * 0.9, faces, white(points), 60)[0, ..., :3].mean(-1)
     assert image[18, 18] > image[42, 42] + 0.2
@@ -69,7 +69,7 @@ def test_each_mesh_may_have_a_light_of_its_own(ball):
         )
 
 
-def test_nothing_that_is_seen_is_black_and_nothing_is_brighter_than_its_colour(ball):
+def test_no_visible_pixel_is_black_or_brighter_than_its_colour(ball):
     points, faces = ball
     for light in ((0, 0, 1), (0, 0, -1), (-1, -1, 0)):
         image = draw(points * 0.9, faces, white(points) * 0.8, 48, light=light)[0]
