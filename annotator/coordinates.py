@@ -167,16 +167,16 @@ def resample(
     from torch.nn import functional as F
 
     count, channels, side, _ = images.shape
-    places = max(1, math.ceil(float(half_side.max()) * side / size_px / 1.5))
+    samples = max(1, math.ceil(float(half_side.max()) * side / size_px / 1.5))
     plane = plane_of(turn_rad, mirrored)[:, :2, :2] * half_side[:, None, None]
-    shape = [count, channels, size_px * places, size_px * places]
+    shape = [count, channels, size_px * samples, size_px * samples]
     grid = F.affine_grid(torch.cat([plane, centre[..., None]], 2), shape, align_corners=False)
     # Beyond the image all channels are 0, including the one with the share of a pixel inside the image.
     framed = torch.cat([images, torch.ones_like(images[:, :1])], 1)
-    found = F.grid_sample(framed, grid.to(images), align_corners=False)
-    if places > 1:  # a pool of one pixel takes longer than the sampling
-        found = F.avg_pool2d(found, places)
-    return found[:, :-1] + (1 - found[:, -1:]) * found.new_tensor(outside).view(-1, 1, 1)
+    sampled = F.grid_sample(framed, grid.to(images), align_corners=False)
+    if samples > 1:  # a pool of one pixel takes longer than the sampling
+        sampled = F.avg_pool2d(sampled, samples)
+    return sampled[:, :-1] + (1 - sampled[:, -1:]) * sampled.new_tensor(outside).view(-1, 1, 1)
 
 
 def plane_of(turn_rad: Points, mirrored: Any) -> Points:
@@ -347,8 +347,8 @@ def camera_translation(points_mm: Floats, points_px: Floats, focal_px: Floats, c
         normal = a.transpose(0, 2, 1) @ a
         # Joints that all project to one point do not determine the depth, and NaN joints determine nothing: such a
         # prediction is bad, but raises no error.
-        fine = np.isfinite(normal).all((1, 2), keepdims=True)
-        inverse = np.linalg.pinv(np.where(fine, normal, 0), hermitian=True)
+        valid = np.isfinite(normal).all((1, 2), keepdims=True)
+        inverse = np.linalg.pinv(np.where(valid, normal, 0), hermitian=True)
         translation = (inverse @ a.transpose(0, 2, 1) @ b)[..., 0]
         depth = np.maximum(xyz[..., 2:] + translation[:, None, 2:], 1.0)
         weight = depth.mean(1, keepdims=True) / depth

@@ -53,9 +53,9 @@ def main(out: Path) -> None:
     vertices, _ = layer.articulate(
         roma.rotvec_to_rotmat(rotvecs.reshape(-1, 16, 3)), torch.from_numpy(np.stack(betas)).float()
     )
-    seen = vertices @ torch.stack(cameras).mT / REACH_M
-    seen = seen - (seen.amax(dim=1, keepdim=True) + seen.amin(dim=1, keepdim=True)) / 2
-    images = draw(seen, layer.faces, torch.tensor(SKIN).expand_as(seen), SIZE_PX, supersample=3)
+    points = vertices @ torch.stack(cameras).mT / REACH_M
+    points = points - (points.amax(dim=1, keepdim=True) + points.amin(dim=1, keepdim=True)) / 2
+    images = draw(points, layer.faces, torch.tensor(SKIN).expand_as(points), SIZE_PX, supersample=3)
 
     sheet = Image.new("RGB", (COLUMNS * SIZE_PX, -(-len(images) // COLUMNS) * SIZE_PX), "white")
     pen = ImageDraw.Draw(sheet)

@@ -35,7 +35,7 @@ def fitted_columns(fitter: HandFitter, hands: ListedHands) -> dict[str, Any]:
     places = _places(hands, landmarks)
     scale = fit.scale_px_per_mm / places.half_side_px
     translation = (fit.wrist_px - places.centre_px) / places.half_side_px[:, None]
-    found = CropHands(
+    fitted = CropHands(
         is_right=landmarks.is_right,
         joints3d_mm=fit.joints3d_mm,
         joints3d_std_mm=fit.joints3d_std_mm,
@@ -50,7 +50,7 @@ def fitted_columns(fitter: HandFitter, hands: ListedHands) -> dict[str, Any]:
         pose=fit.pose,
         betas=fit.betas,
     )
-    return label_columns(found, places) | {"side_score": np.maximum(right, 1 - right), "vertex_rgb": None}
+    return label_columns(fitted, places) | {"side_score": np.maximum(right, 1 - right), "vertex_rgb": None}
 
 
 def _places(hands: ListedHands, landmarks: Landmarks) -> CropPlaces:

@@ -60,9 +60,9 @@ def drawn_hands(hand: HandModel, count: int, rng: np.random.Generator) -> DrawnH
     vertices, joints = posed(angles, turn)
     level = np.exp(_LEVEL * rng.normal(size=(count, 1, 1)))
     bent = angles + level * _ANGLES_DEG * rng.normal(size=angles.shape)
-    aside = np.radians(level[:, 0] * _TURN_DEG) * rng.normal(size=(count, 3))
-    _, others = posed(bent, roma.rotvec_to_rotmat(torch.from_numpy(aside)) @ turn)
+    rotvecs = np.radians(level[:, 0] * _TURN_DEG) * rng.normal(size=(count, 3))
+    _, others = posed(bent, roma.rotvec_to_rotmat(torch.from_numpy(rotvecs)) @ turn)
     off = others - joints
     off = (off - off.mean(1, keepdims=True)) * [_SHARE_2D, _SHARE_2D, 1.0]
-    seen = joints + off + level * _NOISE_MM * rng.normal(size=joints.shape)
-    return DrawnHands(vertices, joints, Landmarks(seen[..., :2], seen[..., 2], np.ones(count, bool)))
+    points = joints + off + level * _NOISE_MM * rng.normal(size=joints.shape)
+    return DrawnHands(vertices, joints, Landmarks(points[..., :2], points[..., 2], np.ones(count, bool)))

@@ -75,10 +75,10 @@ class Laplace:
         of_hand = factor[:, :-4]
         moved = chain.derivatives(posed) @ of_hand[:, None]  # (B, 21, 3, D)
         scale = state.log_scale.exp()[:, None, None, None]
-        seen = scale * (moved[:, :, :2] + posed.joints_mm[..., :2, None] * factor[:, None, None, -4])
-        seen = seen + factor[:, None, -3:-1]
+        projected = scale * (moved[:, :, :2] + posed.joints_mm[..., :2, None] * factor[:, None, None, -4])
+        projected = projected + factor[:, None, -3:-1]
         return Spread(
-            moved.norm(dim=-1), self._of_vertices(posed, of_hand, moved, vertices_mm), seen.norm(dim=-1)
+            moved.norm(dim=-1), self._of_vertices(posed, of_hand, moved, vertices_mm), projected.norm(dim=-1)
         )
 
     def _of_vertices(self, posed: PosedChain, factor: Tensor, moved: Tensor, vertices_mm: Tensor) -> Tensor:

@@ -111,8 +111,8 @@ class Objective:
         """Return residuals (B, 21 * 2 + 21 * 3 + K + 10), whose squared norm is twice the cost, and posed joints."""
         posed = self.chain.posed(state.hands)
         joints = posed.joints_mm
-        seen = joints[..., :2] * state.log_scale.exp()[:, None, None] + state.shift[:, None]
-        off_2d = (seen - target.points[..., :2]) * target.weight_2d[..., None]
+        projected = joints[..., :2] * state.log_scale.exp()[:, None, None] + state.shift[:, None]
+        off_2d = (projected - target.points[..., :2]) * target.weight_2d[..., None]
         off_3d = state.scale_3d[:, None, None] * self._centred(joints, target)
         off_3d = off_3d - self._centred(target.points, target)
         prior = self._prior_weights(joints)

@@ -30,9 +30,9 @@ def from_palm(chain: JointChain, target: Target) -> State:
         joints[palm].expand(count, -1, -1), target.points[:, palm], weight, compute_scaling=True
     )
     scale = scale.clamp(*_SCALE_BOUNDS)
-    seen = scale[:, None, None] * (joints @ turn.mT)[..., :2]
-    known = (target.weight_2d > 0).to(seen)[..., None]
-    shift = ((target.points[..., :2] - seen) * known).sum(1) / known.sum(1)
+    projected = scale[:, None, None] * (joints @ turn.mT)[..., :2]
+    known = (target.weight_2d > 0).to(projected)[..., None]
+    shift = ((target.points[..., :2] - projected) * known).sum(1) / known.sum(1)
     return _state(chain, turn, scale, shift)
 
 
@@ -70,17 +70,17 @@ def from_views(chain: JointChain, target: Target) -> list[State]:
         return (numbers - mean[..., None]) * known, mean
 
     model, model_mean = centred(flat[None].expand(len(known), -1, -1, -1))
-    seen, seen_mean = centred(target.points[:, None, :, :2])
+    observed, observed_mean = centred(target.points[:, None, :, :2])
     power = model.abs().square().sum(-1).clamp(min=1e-9)
-    factor = (model.conj() * seen).sum(-1) / power
-    misfit = (factor[..., None] * model - seen).abs().square().sum(-1)
+    factor = (model.conj() * observed).sum(-1) / power
+    misfit = (factor[..., None] * model - observed).abs().square().sum(-1)
     states = []
     for view in misfit.topk(BEST_VIEWS, largest=False).indices.unbind(1):
         chosen = factor.gather(1, view[:, None])[:, 0]
         mean = model_mean.gather(1, view[:, None])[:, 0]
         scale = chosen.abs().clamp(*_SCALE_BOUNDS)
         turn = roma.rotvec_to_rotmat(chosen.angle()[:, None] * torch.tensor([0.0, 0.0, 1.0]).to(joints))
-        shift = torch.view_as_real(seen_mean[:, 0] - torch.polar(scale, chosen.angle()) * mean)
+        shift = torch.view_as_real(observed_mean[:, 0] - torch.polar(scale, chosen.angle()) * mean)
         states.append(_state(chain, turn @ views[view], scale, shift))
     return states
 
@@ -107,8 +107,8 @@ def _directions(count: int) -> Tensor:
     longitude = number * math.pi * (3 - math.sqrt(5))
     ring = (1 - z.square()).sqrt()
     third = torch.stack([ring * longitude.cos(), ring * longitude.sin(), z], -1)
-    aside = torch.where(
+    reference = torch.where(
         z.abs()[:, None] < 0.9, torch.tensor([0.0, 0.0, 1.0]).double(), torch.tensor([1.0, 0.0, 0.0]).double()
     )
-    first = torch.nn.functional.normalize(torch.linalg.cross(aside, third), dim=-1)
+    first = torch.nn.functional.normalize(torch.linalg.cross(reference, third), dim=-1)
     return torch.stack([first, torch.linalg.cross(third, first), third], 1)

@@ -139,15 +139,15 @@ def _array(value: object, name: str) -> np.ndarray:
     raise _FieldError(f"{name} is not an array")
 
 
-def _selected(whole: np.ndarray, state: dict[str, Any], name: str) -> np.ndarray:
+def _selected(full: np.ndarray, state: dict[str, Any], name: str) -> np.ndarray:
     indices = _integers(_field(state, "idxs"), f"{name}'s selection").ravel()
-    if indices.size and not 0 <= indices.min() <= indices.max() < whole.size:
+    if indices.size and not 0 <= indices.min() <= indices.max() < full.size:
         raise _FieldError(f"{name} selects values that do not exist")
     shape = _field(state, "preferred_shape")
     sizes = shape if type(shape) is tuple and all(type(n) is int and 0 <= n < 2**31 for n in shape) else ()
     if math.prod(sizes) != indices.size:
         raise _FieldError(f"{name} selects {indices.size} values for a shape of another size")
-    return whole.ravel()[indices].reshape(sizes)
+    return full.ravel()[indices].reshape(sizes)
 
 
 def _integers(value: object, name: str) -> np.ndarray:

@@ -53,18 +53,18 @@ class _Layer(NamedTuple):
     bias: Tensor  # (O,)
 
 
-def read_landmarker(place: str, crops: Tensor) -> Landmarker:
+def read_landmarker(uri: str, crops: Tensor) -> Landmarker:
     """Return MediaPipe's network with batch norms. In evaluation mode it gives MediaPipe's landmarks.
 
     Args:
-        place: path or URL of `hand_landmarker.task`.
+        uri: path or URL of `hand_landmarker.task`.
         crops: (N, 3, 224, 224) RGB, 0..1, like those of the training; the batch norms' statistics are measured on
             them. With N = 0 they stay at mean 0 and variance 1: the same function, but in evaluation mode only.
 
     Raises:
         UserError: `tflite` is not installed, or the file is missing or holds another network.
     """
-    layers = _read_layers(place)
+    layers = _read_layers(uri)
     filters = [layer for layer in layers if layer.weight.ndim == 4]
     linears = {HEADS.get(layer.name, layer.name): layer for layer in layers if layer.weight.ndim == 2}
     with torch.random.fork_rng(devices=[]):
@@ -74,13 +74,13 @@ def read_landmarker(place: str, crops: Tensor) -> Landmarker:
     norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
     heads = {name: getattr(network.heads, name) for name in HEADS.values()}
     if len(filters) != len(convolutions) or linears.keys() != heads.keys():
-        raise _wrong(place)
+        raise _wrong(uri)
     pairs: list[tuple[nn.Conv2d | nn.Linear, _Layer]] = list(zip(convolutions, filters, strict=True))
     pairs += [(head, linears[name]) for name, head in heads.items()]
     for module, layer in pairs:
         fits = layer.weight.shape == module.weight.shape and layer.bias.shape == module.weight.shape[:1]
         if not (fits and layer.weight.isfinite().all() and layer.bias.isfinite().all()):
-            raise _wrong(place)
+            raise _wrong(uri)
     with torch.no_grad():
         for module, layer in pairs:
             module.weight.copy_(layer.weight)
@@ -105,31 +105,31 @@ def _change_units(heads: LandmarkHeads) -> None:
         parameter.mul_(1000)
 
 
-def _wrong(place: str) -> UserError:
+def _wrong(uri: str) -> UserError:
     return UserError(
-        f"'{place}' does not hold MediaPipe's hand landmark network: give its hand_landmarker.task"
+        f"'{uri}' does not hold MediaPipe's hand landmark network: give its hand_landmarker.task"
     )
 
 
-def _read_layers(place: str) -> list[_Layer]:
+def _read_layers(uri: str) -> list[_Layer]:
     """Return the layers of the network in the bundle, in execution order."""
     if find_spec("tflite") is None:
-        raise UserError(f"'{place}' is read with tflite: pip install 'amvur-annotator[landmarker]'")
+        raise UserError(f"'{uri}' is read with tflite: pip install 'amvur-annotator[landmarker]'")
     try:
-        bundle = read_whole(place)
+        bundle = read_whole(uri)
     except OSError as error:
-        raise UserError(f"'{place}' can't be read ({error.strerror})") from None
+        raise UserError(f"'{uri}' can't be read ({error.strerror})") from None
     if bundle is None:
-        raise UserError(f"'{place}' does not exist: give MediaPipe's hand_landmarker.task")
+        raise UserError(f"'{uri}' does not exist: give MediaPipe's hand_landmarker.task")
     try:
         data = zipfile.ZipFile(io.BytesIO(bundle)).read(MEMBER)
         if data[4:8] != IDENTIFIER:
-            raise _wrong(place)
+            raise _wrong(uri)
         return _layers(data)
     except (zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, RuntimeError) as error:
-        raise _wrong(place) from error
+        raise _wrong(uri) from error
     except (struct.error, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise _wrong(place) from error  # flatbuffers raises any of these at a wrong offset
+        raise _wrong(uri) from error  # flatbuffers raises any of these at a wrong offset
 
 
 def _layers(data: bytes) -> list[_Layer]:

@@ -110,8 +110,8 @@ class Network(nn.Module):
             self.side, self.presence = ReadOut(feature_dim), ReadOut(feature_dim)
         else:
             head = self.camera if config.variant == "amvur" else self.prior_camera
-            seen = head(torch.zeros(1, feature_dim)).project(start.joints3d_mm)
-            self.heads.start_at(seen[0], start.joints3d_mm[0])
+            projected = head(torch.zeros(1, feature_dim)).project(start.joints3d_mm)
+            self.heads.start_at(projected[0], start.joints3d_mm[0])
         self.texture: nn.Module | None = None
         if config.texture.kind == "occlusion_aware":
             self.texture = OcclusionAwareTexture(feature_dim, self.backbone.shallow_dim, hand, config.texture)

@@ -96,9 +96,9 @@ class MeshSampler(nn.Module):
 
         def points(parameters: Tensor) -> Tensor:
             """Return probes, then all joints except the wrist: (B, N, _PROBES + 20, 3)."""
-            found, joints = self.reposer.move(bones, probes, parameters.expand(len(std_mm), -1, -1))
-            in_order = torch.cat([joints, found[:, :, -5:]], 2)[:, :, list(FREIHAND_FROM_MANO)]
-            return torch.cat([found[:, :, :-5], in_order[:, :, 1:]], 2) / std_mm[:, None].clamp_min(0.1)
+            moved, joints = self.reposer.move(bones, probes, parameters.expand(len(std_mm), -1, -1))
+            in_order = torch.cat([joints, moved[:, :, -5:]], 2)[:, :, list(FREIHAND_FROM_MANO)]
+            return torch.cat([moved[:, :, :-5], in_order[:, :, 1:]], 2) / std_mm[:, None].clamp_min(0.1)
 
         centre, std = self._fit(points)
         skin = self.reposer.skin(bones, vertices.mean_mm)

@@ -41,13 +41,13 @@ def fit_colours(colours: Tensor, images: Tensor, fragments: Fragments, faces: Te
     size_px = fragments.face_ids.shape[-1]
     if images.shape[-1] != size_px:
         images = interpolate(images, size=size_px, mode="bilinear", antialias=True)
-    seen = covered(fragments, faces, colours.shape[1])
-    photo = images.permute(0, 2, 3, 1).reshape(-1, 3).index_select(0, seen.pixel)
+    coverage = covered(fragments, faces, colours.shape[1])
+    photo = images.permute(0, 2, 3, 1).reshape(-1, 3).index_select(0, coverage.pixel)
     fitted = colours.reshape(-1, 3)
-    weight = seen.collect(torch.ones_like(photo[:, :1]), len(fitted))
+    weight = coverage.collect(torch.ones_like(photo[:, :1]), len(fitted))
     rate = torch.where(weight > LEAST_WEIGHT, 1 / weight.clamp_min(LEAST_WEIGHT), 0.0)
     for _ in range(FIT_STEPS):
-        fitted = fitted + rate * seen.collect(photo - seen.paint(fitted), len(fitted))
+        fitted = fitted + rate * coverage.collect(photo - coverage.paint(fitted), len(fitted))
     return fitted.reshape(colours.shape).clamp(0, 1)
 
 
@@ -102,16 +102,16 @@ class OcclusionAwareTexture(nn.Module):
             faces: (F, 3).
         """
         places = points[..., :2]
-        seen = visible[..., None].to(X.dtype)
-        pixels = reverse_interpolate(X, points_in_X) * seen
+        mask = visible[..., None].to(X.dtype)
+        pixels = reverse_interpolate(X, points_in_X) * mask
         logits = torch.zeros_like(pixels[..., :3])
         if self.photo_colour:
             fragments = Fragments(face_ids, barycentrics(points, faces, face_ids))
-            photo = fit_colours(reverse_interpolate(images, places), images, fragments, faces) * seen
+            photo = fit_colours(reverse_interpolate(images, places), images, fragments, faces) * mask
             pixels = torch.cat([pixels, photo], -1)
             # A hidden vertex starts from the mean colour of visible ones; from grey if no vertex is visible.
-            mean_seen = (photo.sum(1, keepdim=True) + 0.5e-3) / (seen.sum(1, keepdim=True) + 1e-3)
-            logits = (photo + mean_seen * (1 - seen)).clamp(0.01, 0.99).logit()
+            mean_visible = (photo.sum(1, keepdim=True) + 0.5e-3) / (mask.sum(1, keepdim=True) + 1e-3)
+            logits = (photo + mean_visible * (1 - mask)).clamp(0.01, 0.99).logit()
         features = self.tokens(g) + self.from_pixels(pixels)
         features = features + self.self_attention(features, features[:, self.keys])
         return (logits + self.colour(features).float()).sigmoid()

@@ -21,9 +21,9 @@ FAR = 1e15
 class Fragments:
     """Nearest face per pixel of B square images: H = W = size_px, row 0 at the top."""
 
-    face_ids: Tensor  # (B, H, W) int64, -1 where nothing
+    face_ids: Tensor  # (B, H, W) int64, -1 for no face
     barycentrics: (
-        Tensor  # (B, H, W, 3) of the face's corners, zero where nothing; differentiable in the points
+        Tensor  # (B, H, W, 3) of the face's corners, zero without a face; differentiable in the points
     )
 
 
@@ -93,9 +93,9 @@ def interpolate(fragments: Fragments, attributes: Tensor, faces: Tensor) -> Tens
     the rasterized ones.
     """
     face_ids, channels = fragments.face_ids, attributes.shape[-1]
-    seen = covered(fragments, faces, attributes.shape[1])
-    values = seen.paint(attributes.reshape(-1, channels))
-    image = values.new_zeros(face_ids.numel(), channels).index_put((seen.pixel,), values)
+    coverage = covered(fragments, faces, attributes.shape[1])
+    values = coverage.paint(attributes.reshape(-1, channels))
+    image = values.new_zeros(face_ids.numel(), channels).index_put((coverage.pixel,), values)
     return image.reshape(*face_ids.shape, channels)
 
 
