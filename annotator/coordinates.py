@@ -34,8 +34,8 @@ OUTSIDE_RGB = (124, 116, 104)
 OUTSIDE = tuple(level / 255 for level in OUTSIDE_RGB)
 
 #: Assumed focal length, as a multiple of the photo's longer side: that of a typical phone for a full scene. It is
-#: longer if the photo itself is the crop, cut from a wider view (at 1.2 a hand that fills the photo would be 25 cm
-#: from the lens).
+#: longer if the photo itself is the crop, cut from a wider view. At 1.2 a hand that fills the photo would be 25 cm
+#: from the lens.
 ASSUMED_FOCAL_SCENE = 1.2
 ASSUMED_FOCAL_CROP = 5.0
 

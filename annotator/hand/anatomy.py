@@ -36,8 +36,8 @@ LIMITS = np.array(
     dtype=np.float64,
 )
 
-# The back of each finger is tilted from the palm's back towards the thumb's side by this angle (degrees), so that
-# bent fingers point at the base of the thumb.
+# Tilt of each finger's back, relative to the palm's back, towards the thumb's side (degrees). With it bent fingers
+# point at the base of the thumb.
 _LEAN = np.array([70.0, 15.0, 5.0, -4.0, -12.0])
 #: The thumb's pronation per degree of palmar abduction and per degree less of spread.
 THUMB_TWIST = (0.5, 0.5)
@@ -336,8 +336,8 @@ def sample_poses(rest_joints: Array, count: int, generator: np.random.Generator)
 def chirality(joints3d: Array) -> Array:
     """Return the side of hands with joints (..., 21, 3): positive for a right hand, negative for a left, (...).
 
-    The value is the bend of the four fingers, cross(proximal phalanx, rest of the finger), along the line from
-    the little to the index knuckle, summed. Any unit and any right-handed frame (such as camera axes) will do.
+    The value is the sum over four fingers of their bend, cross(proximal phalanx, rest of the finger), along the line
+    from little to index knuckle. Any unit and any right-handed frame (such as camera axes) will do.
     The value grows with the bend and is meaningless for straight fingers.
     """
     fingers = joints3d[..., 5:, :].reshape(*joints3d.shape[:-2], 4, 4, 3)

@@ -43,7 +43,7 @@ def fit_linear_map(
         points = sources[:, near].astype(np.float64)
         centre = points.mean(axis=1)
         # Relative to the candidates' centre, equal weights give zero, so the ridge solution sums to zero
-        # (except for rounding), and adding 1/C to each weight makes the row sum to one.
+        # (except for rounding). Adding 1/C to each weight makes the row sum to one.
         system = (points - centre[:, None]).swapaxes(1, 2).reshape(-1, len(near))
         normal = system.T @ system + len(system) * noise**2 * np.eye(len(near))
         solved = np.linalg.solve(normal, system.T @ (target - centre).reshape(-1))

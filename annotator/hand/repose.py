@@ -1,7 +1,7 @@
 """Pose an already posed mesh: rotate, bend and reshape it by linear blend skinning with its own skeleton.
 
-`HandLayer` poses the template. Here any mesh of a hand model, such as AMVUR's mean, serves as the hand at rest, and
-its offsets from the parametric hand move with the bones. Pose correctives (MANO's) stay as in that mesh.
+`HandLayer` poses the template. Here any mesh of a hand model, such as AMVUR's mean, serves as the hand at rest. Its
+offsets from the parametric hand move with the bones. Pose correctives (MANO's) stay as in that mesh.
 """
 
 from __future__ import annotations

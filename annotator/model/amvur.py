@@ -51,8 +51,9 @@ def combined(weights: Tensor, points: Tensor) -> Tensor:
 def joints_from_vertices(vertices: Gaussian, R: Tensor, joint_variance: str) -> Gaussian:
     """Return q(J3 | I) from q(V | I): mean R mu_V, variance (R * R) sigma_V^2 (section 3.1).
 
-    The paper's variance ("independent") treats errors of neighbouring vertices as independent, and gives about half
-    of the real errors. "shared" treats them as one common error, scaled per vertex: sigma_J = |R sigma_V|.
+    The paper's variance ("independent") treats errors of neighbouring vertices as independent. It comes out about
+    half as large as the real errors. "shared" treats them as one common error, scaled per vertex:
+    sigma_J = |R sigma_V|.
     """
     if joint_variance == "independent":
         variance = combined(R.square(), vertices.std_mm.square())
@@ -67,9 +68,9 @@ class Amvur(nn.Module):
     offsets from tokens to vertices. mu_V is a start plus the MLP's offsets in centimetres, so an untrained network
     gives the mean hand. mu_V is wrist-relative by construction. The start is the mean hand, or with `config.start`
     prior-net's V_p. No gradient passes through V_p: prior-net has its own targets and the KL.
-    With `config.aligned` tokens also hold the projections of prior-net's vertices and joints into the crop, and the
-    backbone's maps at these points, of `map_dims` channels. With `landmarks` joint tokens also hold the offset from
-    the projected joint to its landmark.
+    With `config.aligned` tokens also hold the projections of prior-net's vertices and joints into the crop. They hold
+    the backbone's maps at these points, too, of `map_dims` channels. With `landmarks` joint tokens also hold the
+    offset from the projected joint to its landmark.
     """
 
     start_mm: Tensor  # (V, 3)

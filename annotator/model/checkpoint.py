@@ -1,8 +1,7 @@
 """Checkpoints: one safetensors file whose header carries everything else as JSON.
 
-The header's `amvur` entry holds the format version, the network's configuration, the hand model's id, the number of
-training steps, and the calibration of its uncertainties. A single file can't lose a part, and nothing in it can run
-code.
+The header's `amvur` entry holds format version, network configuration, hand model id, number of training steps and
+calibration. A single file can't lose a part, and nothing in it can run code.
 """
 
 from __future__ import annotations
@@ -167,7 +166,7 @@ def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoin
     model = load_hand(hand or _hand_of(name, info))
     if model.id != info.hand_id and Path(name) in NAMES.values():
         raise UserError(
-            "the weights that ship are the open hand's: leave out --hand, or train your own (amvur train --hand)"
+            "the shipped weights are for the open hand: leave out --hand, or train your own (amvur train --hand)"
         )
     if model.id != info.hand_id:
         raise UserError(

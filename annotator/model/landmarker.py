@@ -88,7 +88,7 @@ class LandmarkHeads(nn.Module):
 
 
 class Landmarker(nn.Module):
-    """The whole network, with random weights."""
+    """The complete network, with random weights."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -114,7 +114,7 @@ def _wrong(uri: str) -> UserError:
 def _read_layers(uri: str) -> list[_Layer]:
     """Return the layers of the network in the bundle, in execution order."""
     if find_spec("tflite") is None:
-        raise UserError(f"'{uri}' is read with tflite: pip install 'amvur-annotator[landmarker]'")
+        raise UserError(f"reading '{uri}' needs tflite: pip install 'amvur-annotator[landmarker]'")
     try:
         bundle = read_whole(uri)
     except OSError as error:

@@ -2,8 +2,8 @@
 
 q(V | I) is a product over coordinates. Independent draws would tear the mesh, because a fingertip's std is several
 edges long. So a draw moves the whole mesh, by parameters theta of `hand/repose.py`: a rotation about the wrist, pose
-components, betas. theta_k is N(c_k, lambda_k). Each hand has its own lambda, which fits the variances to the
-calibrated std^2 of vertices and joints, to first order and by non-negative least squares:
+components, betas. theta_k is N(c_k, lambda_k). Each hand has its own lambda. It fits the variances to the calibrated
+std^2 of vertices and joints, to first order, by non-negative least squares:
 
     minimise  sum_i w_i (sum_k lambda_k (dx_i / dtheta_k)^2 / std_i^2 - 1)^2   subject to  0 <= lambda <= limit
 

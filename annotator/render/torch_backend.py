@@ -1,8 +1,8 @@
 """A z-buffer in pure torch, on any device: triangles to rows, rows to spans of pixels, one minimum per pixel.
 
 Each triangle is cut into pixel rows. In a row it covers the closed span between its two sides. A pixel is covered
-when its centre lies in the span. Edges are always traversed from the upper to the lower end, so two triangles that
-share an edge compute exactly the same crossing, and no pixel falls between them. Spans contain only covered pixels,
+when its centre lies in the span. Edges are always traversed from the upper to the lower end. So two triangles with a
+common edge compute exactly the same crossing, and no pixel falls between them. Spans contain only covered pixels,
 about half of a bounding box, and need only a depth per pixel. The nearest face is then the smallest key (depth, face
 id), by one `scatter_reduce(amin)`.
 """
@@ -151,8 +151,8 @@ def _cut(
 ) -> tuple[Tensor, Tensor]:
     """Return x and z where a side crosses a row: x is exact at both ends and on vertical sides.
 
-    These are plain products and sums. `torch.lerp` fuses them or not, depending on the position in the tensor, so
-    that two triangles with a common side would differ in the last bit.
+    These are plain products and sums. `torch.lerp` fuses them or not, depending on the position in the tensor. Then
+    two triangles with a common side would differ in the last bit.
     """
     start, end = starts.index_select(0, part), ends.index_select(0, part)
     y0, y1 = vertices.y.index_select(0, start), vertices.y.index_select(0, end)

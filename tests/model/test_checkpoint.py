@@ -158,7 +158,7 @@ def test_half_precision_halves_the_file_and_rounds_weights_alone(lively, tmp_pat
 
 def test_the_shipped_weights_are_the_open_hands(tmp_path):
     write_mano_file(tmp_path / "MANO_RIGHT.pkl")
-    with pytest.raises(UserError, match="the weights that ship are the open hand's: leave out --hand"):
+    with pytest.raises(UserError, match="the shipped weights are for the open hand: leave out --hand"):
         load_checkpoint("default", f"mano:{tmp_path / 'MANO_RIGHT.pkl'}")
 
 
