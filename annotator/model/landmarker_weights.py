@@ -1,4 +1,4 @@
-"""Save and read a distilled landmark network (`trainer/distil.py`): a start for training, as a `.task` file is."""
+"""Save and load a distilled landmark network (`trainer/distil.py`): a start for training, like a `.task` file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from annotator.errors import UserError
 from annotator.model.landmarker import Landmarker
 from annotator.storage.files import read_whole
 
-#: Metadata key of such a file; its value is the side of the crops that the network was taught on, pixels.
+#: Metadata key of such a file; its value is the side of the crops in its training, pixels.
 KEY = "amvur_landmarker"
 
 
@@ -25,7 +25,7 @@ def landmarker_bytes(landmarker: Landmarker, crop_px: int) -> bytes:
 
 
 def is_landmarker_file(place: str) -> bool:
-    """Return whether a path or URL is such a file: its header says so."""
+    """Return whether a path or URL is such a file, by its header."""
     data = read_whole(place) if place.endswith(".safetensors") else None
     if not data or len(data) < 8:
         return False
@@ -37,10 +37,10 @@ def is_landmarker_file(place: str) -> bool:
 
 
 def load_landmarker(place: str) -> Landmarker:
-    """Read a file that `landmarker_bytes` made.
+    """Load a network from a file with `landmarker_bytes`.
 
     Raises:
-        UserError: it does not exist, is damaged or is not such a file.
+        UserError: the file is missing, damaged or of another kind.
     """
     data = read_whole(place)
     landmarker = Landmarker()

@@ -1,6 +1,6 @@
 """Refine prior-net's hand on the landmarks that the network reads out: a few steps of `amvur fit`. Not in the paper.
 
-Prior-net's inverse kinematics starts so near the minimum that two Levenberg-Marquardt steps are enough. The cost
+Prior-net's inverse kinematics starts so close to the minimum that two Levenberg-Marquardt steps are enough. The cost
 is that of `annotator/fitting/objective.py`. No gradient passes through the steps.
 """
 
@@ -21,7 +21,7 @@ _PARTS = ("rest_mm", "shape_mm", "pose_mean", "pose_components")
 
 
 class Refinement(nn.Module):
-    """Prior-net's hands and landmarks to the pose and shape of better hands."""
+    """Refine pose and shape of prior-net's hands on landmarks."""
 
     moving: Tensor  # (K,) indices of the pose components that move a joint
 
