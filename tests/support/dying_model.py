@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from annotator.job import Job, run_job
+from annotator.job.run import Job, run_job
 from annotator.job.dispatcher import Stations
 from annotator.job.record import RunRecord
 from annotator.job.resources import ComputeOptions, crew_of
