@@ -45,9 +45,7 @@ class Crops(CropPlaces):
     """
 
     pixels: NDArray[np.uint8]  # (n, crop_px, crop_px, 3) RGB
-    right_score: NDArray[
-        np.float32
-    ]  # (n,) probability of a right hand, from the list or detector; NaN: unknown
+    right_score: NDArray[np.float32]  # (n,) probability of a right hand; NaN: unknown
 
     def __getitem__(self, rows: Any) -> Crops:
         return Crops(*(getattr(self, f.name)[rows] for f in fields(self)))

@@ -54,7 +54,7 @@ class WithBoxes(Source):
                     f"'{plain(shown(boxes))}' has no boxes: give columns x1, y1, x2, y2, or box_xyxy"
                 )
         elif is_unfinished(boxes):
-            raise UserError(f"'{plain(shown(boxes))}' is unfinished: run the same `amvur detect` again first")
+            raise UserError(f"'{plain(shown(boxes))}' is unfinished: run the same `amvur detect` command again first")
         elif not label_files(boxes):
             raise UserError(
                 f"'{plain(shown(boxes))}' has no boxes: give a list with boxes, or the output of `amvur detect`"
@@ -114,11 +114,11 @@ class WithBoxes(Source):
                 yield {f"uri {row['image_uri']}", f"id {row['image_id']}"}, _hand_of(row)
 
     def _joined(self, entry: Entry, index: sqlite3.Connection) -> Entry:
-        found = self._found(entry, index)
-        if not found:
+        listed = self._listed_hands(entry, index)
+        if not listed:
             return replace(entry, fault=_NOT_LISTED)
         hands: list[ListedHand] = []
-        for hand in found:
+        for hand in listed:
             if hand is not None and isinstance(hand[0], str):
                 return replace(entry, fault=Fault(*hand))
             if hand is not None:
@@ -126,15 +126,15 @@ class WithBoxes(Source):
         boxes_in: BoxFrame = "photo" if not self._is_list else "fraction" if self._normalised else "file"
         return replace(entry, hands=tuple(hands), boxes_in=boxes_in)
 
-    def _found(self, entry: Entry, index: sqlite3.Connection) -> list[Any]:
+    def _listed_hands(self, entry: Entry, index: sqlite3.Connection) -> list[Any]:
         """Return the listed hands of a photo, looked up by its id and uri."""
         names = [f"uri {entry.uri}", f"uri {_normal(entry)}", f"id {entry.id}"]
         if entry.frame_index is not None:
             names = names[2:]  # all frames of the video share the uri
         for name in names if self._is_list else reversed(names):
-            found = index.execute("select hand from hands where photo = ? order by rowid", (name,)).fetchall()
-            if found:
-                return [json.loads(text) for (text,) in found]
+            rows = index.execute("select hand from hands where photo = ? order by rowid", (name,)).fetchall()
+            if rows:
+                return [json.loads(text) for (text,) in rows]
         return []
 
 

@@ -44,15 +44,11 @@ class Entry:
     id: str  # stable and unique: the path below the source, the list's id, or the list's row and uri
     order: int = 0  # position in the list, or in the containing file
     inside: str | None = None  # the name of a tar's member or the number of a Parquet file's row
-    at: tuple[
-        int, ...
-    ] = ()  # location in the file, as `tar`, `parquet` and `video` define it; () is the whole file
+    at: tuple[int, ...] = ()  # location in a tar, Parquet file or video; () is the whole file
     frame_index: int | None = None
     frame_time_s: float | None = None
     hands: tuple[ListedHand, ...] | None = None  # None: hands are not listed; (): listed as without hands
-    first_hand: int = (
-        0  # `hand_index` of its first hand: earlier rows of the list have the photo's other hands
-    )
+    first_hand: int = 0  # `hand_index` of its first hand, if earlier rows have other hands of the photo
     boxes_in: BoxFrame = "file"
     focal_px: float | None = None
     hand_length_mm: float | None = None  # of its hands, wrist to middle fingertip along the bones
@@ -143,7 +139,7 @@ def path_of(text: str) -> str:
     """Return the path that `readable` turned into this text."""
     if "\\x" not in text:
         return text
-    return os.fsdecode(_ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), os.fsencode(text)))
+    return os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), os.fsencode(text)))
 
 
 def plain(text: str) -> str:

@@ -78,7 +78,7 @@ class DetectedLandmarks(LandmarkSource):
         self._labels = labels
         name = plain(shown(labels))
         if is_unfinished(labels):
-            raise UserError(f"'{name}' is unfinished: run the same `amvur detect` again first")
+            raise UserError(f"'{name}' is unfinished: run the same `amvur detect` command again first")
         files = sorted(label_files(labels))
         if not files:
             raise UserError(
@@ -172,7 +172,7 @@ class CocoLandmarks(LandmarkSource):
         return beside
 
     def __iter__(self) -> Iterator[Entry]:
-        seen: set[str] = set()
+        names: set[str] = set()
         for order, photo in enumerate(self._photos):
             name = photo["file_name"]
             hands = tuple(_annotated(hand) for hand in self._hands.get(photo["id"], ()))
@@ -181,11 +181,11 @@ class CocoLandmarks(LandmarkSource):
                 id=readable(name),
                 order=order,
                 hands=hands or None,
-                duplicate=name in seen,
+                duplicate=name in names,
                 fault=None if hands else Fault("not_listed", "the annotations have no hand in this photo"),
                 extra={"width": photo["width"], "height": photo["height"]},
             )
-            seen.add(name)
+            names.add(name)
 
 
 def _annotated(hand: CocoHand) -> ListedHand:

@@ -72,15 +72,15 @@ def _image_column(schema: pa.Schema) -> str:
     Raises:
         PhotoError: no column holds photos, or more than one does.
     """
-    found = image_columns(schema)
-    if not found:
+    columns = image_columns(schema)
+    if not columns:
         raise PhotoError("not_a_photo", _no_photos(schema))
-    if len(found) > 1:
-        names = ", ".join(f"'{name}'" for name in found[:8])
+    if len(columns) > 1:
+        names = ", ".join(f"'{name}'" for name in columns[:8])
         raise PhotoError(
             "unsupported", f"several columns hold photos ({names}): keep one of them, or name one 'image'"
         )
-    return found[0]
+    return columns[0]
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -318,7 +318,7 @@ def test_what_holds_no_landmarks_is_refused_in_one_line(found, local_ray, tmp_pa
     for place, words in (
         (tmp_path / "nowhere", "has no landmarks: give the output of `amvur detect`"),
         (old, "no landmarks with depth: run this amvur's `detect` into a new folder"),
-        (half, "is unfinished: run the same `amvur detect` again first"),
+        (half, "is unfinished: run the same `amvur detect` command again first"),
         (listed, "has no annotated hand"),
         (tmp_path / "none.json", "no such file"),
     ):

@@ -262,10 +262,10 @@ class ListSource(Source):
             return a - c / 2, b - d / 2, a + c / 2, b + d / 2
         return a, b, c, d
 
-    def _number(self, value: Any, what: str) -> float:
+    def _number(self, value: Any, field: str) -> float:
         if self._decimal_comma and isinstance(value, str) and value.count(",") == 1:
             value = value.replace(",", ".")
-        return _number(value, what)
+        return _number(value, field)
 
     def _right(self, row: Row) -> float | None:
         given = self._given(row, "right")
@@ -312,13 +312,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _number(value: Any, what: str) -> float:
+def _number(value: Any, field: str) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise BadRowError(f"{what} has {_short(value)}: expected a finite number")
+        raise BadRowError(f"{field} has {_short(value)}: expected a finite number")
     return number
 
 
