@@ -25,7 +25,7 @@ def open_source(
     Args:
         place: path or URL of a folder, a glob, a list (`LIST_SUFFIXES`), a tar, a Parquet file with photos inside, a
             video or a photo.
-        leave_out: a folder below `place` to skip: label folders may lie among photos.
+        leave_out: a folder below `place` to skip: label sets may lie among photos.
         every: use every Nth frame of a video.
         boxes: a list with boxes, or labels from `amvur detect`, with the hands in these photos.
         boxes_normalised: the list's boxes are fractions of each photo's width and height.

@@ -30,7 +30,7 @@ _NOT_LISTED = Fault("not_listed", "the boxes do not list this photo")
 class WithBoxes(Source):
     """The photos of a source, with the hands that `boxes` has for them, matched by uri or id.
 
-    Label folders are matched by id first: a list may repeat a uri, and all frames of a video share one.
+    Label sets are matched by id first: a list may repeat a uri, and all frames of a video share one.
     """
 
     def __init__(self, photos: Source, boxes: str, normalised: bool = False) -> None:
@@ -38,7 +38,7 @@ class WithBoxes(Source):
 
         Args:
             photos: the source of the photos; if it is a list, each row is a photo.
-            boxes: a list, or a label folder.
+            boxes: a list, or a label set.
             normalised: the list's boxes are fractions of each photo's width and height.
 
         Raises:
@@ -54,7 +54,9 @@ class WithBoxes(Source):
                     f"'{plain(shown(boxes))}' has no boxes: give columns x1, y1, x2, y2, or box_xyxy"
                 )
         elif is_unfinished(boxes):
-            raise UserError(f"'{plain(shown(boxes))}' is unfinished: run the same `amvur detect` command again first")
+            raise UserError(
+                f"'{plain(shown(boxes))}' is unfinished: run the same `amvur detect` command again first"
+            )
         elif not label_files(boxes):
             raise UserError(
                 f"'{plain(shown(boxes))}' has no boxes: give a list with boxes, or the output of `amvur detect`"
@@ -158,7 +160,7 @@ def _normal(entry: Entry) -> str:
 
 
 def is_unfinished(boxes: str) -> bool:
-    """Return whether a run is writing to the label folder, or none has finished."""
+    """Return whether a run is writing to the label set, or none has finished."""
     record = read_whole(join(boxes, "_run.json"))
     if record is None:
         return False

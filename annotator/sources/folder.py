@@ -39,7 +39,7 @@ class FolderSource(Source):
 
         Args:
             place: path or URL of a folder or file, or one with `*`, `**`, `?` or `[...]`.
-            leave_out: a folder below `place` to skip: label folders may lie among photos.
+            leave_out: a folder below `place` to skip: label sets may lie among photos.
             every: use every Nth frame of a video.
 
         Raises:

@@ -47,12 +47,12 @@ def open_landmarks(place: str, images: str | None = None) -> LandmarkSource:
     """Open landmarks at a path or URL.
 
     Args:
-        place: a label folder from `amvur detect`, or a `.json` file in COCO's layout.
+        place: a label set from `amvur detect`, or a `.json` file in COCO's layout.
         images: for COCO, the folder that `file_name`s are relative to; default: the JSON file's folder, or `images` in
             it.
 
     Raises:
-        UserError: `place` has no landmarks, its run is unfinished, or `images` is given for a label folder.
+        UserError: `place` has no landmarks, its run is unfinished, or `images` is given for a label set.
     """
     if place.lower().endswith(".json"):
         return CocoLandmarks(place, images)
@@ -64,7 +64,7 @@ def open_landmarks(place: str, images: str | None = None) -> LandmarkSource:
 
 
 class DetectedLandmarks(LandmarkSource):
-    """The rows of a label folder from `amvur detect`, grouped by photo."""
+    """The rows of a label set from `amvur detect`, grouped by photo."""
 
     has_depth, box_source = True, "detector"
 

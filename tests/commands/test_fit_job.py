@@ -317,7 +317,7 @@ def test_what_holds_no_landmarks_is_refused_in_one_line(found, local_ray, tmp_pa
     listed.write_text('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}')
     for place, words in (
         (tmp_path / "nowhere", "has no landmarks: give the output of `amvur detect`"),
-        (old, "no landmarks with depth: run this amvur's `detect` into a new folder"),
+        (old, "no landmarks with depth: run `detect` of this amvur version into a new folder"),
         (half, "is unfinished: run the same `amvur detect` command again first"),
         (listed, "has no annotated hand"),
         (tmp_path / "none.json", "no such file"),
@@ -327,7 +327,7 @@ def test_what_holds_no_landmarks_is_refused_in_one_line(found, local_ray, tmp_pa
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="was made by another command"):
         fit(str(found), str(found))
-    with pytest.raises(UserError, match="images is for annotations"):
+    with pytest.raises(UserError, match="images applies only to annotations"):
         fit(str(found), out, images=str(tmp_path))
     assert not Path(out).exists()
 

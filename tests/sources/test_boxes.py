@@ -1,4 +1,4 @@
-"""Photos joined with boxes from a list or a label folder, against plain reading of both."""
+"""Photos joined with boxes from a list or a label set, against plain reading of both."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def hands_or_reason(entry: Entry) -> object:
 
 
 def labels_of(folder: Path, *shards: list[dict[str, Any]]) -> Path:
-    """Write a label folder with the boxes that `amvur detect` writes."""
+    """Write a label set with the boxes that `amvur detect` writes."""
     (folder / "data").mkdir(parents=True)
     for number, rows in enumerate(shards):
         table = pa.Table.from_pylist(rows, SCHEMA)
