@@ -139,7 +139,7 @@ class ListSource(Source):
 
     def _classified(self, entry: Entry, uri: str, names: NameIndex) -> Entry:
         """Return the entry as a new photo, another hand of an earlier photo, or a duplicate."""
-        # One index holds uris (u), ids (i), hand counts (n) and hands (h), told apart by the first letter.
+        # One index holds uris (u), ids (i), hand counts (n) and hands (h), distinguished by the first letter.
         before = names.first_value(f"u{entry.path}", entry.order) if entry.path else None
         same_id = self.has_ids and names.is_repeat(f"i{entry.id}")
         box = None if entry.fault or not entry.hands else entry.hands[0].box_xyxy

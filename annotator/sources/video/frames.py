@@ -73,9 +73,8 @@ def _decoded(
     container: InputContainer, stream: VideoStream, start: int
 ) -> Iterator[tuple[float, VideoFrame]]:
     failure = ffmpeg_error()
-    floor: int | None = (
-        None  # the keyframe's time: frames shown before it depend on frames that were not read
-    )
+    # The keyframe's time: frames shown before it depend on frames that were not read.
+    floor: int | None = None
     with contextlib.suppress(failure):
         container.seek(start, stream=stream)
         for packet in container.demux(stream):
