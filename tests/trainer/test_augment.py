@@ -48,7 +48,7 @@ def test_joints_move_with_the_pixels():
     batch = dotted()
     config = AugmentConfig(rotation_deg=80, zoom=1.3, shift=0.15, colour=0, blur=0, noise=0, erase=0)
     images, moved = prepare(batch, 64, 90 / 64, config)
-    # What lies outside the wide photo is painted grey: look at the dot alone.
+    # The area outside the wide photo is grey: compare only the dot.
     bright = (images.mean(1) - 0.5).clamp(min=0)
     inside = moved.joints2d[:, 8].abs().amax(1).numpy() < 0.8
     assert inside.sum() >= 4
@@ -58,12 +58,12 @@ def test_joints_move_with_the_pixels():
     assert not np.allclose(moved.joints2d, batch.joints2d, atol=0.05)
 
 
-def test_three_dimensions_turn_with_the_picture_and_keep_their_size():
+def test_3d_rotates_with_the_photo_and_keeps_its_size():
     batch = dotted()
     angle = torch.linspace(-1, 1, len(batch))
     zoom, shift = torch.full_like(angle, 0.8), torch.full((len(batch), 2), 0.1)
     _, moved = move(batch.image.float(), batch, 64, angle, zoom, shift)
-    # A camera that saw the old joints at scale s sees the new ones at s / zoom, turned by the same angle.
+    # A camera with scale s for the old joints has s / zoom for the new ones, rotated by the same angle.
     old = batch.joints3d_mm[:, :, :2] / 300
     batch.joints2d = old + 0.05
     _, again = move(batch.image.float(), batch, 64, angle, zoom, shift)
@@ -75,7 +75,7 @@ def test_three_dimensions_turn_with_the_picture_and_keep_their_size():
         assert torch.allclose(torch.cdist(before, before), torch.cdist(after, after), atol=1e-2)
 
 
-def test_a_known_camera_turns_with_the_crop():
+def test_a_known_camera_rotates_with_the_crop():
     """Against a pinhole: the moved crop is one before a camera that is rolled, and its 3D is in that crop's axes."""
     rng = np.random.default_rng(1)
     batch = dotted()
@@ -133,14 +133,14 @@ def test_an_example_changes_the_same_way_in_any_batch():
     assert torch.allclose(moved.joints2d[[4, 1]], some.joints2d, atol=1e-6)
 
 
-def test_nothing_asked_for_changes_nothing():
+def test_zero_augmentation_changes_nothing():
     batch = dotted(size_px=64)
     images, moved = prepare(batch, 64, 1.0, STILL)
     assert torch.allclose(images, batch.image / 255, atol=1e-5)
     assert torch.equal(moved.joints2d, batch.joints2d)
 
 
-def test_patches_take_the_hand_out_of_the_mask():
+def test_patches_remove_the_hand_from_the_mask():
     batch = dotted(64, 90)
     batch.hand_mask[:] = 255
     plain, _ = prepare(batch, 64, 90 / 64, STILL)
@@ -189,7 +189,7 @@ def test_crops_are_cut_upright_and_tight_around_the_joints_first():
     low, high = moved.joints2d.amin(1), moved.joints2d.amax(1)
     torch.testing.assert_close((high - low).amax(1), torch.full((6,), 2 / 1.35), atol=1e-5, rtol=0)
     torch.testing.assert_close(low + high, torch.zeros(6, 2), atol=1e-5, rtol=0)
-    # 3D turns with the pixels: x and y stay 2D's, at the crop's scale (all rays are the axis here).
+    # 3D rotates with the pixels: x and y match 2D at the crop's scale (all rays are the axis here).
     scale = (moved.joints2d[:, 9] - moved.joints2d[:, 0]).norm(dim=1) / (joints[:, 9] - joints[:, 0]).norm(
         dim=1
     )

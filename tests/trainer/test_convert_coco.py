@@ -63,7 +63,7 @@ def test_joints_are_found_in_the_photo_and_unannotated_ones_are_nan(
     assert np.nanmax(misses) < 0.5
 
 
-def test_a_given_box_side_and_folder_of_images_are_taken(
+def test_a_given_box_side_and_folder_of_images_are_used(
     document: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     changed = copy.deepcopy(document)
@@ -103,7 +103,7 @@ def test_whole_body_annotations_give_each_valid_hand(
     np.testing.assert_allclose(boxes[False], expected, atol=0.05)
 
 
-def test_what_can_not_teach_is_left_out_and_counted(
+def test_unusable_annotations_are_left_out_and_counted(
     document: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     changed = copy.deepcopy(document)
@@ -184,7 +184,7 @@ def test_a_malformed_file_is_named_with_its_field(
     assert f"{tmp_path.name}.json" in str(error.value)
 
 
-def test_files_and_arguments_that_make_no_sense_are_refused(tmp_path: Path, document: dict[str, Any]) -> None:
+def test_invalid_files_and_arguments_are_refused(tmp_path: Path, document: dict[str, Any]) -> None:
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match=r"a\.json: no such file"):
         convert(f"coco:{tmp_path / 'a.json'}", out)
@@ -197,7 +197,7 @@ def test_files_and_arguments_that_make_no_sense_are_refused(tmp_path: Path, docu
         convert("frei:x", out)
     with pytest.raises(UserError, match="split is 'test', may be train, evaluation"):
         convert("coco:x", out, split="test")
-    with pytest.raises(UserError, match="images is for coco and labels"):
+    with pytest.raises(UserError, match="images only applies to coco and labels"):
         convert("ho3d:x", out, images="y")
     (tmp_path / "out" / "data").mkdir(parents=True)
     with pytest.raises(UserError, match="is not empty: delete it"):

@@ -141,7 +141,7 @@ def test_pose_and_betas_through_the_layer_give_the_mesh(out: Path, mano: Any) ->
         rotations = roma.rotvec_to_rotmat(torch.tensor(row["pose"]).view(1, 16, 3))
         vertices, _ = layer(rotations, torch.tensor(row["betas"])[None])
         difference = np.array(row["vertices_mm"]) - vertices[0].numpy()
-        # The layer's origin is R's wrist, the file's the skeleton's own.
+        # The layer's origin is R's wrist, the file's origin the skeleton's wrist.
         assert np.linalg.norm(difference.mean(0)) < 1.0
         np.testing.assert_allclose(difference, np.tile(difference.mean(0), (778, 1)), atol=0.1)
 
@@ -226,7 +226,7 @@ def test_duckdb_reads_the_examples(out: Path) -> None:
     assert size > 1000
 
 
-def test_without_a_mask_or_with_one_version_the_rest_is_there(tmp_path: Path, mano: Any) -> None:
+def test_without_a_mask_or_with_one_version_all_else_is_read(tmp_path: Path, mano: Any) -> None:
     write_freihand(tmp_path / "data", mano, poses=3, versions=1)
     (tmp_path / "data" / "training" / "mask" / "00000001.jpg").unlink()
     assert convert(f"freihand:{tmp_path / 'data'}", str(tmp_path / "out")).examples == 3
@@ -272,7 +272,7 @@ def test_a_malformed_file_is_named_with_its_entry(
         convert(f"freihand:{broken}", str(tmp_path / "out"))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
-    # What projects wrongly is found where camera and joints meet.
+    # Wrong projections are detected when camera and joints are combined.
     assert (file if "behind" not in said else "training_") in str(error.value)
 
 
@@ -308,7 +308,7 @@ def test_too_few_photos_and_damaged_ones_are_named(root: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
-def test_a_json_list_reads_the_same_however_it_is_cut_into_chunks(
+def test_a_json_list_reads_the_same_in_any_chunks(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = np.random.default_rng(0).normal(size=(5, 3, 3)) * [1, 100, 1e-9]

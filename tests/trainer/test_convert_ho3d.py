@@ -142,7 +142,7 @@ def test_the_mesh_is_the_one_that_pose_shape_and_translation_give_in_the_files_o
         mesh = skinned(mano, meta["handPose"], meta["handBeta"])[0] + meta["handTrans"]
         vertices = np.array(row["vertices_mm"])
         there = 1000 * (mesh - meta["handJoints3D"][0]) * [1, -1, -1]
-        # R's wrist and the skeleton's own differ by a little.
+        # R's wrist and the skeleton's wrist differ slightly.
         np.testing.assert_allclose(vertices, there, atol=1.0)
         check_tips(mano, row)
         pixels = seen(meta, mesh)
@@ -302,7 +302,7 @@ def test_numpy_scalars_and_the_names_of_every_numpy_are_read(small: Path, tmp_pa
         (p, core) for p in (0, 2, 4) for core in (b"numpy.core", b"numpy._core")
     ):
         data = pickle.dumps(meta, protocol=protocol)
-        if protocol < 4:  # there names are lines of text, later they have their length before them
+        if protocol < 4:  # names are lines of text; later protocols prefix their length
             data = data.replace(b"numpy._core", core).replace(b"numpy.core", core)
         path.write_bytes(data)
         out = tmp_path / f"out{number}"

@@ -61,7 +61,7 @@ def test_labels_that_annotate_wrote_are_joined_with_their_photos(
     assert not there
     # Files hold the photos in the order of their paths.
     assert [row["image_id"] for row in rows] != sorted(row["image_id"] for row in rows)
-    # How unsure each label is comes along; of a photo that is turned afterwards, x and y have one std.
+    # Examples keep the labels' std; because photos may be rotated, x and y share one.
     batch = Stored(str(out), load_hand("open"), 32, SourceConfig(source=str(out)), seed=0).batch([0, 1, 2])
     for number, row in enumerate(rows[:3]):
         for name in ("joints3d", "vertices"):
@@ -72,7 +72,7 @@ def test_labels_that_annotate_wrote_are_joined_with_their_photos(
             assert across.max() > 1 and getattr(batch, f"has_{name}")[number]
 
 
-def test_photos_that_are_gone_moved_or_another_are_left_out_or_found(
+def test_missing_moved_and_replaced_photos_are_left_out_or_located(
     labelled: Any, photos: Path, tmp_path: Path
 ) -> None:
     labels = tmp_path / "labels"
@@ -83,7 +83,7 @@ def test_photos_that_are_gone_moved_or_another_are_left_out_or_found(
     (moved / "left" / "003.jpg").write_bytes((moved / "left" / "005.jpg").read_bytes())
     (moved / "left" / "005.jpg").write_bytes(b"nothing")
     summary = convert(f"labels:{labels}", str(tmp_path / "out"), images=str(moved))
-    # Those that are gone or damaged there are still where they were labelled.
+    # Photos missing or damaged in this folder still exist where they were labelled.
     assert summary.examples == 49
     assert summary.left_out == {"photo size differs from the labels": 1}
     for name in label_files(str(labels)):
@@ -163,9 +163,9 @@ def test_labels_of_2d_joints_alone_become_examples(
     assert duckdb.sql(f"select count(*) from '{tmp_path}/out/data/*.parquet'").fetchall() == [(8,)]
 
 
-def test_squares_beside_the_hands_become_examples_of_none(synthetic: Path, tmp_path: Path) -> None:
+def test_squares_beside_the_hands_become_examples_without_a_hand(synthetic: Path, tmp_path: Path) -> None:
     labels = detected(tmp_path / "labels", synthetic)
-    for path in (labels / "data").glob("*.parquet"):  # hands as small as in scenes, some two in a photo
+    for path in (labels / "data").glob("*.parquet"):  # hands as small as in scenes, some with two per photo
         table = pq.read_table(path)
         boxes = [row and [5, 5, 25, 20] for row in table["box_xyxy"].to_pylist()]
         column = table.schema.get_field_index("box_xyxy")
@@ -177,7 +177,7 @@ def test_squares_beside_the_hands_become_examples_of_none(synthetic: Path, tmp_p
     summary = convert(f"labels:{labels}", str(tmp_path / "out"), empty=1.0)
     rows = rows_of(tmp_path / "out")
     empties = [row for row in rows if row["status"] == "no_hand"]
-    assert (summary.examples, len(empties)) == (16 + 9, 9)  # one a photo with a hand, of unknown side too
+    assert (summary.examples, len(empties)) == (16 + 9, 9)  # one per photo with a hand, also of unknown side
     for row in empties:
         x1, y1, x2, y2 = row["box_xyxy"]
         assert (x1 > 25 or y1 > 20) and x1 >= 0 and y1 >= 0 and x2 <= 96 and y2 <= 96
@@ -185,7 +185,7 @@ def test_squares_beside_the_hands_become_examples_of_none(synthetic: Path, tmp_p
     batch, _ = next(Stored(str(tmp_path / "out"), load_hand("open"), 32, SourceConfig(), seed=0).in_order(99))
     assert (~batch.has_hand).sum() == 9
     assert not batch.has_joints2d[~batch.has_hand].any() and not batch.hand_mask[~batch.has_hand].any()
-    with pytest.raises(UserError, match="synth gives none"):
+    with pytest.raises(UserError, match="leave it out for synth"):
         convert(f"synth:{synthetic}", str(tmp_path / "other"), empty=0.5)
     with pytest.raises(UserError, match="must be a share from 0 to 1"):
         convert(f"labels:{labels}", str(tmp_path / "other"), empty=2)
@@ -209,12 +209,10 @@ def test_a_detector_s_3d_joints_are_kept_as_a_guess(synthetic: Path, tmp_path: P
     stored = Stored(str(tmp_path / "out"), load_hand("open"), 32, SourceConfig(), seed=0)
     batch, _ = next(stored.in_order(99))
     assert batch.has_guess3d.all() and not batch.has_joints3d.any()
-    assert (chirality(batch.guess3d_mm.numpy()) > 0).all()  # left hands come as right ones
+    assert (chirality(batch.guess3d_mm.numpy()) > 0).all()  # left hands arrive mirrored
 
 
-def test_labels_that_are_none_or_damaged_or_of_two_hands_are_named(
-    labelled: Any, synthetic: Path, tmp_path: Path
-) -> None:
+def test_missing_damaged_and_mixed_labels_are_named(labelled: Any, synthetic: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match=r"holds no labels .data/\*.parquet."):
         convert(f"labels:{synthetic}", out)
@@ -240,7 +238,7 @@ def test_labels_that_are_none_or_damaged_or_of_two_hands_are_named(
             convert(f"labels:{labels}", out)
 
 
-def test_labels_judge_and_calibrate_nothing_and_say_what_their_std_is(
+def test_labels_are_no_truth_and_their_std_is_reported(
     labelled: Any, lively_file: str, tmp_path: Path
 ) -> None:
     """By its own labels a network has no error at all."""
@@ -250,7 +248,7 @@ def test_labels_judge_and_calibrate_nothing_and_say_what_their_std_is(
     for judge in (evaluate, calibrate):
         with pytest.raises(UserError, match="holds predicted labels.*'synth'"):
             judge(lively_file, str(tmp_path / "own"), str(tmp_path / "out.safetensors"))
-    assert not list(tmp_path.glob("out.safetensors/*"))  # a folder, of `evaluate`
+    assert not list(tmp_path.glob("out.safetensors/*"))  # the output folder of `evaluate`
     constant = tmp_path / "constant"
     shutil.copytree(labels, constant)
     for path in (constant / "data").iterdir():
@@ -273,7 +271,7 @@ def test_labels_judge_and_calibrate_nothing_and_say_what_their_std_is(
         filter_labels(str(constant), str(tmp_path / "best"), Keep(keep_best=0.5))
 
 
-def test_a_conversion_that_was_killed_is_no_data_set(synthetic: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_killed_conversion_is_refused_as_a_data_set(synthetic: Path, tmp_path: Path, monkeypatch) -> None:
     def killed(out: str, rows, schema) -> int:
         write_examples(out, [next(rows)], schema)
         raise KeyboardInterrupt

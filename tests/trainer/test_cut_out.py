@@ -34,12 +34,12 @@ def before_a_wall(skin: tuple[int, int, int], seed: int = 0):
 @pytest.mark.parametrize(
     "skin", [(205, 160, 130), (120, 80, 60), (60, 42, 35)], ids=["light", "brown", "dark"]
 )
-def test_a_hand_before_a_wall_is_told_from_it(skin):
+def test_a_hand_is_separated_from_a_wall(skin):
     pixels, hand, joints = before_a_wall(skin)
     found = cut_out(pixels, joints)
     assert found.dtype == np.uint8 and set(np.unique(found)) == {0, 255}
-    assert not found[~hand].any()  # nothing of the wall comes along
-    assert (found[hand] > 0).mean() > 0.85  # its outermost pixels are left out
+    assert not found[~hand].any()  # no pixel of the wall
+    assert (found[hand] > 0).mean() > 0.85  # the outermost pixels are excluded
 
 
 def test_a_large_photo_gets_a_mask_of_its_own_size():
@@ -51,16 +51,16 @@ def test_a_large_photo_gets_a_mask_of_its_own_size():
     assert (found[wall] > 0).mean() < 0.01
 
 
-def test_what_cannot_be_told_has_no_mask():
+def test_a_failed_segmentation_has_no_mask():
     pixels, _, joints = before_a_wall((205, 205, 212))
     assert cut_out(pixels, joints) is None
     pixels, _, joints = before_a_wall((205, 160, 130))
-    assert cut_out(pixels, np.full((21, 2), 3.0)) is None  # joints in the wall
+    assert cut_out(pixels, np.full((21, 2), 3.0)) is None  # joints on the wall
     beyond = joints + 1000
     assert cut_out(pixels, beyond) is None
 
 
-def test_examples_get_a_mask_where_they_have_none():
+def test_examples_without_a_mask_get_one():
     pixels, hand, joints = before_a_wall((205, 160, 130))
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -74,7 +74,7 @@ def test_examples_get_a_mask_where_they_have_none():
     assert "hand_mask" not in outlined(row | {"joints2d_px": unknown})
 
 
-def test_real_hands_before_a_wall_are_cut_out(sign_digits):
+def test_real_hands_are_cut_out_from_a_wall(sign_digits):
     table = Path(__file__).parents[1] / "data" / "kept_aside.parquet"
     rows = pq.read_table(table, filters=[("collection", "=", "sign-digits")]).to_pylist()[:20]
     masks = [
@@ -99,7 +99,7 @@ def photo_batch(count: int, size_px: int = 48) -> Batch:
     return replace(batch, key=keys(0, 0, torch.arange(count)))
 
 
-def test_backdrops_change_what_is_no_hand_and_follow_from_the_key_alone():
+def test_backdrops_change_only_the_background_and_depend_only_on_the_key():
     batch, backdrops = photo_batch(40), Backdrops(0, torch.device("cpu"))
     images = batch.image.float() / 255
     changed = backdrops.behind(images, batch, 0.5)

@@ -28,7 +28,7 @@ def crops(count: int = 4) -> torch.Tensor:
     )
 
 
-def test_a_view_without_chance_is_the_tight_crop_but_for_its_colours():
+def test_a_view_without_randomness_is_the_tight_crop_except_for_colours():
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize(
         (90, 90), Image.Resampling.BICUBIC
@@ -54,7 +54,7 @@ def test_landmarks_count_by_the_teachers_presence():
     assert float(hardly) == pytest.approx(0, abs=1e-5)
 
 
-def test_a_run_that_stopped_resumes_as_if_it_had_not(tmp_path):
+def test_a_stopped_run_resumes_with_the_same_result(tmp_path):
     config = DistilConfig(crop_px=64, batch_size=2, steps=4, warmup_steps=1, checkpoint_every=2)
     distil(landmarker(0), landmarker(1), crops(), 1.5, tmp_path / "whole", config)
 

@@ -47,7 +47,7 @@ def quietly(source: DrawnLandmarks, **changes) -> DrawnLandmarks:
 
 
 @pytest.mark.parametrize("name", ["open", "mano"])
-def test_a_hand_of_few_vertices_moves_as_the_whole_one(name, tmp_path):
+def test_a_hand_of_few_vertices_moves_like_the_full_one(name, tmp_path):
     path = tmp_path / "MANO_RIGHT.pkl"
     mano_file.write_mano_file(path)
     hand = load_hand("open" if name == "open" else f"mano:{path}")
@@ -74,7 +74,7 @@ def test_joints_are_seen_where_a_pinhole_camera_shows_them(source):
     landmarks, axes = seen_joints(hands)
     per_mm = (focal / hands.cam_t_mm[:, 2].numpy())[:, None, None]
     np.testing.assert_allclose(landmarks[..., :2].numpy() * per_mm, shown, atol=1e-4)
-    # The ray through the middle of what is seen; depth is the way along it.
+    # The ray through the centre of the visible joints; depth is measured along it.
     ray = np.append((shown.min(1) + shown.max(1)) / 2 / focal[:, None], np.ones((50, 1)), 1)
     ray /= np.linalg.norm(ray, axis=1, keepdims=True)
     np.testing.assert_allclose(axes[..., 2].numpy(), ray, atol=1e-5)
@@ -89,7 +89,7 @@ def test_hands_are_upright_and_their_truth_lies_in_the_same_axes(source):
     vertices, joints = source.layer(drawn.rotations, drawn.betas)
     torch.testing.assert_close(drawn.vertices_mm, vertices, atol=1e-2, rtol=0)
     torch.testing.assert_close(drawn.joints3d_mm, joints, atol=1e-2, rtol=0)
-    # Perspective alone is between landmarks and truth, once they are laid on each other without a turn.
+    # After alignment without rotation, landmarks and truth differ only by perspective.
     seen, true = (p[..., :2] - p[..., :2].mean(1, keepdim=True) for p in (drawn.landmarks_mm, joints))
     size = (seen * true).sum((1, 2)) / true.square().sum((1, 2))
     left = (seen - size[:, None, None] * true).norm(dim=-1).mean(1)
@@ -103,7 +103,7 @@ def test_every_view_and_every_turn_up_to_45_degrees_is_drawn(source):
     assert turn[:, :2].abs().max() < 0.1 and up.isfinite().all()
     counts = torch.histc(turn[:, 2], 9, -45, 45)
     assert counts.min() > 60
-    # Where the back of the hand (y at rest) points: each octant around the camera.
+    # The back of the hand (y at rest) points into each octant around the camera.
     octants = (upright.rotations[:, 0, :, 1] > 0).long() @ torch.tensor([1, 2, 4])
     assert torch.bincount(octants, minlength=8).min() > 100
 

@@ -42,7 +42,7 @@ def camera_of(seed: int = 1, rotation: bool = True) -> Camera:
 # Elementwise
 
 
-def test_nll_is_the_normal_distributions_but_for_its_constant():
+def test_nll_is_that_of_the_normal_distribution_without_its_constant():
     target, mean, std = random(50), random(50, seed=1), random(50, seed=2).exp()
     expected = -Normal(mean, std).log_prob(target) - LOG_ROOT_2PI
     torch.testing.assert_close(losses.gaussian_nll(target, mean, std), expected)
@@ -80,7 +80,7 @@ def test_draws_have_the_mean_and_std_they_are_drawn_with():
 
 
 def test_vertices_loss_by_hand_is_in_centimetres():
-    # 20 mm off with a std of 20 mm, 10 mm from the prior: 1/2 + log 2 + w (4 + 1 - 1 - log 4) / 2.
+    # An error of 20 mm with a std of 20 mm, 10 mm from the prior: 1/2 + log 2 + w (4 + 1 - 1 - log 4) / 2.
     q = Gaussian(torch.full((1, 1, 3), 30.0), torch.full((1, 1, 3), 20.0))
     loss = losses.vertices_loss(q, torch.full((1, 1, 3), 50.0))
     loss = loss + 0.5 * losses.vertices_kl(q, torch.full((1, 1, 3), 20.0))
@@ -115,8 +115,8 @@ def test_a_target_with_a_std_of_its_own_is_the_mean_over_its_distribution():
 
 
 @pytest.mark.parametrize("w", [1e-9, 0.1, 1.0])
-def test_who_learns_from_labels_becomes_no_surer_than_they_are_as_far_as_w_lets_it(w):
-    """The closed form at the head of `losses.py` with e^2 + label_std^2 for e^2; for a w of 0 that very number."""
+def test_learning_from_labels_does_not_reduce_std_below_theirs_within_the_limit_of_w(w):
+    """The closed form in `losses.py` with e^2 + label_std^2 in place of e^2; exact for w = 0."""
     mean, target = 40 * random(*SHAPE), 40 * random(*SHAPE, seed=1)
     doubt = 30 * random(*SHAPE, seed=2).abs()
     square = ((mean - target).square() + doubt.square()) / 100
@@ -125,7 +125,7 @@ def test_who_learns_from_labels_becomes_no_surer_than_they_are_as_far_as_w_lets_
         torch.testing.assert_close(best, 10 * square.sqrt(), rtol=1e-3, atol=1e-3)
     best.requires_grad_()
     q = Gaussian(mean, best)
-    # At the prior's own mean, where the KL is of std alone.
+    # At the prior's mean, where the KL depends only on std.
     loss = losses.vertices_loss(q, target, doubt) + w * losses.vertices_kl(q, mean)
     (slope,) = torch.autograd.grad(loss.sum(), best)
     assert (slope * best).abs().max() < 1e-5
@@ -148,29 +148,29 @@ def test_aligned_loss_is_the_squared_error_that_the_benchmarks_procrustes_leaves
     np.testing.assert_allclose(losses.aligned_loss(mean, target), np.square(left / 10) / 2, atol=1e-9)
 
 
-def test_aligned_loss_does_not_see_how_a_hand_lies():
+def test_aligned_loss_ignores_the_pose_of_the_hand():
     mean = 40 * random(*SHAPE)
     turned = 1.3 * mean @ roma.rotvec_to_rotmat(random(4, 3, seed=2)) + 100 * random(4, 1, 3, seed=3)
     assert losses.aligned_loss(turned, mean).max() < 1e-20
     assert losses.aligned_loss(mirrored(mean), mean).mean() > 1
 
 
-def test_aligned_loss_neither_shrinks_nor_turns_a_hand():
+def test_aligned_loss_neither_shrinks_nor_rotates_a_hand():
     target, mean = 40 * random(*SHAPE), (40 * random(*SHAPE) + 15 * random(*SHAPE, seed=1)).requires_grad_()
     (slope,) = torch.autograd.grad(losses.aligned_loss(mean, target).sum(), mean)
     around = (mean - mean.mean(1, keepdim=True)).detach()
-    assert (slope * around).sum((1, 2)).abs().max() < 1e-9  # of the common size
-    assert torch.linalg.cross(around, slope).sum(1).abs().max() < 1e-9  # of the common turn
+    assert (slope * around).sum((1, 2)).abs().max() < 1e-9  # gradient of a common scale
+    assert torch.linalg.cross(around, slope).sum(1).abs().max() < 1e-9  # gradient of a common rotation
 
 
 def test_a_std_that_learns_from_aligned_errors_is_best_where_it_is_that_error():
     q, target = q_of(), 40 * random(*SHAPE, seed=7)
-    turned = target @ roma.rotvec_to_rotmat(random(4, 3, seed=2)) + 100  # however the target lies
+    turned = target @ roma.rotvec_to_rotmat(random(4, 3, seed=2)) + 100  # any pose of the target
     for there in (target, turned):
         mean, log_std = q.mean_mm.clone().requires_grad_(), q.std_mm.log().requires_grad_()
         losses.aligned_std_loss(Gaussian(mean, log_std.exp()), there).sum().backward()
         assert mean.grad is None or not mean.grad.any()
-        # By the benchmarks' Procrustes: errors in the target's frame, turned into q's.
+        # The benchmarks' Procrustes: errors in the target's frame, rotated into q's frame.
         laid = torch.from_numpy(align(q.mean_mm.numpy(), there.numpy()))
         turn = roma.rigid_points_registration(q.mean_mm, there, compute_scaling=True)[0]
         error = (laid - there) @ turn
@@ -182,7 +182,7 @@ def test_aligned_loss_has_the_slopes_of_finite_differences_though_nothing_goes_t
     assert gradcheck(lambda x: losses.aligned_loss(x, target).sum(), (mean,))
 
 
-def test_aligned_loss_of_what_is_not_a_number_is_none_and_raises_nothing():
+def test_aligned_loss_of_nan_is_nan_and_raises_nothing():
     mean = random(*SHAPE)
     mean[0, 3] = math.nan
     loss = losses.aligned_loss(mean, random(*SHAPE, seed=1))
@@ -202,7 +202,7 @@ def test_joints_loss_leaves_the_wrist_out():
 
 
 def best_std_mm(errors_mm: torch.Tensor, weight: float) -> torch.Tensor:
-    """Minimise (3) over sigma, mu held at the prior's mean and `errors_mm` from the target."""
+    """Minimise (3) over sigma, with mu fixed at the prior's mean, `errors_mm` from the target."""
     errors = errors_mm.view(1, -1, 1)
     log_std = torch.full_like(errors, math.log(10.0)).requires_grad_()
     optimizer = torch.optim.LBFGS([log_std], max_iter=200, line_search_fn="strong_wolfe")
@@ -230,7 +230,7 @@ def test_at_weight_1_the_best_variance_is_the_error_in_centimetres():
 
 
 @pytest.mark.parametrize("weight", [0.01, 0.3, 2.0])
-def test_at_other_weights_the_best_variance_is_what_the_docstring_says(weight):
+def test_at_other_weights_the_best_variance_is_that_of_the_docstring(weight):
     e = ERRORS_MM / 10
     expected = (weight - 1 + ((weight - 1) ** 2 + 4 * weight * e**2).sqrt()) / (2 * weight)
     torch.testing.assert_close((best_std_mm(ERRORS_MM, weight) / 10).square(), expected, rtol=1e-3, atol=0)
@@ -264,7 +264,7 @@ def test_camera_kl_is_the_one_between_normal_distributions():
     torch.testing.assert_close(losses.camera_kl(q, p), expected)
 
 
-def test_a_camera_without_rotation_has_no_loss_and_no_gradient_there():
+def test_a_camera_without_rotation_has_no_loss_or_gradient_for_it():
     camera, p = camera_of(rotation=False), camera_of(seed=7, rotation=False)
     for tensor in (camera.scale_per_mm, camera.rotvec, camera.translation, camera.std):
         tensor.requires_grad_()
@@ -289,7 +289,7 @@ NUMBERS = st.floats(-2, 2, allow_nan=False)
     st.integers(0, 999),
     st.sampled_from([0.0, 1e9, math.nan, math.inf]),
 )
-def test_a_known_camera_is_recovered_whatever_the_unknown_joints_hold(scale, x, y, known, seed, junk):
+def test_a_known_camera_is_recovered_for_any_values_of_unknown_joints(scale, x, y, known, seed, junk):
     joints = 50 * random(1, 21, 3, seed=seed)
     has = torch.zeros(1, 21, dtype=torch.bool)
     has[0, list(known)] = True
@@ -413,7 +413,7 @@ def limits(hand):
 
 
 def rotations_of(poses: np.ndarray) -> torch.Tensor:
-    """(N, 16, 3, 3), the wrist turned anyhow."""
+    """Return rotations (N, 16, 3, 3) with any rotation of the wrist."""
     rotvecs = torch.from_numpy(poses).double().view(-1, 15, 3)
     return roma.rotvec_to_rotmat(torch.cat([random(len(rotvecs), 1, 3), rotvecs], 1))
 
@@ -471,7 +471,7 @@ def test_a_twist_about_the_bone_costs(hand, limits, joint):
     at = limits.order[finger, joint % 3]
     rotations[0, at] = rotations[0, at] @ roma.rotvec_to_rotmat(math.radians(30) * bone)
     cost = limits(rotations)[0]
-    # Not all of it reads as twist: the bone is not quite at right angles to the axis it bends about.
+    # Part of it is not twist: the bone is not exactly perpendicular to its bending axis.
     assert cost[joint].sum() > math.radians(20) ** 2
     assert cost.sum() == cost[joint].sum()
 
@@ -485,7 +485,7 @@ def test_joint_limits_have_finite_gradients_at_rest_and_in_a_locked_gimbal(hand)
     limits = losses.JointLimits(hand)
     rotations = torch.eye(3).repeat(5, 16, 1, 1)
     angles = np.repeat(anatomy.joint_axes(anatomy.rest_joints(hand)).rest_angles[None], 4, 0)
-    angles[:, 0, 1] = [89.9, 90.0, 90.001, 180.0]  # where the thumb's bearing and its twist are one
+    angles[:, 0, 1] = [89.9, 90.0, 90.001, 180.0]  # where the thumb's spread and twist coincide
     rotations[1:] = posed(hand, angles).float()
     rotations.requires_grad_()
     cost = limits(rotations)
@@ -529,7 +529,7 @@ def test_the_best_map_of_a_landmark_has_its_mean_at_the_joint(x, y):
     target = torch.tensor([[[x, y]]], dtype=torch.float64)
     log_share = logits.flatten(2).log_softmax(-1).view_as(logits)
     (slope,) = torch.autograd.grad(losses.landmarks_loss(log_share, target, torch.zeros(1, 1)).sum(), logits)
-    # A cross-entropy's slope is the map less the best map; this one is even.
+    # The gradient of a cross-entropy is the map minus the best map; this map is uniform.
     best = 1 / (width * height) - slope[0, 0].numpy()
     across, down = (2 * np.arange(n) + 1.0 for n in (width, height))
     mean = (best.sum(0) @ (across / width - 1), best.sum(1) @ (down / height - 1))
@@ -562,6 +562,6 @@ def test_a_read_out_counts_by_its_square_near_the_joint_and_by_its_distance_far_
     torch.testing.assert_close(loss(0.3, sure + PRIOR_STD), loss(0.3) / 2)
     points = (target + 0.02 * way).requires_grad_()
     assert gradcheck(lambda x: losses.read_out_loss(x, target, sure), (points,))
-    # No slope at the joint itself, and none that is not a number.
+    # The gradient is zero at the joint itself, and always finite.
     (slope,) = torch.autograd.grad(losses.read_out_loss(points, points.detach(), sure).sum(), points)
     assert (slope == 0).all()

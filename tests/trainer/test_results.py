@@ -28,7 +28,7 @@ SCALE = 0.008
 
 
 def example(count, seed=0, supervised=True):
-    """Photos with known truths, and predictions off by what their std distorted (3 std^0.7) says."""
+    """Photos with known truth, and predictions whose errors have a std of 3 std^0.7."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -71,7 +71,7 @@ def example(count, seed=0, supervised=True):
 
 
 def part(prediction, rows):
-    """Some photos of a prediction."""
+    """Return some rows of a prediction."""
     return Prediction(
         vertices=Gaussian(prediction.vertices.mean_mm[rows], prediction.vertices.std_mm[rows]),
         joints3d=Gaussian(prediction.joints3d.mean_mm[rows], prediction.joints3d.std_mm[rows]),
@@ -119,7 +119,7 @@ def test_figures_are_those_of_all_photos_taken_one_by_one():
     assert summary["vertices"]["pa_mpvpe_mm"] == pytest.approx(
         metrics.pa_mpvpe(mesh, true_mesh).mean(), rel=1e-4
     )
-    # Every photo has as many vertices: the mean of their areas is the area of the whole.
+    # All photos have the same number of vertices: the mean of their areas is the total area.
     whole = metrics.auc_of_pck(metrics.distances(aligned, true_mesh))
     assert summary["vertices"]["pa_auc"] == pytest.approx(whole, rel=1e-4)
     f5 = np.mean([metrics.f_score(a[None], t[None])[0, 0] for a, t in zip(aligned, true_mesh, strict=True)])
@@ -155,7 +155,7 @@ def test_a_target_that_no_photo_has_is_none_and_a_missing_one_is_left_out():
     assert both["uncertainty"]["vertices"] == summarise(alone)["uncertainty"]["vertices"]
 
 
-def test_joints_that_nobody_annotated_are_left_out_of_the_2d_error():
+def test_joints_without_annotation_are_left_out_of_the_2d_error():
     batch, prediction = example(2)
     batch.has_joints2d[0] = False
     batch.has_joints2d[1, 3:] = False
@@ -167,7 +167,7 @@ def test_joints_that_nobody_annotated_are_left_out_of_the_2d_error():
     assert summarise(found)["joints2d"]["count"] == 1
 
 
-def test_measuring_leaves_the_prediction_as_it_was():
+def test_measuring_does_not_change_the_prediction():
     batch, prediction = example(3)
     before = prediction.joints3d.std_mm.clone()
     measure(batch, prediction)
@@ -190,12 +190,12 @@ def test_meshes_are_not_kept(monkeypatch):
     held = sum(part.nbytes for parts in found._columns.values() for part in parts)
     assert held < 64 * 1200
     std, _ = found.vertex_pairs()
-    # Every fourth photo, evenly over all.
+    # Every fourth photo, evenly spread.
     assert std.shape == (16, 24, 3)
     np.testing.assert_allclose(std[:, 0, 0], prediction.vertices.std_mm[::4, 0, 0])
 
 
-def test_texture_is_judged_where_the_hand_is():
+def test_texture_is_compared_where_the_hand_is_visible():
     batch, prediction = example(3)
     rendered = batch.image / 255 * 0.9
     region = torch.zeros(3, 32, 32, dtype=torch.bool)
@@ -209,9 +209,9 @@ def test_texture_is_judged_where_the_hand_is():
     assert np.isnan(found["ssim"][2])
     summary = summarise(found)
     assert summary["texture"]["count"] == 2 and 0.9 < summary["texture"]["ssim"] < 1
-    # Right hands of 0.4, 0.7 and 1; mirrored ones of 0.1, 0.2 and 0.7.
+    # Probabilities of right hands 0.4, 0.7 and 1; of mirrored ones 0.1, 0.2 and 0.7.
     assert summary["side"] == {"right_taken_for_right": 2 / 3, "mirrored_taken_for_left": 2 / 3}
-    # All show hands, of 0.3, 0.65 and 1.
+    # All show hands, with probabilities 0.3, 0.65 and 1.
     assert summary["presence"] == {"hands_taken_for_hands": 2 / 3, "nothing_taken_for_nothing": None}
 
 
@@ -228,7 +228,7 @@ def test_distance_from_a_detector_s_joints_is_the_benchmarks_procrustes():
     assert summary["guess3d"]["count"] == 3 and summary["uncertainty"]["guess3d"]["count"] == 3
 
 
-def test_predicted_hands_have_a_length_whatever_is_known_of_them():
+def test_predicted_hands_have_a_length_for_any_known_targets():
     batch, prediction = example(3, supervised=False)
     batch.has_hand[2] = False
     chain = prediction.joints3d.mean_mm[:2, [0, 9, 10, 11, 12]]
@@ -261,7 +261,7 @@ def test_a_real_network_is_measured():
     assert 1 < summarise(found)["joints3d"]["pa_mpjpe_mm"] < 60
 
 
-def test_results_are_read_by_others(tmp_path):
+def test_results_are_readable_by_other_programs(tmp_path):
     known, prediction = example(40)
     batch = Batch.join([known[:30], example(40, supervised=False)[0][30:]])
     found = measure(batch, prediction)
@@ -277,7 +277,7 @@ def test_results_are_read_by_others(tmp_path):
         40,
         40,
     )
-    # What filtering buys, asked of the file.
+    # Error after filtering, computed from the file.
     best = (
         f"select avg(mpjpe_mm) from (from {photos} where mpjpe_mm is not null order by joint_std_mm limit 15)"
     )
@@ -304,7 +304,7 @@ def test_constant_std_and_2d_alone_are_written_too(tmp_path):
 
 
 def with_worse_depth(batch, prediction, factor=3.0):
-    """The same photos, predicted with errors along z that are `factor` times as large, which std does not show."""
+    """Return predictions with `factor` times the errors along z and the same std."""
     shift = (factor - 1) * (prediction.joints3d.mean_mm - batch.joints3d_mm)[..., 2:]
     prediction.joints3d.mean_mm[..., 2:] += shift
     return batch, prediction
@@ -312,7 +312,7 @@ def with_worse_depth(batch, prediction, factor=3.0):
 
 @pytest.fixture(scope="module")
 def judged_by_axis():
-    """A calibration, and other photos measured without it and with it."""
+    """A calibration, and other photos measured without and with it."""
     held_out, test = (with_worse_depth(*example(600, seed=seed)) for seed in (1, 2))
     calibration = fit_calibration(measure(*held_out, size=64), "synthetic")
     return calibration, measure(*test, size=64), measure(*test, calibration, size=64)
@@ -332,7 +332,7 @@ def test_calibration_makes_std_cover_68_percent_of_other_photos_along_each_axis(
     assert before["joints3d"]["axes"]["z"]["coverage"]["68%"] < 0.3
 
 
-def test_the_expected_error_of_what_is_kept_is_that_of_other_photos(judged_by_axis):
+def test_the_expected_error_of_kept_hands_is_that_of_other_photos(judged_by_axis):
     _, before, found = judged_by_axis
     expected = summarise(found)["expected_error"]
     assert list(expected) == ["25%", "50%", "75%", "100%"]
@@ -358,7 +358,7 @@ def test_coverage_of_a_hand_is_counted_coordinate_by_coordinate():
     )
 
 
-def test_calibration_names_what_it_could_not_fit_and_leaves_it():
+def test_calibration_names_the_fitted_kinds_and_keeps_the_others():
     weak = measure(*example(30, supervised=False))
     calibration = fit_calibration(weak, "photos")
     assert calibration.fitted_on == "photos, 30 photos: joints2d" and not calibration.measures_3d

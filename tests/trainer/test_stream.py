@@ -28,7 +28,7 @@ def sticks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """1,500 examples in 47 row groups; the joints hold each one's number."""
+    """1,500 examples in 47 row groups; the joints encode the number of each."""
     folder = tmp_path_factory.mktemp("many")
     rows = (
         {
@@ -52,10 +52,10 @@ def source(url: str, **settings) -> Stored:
     return Stored(url, HAND, 32, SourceConfig(source=url, **settings), seed=1)
 
 
-def test_all_examples_are_seen_equally_often_and_in_another_order_each_time(many):
+def test_all_examples_are_read_equally_often_in_a_new_order_per_epoch(many):
     stored = source(many)
     assert (len(stored), stored.lanes) == (1500, 48)
-    # Lanes of 31 or 32 rows: after 31 rounds nearly all have been seen once, after 62 twice.
+    # Lanes have 31 or 32 rows: after 31 rounds nearly all are read once, after 62 twice.
     rounds = [numbers(stored.batch(range(k * 48 * 31, (k + 1) * 48 * 31))) for k in (0, 1)]
     counts = np.bincount(rounds[0] + rounds[1], minlength=1500)
     assert len(set(rounds[0])) == 48 * 31
@@ -102,7 +102,7 @@ def test_workers_share_a_step_and_read_only_their_own_row_groups(many, monkeypat
         whole, both = alone[step][0], Batch.join([part[step] for part in parts])
         pairs = [sorted(zip(batch.key.tolist(), numbers(batch), strict=True)) for batch in (whole, both)]
         assert pairs[0] == pairs[1]
-    # All 47 are read, and only those on the five edges between lanes by both.
+    # All 47 are read; both workers read only those at the five edges between lanes.
     assert len(groups[0] | groups[1]) == 47
     assert len(groups[0] & groups[1]) <= 5
 
@@ -123,7 +123,7 @@ def test_small_collections_are_shared_by_rows(sticks):
     assert sizes == [5, 5]
 
 
-def test_a_window_keeps_other_examples_out(many):
+def test_a_window_excludes_other_examples(many):
     stored = source(many, first=100, count=150)
     assert len(stored) == 150
     seen = {n for batch, _ in stored.in_order(32) for n in numbers(batch)}
@@ -147,7 +147,7 @@ def test_labels_lie_on_the_pixels_of_the_crop(sticks):
     found = torch.stack([(red.sum(1) * at).sum(1), (red.sum(2) * at).sum(1)], 1) / red.sum((1, 2))[:, None]
     error_px = (found - batch.joints2d[:, 8]).norm(dim=1) * size / 2
     assert error_px.median() < 0.5
-    # 2D is the projection of 3D: one scale and shift an example.
+    # 2D is the projection of 3D: one scale and shift per example.
     for i in range(0, 130, 10):
         design = np.stack([batch.joints3d_mm[i, :, 0], np.ones(21)], 1)
         _, rest, *_ = np.linalg.lstsq(design, batch.joints2d[i, :, 0].numpy(), rcond=None)
@@ -168,7 +168,7 @@ def test_meshes_of_another_hand_model_are_left_out(sticks):
     assert batch.has_joints3d.all() and not batch.has_vertices.any()
 
 
-def test_a_photo_that_cannot_be_read_teaches_nothing(tmp_path):
+def test_an_unreadable_photo_has_no_targets(tmp_path):
     row = {"image": b"no photo", "is_right": True, "width": 10, "height": 10, "joints3d_mm": np.ones((21, 3))}
     write_examples(str(tmp_path), [row], example_schema(HAND.vertex_count, {"hand": HAND.id}))
     batch = source(str(tmp_path)).batch([0])
@@ -187,7 +187,7 @@ def test_a_photo_that_cannot_be_read_teaches_nothing(tmp_path):
             lambda folder: (
                 (folder / "data").mkdir() or pq.write_table(pa.table({"a": [1]}), folder / "data/a.parquet")
             ),
-            "no column 'image'",
+            "missing column 'image'",
         ),
     ],
 )
@@ -198,14 +198,14 @@ def test_wrong_collections_are_named(tmp_path, make, says):
 
 
 def test_examples_of_an_earlier_schema_are_refused(tmp_path):
-    """In schema 1 the 3D of labels was in the axes of their crops: read as camera axes it would be turned twice."""
+    """Schema 1 had 3D labels in crop axes; treated as camera axes they would be rotated twice."""
     folder = write_stick_hands(tmp_path / "old", 4)
     path = next((folder / "data").iterdir())
     table = pq.read_table(path)
     facts = json.loads(table.schema.metadata[b"amvur"]) | {"schema_version": 1}
     pq.write_table(table.replace_schema_metadata({"amvur": json.dumps(facts)}), path)
     with pytest.raises(
-        UserError, match="examples of label schema 1, this amvur reads schema 2: convert them again"
+        UserError, match="examples of label schema 1, but amvur reads schema 2: convert them again"
     ):
         source(str(folder))
 
@@ -216,7 +216,7 @@ def test_shares_add_up():
     assert sum(shares(33, [0.2, 5, 1.7])) == 33
 
 
-def test_hands_drawn_later_are_the_ones_that_would_have_been_drawn_at_once():
+def test_hands_drawn_later_equal_those_drawn_at_once():
     config = TrainConfig(data=(SourceConfig(count=5), SourceConfig(targets=("joints2d",))), batch_size=6)
     config = replace(config, network=replace(config.network, crop_px=32))
     at_once, later = Steps(config, HAND), Steps(config, HAND, draw_later=True)

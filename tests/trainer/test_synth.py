@@ -56,7 +56,7 @@ def in_photo(points_px: np.ndarray) -> np.ndarray:
 
 
 def seen_px(truth: dict[str, Any], points_mm: np.ndarray) -> np.ndarray:
-    """Camera (N, K, 3) through the pinhole of the truth to photo pixels."""
+    """Project camera points (N, K, 3) through the true pinhole to photo pixels."""
     camera = truth["camera"]
     moved = points_mm + camera["cam_t_mm"][:, None]
     seen = camera["focal_px"][:, None, None] * moved[..., :2] / moved[..., 2:]
@@ -131,13 +131,13 @@ def test_duckdb_and_pandas_read_the_truth(out: Path) -> None:
 
 def test_2d_joints_are_the_3d_ones_through_the_pinhole(truth: dict[str, Any]) -> None:
     error_px = np.abs(seen_px(truth, truth["joints3d_mm"]) - truth["joints2d_px"]).max()
-    # Each value is rounded to a sixteenth: of a pixel, and of a millimetre of about a pixel's size.
+    # Values are rounded to sixteenths of a pixel and of a millimetre, which is about a pixel.
     assert error_px < 1 / 32 + truth["camera"]["scale"].max() * SIZE_PX / 2 / 32 + 2e-3
     assert set(truth["camera"]["focal_source"]) == {"given"}
     assert (truth["joints3d_mm"][:, 0] == 0).all()
     distance_mm = truth["camera"]["cam_t_mm"][:, 2]
     assert distance_mm.min() > 150
-    # Off-axis photos: how far the ray through the middle lies from the optical axis.
+    # Off-axis photos: angle between the central ray and the optical axis.
     aside_px = np.linalg.norm(truth["camera"]["principal_px"] - SIZE_PX / 2, axis=1)
     angle_deg = np.degrees(np.arctan(aside_px / truth["camera"]["focal_px"]))
     off_axis = angle_deg > 0.01
@@ -150,7 +150,7 @@ def test_2d_joints_are_the_3d_ones_through_the_pinhole(truth: dict[str, Any]) ->
 
 def test_the_weak_camera_is_the_least_squares_one(truth: dict[str, Any]) -> None:
     camera = truth["camera"]
-    # The rotation into crop axes: the ray through the photo's middle becomes the axis, without roll.
+    # The rotation into crop axes maps the central ray to the axis, without roll.
     rotation = Rotation.from_rotvec(camera["rotation"])
     aside = (SIZE_PX / 2 - camera["principal_px"]) / camera["focal_px"][:, None]
     ray = np.concatenate([aside, np.ones((COUNT, 1))], 1)
@@ -168,7 +168,7 @@ def test_the_weak_camera_is_the_least_squares_one(truth: dict[str, Any]) -> None
         np.testing.assert_allclose(camera["translation"][row], best[1:], atol=2e-3)
 
 
-def test_a_weak_camera_is_found_again() -> None:
+def test_a_weak_camera_is_recovered() -> None:
     points = torch.randn(3, 21, 3)
     scale, shift = torch.tensor([0.01, 0.02, 0.005]), torch.randn(3, 2)
     found = weak_perspective(points, points[..., :2] * scale[:, None, None] + shift[:, None])
@@ -186,14 +186,14 @@ def test_pose_and_betas_give_the_mesh_or_its_mirror_image(truth: dict[str, Any])
     assert np.abs(joints - truth["joints3d_mm"]).max() < 1 / 32 + 1e-2
 
 
-def test_the_joints_of_bent_hands_tell_their_side(truth: dict[str, Any]) -> None:
+def test_the_joints_of_bent_hands_reveal_their_side(truth: dict[str, Any]) -> None:
     sign = chirality(truth["joints3d_mm"])
     bent = np.abs(sign) > 0.1 * np.abs(sign).max()
     assert bent.sum() > COUNT / 2
     assert ((sign > 0) == truth["is_right"])[bent].all()
 
 
-def test_joints_and_seen_vertices_lie_inside_the_hand_s_silhouette(truth: dict[str, Any]) -> None:
+def test_joints_and_visible_vertices_lie_inside_the_hand_s_silhouette(truth: dict[str, Any]) -> None:
     nearness = 1 / (truth["vertices_mm"][..., 2:] + truth["camera"]["cam_t_mm"][:, None, 2:])
     points = np.concatenate([vertices_px(truth) / SIZE_PX * 2 - 1, -1000 * nearness], -1)
     faces = torch.from_numpy(load_hand("open").faces).long()
@@ -215,11 +215,11 @@ def test_the_photos_show_the_hand_where_the_truth_says(out: Path, truth: dict[st
     for row in range(COUNT):
         with Image.open(out / "images" / truth["image_id"][row]) as image:
             rgb = np.asarray(image, float)
-        # Chromaticity: skin has about one, in light or shadow.
+        # Chromaticity: about constant for skin, in light or shadow.
         photo = rgb / rgb.sum(-1, keepdims=True).clip(1)
         seen = vertices_px(truth)[row][truth["vertex_visible"][row]]
         own.append(spread_of_colour(photo, seen))
-        # Mirrored left to right, upside down, and turned by a right angle.
+        # Mirrored, upside down, and rotated by a right angle.
         moved = [seen * [-1, 1] + [SIZE_PX, 0], seen * [1, -1] + [0, SIZE_PX], seen[:, ::-1]]
         elsewhere.append([spread_of_colour(photo, points) for points in moved])
     assert (np.mean(elsewhere, 0) > 1.3 * np.mean(own)).all()
@@ -235,7 +235,7 @@ def test_hands_fill_most_of_the_photo_and_lie_inside_it(truth: dict[str, Any]) -
     np.testing.assert_allclose(truth["box_xyxy"], np.concatenate([low, high], 1), atol=0.1)
 
 
-def test_palms_and_backs_are_both_shown_and_the_seen_half_is_the_visible_one(truth: dict[str, Any]) -> None:
+def test_palms_and_backs_are_both_shown_and_the_near_half_is_visible(truth: dict[str, Any]) -> None:
     wrist, index, little = (truth["joints3d_mm"][:, k] for k in (0, 5, 17))
     normal = np.cross(index - wrist, little - wrist)
     # Towards the palm's side for right hands, to the back for left ones.
@@ -274,7 +274,7 @@ def test_colours_agree_with_published_values() -> None:
     )
 
 
-def test_the_same_command_again_rewrites_its_own_files(tmp_path: Path) -> None:
+def test_repeating_a_command_rewrites_its_own_files(tmp_path: Path) -> None:
     write_photos(tmp_path, 2, 0, 32)
     first = all_bytes(tmp_path)
     (tmp_path / "predicted").mkdir()
@@ -283,14 +283,14 @@ def test_the_same_command_again_rewrites_its_own_files(tmp_path: Path) -> None:
     assert all_bytes(tmp_path) == first
 
 
-def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_refused_unchanged(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     mine = tmp_path / "images" / "000000.jpg"
     mine.write_bytes(b"mine")
-    with pytest.raises(UserError, match="not synthetic photos"):
+    with pytest.raises(UserError, match="other files than synthetic photos"):
         write_photos(tmp_path, 2, 0, 32)
     pq.write_table(pq.read_table(_some_table(tmp_path)), tmp_path / "truth.parquet")
-    with pytest.raises(UserError, match="not synthetic photos"):
+    with pytest.raises(UserError, match="other files than synthetic photos"):
         write_photos(tmp_path, 2, 0, 32)
     assert mine.read_bytes() == b"mine"
 
@@ -309,7 +309,7 @@ def test_fewer_photos_than_the_folder_holds_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["file", "file/below"])
-def test_a_file_in_the_way_is_one_plain_line(tmp_path: Path, where: str) -> None:
+def test_a_file_in_place_of_the_folder_is_one_plain_line(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't write to") as error:
         write_photos(tmp_path / where, 1, 0, 32)
@@ -321,7 +321,7 @@ def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
         write_photos(tmp_path, 1, -1, 32)
 
 
-def test_photos_are_drawn_only_a_little_ahead_of_whoever_writes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photos_are_drawn_only_a_little_ahead_of_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
     photos = write.SyntheticHands.photos
 
@@ -334,5 +334,5 @@ def test_photos_are_drawn_only_a_little_ahead_of_whoever_writes_them(monkeypatch
     rows = write._photos(load_hand("open"), 12 * BLOCK, seed=4, size_px=32)
     for _ in range(BLOCK + 1):
         next(rows)
-    rows.close()  # waits for what is under way, and lets go of the rest
+    rows.close()  # waits for running blocks, and cancels the rest
     assert 2 <= len(drawn) <= 5

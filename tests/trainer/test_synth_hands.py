@@ -33,7 +33,7 @@ def photos(hands: SyntheticHands) -> Photos:
 
 @pytest.fixture(scope="module")
 def unhidden_mask(hands: SyntheticHands, photos: Photos) -> Tensor:
-    """The hand (B, S, S) bool before the wearer's own arm, with no object near."""
+    """Return the mask (B, S, S) bool of the hand in front of its own arm, away from objects."""
     scene, figure = photos.scene, hands.figure
     moved = (torch.cat([scene.vertices_mm, scene.others_mm], 1) + scene.cam_t_mm[:, None]).double()
     aside = moved[..., :2] / moved[..., 2:] - scene.ray[:, None]
@@ -44,7 +44,7 @@ def unhidden_mask(hands: SyntheticHands, photos: Photos) -> Tensor:
 
 
 def assert_same(one: Batch, other: Batch) -> None:
-    """Equal up to rounding."""
+    """Check that values are equal up to rounding."""
     assert torch.equal(one.key, other.key)
     for name in ("joints2d", "joints3d_mm", "vertices_mm"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=2e-3, rtol=1e-5)
@@ -53,13 +53,13 @@ def assert_same(one: Batch, other: Batch) -> None:
     assert (one.hand_mask != other.hand_mask).float().mean() < 1e-3
 
 
-def test_examples_do_not_depend_on_what_they_are_drawn_with(hands: SyntheticHands) -> None:
+def test_examples_do_not_depend_on_their_batch(hands: SyntheticHands) -> None:
     together = hands.batch(torch.tensor([7, 1, 123456789012, 3]))
     for row, index in enumerate((7, 1, 123456789012, 3)):
         assert_same(hands.batch(torch.tensor([index])), together[row : row + 1])
 
 
-def test_a_share_of_rooms_is_empty_whoever_draws_them(hands: SyntheticHands) -> None:
+def test_the_same_share_of_rooms_is_empty_in_any_batch(hands: SyntheticHands) -> None:
     together = hands.batch(torch.arange(24), empty=0.4)
     assert 4 < int(together.has_hand.sum()) < 20
     for row in (0, 7, 23):
@@ -69,7 +69,7 @@ def test_a_share_of_rooms_is_empty_whoever_draws_them(hands: SyntheticHands) -> 
     empty = together[~together.has_hand]
     for name in ("has_joints2d", "joints2d", "has_joints3d", "joints3d_mm", "has_vertices", "hand_mask"):
         assert not getattr(empty, name).any(), name
-    # Where a hand is, it is the one of a source without empty rooms.
+    # Existing hands equal those of a source without empty rooms.
     assert_same(together[together.has_hand], hands.batch(torch.arange(24))[together.has_hand])
 
 
@@ -82,28 +82,28 @@ def test_another_source_of_the_same_seed_gives_the_same_and_of_another_seed_othe
     assert (other.joints3d_mm - again.joints3d_mm).abs().amax((1, 2)).min() > 1
 
 
-def test_a_batch_knows_everything(hands: SyntheticHands) -> None:
+def test_a_batch_has_all_targets(hands: SyntheticHands) -> None:
     batch = hands.batch(torch.arange(3))
     like = Batch.empty(3, SIZE_PX, load_hand("open").vertex_count)
     for name, value in vars(like).items():
         got = getattr(batch, name)
         assert got.shape == value.shape, name
         assert got.dtype == value.dtype, name
-        # A guess is what there is where the truth is not known.
+        # A detector's joints only exist where the truth is unknown.
         assert not name.startswith("has_") or got.all() != (name == "has_guess3d"), name
     assert (batch.joints2d_std == 0).all()
     assert set(batch.hand_mask.unique().tolist()) == {0, 255}
 
 
 def test_2d_joints_are_a_pinhole_s_projection_of_the_3d_ones(hands: SyntheticHands, photos: Photos) -> None:
-    """In a batch they are in crop axes, turned by the ray through the photo's middle."""
+    """A batch has crop axes, rotated by the central ray."""
     batch, scene = hands.batch(torch.arange(16)), photos.scene[:16]
     angles = []
     for row in range(16):
         f, aside = float(scene.focal[row]), scene.ray[row].double().numpy()
         np.testing.assert_allclose(batch.half_side_tan[row], 1 / f, rtol=1e-6)
         np.testing.assert_allclose(batch.ray[row], aside)
-        # About the axis across the optical axis and the ray, by the angle between them.
+        # About the axis perpendicular to optical axis and ray, by the angle between them.
         angle = np.arctan(np.linalg.norm(aside))
         across = np.array([-aside[1], aside[0], 0]) / max(np.linalg.norm(aside), 1e-9)
         turn = Rotation.from_rotvec(across * angle)
@@ -127,18 +127,18 @@ def test_pose_and_betas_give_the_mesh(photos: Photos) -> None:
 def test_fingers_stay_within_their_limits_and_out_of_each_other(photos: Photos) -> None:
     angles = photos.scene.angles.double().numpy()
     assert (angles >= anatomy.LIMITS[..., 0] - 1e-3).all()
-    # The thumb's abduction gives way to what keeps it out of the palm.
+    # The thumb's abduction is limited by the palm.
     over = angles - anatomy.LIMITS[..., 1]
     assert (over[:, 1:] <= 1e-3).all()
     rest = anatomy.rest_joints(load_hand("open"))
     apart, height = anatomy.clearance(rest, anatomy.pose_joints(rest, angles))
-    # The bank keeps 0.12 and 0.2; what lies between neighbours and the jitter may take a little.
+    # The bank keeps 0.12 and 0.2; interpolation and jitter may reduce this a little.
     assert apart.min() > 0.05
     assert (apart > 0.12).mean() > 0.85
     assert (height > 0.17).mean() > 0.95
 
 
-def test_angles_become_the_rotations_that_anatomy_says() -> None:
+def test_angles_become_the_rotations_of_anatomy() -> None:
     hand = load_hand("open")
     poses = Poses(hand, 0, torch.device("cpu"))
     angles = poses.angles(Draws(keys(3, torch.arange(20))))
@@ -165,14 +165,14 @@ def test_the_mask_is_the_hand_less_what_covers_it(photos: Photos, unhidden_mask:
     grown = torch.nn.functional.max_pool2d(unhidden_mask[:, None].float(), 3, 1, 1)[:, 0] > 0
     assert (mask & ~grown).sum() < 1e-4 * mask.sum()
     share = mask.sum((1, 2)) / unhidden_mask.sum((1, 2))
-    # Objects, things out of focus and the photo's edge, together about 35 %.
+    # Objects, things out of focus and the photo's edge: about 35 % in total.
     assert 0.25 < (share < 0.97).float().mean() < 0.45
     whole = share > 0.97
     agree = (mask[whole] & unhidden_mask[whole]).sum() / (mask[whole] | unhidden_mask[whole]).sum()
     assert agree > 0.97
 
 
-def test_unseen_vertices_lie_outside_the_mask_and_seen_ones_within(
+def test_hidden_vertices_lie_outside_the_mask_and_visible_ones_within(
     hands: SyntheticHands, photos: Photos
 ) -> None:
     seen = hands.visible_vertices(photos)
@@ -243,13 +243,13 @@ def test_jpeg_loses_what_pillow_s_loses() -> None:
             assert apart < 0.5 * lost
 
 
-def test_every_mesh_is_seen_from_outside(hands: SyntheticHands, photos: Photos) -> None:
-    """Faces whose corners run clockwise are left out when drawing: a mesh turned inside out would show its back."""
+def test_every_mesh_faces_outwards(hands: SyntheticHands, photos: Photos) -> None:
+    """Drawing skips clockwise faces, so a mesh inside out would show its back."""
     figure, scene = hands.figure, photos.scene
     points = torch.cat([scene.vertices_mm, scene.others_mm], 1).double()
     for material in figure.material.unique().tolist():
         corners = points[:, figure.faces[figure.material == material]]
         corners = corners - corners.mean((1, 2), keepdim=True)
         volume = torch.linalg.det(corners).sum(1) / 6
-        there = volume.abs() > 1  # mm^3: objects that are nowhere have none
+        there = volume.abs() > 1  # mm^3: absent objects have none
         assert (volume[there] > 0).all(), material

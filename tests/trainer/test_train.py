@@ -60,7 +60,7 @@ def largest_difference(a, b) -> float:
     return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(sticks, tmp_path):
+def test_a_stopped_run_resumes_with_the_same_steps(sticks, tmp_path):
     config = config_for(sticks)
     train(config, str(tmp_path / "whole"), "cpu")
 
@@ -89,11 +89,11 @@ def test_a_run_leaves_a_model_that_annotate_loads(sticks, tmp_path):
     assert saved_states(str(tmp_path)) == ["step-00000004.safetensors", "step-00000006.safetensors"]
     assert (tmp_path / "pictures/step-00000006.png").is_file()
     assert list((tmp_path / "tensorboard").iterdir())
-    # Finished is finished.
+    # A finished run takes no further step.
     train(config_for(sticks, keep=2), str(tmp_path), "cpu", lambda _: pytest.fail("took a step"))
 
 
-def test_a_damaged_checkpoint_is_passed_over(sticks, tmp_path):
+def test_a_damaged_checkpoint_is_skipped(sticks, tmp_path):
     config = config_for(sticks)
     train(config, str(tmp_path), "cpu")
     whole = weights(tmp_path)
@@ -103,7 +103,7 @@ def test_a_damaged_checkpoint_is_passed_over(sticks, tmp_path):
     assert largest_difference(whole, weights(tmp_path)) < 1e-5
 
 
-def test_a_run_whose_only_state_is_damaged_starts_where_it_started_before(sticks, tmp_path):
+def test_a_run_whose_only_state_is_damaged_starts_from_the_beginning(sticks, tmp_path):
     config = config_for(sticks, steps=2, keep=1)
     train(config, str(tmp_path / "first"), "cpu")
     config = config_for(sticks, steps=2, keep=1, start_from=str(tmp_path / "first/model.safetensors"))
@@ -114,7 +114,7 @@ def test_a_run_whose_only_state_is_damaged_starts_where_it_started_before(sticks
     assert largest_difference(whole, weights(tmp_path / "run")) < 1e-5
 
 
-def test_a_run_goes_on_though_settings_have_been_invented_since(sticks, tmp_path):
+def test_a_run_resumes_after_new_settings_were_added(sticks, tmp_path):
     train(config_for(sticks), str(tmp_path), "cpu")
     settings = json.loads((tmp_path / "config.json").read_text())
     del settings["loss"]["landmarks"], settings["network"]["texture"]["photo_colour"]
@@ -131,19 +131,19 @@ def test_another_run_in_the_same_folder_is_refused(sticks, tmp_path):
     assert load_checkpoint(str(tmp_path / "model.safetensors")).info.trained_steps == 7
 
 
-def test_imagenet_weights_out_of_reach_are_said_before_the_first_step(sticks, tmp_path, monkeypatch):
+def test_unavailable_imagenet_weights_raise_before_the_first_step(sticks, tmp_path, monkeypatch):
     config = config_for(sticks, network=replace(TINY, imagenet=True))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(pretrained, "PACKAGED", {})
     with pytest.raises(UserError, match=r"not reachable.*network\.imagenet=false"):
         train(config, str(tmp_path / "run"), "cpu")
-    # A run that has begun has weights of its own.
-    monkeypatch.setattr("trainer.train.load_pretrained", lambda *_: "as if they had been there")
+    # A resumed run has its own weights.
+    monkeypatch.setattr("trainer.train.load_pretrained", lambda *_: "fake weights")
     train(replace(config, steps=2), str(tmp_path / "run"), "cpu")
     monkeypatch.undo()
     monkeypatch.setattr(
-        "trainer.train.load_pretrained", lambda *_: pytest.fail("asked for ImageNet weights again")
+        "trainer.train.load_pretrained", lambda *_: pytest.fail("loaded ImageNet weights again")
     )
     train(replace(config, steps=3), str(tmp_path / "run"), "cpu")
 
@@ -169,7 +169,7 @@ def test_a_run_starts_from_weights_trained_at_another_size(sticks, tmp_path):
         ("resnet50", ("conv1.", "bn1.", "layer1."), "layer2."),
     ],
 )
-def test_layers_before_stride_8_keep_what_they_start_from_and_all_others_learn(
+def test_layers_before_stride_8_keep_their_weights_and_all_others_learn(
     sticks, tmp_path, backbone, early, next_one
 ):
     network = replace(TINY, backbone=backbone)
@@ -204,9 +204,7 @@ def _one_of_two(rank: int, config: TrainConfig, out: str, meeting: str) -> None:
     "targets", [("joints2d", "joints3d", "vertices"), ("joints2d",)], ids=["full", "weak"]
 )
 def test_two_workers_take_the_steps_of_one(sticks, tmp_path, targets):
-    train(
-        config_for(sticks, steps=1), str(tmp_path / "start"), "cpu"
-    )  # early layers must come from somewhere
+    train(config_for(sticks, steps=1), str(tmp_path / "start"), "cpu")  # early layers need weights
     config = config_for(
         sticks,
         start_from=str(tmp_path / "start/model.safetensors"),
@@ -219,7 +217,7 @@ def test_two_workers_take_the_steps_of_one(sticks, tmp_path, targets):
         optimizer=OptimizerConfig(kind="sgd", learning_rate=2e-4, ema=0, warmup_steps=1, clip_norm=0),
     )
     train(config, str(tmp_path / "one"), "cpu")
-    # Tests may have started threads: a fork would inherit their locks.
+    # Other tests may have started threads, whose locks a fork would copy.
     torch.multiprocessing.start_processes(
         _one_of_two,
         (config, str(tmp_path / "two"), str(tmp_path / "meeting")),
@@ -262,7 +260,7 @@ def test_one_batch_mixes_full_2d_only_and_colour_only_photos(sticks):
     assert counts["camera"] == 3 * 3
     assert counts["kl_vertices"] == 9 * 800 * 3
     assert counts["texture"] > 0
-    # What one example's hidden targets hold makes no difference to anything.
+    # Hidden targets of an example have no effect.
     loss, _ = objective.total(terms)
     spoilt = replace(batch, joints3d_mm=batch.joints3d_mm.clone(), joints2d=batch.joints2d.clone())
     spoilt.joints3d_mm[~batch.has_joints3d] = 77
@@ -290,7 +288,7 @@ def test_read_outs_are_best_where_joints_lie_with_their_depth_at_the_crops_scale
     spoilt.joints2d[~batch.has_joints2d] = 77
     again, _ = objective.total(objective.terms(prediction, spoilt, images))
     assert torch.equal(loss, again)
-    # Landmarks as they should be: x and y are the targets, z is that of 3D at the scale from 3D to 2D.
+    # Perfect landmarks: x and y are the targets, z is that of 3D at the scale from 3D to 2D.
     best = torch.zeros(9, 21, 3)
     best[..., :2] = batch.joints2d
     for row in torch.nonzero(batch.has_joints3d)[:, 0].tolist():
@@ -311,7 +309,7 @@ def test_a_network_with_read_outs_trains_and_its_checkpoint_loads(sticks, tmp_pa
     assert {"heads.image.bias", "heads.is_right.bias", "prior_net.ik.5.bias"} <= set(moved)
 
 
-def test_a_guess_counts_where_nothing_better_is_known_and_where_there_is_no_hand_nothing_does(sticks):
+def test_a_guess_counts_without_better_targets_and_photos_without_a_hand_have_no_targets(sticks):
     network, objective, images, batch = objective_and_batch(
         sticks, batch_size=6, loss=LossConfig(guess=3, pose=1)
     )
@@ -320,14 +318,14 @@ def test_a_guess_counts_where_nothing_better_is_known_and_where_there_is_no_hand
         getattr(batch, name)[5] = False
     batch.has_joints3d[:2] = False
     terms = objective.terms(network(images, torch.tensor([0])), batch, images)
-    # All that is withheld of a drawn room is its mask, and one that nobody knows is all hand.
+    # Withholding affects only the mask of a drawn room, and an unknown mask is all 255.
     assert (batch.hand_mask[5] == 255).float().mean() > 0.9
     hidden = replace(batch, hand_mask=batch.hand_mask * batch.has_hand.view(-1, 1, 1, 1))
     counted = objective.terms(network(images, torch.tensor([0])), hidden, images)["texture"].count
     assert terms["texture"].count == counted > 0
     counts = {name: int(term.count) for name, term in terms.items()}
     assert counts["guess"] == counts["prior_guess"] == 2 * 21 * 3
-    assert counts["pose"] == 0  # a guess says more than what is likely
+    assert counts["pose"] == 0  # a detector's joints replace the pose prior
     assert (counts["presence_hand"], counts["presence_none"], counts["side_right"]) == (5, 1, 5)
     assert counts["kl_vertices"] == 5 * 800 * 3 and counts["limits"] == counts["shape"] / 10 == 5
     q = network(images).joints3d.mean_mm
@@ -340,7 +338,7 @@ def test_a_guess_counts_where_nothing_better_is_known_and_where_there_is_no_hand
     assert torch.equal(loss, again)
 
 
-def test_std_may_learn_from_aligned_errors_and_means_go_on_as_before(sticks):
+def test_std_may_learn_from_aligned_errors_without_an_effect_on_means(sticks):
     slopes = {}
     for kind in ("wrist", "aligned"):
         network, objective, images, batch = objective_and_batch(sticks, loss=LossConfig(std=kind))
@@ -358,17 +356,17 @@ def test_std_may_learn_from_aligned_errors_and_means_go_on_as_before(sticks):
     assert not slopes["aligned"][1].std_mm.grad[:, 0].any()  # the wrist's
 
 
-def test_a_label_that_is_unsure_pulls_prior_net_by_its_variance_and_only_as_far_as_told(sticks):
-    """Prior-net's error of each hand is the same; the second's label is sure to 30 mm, so it counts a tenth."""
+def test_an_uncertain_label_pulls_prior_net_by_its_variance_times_the_setting(sticks):
+    """Both hands have the same prior-net error; the second label has a std of 30 mm, so it weighs a tenth."""
     slopes = {}
     for doubt, share in ((1.0, 1.1), (0.5, 1 + 1 / 3.25), (0.0, 2.0)):
         network, objective, images, batch = objective_and_batch(
             sticks, batch_size=2, loss=LossConfig(doubt=doubt)
         )
         for std in (batch.joints3d_std_mm, batch.vertices_std_mm):
-            assert not std.any()  # these labels say nothing of their own
+            assert not std.any()  # these labels have no std
             std[1] = 30
-        batch.joints3d_std_mm[:, 0] = 0  # the wrist's, in any label: it must not count as the truth
+        batch.joints3d_std_mm[:, 0] = 0  # std of the wrist, zero in any label: must not count as truth
         prediction = network(images)
         prediction.prior.vertices_mm = (batch.vertices_mm + 7).requires_grad_()
         prediction.prior.joints3d_mm = (batch.joints3d_mm + 7).requires_grad_()
@@ -379,7 +377,7 @@ def test_a_label_that_is_unsure_pulls_prior_net_by_its_variance_and_only_as_far_
                 terms[name].count, torch.tensor(share * points * 3), rtol=1e-4, atol=0, msg=name
             )
         for name, points in (("vertices", 800), ("joints3d", 20)):
-            assert terms[name].count == 2 * points * 3  # q has a std that says the same
+            assert terms[name].count == 2 * points * 3  # q's own std has the same effect
             mean = terms[f"prior_{name}"].sum / terms[f"prior_{name}"].count
             torch.testing.assert_close(mean, torch.tensor(0.245))
         (terms["prior_vertices"].sum + terms["prior_joints3d"].sum).backward()
@@ -392,7 +390,7 @@ def test_a_label_that_is_unsure_pulls_prior_net_by_its_variance_and_only_as_far_
 @pytest.mark.parametrize("doubt", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("std", ["wrist", "aligned"])
 def test_q_learns_a_labels_std_beside_its_own_error(sticks, std, doubt):
-    """The slope of every std of a hand whose label is sure to 20 mm, against the plain one's."""
+    """Compare the gradient of std for a label with a std of 20 mm with that for truth."""
     network, objective, images, batch = objective_and_batch(sticks, loss=LossConfig(std=std, doubt=doubt))
     prediction = network(images)
     slopes = []
@@ -410,8 +408,8 @@ def test_q_learns_a_labels_std_beside_its_own_error(sticks, std, doubt):
         torch.testing.assert_close(with_label, plain - of_label / of.detach() ** 3, rtol=1e-3, atol=1e-5)
 
 
-def test_unsure_labels_leave_the_aligned_fit_the_best_one(sticks):
-    """A rigid turn of prior-net's hand changes no aligned error, however sure each joint's label is."""
+def test_uncertain_labels_keep_the_aligned_fit_optimal(sticks):
+    """A rotation of prior-net's hand changes no aligned error, for any std of joint labels."""
     network, objective, images, batch = objective_and_batch(sticks, loss=LossConfig(aligned=5))
     batch.joints3d_std_mm[:] = torch.rand(batch.joints3d_std_mm.shape) * 30
     prediction = network(images)
@@ -430,7 +428,7 @@ def test_each_hand_has_an_aligned_term_of_its_own(sticks):
     network, objective, images, batch = objective_and_batch(sticks, loss=LossConfig(aligned=5))
     prediction = network(images)
     _, before = objective.total(objective.terms(prediction, batch, images))
-    prediction.prior.joints3d_mm = 2 * batch.joints3d_mm  # Procrustes forgives the size
+    prediction.prior.joints3d_mm = 2 * batch.joints3d_mm  # Procrustes ignores scale
     spoilt, after = objective.total(objective.terms(prediction, batch, images))
     assert after["aligned"] == before["aligned"] > 0.01
     assert after["prior_aligned"] < 1e-6 < before["prior_aligned"]
@@ -448,7 +446,7 @@ def test_a_batch_without_any_3d_reaches_every_weight(sticks):
     assert math.isfinite(loss.item()) and means["vertices"] == 0
     gradients = {name: p.grad for name, p in network.named_parameters()}
     assert all(g is not None and g.isfinite().all() for g in gradients.values())
-    # All zero-started last layers learn; what lies before them will in the next step.
+    # All last layers, which start at zero, learn; earlier ones follow in the next step.
     for name in ("amvur.mean.2", "amvur.log_variance.2", "prior_net.mlp.2", "camera.mlp.2", "side.linear"):
         assert gradients[f"{name}.weight"].abs().max() > 0, name
 
@@ -484,7 +482,7 @@ def test_weights_of_zero_switch_terms_off(sticks):
     )
     terms = objective.terms(network(images), batch, images)
     loss, means = objective.total(terms)
-    # prior = 0 switches its 2D joints off, too.
+    # prior = 0 also disables its 2D joints.
     torch.testing.assert_close(loss, means["joints2d"])
 
 
@@ -510,14 +508,14 @@ def test_a_short_training_beats_its_start(sticks, tmp_path):
 
 
 def double(value):
-    """The same in double precision: a tensor, or a dataclass of such."""
+    """Convert a tensor, or a dataclass of tensors, to double precision."""
     if is_dataclass(value):
         return replace(value, **{f.name: double(getattr(value, f.name)) for f in fields(value)})
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def textured(sticks, **loss):
-    """A prediction in double precision whose mesh and camera are leaves, coloured by chance, with its objective."""
+    """Return a double-precision prediction with random colours, mesh and camera as leaves, and its objective."""
     network, objective, images, batch = objective_and_batch(sticks, batch_size=2, loss=LossConfig(**loss))
     with torch.no_grad():
         prediction = double(network(images))
@@ -554,7 +552,7 @@ def test_the_gradient_of_l_tex_into_mesh_and_camera_is_that_of_finite_difference
     for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
         way = torch.randn(leaf.shape, generator=generator).double()
         step = 1e-7 * (1.0 if name != "scale_per_mm" else 1e-3)
-        # No pixel's centre crosses an edge on so short a way, so the difference is that of the colours.
+        # In so small a step no pixel centre crosses an edge, so only colours change.
         apart = (l_tex(**{name: leaf + step * way}) - l_tex(**{name: leaf - step * way})) / (2 * step)
         assert abs(float((gradient * way).sum())) > 1e-4
         torch.testing.assert_close((gradient * way).sum(), apart, rtol=1e-4, atol=1e-6)
@@ -569,17 +567,17 @@ def test_without_the_switch_l_tex_moves_colours_alone(sticks):
     assert of_colours.abs().sum() > 0 and of_mesh is None and of_scale is None
 
 
-def test_draws_of_v_j3_and_c_reach_supervised_terms_where_asked_for(sticks):
+def test_draws_of_v_j3_and_c_reach_supervised_terms_on_request(sticks):
     means, drawn = (textured(sticks, draw_all=draw_all) for draw_all in (False, True))
     terms = [objective.terms(*rest) for objective, *rest in (means, drawn)]
     for name in ("joints2d", "texture"):
         assert not torch.isclose(terms[0][name].sum, terms[1][name].sum)
-    # Likelihoods of V and J3 are closed forms over the means: draws would only add noise to them.
+    # Likelihoods of V and J3 are closed forms over the means, to which draws would only add noise.
     for name in ("vertices", "joints3d"):
         torch.testing.assert_close(terms[0][name].sum, terms[1][name].sum)
 
 
-def test_a_frozen_backbone_keeps_all_it_starts_from_and_heads_learn(sticks, tmp_path):
+def test_a_frozen_backbone_keeps_its_weights_and_heads_learn(sticks, tmp_path):
     train(config_for(sticks, steps=1), str(tmp_path / "start"), "cpu")
     start = str(tmp_path / "start/model.safetensors")
     config = config_for(

@@ -1,4 +1,4 @@
-"""train, evaluate, calibrate and annotate, one after the other, as a user types them."""
+"""train, evaluate, calibrate and annotate in sequence, through the command line."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def amvur(place):
-    """Types a command in the folder; its exit code and what it printed."""
+    """Run a command in the folder; return its exit code and output."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
 
-        def typed(capsys, command: str) -> tuple[int, str, str]:
+        def command_line(capsys, command: str) -> tuple[int, str, str]:
             return run(patch, capsys, *command.split())
 
-        yield typed
+        yield command_line
 
 
-def test_a_run_is_trained_judged_calibrated_and_used(amvur, place, local_ray, capsys):
+def test_a_run_is_trained_evaluated_calibrated_and_used(amvur, place, local_ray, capsys):
     code, printed, _ = amvur(capsys, "train tiny.yaml run --data examples")
     assert code == 0 and printed == "trained 6 steps; the model is run/model.safetensors\n"
 
@@ -76,7 +76,7 @@ def test_a_run_is_trained_judged_calibrated_and_used(amvur, place, local_ray, ca
     kinds3d = [f"{kind}, {axes}" for kind in ("vertices", "3D joints") for axes in ("image plane", "depth")]
     assert list(laws) == [*kinds3d, "2D joints"]
 
-    # The best evidence: on these very photos 68 % of the coordinates now lie within one std.
+    # On the photos of the calibration, 68 % of the coordinates now lie within one std.
     code, _, _ = amvur(capsys, "evaluate calibrated.safetensors examples again")
     after = json.loads((place / "again/metrics.json").read_text())
     assert after["joints3d"] == before["joints3d"] | {"per_joint_mm": after["joints3d"]["per_joint_mm"]}
@@ -104,13 +104,13 @@ def test_a_run_is_trained_judged_calibrated_and_used(amvur, place, local_ray, ca
         said = np.array([row[column] for row in labels])
         raw = np.array([row[column] for row in plain])
         expected = scale * raw**exponent
-        # The laws were printed with four digits and three decimals, and the raw std was rounded, too.
+        # The laws were printed with four digits and three decimals, and the raw std was rounded.
         slack = step + expected * (0.003 + exponent * step / np.maximum(raw, step))
         assert (np.abs(said - expected) <= slack).all()
         assert np.abs(said - raw).mean() > 1
 
 
-def test_a_finished_run_takes_no_step_and_goes_on_when_more_are_asked_for(amvur, place, capsys):
+def test_a_finished_run_takes_no_step_and_resumes_with_more_steps(amvur, place, capsys):
     amvur(capsys, "train tiny.yaml run --data examples")
     before = (place / "run/model.safetensors").read_bytes()
     code, printed, _ = amvur(capsys, "train tiny.yaml run --data examples")
@@ -141,7 +141,7 @@ def test_drawn_hands_and_photos_share_a_batch(amvur, place, capsys):
         ("train tiny.yaml OUT --data empty", "'empty' holds no examples (data/*.parquet): make them with"),
         ("train tiny.yaml OUT --data nowhere", "'nowhere' holds no examples"),
         ("train tiny.yaml OUT --data examples --hand clay", "no hand model 'clay'"),
-        ("train tiny.yaml OUT --data examples --local --workers 2", "--local is one process"),
+        ("train tiny.yaml OUT --data examples --local --workers 2", "--local runs one process"),
         ("train tiny.yaml OUT --data examples --device cpu", "--device needs --local"),
         ("train tiny.yaml tiny.yaml --data examples", "can't write to 'tiny.yaml'"),
         ("train tiny.yaml run --data examples --set batch_size=4", "holds a run with other settings (batch_size)"),

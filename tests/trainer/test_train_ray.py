@@ -1,4 +1,4 @@
-"""Training on Ray: whatever is killed, the run ends as if nothing had been."""
+"""Training on Ray: after any kill, the run ends with the same result."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from trainer.train import start_network, train
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60
-#: Far more than anything here takes; a machine may be busy.
+#: Time limit, far above the real duration, because a machine may be busy.
 PATIENCE_S = 900
 TOKEN = "0123456789abcdef" * 4
 
 
 def config_for(folder, **settings) -> TrainConfig:
-    """One worker's steps are two workers' steps: nothing depends on who sees which photo."""
+    """One worker and two workers take the same steps."""
     plain = TrainConfig(
         network=TINY,
         data=(SourceConfig(source=str(folder)),),
@@ -61,7 +61,7 @@ def config_for(folder, **settings) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """Where the commands run: examples and a configuration that names them by a relative path."""
+    """The working folder: examples, and a configuration with a relative path to them."""
     folder = tmp_path_factory.mktemp("run")
     write_stick_hands(folder / "sticks", 48)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(to_dict(config_for("sticks"))))
@@ -69,7 +69,7 @@ def run_folder(tmp_path_factory):
 
 
 def amvur(folder: Path, *arguments: str, log: str = "log.txt") -> subprocess.Popen:
-    """The command line, its output added to a file."""
+    """Run the command line and append its output to a file."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -90,7 +90,7 @@ def amvur(folder: Path, *arguments: str, log: str = "log.txt") -> subprocess.Pop
 
 def steps_of(out: Path) -> list[int]:
     path = out / "metrics.jsonl"
-    # What follows the last end of a line is being written.
+    # The text after the last newline is still being written.
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line)["step"] for line in lines]
 
@@ -105,7 +105,7 @@ def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
 
 @contextmanager
 def head(log: Path):
-    """A cluster of its own, with a token: the address that jobs are submitted to."""
+    """A separate cluster with a token; the value is its address for jobs."""
     temporary = tempfile.mkdtemp(prefix="ray")  # short: names of sockets have a limit
     ports = free_ports(6)
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
@@ -146,7 +146,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def test_a_run_ends_as_if_nothing_had_been_killed_and_a_job_ends_it(run_folder, monkeypatch):
+def test_a_killed_run_ends_with_the_same_result_and_a_job_finishes_it(run_folder, monkeypatch):
     if importlib.util.find_spec("aiohttp_cors") is None:
         pytest.skip("jobs need ray[default]")
     out = run_folder / "out"
@@ -175,7 +175,7 @@ def test_a_run_ends_as_if_nothing_had_been_killed_and_a_job_ends_it(run_folder, 
             submission.submit(address, ["--help"], print)
         client = amvur(run_folder, *command, "--address", address)
         assert client.wait(PATIENCE_S) == 0, (run_folder / "log.txt").read_text()
-        # A mistake of the job's is the client's too.
+        # An error of the job also ends the client.
         client = amvur(run_folder, *command[:3], "--workers", "1000", "--address", address)
         assert client.wait(PATIENCE_S) == 2
         what_was_trained_labels_photos(run_folder, address)
@@ -183,7 +183,7 @@ def test_a_run_ends_as_if_nothing_had_been_killed_and_a_job_ends_it(run_folder, 
     said = (run_folder / "log.txt").read_text()
     assert "job raysubmit_" in said
     assert f"trained {STEPS} steps" in said
-    assert "amvur: 1000 workers want a " in said
+    assert "amvur: 1000 workers need a " in said
     assert "Traceback" not in said
 
     train(config_for(run_folder / "sticks"), str(run_folder / "whole"), "cpu")
@@ -259,22 +259,22 @@ def wait_for_answer(address: str) -> None:
         time.sleep(0.2)
 
 
-def test_a_mistake_of_the_users_is_said_at_once(local_ray, run_folder, tmp_path):
+def test_a_user_error_is_reported_at_once(local_ray, run_folder, tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     config = config_for(run_folder / "sticks", steps=2)
-    # Only one of the workers looks at the folder; the other waits for it in vain.
+    # Only one worker checks the folder; the other waits for it in vain.
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text(json.dumps(to_dict(replace(config, seed=1))))
     began = time.monotonic()
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
         train_on_ray(config, str(tmp_path / "other"), 2)
     assert time.monotonic() - began < PATIENCE_S
-    with pytest.raises(UserError, match="1000 workers want a"):
+    with pytest.raises(UserError, match="1000 workers need a"):
         train_on_ray(config, str(tmp_path / "many"), 1000)
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):
+def test_a_missing_cluster_is_one_line(monkeypatch):
     monkeypatch.setattr(submission, "ANSWER_S", 0.5)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         for port in (silent.getsockname()[1], free_ports(1)[0]):
@@ -295,8 +295,8 @@ def test_a_job_takes_the_code_and_nothing_else(tmp_path):
     assert shown.stdout.split() == ["3", "True"], shown.stderr
 
 
-class Told:
-    """A client whose log is cut off twice and starts anew each time."""
+class CutOffLog:
+    """A client whose log is cut off twice and restarts each time."""
 
     def __init__(self, pieces: list[list[str]]) -> None:
         self.pieces = pieces
@@ -308,10 +308,10 @@ class Told:
             raise RuntimeError("cut off")
 
 
-def test_a_log_that_starts_anew_is_shown_once():
+def test_a_log_that_restarts_is_shown_once():
     shown: list[str] = []
     log = submission._Log(shown.append)
-    client = Told([["one\n", "two\n"], ["one\ntw"], ["one\ntwo\nth", "ree\n"]])
+    client = CutOffLog([["one\n", "two\n"], ["one\ntw"], ["one\ntwo\nth", "ree\n"]])
     for _ in range(3):
         with suppress(RuntimeError):
             asyncio.run(log.read(client, "a job"))

