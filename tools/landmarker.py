@@ -89,7 +89,7 @@ def crops_of(out: Path, photos: Path, model: str) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def judge(student: Landmarker, teacher: Landmarker, views: Tensor, crop_px: int) -> str:
+def evaluate(student: Landmarker, teacher: Landmarker, views: Tensor, crop_px: int) -> str:
     """Describe the distance between student and teacher landmarks on the views that show a hand."""
     small = F.interpolate(views, size=crop_px, mode="bilinear", antialias=True)
     ours, theirs = student.eval()(small), teacher.eval()(views)
@@ -110,7 +110,7 @@ def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str
     rows = aside[:: max(len(aside) // JUDGED, 1)]
     views = view(rows, keys(2, torch.arange(len(rows))), MARGIN, config)
     assert views.shape[-1] == TEACHER_PX
-    before = judge(student, teacher, views, config.crop_px)
+    before = evaluate(student, teacher, views, config.crop_px)
     print(f"{len(train)} crops, {len(aside)} held out; before: {before}", flush=True)
 
     def show(step: int, loss: float) -> None:
@@ -118,7 +118,7 @@ def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str
             print(f"step {step} of {config.steps}, loss {loss:.3f}", flush=True)
 
     mean = distil(teacher, student, train, MARGIN, out / "run", config, show)
-    print(f"after: {judge(mean, teacher, views, config.crop_px)}")
+    print(f"after: {evaluate(mean, teacher, views, config.crop_px)}")
     path = out / MODEL_FILE
     write_whole(str(path), landmarker_bytes(mean, config.crop_px))
     return path

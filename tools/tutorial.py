@@ -108,7 +108,7 @@ def numbers(out: Path) -> dict[str, Any]:
             "guess3d_mm": summary["guess3d"]["pa_mpjpe_mm"],
             "length_mm": summary["size"]["hand_length_mm"],
             # Error of the half with the smallest std, over the error of all.
-            "surest_half_over_all": _surest_half(summary["uncertainty"]["guess3d"]),
+            "surest_half_over_all": _best_half(summary["uncertainty"]["guess3d"]),
             "less_than_weakly": {name: _paired(out / "results" / "weakly", folder, name) for name in ERRORS},
         }
     for name in ("labels", "best"):
@@ -126,9 +126,9 @@ def _paired(one: Path, other: Path, name: str) -> list[float]:
     return [float(less.mean()), *np.quantile(less[drawn].mean(1), [0.025, 0.975]).tolist()]
 
 
-def _surest_half(judged: dict[str, Any]) -> float | None:
-    best = judged["error_of_best"]["50%"]
-    return None if best is None else best / judged["mean_error"]
+def _best_half(figures: dict[str, Any]) -> float | None:
+    best = figures["error_of_best"]["50%"]
+    return None if best is None else best / figures["mean_error"]
 
 
 def picture(out: Path) -> Image.Image:

@@ -58,9 +58,7 @@ class LossConfig:
     prior: float = 1.0  # prior-net against the same targets
     landmarks: float = 1.0  # 2D landmarks, as maps or read-outs, if the network has them
     limits: float = 1.0  # joint angles of prior-net's hand
-    pose: float = (
-        0.0  # prior-net's pose coefficients, a standard normal prior, where 3D is hidden; not in the paper
-    )
+    pose: float = 0.0  # prior-net's pose, a standard normal prior, where 3D is hidden; not in the paper
     shape: float = 0.1  # prior-net's betas, a standard normal prior
     side: float = 1.0  # cross-entropy of left against right
     presence: float = 0.0  # cross-entropy of hand against no hand, for data with empty squares

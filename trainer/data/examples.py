@@ -44,7 +44,7 @@ SUMMARY_FILE, UNFINISHED = "_convert.json", b'{"unfinished": true}\n'
 
 def example_schema(vertex_count: int, facts: Mapping[str, Any]) -> pa.Schema:
     """Return the schema of an example file; `facts` (hand, source, ...) go into its metadata under `amvur`."""
-    said = {
+    metadata = {
         "amvur": json.dumps({"schema_version": SCHEMA_VERSION, "examples": True, **facts}, sort_keys=True)
     }
     xyz = pa.list_(pa.float32(), 3)
@@ -57,7 +57,7 @@ def example_schema(vertex_count: int, facts: Mapping[str, Any]) -> pa.Schema:
         ("reference_bone_mm", pa.float32()),
         ("source_index", pa.int32()),
     ]
-    schema = label_schema(vertex_count, said)
+    schema = label_schema(vertex_count, metadata)
     return pa.schema([*schema, *(pa.field(*column) for column in own)], metadata=schema.metadata)
 
 
