@@ -13,7 +13,7 @@ millimetres and of 100 mm in metres. Any other w gives
 
     sigma^2 = ( w - 1 + sqrt((w - 1)^2 + 4 w e^2) ) / (2 w),
 
-which tends to e^2, the true error, as w goes to 0. So sigma ranks errors but has their size only at a centimetre;
+which tends to e^2, the squared error, as w goes to 0. So sigma ranks errors but has their size only at a centimetre;
 calibration corrects the size. The camera has its own units: crop half-sides per decimetre, radians, crop half-sides. 2D
 joints are in crop half-sides.
 
@@ -162,7 +162,7 @@ def camera_loss(camera: Camera, target: Tensor) -> Tensor:
     """Return L_C, formula (4), against C* `target` (B, 6) from `annotator.model.camera.fit_camera`: (B, 6).
 
     s and t have a likelihood. r is always 0, so its likelihood would be unbounded: it has the KL from q(r) to the tight
-    prior N(0, PRIOR_STD^2) instead, which needs no label. Zero if r is disabled (its std is 0).
+    prior N(0, PRIOR_STD^2) instead, which needs no label. That term is zero if r is off (std 0).
     """
     numbers, std = camera_numbers(camera), camera.std
     nll = gaussian_nll(target[:, [0, 4, 5]], numbers[:, [0, 4, 5]], std[:, [0, 4, 5]])
