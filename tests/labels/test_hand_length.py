@@ -18,9 +18,7 @@ MIDDLE = [0, 9, 10, 11, 12]
 
 
 def length_mm(joints3d_mm: np.ndarray) -> float:
-    return sum(
-        np.linalg.norm(joints3d_mm[b] - joints3d_mm[a]) for a, b in itertools.pairwise(MIDDLE)
-    )
+    return sum(np.linalg.norm(joints3d_mm[b] - joints3d_mm[a]) for a, b in itertools.pairwise(MIDDLE))
 
 
 def test_length_scales_the_hand_and_its_distance_and_nothing_in_the_photo(lively):

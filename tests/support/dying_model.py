@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from annotator.job.run import Job, run_job
 from annotator.job.dispatcher import Stations
 from annotator.job.record import RunRecord
 from annotator.job.resources import ComputeOptions, crew_of
+from annotator.job.run import Job, run_job
 from annotator.job.stages import Shard, open_shard
 from annotator.labels.schema import label_schema
 from annotator.sources import open_source

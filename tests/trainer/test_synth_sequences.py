@@ -81,7 +81,7 @@ def test_a_seed_repeats_its_files_and_another_folder_is_left_alone(drawn, tmp_pa
             assert path.read_bytes() == (tmp_path / "again" / path.relative_to(out)).read_bytes()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("hello")
-    with pytest.raises(UserError, match="holds something that is not synthetic photos"):
+    with pytest.raises(UserError, match="other files than synthetic photos"):
         write_sequences(tmp_path / "mine", 1, 2, seed=2, size_px=SIZE_PX)
     with pytest.raises(UserError, match="seed -1 is negative"):
         write_sequences(tmp_path / "new", 1, 2, seed=-1, size_px=SIZE_PX)
