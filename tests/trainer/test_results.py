@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import duckdb
 import numpy as np
@@ -17,7 +18,7 @@ from annotator.quality import metrics
 from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 from trainer.batch import Batch
 from trainer.evaluation import measurements as measured_module
-from trainer.evaluation.calibrate import fit_calibration
+from trainer.evaluation.calibrate import fit_calibration, with_label_errors
 from trainer.evaluation.measurements import Measured
 from trainer.evaluation.results import summarise, table_rows, write_results
 
@@ -330,6 +331,29 @@ def test_calibration_makes_std_cover_68_percent_of_other_photos_along_each_axis(
         for one in (after[kind], *after[kind]["axes"].values()):
             assert one["coverage"]["68%"] == pytest.approx(0.68, abs=0.03)
     assert before["joints3d"]["axes"]["z"]["coverage"]["68%"] < 0.3
+
+
+def test_errors_that_a_network_shares_with_its_labels_are_added():
+    """A student that repeats the errors of its labels: against the truth, its calibrated std covers 68 %."""
+    truth, prediction = example(600, seed=5)
+    g = torch.Generator().manual_seed(6)
+    std = 9.0
+    wrong = std * torch.randn(truth.vertices_mm.shape, generator=g)
+    labels, shared = replace(truth), prediction.joints3d.mean_mm - truth.joints3d_mm
+    labels.joints3d_mm = truth.joints3d_mm + std * torch.randn(truth.joints3d_mm.shape, generator=g)
+    labels.vertices_mm = truth.vertices_mm + wrong
+    labels.joints3d_std_mm = torch.full_like(truth.joints3d_mm, std)
+    labels.vertices_std_mm = torch.full_like(truth.vertices_mm, std)
+    student = replace(
+        prediction,
+        joints3d=Gaussian(labels.joints3d_mm + shared, prediction.joints3d.std_mm),
+        vertices=Gaussian(prediction.vertices.mean_mm + wrong, prediction.vertices.std_mm),
+    )
+    for moved, low, high in ((with_label_errors(labels), 0.65, 0.71), (labels, 0.2, 0.6)):
+        calibration = fit_calibration(measure(moved, student, size=64), "fits")
+        found = summarise(measure(truth, student, calibration, size=64))["uncertainty"]
+        assert low < found["vertices"]["coverage"]["68%"] < high
+    assert found["joints3d"]["coverage"]["68%"] < 0.6
 
 
 def test_the_expected_error_of_kept_hands_is_that_of_other_photos(judged_by_axis):

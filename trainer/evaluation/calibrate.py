@@ -11,7 +11,9 @@ import numpy as np
 from annotator.errors import UserError
 from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 from annotator.quality.uncertainty import fit_axis_laws, fit_mean_error, fit_power_law
+from trainer.batch import Batch
 from trainer.evaluation.measurements import Floats, Measured
+from trainer.keyed import Draws
 
 Law = TypeVar("Law", AxisLaws, PowerLaw)
 
@@ -51,6 +53,22 @@ def fit_calibration(measured: Measured, source: str) -> Calibration:
         fitted_on=f"{source}, {len(measured)} photos: {', '.join(fitted)}",
     )
     return replace(calibration, joint_error=_fit_joint_error(joints3d, measured)) if joints3d else calibration
+
+
+def with_label_errors(batch: Batch) -> Batch:
+    """Return a batch whose 3D targets are moved by random errors of the size of their own std.
+
+    A network that learnt from fits repeats their errors, so its distance from other fits is too small by their std.
+    """
+    draws = Draws(batch.key)
+    joints3d_mm, vertices_mm = (
+        values + draws.normal(*values.shape[1:]) * std
+        for values, std in (
+            (batch.joints3d_mm, batch.joints3d_std_mm),
+            (batch.vertices_mm, batch.vertices_std_mm),
+        )
+    )
+    return replace(batch, joints3d_mm=joints3d_mm, vertices_mm=vertices_mm)
 
 
 def check_enough(photos: int, source: str) -> None:

@@ -30,7 +30,7 @@ from trainer.batch import Batch
 from trainer.config import SYNTHETIC, SourceConfig
 from trainer.data.read import Facts
 from trainer.data.stream import Stored
-from trainer.evaluation.calibrate import check_enough, fit_calibration
+from trainer.evaluation.calibrate import check_enough, fit_calibration, with_label_errors
 from trainer.evaluation.measurements import Measured
 from trainer.evaluation.results import write_results
 from trainer.evaluation.submit import check_submission, write_submission
@@ -113,17 +113,20 @@ def evaluate(
 
 def calibrate(
     checkpoint: str,
-    examples: str,
+    examples: str | Sequence[str],
     out: str,
     hand: str | None = None,
     first: int = 0,
     count: int = 0,
     device: str | None = None,
+    shares_label_errors: bool = False,
     on_progress: Progress = lambda done, total: None,
 ) -> Calibration:
     """Fit a checkpoint's calibration on held-out examples, and write the calibrated checkpoint to OUT.
 
-    Arguments as for `evaluate`; `out` is a `.safetensors` file, which may be the checkpoint itself.
+    Arguments as for `evaluate`; `out` is a `.safetensors` file, which may be the checkpoint itself. `examples` may be
+    several places, fitted together; `first` and `count` apply to each. `shares_label_errors`: the checkpoint was
+    trained on labels from the same source, such as fits, and repeats their errors; these are added by the labels' std.
 
     Raises:
         UserError: an invalid argument, or too few examples.
@@ -135,13 +138,18 @@ def calibrate(
         raise UserError(
             f"'{checkpoint}' is prior-net alone: its uncertainty is constant and cannot be calibrated"
         )
-    total, _ = _examples(loaded, examples, first, count)
-    check_enough(total, examples)
+    places = [examples] if isinstance(examples, str) else list(examples)
+    check_enough(sum(_examples(loaded, place, first, count)[0] for place in places), ", ".join(places))
     check_writable(out.rpartition("/")[0] or ".")
     measured = Measured()
-    for batch, prediction, facts in run(loaded, examples, first, count, device, on_progress):
-        measured.add(batch, prediction, [fact.image_id for fact in facts])
-    fitted = fit_calibration(measured, examples)
+    for place in places:
+        for batch, prediction, facts in run(loaded, place, first, count, device, on_progress):
+            measured.add(
+                with_label_errors(batch) if shares_label_errors else batch,
+                prediction,
+                [fact.image_id for fact in facts],
+            )
+    fitted = fit_calibration(measured, ", ".join(places))
     save_checkpoint(replace(loaded, info=replace(loaded.info, calibration=fitted)), out)
     return fitted
 
