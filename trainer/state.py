@@ -25,8 +25,15 @@ from torch import Tensor
 from annotator.config import NetworkConfig, from_dict, to_dict
 from annotator.errors import UserError
 from annotator.hand.model import HandModel
-from annotator.model.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
+from annotator.model.checkpoint import (
+    Checkpoint,
+    CheckpointInfo,
+    load_checkpoint,
+    save_checkpoint,
+    with_first_look,
+)
 from annotator.model.network import Network
+from annotator.model.two_looks import TwoLooks
 from annotator.storage.files import join, names_in, read_whole, remove_file, write_whole
 from trainer.config import TrainConfig
 
@@ -37,6 +44,9 @@ STATE_VERSION = 3
 
 #: Settings that may differ when a run resumes, because they do not affect past steps.
 FREE = ("steps", "loaders", "checkpoint_every", "keep", "log_every", "pictures_every", "compile")
+
+#: The trained network in the run's folder.
+MODEL_FILE = "model.safetensors"
 
 
 @dataclass
@@ -102,15 +112,25 @@ def new_state(network: Network, optimizer: torch.optim.Optimizer, config: TrainC
     return TrainingState(network, mean, optimizer)
 
 
-def save_state(state: TrainingState, out: str, config: TrainConfig, hand: HandModel) -> None:
+def save_state(
+    state: TrainingState,
+    out: str,
+    config: TrainConfig,
+    hand: HandModel,
+    first_look: Checkpoint | None = None,
+) -> None:
     """Write the model for `annotate`, then the state, then delete all but the newest states.
 
-    The order matters: a run with its last state is finished, and must have its model.
+    The order matters: a run with its last state is finished, and must have its model. With `first_look` the trained
+    network becomes the second look after it.
     """
     header = {"version": STATE_VERSION, "step": state.step, "hand_id": hand.id}
     data = safetensors.torch.save(state.tensors(), metadata={"amvur-training": json.dumps(header)})
     folder = join(out, "checkpoints")
-    save_checkpoint(as_checkpoint(state, config.network, hand), join(out, "model.safetensors"))
+    checkpoint = as_checkpoint(state, config.network, hand)
+    if first_look is not None:
+        checkpoint = with_first_look(checkpoint, first_look)
+    save_checkpoint(checkpoint, join(out, MODEL_FILE))
     write_whole(join(folder, f"step-{state.step:08d}.safetensors"), data)
     for name in saved_states(out)[: -config.keep]:
         remove_file(join(folder, name))
@@ -120,6 +140,19 @@ def as_checkpoint(state: TrainingState, network: NetworkConfig, hand: HandModel)
     """Return the checkpoint that `annotate` loads."""
     info = CheckpointInfo(network, hand.id, trained_steps=state.step)
     return Checkpoint(state.best, hand, info, id="")
+
+
+def first_look_of(place: str, hand: str) -> Checkpoint | None:
+    """Return the first look of a checkpoint as a checkpoint of its own; None if it has a single network.
+
+    Args:
+        place: as `load_checkpoint` takes it. hand: likewise.
+    """
+    loaded = load_checkpoint(place, hand)
+    if not isinstance(loaded.network, TwoLooks) or loaded.info.first_look is None:
+        return None
+    info = CheckpointInfo(loaded.info.first_look, loaded.hand.id, loaded.info.trained_steps)
+    return Checkpoint(loaded.network.first, loaded.hand, info, id="")
 
 
 def saved_states(out: str) -> list[str]:

@@ -22,7 +22,7 @@ from annotator.config import NetworkConfig
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.hand.model import HandModel
-from annotator.model.checkpoint import load_checkpoint
+from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.landmarker import Landmarker
 from annotator.model.landmarker_file import INPUT_PX, read_landmarker
 from annotator.model.landmarker_weights import is_landmarker_file, load_landmarker
@@ -30,7 +30,7 @@ from annotator.model.network import Network
 from annotator.model.pretrained import PretrainedUnreachableError, load_pretrained
 from annotator.runtime.device import device_of
 from annotator.runtime.malloc import keep_freed_memory
-from annotator.storage.files import check_writable
+from annotator.storage.files import check_writable, join
 from trainer.augment import prepare
 from trainer.batch import Batch
 from trainer.config import TrainConfig
@@ -38,7 +38,7 @@ from trainer.data.stream import Order, Steps
 from trainer.inverse_kinematics import train_inverse_kinematics
 from trainer.objective import Objective
 from trainer.run_log import RunLog
-from trainer.state import claim_folder, new_state, newest_state, save_state
+from trainer.state import MODEL_FILE, claim_folder, first_look_of, new_state, newest_state, save_state
 
 if TYPE_CHECKING:
     from trainer.synth.backdrops import Backdrops
@@ -92,11 +92,13 @@ def train(
     for module in _frozen(network, config):
         module.requires_grad_(False)
     state = new_state(network, _optimizer(network, config), config)
+    resumes = saved is not None
     if saved is not None:
         state.take(*saved)
         del saved
     if state.step >= config.steps:
         return
+    first_look = _first_look(config, out, resumes)
     objective = Objective(config.loss, network, hand).to(place)
     model: Any = torch.compile(network) if config.compile else network
     if workers > 1:
@@ -143,7 +145,7 @@ def train(
             if run_log:
                 # Before the state: a restart drops log entries of later steps, but can't recover lost ones.
                 run_log.keep()
-                save_state(state, out, config, hand)
+                save_state(state, out, config, hand, first_look)
             if workers > 1:
                 dist.barrier()  # no worker runs ahead of the state that a restart resumes from
     if run_log:
@@ -190,6 +192,16 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
             f"{frozen} would freeze random layers: set network.imagenet=true, start_from, or {frozen}=false"
         )
     return network.train()
+
+
+def _first_look(config: TrainConfig, out: str, resumes: bool) -> Checkpoint | None:
+    """Return the first look to keep: of `start_from`, or, if the run resumes, of the model in OUT."""
+    if resumes:
+        return first_look_of(join(out, MODEL_FILE), config.hand)
+    is_checkpoint = config.start_from and not config.start_from.endswith(".task")
+    if not is_checkpoint or is_landmarker_file(config.start_from):
+        return None
+    return first_look_of(config.start_from, config.hand)
 
 
 def _start_from_landmarker(network: Network, config: TrainConfig, hand: HandModel) -> None:

@@ -15,7 +15,8 @@ from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.model import pretrained
 from annotator.model.amvur import Gaussian
-from annotator.model.checkpoint import load_checkpoint
+from annotator.model.checkpoint import load_checkpoint, save_checkpoint, with_first_look
+from annotator.model.two_looks import TwoLooks
 from tests.support.example_files import write_stick_hands
 from trainer import losses
 from trainer.config import LossConfig, OptimizerConfig, SourceConfig, TrainConfig
@@ -158,7 +159,7 @@ def test_a_run_starts_from_weights_trained_at_another_size(sticks, tmp_path):
     other = config_for(
         sticks, network=replace(TINY, amvur=AmvurConfig(tokens=32, width=16)), start_from=small
     )
-    with pytest.raises(UserError, match="holds another network"):
+    with pytest.raises(UserError, match="holds a different network"):
         start_network(other, load_hand("open"))
 
 
@@ -590,3 +591,21 @@ def test_a_frozen_backbone_keeps_its_weights_and_heads_learn(sticks, tmp_path):
     assert any(name.startswith("prior_net.") for name in moved)
     with pytest.raises(UserError, match="freeze_backbone would freeze random layers"):
         start_network(config_for(sticks, freeze_backbone=True), load_hand("open"))
+
+
+def test_a_run_from_two_looks_trains_the_second_and_keeps_the_first(sticks, tmp_path):
+    """Also after a restart, when the checkpoint that it started from no longer exists."""
+    train(config_for(sticks, steps=1), str(tmp_path / "start"), "cpu")
+    single = load_checkpoint(str(tmp_path / "start/model.safetensors"))
+    start = tmp_path / "both.safetensors"
+    save_checkpoint(with_first_look(single, single), start)
+    config = config_for(sticks, steps=2, start_from=str(start), checkpoint_every=1)
+    train(config, str(tmp_path / "run"), "cpu")
+    start.unlink()
+    train(replace(config, steps=4), str(tmp_path / "run"), "cpu")
+    before = single.network.state_dict()
+    trained = load_checkpoint(str(tmp_path / "run/model.safetensors"))
+    assert isinstance(trained.network, TwoLooks) and trained.info.trained_steps == 4
+    first, second = trained.network.first.state_dict(), trained.network.second.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in first.items())
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in second.items())
