@@ -7,11 +7,10 @@ look, MODEL's landmark network is distilled to smaller crops (tools/landmarker.p
 A stopped run resumes.
 
 OUT/fast.safetensors is the first look alone, OUT/default.safetensors both looks: they ship in annotator/weights.
-OUT/NAME.json has the figures of each on drawn hands and on held-out hands (tests/data). OUT/kept_aside.parquet holds
-the detections of the held-out hands (tests/data).
+OUT/NAME.json has the figures of each on drawn hands and on held-out hands. OUT/kept_aside.parquet holds the detections
+of held-out hands, OUT/held_out_landmarks.parquet some of them with depth. All three go to tests/data.
 
-`--weights default` or `fast` in place of --model trains nothing: it calibrates and evaluates shipped weights again
-on the hands of tests/data/kept_aside.parquet. Tensors stay the same bits.
+`--weights default` or `fast` trains nothing: it calibrates and evaluates these weights again. Tensors do not change.
 """
 
 from __future__ import annotations
@@ -67,6 +66,12 @@ ASIDE = Path(__file__).parents[1] / "tests/data/kept_aside.parquet"
 #: Drawn hands for calibration, and the number after them for evaluation.
 CALIBRATED_ON, JUDGED_ON = 1000, 500
 
+#: Held-out fits of each collection for calibration; the others are for evaluation.
+CALIBRATED_FITS = 150
+
+#: Landmarks of each collection in held_out_landmarks.parquet.
+LANDMARKS = 100
+
 
 def examples(out: Path, photos: Path, model: str) -> None:
     """Write OUT/examples/NAME for training and OUT/aside/NAME for evaluation, for each collection."""
@@ -83,17 +88,36 @@ def examples(out: Path, photos: Path, model: str) -> None:
 
 
 def fitted_examples(out: Path, photos: Path, model: str) -> None:
-    """Write OUT/fitted/NAME for training: photos, and hands fitted to the detected landmarks."""
+    """Write OUT/fitted/NAME for training and OUT/fitted_aside/NAME: photos, and hands fitted to their landmarks."""
     for name in FITTED:
-        if read_whole(str(out / "fitted" / name / SUMMARY_FILE)) not in (None, UNFINISHED):
-            continue
         found, fits = out / "found" / name, out / "fits" / name
         detect(str(photos / name / "images"), str(found), model, world_joints=True)
         fit(str(found), str(fits))
-        labels = out / "labels" / "fitted" / name
-        _keep(fits, labels, kept_aside(name, found), aside=False)
-        shutil.rmtree(out / "fitted" / name, ignore_errors=True)
-        convert(f"labels:{labels}", str(out / "fitted" / name))
+        for part in ("fitted", "fitted_aside"):
+            if read_whole(str(out / part / name / SUMMARY_FILE)) not in (None, UNFINISHED):
+                continue
+            labels = out / "labels" / part / name
+            _keep(fits, labels, kept_aside(name, found), aside=part == "fitted_aside")
+            shutil.rmtree(out / part / name, ignore_errors=True)
+            convert(f"labels:{labels}", str(out / part / name))
+
+
+def write_landmarks(out: Path) -> None:
+    """Write some held-out hands of each collection as the detector gave them, with depth."""
+    columns = ["image_id", "is_right", "joints2d_px", "landmark_depth_px"]
+    tables = []
+    for name in FITTED:
+        is_aside = kept_aside(name, out / "found" / name)
+        paths = sorted((out / "found" / name / "data").glob("*.parquet"))
+        table = pa.concat_tables(pq.read_table(path, columns=[*columns, "status"]) for path in paths)
+        keep = [
+            status == "ok" and is_aside(image_id)
+            for status, image_id in zip(*(table[c].to_pylist() for c in ("status", "image_id")), strict=True)
+        ]
+        table = table.filter(pa.array(keep)).select(columns).replace_schema_metadata(None)
+        rows = np.linspace(0, len(table) - 1, LANDMARKS).astype(int)
+        tables.append(table.take(pa.array(rows)).append_column("collection", pa.array([name] * LANDMARKS)))
+    pq.write_table(pa.concat_tables(tables), out / "held_out_landmarks.parquet", compression="zstd")
 
 
 def write_aside(aside: Path, out: Path) -> None:
@@ -201,6 +225,15 @@ def numbers(checkpoint: str, aside: Path, out: Path) -> dict[str, Any]:
             | {"examples": f"aside/{name}"}
             for name in EMPTY
         },
+        "fits": {
+            name: evaluate(
+                checkpoint,
+                str(aside.parent / "fitted_aside" / name),
+                str(out / "fits" / name),
+                first=CALIBRATED_FITS,
+            )
+            for name in FITTED
+        },
     }
 
 
@@ -209,9 +242,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--photos", type=Path, required=True)
-    start = parser.add_mutually_exclusive_group(required=True)
-    start.add_argument("--model", help="MediaPipe's hand_landmarker.task: train from scratch")
-    start.add_argument(
+    parser.add_argument("--model", required=True, help="MediaPipe's hand_landmarker.task")
+    parser.add_argument(
         "--weights", help="a trained checkpoint, such as 'default': only calibrate and evaluate it"
     )
     parser.add_argument("--workers", type=int, help="as `amvur train --workers`")
@@ -221,20 +253,24 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
+    fitted_examples(out, arguments.photos, arguments.model)
     if arguments.weights:
         read_aside(arguments.photos, out / "aside")
         trained = {Path(arguments.weights).stem: arguments.weights}
     else:
         examples(out, arguments.photos, arguments.model)
-        fitted_examples(out, arguments.photos, arguments.model)
         write_aside(out / "aside", out / "kept_aside.parquet")
+        write_landmarks(out)
         first, second = train_stages(out, arguments.photos, arguments.model, arguments.workers, arguments.set)
         joined = out / "trained.safetensors"
         save_checkpoint(with_first_look(load_checkpoint(str(second)), load_checkpoint(str(first))), joined)
         trained = {"fast": str(first), "default": str(joined)}
     for name, weights in trained.items():
         calibrated = str(out / "calibrated.safetensors")
-        calibrate(weights, SYNTHETIC, calibrated, count=CALIBRATED_ON)
+        places = {SYNTHETIC: CALIBRATED_ON}
+        if name == "default":  # it learnt from fits
+            places |= {str(out / "fitted_aside" / collection): CALIBRATED_FITS for collection in FITTED}
+        calibrate(weights, places, calibrated, shares_label_errors=True)
         save_checkpoint(load_checkpoint(calibrated), out / f"{name}.safetensors", half=True)
         found = numbers(str(out / f"{name}.safetensors"), out / "aside", out / "results" / name)
         (out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")

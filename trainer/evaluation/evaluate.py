@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -113,20 +113,21 @@ def evaluate(
 
 def calibrate(
     checkpoint: str,
-    examples: str | Sequence[str],
+    examples: str | Mapping[str, int],
     out: str,
     hand: str | None = None,
     first: int = 0,
     count: int = 0,
     device: str | None = None,
-    shares_label_errors: bool = False,
     on_progress: Progress = lambda done, total: None,
+    shares_label_errors: bool = False,
 ) -> Calibration:
     """Fit a checkpoint's calibration on held-out examples, and write the calibrated checkpoint to OUT.
 
     Arguments as for `evaluate`; `out` is a `.safetensors` file, which may be the checkpoint itself. `examples` may be
-    several places, fitted together; `first` and `count` apply to each. `shares_label_errors`: the checkpoint was
-    trained on labels from the same source, such as fits, and repeats their errors; these are added by the labels' std.
+    several places, fitted together, with the number of examples of each (0 = all) in place of `count`.
+    `shares_label_errors`: the checkpoint was trained on labels from the same source, such as fits, and repeats their
+    errors; these are added by the labels' std.
 
     Raises:
         UserError: an invalid argument, or too few examples.
@@ -138,18 +139,20 @@ def calibrate(
         raise UserError(
             f"'{checkpoint}' is prior-net alone: its uncertainty is constant and cannot be calibrated"
         )
-    places = [examples] if isinstance(examples, str) else list(examples)
-    check_enough(sum(_examples(loaded, place, first, count)[0] for place in places), ", ".join(places))
+    places = {examples: count} if isinstance(examples, str) else examples
+    total = sum(_examples(loaded, place, first, many)[0] for place, many in places.items())
+    check_enough(total, ", ".join(places))
     check_writable(out.rpartition("/")[0] or ".")
     measured = Measured()
-    for place in places:
-        for batch, prediction, facts in run(loaded, place, first, count, device, on_progress):
+    for place, many in places.items():
+        for batch, prediction, facts in run(loaded, place, first, many, device, on_progress):
             measured.add(
                 with_label_errors(batch) if shares_label_errors else batch,
                 prediction,
                 [fact.image_id for fact in facts],
             )
-    fitted = fit_calibration(measured, ", ".join(places))
+    names = [examples] if isinstance(examples, str) else [place.rpartition("/")[2] for place in places]
+    fitted = fit_calibration(measured, ", ".join(names))
     save_checkpoint(replace(loaded, info=replace(loaded.info, calibration=fitted)), out)
     return fitted
 
