@@ -231,6 +231,7 @@ def numbers(checkpoint: str, aside: Path, out: Path) -> dict[str, Any]:
                 str(aside.parent / "fitted_aside" / name),
                 str(out / "fits" / name),
                 first=CALIBRATED_FITS,
+                against_labels=True,
             )
             for name in FITTED
         },

@@ -56,6 +56,7 @@ def evaluate(
     device: str | None = None,
     submission: str | None = None,
     on_progress: Progress = lambda done, total: None,
+    against_labels: bool = False,
 ) -> dict[str, Any] | None:
     """Measure a checkpoint on examples and write the results to OUT (`results.write_results`).
 
@@ -68,6 +69,7 @@ def evaluate(
         device: device to run on; default: a GPU if available.
         submission: `freihand`, `ho3d_v2` or `ho3d_v3`: also write the benchmark's files.
         on_progress: called after every batch.
+        against_labels: accept predicted or fitted labels in place of truth; the figures are then agreement with them.
 
     Returns:
         the figures; None if no example has a target, as in a benchmark's evaluation split.
@@ -87,7 +89,7 @@ def evaluate(
     places: list[int] = []
     hands: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     targets = 0
-    for batch, prediction, facts in run(loaded, examples, first, count, device, on_progress):
+    for batch, prediction, facts in run(loaded, examples, first, count, device, on_progress, against_labels):
         _measure(measured, loaded.network, batch, prediction, facts)
         targets += int(batch.has_joints2d.any(1).sum() + batch.has_joints3d.sum() + batch.has_vertices.sum())
         if benchmark:
@@ -145,7 +147,9 @@ def calibrate(
     check_writable(out.rpartition("/")[0] or ".")
     measured = Measured()
     for place, many in places.items():
-        for batch, prediction, facts in run(loaded, place, first, many, device, on_progress):
+        for batch, prediction, facts in run(
+            loaded, place, first, many, device, on_progress, shares_label_errors
+        ):
             measured.add(
                 with_label_errors(batch) if shares_label_errors else batch,
                 prediction,
@@ -165,6 +169,7 @@ def run(
     count: int = 0,
     device: str | None = None,
     on_progress: Progress = lambda done, total: None,
+    against_labels: bool = False,
 ) -> Iterator[tuple[Batch, Prediction, list[Facts]]]:
     """Predict examples in order. Crops are cut as in `annotate`; left hands are mirrored to right ones.
 
@@ -174,6 +179,8 @@ def run(
     place = device_of(device)
     network = checkpoint.network.to(place).eval()
     total, batches = _examples(checkpoint, examples, first, count)
+    if not against_labels:
+        batches = _truths(batches, examples)
     done = 0
     for batch, facts in batches:
         batch = batch.to(place)
@@ -197,7 +204,7 @@ def _examples(
         stored = Stored(
             examples, checkpoint.hand, checkpoint.cut_px, config, seed=0, margin=checkpoint.cut_margin
         )
-        return len(stored), _truths(stored.in_order(BATCH_SIZE), examples)
+        return len(stored), stored.in_order(BATCH_SIZE)
     total = count or SYNTHETIC_COUNT
     return total, _drawn(checkpoint, checkpoint.info.network.crop_px, range(first, first + total))
 
