@@ -62,6 +62,12 @@ def sign_digits() -> Path:
 
 
 @pytest.fixture(scope="session")
+def hand_photos() -> Path:
+    """A folder of 2,138 real crops around hands: backs, fists, letters, pinches, own-arm views."""
+    return _real_photos("hand-photos") / "images"
+
+
+@pytest.fixture(scope="session")
 def hand_scenes() -> Path:
     """1,245 real photos of people who hold up a hand or two in images/, and their hands' boxes.csv."""
     return _real_photos("hand-scenes")
