@@ -106,7 +106,7 @@ function cell(row, column) {
     made.append(row.hand === null ? name : element("button", { className: "link", type: "button", onclick: () => show(row.hand) }, name));
   } else {
     made.append(text);
-    if (column.key === "words" && row.said) made.title = row.said;
+    if (column.key === "words" && row.error) made.title = row.error;
   }
   return made;
 }

@@ -1,42 +1,35 @@
-"""The page itself: sections of HTML around the charts, and what the page's script needs to know."""
+"""The page itself: Jinja2 templates filled with the sections' contents, and the data of the page's script."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from html import escape
 from importlib.resources import files
-from string import Template
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from annotator.job.record import FitSettings, RunRecord, RunSettings, TrackSettings
-from annotator.report import sections
+from annotator.hand.model import FINGERS
+from annotator.quality.uncertainty import CALIBRATED_LEVEL, LEVELS
+from annotator.report import charts, sections
 from annotator.report.pictures import Gallery, Shown, packed
-from annotator.report.sections import readable
+from annotator.report.sections import Record, in_words, readable
 from annotator.report.survey import Row, Survey, outcome_of
 from annotator.report.tiles import SKIN, STOPS
 from annotator.report.truth import Comparison
 
-_ALT = {
-    "photo": "photo of",
-    "overlay": "mesh over the photo of",
-    "uncertainty": "mesh coloured by uncertainty of",
-    "texture": "textured mesh of",
-}
-
 
 @dataclass(frozen=True)
 class Report:
-    """All that a page tells."""
+    """The contents of a page."""
 
     labels: str
-    record: RunRecord[RunSettings] | RunRecord[FitSettings] | RunRecord[TrackSettings]
+    record: Record
     found: Survey
     galleries: Sequence[Gallery]
     shown: Sequence[Shown]
@@ -46,75 +39,92 @@ class Report:
 
 
 def page_of(report: Report) -> str:
-    """The HTML of a report, whole: styles, scripts and data are in it; pictures and meshes lie beside it."""
-    found = report.found
-    numbers = {(hand.row.file, hand.row.index): hand for hand in report.shown}
-    cards = [
-        _gallery(gallery, [numbers[row.file, row.index] for row in gallery.rows])
+    """Return the HTML of a report with its styles, scripts and data; pictures and meshes are files beside it."""
+    place = readable(report.labels.rstrip("/"))
+    ramp = ", ".join(f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in STOPS)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=place.rsplit("/", 1)[-1],
+            place=place,
+            when=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
+            ramp=ramp,
+            css=_own_text("page.css"),
+            viewer=_own_text("viewer.js"),
+            script=_own_text("page.js"),
+            data=_data(report),
+            found=report.found,
+            shown=report.shown,
+            notes=sections.notes(report.record, report.found),
+            tiles=sections.summary(report.record, report.found),
+            outcomes=sections.outcomes(report.found),
+            settings=sections.settings(report.record, report.found),
+            uncertainty=sections.uncertainty(report.found, report.range_mm),
+            fingers=FINGERS,
+            truth=report.judged,
+            kept_chart=charts.kept_chart,
+            reliability_chart=charts.reliability_chart,
+            levels=LEVELS,
+            calibrated_level=CALIBRATED_LEVEL,
+            cards=_galleries(report),
+            low=f"{report.range_mm[0]:.0f}",
+            high=f"{report.range_mm[1]:.0f}",
+        )
+    )
+
+
+def _environment() -> Environment:
+    """Return templates that escape every value; only files of this package are inserted as they are."""
+    environment = Environment(
+        loader=PackageLoader("annotator.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters |= {
+        "count": lambda value: f"{value:,}",
+        "number": lambda value, digits=0: f"{value:.{digits}f}",
+        "share": sections.share,
+        "percents": sections.percents,
+        "readable": readable,
+    }
+    return environment
+
+
+def _own_text(name: str) -> Markup:
+    return Markup(files("annotator.report").joinpath(name).read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class _Card:
+    """A hand with pictures in a gallery."""
+
+    number: int
+    stem: str
+    kinds: Sequence[str]
+    name: str
+    side: str
+    std_mm: float | None
+
+
+def _galleries(report: Report) -> list[dict[str, Any]]:
+    hands = {(hand.row.file, hand.row.index): hand for hand in report.shown}
+    return [
+        {
+            "title": gallery.title,
+            "note": gallery.note,
+            "cards": [_card(hands[row.file, row.index]) for row in gallery.rows],
+        }
         for gallery in report.galleries
     ]
-    ramp = ", ".join(f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in STOPS)
-    place = readable(report.labels.rstrip("/"))
-    title = place.rsplit("/", 1)[-1]
-    return Template(_text("page.html")).substitute(
-        title=escape(title),
-        place=f"<bdi>{escape(place)}</bdi><br>" if place != title else "",
-        faultless="" if any(found.examples.values()) else "faultless",
-        ramp=ramp,
-        css=_text("page.css"),
-        viewer=_text("viewer.js"),
-        script=_text("page.js"),
-        data=script_safe(_data(report)),
-        when=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
-        summary=sections.summary(report.record, found),
-        notes=sections.notes(report.record, found),
-        outcomes=sections.outcomes(found),
-        settings=sections.settings(report.record, found),
-        uncertainty=sections.uncertainty(found, report.range_mm),
-        truth=sections.truth(report.judged, found),
-        galleries="".join(cards) or '<p class="none">There is no hand to show: no photo ended well.</p>',
-        shown_of=f"{len(report.shown):,} of {found.hands:,}",
-        low=f"{report.range_mm[0]:.0f}",
-        high=f"{report.range_mm[1]:.0f}",
-        filters=_filters(found),
-    )
 
 
-def script_safe(data: Any) -> str:
-    """JSON that nothing in it can end the script element of."""
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _text(name: str) -> str:
-    return files("annotator.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _gallery(gallery: Gallery, hands: Sequence[Shown]) -> str:
-    cards = "".join(_card(hand) for hand in hands)
-    return (
-        f'<section class="gallery"><h3>{escape(gallery.title)} <span class="count">{len(hands)}</span></h3>'
-        f'<p class="sub">{escape(gallery.note)}</p><ul class="cards">{cards}</ul>'
-        '<p class="none" hidden>None of these meets the filters.</p>'
-        '<button class="more" type="button" hidden></button></section>'
-    )
-
-
-def _card(hand: Shown) -> str:
-    name = escape(_name(hand.row))
-    tiles = "".join(
-        f'<img src="{hand.stem}-{kind}.webp" alt="{_ALT[kind]} {name}" loading="lazy" width="256" height="256">'
-        if kind in hand.kinds
-        else f'<span class="gone">{"photo not found" if kind in ("photo", "overlay") else "no texture"}</span>'
-        for kind in _ALT
-    )
-    std = _number(hand.row.values["joint_std_mm"], 1)
-    return (
-        f'<li><button class="card" type="button" data-hand="{hand.number}"><span class="tiles">{tiles}</span>'
-        f'<span class="caption"><bdi class="name" title="{name}">{name}</bdi>'
-        f'<span class="of">{_side(hand.row)}</span>'
-        f'<span class="std">{"" if std is None else f"±{std:.1f} mm"}</span></span></button></li>'
-    )
+def _card(hand: Shown) -> _Card:
+    std_mm = _number(hand.row.values["joint_std_mm"], 1)
+    return _Card(hand.number, hand.stem, hand.kinds, _name(hand.row), _side(hand.row), std_mm)
 
 
 def _name(row: Row) -> str:
@@ -131,20 +141,8 @@ def _number(value: float | None, digits: int) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, digits)
 
 
-def in_words(outcome: str) -> str:
-    """`unreadable: not_a_photo` without its status, which the reason implies."""
-    return outcome.partition(": ")[2].replace("_", " ") or outcome
-
-
-def _filters(found: Survey) -> str:
-    return "".join(
-        f'<option value="{escape(outcome)}">{escape(in_words(outcome))} ({number:,})</option>'
-        for outcome, number in sorted(found.outcomes.items(), key=lambda pair: (pair[0] != "ok", -pair[1]))
-    )
-
-
 def _data(report: Report) -> dict[str, Any]:
-    """What the page's script knows: its rows, those with pictures first."""
+    """Return the data of the page's script; rows with pictures come first."""
     numbers = {(hand.row.file, hand.row.index): hand.number for hand in report.shown}
     rows = [hand.row for hand in report.shown]
     rows += [
@@ -175,7 +173,7 @@ def _rows(
             "side": _side(row),
             "outcome": outcome_of(values),
             "words": in_words(outcome_of(values)),
-            "said": readable(values["error"] or ""),
+            "error": readable(values["error"] or ""),
             "std": _number(values["joint_std_mm"], 2),
             "largest": _number(values["max_joint_std_mm"], 2),
             "score": _number(values["detection_score"], 3),

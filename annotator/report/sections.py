@@ -1,69 +1,78 @@
-"""The upper sections of a page: what became of the photos, how sure the labels are, how right."""
+"""Contents of the upper sections of a page: summary, outcomes, settings and uncertainty, without any HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from annotator.hand import JOINT_NAMES
 from annotator.job.record import FitSettings, RunRecord, RunSettings, TrackSettings
 from annotator.quality.calibration import UNCALIBRATED_3D
-from annotator.quality.uncertainty import CALIBRATED_LEVEL, LEVELS
 from annotator.report import charts
 from annotator.report.survey import Survey
-from annotator.report.truth import Comparison
 
-#: Shares of the hands whose largest std is told: what `amvur filter --keep-best` would keep.
+#: Shares of hands whose largest std a table lists: the limits of `amvur filter --keep-best`.
 _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
-#: A name that is longer is cut in its middle.
+#: Longer names are cut in the middle.
 _LONGEST_NAME = 120
 
 Record = RunRecord[RunSettings] | RunRecord[FitSettings] | RunRecord[TrackSettings]
 
 
 def readable(name: str) -> str:
-    """A name on one line, not too long, in which what can't be seen or turns the text around is spelt out."""
+    """Return a name on one line, not too long, with invisible and direction-changing characters spelt out."""
     if len(name) > _LONGEST_NAME:
         name = f"{name[: _LONGEST_NAME // 2]}…{name[-_LONGEST_NAME // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
-def summary(record: Record, found: Survey) -> str:
-    """A few large numbers."""
-    ok = found.outcomes["ok"] / max(found.photos, 1)
-    tiles = [
-        ("photos", f"{found.photos:,}", ""),
-        ("hands", f"{found.hands:,}", _sides(found)),
-        ("photos with a hand", share(ok), ""),
-    ]
-    if found.std.total:
-        data = escape(readable(found.calibration.fitted_on))
-        below = f"calibrated on {data}" if found.calibration.measures_3d else "not calibrated"
-        tiles.append(("median std of joints", f"{found.std.quantile(0.5):.1f} mm", below))
-    # What was kept of a run says nothing of how fast it was.
-    if record.seconds > 0 and not record.filtered and record.photos:
-        tiles.append(
-            ("photos a second", _rate(record.photos / record.seconds), f"in {_time(record.seconds)}")
-        )
-    return "".join(
-        f'<div class="tile"><dt>{name}</dt><dd>{value}</dd><dd class="sub">{below}</dd></div>'
-        for name, value, below in tiles
-    )
+def in_words(outcome: str) -> str:
+    """Return `unreadable: not_a_photo` without its status, which the reason implies."""
+    return outcome.partition(": ")[2].replace("_", " ") or outcome
 
 
 def share(part: float) -> str:
-    """A share in per cent, which is 100 % only where it is all, and 0 % where it is none."""
+    """Format a share in per cent; only exact ones read 0 % or 100 %."""
     if 0 < part < 0.001:
-        return "&lt; 0.1 %"
+        return "< 0.1 %"
     if 0.999 < part < 1:
-        return "&gt; 99.9 %"
+        return "> 99.9 %"
     return f"{part * 100:.1f}".removesuffix(".0") + " %"
 
 
-def _sides(found: Survey) -> str:
+def percents(shares: Sequence[float]) -> str:
+    """Return shares as `50, 68 and 95`."""
+    *first, last = (f"{100 * part:.0f}" for part in shares)
+    return f"{', '.join(first)} and {last}"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One large number of the summary, with a line below it."""
+
+    name: str
+    value: str
+    below: str = ""
+
+
+def summary(record: Record, found: Survey) -> list[Tile]:
+    """Return the large numbers at the top of the page."""
     left = found.hands - found.right
-    return f"{found.right:,} right, {left:,} left" if found.hands else ""
+    tiles = [
+        Tile("photos", f"{found.photos:,}"),
+        Tile("hands", f"{found.hands:,}", f"{found.right:,} right, {left:,} left" if found.hands else ""),
+        Tile("photos with a hand", share(found.outcomes["ok"] / max(found.photos, 1))),
+    ]
+    if found.std.total:
+        data = readable(found.calibration.fitted_on)
+        below = f"calibrated on {data}" if found.calibration.measures_3d else "not calibrated"
+        tiles.append(Tile("median std of joints", f"{found.std.quantile(0.5):.1f} mm", below))
+    # A filtered set has fewer photos than the run that took the time.
+    if record.seconds > 0 and not record.filtered and record.photos:
+        rate = _rate(record.photos / record.seconds)
+        tiles.append(Tile("photos a second", rate, f"in {_time(record.seconds)}"))
+    return tiles
 
 
 def _rate(rate: float) -> str:
@@ -76,69 +85,98 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def notes(record: Record, found: Survey) -> str:
-    """What a reader must know before the numbers."""
-    said = []
+@dataclass(frozen=True)
+class Note:
+    """A remark above the numbers; `data` names the photos of a calibration between `text` and `rest`."""
+
+    text: str
+    data: str = ""
+    rest: str = ""
+
+
+def notes(record: Record, found: Survey) -> list[Note]:
+    """Return the remarks that a reader needs before the numbers."""
+    remarks = [_main_note(record, found)]
+    if sum(record.outcomes.values()) != found.photos:
+        remarks.append(Note("The run goes on, or was stopped: this is what there is so far."))
+    if found.hands > found.std.total:
+        missing = f"{found.hands - found.std.total:,}"
+        remarks.append(Note(f"{missing} hands have no finite standard deviation; histograms leave them out."))
+    return remarks
+
+
+def _main_note(record: Record, found: Survey) -> Note:
     if found.hands == 0:
-        said.append("No photo gave a hand: the causes are below, and there is nothing to be drawn.")
-    elif isinstance(record.settings, RunSettings) and record.settings.trained_steps == 0:
-        said.append(
+        return Note("No photo gave a hand: the causes are below, and there is nothing to be drawn.")
+    if isinstance(record.settings, RunSettings) and record.settings.trained_steps == 0:
+        return Note(
             "Untrained weights: every hand is the mean hand, with one uncertainty for all. "
             "What the pictures show is the way a photo goes, not what a trained model sees."
         )
-    elif found.is_constant:
-        said.append(
+    if found.is_constant:
+        return Note(
             "All hands have one standard deviation: it says how wrong they are on average, not which ones."
         )
-    elif not found.calibration.fitted_on:
-        said.append("Standard deviations are not calibrated: they order errors, and do not measure them.")
-    else:
-        data = f"<bdi>{escape(readable(found.calibration.fitted_on))}</bdi>"
-        said.append(
-            f"Standard deviations were calibrated on {data}. They measure errors on photos like those; on others they "
-            "may be too small or too large."
-            if found.calibration.measures_3d
-            else f"Only the standard deviations in 2D were calibrated, on {data}: {UNCALIBRATED_3D}."
-        )
-    if sum(record.outcomes.values()) != found.photos:
-        said.append("The run goes on, or was stopped: this is what there is so far.")
-    if found.hands > found.std.total:
-        missing = found.hands - found.std.total
-        said.append(f"{missing:,} hands have no finite standard deviation; histograms leave them out.")
-    return "".join(f'<p class="note">{one}</p>' for one in said)
+    calibration = found.calibration
+    if not calibration.fitted_on:
+        return Note("Standard deviations are not calibrated: they order errors, and do not measure them.")
+    if not calibration.measures_3d:
+        text = "Only the standard deviations in 2D were calibrated, on "
+        return Note(text, calibration.fitted_on, f": {UNCALIBRATED_3D}.")
+    return Note(
+        "Standard deviations were calibrated on ",
+        calibration.fitted_on,
+        ". They measure errors on photos like those; on others they may be too small or too large.",
+    )
 
 
-def outcomes(found: Survey) -> str:
-    """What became of the photos, by cause."""
-    lines = []
+@dataclass(frozen=True)
+class OutcomeRow:
+    """One outcome of photos: how many, and examples (name, error)."""
+
+    key: str  # "ok", or "status: reason"
+    status: str
+    cause: str
+    photos: int
+    share: float
+    bar_percent: float
+    examples: list[tuple[str, str]]
+
+    @property
+    def words(self) -> str:
+        """The outcome as an option of the filter."""
+        return in_words(self.key)
+
+
+def outcomes(found: Survey) -> list[OutcomeRow]:
+    """Return the outcomes of the photos: labelled ones first, then by count."""
+    rows = []
     most = max(found.outcomes.values(), default=1)
-    for outcome, number in sorted(found.outcomes.items(), key=lambda pair: (pair[0] != "ok", -pair[1])):
-        status, _, reason = outcome.partition(": ")
-        named = "".join(
-            f"<li><bdi>{escape(readable(name))}</bdi><small>{escape(readable(error))}</small></li>"
-            for name, error in found.examples.get(outcome, [])
+    for key, number in sorted(found.outcomes.items(), key=lambda pair: (pair[0] != "ok", -pair[1])):
+        status, _, reason = key.partition(": ")
+        rows.append(
+            OutcomeRow(
+                key,
+                status,
+                reason.replace("_", " ") or "labelled",
+                number,
+                number / max(found.photos, 1),
+                max(number / most * 100, 0.5),
+                found.examples.get(key, []),
+            )
         )
-        part = number / max(found.photos, 1)
-        cause = escape(reason.replace("_", " ")) or "labelled"
-        lines.append(
-            f'<tr class="{escape(status)}"><th scope="row"><span class="dot"></span>{cause}'
-            f'<small>{escape(status)}</small></th><td class="number">{number:,}</td>'
-            f'<td class="number">{share(part)}</td>'
-            f'<td class="bar"><i style="width:{max(number / most * 100, 0.5):.1f}%"></i></td>'
-            f'<td class="examples">{f"<ul>{named}</ul>" if named else ""}</td></tr>'
-        )
-    return "".join(lines)
+    return rows
 
 
-def settings(record: Record, found: Survey) -> str:
-    """With what it was made."""
+def settings(record: Record, found: Survey) -> dict[str, str]:
+    """Return the settings of the run by name; empty values are not shown."""
     made = record.settings
     filtered = [
         ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in plan.items() if v and k not in ("labels", "sort"))
         for plan in record.filtered
     ]
     labelled_by = "fit" if isinstance(made, FitSettings) else "checkpoint"
-    shown = {
+    return {
         "photos from": made.source,
         labelled_by: ", ".join(f"{name} ({n:,} hands)" for name, n in found.checkpoints.most_common(4))
         if len(found.checkpoints) > 1
@@ -151,11 +189,6 @@ def settings(record: Record, found: Survey) -> str:
         "asked again": ", ".join(f"{n:,} × {what}" for what, n in record.retries.items()),
         "files that are no photos": f"{record.skipped_files:,}" if record.skipped_files else "",
     }
-    return "".join(
-        f"<div><dt>{name}</dt><dd><bdi>{escape(readable(str(value)))}</bdi></dd></div>"
-        for name, value in shown.items()
-        if value
-    )
 
 
 def _of_maker(made: RunSettings | FitSettings | TrackSettings) -> dict[str, str]:
@@ -172,99 +205,66 @@ def _of_maker(made: RunSettings | FitSettings | TrackSettings) -> dict[str, str]
     }
 
 
-def uncertainty(found: Survey, range_mm: charts.Range) -> str:
-    """Histograms of all hands and of each joint."""
+@dataclass(frozen=True)
+class Threshold:
+    """Limits of std, millimetres, that keep a share of the hands."""
+
+    share: float
+    mean_mm: float
+    largest_mm: float
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One joint's histogram and median std."""
+
+    chart: charts.Chart
+    median_mm: float
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Histograms of all hands and of each joint; if std is constant, only its value."""
+
+    hands: int
+    median_mm: float
+    is_constant: bool
+    wide: charts.Chart | None = None  # for wide and narrow screens; the style sheet shows one
+    narrow: charts.Chart | None = None
+    thresholds: Sequence[Threshold] = ()
+    hand: charts.Chart | None = None
+    joints: Mapping[str, Sequence[Joint]] | None = None  # by level, tip first; thumb to little
+    span_mm: charts.Range = (0, 0)
+
+
+def uncertainty(found: Survey, range_mm: charts.Range) -> Uncertainty | None:
+    """Return the predicted standard deviations of all hands; None without any."""
     if not found.std.total:
-        return ""
+        return None
+    median = found.std.quantile(0.5)
     if found.is_constant:
-        return (
-            '<section id="uncertainty"><h2>Uncertainty</h2><p class="lead">The standard deviation of a joint is '
-            f"{found.std.quantile(0.5):.1f} mm long on average, in every one of {found.std.total:,} hands. "
-            "There is nothing to sort or to filter by.</p></section>"
-        )
-    thresholds = "".join(
-        f'<tr><th scope="row">{share(part)}</th><td class="number">{found.std.quantile(part):.1f}</td>'
-        f'<td class="number">{found.largest.quantile(part):.1f}</td></tr>'
-        for part in _SHARES
-    )
-    return (
-        '<section id="uncertainty"><h2>Uncertainty</h2><p class="lead">The length of a joint’s predicted standard '
-        f"deviation, in millimetres, of {_hands(found.std.total)}.</p>"
-        f'<div class="split"><figure><figcaption>Mean over a hand’s joints</figcaption>'
-        f"{charts.histogram_chart(found.std, range_mm, 'mean std of joints, mm')}</figure>"
-        "<figure><figcaption>To keep the surest …</figcaption><table class='plain'><thead><tr><th>share</th>"
-        "<th class='number'>mean std ≤</th><th class='number'>largest std ≤</th></tr></thead>"
-        f"<tbody>{thresholds}</tbody></table>"
-        '<p class="sub">Millimetres. <code>amvur filter --keep-best</code> and '
-        "<code>--max-joint-std-mm</code> keep by them.</p></figure></div>"
-        + _joints(found, range_mm)
-        + "</section>"
-    )
-
-
-def _joints(found: Survey, range_mm: charts.Range) -> str:
+        return Uncertainty(found.std.total, median, is_constant=True)
+    title = "mean std of joints, mm"
     span = charts.span_of(found.joints[1:])
-    cells = []
-    for level, title in ((4, "tip"), (3, "3"), (2, "2"), (1, "1")):
-        cells.append(f'<span class="level">{title}</span>')
-        for finger in range(5):
-            joint = 4 * finger + level
-            histogram, name = found.joints[joint], charts.joint_name(JOINT_NAMES[joint])
-            chart = charts.small_histogram(histogram, span, range_mm, name)
-            cells.append(f'<div class="joint">{chart}<span>{histogram.quantile(0.5):.1f}</span></div>')
-    heads = "".join(
-        f'<span class="head">{finger}</span>' for finger in ("thumb", "index", "middle", "ring", "little")
-    )
-    return (
-        '<figure class="joints"><figcaption>Joint by joint</figcaption><div class="hand-split">'
-        f'<div>{charts.hand_drawing(found.joints, range_mm)}<p class="sub">A right hand from its palm’s side; the '
-        "colour of a joint is its median. The wrist is the origin, and has none.</p></div>"
-        f'<div class="grid"><span></span>{heads}{"".join(cells)}</div></div>'
-        f'<p class="sub">Each from {span[0]:.0f} to {span[1]:.0f} mm; the number is the median. '
-        "Joint 1 is the nearest to the palm.</p></figure>"
+    return Uncertainty(
+        found.std.total,
+        median,
+        is_constant=False,
+        wide=charts.histogram_chart(found.std, range_mm, title, 36, 640),
+        narrow=charts.histogram_chart(found.std, range_mm, title, 20, 340),
+        thresholds=[
+            Threshold(part, found.std.quantile(part), found.largest.quantile(part)) for part in _SHARES
+        ],
+        hand=charts.hand_drawing(found.joints, range_mm),
+        joints={
+            title: [_joint(found, 4 * finger + level, span, range_mm) for finger in range(5)]
+            for level, title in ((4, "tip"), (3, "3"), (2, "2"), (1, "1"))
+        },
+        span_mm=span,
     )
 
 
-def _hands(count: int) -> str:
-    return "one hand" if count == 1 else f"all {count:,} hands"
-
-
-def _listed(shares: Sequence[float]) -> str:
-    *first, last = (f"{100 * part:.0f}" for part in shares)
-    return f"{', '.join(first)} and {last}"
-
-
-def _by_axis(judged: Comparison) -> str:
-    return ", ".join(f"{100 * share:.0f} % along {axis}" for axis, share in judged.coverage_by_axis.items())
-
-
-def truth(judged: Comparison | None, found: Survey) -> str:
-    """Errors against what was kept, and reliability."""
-    if judged is None:
-        return ""
-    panels = "".join(
-        f"<figure><figcaption>{panel.title}</figcaption>{charts.kept_chart(panel)}"
-        f'<p class="sub">All hands {panel.mean_mm:.1f} mm, the surest half <b>{panel.best_half_mm:.1f} mm</b>; rank '
-        f"correlation of std and error {'—' if panel.spearman is None else f'{panel.spearman:.2f}'}.</p></figure>"
-        for panel in judged.panels
-    )
-    sized = ""
-    if len(judged.reliability.std):
-        meant, held = _listed(LEVELS), _listed(judged.coverage or [])
-        part = (
-            f" Of {judged.sampled_hands:,} hands taken at random."
-            if judged.sampled_hands < judged.hands
-            else ""
-        )
-        sized = (
-            f"<figure><figcaption>Reliability</figcaption>{charts.reliability_chart(judged.reliability)}"
-            f'<p class="sub">Wrist on wrist, each coordinate. Intervals meant to hold {meant} % of the errors hold '
-            f"{held} %; the {CALIBRATED_LEVEL:.0%} interval {_by_axis(judged)}.{part}</p></figure>"
-        )
-    return (
-        '<section id="truth"><h2>Against the truth</h2><p class="lead">Mean joint error of '
-        f"{judged.hands:,} of {found.hands:,} hands whose truth is known.</p>"
-        f'<div class="thirds">{panels}{sized}</div><p class="legend"><span><i class="ours"></i>by predicted std</span>'
-        '<span><i class="oracle"></i>best order possible</span><span><i class="chance"></i>no order, or '
-        "perfect agreement</span></p></section>"
-    )
+def _joint(found: Survey, joint: int, span: charts.Range, range_mm: charts.Range) -> Joint:
+    name = charts.joint_name(JOINT_NAMES[joint])
+    histogram = found.joints[joint]
+    return Joint(charts.small_histogram(histogram, span, range_mm, name), histogram.quantile(0.5))

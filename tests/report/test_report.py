@@ -25,6 +25,7 @@ from annotator.job.record import RunRecord, RunSettings, write_run_record
 from annotator.job.stages import count_outcomes
 from annotator.labels.folder import read_faces, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
+from annotator.quality.calibration import UNCALIBRATED_3D
 from annotator.report import write_report
 from annotator.report.charts import rebinned, span_of
 from annotator.report.pictures import each_row, galleries
@@ -438,7 +439,7 @@ def test_the_page_names_the_data_of_the_calibration(tmp_path):
         "Only the standard deviations in 2D were calibrated, on <bdi>photos, 30 photos: joints2d</bdi>"
         in text
     )
-    assert "depth's is a prior's" in text and '<dd class="sub">not calibrated</dd>' in text
+    assert UNCALIBRATED_3D in html.unescape(text) and '<dd class="sub">not calibrated</dd>' in text
     assert "Standard deviations are not calibrated" in notes("none")
 
 
