@@ -203,15 +203,6 @@ def from_plane(points: Points, plane: Points) -> Points:
     return points @ plane[..., :size, :size].swapaxes(-1, -2)
 
 
-def rotations_from_plane(rotations: Points, turn_rad: Points, mirrored: Any) -> Points:
-    """Transform a hand's global rotations (..., 3, 3) from a turned, mirrored crop to the upright square.
-
-    They rotate the right hand at rest that the crop shows. If the crop is mirrored, the result rotates the mirror
-    image of that hand, so that the rotated hand follows `from_plane`.
-    """
-    return plane_of(turn_rad, mirrored) @ rotations @ plane_of(0 * turn_rad, mirrored)
-
-
 def covariance_from_plane(covariance: Points, plane: Points) -> Points:
     """Transform covariances (..., N, 2, 2 or 3, 3) of points from a turned, mirrored crop to the upright square.
 

@@ -32,8 +32,3 @@ def stored(linear: Tensor) -> Tensor:
     fourth = root.sqrt()
     curve = 0.585122381 * root + 0.783140355 * fourth - 0.368262736 * fourth.sqrt()
     return torch.where(linear <= 0.0031308, linear * 12.92, curve)
-
-
-def to_linear(values: Tensor) -> Tensor:
-    """Convert sRGB values in 0..1 to linear light in 0..1, accurate to about 1 %."""
-    return values * (values * (values * 0.305306011 + 0.682171111) + 0.012522878)

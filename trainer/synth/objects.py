@@ -16,7 +16,6 @@ from trainer.synth.forearm import tube_faces
 #: All objects share one mesh: rings of segments from pole to pole, moved onto the surface.
 RINGS, SEGMENTS = 9, 16
 VERTICES = RINGS * SEGMENTS
-FACES = 2 * (RINGS - 1) * SEGMENTS
 
 # Half sizes in mm (two across, one along), exponents (along, around: 1 is round, 0 square), share with taper.
 _KINDS = {
