@@ -16,7 +16,8 @@ from torch import Tensor
 from annotator.hand.model import BONES
 from annotator.model.network import Prediction
 from annotator.render.shading import draw
-from annotator.report.tiles import SKIN, contact_sheet, uncertainty_colours
+from annotator.render.std_colours import std_colours
+from annotator.report.tiles import SKIN, contact_sheet
 from annotator.storage.files import is_local, join, local_path, read_whole, write_whole
 from annotator.storage.room import naming
 from trainer.batch import Batch
@@ -109,7 +110,7 @@ def picture(images: Tensor, batch: Batch, prediction: Prediction, faces: Tensor)
     points = camera.project(vertices.mean_mm.float())[:count].cpu()
     std_mm = vertices.std_mm[:count].float().norm(dim=-1).cpu().numpy()
     skin = torch.tensor(SKIN).expand(count, points.shape[1], 3)
-    surety = torch.from_numpy(uncertainty_colours(std_mm, *STD_RANGE_MM)).float()
+    surety = torch.from_numpy(std_colours(std_mm, *STD_RANGE_MM)).float()
     mesh = draw(points, faces.cpu(), skin, TILE_PX).numpy()
     unsure = draw(points, faces.cpu(), surety, TILE_PX).numpy()
     photos = torch.nn.functional.interpolate(images[:count].float().cpu(), size=TILE_PX, mode="bilinear")

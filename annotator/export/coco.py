@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from annotator.export.exported import Exported
 from annotator.export.places import whole
-from annotator.export.rows import Labels, array_of
+from annotator.export.rows import Labels
 from annotator.hand.model import BONES, JOINT_NAMES
+from annotator.labels.arrays import array_of
 from annotator.photos.crops import box_around_joints
 
 _CATEGORY = {

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from annotator.errors import UserError
 from annotator.export.exported import Exported
 from annotator.export.places import whole
-from annotator.export.rows import Labels, array_of, camera_of
+from annotator.export.rows import Labels, camera_of
+from annotator.labels.arrays import array_of
 from annotator.storage.files import join
 
 #: Hands a file: 35 MB.

@@ -17,7 +17,8 @@ from annotator.export.exported import Exported
 from annotator.export.glb import glb_bytes
 from annotator.export.places import HandNames
 from annotator.export.ply import ply_bytes
-from annotator.export.rows import Labels, array_of, camera_of
+from annotator.export.rows import Labels, camera_of
+from annotator.labels.arrays import array_of
 from annotator.photos.read import REQUESTS_AT_ONCE
 from annotator.storage.files import join, write_whole
 
@@ -135,9 +136,11 @@ def _painter(first: pa.Table, colour: str, exported: Exported) -> Callable[[pa.T
         if first["vertex_rgb"].null_count:
             exported.notes.append("hands without a texture are of one colour")
         return _textures
-    low, high = _std_range(first)
+    from annotator.render.std_colours import std_range  # its package imports torch
+
+    low, high = std_range(_std_lengths(first))
     exported.notes.append(f"blue: std of {low:.1f} mm and less; red: {high:.1f} mm and more")
-    return lambda table: _uncertainties(table, low, high)
+    return lambda table: _colours_of_std(table, low, high)
 
 
 def _textures(table: pa.Table) -> NDArray[np.uint8]:
@@ -146,17 +149,16 @@ def _textures(table: pa.Table) -> NDArray[np.uint8]:
     return rgb
 
 
-def _std_range(table: pa.Table) -> tuple[float, float]:
-    """One scale for all hands, so that colours compare; never so narrow that noise fills it."""
-    std_mm = np.linalg.norm(array_of(table["vertices_std_mm"]), axis=-1)
-    low, high = (float(v) for v in np.nanpercentile(std_mm, [2, 98]))
-    middle, half = (low + high) / 2, max(high - low, 1.0) / 2
-    return middle - half, middle + half
+def _std_lengths(table: pa.Table) -> NDArray[np.floating]:
+    """Return the length of each vertex's std (n, V), millimetres."""
+    lengths: NDArray[np.floating] = np.linalg.norm(array_of(table["vertices_std_mm"]), axis=-1)
+    return lengths
 
 
-def _uncertainties(table: pa.Table, low_mm: float, high_mm: float) -> NDArray[np.uint8]:
-    from annotator.report.tiles import uncertainty_colours  # brings torch
+def _colours_of_std(table: pa.Table, low_mm: float, high_mm: float) -> NDArray[np.uint8]:
+    from annotator.render.std_colours import std_colours  # its package imports torch
 
-    std_mm = np.nan_to_num(np.linalg.norm(array_of(table["vertices_std_mm"]), axis=-1), nan=high_mm)
-    found: NDArray[np.uint8] = (uncertainty_colours(std_mm, low_mm, high_mm) * 255).round().astype(np.uint8)
-    return found
+    colours: NDArray[np.uint8] = (
+        (std_colours(_std_lengths(table), low_mm, high_mm) * 255).round().astype(np.uint8)
+    )
+    return colours

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
+from annotator.labels.arrays import array_of
 from annotator.labels.conditions import Condition
 from annotator.labels.folder import (
     groups_that_stay,
@@ -171,22 +172,6 @@ def _facts(path: str, schema: pa.Schema) -> dict[str, Any]:
                 f"'{path}' has lists of any length in '{name}': write labels with their own types, as pyarrow does"
             )
     return facts
-
-
-def array_of(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
-    """A column of numbers or nested fixed-size lists as (n, ...); null rows are NaN, or 0 where no float can be it."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    there = array.is_valid().to_numpy(zero_copy_only=False)
-    shape, values = [], array.drop_null()
-    while pa.types.is_fixed_size_list(values.type):
-        shape.append(values.type.list_size)
-        values = values.flatten()
-    dense = values.to_numpy(zero_copy_only=False).reshape(int(there.sum()), *shape)
-    if there.all():
-        return dense
-    whole = np.full((len(array), *shape), np.nan if dense.dtype.kind == "f" else 0, dense.dtype)
-    whole[there] = dense
-    return whole
 
 
 def camera_of(table: pa.Table, name: str) -> NDArray[Any]:

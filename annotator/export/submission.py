@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from annotator.errors import UserError
-from annotator.export.benchmarks import BENCHMARKS, Benchmark, check_vertices, write_submission
+from annotator.export.benchmarks import BENCHMARKS, Benchmark, write_submission
 from annotator.export.exported import Exported
-from annotator.export.rows import Labels, array_of, camera_of
+from annotator.export.rows import Labels, camera_of
+from annotator.hand.mano_mesh import check_mano_vertices
+from annotator.labels.arrays import array_of
 from annotator.storage.files import join, read_whole
 
 _NEEDED = ("image_uri", "image_id", "is_right", "joints3d_mm", "vertices_mm", "camera")
@@ -29,7 +31,7 @@ def columns(labels: Labels) -> list[str]:
         UserError: the hands are not MANO's.
     """
     labels.need_meshes("a submission")
-    check_vertices("the benchmark", labels.hand, labels.vertex_count)
+    check_mano_vertices("the benchmark", labels.hand, labels.vertex_count)
     return list(_NEEDED)
 
 

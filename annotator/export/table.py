@@ -14,8 +14,9 @@ from pyarrow import csv
 
 from annotator.export.exported import Exported
 from annotator.export.places import whole
-from annotator.export.rows import Labels, array_of
+from annotator.export.rows import Labels
 from annotator.hand.model import JOINT_NAMES
+from annotator.labels.arrays import array_of
 from annotator.labels.schema import SAMPLES_ROUNDING, label_schema
 
 _MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible", *SAMPLES_ROUNDING)

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from annotator.export.exported import Exported
 from annotator.export.places import whole
-from annotator.export.rows import Labels, array_of, camera_of
+from annotator.export.rows import Labels, camera_of
 from annotator.export.stored import Stored, as_others_read
 from annotator.export.together import Found, StoredPhotos
+from annotator.labels.arrays import array_of
 from annotator.labels.folder import read_faces
 from annotator.labels.schema import SAMPLES_ROUNDING
 from annotator.photos.errors import PhotoError

@@ -14,15 +14,10 @@ from typing import Any
 import numpy as np
 
 from annotator.errors import UserError
+from annotator.hand.mano_mesh import TIP_VERTICES, VERTEX_COUNT
 from annotator.hand.model import HandModel
 from annotator.hand.regressor import fit_joint_regressor
 from annotator.runtime import safe_pickle
-
-VERTEX_COUNT = 778
-
-#: FreiHAND's choice, thumb to little, so that J3 has the same meaning. smplx uses 554 and 671 for the ring and the
-#: little finger.
-TIP_VERTICES = (744, 320, 443, 555, 672)
 
 _PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
 _EXPECTED = "expected mano_v1_2/models/MANO_RIGHT.pkl from https://mano.is.tue.mpg.de"

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from annotator.hand import BONES, JOINT_NAMES
 from annotator.quality.uncertainty import ReliabilityBins
+from annotator.render.std_colours import std_colours
 from annotator.report.survey import STEP_MM, Histogram
-from annotator.report.tiles import uncertainty_colours
 from annotator.report.truth import Panel
 
 Range = tuple[float, float]
@@ -166,7 +166,7 @@ def _bars_for(histogram: Histogram, most: int) -> int:
 
 
 def _colour(value: float, range_mm: Range) -> str:
-    rgb = (uncertainty_colours(np.array([value]), *range_mm)[0] * 255).round().astype(int)
+    rgb = (std_colours(np.array([value]), *range_mm)[0] * 255).round().astype(int)
     return "#{:02x}{:02x}{:02x}".format(*rgb)
 
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from annotator.hand.model import FINGERS
 from annotator.quality.uncertainty import CALIBRATED_LEVEL, LEVELS
+from annotator.render.std_colours import STOPS
 from annotator.report import charts, sections
 from annotator.report.pictures import Gallery, Shown, packed
 from annotator.report.sections import Record, in_words, readable
 from annotator.report.survey import Row, Survey, outcome_of
-from annotator.report.tiles import SKIN, STOPS
+from annotator.report.tiles import SKIN
 from annotator.report.truth import Comparison
 
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from annotator.labels.folder import read_columns, read_faces
+from annotator.render.std_colours import std_range
 from annotator.report.survey import Row, Survey
 from annotator.report.tiles import Picture, contact_sheet, mesh_tiles, on_paper, photo_tile
 from annotator.storage.files import FIRST_ANSWER_S, write_whole
@@ -104,7 +105,7 @@ class Pictures:
         self._rows = list({_place(row): row for row in rows}.values())
         self._hands = _heavy(labels, self._rows)
         self.faces = read_faces(labels) if rows else np.zeros((0, 3), np.int64)
-        self.range_mm = _std_range(self._hands)
+        self.range_mm = std_range(np.concatenate([np.zeros(0), *map(_lengths, self._hands)]))
 
     def write(self, out: Path) -> list[Shown]:
         """Write pictures and meshes to out/hands, and out/contact_sheet.png."""
@@ -175,17 +176,6 @@ def _heavy(labels: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _lengths(hand: dict[str, Any]) -> np.ndarray:
     return np.linalg.norm(np.array(hand["vertices_std_mm"], np.float32), axis=-1)
-
-
-def _std_range(hands: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """One scale for all hands, so that colours compare; never so narrow that noise fills it."""
-    if not hands:
-        return 0.0, 1.0
-    stds = np.concatenate([_lengths(hand) for hand in hands])
-    stds = stds[np.isfinite(stds)]
-    low, high = (float(v) for v in np.percentile(stds, [2, 98])) if len(stds) else (0.0, 1.0)
-    middle, half = (low + high) / 2, max(high - low, 1.0) / 2
-    return middle - half, middle + half
 
 
 def packed(values: np.ndarray, kind: str) -> str:

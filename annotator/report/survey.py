@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from annotator.hand import JOINT_NAMES
+from annotator.labels.arrays import array_of
 from annotator.labels.folder import calibration_of, label_facts, label_files, one_hand, read_columns
 from annotator.quality.calibration import Calibration
 from annotator.storage.files import join
@@ -191,13 +192,8 @@ def floats(table: pa.Table, name: str) -> NDArray[np.float64]:
 
 
 def vectors(table: pa.Table, name: str) -> NDArray[np.float32]:
-    """A column of nested fixed-size lists without nulls, such as (n, 21, 3)."""
-    values = table[name].drop_null().combine_chunks()
-    shape = [len(values)]
-    while pa.types.is_fixed_size_list(values.type):
-        shape.append(values.type.list_size)
-        values = values.flatten()
-    return values.to_numpy(zero_copy_only=False).reshape(shape).astype(np.float32, copy=False)
+    """Return the rows of a column of nested fixed-size lists that are not null, such as (n, 21, 3)."""
+    return array_of(table[name].drop_null()).astype(np.float32, copy=False)
 
 
 def survey(

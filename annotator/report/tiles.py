@@ -16,23 +16,12 @@ from annotator.errors import UserError
 from annotator.photos.errors import PhotoError
 from annotator.photos.read import photo_at
 from annotator.render.shading import draw
+from annotator.render.std_colours import std_colours
 
 Picture = NDArray[np.uint8]
 
-#: Uncertainty's colours, sure to unsure; told apart by lightness too.
-STOPS = np.array([[38, 70, 132], [44, 140, 153], [131, 196, 118], [246, 205, 82], [222, 84, 47]], np.float32)
-
 SKIN = (0.86, 0.66, 0.56)
 PAPER = 245  # the grey behind meshes that stand alone
-
-
-def uncertainty_colours(std_mm: np.ndarray, low_mm: float, high_mm: float) -> np.ndarray:
-    """Std in millimetres (...) to RGB in 0..1 (..., 3); `low_mm` and below is the surest colour."""
-    std_mm = np.nan_to_num(std_mm, nan=high_mm)  # of what nothing is known, nobody is sure
-    place = np.clip((std_mm - low_mm) / max(high_mm - low_mm, 1e-6), 0, 1) * (len(STOPS) - 1)
-    below = np.minimum(place.astype(int), len(STOPS) - 2)
-    part = (place - below)[..., None]
-    return ((1 - part) * STOPS[below] + part * STOPS[below + 1]) / 255
 
 
 def crop_points(label: Mapping[str, Any]) -> torch.Tensor:
@@ -65,7 +54,7 @@ def mesh_tiles(
     std_mm = np.linalg.norm(_rows(label["vertices_std_mm"]), axis=-1)
     colours = {
         "plain": np.tile(np.array(SKIN, np.float32), (len(std_mm), 1)),
-        "uncertainty": uncertainty_colours(std_mm, *std_range_mm),
+        "uncertainty": std_colours(std_mm, *std_range_mm),
     }
     if label["vertex_rgb"] is not None:
         colours["texture"] = _rows(label["vertex_rgb"]) / 255

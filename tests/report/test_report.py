@@ -26,11 +26,12 @@ from annotator.job.stages import count_outcomes
 from annotator.labels.folder import read_faces, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
 from annotator.quality.calibration import UNCALIBRATED_3D
+from annotator.render.std_colours import std_colours
 from annotator.report import write_report
 from annotator.report.charts import rebinned, span_of
 from annotator.report.pictures import each_row, galleries
 from annotator.report.survey import survey
-from annotator.report.tiles import contact_sheet, crop_points, hand_tiles, uncertainty_colours
+from annotator.report.tiles import contact_sheet, crop_points, hand_tiles
 from annotator.report.truth import COLUMNS, Truth
 from annotator.storage.files import write_whole
 from tests.commands.test_cli import run
@@ -80,7 +81,7 @@ def test_the_photo_tile_is_the_photos_crop(row, labelled, photos):
 
 
 def test_uncertainty_colours_run_from_sure_to_unsure_and_stop_there():
-    ramp = uncertainty_colours(np.array([-5.0, 0, 5, 10, 99]), 0, 10)
+    ramp = std_colours(np.array([-5.0, 0, 5, 10, 99]), 0, 10)
     np.testing.assert_array_equal(ramp[0], ramp[1])
     np.testing.assert_array_equal(ramp[3], ramp[4])
     assert ramp[0, 2] > ramp[0, 0] and ramp[4, 0] > ramp[4, 2]  # blue to red

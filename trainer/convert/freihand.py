@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
-from annotator.hand.mano import VERTEX_COUNT
+from annotator.hand.mano_mesh import VERTEX_COUNT
 from annotator.hand.model import HandModel
 from annotator.sources.fields import read_arrays
 from annotator.storage.files import join, names_in

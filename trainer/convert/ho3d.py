@@ -8,8 +8,8 @@
 Units are metres, in OpenGL axes: y up, z backwards. Joints are in MANO's order, followed by the tips, thumb to little.
 K counts pixels from the centre of the first one. The half pixel is not corrected: it is below the annotation error.
 
-**Tips.** HO3D's are vertices 744, 333, 444, 555 and 672; ours, FreiHAND's, are 744, 320, 443, 555 and 672
-(`hand.mano.TIP_VERTICES`). So index and middle differ by some millimetres. HO3D's own pages do not list them: other
+**Tips.** HO3D's are other vertices than ours, which are FreiHAND's (`annotator/hand/mano_mesh.py`). Index and middle
+differ by some millimetres. HO3D's own pages do not list them: other
 projects use these vertices for the published joints, and without the files they are not checked here. With MANO,
 examples take tips from the mesh at our vertices, so that J3 = R V; this does not need HO3D's list. Without MANO there
 is no mesh, and tips stay HO3D's. A submission takes HO3D's tips from the predicted mesh
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.hand.layer import HandLayer
-from annotator.hand.mano import TIP_VERTICES, VERTEX_COUNT
+from annotator.hand.mano_mesh import TIP_VERTICES, VERTEX_COUNT
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
 from annotator.runtime import safe_pickle
 from annotator.sources.fields import numbers, opened, read_arrays

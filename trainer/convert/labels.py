@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.job.record import FILE as RUN_FILE
+from annotator.labels.arrays import array_of
 from annotator.labels.folder import calibration_of, label_facts, label_files, one_hand, opened_label_file
 from annotator.photos.crops import BOX_PADDING
 from annotator.photos.errors import PhotoError
@@ -163,20 +164,15 @@ def _rows(tables: LabelTables, chance: np.random.Generator) -> Iterator[dict[str
                     for row in range(batch.num_rows):
                         yield {name: values[row] for name, values in columns.items()}
             except (pa.ArrowInvalid, OSError) as error:
-                raise UserError(f"{path}: damaged: {str(error).splitlines()[0]}") from None
+                raise UserError(f"{path}: damaged: {first_line(error)}") from None
 
 
 def _values(column: pa.Array) -> list[Any]:
     """Return a column's values; copy nested fixed-size lists, so that no row keeps its file in memory."""
-    shape, values = [], column.drop_null()
-    while pa.types.is_fixed_size_list(values.type):
-        shape.append(values.type.list_size)
-        values = values.flatten()
-    if not shape:
+    if not pa.types.is_fixed_size_list(column.type):
         return column.to_pylist()
-    there = len(column) - column.null_count
-    dense = iter(values.to_numpy(zero_copy_only=False).reshape(there, *shape))
-    return [next(dense).copy() if valid else None for valid in column.is_valid().to_pylist()]
+    valid = column.is_valid().to_pylist()
+    return [row.copy() if is_valid else None for row, is_valid in zip(array_of(column), valid, strict=True)]
 
 
 def _tables(files: list[str], folder: str | None) -> LabelTables:

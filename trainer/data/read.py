@@ -21,6 +21,7 @@ from annotator.coordinates import (
     square_around,
     turned_std,
 )
+from annotator.labels.arrays import array_of
 from annotator.photos.crops import BOX_PADDING, box_around_joints
 from annotator.photos.decode import decode_photo
 from annotator.photos.errors import PhotoError
@@ -62,11 +63,7 @@ class Rows:
         value = self.columns[name][row] if name in self.columns else None
         if value is None or not value.is_valid:
             return None
-        shape, values = [], value.values
-        while pa.types.is_fixed_size_list(values.type):
-            shape.append(values.type.list_size)
-            values = values.flatten()
-        return np.asarray(values.to_numpy(zero_copy_only=False), np.float64).reshape(-1, *shape)
+        return np.asarray(array_of(value.values), np.float64)
 
     def scalar(self, name: str, row: int) -> Any:
         """Return the value of any other column."""

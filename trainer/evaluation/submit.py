@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from annotator.errors import UserError
-from annotator.export.benchmarks import BENCHMARKS, Benchmark, check_vertices, write_submission
+from annotator.export.benchmarks import BENCHMARKS, Benchmark, write_submission
+from annotator.hand.mano_mesh import check_mano_vertices
 from annotator.hand.model import HandModel
 
 __all__ = ["BENCHMARKS", "Benchmark", "check_submission", "write_submission"]
@@ -18,5 +19,5 @@ def check_submission(benchmark: str, hand: HandModel) -> Benchmark:
     if benchmark not in BENCHMARKS:
         raise UserError(f"no benchmark '{benchmark}': give one of {', '.join(BENCHMARKS)}")
     found = BENCHMARKS[benchmark]
-    check_vertices(found.title, hand.id, hand.vertex_count)
+    check_mano_vertices(found.title, hand.id, hand.vertex_count)
     return found
