@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 
 Config = TypeVar("Config")
 
@@ -230,8 +230,7 @@ def _read_yaml(path: Path) -> Any:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"{path}: not YAML ({first_line})") from None
+        raise UserError(f"{path}: not YAML ({first_line(error)})") from None
     return {} if values is None else values
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.runtime.ray_session import connected
 from annotator.storage.files import is_local, local_path
 from trainer.config import TrainConfig
@@ -154,7 +154,7 @@ def _private_train() -> Iterator[str]:
 def _reason(error: Exception) -> str:
     """Return the first line of one worker's error."""
     cause = next(iter(getattr(error, "worker_failures", {}).values()), error)
-    return next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    return first_line(cause)
 
 
 def _worker(settings: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from PIL import Image
 
 from annotator.detection.duplicates import distinct
 from annotator.detection.views import search_rounds
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.photos.crops import box_around_joints
 from annotator.runtime.stderr import quiet_stderr
 from annotator.storage.files import read_whole
@@ -121,7 +121,7 @@ class HandDetector:
             try:
                 self._landmarker = HandLandmarker.create_from_options(options)
             except (RuntimeError, ValueError, OSError) as error:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise UserError(f"'{model.place}' can't be used ({reason}): give {_WHERE_TO_GET}") from None
             # A landmarker that the garbage collector closes waits for ever for a thread that has gone already.
             self._closing = weakref.finalize(self, self._landmarker.close)

@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.job.apart import HAND_DEATHS, Apart, Hand
 from annotator.job.manifest import PlannedShard
 from annotator.job.stages import Shard, crashed_shard
@@ -241,7 +241,7 @@ class Dispatcher:
                 raise cause from None
             else:
                 raise UserError(
-                    f"a model could not be started: {type(cause).__name__}: {_reason(cause)}"
+                    f"a model could not be started: {type(cause).__name__}: {first_line(cause)}"
                 ) from error
         else:
             model.ready = True
@@ -406,7 +406,7 @@ class Dispatcher:
         tries = 0 if model.done else model.tries + (not isinstance(suspect, Hand))
         if tries >= MODEL_DEATHS:
             raise UserError(
-                f"models died {tries} times without a shard in between ({_reason(error)}): if it was for "
+                f"models died {tries} times without a shard in between ({first_line(error)}): if it was for "
                 "want of memory, lower --batch-size or --workers; the same command goes on where it was"
             )
         self._start_model(tries)
@@ -416,7 +416,7 @@ class Dispatcher:
         flight.losses += 1
         if flight.losses > LOSSES:
             raise UserError(
-                f"processes died {LOSSES} times over one shard ({_reason(error)}): if it was for want of memory, "
+                f"processes died {LOSSES} times over one shard ({first_line(error)}): if it was for want of memory, "
                 "lower --shard-size or --workers; the same command goes on where it was"
             )
         self._to_open.extend(flight.cut(len(flight.shard.entries)))
@@ -508,7 +508,3 @@ class _Listing:
             raise found
         self.ended = found is None
         return found
-
-
-def _reason(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

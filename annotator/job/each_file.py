@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.runtime.ray_session import check_seen_by_all, connected
 from annotator.storage.files import is_local
 
@@ -87,7 +87,7 @@ def _as_tasks(
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = first_line(error)
         raise UserError(
             f"a process died {_TRIES + 1} times over one file ({first}): if it was for want of memory, give fewer "
             "--workers; the same command goes on where it was"

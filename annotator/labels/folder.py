@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.labels.schema import ROUNDING, SAMPLES_ROUNDING, SCHEMA_VERSION, encode_table
 from annotator.quality.calibration import Calibration, read_calibration
 from annotator.storage.files import join, names_in, open_file, sizes_in, write_whole
@@ -141,12 +141,12 @@ def opened_label_file(path: str, raw: IO[bytes] | None = None) -> Iterator[pq.Pa
         with raw or open_file(path) as file:
             yield pq.ParquetFile(file, pre_buffer=raw is None)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"'{path}' is damaged, or not a label file: {reason}") from None
     except OSError as error:
         if error.errno is not None:
             raise
-        raise UserError(f"'{path}' is damaged: {str(error).splitlines()[0]}") from None
+        raise UserError(f"'{path}' is damaged: {first_line(error)}") from None
 
 
 def label_facts(path: str, schema: pa.Schema) -> dict[str, Any]:

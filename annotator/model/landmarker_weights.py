@@ -7,7 +7,7 @@ import json
 import safetensors.torch
 from safetensors import SafetensorError
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.model.landmarker import Landmarker
 from annotator.storage.files import read_whole
 
@@ -48,7 +48,7 @@ def load_landmarker(place: str) -> Landmarker:
         tensors = safetensors.torch.load(data or b"")
         landmarker.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"'{place}' is not a landmark network that tools/landmarker.py wrote: {reason}"
         ) from None

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.model.backbone import Backbone, EfficientNet
 from annotator.storage.files import is_local, local_path, write_whole
 
@@ -142,11 +142,9 @@ def _read(source: str, name: str) -> bytes:
     try:
         return filesystem.cat_file(path)
     except Exception as error:  # every protocol has its own exceptions; all of them mean "not reachable"
-        reason = (
-            "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
-        )
+        reason = "no such file" if isinstance(error, FileNotFoundError) else first_line(error)
         raise PretrainedUnreachableError(
-            f"pretrained weights for {name} not reachable ({source}: {reason.splitlines()[0]})"
+            f"pretrained weights for {name} not reachable ({source}: {reason})"
         ) from error
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.runtime.stderr import quiet_stderr
 
 #: What it keeps of what waits between stations, at least, and for each core: two or three shards a model.
@@ -95,7 +95,7 @@ def _start(folder: str, store_bytes: int) -> None:
 
 
 def _not_started(error: Exception) -> str:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = first_line(error)
     return (
         f"Ray did not start on this machine in {TRIES} tries ({reason.rstrip('.')}): free memory or processors and "
         "run the same command again; for a machine that is slow, set RAY_raylet_start_wait_time_s and "

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.runtime.local_ray import local_ray
 from annotator.runtime.stderr import quiet_stderr
 from annotator.storage.files import is_local, local_path
@@ -55,7 +55,7 @@ def _join(address: str) -> None:
             "~/.ray/auth_token holds it"
         ) from None
     except (ConnectionError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         raise UserError(
             f"no Ray cluster at '{address}' ({first}): start one with `ray start --head`"
         ) from None

@@ -21,7 +21,7 @@ from urllib.request import urlopen
 
 import annotator
 from annotator.config import config_folder
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.storage.files import is_local, local_path
 from annotator.storage.remote import shown
 
@@ -165,7 +165,7 @@ def _state(client: Any, address: str, job: str) -> Any:
             raise UserError(
                 f"'{address}' has no job '{job}': `amvur jobs list` shows those there are"
             ) from None
-        raise UserError(f"'{address}' says nothing of job '{job}': {_first_line(error)}") from None
+        raise UserError(f"'{address}' says nothing of job '{job}': {first_line(error)}") from None
 
 
 def _follow_or_leave(client: Any, address: str, job: str, follow: Callable[[str], None]) -> int:
@@ -237,11 +237,7 @@ def _plain_errors(address: str) -> Iterator[None]:
             f"'{address}' wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless ~/.ray/auth_token holds it"
         ) from None
     except (RuntimeError, ValueError, LookupError, HTTPException) as error:
-        raise UserError(f"'{address}' takes no jobs: {_first_line(error)}") from None
-
-
-def _first_line(error: object) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"'{address}' takes no jobs: {first_line(error)}") from None
 
 
 def _follow(client: Any, address: str, job: str, follow: Callable[[str], None]) -> int:
@@ -269,7 +265,7 @@ def _follow(client: Any, address: str, job: str, follow: Callable[[str], None]) 
     if info.status == "STOPPED":
         return 130
     if info.status == "FAILED" and info.driver_exit_code is None:
-        raise UserError(f"job {job} could not run: {_first_line(info.message)}")
+        raise UserError(f"job {job} could not run: {first_line(info.message)}")
     return info.driver_exit_code or 0
 
 

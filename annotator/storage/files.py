@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.storage.remote import ask, open_remote, patience, read_all, read_part, shown
 from annotator.storage.room import NoRoomError, naming
 
@@ -176,5 +176,5 @@ def check_writable(folder: str) -> None:
     except NoRoomError:
         raise
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"can't write to '{shown(folder)}': {reason}; give a writable folder") from None

@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 
 import fsspec
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 
 #: Total time for retries of a failing request, and timeout of one answer, in seconds.
 PATIENCE_S = 90.0
@@ -64,7 +64,7 @@ def ask(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
         except (UserError, MemoryError):
             raise
         except ImportError as error:
-            raise UserError(f"'{shown(url)}': {_first_line(error)}") from None
+            raise UserError(f"'{shown(url)}': {shown(first_line(error))}") from None
         except Exception as error:
             problem = _problem(url, error)
             if isinstance(problem, (FileNotFoundError, RefusedError)):
@@ -197,7 +197,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _problem(url: str, error: Exception) -> OSError:
-    message = _first_line(error)
+    message = shown(first_line(error))
     # NoSuchUpload: the last answer to an upload of a large file was lost, but the file is complete.
     if isinstance(error, FileNotFoundError) and _cause(error) != "NoSuchUpload":
         return FileNotFoundError(errno.ENOENT, message, shown(url))
@@ -216,10 +216,6 @@ def _cause(error: BaseException) -> str:
             return str(response["Error"].get("Code") or "error")
         link = link.__cause__
     return type(error).__name__
-
-
-def _first_line(error: Exception) -> str:
-    return shown(next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def _pages_of_s3(url: str, start: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.hand.model import HandModel
 from annotator.labels.schema import SCHEMA_VERSION
 from annotator.storage.files import join, names_in, open_file, read_whole
@@ -313,7 +313,7 @@ def _footer(url: str) -> pq.ParquetFile:
         with open_file(url) as file:
             return pq.ParquetFile(file)
     except pa.ArrowInvalid as error:
-        raise UserError(f"'{url}' is damaged: {str(error).splitlines()[0]}") from None
+        raise UserError(f"'{url}' is damaged: {first_line(error)}") from None
 
 
 def _check_hand(url: str, footers: Sequence[pq.ParquetFile], hand: HandModel) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from annotator.errors import UserError
+from annotator.errors import UserError, first_line
 from annotator.sources.entry import plain
 from annotator.sources.lists.roles import PLACE_NAMES, ROLES, check_names
 from annotator.sources.suffixes import PHOTO_SUFFIXES
@@ -54,18 +54,16 @@ def user_errors(path: str) -> Iterator[None]:
         raise
     except pa.ArrowException as error:
         raise UserError(
-            f"'{_name(path)}' is not a Parquet file, or is damaged: {_first_line(error)}"
+            f"'{_name(path)}' is not a Parquet file, or is damaged: {plain(first_line(error))}"
         ) from None
     except OSError as error:  # pyarrow's errors have no errno, and may have several lines
-        raise UserError(f"'{_name(path)}' can't be read: {error.strerror or _first_line(error)}") from None
+        raise UserError(
+            f"'{_name(path)}' can't be read: {error.strerror or plain(first_line(error))}"
+        ) from None
 
 
 def _name(path: str) -> str:
     return plain(shown(path))
-
-
-def _first_line(error: Exception) -> str:
-    return plain(next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def reader_of(path: str) -> tuple[Callable[[str], Iterator[Row]], dict[str, pa.DataType]]:
