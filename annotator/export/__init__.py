@@ -1,4 +1,4 @@
-"""Labels as the files that other tools read: `export_labels` writes one of `FORMATS`."""
+"""Convert labels to files for other tools: `export_labels` writes one of `FORMATS`."""
 
 from annotator.export.formats import FORMATS, Exported, export_labels
 

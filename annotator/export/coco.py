@@ -1,4 +1,4 @@
-"""COCO keypoints: images and hands (box, 21 keypoints) in one JSON file, written as it comes."""
+"""COCO keypoints: images and hands (box, 21 keypoints) in one JSON file, written row by row."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _CATEGORY = {
     "name": "hand",
     "supercategory": "person",
     "keypoints": list(JOINT_NAMES),
-    "skeleton": [[parent + 1, child + 1] for parent, child in BONES],  # counted from 1
+    "skeleton": [[parent + 1, child + 1] for parent, child in BONES],  # COCO counts from 1
 }
 
-#: So many photos are remembered, more than a label file has.
+#: Number of recent photos in memory; no label file has as many.
 _RECENT = 1 << 18
 
 _SCALARS = (
@@ -38,12 +38,12 @@ _SCALARS = (
 
 
 def columns(labels: Labels) -> list[str]:
-    """What it reads."""
+    """Return the names of the columns to read."""
     return labels.there(*_SCALARS, "box_xyxy", "joints2d_px")
 
 
 def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
-    """Write the file; the hands wait in a temporary one until all images are there."""
+    """Write the file; hands are collected in a temporary file until all images are written."""
     exported = Exported()
     images = _Images()
     with whole(out) as file, tempfile.TemporaryFile() as hands:
@@ -69,15 +69,15 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
 
 
 class _Images:
-    """Photos as `images`, each once: hands of a photo lie in one label file, though not always side by side."""
+    """Photos as `images`, each once. Hands of a photo are in one label file, but not always in adjacent rows."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._recent: dict[tuple[str, int | None], int] = {}  # the id of each place, in the order they came
-        self._duplicates: set[int] = set()  # which may lie anywhere
+        self._recent: dict[tuple[str, int | None], int] = {}  # id by uri and frame, oldest first
+        self._duplicates: set[int] = set()  # ids; these may be in any file
 
     def of(self, row: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """A row's photo, and whether it was not there before. A list may give each hand of a photo its own id."""
+        """Return a row's photo, and whether it is new. A list may give each hand of a photo its own id."""
         image_id, uri, frame_index = row["image_id"], row["image_uri"], row.get("frame_index")
         image = {
             "id": stable_number(image_id),
@@ -103,17 +103,17 @@ class _Images:
 
 
 def _file_name(image_id: str, uri: str, frame_index: int | None) -> str:
-    """The path below the labelled folder, or the whole uri where there is none; of a frame, with its number."""
-    place, number = (
+    """Return the path below the labelled folder, or the whole uri without one; a frame adds its number."""
+    path, number = (
         (image_id, "")
         if frame_index is None
         else (image_id.removesuffix(f"#{frame_index}"), f"#{frame_index}")
     )
-    return (place if uri == place or uri.endswith(f"/{place}") else uri) + number
+    return (path if uri == path or uri.endswith(f"/{path}") else uri) + number
 
 
 def stable_number(text: str) -> int:
-    """A number for an id that is the same in every export; as large as JavaScript can hold."""
+    """Return a number for an id, equal in every export and below 2^53, JavaScript's largest integer."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 11
 
 
@@ -145,13 +145,13 @@ def _annotation(
 
 
 def _flags(points: NDArray[np.floating], width: int, height: int) -> NDArray[np.int64]:
-    """COCO's v: 2 where a joint lies in the photo, 1 beyond its edge, where nobody sees it, 0 where it is no number."""
+    """Return COCO's v: 2 for a joint in the photo, 1 beyond its edge (not visible), 0 if it is not finite."""
     inside = (points >= 0).all(1) & (points <= [width, height]).all(1)
     return np.where(np.isfinite(points).all(1), np.where(inside, 2, 1), 0)
 
 
 def _box_of(row: dict[str, Any], box: NDArray[np.floating], points: NDArray[np.floating]) -> list[float]:
-    """The hand's box; where nobody gave one, so that it is the photo's, that around its joints within the photo."""
+    """Return the hand's box; if it is the whole photo, the box around the joints within the photo."""
     if row.get("box_source") == "photo" and np.isfinite(points).all():
         size = [row["width"], row["height"]]
         around = np.asarray(box_around_joints(points), float)

@@ -1,4 +1,4 @@
-"""What an export tells of itself."""
+"""The result of an export."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Exported:
-    """What was written."""
+    """Counts of an export, and remarks for the user."""
 
     hands: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)  # hands or photos, by why
-    notes: list[str] = field(default_factory=list)  # what else a user should know, a line each
+    left_out: Counter[str] = field(default_factory=Counter)  # hands or photos, by reason
+    notes: list[str] = field(default_factory=list)  # one line each

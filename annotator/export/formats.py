@@ -1,4 +1,4 @@
-"""`amvur export`: a label set to one of several formats, from any path or URL to any."""
+"""`amvur export`: convert a label set to one of several formats, from and to any path or URL."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from annotator.export.rows import Labels
 
 @dataclass(frozen=True)
 class _Format:
-    columns: Callable[[Labels], list[str]]  # that it reads; UserError where these labels can't be it
+    columns: Callable[[Labels], list[str]]  # to read; UserError if the labels do not suit the format
     write: Callable[[Labels, Iterator[pa.Table], str], Exported]
-    suffix: str | None = None  # of the one file that it is; None: a folder
-    limit: int = 0  # of hands, if the user says nothing; 0: none
+    suffix: str | None = None  # of a format with one file; None: a folder
+    limit: int = 0  # default maximum of hands; 0: all
 
 
-#: What there is, by the name that `to` takes.
+#: Formats by the value of `to`.
 FORMATS: dict[str, _Format] = {
     "coco": _Format(coco.columns, coco.write, suffix=".json"),
     "freihand": _Format(submission.columns, submission.write_freihand),
     "ho3d": _Format(submission.columns, submission.write_ho3d),
     "webdataset": _Format(webdataset.columns, webdataset.write),
-    # A file each: a folder of a million is nobody's wish.
+    # One file per hand: limited, so that no folder gets a million by accident.
     "glb": _Format(meshes.columns, partial(meshes.write, "glb"), limit=1000),
     "ply": _Format(meshes.columns, partial(meshes.write, "ply"), limit=1000),
     "csv": _Format(table.columns, table.write, suffix=".csv"),
@@ -52,22 +52,22 @@ def export_labels(
     order: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
-    """Write the hands of a label set, those of rows with status ok, for another tool to read.
+    """Write the hands of a label set (rows with status ok) in another tool's format.
 
     Args:
         labels: path or URL of a label folder.
-        out: a new file (`coco`, `csv`) or a new folder, a path or URL; an unfinished folder of the same command is
-            written again.
+        out: path or URL of a new file (`coco`, `csv`) or a new folder; an unfinished folder of the same command is
+            overwritten.
         to: one of `FORMATS`; see docs/export.md.
         where: export only rows that meet this condition, see `annotator.labels.conditions`.
-        limit: so many hands at most, the first; 0: all. Default 1,000 for `glb` and `ply`, else all.
-        colour: of `glb` and `ply`: `texture` (default), or `std`, the uncertainty of each vertex.
-        samples: of `glb` and `ply`: also a file for each mesh that `annotate --samples` drew.
-        order: of `ho3d`: the benchmark's `evaluation.txt`; default the one that lies with the photos.
-        on_progress: told how many label files of how many are done.
+        limit: maximum number of hands, from the first; 0: all. Default 1,000 for `glb` and `ply`, otherwise all.
+        colour: for `glb` and `ply`: `texture` (default), or `std`, the uncertainty of each vertex.
+        samples: for `glb` and `ply`: also write each mesh that `annotate --samples` drew.
+        order: for `ho3d`: the benchmark's `evaluation.txt`; default: the one beside the photos.
+        on_progress: called with the numbers of finished and of all label files.
 
     Raises:
-        UserError: these are no labels, can't be this format, or none is left; `out` is there already.
+        UserError: `labels` is not a label set, does not suit the format, or no row is left; or `out` exists.
     """
     if to not in FORMATS:
         raise UserError(f"no format '{to}': give one of {', '.join(FORMATS)}")

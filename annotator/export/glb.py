@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 _FLOAT, _UINT32 = 5126, 5125
-_ARRAY, _ELEMENTS = 34962, 34963  # what a part of the buffer is for
+_ARRAY, _ELEMENTS = 34962, 34963  # purposes of a buffer view
 
 
 def glb_bytes(
     vertices: NDArray[np.floating], faces: NDArray[np.integer], rgb: NDArray[np.uint8], extras: dict[str, Any]
 ) -> bytes:
-    """A file of one mesh.
+    """Return a file with one mesh.
 
     Args:
         vertices: (V, 3) metres, y up.
         faces: (F, 3) counter-clockwise seen from outside.
-        rgb: (V, 3) sRGB. The file holds them linear, as glTF wants vertex colours.
-        extras: what else to say of it.
+        rgb: (V, 3) sRGB; stored as linear colours, as glTF requires.
+        extras: further facts about the mesh.
     """
     parts: list[tuple[NDArray[Any], str]] = [
         (np.asarray(vertices, "<f4"), "VEC3"),
@@ -42,10 +42,10 @@ def glb_bytes(
             {"bufferView": len(accessors), "componentType": component, "count": len(values), "type": kind}
         )
         offset += values.nbytes
-    # Positions must say how far they reach.
+    # glTF requires the bounds of positions.
     accessors[0] |= {"min": parts[0][0].min(0).tolist(), "max": parts[0][0].max(0).tolist()}
     attributes = {"POSITION": 0, "NORMAL": 1, "COLOR_0": 2}
-    # No material: beside one, trimesh takes a mesh for textured and drops its vertex colours.
+    # No material: with one, trimesh treats the mesh as textured and drops its vertex colours.
     document = {
         "asset": {"version": "2.0", "generator": "amvur"},
         "scene": 0,
@@ -74,18 +74,18 @@ def _packed(document: dict[str, Any], data: bytes) -> bytes:
 
 
 def linear_rgb(rgb: NDArray[np.uint8]) -> NDArray[np.floating]:
-    """sRGB 0..255 to linear 0..1."""
+    """Convert sRGB 0..255 to linear 0..1."""
     value = np.asarray(rgb, np.float64) / 255
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
 def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> NDArray[np.floating]:
-    """Unit normals (V, 3): of the triangles around, weighted by area."""
+    """Return unit normals (V, 3): means over adjacent triangles, weighted by area."""
     a, b, c = (np.asarray(vertices, np.float64)[faces[:, k]] for k in range(3))
     of_faces = np.cross(b - a, c - a)
     normals = np.zeros((len(vertices), 3))
     for k in range(3):
         np.add.at(normals, faces[:, k], of_faces)
     length = np.linalg.norm(normals, axis=1, keepdims=True)
-    # A vertex of no triangle, or of flat ones, has none; glTF wants one of length 1.
+    # Vertices of no triangle or of flat ones have no normal, but glTF requires unit length.
     return np.where(length > 0, normals / np.maximum(length, 1e-300), [0.0, 0.0, 1.0])

@@ -1,4 +1,4 @@
-"""MANO's parameters as npz: pose, shape and place of each hand, in parts of so many."""
+"""MANO's parameters as npz files: pose, shape and position of each hand."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from annotator.export.rows import Labels, camera_of
 from annotator.labels.arrays import array_of
 from annotator.storage.files import join
 
-#: Hands a file: 35 MB.
+#: Hands per file: 35 MB.
 PART_HANDS = 100_000
 
 _NEEDED = ("image_id", "hand_index", "is_right", "pose", "betas", "camera")
 
 
 def columns(labels: Labels) -> list[str]:
-    """What it reads.
+    """Return the names of the columns to read.
 
     Raises:
         UserError: the labels are not of MANO.
     """
     if labels.hand is None:
         raise UserError(
-            f"'{labels.place}' is of no hand model, so there are no MANO parameters: give a folder that "
+            f"'{labels.place}' has no hand model, so there are no MANO parameters: give a folder that "
             "`amvur annotate` wrote"
         )
     if not labels.hand.startswith("mano-"):
         raise UserError(
-            f"'{labels.place}' is of hand model {labels.hand}, whose pose and shape mean nothing to MANO: label with "
+            f"'{labels.place}' has hand model {labels.hand}, whose pose and shape are not MANO's: label with "
             "a checkpoint trained with --hand mano:PATH"
         )
     return list(_NEEDED)
 
 
 def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
-    """Write `mano-000000.npz` and so on: metres, radians, `pose` and `betas` of a right hand throughout."""
+    """Write `mano-000000.npz` and so on: metres, radians; `pose` and `betas` are always those of a right hand."""
     exported = Exported()
     waiting: dict[str, list[NDArray[Any]]] = defaultdict(list)
     parts = held = 0
@@ -61,13 +61,13 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
         waiting.update({name: [values] for name, values in rest.items()})
 
     for table in batches:
-        there = table.filter(table["pose"].combine_chunks().is_valid())
-        if lost := len(table) - len(there):
-            exported.left_out["without pose and betas, for the network has no prior-net"] += lost
-        for name, values in _parameters(there).items():
+        posed = table.filter(table["pose"].combine_chunks().is_valid())
+        if lost := len(table) - len(posed):
+            exported.left_out["without pose and betas, because the network has no prior-net"] += lost
+        for name, values in _parameters(posed).items():
             waiting[name].append(values)
-        held += len(there)
-        exported.hands += len(there)
+        held += len(posed)
+        exported.hands += len(posed)
         if held >= PART_HANDS:
             put()
     if held:
@@ -76,7 +76,7 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
 
 
 def _parameters(table: pa.Table) -> dict[str, NDArray[Any]]:
-    """Of each hand: what the npz holds."""
+    """Return the arrays of an npz file, one row per hand."""
     return {
         "pose": array_of(table["pose"]),
         "betas": array_of(table["betas"]),

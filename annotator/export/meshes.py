@@ -1,4 +1,4 @@
-"""One glb or ply file a hand, one a drawn mesh: metres, y up, vertex colours, faces outwards also of left hands."""
+"""One glb or ply file per hand or sample: metres, y up, vertex colours, faces outwards for left hands too."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from annotator.labels.arrays import array_of
 from annotator.photos.read import REQUESTS_AT_ONCE
 from annotator.storage.files import join, write_whole
 
-#: Camera axes (y down, z forward) to those of meshes (y up, z towards who looks): half a turn about x, no mirror.
+#: Camera axes (y down, z forward) to mesh axes (y up, z towards the viewer): half a turn about x, no mirroring.
 FROM_CAMERA = np.array([1, -1, -1], np.float32)
 
-#: Of hands whose network has no texture.
+#: Colour of hands from a network without texture.
 _SKIN = np.array([219, 168, 143], np.uint8)
 
 _SCALARS = ("image_uri", "image_id", "duplicate", "hand_index", "is_right")
@@ -35,12 +35,12 @@ _COLOUR_COLUMN = {"texture": "vertex_rgb", "std": "vertices_std_mm"}
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """One hand, as it is written."""
+    """The contents of one file."""
 
-    vertices_m: NDArray[np.float32]  # (V, 3) x right, y up, z towards who looks; the wrist is the origin
+    vertices_m: NDArray[np.float32]  # (V, 3) x right, y up, z towards the viewer; the wrist is the origin
     faces: NDArray[np.int64]  # (F, 3) counter-clockwise seen from outside
     rgb: NDArray[np.uint8]  # (V, 3) sRGB
-    facts: dict[str, Any]  # which hand it is
+    facts: dict[str, Any]  # identify the hand
 
 
 _ENCODERS: dict[str, Callable[[Mesh], bytes]] = {
@@ -50,20 +50,20 @@ _ENCODERS: dict[str, Callable[[Mesh], bytes]] = {
 
 
 def columns(labels: Labels) -> list[str]:
-    """What it reads.
+    """Return the names of the columns to read.
 
     Raises:
-        UserError: there are no meshes.
+        UserError: the labels have no meshes.
     """
     labels.need_meshes("a mesh file")
     return labels.there(*_SCALARS, "vertices_mm", "camera", *_COLOUR_COLUMN.values())
 
 
 def columns_with_samples(labels: Labels) -> list[str]:
-    """Name the columns that are read where drawn meshes are written too.
+    """Return the names of the columns to read with samples.
 
     Raises:
-        UserError: there are none.
+        UserError: the labels have no meshes, or no samples.
     """
     found = columns(labels)
     if _SAMPLES not in labels.columns:
@@ -74,12 +74,12 @@ def columns_with_samples(labels: Labels) -> list[str]:
 def write(
     kind: str, labels: Labels, batches: Iterator[pa.Table], out: str, colour: str = "texture"
 ) -> Exported:
-    """Write a file a hand, and one for each drawn mesh that was read; some at once, for stores answer slowly."""
+    """Write one file per hand and per sample read; several at once, because stores answer slowly."""
     exported = Exported()
     faces = labels.need_meshes("a mesh file")
     if faces.size and faces.max() >= labels.vertex_count:
         raise UserError(
-            f"faces.parquet of '{labels.place}' is of another hand: it names vertices that are not there"
+            f"faces.parquet of '{labels.place}' is from another hand model: it names vertices that do not exist"
         )
     names = HandNames()
     first = next(batches)
@@ -108,7 +108,7 @@ def _meshes(
     faces: NDArray[np.int64],
     paint: Callable[[pa.Table], NDArray[np.uint8]],
 ) -> Iterator[dict[str, Mesh]]:
-    """Yield each hand's meshes by the ending of their file names: "", and "-sample00", ... if drawn ones were read."""
+    """Yield each hand's meshes by the ending of their file names: "", and "-sample00", ... if samples were read."""
     vertices_m = array_of(table["vertices_mm"])[:, None] * (FROM_CAMERA / 1000)
     if _SAMPLES in table.column_names:
         drawn_m = array_of(table[_SAMPLES]) * (FROM_CAMERA / 1000)
@@ -118,23 +118,23 @@ def _meshes(
         facts = {name: row[name] for name in ("image_id", "image_uri", "hand_index", "is_right")}
         if np.isfinite(wrist).all():
             facts["wrist_m"] = [round(float(v), 6) for v in wrist]
-        # A left hand is a mirrored right one: the other side of its triangles would face outwards.
+        # A left hand is a mirrored right one: reverse its triangles, so that they still face outwards.
         outwards = faces if row["is_right"] else faces[:, ::-1]
         yield {
             f"-sample{k - 1:02d}" if k else "": Mesh(
-                each, outwards, rgb, facts | ({"sample": k - 1} if k else {})
+                mesh_m, outwards, rgb, facts | ({"sample": k - 1} if k else {})
             )
-            for k, each in enumerate(vertices)
+            for k, mesh_m in enumerate(vertices)
         }
 
 
 def _painter(first: pa.Table, colour: str, exported: Exported) -> Callable[[pa.Table], NDArray[np.uint8]]:
-    """What gives the hands of a table their colours (n, V, 3)."""
+    """Return a function from a table to its hands' colours (n, V, 3)."""
     if _COLOUR_COLUMN[colour] not in first.column_names:
-        raise UserError(f"there is no column '{_COLOUR_COLUMN[colour]}', which the colours come from")
+        raise UserError(f"column '{_COLOUR_COLUMN[colour]}' is missing: choose another --colour")
     if colour == "texture":
         if first["vertex_rgb"].null_count:
-            exported.notes.append("hands without a texture are of one colour")
+            exported.notes.append("hands without a texture have one colour")
         return _textures
     from annotator.render.std_colours import std_range  # its package imports torch
 

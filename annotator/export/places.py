@@ -1,4 +1,4 @@
-"""Where exported files go: whole or not at all, to any path or URL, over nothing that is there."""
+"""Write exported files to any path or URL: atomically, and never over existing ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from annotator.storage.files import (
 from annotator.storage.remote import ask, patience
 from annotator.storage.room import naming
 
-#: What a folder that is being made holds until it is whole.
+#: Marks an unfinished folder; holds the plan of its command.
 UNFINISHED = "_export.json"
 
 _LONGEST_NAME = 100
@@ -37,7 +37,7 @@ _LONGEST_NAME = 100
 
 @contextmanager
 def whole(url: str) -> Iterator[IO[bytes]]:
-    """A seekable file to write to, which appears at `url` when all is written; an error leaves nothing."""
+    """Open a seekable file that appears at `url` when it is complete; an error leaves nothing."""
     if is_local(url):
         with whole_file(local_path(url)) as file:
             yield file
@@ -50,19 +50,19 @@ def whole(url: str) -> Iterator[IO[bytes]]:
 
 
 def check_new_file(out: str, suffix: str) -> None:
-    """Whether a file of this name can be written.
+    """Check that a new file with this name can be written.
 
     Raises:
-        UserError: another suffix, something of that name is there, or the folder can't be written to.
+        UserError: the suffix differs, the name exists, or the folder is not writable.
     """
     if not out.endswith(suffix):
         raise UserError(f"'{out}': give a new file whose name ends in {suffix}")
-    if _is_there(out):
+    if _exists(out):
         raise UserError(f"'{out}' exists: give a new file")
     check_writable(out.rpartition("/")[0] or ("/" if out.startswith("/") else "."))
 
 
-def _is_there(out: str) -> bool:
+def _exists(out: str) -> bool:
     with patience(FIRST_ANSWER_S):
         if is_local(out):
             return local_path(out).exists()
@@ -70,31 +70,31 @@ def _is_there(out: str) -> bool:
             read_range(out, 0, 1)
         except FileNotFoundError:
             return bool(names_in(out))
-        except OSError:  # a folder, in stores that have them
+        except OSError:  # a folder, in stores with folders
             return bool(names_in(out))
         return True
 
 
 def check_new_folder(out: str, plan: dict[str, Any]) -> None:
-    """Whether a folder is new, empty, or what the same command left unfinished.
+    """Check that a folder is new, empty, or left unfinished by the same command.
 
     Raises:
-        UserError: it holds something else, or is a file.
+        UserError: it has other contents, or is a file.
     """
     if is_local(out) and local_path(out).is_file():
         raise UserError(f"'{out}' is a file: give a new folder")
     with patience(FIRST_ANSWER_S):
-        there = {name for name in names_in(out) if not name.startswith(".")}
-        begun = read_whole(join(out, UNFINISHED)) if UNFINISHED in there else None
-    if there and begun != _encoded(plan):
+        names = {name for name in names_in(out) if not name.startswith(".")}
+        begun = read_whole(join(out, UNFINISHED)) if UNFINISHED in names else None
+    if names and begun != _encoded(plan):
         raise UserError(f"'{out}' holds something: give a new folder")
 
 
 @contextmanager
 def new_folder(out: str, plan: dict[str, Any]) -> Iterator[None]:
-    """Make it; until the block is done, the same command may write all of it again.
+    """Create a folder and mark it unfinished during the block, so that the same command may repeat.
 
-    A mistake that is found before anything was written leaves nothing.
+    A `UserError` before the first file removes the folder.
     """
     is_new = is_local(out) and not local_path(out).exists()
     check_writable(out)
@@ -115,21 +115,21 @@ def _encoded(plan: dict[str, Any]) -> bytes:
 
 
 class HandNames:
-    """File names for hands that no id can lead out of their folder with, each its own."""
+    """Unique file names of hands; no id leads out of the folder."""
 
     def __init__(self) -> None:
-        self._again: Counter[str] = Counter()
+        self._repeats: Counter[str] = Counter()
 
     def of(self, image_id: str, image_uri: str, hand_index: int, duplicate: bool) -> str:
-        """Such as `left_001.jpg-5f0a61c2-0`: letters, digits, dot, dash, underscore.
+        """Return a name such as `left_001.jpg-5f0a61c2-0`: letters, digits, dot, dash, underscore.
 
-        The middle is a hash of id and uri, so that ids differ that look the same without their other characters, or
-        on a disk that takes a for A.
+        The middle is a hash of id and uri. It separates ids that differ only in removed characters, or only in case
+        on a disk that ignores case.
         """
         digest = hashlib.sha256(f"{image_id}\0{image_uri}".encode()).hexdigest()[:8]
         plain = re.sub(r"[^A-Za-z0-9._-]+", "_", image_id).strip("._-")[-_LONGEST_NAME:].lstrip("._-")
         name = f"{plain or 'hand'}-{digest}-{hand_index}"
         if not duplicate:
             return name
-        self._again[name] += 1
-        return f"{name}-again{self._again[name]}"
+        self._repeats[name] += 1
+        return f"{name}-again{self._repeats[name]}"

@@ -1,4 +1,4 @@
-"""PLY, binary: one mesh with vertex colours."""
+"""Binary PLY: one mesh with vertex colours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FACE = np.dtype([("count", "u1"), ("corners", "<i4", 3)])
 _HEAD = """\
 ply
 format binary_little_endian 1.0
-comment a hand, metres, x right, y up, z towards who looks, the wrist at the origin
+comment a hand, metres, x right, y up, z towards the viewer, the wrist at the origin
 element vertex {vertices}
 property float x
 property float y
@@ -26,7 +26,7 @@ end_header
 
 
 def ply_bytes(vertices: NDArray[np.floating], faces: NDArray[np.integer], rgb: NDArray[np.uint8]) -> bytes:
-    """A file of one mesh: vertices (V, 3) metres, faces (F, 3), rgb (V, 3) sRGB."""
+    """Return a file with one mesh: vertices (V, 3) metres, faces (F, 3), rgb (V, 3) sRGB."""
     of_vertices = np.empty(len(vertices), _VERTEX)
     of_vertices["xyz"], of_vertices["rgb"] = vertices, rgb
     of_faces = np.empty(len(faces), _FACE)

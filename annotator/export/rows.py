@@ -1,4 +1,4 @@
-"""The rows of a label set that are exported: status ok, meeting a condition, some at a time."""
+"""Read the rows of a label set to export: status ok, meeting a condition, in batches."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from annotator.storage.files import join
 #: Rows in memory at once: a few megabytes of meshes.
 BATCH_ROWS = 256
 
-#: Files that are looked at before the first is read.
+#: Files whose schema is checked before the first is read.
 _FILES_BEFORE = 32
 
-#: Without these, rows are no labels.
+#: Columns of every label file.
 _NEEDED = (
     *("image_uri", "image_id", "hand_index", "status", "width", "height"),
     *("box_xyxy", "is_right", "joints2d_px"),
@@ -38,7 +38,7 @@ _NEEDED = (
 
 
 class Labels:
-    """A label set to read from."""
+    """A label set to export."""
 
     def __init__(
         self,
@@ -47,16 +47,16 @@ class Labels:
         limit: int = 0,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Look at its first file.
+        """Read the schema of the first file.
 
         Args:
             place: path or URL of the label folder.
             where: a condition that rows must meet, see `annotator.labels.conditions`.
-            limit: give so many rows at most; 0: all.
-            on_progress: told how many files of how many are done.
+            limit: maximum number of rows; 0: all.
+            on_progress: called with the numbers of finished and of all files.
 
         Raises:
-            UserError: these are no labels, of another schema version, or without a column that `where` compares.
+            UserError: these are not labels, their schema version differs, or a column of `where` is missing.
         """
         self.place, self.limit, self._on_progress = place, limit, on_progress
         self.files = sorted(label_files(place))
@@ -70,23 +70,23 @@ class Labels:
         self.hand: str | None = facts.get("hand")
         self.columns: list[str] = self.schema.names
         self._where = None if where is None else Condition(where, self.columns)
-        self.rows = 0  # that were looked at
-        self.is_cut = False  # whether more rows than the limit were there
+        self.rows = 0  # read so far, also those not exported
+        self.is_cut = False  # whether the limit left rows out
 
     @property
     def vertex_count(self) -> int:
-        """V; 0 where rows have no meshes."""
+        """The number of vertices, V; 0 without meshes."""
         return self.schema.field("vertices_mm").type.list_size if "vertices_mm" in self.columns else 0
 
     def there(self, *names: str) -> list[str]:
-        """Those of some columns that these labels have."""
+        """Return the columns among `names` that exist in these labels."""
         return [name for name in names if name in self.columns]
 
     def need_meshes(self, to: str) -> NDArray[np.int64]:
-        """The triangles (F, 3) of every right hand's mesh.
+        """Return the triangles (F, 3) of right hands.
 
         Raises:
-            UserError: there are no meshes.
+            UserError: there are no meshes; the message names `to`, their purpose.
         """
         if "vertices_mm" not in self.columns:
             raise UserError(
@@ -96,20 +96,20 @@ class Labels:
             return read_faces(self.place)
         except FileNotFoundError:
             raise UserError(
-                f"'{self.place}' holds no faces.parquet, the triangles of its meshes: copy it from the set "
-                "that these labels are of"
+                f"'{self.place}' holds no faces.parquet, the triangles of its meshes: copy it from the "
+                "label set that these labels come from"
             ) from None
         except (pa.ArrowInvalid, KeyError):
             raise UserError(f"'{join(self.place, 'faces.parquet')}' is damaged") from None
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Some columns of the rows that are exported, in order, never empty.
+        """Yield columns of the rows to export, in order; tables are never empty.
 
         Raises:
-            UserError: a file is damaged, of another hand model than the first, or lacks a column.
+            UserError: a file is damaged, has another hand model than the first, or lacks a column.
         """
         given = self.rows = 0
-        # A mistake that a look at some files shows is told before anything is written or shown.
+        # Checks some files early, so that most mistakes stop the command before it writes.
         for name in self.files[:_FILES_BEFORE]:
             with opened_label_file(join(self.place, "data", name)) as file:
                 self._check(join(self.place, "data", name), file.schema_arrow, columns)
@@ -157,23 +157,23 @@ class Labels:
 
 
 def _facts(path: str, schema: pa.Schema) -> dict[str, Any]:
-    """What a label file with all that every export needs says of itself.
+    """Return the metadata of a label file.
 
     Raises:
-        UserError: as for `label_facts`; or a column is missing, or of lists of any length.
+        UserError: as for `label_facts`; or a column is missing, or has lists of variable length.
     """
     facts = label_facts(path, schema)
     for name in _NEEDED:
         if name not in schema.names:
-            raise UserError(f"'{path}' is no label file: there is no column '{name}'")
+            raise UserError(f"'{path}' is not a label file: it has no column '{name}'")
     for name in ("box_xyxy", "joints2d_px", "vertices_mm"):
         if name in schema.names and not pa.types.is_fixed_size_list(schema.field(name).type):
             raise UserError(
-                f"'{path}' has lists of any length in '{name}': write labels with their own types, as pyarrow does"
+                f"'{path}' has lists of variable length in '{name}': keep the column types, as pyarrow does"
             )
     return facts
 
 
 def camera_of(table: pa.Table, name: str) -> NDArray[Any]:
-    """A field of the camera, as `array_of`."""
+    """Return a field of the camera as `array_of` does."""
     return array_of(pc.struct_field(table["camera"], name))

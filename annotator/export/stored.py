@@ -1,4 +1,4 @@
-"""Photos as others may read them: their own bytes where pixels mean there what they mean in labels."""
+"""Photos for other tools: the original bytes if other readers see the same pixels as the labels, else re-encoded."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from PIL import Image
 from annotator.photos.decode import Photo, as_shown, decode_photo
 from annotator.photos.exif import Shown
 
-#: For what was lossy before.
+#: JPEG quality of photos that were lossy before.
 _QUALITY = 95
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A photo's file."""
+    """A photo's file; `suffix` is jpg or png, the size is that of the upright photo."""
 
     data: bytes
-    suffix: str  # jpg or png
-    width: int  # upright
+    suffix: str
+    width: int
     height: int
 
 
 def as_others_read(found: bytes | NDArray[np.uint8]) -> Stored:
-    """The file of what `photos.stored_at` found, for readers that know neither EXIF nor other formats.
+    """Return the result of `photos.stored_at` as a file for readers without EXIF and other formats.
 
-    A JPEG or PNG stays as it is, if it is upright, of square pixels, and 8-bit grey or RGB. Anything else is decoded as
-    it was for labelling and written anew, as JPEG where it was lossy, else as PNG.
+    An upright JPEG or PNG with square pixels and 8-bit grey or RGB stays as it is. Any other photo is decoded as for
+    labelling and encoded again: as JPEG if it was lossy, otherwise as PNG.
 
     Raises:
-        PhotoError: it can't be read.
+        PhotoError: the photo can't be decoded.
     """
     if not isinstance(found, bytes):
         return _as_jpeg(found)
@@ -41,7 +41,7 @@ def as_others_read(found: bytes | NDArray[np.uint8]) -> Stored:
     if kept is not None:
         return kept
     photo: Photo = decode_photo(found)
-    # A JPEG of more pixels than are decoded comes smaller, and labels count those of the whole.
+    # Very large JPEGs are decoded at a reduced size; labels count the pixels of the full size.
     pixels = photo.pixels
     if pixels.shape[:2] != (photo.height, photo.width):
         pixels = np.asarray(Image.fromarray(pixels).resize((photo.width, photo.height)))
@@ -51,13 +51,13 @@ def as_others_read(found: bytes | NDArray[np.uint8]) -> Stored:
 
 def _as_it_is(data: bytes) -> Stored | None:
     try:
-        # The header alone; pixels were decoded when they were labelled.
+        # Reads the header alone: labelling decoded the pixels.
         with Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as image:
             plain = image.mode in ("RGB", "L") and "transparency" not in image.info
             if not plain or as_shown(image) != Shown():
                 return None
             return Stored(data, "png" if image.format == "PNG" else "jpg", *image.size)
-    except Exception:  # whatever Pillow makes of a broken header: decoding says what it is
+    except Exception:  # Pillow raises many types for a broken header; decoding gives the reason
         return None
 
 

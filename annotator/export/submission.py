@@ -1,4 +1,4 @@
-"""FreiHAND's and HO3D's submission files from labels of their evaluation photos."""
+"""Submission files of FreiHAND and HO3D, from labels of their evaluation photos."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from annotator.storage.files import join, read_whole
 
 _NEEDED = ("image_uri", "image_id", "is_right", "joints3d_mm", "vertices_mm", "camera")
 
-#: The photos' names, as they are downloaded.
+#: Names of the downloaded photos.
 _FREIHAND_NAME = re.compile(r"(?:^|/)(\d{8})\.\w+$")
 _HO3D_NAME = re.compile(r"^(?:(.*)/)?evaluation/([^/]+)/rgb/([^/.]+)\.\w+$")
 
 
 def columns(labels: Labels) -> list[str]:
-    """What it reads.
+    """Return the names of the columns to read.
 
     Raises:
-        UserError: the hands are not MANO's.
+        UserError: the hand model is not MANO.
     """
     labels.need_meshes("a submission")
     check_mano_vertices("the benchmark", labels.hand, labels.vertex_count)
@@ -36,65 +36,64 @@ def columns(labels: Labels) -> list[str]:
 
 
 def write_freihand(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
-    """Photos in the order of their numbers, `00000000.jpg` and on.
+    """Write a submission to FreiHAND, in the order of the photos' numbers (`00000000.jpg` and so on).
 
     Raises:
-        UserError: other photos, a hand that is left, or not each photo once.
+        UserError: there are other photos or left hands, or a photo is missing or repeated.
     """
 
-    def places(ids: list[str], uris: list[str]) -> list[int]:
-        found = []
+    def positions(ids: list[str], uris: list[str]) -> list[int]:
+        numbers = []
         for image_id in ids:
             name = _FREIHAND_NAME.search(image_id)
             if not name:
                 raise UserError(
-                    f"'{image_id}' is no photo of FreiHAND's evaluation, which are 00000000.jpg to 00003959.jpg"
+                    f"'{image_id}' is not a photo of FreiHAND's evaluation (00000000.jpg to 00003959.jpg)"
                 )
-            found.append(int(name[1]))
-        return found
+            numbers.append(int(name[1]))
+        return numbers
 
     hands = _Hands(labels, batches)
     benchmark = BENCHMARKS["freihand"]
     hands.check_count([benchmark])
-    return hands.submit(out, benchmark, places)
+    return hands.submit(out, benchmark, positions)
 
 
 def write_ho3d(labels: Labels, batches: Iterator[pa.Table], out: str, order: str | None = None) -> Exported:
-    """Photos in the order of `evaluation.txt`; v2 or v3 by how many there are.
+    """Write a submission to HO3D, in the order of `evaluation.txt`; the number of photos decides between v2 and v3.
 
     Raises:
-        UserError: as for FreiHAND; or there is no such list.
+        UserError: as for FreiHAND, or the list is missing.
     """
 
-    def places(ids: list[str], uris: list[str]) -> list[int]:
+    def positions(ids: list[str], uris: list[str]) -> list[int]:
         names = []
         for uri in uris:
             name = _HO3D_NAME.search(uri)
             if not name:
                 raise UserError(
-                    f"'{uri}' is no photo of HO3D's evaluation, which are evaluation/SEQUENCE/rgb/FRAME"
+                    f"'{uri}' is not a photo of HO3D's evaluation (evaluation/SEQUENCE/rgb/FRAME)"
                 )
             names.append(name)
         lines = _order(order or join("." if names[0][1] is None else names[0][1], "evaluation.txt"))
         return [lines.get(f"{name[2]}/{name[3]}", -1) for name in names]
 
     hands = _Hands(labels, batches)
-    return hands.submit(out, hands.check_count([BENCHMARKS["ho3d_v2"], BENCHMARKS["ho3d_v3"]]), places)
+    return hands.submit(out, hands.check_count([BENCHMARKS["ho3d_v2"], BENCHMARKS["ho3d_v3"]]), positions)
 
 
 def _order(path: str) -> dict[str, int]:
     text = read_whole(path)
     if text is None:
         raise UserError(
-            f"there is no '{path}', which says in what order HO3D wants its hands: give --order PATH of its "
-            "evaluation.txt"
+            f"there is no '{path}', which holds the order of HO3D's hands: give --order PATH of its evaluation.txt"
         )
     lines = text.decode("utf-8", "replace").split()
-    return {line: place for place, line in enumerate(lines)}
+    return {line: position for position, line in enumerate(lines)}
 
 
 class _Hands:
-    """All hands at once: a benchmark has few, and its file is written whole."""
+    """All hands of a submission, in memory: benchmarks have few."""
 
     def __init__(self, labels: Labels, batches: Iterator[pa.Table]) -> None:
         self._labels = labels
@@ -103,15 +102,15 @@ class _Hands:
         self.count = 0
         for table in batches:
             self.count += len(table)
-            if self.count <= most:  # of more, only their number matters
+            if self.count <= most:  # more than any benchmark has: only the count matters
                 tables.append(table)
         self._table = pa.concat_tables(tables)
 
     def check_count(self, among: list[Benchmark]) -> Benchmark:
-        """The benchmark that has as many photos as there are hands.
+        """Return the benchmark with as many photos as there are hands.
 
         Raises:
-            UserError: none has.
+            UserError: no benchmark matches.
         """
         for benchmark in among:
             if benchmark.entries == self.count:
@@ -120,29 +119,29 @@ class _Hands:
         other = self._labels.rows - self.count
         without = f" ({other} more rows are not exported)" if other else ""
         raise UserError(
-            f"a submission has a hand of each photo, {wanted}, found {self.count}{without}: label the whole "
+            f"a submission needs one hand per photo, {wanted}, found {self.count}{without}: label the whole "
             "evaluation split without a detector, each photo once"
         )
 
     def submit(
-        self, out: str, benchmark: Benchmark, places: Callable[[list[str], list[str]], list[int]]
+        self, out: str, benchmark: Benchmark, positions: Callable[[list[str], list[str]], list[int]]
     ) -> Exported:
-        """Write the files; `places`: where in the benchmark's list each photo is, by ids and uris; -1 nowhere."""
+        """Write the files; `positions` maps ids and uris to positions in the benchmark's list, -1 if not in it."""
         table = self._table
         left = self.count - sum(table["is_right"].to_pylist())
         if left:
             raise UserError(
-                f"{benchmark.title} has right hands only, {left} of these are left ones: label with --side right"
+                f"{benchmark.title} has only right hands, but {left} of these are left: label with --side right"
             )
         ids, uris = table["image_id"].to_pylist(), table["image_uri"].to_pylist()
-        at = np.array(places(ids, uris))
-        for place, image_id in zip(at, ids, strict=True):
-            if not 0 <= place < benchmark.entries:
+        at = np.array(positions(ids, uris))
+        for position, image_id in zip(at, ids, strict=True):
+            if not 0 <= position < benchmark.entries:
                 raise UserError(f"'{image_id}' is not in {benchmark.title}'s evaluation")
         rows = np.argsort(at, kind="stable")
         for first, second in itertools.pairwise(rows):
             if at[first] == at[second]:
-                raise UserError(f"'{ids[first]}' and '{ids[second]}' are one photo of {benchmark.title}")
+                raise UserError(f"'{ids[first]}' and '{ids[second]}' are the same photo of {benchmark.title}")
         arrays = array_of(table["joints3d_mm"]), array_of(table["vertices_mm"]), camera_of(table, "cam_t_mm")
         joints3d_mm, vertices_mm, wrist_mm = (values[rows] for values in arrays)
         write_submission(out, benchmark, joints3d_mm, vertices_mm, wrist_mm)

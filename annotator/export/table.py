@@ -1,4 +1,4 @@
-"""CSV: one row a hand, all its numbers but the mesh, under names that say what they are."""
+"""CSV: one row per hand, one named column per number, without meshes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _joints(end: str, axes: int) -> list[str]:
     return [f"{joint}_{axis}_{end}" for joint in JOINT_NAMES for axis in _AXES[:axes]]
 
 
-#: Columns of lists, and what each of their numbers is called.
+#: Columns of lists, with the names of their numbers.
 _NAMES = {
     "box_xyxy": [f"box_{corner}" for corner in _CORNERS],
     "crop_xyxy": [f"crop_{corner}" for corner in _CORNERS],
@@ -58,12 +58,12 @@ _OURS = {*itertools.chain(*_NAMES.values()), *_RENAMED.values(), *label_schema(1
 
 
 def columns(labels: Labels) -> list[str]:
-    """What it reads."""
+    """Return the names of the columns to read."""
     return [name for name in labels.columns if name not in _MESH]
 
 
 def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
-    """Write the file as the hands come."""
+    """Write the file, batch by batch."""
     exported = Exported()
     with whole(out) as file:
         writer: csv.CSVWriter | None = None
@@ -78,33 +78,33 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     own = {field.name for field in label_schema(1)}
     for name in table.column_names:
         column = table[name]
-        if name not in own:  # of the list that was labelled
-            found[f"list_{name}" if name in _OURS else name] = _as_text(column)
+        if name not in own:  # from the list that was labelled
+            flat[f"list_{name}" if name in _OURS else name] = _as_text(column)
         elif name == "camera":
             for field in column.type:
-                found |= _spread(f"camera.{field.name}", pc.struct_field(column, field.name))
+                flat |= _spread(f"camera.{field.name}", pc.struct_field(column, field.name))
         else:
-            found |= _spread(name, column)
-    return pa.table(found)
+            flat |= _spread(name, column)
+    return pa.table(flat)
 
 
 def _spread(name: str, column: pa.ChunkedArray) -> dict[str, Any]:
-    """A column, or one for each number of its lists."""
+    """Return the column, or one column per number of its lists."""
     if name not in _NAMES:
         return {_RENAMED.get(name, name): column}
     values = array_of(column).reshape(len(column), -1)
     null = ~column.is_valid().to_numpy()
     return {
-        each: pa.array(np.ascontiguousarray(values[:, k]), mask=null) for k, each in enumerate(_NAMES[name])
+        title: pa.array(np.ascontiguousarray(values[:, k]), mask=null) for k, title in enumerate(_NAMES[name])
     }
 
 
 def _as_text(column: pa.ChunkedArray) -> Any:
-    """A column that CSV can hold: what is nested becomes JSON, bytes become text."""
+    """Return a column for CSV: nested values and bytes as JSON, others unchanged."""
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
         return pa.array(
             [None if value is None else json.dumps(value, default=str) for value in column.to_pylist()],

@@ -1,7 +1,7 @@
-"""What is stored of many photos: those that lie side by side in one tar, Parquet file or video are read in one go.
+"""Read many stored photos: neighbours in one tar, Parquet file or video are read in one pass.
 
-`photos.stored_at` finds one photo, for which it lists all of its file; for each of a tar's thousands that is the square
-of them. Whatever is not found here is asked of it, which says why.
+`photos.stored_at` lists the whole file for each photo, which is quadratic for a tar with thousands. It remains the
+fallback for photos that are not found here, and gives the reason.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _READ: dict[str, Callable[[str, Sequence[tuple[int, ...]]], Iterator[Any]]] = {
 
 
 class StoredPhotos:
-    """Reads photos of labels; knows of the last file with many where each of them lies."""
+    """Reads photos of labels; caches the positions of all photos in the last container."""
 
     def __init__(self) -> None:
         self._listed: tuple[str, dict[str, tuple[int, ...]]] = ("", {})
 
     def of(self, places: Sequence[Place]) -> Iterator[Found]:
-        """What is stored at each place, or why nothing is."""
+        """Yield the stored photo of each place, or the error."""
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             for (kind, path), group in groupby(places, key=lambda place: place_of(*place)[:2]):
                 together = list(group)
@@ -58,18 +58,18 @@ class StoredPhotos:
         if self._listed[0] != path:
             self._listed = path, _places_in(kind, path)
         at, inside = self._listed[1], [place_of(*place)[2] for place in places]
-        there = iter(_READ[kind](path, [at[name] for name in inside if name in at]))
+        read = iter(_READ[kind](path, [at[name] for name in inside if name in at]))
         for place, name in zip(places, inside, strict=True):
             found = None
             if name in at:
-                # A damaged file's reader ends early: what is left is asked for one by one.
+                # The reader of a damaged file ends early; the remaining photos are read one by one.
                 with suppress(PhotoError, OSError):
-                    found = next(there, None)
+                    found = next(read, None)
             yield found if isinstance(found, (bytes, np.ndarray)) else _one(place)
 
 
 def _places_in(kind: str, path: str) -> dict[str, tuple[int, ...]]:
-    """Where each photo of a file lies in it, by what follows # in its uri, or the number of a frame."""
+    """Return each photo's position in a file by the part of its uri after #, or by frame number."""
     at: dict[str, tuple[int, ...]] = {}
     with suppress(PhotoError, OSError):
         for entry in _LIST[kind](path, path):

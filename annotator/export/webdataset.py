@@ -1,4 +1,4 @@
-"""WebDataset: tars of photos with their hands; a sample is a photo."""
+"""WebDataset: tars with one sample per photo, its hands included."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from annotator.labels.schema import SAMPLES_ROUNDING
 from annotator.photos.errors import PhotoError
 from annotator.storage.files import join, write_whole
 
-#: A tar ends with the sample that fills it: what loaders read at once, and many still keep workers busy.
+#: A tar ends with the sample that exceeds this size: large enough to read quickly, small enough for many workers.
 TAR_BYTES = 256 << 20
 
-#: Photos that are asked for together; their hands wait in memory.
+#: Photos read together; their hands wait in memory.
 _PHOTOS_AT_ONCE = 128
 
 Hand = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # its scalars, its arrays
 
-#: A photo's hands as arrays, one row each, `hands.npz`; those that labels have.
+#: Arrays of a photo's hands, one row each, in `hands.npz`; columns that the labels lack are left out.
 _ARRAYS = (
     *("box_xyxy", "crop_xyxy", "joints3d_mm", "joints3d_std_mm", "joints2d_px", "joints2d_std_px"),
     *("vertices_mm", "vertices_std_mm", "pose", "betas", "vertex_rgb", "vertex_visible"),
@@ -45,7 +45,7 @@ _LEFT_OUT = ("status", "reason", "error")
 
 
 def columns(labels: Labels) -> list[str]:
-    """What it reads."""
+    """Return the names of the columns to read."""
     return [name for name in labels.columns if name not in _LEFT_OUT]
 
 
@@ -63,7 +63,7 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
                 exported.left_out[f"photo {error.reason}"] += 1
                 continue
             if (photo.width, photo.height) != (first["width"], first["height"]):
-                exported.left_out["a photo of another size than was labelled"] += 1
+                exported.left_out["photo with another size than the label"] += 1
                 continue
             tars.add(_sample(photo, hands))
             exported.hands += len(hands)
@@ -75,7 +75,7 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
 
 
 def _with_photos(batches: Iterator[pa.Table]) -> Iterator[tuple[list[Hand], Found]]:
-    """The hands of each photo, those that follow each other, and what is stored of it."""
+    """Yield the hands of each photo (adjacent rows) and the stored photo, or its error."""
     stored = StoredPhotos()
     photos = (list(hands) for _, hands in groupby(_rows(batches), key=lambda hand: _place(hand[0])))
     while some := list(islice(photos, _PHOTOS_AT_ONCE)):
@@ -84,31 +84,33 @@ def _with_photos(batches: Iterator[pa.Table]) -> Iterator[tuple[list[Hand], Foun
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What the hands of one photo share. A list may give each its own id; a duplicate is a photo of its own."""
+    """Return the key of a photo. A list may give each hand its own id; a duplicate is a photo of its own."""
     return row["image_uri"], row.get("frame_index"), row["image_id"] if row.get("duplicate") else None
 
 
 def _rows(batches: Iterator[pa.Table]) -> Iterator[Hand]:
-    """Hand by hand: its scalars, and its arrays but for those that are null."""
+    """Yield each hand: its scalars, and its arrays that are not null."""
     for table in batches:
         heavy = [name for name in _ARRAYS if name in table.column_names]
         arrays = {name: array_of(table[name]) for name in heavy}
-        there = {name: table[name].is_valid().to_numpy() for name in heavy}
+        valid = {name: table[name].is_valid().to_numpy() for name in heavy}
         if "camera" in table.column_names:
             for name in ("rotation", "translation", "cam_t_mm", "principal_px"):
                 arrays[f"camera_{name}"] = camera_of(table, name)
-                there[f"camera_{name}"] = table["camera"].is_valid().to_numpy()
+                valid[f"camera_{name}"] = table["camera"].is_valid().to_numpy()
         for k, row in enumerate(table.drop_columns(heavy).to_pylist()):
-            yield row, {name: values[k] for name, values in arrays.items() if there[name][k]}
+            yield row, {name: values[k] for name, values in arrays.items() if valid[name][k]}
 
 
 def _sample(photo: Stored, hands: list[Hand]) -> dict[str, bytes]:
-    """The files of a sample by their extension."""
+    """Return the files of a sample by extension."""
     first = hands[0][0]
     about = {name: first[name] for name in _OF_PHOTO if name in first}
     own = [name for name in _OF_PHOTO if name != "image_id" or len({row[name] for row, _ in hands}) == 1]
     about["hands"] = [{name: value for name, value in row.items() if name not in own} for row, _ in hands]
-    names = set.intersection(*(set(arrays) for _, arrays in hands))  # a column is null for all or for none
+    names = set.intersection(
+        *(set(arrays) for _, arrays in hands)
+    )  # a column is null for all hands of a photo or for none
     stacked: dict[str, Any] = {
         name: np.stack([arrays[name] for _, arrays in hands]) for name in sorted(names)
     }
@@ -119,16 +121,16 @@ def _sample(photo: Stored, hands: list[Hand]) -> dict[str, bytes]:
 
 
 def _plain(value: Any) -> Any:
-    """A value that strict JSON can hold: what is no number is null."""
+    """Return a value for strict JSON: numbers that are not finite become null."""
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Tars(ExitStack):
-    """Tars of some size in a folder, each put there when it is full."""
+    """Tars in a folder; each appears when it is full."""
 
     def __init__(self, out: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What `amvur export` writes, as programs of others read it: pycocotools, trimesh, webdataset, pandas, NumPy."""
+"""Read the files of `amvur export` with other programs: pycocotools, trimesh, webdataset, pandas, NumPy."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CAMERA_FROM_MESH = np.array([1, -1, -1]) * 1000.0
 
 
 def hands_of(model: HandModel, right: list[bool], mano: bool = False) -> dict:
-    """Columns of hands in some pose each; left ones are mirrored, but for pose and betas."""
+    """Return columns of hands in random poses; left ones are mirrored, except pose and betas."""
     rng = np.random.default_rng(0)
     n, side = len(right), np.where(np.array(right)[:, None, None], 1.0, MIRROR)
     pose = rng.normal(0, 0.2, (n, 48)).astype(np.float32)
@@ -100,7 +100,7 @@ def label_set(
     samples: int = 0,
     **facts,
 ):
-    """A label folder; the rows that say `is_right` are hands, with 2 drawn meshes each or none."""
+    """Write a label set; rows with `is_right` are hands, with `samples` drawn meshes each (2 or none)."""
     placed = [k for k, row in enumerate(rows) if "is_right" in row]
     hands = hands_of(model, [rows[k]["is_right"] for k in placed], mano)
     rows = [
@@ -126,7 +126,7 @@ EVIL = "../../etc/pass wd\n\u00fc;*"
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """Two hands in one photo, an id that leads elsewhere, frames of a video, a duplicate, failures, a lost photo."""
+    """Labels of two hands in one photo, an id with a path, video frames, a duplicate, failures, a lost photo."""
     place = tmp_path_factory.mktemp("scene")
     (place / "turned.jpg").write_bytes(
         encoded(Image.fromarray(arrow(32, 48)), "JPEG", exif=_turned(), quality=95)
@@ -201,13 +201,13 @@ def test_coco_is_loaded_by_pycocotools_and_hands_match_themselves(scene, tmp_pat
         assert annotation["is_right"] == row["is_right"] and annotation["score"] == row["detection_score"]
         x, y, w, h = annotation["bbox"]
         assert annotation["area"] == pytest.approx(w * h) and w > 0 < h
-        if row["box_source"] == "photo":  # nobody gave a box: that around the joints
+        if row["box_source"] == "photo":  # no known box: the one around the joints
             low, high = points[:, :2].min(0), points[:, :2].max(0)
             assert (np.array([x, y]) <= np.maximum(low, 0)).all() and x + w <= row["width"]
             assert (np.array([x + w, y + h]) >= np.minimum(high, [48, 32])).all()
         else:
             assert [x, y, x + w, y + h] == row["box_xyxy"]
-    # OKS: the hands themselves as a detector's results match perfectly, shifted by half a box hardly.
+    # OKS: as a detector's results, the hands match themselves perfectly, and hardly when shifted by half a box.
     anns = [
         {name: annotation[name] for name in ("image_id", "category_id", "keypoints", "score", "bbox")}
         for annotation in coco.dataset["annotations"]
@@ -253,7 +253,7 @@ def test_coco_is_read_back_as_examples(labelled, photos, tmp_path):
 
 
 def linear(rgb: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1, over again."""
+    """Convert by IEC 61966-2-1, written independently."""
     value = rgb / 255.0
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
@@ -274,7 +274,7 @@ def test_trimesh_reads_meshes_metres_colours_and_the_outside(scene, kind, tmp_pa
         sides.add(row["is_right"])
         # Metres: a hand is 10 to 25 cm long.
         assert 0.1 < np.ptp(mesh.vertices, axis=0).max() < 0.25 and mesh.extents.max() < 0.25
-        # The wrist is open, the rest closed: the volume is about that of a hand, and its sign says where outside is.
+        # Only the wrist is open: the volume is about that of a hand, and its sign gives the outside.
         assert 1e-4 < mesh.volume < 6e-4
         out = ((mesh.triangles_center - mesh.centroid) * mesh.face_normals).sum(1)
         assert (out * mesh.area_faces).sum() > 0 and (out > 0).mean() > 0.6
@@ -282,7 +282,7 @@ def test_trimesh_reads_meshes_metres_colours_and_the_outside(scene, kind, tmp_pa
         assert (trimesh.Trimesh(vertices, faces, process=False).volume > 0) == row["is_right"]
         rgb = np.array(row["vertex_rgb"], np.uint8)
         colours = mesh.visual.vertex_colors[:, :3]
-        if kind == "glb":  # whose colours are linear, and trimesh rounds them to 8 bits as they are
+        if kind == "glb":  # linear colours, which trimesh rounds to 8 bits
             np.testing.assert_array_equal(colours, (linear(rgb) * 255).round())
         else:
             np.testing.assert_array_equal(colours, rgb)
@@ -341,11 +341,11 @@ def test_a_glb_says_which_hand_it_is_and_obeys_the_specification(scene, tmp_path
     size, kind = np.frombuffer(data[12:20], "<u4")
     assert (magic, version, length, kind) == (0x46546C67, 2, len(data), 0x4E4F534A) and size % 4 == 0
     document = json.loads(data[20 : 20 + size])
-    said = document["meshes"][0]["extras"]
+    extras = document["meshes"][0]["extras"]
     row = ok_rows(scene)[0]
-    assert (said["image_id"], said["is_right"], said["hand_index"]) == ("a.jpg", True, 0)
+    assert (extras["image_id"], extras["is_right"], extras["hand_index"]) == ("a.jpg", True, 0)
     np.testing.assert_allclose(
-        np.array(said["wrist_m"]) * CAMERA_FROM_MESH, row["camera"]["cam_t_mm"], atol=1e-2
+        np.array(extras["wrist_m"]) * CAMERA_FROM_MESH, row["camera"]["cam_t_mm"], atol=1e-2
     )
     for view in document["bufferViews"]:
         assert view["byteOffset"] % 4 == 0
@@ -394,14 +394,14 @@ def test_webdataset_iterates_photos_with_their_hands(scene, tmp_path, monkeypatc
         about = sample["json"]
         assert pixels.shape == (about["height"], about["width"], 3)
         arrays = sample["hands.npz"]
-        for k, said in enumerate(about["hands"]):
+        for k, extras in enumerate(about["hands"]):
             row = next(place)
-            assert (about["image_id"], said["hand_index"], said["is_right"]) == (
+            assert (about["image_id"], extras["hand_index"], extras["is_right"]) == (
                 row["image_id"],
                 row["hand_index"],
                 row["is_right"],
             )
-            assert said["subject"] == row["subject"]
+            assert extras["subject"] == row["subject"]
             for name in (
                 "vertices_mm",
                 "joints3d_mm",
@@ -414,8 +414,8 @@ def test_webdataset_iterates_photos_with_their_hands(scene, tmp_path, monkeypatc
             np.testing.assert_array_equal(arrays["camera_cam_t_mm"][k], row["camera"]["cam_t_mm"])
     by_id = {sample["json"]["image_id"]: sample for sample in samples}
     assert [number_in(by_id[f"clip.mp4#{n}"]["jpg"]) for n in (5, 7)] == [5, 7]
-    np.testing.assert_array_equal(by_id[EVIL]["png"], arrow())  # what was no JPEG or PNG, without loss
-    # Turned by EXIF: upright now, as labels count pixels.
+    np.testing.assert_array_equal(by_id[EVIL]["png"], arrow())  # neither JPEG nor PNG: stored without loss
+    # Turned by EXIF: upright in the export, like the labels.
     assert np.abs(by_id["turned.jpg"]["jpg"].astype(int) - np.rot90(arrow(32, 48), -1)).mean() < 8
     raw = next(iter(webdataset.WebDataset(files, shardshuffle=False)))
     assert raw["jpg"] == (scene.parent / "a.jpg").read_bytes()
@@ -432,7 +432,7 @@ def test_photos_in_tars_and_parquet_files_are_read_together(tmp_path):
             tar.addfile(member, io.BytesIO(data))
     images = pa.table({"image": [encoded(pixels, "PNG") for pixels in colours.values()]})
     pq.write_table(images, tmp_path / "y.parquet", row_group_size=4)
-    order = [3, 0, 8, 40, 5]  # of which one is not there
+    order = [3, 0, 8, 40, 5]  # one of which is missing
     rows = [
         {"image_uri": f"{tmp_path}/{file}#{number}{suffix}", "image_id": f"{file} {number}", "is_right": True}
         for file, suffix in (("x.tar", ".png"), ("y.parquet", ""), ("none.tar", ".png"))
@@ -470,7 +470,7 @@ def test_pandas_reads_the_table(scene, tmp_path):
             assert list(found[[f"{joint}_{axis}_px" for axis in "xy"]]) == row["joints2d_px"][k]
         assert found["cam_t_z_mm"] == pytest.approx(row["camera"]["cam_t_mm"][2])
         assert found["focal_px"] == 60 and found["principal_x_px"] == 24 and found["focal_source"] == "given"
-    # The list's own columns, one of which has the name of one of ours, and one of which holds lists.
+    # Columns of the list: one has the name of an exported column, one holds lists.
     assert table["subject"][0] == 'one, "1"' and table["list_wrist_x_mm"][2] == 7
     assert json.loads(table["tags"].dropna().iloc[0]) == ["x", "y"]
     assert table["pose_0"].isna().all() and table["frame_index"].dropna().tolist() == [5, 7]
@@ -501,7 +501,7 @@ def test_mano_parameters_make_the_labels_meshes_again(mano_model, tmp_path, monk
     found = {name: np.concatenate([part[name] for part in loaded]) for name in loaded[0].files}
     assert found["pose"].shape == (9, 48) and found["betas"].shape == (9, 10)
     assert list(found["image_id"]) == [f"{k}.jpg" for k in range(9)]
-    # As the page says: a right hand from pose and betas, mirrored for a left one, in its place.
+    # As docs/export.md describes: a right hand from pose and betas, mirrored for a left one, moved by cam_t.
     rotations = roma.rotvec_to_rotmat(torch.from_numpy(found["pose"]).view(-1, 16, 3))
     with torch.inference_mode():
         vertices = HandLayer(mano_model)(rotations, torch.from_numpy(found["betas"]))[0].numpy() / 1000
@@ -516,11 +516,11 @@ def test_mano_parameters_make_the_labels_meshes_again(mano_model, tmp_path, monk
 
 def test_only_manos_labels_have_its_parameters(scene, mano_model, tmp_path):
     with pytest.raises(
-        UserError, match="is of hand model open-.* mean nothing to MANO: label with a checkpoint"
+        UserError, match="has hand model open-.* pose and shape are not MANO's: label with a checkpoint"
     ):
         export_labels(str(scene), str(tmp_path / "m"), "mano")
     labels = label_set(tmp_path / "labels", mano_model, mano_rows(3, "{}.jpg", "/p"))
-    with pytest.raises(UserError, match="3 without pose and betas, for the network has no prior-net"):
+    with pytest.raises(UserError, match="3 without pose and betas, because the network has no prior-net"):
         export_labels(str(labels), str(tmp_path / "m"), "mano")
     assert not (tmp_path / "m").exists()
 
@@ -550,7 +550,7 @@ def test_freihand_is_in_the_order_of_the_photos_numbers(mano_model, tmp_path, mo
         wrist = np.array(row["camera"]["cam_t_mm"])
         np.testing.assert_allclose(xyz[place], (np.array(row["joints3d_mm"]) + wrist) / 1000, atol=1e-6)
         np.testing.assert_allclose(verts[place], (np.array(row["vertices_mm"]) + wrist) / 1000, atol=1e-6)
-        # Before the camera that the labels name, joints are where the photo shows them.
+        # Projected by the camera of the labels, joints lie at their pixels.
         np.testing.assert_allclose(
             60 * xyz[place, :, :2] / xyz[place, :, 2:] + [24, 16], row["joints2d_px"], atol=0.1
         )
@@ -580,7 +580,7 @@ def test_ho3d_is_in_the_order_of_its_list_and_of_its_axes_and_joints(mano_model,
             joints = (np.array(there[k]["joints3d_mm"]) + wrist) / CAMERA_FROM_MESH
             vertices = (np.array(there[k]["vertices_mm"]) + wrist) / CAMERA_FROM_MESH
             for number, joint in enumerate(HO3D_NAMES):
-                # HO3D's own vertices are its tips.
+                # HO3D takes tips from these vertices.
                 tip = {"index_tip": 333, "middle_tip": 444}.get(joint)
                 expected = joints[JOINT_NAMES.index(joint)] if tip is None else vertices[tip]
                 np.testing.assert_allclose(xyz[place, number], expected, atol=1e-6)
@@ -593,11 +593,11 @@ def test_ho3d_is_in_the_order_of_its_list_and_of_its_axes_and_joints(mano_model,
 @pytest.mark.parametrize(
     ("name", "right", "words"),
     [
-        ("photo-{}.jpg", True, "'photo-0.jpg' is no photo of FreiHAND's evaluation"),
-        ("{:08d}.jpg", None, "has right hands only, 2 of these are left ones: label with --side right"),
+        ("photo-{}.jpg", True, "'photo-0.jpg' is not a photo of FreiHAND's evaluation"),
+        ("{:08d}.jpg", None, "has only right hands, but 2 of these are left: label with --side right"),
         ("0000000{}.jpg", True, None),
         ("1000000{}.jpg", True, "'10000000.jpg' is not in FreiHAND's evaluation"),
-        ("00000001.jpg", True, "'00000001.jpg' and '00000001.jpg' are one photo of FreiHAND"),
+        ("00000001.jpg", True, "'00000001.jpg' and '00000001.jpg' are the same photo of FreiHAND"),
     ],
 )
 def test_what_a_benchmark_would_not_take_is_refused(name, right, words, mano_model, tmp_path, monkeypatch):
@@ -622,7 +622,7 @@ def test_the_command_exports_what_annotate_wrote(labelled, to, out, tmp_path, mo
     code, printed, error = run(monkeypatch, capsys, *arguments)
     assert code == 0, error
     assert printed == f"50 hands in {tmp_path / out}\n"
-    code, printed, error = run(monkeypatch, capsys, *arguments)  # what is there is not written over
+    code, printed, error = run(monkeypatch, capsys, *arguments)  # existing files are not overwritten
     assert code == 2 and error.count("\n") == 1 and "give a new f" in error
 
 
@@ -643,7 +643,7 @@ def test_an_unfinished_folder_is_written_again_by_the_same_command(scene, tmp_pa
 
 
 def changed(labels: Path, to: Path, number: int, change) -> Path:
-    """A copy of a label set, one file of which is another."""
+    """Copy a label set and change one of its files."""
     shutil.copytree(labels, to)
     path = to / "data" / f"shard-{number:07d}.parquet"
     pq.write_table(change(pq.read_table(path)), path)
@@ -682,14 +682,14 @@ def test_mistakes_are_one_line(scene, tmp_path, monkeypatch, capsys):
         (of["older"], "coco", (), "has label schema 1, this amvur reads schema 2: label the photos again"),
         (of["mixed"], "coco", (), "uses hand model mano-1, other files use open-"),
         (of["silent"], "coco", (), "is not a label file"),
-        (of["other"], "coco", (), "is no label file: there is no column 'image_uri'"),
+        (of["other"], "coco", (), "is not a label file: it has no column 'image_uri'"),
         (of["examples"], "coco", (), "holds training examples, not labels"),
         (of["narrow"], "coco", (), "has no column 'box_source'"),
         (of["meshless"], "glb", (), "holds no meshes"),
         (of["meshless"], "freihand", (), "holds no meshes"),
         (scene, "freihand", (), "compares MANO's 778 vertices, but hand model open-"),
         (scene, "ho3d", (), "compares MANO's 778 vertices, but hand model open-"),
-        (scene, "mano", (), "mean nothing to MANO"),
+        (scene, "mano", (), "whose pose and shape are not MANO's"),
         (
             scene,
             "coco",
