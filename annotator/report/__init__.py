@@ -1,4 +1,4 @@
-"""A report of a label folder: one folder of HTML that opens from disk and needs no network."""
+"""Write the report of a label set: a folder with an HTML page that opens from disk, without a network."""
 
 from __future__ import annotations
 
@@ -20,26 +20,29 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
     """Write `index.html`, `contact_sheet.png` and `hands/` with the pictures and meshes of up to `count` hands.
 
     Args:
-        labels: path or URL of a label folder; its rows are read once, its meshes only of hands that are shown.
-        out: a folder on disk; default LABELS/report, or NAME-report here where the labels are in a store.
-        count: a third are the surest, a third the least sure, a third from between.
-        truth: a table of true joints, such as the truth.parquet of `amvur synth`, to measure errors against.
+        labels: path or URL of a label set; all rows are read once, meshes only for the hands shown.
+        out: folder on disk; default LABELS/report, or NAME-report in the working directory for labels in a store.
+        count: number of hands: a third the surest, a third the least sure, a third in between.
+        truth: table of true joints, such as truth.parquet of `amvur synth`, to measure errors.
 
-    Returns the page's path.
+    Returns:
+        The path of the page.
 
     Raises:
-        UserError: `labels` is not a label folder, or holds no row; `truth` is none; `out` can't be written.
+        UserError: `labels` is not a label set or has no rows, `truth` is invalid, or `out` is not writable.
     """
     record = read_mesh_record(labels) if FILE in names_in(labels) else None
     if record is None:
-        raise UserError(f"'{labels}' is not a label folder ({FILE}): give one that `amvur annotate` made")
+        raise UserError(
+            f"'{labels}' is not a label set (no {FILE}): give a folder that `amvur annotate` wrote"
+        )
     known = None if truth is None else Truth(truth)
     found = survey(labels, count, COLUMNS if known else (), known.add if known else lambda table: None)
     if not found.rows:
-        raise UserError(f"'{labels}' holds no label yet: run `amvur annotate` again to go on")
+        raise UserError(f"'{labels}' has no labels yet: run `amvur annotate` again to resume")
     judged = known.judged() if known else None
     if known and judged is None and found.hands:
-        raise UserError(f"no hand of '{labels}' is in '{truth}': neither image_id nor file name agrees")
+        raise UserError(f"no hand of '{labels}' is in '{truth}': neither image_id nor file name matches")
     parts = galleries(found, count)
     pictures = Pictures(labels, list(each_row(parts)))
     out = _folder(labels) if out is None else out

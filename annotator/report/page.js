@@ -1,4 +1,4 @@
-// What acts on the page: the filters, the table of rows, and the dialog with a hand. Names come in as text, never as HTML.
+// The interactive parts of the page: filters, the table of rows, the dialog with a hand. Names are inserted as text, never as HTML.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -7,7 +7,7 @@ const one = (selector, inside = document) => inside.querySelector(selector);
 const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
 const FIRST_CARDS = 8, FIRST_ROWS = 50;
 
-/** An element with attributes and children; strings become text. */
+/** Create an element with attributes and children; strings become text. */
 function element(tag, attributes = {}, ...children) {
   const made = Object.assign(document.createElement(tag), attributes);
   made.append(...children);
@@ -23,26 +23,26 @@ for (const section of all("main > section[id]")) {
 
 const form = one("#filters");
 
-function asked() {
+function readFilters() {
   const { text, side, outcome, low, high } = form.elements;
   const limit = (input, none) => (input.value === "" || Number.isNaN(input.valueAsNumber) ? none : input.valueAsNumber);
-  const asks = { text: text.value.trim().toLowerCase(), side: side.value, outcome: outcome.value, low: limit(low, -Infinity), high: limit(high, Infinity) };
-  asks.std = asks.low !== -Infinity || asks.high !== Infinity;
-  asks.any = asks.std || asks.text || asks.side || asks.outcome;
-  return asks;
+  const filters = { text: text.value.trim().toLowerCase(), side: side.value, outcome: outcome.value, low: limit(low, -Infinity), high: limit(high, Infinity) };
+  filters.std = filters.low !== -Infinity || filters.high !== Infinity;
+  filters.any = filters.std || filters.text || filters.side || filters.outcome;
+  return filters;
 }
 
-function meets(row, asks) {
-  return row.name.toLowerCase().includes(asks.text) && (!asks.side || row.side === asks.side) && (!asks.outcome || row.outcome === asks.outcome)
-    && (!asks.std || (row.std !== null && row.std >= asks.low && row.std <= asks.high));
+function meets(row, filters) {
+  return row.name.toLowerCase().includes(filters.text) && (!filters.side || row.side === filters.side) && (!filters.outcome || row.outcome === filters.outcome)
+    && (!filters.std || (row.std !== null && row.std >= filters.low && row.std <= filters.high));
 }
 
-const open = new Set(); // galleries that show all they have
+const open = new Set(); // galleries that show all their hands
 
-function showGallery(gallery, asks) {
+function showGallery(gallery, filters) {
   let fit = 0;
   for (const card of all("li", gallery)) {
-    const meeting = meets(rowOf.get(Number(one("button", card).dataset.hand)), asks);
+    const meeting = meets(rowOf.get(Number(one("button", card).dataset.hand)), filters);
     fit += meeting;
     card.hidden = !meeting || (fit > FIRST_CARDS && !open.has(gallery));
   }
@@ -55,11 +55,11 @@ function showGallery(gallery, asks) {
 }
 
 function apply() {
-  const asks = asked();
-  const hands = all(".gallery").reduce((sum, gallery) => sum + showGallery(gallery, asks), 0);
-  rows = data.rows.filter((row) => meets(row, asks));
-  one("#found").textContent = asks.any
-    ? `${hands.toLocaleString("en")} of ${rowOf.size.toLocaleString("en")} hands with pictures and ${rows.length.toLocaleString("en")} of ${data.rows.length.toLocaleString("en")} rows meet this.`
+  const filters = readFilters();
+  const hands = all(".gallery").reduce((sum, gallery) => sum + showGallery(gallery, filters), 0);
+  rows = data.rows.filter((row) => meets(row, filters));
+  one("#found").textContent = filters.any
+    ? `${hands.toLocaleString("en")} of ${rowOf.size.toLocaleString("en")} hands with pictures and ${rows.length.toLocaleString("en")} of ${data.rows.length.toLocaleString("en")} rows meet the filters.`
     : "";
   shownRows = FIRST_ROWS;
   showRows();
@@ -92,7 +92,7 @@ let rows = data.rows, shownRows = FIRST_ROWS, sorted = { key: "std", up: true };
 
 function inOrder(a, b) {
   const [x, y] = [a[sorted.key], b[sorted.key]];
-  if (x === null || y === null) return (x === null) - (y === null); // the unknown last, either way
+  if (x === null || y === null) return (x === null) - (y === null); // unknown values last in both directions
   const order = typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x - y;
   return sorted.up ? order : -order;
 }
@@ -138,13 +138,13 @@ for (const column of columns) {
 }
 one("#rows .more").addEventListener("click", () => { shownRows += 200; showRows(); });
 one("#rows-of").textContent = data.rows.length < data.of
-  ? `A sample: ${data.rows.length.toLocaleString("en")} of ${data.of.toLocaleString("en")} rows, those with pictures and others at random. The filters above act on it; the counts and histograms are of all.`
-  : `All ${data.of.toLocaleString("en")}, a row a hand or a photo without one. The filters above act on them too.`;
+  ? `A sample: ${data.rows.length.toLocaleString("en")} of ${data.of.toLocaleString("en")} rows: those with pictures, and others at random. The filters above apply to the sample; counts and histograms cover all rows.`
+  : `All ${data.of.toLocaleString("en")} rows: one per hand, or per photo without a hand. The filters above apply here too.`;
 
 /* The dialog with one hand */
 
 const dialog = one("#viewer");
-const meshes = new Map(); // by hand; each is one small script, which a page opened from disk may load
+const meshes = new Map(); // by hand; each is a small script, because a page opened from disk can load scripts but not fetch files
 const HINT = one(".hint", dialog).textContent;
 let viewer = null, current = null, mode = "uncertainty";
 
@@ -201,7 +201,7 @@ async function show(hand) {
     .map((kind) => element("img", { src: `${stem}-${kind}.webp`, alt: `${kind} of ${row.name}`, width: 256, height: 256 })));
   const facts = [["hand", row.side], ["mean std of joints", row.std === null ? "–" : `${row.std.toFixed(1)} mm`],
     ["largest", row.largest === null ? "–" : `${row.largest.toFixed(1)} mm`], ["hand score", row.score === null ? "–" : row.score.toFixed(2)],
-    ...(row.off === null ? [] : [["error, wrist on wrist", `${row.off.toFixed(1)} mm`]])];
+    ...(row.off === null ? [] : [["error, wrists aligned", `${row.off.toFixed(1)} mm`]])];
   one(".facts", dialog).replaceChildren(...facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
   one(".hint", dialog).textContent = HINT;
   if (!dialog.open) dialog.showModal();
@@ -209,21 +209,21 @@ async function show(hand) {
   for (const [step, by] of [["previous", -1], ["next", 1]]) one(`[data-do=${step}]`, dialog).disabled = neighbour(order, by) === undefined;
   try {
     const mesh = await load(hand);
-    if (current !== hand) return; // another was asked for meanwhile
+    if (current !== hand) return; // another hand was opened meanwhile
     viewer ||= new Viewer(one("canvas", dialog), unpacked(data.faces, Uint32Array));
     one("[data-mode=texture]", dialog).disabled = !mesh.rgb;
     if (mode === "texture" && !mesh.rgb) setMode("uncertainty");
     viewer.show(mesh.vertices, coloursOf(mesh), mesh.left);
   } catch (error) {
     if (error.message !== "gone") throw error;
-    one(".hint", dialog).textContent = `The mesh is not there: ${stem}.js is missing beside this page.`;
+    one(".hint", dialog).textContent = `No mesh: ${stem}.js is missing beside this page.`;
   }
 }
 
-/** Hands that the filters leave, in the page's order. */
+/** Return the hands that meet the filters, in page order. */
 function visible() {
-  const asks = asked();
-  return all(".card").map((card) => Number(card.dataset.hand)).filter((hand) => meets(rowOf.get(hand), asks));
+  const filters = readFilters();
+  return all(".card").map((card) => Number(card.dataset.hand)).filter((hand) => meets(rowOf.get(hand), filters));
 }
 
 function neighbour(order, by) {
@@ -233,7 +233,7 @@ function neighbour(order, by) {
 for (const card of all(".card")) card.addEventListener("click", () => show(Number(card.dataset.hand)));
 dialog.addEventListener("click", (event) => {
   const button = event.target.closest("button");
-  if (event.target === dialog) dialog.close(); // outside of it
+  if (event.target === dialog) dialog.close(); // a click outside the dialog
   if (!button) return;
   if (button.dataset.mode) {
     setMode(button.dataset.mode);

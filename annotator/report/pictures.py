@@ -1,4 +1,4 @@
-"""Which hands a report shows, their pictures, and their meshes as small scripts that the page loads when asked."""
+"""Choose the hands of a report; write their pictures, and their meshes as small scripts loaded on demand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from annotator.storage.room import naming
 TILE_PX = 256
 KINDS = ("photo", "overlay", "uncertainty", "texture")
 
-#: Hands of the contact sheet, at most: it is one picture.
+#: Maximum hands on the contact sheet, which is one picture.
 _SHEET_HANDS = 24
 
 _COLUMNS = [
@@ -39,7 +39,7 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some hands with something in common."""
+    """A titled group of hands."""
 
     title: str
     note: str
@@ -52,11 +52,11 @@ class Shown:
 
     number: int
     row: Row
-    kinds: tuple[str, ...]  # of the pictures that there are
+    kinds: tuple[str, ...]  # of its pictures
 
     @property
     def stem(self) -> str:
-        """What the names of its files begin with."""
+        """The start of its file names."""
         return _stem(self.number)
 
 
@@ -65,14 +65,14 @@ def _stem(number: int) -> str:
 
 
 def galleries(found: Survey, most: int) -> list[Gallery]:
-    """Up to `most` hands: the surest, the least sure, and some from between, or all of a few."""
+    """Return up to `most` hands: the surest, the least sure and some in between, or all of a small set."""
     surest, least = found.surest.rows, found.least_sure.rows
     if found.is_constant or not surest:
         rows = sorted(found.sample.rows[:most], key=_place)
-        note = "Taken at random: none is surer than another."
+        note = "A random sample: all have the same standard deviation."
         return [Gallery("A sample of hands", note, rows)] if rows else []
     if len(surest) < most or found.std.total == most:
-        return [Gallery("All hands", "The surest first.", surest)]
+        return [Gallery("All hands", "Surest first.", surest)]
     third = max(most // 3, 1)
     ends = surest[:third] + (least[:third] if most > 1 else [])
     taken = {_place(row) for row in ends}
@@ -80,12 +80,12 @@ def galleries(found: Survey, most: int) -> list[Gallery]:
     between.sort(key=_std)
     wanted = np.linspace(0, len(between) - 1, max(most - len(ends), 0) + 2)[1:-1]
     middle = [between[i] for i in np.unique(wanted.round().astype(int))] if between else []
-    found_ones = [
-        Gallery("Surest", "The smallest predicted standard deviations of all.", ends[:third]),
-        Gallery("Least sure", "The largest of all.", ends[third:]),
-        Gallery("In between", "From all over the rest, the surest first.", middle),
+    parts = [
+        Gallery("Surest", "The smallest predicted standard deviations.", ends[:third]),
+        Gallery("Least sure", "The largest predicted standard deviations.", ends[third:]),
+        Gallery("In between", "Spread evenly over the rest, surest first.", middle),
     ]
-    return [gallery for gallery in found_ones if gallery.rows]
+    return [gallery for gallery in parts if gallery.rows]
 
 
 def _place(row: Row) -> tuple[str, int]:
@@ -101,7 +101,7 @@ class Pictures:
     """The pictures of some hands, written to a folder."""
 
     def __init__(self, labels: str, rows: Sequence[Row]) -> None:
-        """Read what is to be drawn."""
+        """Read the labels of the hands to draw."""
         self._rows = list({_place(row): row for row in rows}.values())
         self._hands = _heavy(labels, self._rows)
         self.faces = read_faces(labels) if rows else np.zeros((0, 3), np.int64)
@@ -113,7 +113,7 @@ class Pictures:
         threads = torch.get_num_threads()
         each = max(-(-len(self._hands) // _SHEET_HANDS), 1)
         shown, sheet = [], list[list[Picture]]()
-        # Threads of our own, each with a hand: torch's would wait for one another at every small step.
+        # One thread per hand is faster than torch's threads, which synchronise at every small step.
         with ThreadPoolExecutor(
             os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)
         ) as pool:
@@ -134,7 +134,7 @@ class Pictures:
     def _write_hand(
         self, out: Path, number: int, hand: dict[str, Any], photo: Picture | None
     ) -> tuple[tuple[str, ...], list[Picture]]:
-        """Its files; returns which pictures there are, and all four on paper."""
+        """Write a hand's files; return the kinds of its pictures, and all four tiles on grey."""
         tiles, pictures = self._drawn(hand, photo)
         for kind, picture in pictures.items():
             path = out / f"{_stem(number)}-{kind}.webp"
@@ -146,7 +146,7 @@ class Pictures:
     def _drawn(
         self, hand: dict[str, Any], photo: Picture | None
     ) -> tuple[dict[str, Picture], dict[str, Image.Image]]:
-        """Tiles on paper, and pictures for a page of any colour, in which meshes have no background."""
+        """Return tiles on grey, and pictures for a page of any colour, with transparent backgrounds of meshes."""
         meshes = mesh_tiles(hand, self.faces, TILE_PX, self.range_mm)
         tiles = on_paper(photo, meshes)
         pictures = {} if photo is None else {k: Image.fromarray(tiles[k]) for k in ("photo", "overlay")}
@@ -157,20 +157,20 @@ class Pictures:
 
 
 def _photo(hand: dict[str, Any]) -> Picture | None:
-    with patience(FIRST_ANSWER_S):  # a store that is gone must not hold up a page
+    with patience(FIRST_ANSWER_S):  # an unreachable store must not delay the page
         return photo_tile(hand, TILE_PX)
 
 
 def _heavy(labels: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The big columns of some rows, each file read once."""
+    """Return the large columns of some rows; each file is read once."""
     by_file: dict[str, list[int]] = defaultdict(list)
-    for place, row in enumerate(rows):
-        by_file[row.file].append(place)
+    for position, row in enumerate(rows):
+        by_file[row.file].append(position)
     hands: list[dict[str, Any]] = [{}] * len(rows)
-    for name, places in by_file.items():
-        table = read_columns(labels, name, _COLUMNS).take([rows[place].index for place in places])
-        for place, hand in zip(places, table.to_pylist(), strict=True):
-            hands[place] = hand
+    for name, positions in by_file.items():
+        table = read_columns(labels, name, _COLUMNS).take([rows[position].index for position in positions])
+        for position, hand in zip(positions, table.to_pylist(), strict=True):
+            hands[position] = hand
     return hands
 
 
@@ -179,7 +179,7 @@ def _lengths(hand: dict[str, Any]) -> np.ndarray:
 
 
 def packed(values: np.ndarray, kind: str) -> str:
-    """Little-endian numbers as base64."""
+    """Return numbers as base64 of NumPy type `kind`."""
     return base64.b64encode(np.ascontiguousarray(values).astype(kind).tobytes()).decode()
 
 
@@ -188,7 +188,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def _mesh_script(number: int, hand: dict[str, Any]) -> str:
-    """Vertices (V, 3) and the lengths of their stds (V,) in 1/16 mm, as labels round them; RGB (V, 3) or null."""
+    """Return a script with vertices (V, 3) and lengths of std (V,) in 1/16 mm, like labels; RGB (V, 3) or null."""
     vertices = _finite(np.array(hand["vertices_mm"], np.float32)) * 16
     mesh = {
         "vertices": packed(vertices.round().clip(-32768, 32767), "<i2"),
@@ -200,6 +200,6 @@ def _mesh_script(number: int, hand: dict[str, Any]) -> str:
 
 
 def each_row(parts: Sequence[Gallery]) -> Iterator[Row]:
-    """The hands of all galleries."""
+    """Yield the hands of all galleries."""
     for gallery in parts:
         yield from gallery.rows

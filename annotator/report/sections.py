@@ -71,7 +71,7 @@ def summary(record: Record, found: Survey) -> list[Tile]:
     # A filtered set has fewer photos than the run that took the time.
     if record.seconds > 0 and not record.filtered and record.photos:
         rate = _rate(record.photos / record.seconds)
-        tiles.append(Tile("photos a second", rate, f"in {_time(record.seconds)}"))
+        tiles.append(Tile("photos per second", rate, f"in {_time(record.seconds)}"))
     return tiles
 
 
@@ -98,7 +98,7 @@ def notes(record: Record, found: Survey) -> list[Note]:
     """Return the remarks that a reader needs before the numbers."""
     remarks = [_main_note(record, found)]
     if sum(record.outcomes.values()) != found.photos:
-        remarks.append(Note("The run goes on, or was stopped: this is what there is so far."))
+        remarks.append(Note("The run is not finished: this page shows the photos labelled so far."))
     if found.hands > found.std.total:
         missing = f"{found.hands - found.std.total:,}"
         remarks.append(Note(f"{missing} hands have no finite standard deviation; histograms leave them out."))
@@ -107,26 +107,28 @@ def notes(record: Record, found: Survey) -> list[Note]:
 
 def _main_note(record: Record, found: Survey) -> Note:
     if found.hands == 0:
-        return Note("No photo gave a hand: the causes are below, and there is nothing to be drawn.")
+        return Note("No photo has a labelled hand, so there is nothing to draw. The reasons are below.")
     if isinstance(record.settings, RunSettings) and record.settings.trained_steps == 0:
         return Note(
-            "Untrained weights: every hand is the mean hand, with one uncertainty for all. "
-            "What the pictures show is the way a photo goes, not what a trained model sees."
+            "Untrained weights: every hand is the mean hand, with the same uncertainty. "
+            "The pictures show that the pipeline works, not what a trained model predicts."
         )
     if found.is_constant:
         return Note(
-            "All hands have one standard deviation: it says how wrong they are on average, not which ones."
+            "All hands have one standard deviation: it measures their average error, and does not order them."
         )
     calibration = found.calibration
     if not calibration.fitted_on:
-        return Note("Standard deviations are not calibrated: they order errors, and do not measure them.")
+        return Note(
+            "Standard deviations are not calibrated: they order hands by error, but do not measure it."
+        )
     if not calibration.measures_3d:
         text = "Only the standard deviations in 2D were calibrated, on "
         return Note(text, calibration.fitted_on, f": {UNCALIBRATED_3D}.")
     return Note(
         "Standard deviations were calibrated on ",
         calibration.fitted_on,
-        ". They measure errors on photos like those; on others they may be too small or too large.",
+        ". They measure errors on similar photos; on others they may be too small or too large.",
     )
 
 
@@ -186,8 +188,8 @@ def settings(record: Record, found: Survey) -> dict[str, str]:
         "hand model": f"{made.hand}, {made.vertex_count} vertices",
         "kept by filter": "; ".join(filtered),
         "relabelled": f"{len(record.relabelled)} times" if record.relabelled else "",
-        "asked again": ", ".join(f"{n:,} × {what}" for what, n in record.retries.items()),
-        "files that are no photos": f"{record.skipped_files:,}" if record.skipped_files else "",
+        "retried requests": ", ".join(f"{n:,} × {what}" for what, n in record.retries.items()),
+        "files that are not photos": f"{record.skipped_files:,}" if record.skipped_files else "",
     }
 
 

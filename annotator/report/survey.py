@@ -1,4 +1,4 @@
-"""One pass over a label folder: counts, histograms and a sample, in memory that does not grow with the labels."""
+"""Read a label set once: counts, histograms and a sample, in constant memory."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from annotator.labels.folder import calibration_of, label_facts, label_files, on
 from annotator.quality.calibration import Calibration
 from annotator.storage.files import join
 
-#: Stds are counted in steps of 1/8 mm, which any wider bar is a multiple of; the last counts all beyond.
+#: Stds are counted in steps of 1/8 mm; wider bars are multiples of it. The last step counts all larger values.
 STEP_MM, STEPS = 1 / 8, 4096
 
-#: Rows of a page's table, at most: with a hand, and without one.
+#: Maximum rows in the page's table: with a hand, without a hand.
 OK_ROWS, OTHER_ROWS = 700, 300
 
-#: How many photos are named of each cause.
+#: Photos named per outcome.
 EXAMPLES = 3
 
-#: Files read ahead: a store answers slowly, and many at once.
+#: Files read ahead, because stores answer slowly.
 _AHEAD = 8
 
 COLUMNS = (
@@ -57,23 +57,23 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many were counted."""
+        """The number of values counted."""
         return int(self.counts.sum())
 
     def quantile(self, share: float) -> float:
-        """The std below which this share lies, to a step; 0 of nothing."""
+        """Return the std below which this share lies, interpolated within a step; 0 without values."""
         if not self.total:
             return 0.0
         below = np.cumsum(self.counts)
-        place = max(share * below[-1], 1e-9)  # so that 0 is the smallest
-        step = int(np.searchsorted(below, place))
-        inside = (place - (below[step] - self.counts[step])) / max(self.counts[step], 1)
+        rank = max(share * below[-1], 1e-9)  # share 0 gives the smallest value
+        step = int(np.searchsorted(below, rank))
+        inside = (rank - (below[step] - self.counts[step])) / max(self.counts[step], 1)
         return float(np.clip((step + inside) * STEP_MM, self.smallest, self.largest))
 
 
 @dataclass(frozen=True)
 class Row:
-    """Scalars of one row, and where it lies."""
+    """Scalars of one row, with its file and index."""
 
     file: str
     index: int
@@ -81,14 +81,14 @@ class Row:
 
 
 class Smallest:
-    """The rows of the smallest keys among all that were offered."""
+    """The rows with the smallest keys among all offered."""
 
     def __init__(self, size: int) -> None:
         self._size, self._found = size, list[tuple[float, Row]]()
-        self._limit = np.inf  # whoever is not below it has no place; infinite keys never have one
+        self._limit = np.inf  # keys from here on are dropped, infinite ones always
 
     def offer(self, keys: NDArray[np.floating], file: str, table: pa.Table) -> None:
-        """Look at a file's rows."""
+        """Add rows of a file that have small enough `keys`; infinite keys never count."""
         (better,) = np.nonzero(keys < self._limit)
         if len(better) > self._size:
             better = np.sort(better[np.argsort(keys[better], kind="stable")[: self._size]])
@@ -102,39 +102,39 @@ class Smallest:
 
     @property
     def rows(self) -> list[Row]:
-        """In the order of their keys."""
+        """The rows in order of their keys."""
         return [row for _, row in self._found]
 
 
 class Survey:
-    """What a label folder holds."""
+    """Counts, histograms and samples of a label set."""
 
     def __init__(self, count: int) -> None:
-        """Of the surest and of the least sure hands, `count` are remembered."""
+        """Keep `count` of the surest and of the least sure hands."""
         self.rows = self.hands = self.right = 0
         self.outcomes: Counter[str] = Counter()  # of photos: "ok", or "status: reason"
         self.checkpoints: Counter[str] = Counter()  # of hands
-        self.examples: dict[str, list[tuple[str, str]]] = {}  # of an outcome: name, error
+        self.examples: dict[str, list[tuple[str, str]]] = {}  # by outcome: (name, error)
         self.std, self.largest = Histogram(), Histogram()
         self.joints = [Histogram() for _ in JOINT_NAMES]
-        self.facts: dict[str, Any] = {}  # of the first file
+        self.facts: dict[str, Any] = {}  # metadata of the first file
         self.surest, self.least_sure = Smallest(count), Smallest(count)
         self.sample, self.others = Smallest(max(OK_ROWS, count)), Smallest(OTHER_ROWS)
         self._rng = np.random.default_rng(0)
 
     @property
     def photos(self) -> int:
-        """How many photos have a row."""
+        """The number of photos with a row."""
         return sum(self.outcomes.values())
 
     @property
     def calibration(self) -> Calibration:
-        """The first file's."""
+        """The calibration of the first file."""
         return calibration_of("labels", self.facts)
 
     @property
     def is_constant(self) -> bool:
-        """Whether std is one number for all hands, so that nothing is surer than anything."""
+        """Whether all hands have the same std, so that it cannot order them."""
         used = np.flatnonzero(self.std.counts)
         return bool(self.facts.get("std_is_constant")) or (self.std.total > 1 and used[-1] - used[0] <= 1)
 
@@ -158,18 +158,18 @@ class Survey:
         self.others.offer(np.where(ok, np.inf, chance), file, scalars)
 
     def _count_outcomes(self, scalars: pa.Table) -> None:
-        # As `stations.count_outcomes`: a photo's second hand is not counted again.
+        # Like `stages.count_outcomes`: each photo counts once, however many hands it has.
         first = scalars.filter(pc.less_equal(scalars["hand_index"], 0))
         for group in first.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():
             outcome = outcome_of(group)
             self.outcomes[outcome] += group["count_all"]
-            named = self.examples.setdefault(outcome, [])
-            if outcome != "ok" and len(named) < EXAMPLES:
+            examples = self.examples.setdefault(outcome, [])
+            if outcome != "ok" and len(examples) < EXAMPLES:
                 same = pc.equal(first["status"], group["status"])
                 if group["reason"] is not None:
                     same = pc.and_(same, pc.equal(first["reason"], group["reason"]))
-                rows = first.filter(same).slice(0, EXAMPLES - len(named)).to_pylist()
-                named += [(row["image_id"] or row["image_uri"], row["error"] or "") for row in rows]
+                rows = first.filter(same).slice(0, EXAMPLES - len(examples)).to_pylist()
+                examples += [(row["image_id"] or row["image_uri"], row["error"] or "") for row in rows]
 
     def _count_stds(self, hands: pa.Table) -> None:
         self.std.add(floats(hands, "joint_std_mm"))
@@ -182,12 +182,12 @@ class Survey:
 
 
 def outcome_of(row: dict[str, Any]) -> str:
-    """How a row's photo ended: `ok`, or `status: reason`."""
+    """Return the outcome of a row's photo: `ok`, or `status: reason`."""
     return row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
 
 
 def floats(table: pa.Table, name: str) -> NDArray[np.float64]:
-    """A column of numbers (n,), null as NaN."""
+    """Return a column of numbers (n,), null as NaN."""
     return np.asarray(table[name].cast(pa.float64()).fill_null(np.nan))
 
 
@@ -202,16 +202,16 @@ def survey(
     more: Sequence[str] = (),
     look: Callable[[pa.Table], None] = lambda table: None,
 ) -> Survey:
-    """Read a label folder once.
+    """Read a label set once.
 
     Args:
         labels: path or URL.
-        count: how many of the surest and of the least sure hands to remember.
-        more: further columns that `look` needs.
-        look: is shown every file.
+        count: number of surest and of least sure hands to keep.
+        more: further columns for `look`.
+        look: called with the table of each file.
 
     Raises:
-        UserError: a file is damaged, of another schema version, or of another hand model than the first.
+        UserError: a file is damaged, or has another schema version or another hand model than the first.
     """
     found = Survey(count)
     hands: list[str | None] = []
@@ -225,7 +225,7 @@ def survey(
 
 
 def _tables(labels: str, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
-    """All files in order, some read ahead."""
+    """Yield name and table of all files in order; some are read ahead."""
     names = sorted(label_files(labels))
     waiting: deque[tuple[str, Future[pa.Table]]] = deque()
     with ThreadPoolExecutor(_AHEAD) as pool:

@@ -1,4 +1,4 @@
-"""Pictures of one label: the photo's crop, the mesh over it, its uncertainty, its texture."""
+"""Draw pictures of one label: the crop, the mesh over it, its uncertainty, its texture."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from annotator.render.std_colours import std_colours
 Picture = NDArray[np.uint8]
 
 SKIN = (0.86, 0.66, 0.56)
-PAPER = 245  # the grey behind meshes that stand alone
+PAPER = 245  # grey behind meshes without a photo
 
 
 def crop_points(label: Mapping[str, Any]) -> torch.Tensor:
-    """The label's vertices in crop coordinates (V, 3), by its own weak-perspective camera."""
+    """Return the label's vertices in crop coordinates (V, 3), projected by its weak-perspective camera."""
     camera = label["camera"]
     rotation = roma.rotvec_to_rotmat(torch.tensor(camera["rotation"], dtype=torch.float32))
     vertices = torch.from_numpy(_rows(label["vertices_mm"]))
@@ -35,10 +35,10 @@ def crop_points(label: Mapping[str, Any]) -> torch.Tensor:
 
 
 def photo_tile(label: Mapping[str, Any], size_px: int) -> Picture | None:
-    """The crop of the photo that the network saw (size_px, size_px, 3); None where the photo is gone."""
+    """Return the network's crop of the photo (size_px, size_px, 3); None if the photo is missing."""
     try:
         photo = photo_at(label["image_uri"], label["frame_index"])
-    except (PhotoError, UserError, OSError):  # the last two: of a store, or of videos without PyAV
+    except (PhotoError, UserError, OSError):  # the last two: from stores, and for videos without PyAV
         return None
     x0, y0, x1, y1 = label["crop_xyxy"]
     frame = CropFrame(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), np.float64((x1 - x0) / 2), np.bool_(False))
@@ -48,8 +48,8 @@ def photo_tile(label: Mapping[str, Any], size_px: int) -> Picture | None:
 def mesh_tiles(
     label: Mapping[str, Any], faces: NDArray[np.int64], size_px: int, std_range_mm: tuple[float, float]
 ) -> dict[str, np.ndarray]:
-    """The label's mesh as RGBA in 0..1 (size_px, size_px, 4): plain, uncertainty, and texture where it has one."""
-    # A left hand is a mirrored right one: the other side of its triangles faces outwards.
+    """Draw the label's mesh as RGBA in 0..1 (size_px, size_px, 4): plain, uncertainty, and texture if it has one."""
+    # A left hand is a mirrored right one: reverse its triangles, so that they face outwards.
     winding = torch.from_numpy(faces if label["is_right"] else faces[:, ::-1].copy())
     std_mm = np.linalg.norm(_rows(label["vertices_std_mm"]), axis=-1)
     colours = {
@@ -66,12 +66,12 @@ def mesh_tiles(
 def hand_tiles(
     label: Mapping[str, Any], faces: NDArray[np.int64], size_px: int, std_range_mm: tuple[float, float]
 ) -> dict[str, Picture]:
-    """Four pictures (size_px, size_px, 3) of a label: photo, overlay, uncertainty, texture."""
+    """Return four pictures (size_px, size_px, 3) of a label: photo, overlay, uncertainty, texture."""
     return on_paper(photo_tile(label, size_px), mesh_tiles(label, faces, size_px, std_range_mm))
 
 
 def on_paper(photo: Picture | None, meshes: Mapping[str, np.ndarray]) -> dict[str, Picture]:
-    """The four pictures from those of a mesh; paper stands in for what is missing."""
+    """Return the four pictures on a grey background, which replaces a missing photo or texture."""
     size_px = len(meshes["plain"])
     paper = np.full((size_px, size_px, 3), PAPER, np.uint8)
     photo = paper if photo is None else photo
@@ -94,7 +94,7 @@ def _rows(nested: Any) -> np.ndarray:
 
 
 def contact_sheet(rows: list[list[Picture]], gap_px: int = 6) -> Image.Image:
-    """Pictures of one size in a grid, row by row, on paper."""
+    """Arrange pictures of equal size in a grid, row by row, on grey."""
     size = rows[0][0].shape[0]
     step = size + gap_px
     width = max(map(len, rows))

@@ -1,4 +1,4 @@
-"""Labels held against a truth table: error of each hand, and what its predicted std is worth."""
+"""Compare labels with a table of true joints: the error of each hand, and how well its std predicts it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from annotator.storage.files import open_file
 
 Floats = NDArray[np.floating]
 
-#: Columns of labels that a comparison needs.
+#: Columns of labels for a comparison.
 COLUMNS = ("joints3d_mm", "joints2d_px", "crop_xyxy", "camera")
 
-#: Hands whose coordinates are kept for reliability, at most; beyond, a random part of them.
+#: Maximum hands in memory for reliability; of more, a random sample.
 RELIABILITY_HANDS = 20_000
 
-#: Points of a curve, at most.
+#: Maximum points of a curve.
 _POINTS = 120
 
 
@@ -37,7 +37,7 @@ class Panel:
     title: str
     kept: Floats  # (points,)
     by_std: Floats
-    by_error: Floats  # the oracle
+    by_error: Floats  # best possible order
     mean_mm: float
     best_half_mm: float
     spearman: float | None
@@ -45,7 +45,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the comparison found."""
+    """The result of a comparison."""
 
     hands: int
     panels: list[Panel]
@@ -53,21 +53,21 @@ class Comparison:
     coverage: list[float] | None  # by `uncertainty.LEVELS`
     coverage_by_axis: dict[str, float]  # at `uncertainty.CALIBRATED_LEVEL`
     sampled_hands: int  # for reliability and coverage
-    errors: dict[tuple[str, int], float]  # mean joint error by image_id and hand_index, of hands asked for
+    errors: dict[tuple[str, int], float]  # mean joint error, millimetres, by image_id and hand_index
 
 
 class Truth:
-    """True joints by photo; collects the errors of labels that it is shown."""
+    """True joints by photo; collects the errors of labels."""
 
     def __init__(self, path: str) -> None:
         """Read a table with `image_id` and `joints3d_mm`, and `joints2d_px` where photos have several hands.
 
-        `camera.focal_px` and `camera.principal_px` are those of the camera in whose axes the joints are. Labels of a
-        photo that was cut out of a larger one assume another: then the truth is turned so that both have the same
+        The joints are in the axes of the camera with `camera.focal_px` and `camera.principal_px`. Labels of a photo
+        that was cut out of a larger one assume another camera. The truth is then turned, so that both have the same
         axes in the label's crop.
 
         Raises:
-            UserError: there is no such table, or it is another one.
+            UserError: the table is missing, unreadable or lacks these columns.
         """
         table = _read(path)
         self._joints = vectors(table, "joints3d_mm")
@@ -80,18 +80,18 @@ class Truth:
         self._photos: dict[str, list[int]] = defaultdict(list)  # rows of the truth
         for row, name in enumerate(table["image_id"].to_pylist()):
             self._photos[name].append(row)
-        self._names: dict[str, str | None] = {}  # id by file name; none where several have it
+        self._names: dict[str, str | None] = {}  # id by file name; None if several photos share it
         for photo in self._photos:
             name = _file_name(photo)
             self._names[name] = None if name in self._names else photo
-        self._claims: dict[str, str | None] = {}  # the label's id by the truth's, none where several claim it
+        self._claims: dict[str, str | None] = {}  # label's id by the truth's; None if several labels match
         self._std: list[Floats] = []
         self._errors: list[Floats] = []
         self._ids: list[tuple[str, str, int]] = []  # truth's id, label's id, hand_index
         self._coordinates = _Thinned()
 
     def add(self, table: pa.Table) -> None:
-        """Hold a label file's hands against the truth."""
+        """Compare the hands of a label file with the truth."""
         hands = table.filter(pc.and_(pc.equal(table["status"], "ok"), pc.is_valid(table["joints3d_mm"])))
         pairs = self._pairs(hands)
         if not pairs:
@@ -108,7 +108,7 @@ class Truth:
             self._coordinates.add(std[rows], predicted - true)
 
     def _pairs(self, hands: pa.Table) -> list[tuple[int, int]]:
-        """Rows of labels and of the truth that are one hand."""
+        """Return pairs of rows, of labels and of the truth, of the same hand."""
         photos: dict[str, list[int]] = defaultdict(list)
         for row, name in enumerate(hands["image_id"].to_pylist()):
             photos[name].append(row)
@@ -128,7 +128,7 @@ class Truth:
     def _matched(self, rows: list[int], truths: list[int], points: Floats) -> list[tuple[int, int]]:
         if len(rows) == len(truths) == 1 or self._points is None or len(points) <= max(rows):
             return list(zip(rows, truths, strict=False))
-        # Detectors number hands as they like: the nearest pair in the photo first.
+        # Detectors number hands in any order: match the nearest pair in the photo first.
         gap = np.linalg.norm(points[rows][:, None] - self._points[truths][None], axis=-1).mean(-1)
         pairs = []
         for _ in range(min(len(rows), len(truths))):
@@ -138,16 +138,16 @@ class Truth:
         return pairs
 
     def judged(self) -> Comparison | None:
-        """The comparison so far; None where no hand's truth is known."""
+        """Return the comparison so far; None if no hand has a known truth."""
         if not self._ids:
             return None
-        # A file name that several photos share says nothing about any of them.
+        # A file name shared by several photos identifies none of them.
         sure = np.array([self._claims[photo] is not None for photo, _, _ in self._ids])
         errors, std = np.concatenate(self._errors), np.concatenate(self._std)
         sure &= np.isfinite(std) & np.isfinite(errors).all(1)
         if not sure.any():
             return None
-        titles = ("Wrist on wrist", "Turned, moved and scaled to fit")
+        titles = ("Wrists aligned", "After Procrustes alignment")
         coordinate_std, coordinate_error = self._coordinates.arrays()
         by_axis = uncertainty.coverage_by_axis(
             coordinate_std, coordinate_error, [uncertainty.CALIBRATED_LEVEL]
@@ -168,14 +168,14 @@ class Truth:
 
 
 class _Thinned:
-    """Std and error of the coordinates of hands, a random part of them once they are many."""
+    """Std and error of coordinates, of a random sample once there are many hands."""
 
     def __init__(self) -> None:
         self._share, self._rng = 1.0, np.random.default_rng(1)
         self._keys, self._std, self._error = np.zeros(0), np.zeros((0, 20, 3)), np.zeros((0, 20, 3))
 
     def add(self, std: Floats, error: Floats) -> None:
-        """Of joints (n, 21, 3); the wrist, which has neither, is left out."""
+        """Add joints (n, 21, 3), without the wrist, which has neither."""
         keys = self._rng.random(len(std))
         self._keys = np.concatenate([self._keys, keys])
         self._std = np.concatenate([self._std, std[:, 1:]])
@@ -188,7 +188,7 @@ class _Thinned:
         self._keys, self._std, self._error = self._keys[rows], self._std[rows], self._error[rows]
 
     def arrays(self) -> tuple[Floats, Floats]:
-        """Those that are finite."""
+        """Return std and error (n, 20, 3) of hands with finite values."""
         fine = np.isfinite(self._std).all((1, 2)) & np.isfinite(self._error).all((1, 2))
         return self._std[fine], self._error[fine]
 
@@ -224,9 +224,9 @@ def _cameras(table: pa.Table) -> Floats:
 
 
 def _turned(points: Floats, centre_px: Floats, of_camera: Floats, to_camera: Floats) -> Floats:
-    """Turn points (n, N, 3) from one camera's axes to another's by what both see at the crop's centre (n, 2).
+    """Turn points (n, N, 3) from one camera's axes to another's; both rays meet at the crop's centre (n, 2).
 
-    Cameras (n, 3) as `_cameras` gives them; points of which either is unknown stay.
+    Cameras (n, 3) are from `_cameras`; points with an unknown camera stay unchanged.
     """
     rays = [(centre_px - camera[:, 1:]) / camera[:, :1] for camera in (of_camera, to_camera)]
     known = np.isfinite(np.concatenate(rays, 1)).all(1, keepdims=True)
@@ -235,7 +235,7 @@ def _turned(points: Floats, centre_px: Floats, of_camera: Floats, to_camera: Flo
 
 
 def _file_name(photo: str) -> str:
-    """What lies after the last slash; of a member of a tar, its own name."""
+    """Return the part after the last slash; for a member of a tar, its own name."""
     name = photo.rsplit("/", 1)[-1]
     inside = name.rpartition("#")[2]
     return name if inside.isdigit() else inside
@@ -245,17 +245,21 @@ def _read(path: str) -> Any:
     wanted = ["image_id", "joints3d_mm"]
     try:
         with open_file(path) as file:
-            there = pq.read_schema(file).names
-            if not set(wanted) <= set(there):
-                raise UserError(f"'{path}' is no truth: it needs the columns {' and '.join(wanted)}")
+            names = pq.read_schema(file).names
+            if not set(wanted) <= set(names):
+                raise UserError(
+                    f"'{path}' is not a table of true joints: it needs the columns {' and '.join(wanted)}"
+                )
             table = pq.read_table(
-                file, columns=[name for name in (*wanted, "joints2d_px", "camera") if name in there]
+                file, columns=[name for name in (*wanted, "joints2d_px", "camera") if name in names]
             )
     except OSError as error:
         raise UserError(f"can't read the truth '{path}': {error.strerror or error}") from None
     except pa.ArrowInvalid:
-        raise UserError(f"'{path}' is no Parquet file: give one such as `amvur synth` writes") from None
+        raise UserError(
+            f"'{path}' is not a Parquet file: give a table like truth.parquet of `amvur synth`"
+        ) from None
     table = table.filter(pc.and_(pc.is_valid(table["image_id"]), pc.is_valid(table["joints3d_mm"])))
     if vectors(table, "joints3d_mm").shape[1:] != (21, 3):
-        raise UserError(f"'{path}': joints3d_mm is not a list of 21 lists of 3")
+        raise UserError(f"'{path}': joints3d_mm must be a list of 21 lists of 3 numbers")
     return table

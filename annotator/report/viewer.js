@@ -1,10 +1,10 @@
-// A mesh to turn and zoom: WebGL where there is any, else triangles painted from back to front on a plain canvas.
+// A mesh to turn and zoom: WebGL if available, otherwise triangles painted from back to front on a 2D canvas.
 "use strict";
 
-const AMBIENT = 0.25, HEADLIGHT = 0.2, LAMP = 0.55; // as the pictures are lit
+const AMBIENT = 0.25, HEADLIGHT = 0.2, LAMP = 0.55; // the same lights as in the pictures
 const LAMP_AT = [-0.4256, -0.5958, -0.6810]; // camera axes: x right, y down, z forward
 
-/** Draws one mesh on a canvas; faces is a Uint32Array of triangles. */
+/** Draw one mesh on a canvas; faces is a Uint32Array of triangles. */
 class Viewer {
   constructor(canvas, faces) {
     this.canvas = canvas;
@@ -15,7 +15,7 @@ class Viewer {
     listen(this);
   }
 
-  /** Shows vertices (3 V, millimetres, camera axes) in colours (3 V, 0 to 1). */
+  /** Show vertices (3 V, millimetres, camera axes) in colours (3 V, 0 to 1). */
   show(vertices, colours, left) {
     const order = left ? Uint32Array.from(this.faces, (_, i) => this.faces[3 * Math.floor(i / 3) + 2 - (i % 3)]) : this.faces;
     const mesh = { vertices: centred(vertices), faces: order, colours };
@@ -32,14 +32,14 @@ class Viewer {
     this.draw();
   }
 
-  /** As the camera saw it. */
+  /** Return to the camera's view. */
   reset() {
     this.turned = [1, 0, 0, 0, 1, 0, 0, 0, 1];
     this.zoom = 1;
     this.draw();
   }
 
-  /** About the screen's own axes, radians. */
+  /** Turn about the axes of the screen, radians. */
   turn(right, down) {
     const [c, s, d, t] = [Math.cos(right), Math.sin(right), Math.cos(down), Math.sin(down)];
     this.turned = product(product([1, 0, 0, 0, d, -t, 0, t, d], [c, 0, -s, 0, 1, 0, s, 0, c]), this.turned);
@@ -51,7 +51,7 @@ class Viewer {
     this.draw();
   }
 
-  /** Once a frame, however often it is asked for. */
+  /** Draw at most once per frame. */
   draw() {
     if (this.waiting) return;
     this.waiting = true;
@@ -66,7 +66,7 @@ class Viewer {
   }
 }
 
-function product(a, b) { // 3 x 3, row by row
+function product(a, b) { // 3 x 3, row-major
   return a.map((_, i) => [0, 1, 2].reduce((sum, k) => sum + a[3 * Math.floor(i / 3) + k] * b[3 * k + (i % 3)], 0));
 }
 
@@ -106,7 +106,7 @@ void main() {
   vec3 seen = turned * place;
   facing = turned * normal;
   paint = colour;
-  float far = 1.0 + 0.18 * seen.z * max(scale.x, scale.y); // a little perspective: what is near is larger
+  float far = 1.0 + 0.18 * seen.z * max(scale.x, scale.y); // weak perspective: nearer parts are larger
   gl_Position = vec4(seen.x * scale.x, -seen.y * scale.y, seen.z * 0.001, max(far, 0.2));
 }`;
 
@@ -122,7 +122,7 @@ void main() {
   gl_FragColor = vec4(paint * (shares.x + shares.y * max(-n.z, 0.0) + shares.z * wrapped), 1.0);
 }`;
 
-/** Null where there is no WebGL. */
+/** Return a painter with WebGL, or null without it. */
 function webGlPainter(canvas) {
   const gl = canvas.getContext("webgl", { antialias: true, alpha: true });
   if (!gl || !gl.getExtension("OES_element_index_uint")) return null;
@@ -166,7 +166,7 @@ function webGlPainter(canvas) {
         gl.enableVertexAttribArray(at);
         gl.vertexAttribPointer(at, 3, gl.FLOAT, false, 0, 0);
       });
-      // Columns first is how WebGL takes a matrix.
+      // WebGL expects column-major matrices.
       const columns = [0, 3, 6, 1, 4, 7, 2, 5, 8].map((i) => turned[i]);
       gl.uniformMatrix3fv(gl.getUniformLocation(program, "turned"), false, columns);
       gl.uniform2f(gl.getUniformLocation(program, "scale"), scale * short / width, scale * short / height);
@@ -176,7 +176,7 @@ function webGlPainter(canvas) {
       gl.drawElements(gl.TRIANGLES, count, gl.UNSIGNED_INT, 0);
     },
   };
-  // A phone may take the context away from a page in the background.
+  // Phones may drop the context of a page in the background.
   canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
   canvas.addEventListener("webglcontextrestored", () => { prepare(); if (last) painter.load(last); });
   return painter;
@@ -214,7 +214,7 @@ function flatPainter(canvas) {
   };
 }
 
-/** Mouse, fingers and keys. */
+/** React to mouse, touch and keys. */
 function listen(viewer) {
   const { canvas } = viewer, down = new Map();
   const gap = () => { const [a, b] = [...down.values()]; return Math.hypot(a.x - b.x, a.y - b.y); };

