@@ -1,8 +1,9 @@
 """Make the pictures of the model card and measure speed: `python tools/model_card.py PHOTOS`.
 
-PHOTOS holds the folders `sign-digits` and `hand-scenes`. Held-out hands are sorted by their distance from MediaPipe's
-2D joints. Twenty at even steps go to docs/images/kept-aside.jpg, the eight worst to worst.jpg, and eight of the better
-half, with textures, to real.jpg. --eye FOLDER also writes sixty random ones there, for inspection by eye.
+PHOTOS holds the folders `hand-photos` and `sign-digits`, crops in which no face can be recognised. Held-out hands are
+sorted by their distance from MediaPipe's 2D joints. Twenty at even steps go to docs/images/kept-aside.jpg, the eight
+worst to worst.jpg, and eight of the better half, with textures, to real.jpg. --eye FOLDER also writes sixty random ones
+there, for inspection by eye.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 
 import annotator
-from annotator.photos.crops import BOX_PADDING, Crops, crop_photo
+from annotator.photos.crops import BOX_PADDING, Crops, box_around_joints, crop_photo
 from annotator.photos.decode import decode_photo, read_photo
 from annotator.predictor import Predictor
 from annotator.report.tiles import Picture, contact_sheet, hand_tiles
@@ -28,16 +29,20 @@ from trainer.evaluation.machine import machine
 from trainer.run_log import draw_bones
 
 ROOT = Path(__file__).parents[1]
-TILE_PX, STD_RANGE_MM = 150, (12.0, 45.0)
+TILE_PX, STD_RANGE_MM = 150, (8.0, 40.0)
+#: Collections in the pictures.
+COLLECTIONS = ("hand-photos", "sign-digits")
 #: Random hands for inspection by eye, and their seed.
 EYE, EYE_SEED = 60, 60
 
 
 def rows_aside(photos: Path) -> list[dict[str, Any]]:
-    """Read the detections in the held-out photos, with each photo's path."""
-    rows = pq.read_table(ROOT / "tests/data/kept_aside.parquet", filters=[("status", "=", "ok")]).to_pylist()
+    """Read the landmarks of held-out photos, with each photo's path and the box around them."""
+    rows = pq.read_table(ROOT / "tests/data/held_out_landmarks.parquet").to_pylist()
+    rows = [row for row in rows if row["collection"] in COLLECTIONS]
     for row in rows:
         row["path"] = str(photos / row["collection"] / "images" / row["image_id"])
+        row["box_xyxy"] = box_around_joints(np.array(row["joints2d_px"])).tolist()
     return rows
 
 
@@ -132,7 +137,7 @@ def main() -> None:
         return
     off = {
         name: 100 * np.array([label["off"] for label in labels if label["row"]["collection"] == name])
-        for name in ("sign-digits", "hand-scenes")
+        for name in COLLECTIONS
     }
     shown = ", ".join(f"{name} {np.mean(v):.2f} / {np.median(v):.2f}" for name, v in off.items())
     print(f"{machine()}, {torch.get_num_threads()} threads; crops {BOX_PADDING} times the box")
