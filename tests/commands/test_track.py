@@ -331,7 +331,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(labels, made, tmp_path):
         "track(*sys.argv[1:], max_gap=5, compute=ComputeOptions(workers=1, shard_size=1))"
     )
     driver = subprocess.Popen(
-        [sys.executable, "-c", program, str(labels), str(out)], cwd=Path(__file__).parents[1]
+        [sys.executable, "-c", program, str(labels), str(out)], cwd=Path(__file__).parents[2]
     )
     while not list(out.glob("data/*.parquet")):
         assert driver.poll() is None

@@ -11,7 +11,7 @@ import pytest
 
 from annotator.job.record import RunRecord, RunSettings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 #: A command that prints more than a pipe holds.
 MUCH = """

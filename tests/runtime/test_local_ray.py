@@ -18,7 +18,7 @@ from annotator.runtime import local_ray
 from annotator.runtime.local_ray import SOCKET_BYTES, _made_folder
 from tests.robustness.hostile_photos import encoded, noise
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 #: What files may have here at most (`ulimit -f`).
 LIMIT_BYTES = 200 << 20

@@ -15,7 +15,7 @@ import pytest
 from annotator.storage.files import whole_file, write_whole
 from annotator.storage.room import NoRoomError, naming
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def limited(code: str, limit_bytes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
