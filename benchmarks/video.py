@@ -1,4 +1,4 @@
-"""What `amvur track` is worth on drawn sequences with true motion, beside filters tuned on the same sequences.
+"""Errors and jitter of `amvur track` on drawn sequences with true motion, beside filters tuned on the same ones.
 
 python benchmarks/video.py [SEQUENCES] [FRAMES]
 """

@@ -1,4 +1,4 @@
-"""`track`: a label set of videos to one whose hands are tracked. What its station is; `annotator.job` runs it.
+"""`track`: the station that turns a label set of videos into one whose hands are tracked; `annotator.job` runs it.
 
 sequences of a label set --track_shard (tasks, a core each)--> rows and label columns --shard_table--> a label file
 """

@@ -20,7 +20,7 @@ from annotator.sources.source import Source
 from annotator.storage.files import join, read_whole
 from annotator.storage.remote import shown
 
-#: The column of a list that says which sequence a row is of.
+#: The column of a list with the name of a row's sequence.
 SEQUENCE = "sequence"
 
 #: Columns that tracking adds.
@@ -141,5 +141,5 @@ def read_sequence(labels: str, entry: Entry, columns: list[str] | None = None) -
 
 
 def _renamed(name: str) -> str:
-    """Return what a list's own column is called beside those that tracking adds."""
+    """Return the name of a list's own column beside those that tracking adds."""
     return f"list_{name}" if name in ADDED else name

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 Floats = NDArray[np.floating]
 
-#: What the terms of a cost weigh: joints are in sizes of the hand, the rest in 0..1.
+#: Weights of a cost's terms: joints are in sizes of the hand, the rest in 0..1.
 _JOINTS, _OVERLAP, _SIDE, _SHAPE = 1.0, 0.5, 0.5, 0.2
 
 #: How far joints may lie from where a track is expected, in sizes of the hand: after one frame, and for each frame

@@ -18,9 +18,6 @@ Floats = NDArray[np.floating]
 #: Columns whose values of a filled frame, or of one of the other side, are the nearest labelled frame's.
 NEAREST = ("vertex_rgb", "vertex_visible", "visible_fraction")
 
-#: Columns that a tracked set has not: draws around hands that have moved since, and a detector's depth.
-DROPPED = ("joints3d_samples_mm", "vertices_samples_mm")
-
 _VECTORS = (
     *("box_xyxy", "crop_xyxy", "joints3d_mm", "joints3d_std_mm", "joints2d_px", "joints2d_std_px"),
     *("vertices_mm", "vertices_std_mm", "pose", "betas"),

@@ -1,4 +1,4 @@
-"""Frames in which a track has no hand of its own: which of them are filled, and what holds at its ends."""
+"""Frames in which a track has no hand of its own: which of them are filled, and where the track stands still."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Floats = NDArray[np.floating]
 def to_fill(own: NDArray[np.int64], fillable: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the frames between a track's first and last (`own`, ascending) that it fills.
 
-    A gap is no longer than association lets it be. `fillable` (T,) says which frames have a row to fill: one that
-    could not be read has not.
+    A gap is no longer than association lets it be. `fillable` (T,) marks frames with a row to fill: one that could
+    not be read has none.
     """
     inside = np.arange(own[0], own[-1] + 1)
     missing = np.setdiff1d(inside, own)

@@ -61,7 +61,7 @@ def smoothed_motion(
     betas: Floats = np.tile(one_shape(labels.betas[observed], variance[observed]), (len(time_s), 1))
     grown = (growth(of_turn, turn_noise, usual) + growth(of_fingers, finger_noise, usual)) / 2
 
-    # What a network adds to its parametric hand is kept: it is smoothed in the hand's own axes.
+    # A network's offsets from its parametric hand are kept: they are smoothed in the hand's own axes.
     before = _own_axes(layer, labels.pose, labels.betas)
     new_pose = np.concatenate([rotation_vectors(turned), fingers], 1)
     after = _own_axes(layer, new_pose, betas)

@@ -20,7 +20,7 @@ from annotator.track.side import right_scores, side_of
 
 Floats = NDArray[np.floating]
 
-#: What `source` says of a row of a track: smoothed with a label of its own, or made of its neighbours alone.
+#: Values of `source` in a row of a track: smoothed with a label of its own, or made of its neighbours alone.
 LABEL, INTERPOLATED = "label", "interpolated"
 
 #: Frames per second where only their numbers are known.

@@ -61,7 +61,7 @@ def labels(tmp_path_factory) -> Path:
 
 
 def tracked_rows(labels: Path, max_gap: int = 5) -> list[dict]:
-    """What tracking makes of a label set, without Ray."""
+    """Rows of a tracked label set, made without Ray."""
     source = SequenceSource(str(labels))
     schema = label_schema(HAND.vertex_count, None, source.columns | ADDED)
     parts = [track_shard([entry], str(labels), HAND, max_gap) for entry in source]
@@ -233,7 +233,7 @@ def changed(table: pa.Table, name: str, values: list) -> pa.Table:
     return table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
 
 
-def test_what_cannot_be_tracked_is_refused_in_one_line(labels, tmp_path):
+def test_labels_without_tracks_are_refused_in_one_line(labels, tmp_path):
     listed = table_of(Clip("one", 3, [Moving(range(3))], listed=True), LIST_COLUMNS)
     cases = {
         "time": (

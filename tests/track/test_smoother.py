@@ -65,7 +65,7 @@ def test_smoothing_is_the_least_squares_solution_of_the_whole_sequence(lasting):
     np.testing.assert_allclose(found.variance, variance, rtol=1e-6)
 
 
-def test_what_is_not_observed_changes_nothing_and_an_unsure_frame_gives_way():
+def test_unobserved_values_change_nothing_and_an_unsure_frame_gives_way():
     time_s = np.arange(9) / 30
     values = np.linspace(0, 8, 9)[:, None].repeat(2, 1)
     observed = np.ones(9, bool)

@@ -1,4 +1,4 @@
-"""How a drawn hand and its camera move: gestures, turns, places, and what passes before the hand. No pixels."""
+"""Motion of a drawn hand and its camera: gestures, turns, places, objects that pass before the hand. No pixels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _PASSES, _HOLDS, _PASS_S = 0.75, 0.2, (0.25, 0.8)
 # The share of the time between frames in which the shutter is open.
 _OPEN = 0.4
 
-_STAGE = 20  # what a sequence draws from, apart from the stages of `hands.py`
+_STAGE = 20  # keys of a sequence's draws, apart from the stages of `hands.py`
 
 
 @dataclass(frozen=True, eq=False)

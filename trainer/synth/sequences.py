@@ -25,7 +25,7 @@ from trainer.synth.skin import SkinLook
 #: Frames drawn together.
 BLOCK = 8
 
-# What the look of a sequence draws from, see `hands.py`; its side.
+# Keys of the draws of a sequence's look, see `hands.py`, and of its side.
 _LOOK, _SIDE = 40, 60
 # The background is drawn this much larger than the photo, for the camera to turn over.
 _WIDER = 1.5

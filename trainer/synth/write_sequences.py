@@ -20,7 +20,7 @@ from annotator.storage.files import check_writable, whole_file, write_whole
 from trainer.synth.sequences import Sequences
 from trainer.synth.write import check_folder, jpeg_bytes, true_columns, truth_facts
 
-#: What a list of frames has beside their boxes, and the truth beside labels' columns.
+#: Columns of the list of frames beside boxes, and of the truth beside those of labels.
 SEQUENCE_COLUMNS = {"sequence": pa.string(), "frame": pa.int32(), "time_s": pa.float64()}
 
 
