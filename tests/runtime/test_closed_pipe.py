@@ -51,7 +51,7 @@ def test_output_ends_quietly(line: str) -> None:
 
 def test_a_mistake_keeps_its_code_and_its_line() -> None:
     code, line = closed(["cli.py", "annotate", "no such folder", "out"])
-    assert code == 2 and line.startswith("amvur: there is no")
+    assert code == 2 and line.startswith("amvur: 'no such folder' does not exist")
 
 
 def test_nobody_to_read_a_mistake() -> None:
