@@ -344,10 +344,3 @@ def camera_translation(points_mm: Floats, points_px: Floats, focal_px: Floats, c
         depth = np.maximum(xyz[..., 2:] + translation[:, None, 2:], 1.0)
         weight = depth.mean(1, keepdims=True) / depth
     return translation
-
-
-def project_pinhole(points_mm: Floats, cam_t_mm: Floats, focal_px: Floats, centre_px: Floats) -> Floats:
-    """Project camera points (B, N, 3), moved by `cam_t_mm` (B, 3), to photo pixels (B, N, 2)."""
-    moved = np.asarray(points_mm) + np.asarray(cam_t_mm)[:, None]
-    focal = np.asarray(focal_px)[:, None, None]
-    return focal * moved[..., :2] / moved[..., 2:] + np.asarray(centre_px)[:, None]

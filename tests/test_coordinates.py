@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from annotator import coordinates
 from annotator.coordinates import CropFrame
+from tests.support.pinhole import project_pinhole
 
 reals = st.floats(-500, 500, allow_nan=False, width=32)
 sizes = st.floats(1, 500, allow_nan=False, width=32)
@@ -299,7 +300,7 @@ def test_camera_translation_recovers_a_true_pinhole_camera():
     rng, points = _hands(0)
     truth = np.stack([rng.normal(0, 100, 4), rng.normal(0, 100, 4), rng.uniform(400, 900, 4)], 1)
     focal, centre = np.array([500.0, 800, 640, 1200]), np.array([[320.0, 240]] * 4)
-    pixels = coordinates.project_pinhole(points, truth, focal, centre)
+    pixels = project_pinhole(points, truth, focal, centre)
     np.testing.assert_allclose(
         coordinates.camera_translation(points, pixels, focal, centre), truth, rtol=1e-6
     )
@@ -329,9 +330,7 @@ def test_camera_translation_is_the_best_in_pixels(distance_mm, angle_deg):
 
         def errors(t, b=b):
             one = slice(b, b + 1)
-            return (
-                coordinates.project_pinhole(points[one], t[None], focal[one], centre[one]) - pixels[one]
-            ).ravel()
+            return (project_pinhole(points[one], t[None], focal[one], centre[one]) - pixels[one]).ravel()
 
         best = least_squares(errors, got[b] * 1.1).x
         ours, theirs = np.square(errors(got[b])).sum(), np.square(errors(best)).sum()
@@ -356,6 +355,6 @@ def test_pinhole_reproduces_weak_perspective_within_the_stated_error(photo_is_cr
         crop = CropFrame(centre + aside_px, np.full(4, side / 2), np.zeros(4, bool))
         turned = coordinates.camera_from_crop(points, crop.axes(centre, focal))
         cam_t = coordinates.camera_translation(turned, pixels, focal, centre)
-        back = coordinates.project_pinhole(turned, cam_t, focal, centre)
+        back = project_pinhole(turned, cam_t, focal, centre)
         worst = max(worst, np.linalg.norm(back - pixels, axis=-1).mean(1).max() / side)
     assert worst < (0.025 if photo_is_crop else 0.08)

@@ -10,7 +10,6 @@ import pytest
 import roma
 import torch
 
-from annotator import coordinates
 from annotator.hand import load_hand
 from annotator.hand.few_vertices import few_vertices
 from annotator.hand.layer import HandLayer
@@ -18,6 +17,7 @@ from annotator.model.landmarker import normalised
 from annotator.model.prior_net import PriorNet
 from annotator.quality.metrics import pa_mpjpe
 from tests.support import mano_file
+from tests.support.pinhole import project_pinhole
 from trainer.inverse_kinematics import (
     DrawnLandmarks,
     InverseKinematicsConfig,
@@ -68,9 +68,7 @@ def test_a_hand_of_few_vertices_moves_like_the_full_one(name, tmp_path):
 def test_joints_are_seen_where_a_pinhole_camera_shows_them(source):
     hands = draw_hands(source.poses, source.layer, Pool(keys(5, torch.arange(50))))
     focal = hands.focal.numpy()
-    shown = coordinates.project_pinhole(
-        hands.joints3d_mm.numpy(), hands.cam_t_mm.numpy(), focal, np.zeros((50, 2))
-    )
+    shown = project_pinhole(hands.joints3d_mm.numpy(), hands.cam_t_mm.numpy(), focal, np.zeros((50, 2)))
     landmarks, axes = seen_joints(hands)
     per_mm = (focal / hands.cam_t_mm[:, 2].numpy())[:, None, None]
     np.testing.assert_allclose(landmarks[..., :2].numpy() * per_mm, shown, atol=1e-4)
