@@ -1,4 +1,4 @@
-"""The `amvur` command: parses, calls one function per command, prints. Heavy imports happen inside commands."""
+"""The `amvur` command line: parse, call one function per command, print. Heavy imports are inside commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app = typer.Typer(
 
 
 class ExportFormat(str, Enum):
-    """What labels can be exported to."""
+    """Export formats."""
 
     coco = "coco"
     freihand = "freihand"
@@ -39,7 +39,7 @@ class ExportFormat(str, Enum):
 
 
 class Side(str, Enum):
-    """Which hands the photos show."""
+    """Sides of the hands in the photos."""
 
     auto = "auto"
     left = "left"
@@ -47,7 +47,7 @@ class Side(str, Enum):
 
 
 class Search(str, Enum):
-    """How long the detector searches a photo without a hand."""
+    """Effort of the detector's search."""
 
     quick = "quick"
     thorough = "thorough"
@@ -55,46 +55,50 @@ class Search(str, Enum):
 
 Checkpoint = Annotated[
     str,
-    typer.Option(help="A .safetensors checkpoint (path or URL), 'default', 'fast', or untrained:NAME."),
+    typer.Option(
+        help="Checkpoint: 'default', 'fast', untrained:NAME, or path or URL of a .safetensors file."
+    ),
 ]
-Hand = Annotated[str | None, typer.Option(help="Hand model: 'open', or 'mano:PATH' of your MANO_RIGHT.pkl.")]
-Sides = Annotated[Side, typer.Option(help="Which hands the photos show; 'auto' asks the network.")]
+Hand = Annotated[str | None, typer.Option(help="Hand model: 'open' or 'mano:PATH' (your MANO_RIGHT.pkl).")]
+Sides = Annotated[
+    Side, typer.Option(help="Side of the hands. 'auto': from the list, the detector or the network.")
+]
 
 
 Photos = Annotated[
     str,
     typer.Argument(
-        help="A folder, a glob, a list (.txt, .csv, .json, .jsonl, .parquet), a tar, a Parquet file with photos, or a "
-        "video; a path or URL."
+        help="Folder, glob, list (.txt, .csv, .json, .jsonl, .parquet), tar, Parquet file with photos or video; path "
+        "or URL."
     ),
 ]
-Labels = Annotated[
-    str, typer.Argument(help="The label folder, a path or URL; an unfinished one is gone on with.")
-]
+Labels = Annotated[str, typer.Argument(help="Output label folder, path or URL. An unfinished run resumes.")]
 Address = Annotated[
     str | None,
-    typer.Option(help="A Ray cluster: 'auto', or http(s)://HOST:8265 to submit this as a job."),
+    typer.Option(
+        help="Ray cluster: 'auto' joins this machine's cluster; http(s)://HOST:8265 submits the command."
+    ),
 ]
 JobAddress = Annotated[
-    str | None, typer.Option(help="http(s)://HOST:8265 of a Ray cluster, to submit this as a job.")
+    str | None, typer.Option(help="Ray cluster to submit the command to: http(s)://HOST:8265.")
 ]
-EveryFrames = Annotated[int, typer.Option(min=1, help="Of a video, each so-many-th frame.")]
-MaxHands = Annotated[int, typer.Option(min=1, help="Hands a photo, at most, that the detector looks for.")]
+EveryFrames = Annotated[int, typer.Option(min=1, help="Use every Nth video frame.")]
+MaxHands = Annotated[int, typer.Option(min=1, help="Maximum hands per photo, for the detector.")]
 SearchOption = Annotated[
     Search,
     typer.Option(
-        help="thorough: where the detector finds nothing, it looks again at the turned photo and at tiles of it, for "
-        "small, sideways and upside-down hands. Only photos without a hand take longer."
+        help="'thorough': search photos without a detected hand again, turned and in tiles, for small, sideways and "
+        "upside-down hands. Only these photos take longer."
     ),
 ]
 Relabel = Annotated[
     str | None,
     typer.Option(
-        help='Do photos with such a row again, such as "status != ok" or "reason == missing", and nothing else.'
+        help='Only label photos again with a matching row, for example "status != ok" or "reason == missing".'
     ),
 ]
-ShardSize = Annotated[int, typer.Option(min=1, help="Photos a label file.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+ShardSize = Annotated[int, typer.Option(min=1, help="Photos per label file.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Estimate photos, time and size without labelling.")]
 
 
 @app.command(epilog="Example: amvur annotate photos/ labels/")
@@ -107,27 +111,24 @@ def annotate(
     detector: Annotated[
         str | None,
         typer.Option(
-            help="MediaPipe's hand_landmarker.task (path or URL), or 'mediapipe' where it lies in this folder: finds "
-            "the hands; without, a photo is one's crop."
+            help="Detect hands with MediaPipe's hand_landmarker.task: path, URL, or 'mediapipe' for the file in this "
+            "folder. Default: each photo is the crop of one hand."
         ),
     ] = None,
     max_hands: MaxHands = 2,
     search: SearchOption = Search.quick,
     boxes: Annotated[
-        str | None, typer.Option(help="Where the hands are: a list with boxes, or what `amvur detect` wrote.")
+        str | None,
+        typer.Option(help="Boxes of the hands: a list with boxes, or a label folder of `amvur detect`."),
     ] = None,
     boxes_normalised: Annotated[
         bool,
-        typer.Option(
-            "--boxes-normalised", help="Boxes of a list are fractions of the photo's width and height."
-        ),
+        typer.Option("--boxes-normalised", help="Boxes are fractions of the photo's width and height."),
     ] = False,
     every: EveryFrames = 1,
     samples: Annotated[
         int,
-        typer.Option(
-            min=0, help="Meshes to draw for each hand from its predicted distribution, 3.6 KB each."
-        ),
+        typer.Option(min=0, help="Meshes to draw per hand from its predicted distribution, 3.6 KB each."),
     ] = 0,
     hand_length_mm: Annotated[
         float | None,
@@ -137,30 +138,31 @@ def annotate(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Models at work; default one a GPU, else one a core.")
+        int | None, typer.Option(min=1, help="Model workers. Default: one per GPU, otherwise one per core.")
     ] = None,
     decoders: Annotated[
         int | None,
-        typer.Option(min=1, help="Shards decoded at once; default at most one a core."),
+        typer.Option(min=1, help="Shards decoded at once. Default: at most one per core."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads a model; default all cores, shared out.")
+        int | None, typer.Option(min=1, help="CPU threads per model. Default: cores divided by models.")
     ] = None,
     gpus_per_worker: Annotated[
-        float, typer.Option(min=0.01, help="A part, such as 0.5, for several models on one GPU.")
+        float,
+        typer.Option(min=0.01, help="GPUs per model. A fraction such as 0.5 puts several models on one GPU."),
     ] = 1.0,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Photos a forward pass; default 32, on GPUs found by trying.")
+        int | None, typer.Option(min=1, help="Photos per forward pass. Default: 32, measured on GPUs.")
     ] = None,
     shard_size: ShardSize = 256,
     address: Address = None,
     relabel: Relabel = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Label every photo of a collection. Run it again to go on where it stopped."""
-    from annotator.job.resources import ComputeOptions
+    """Label every photo of a collection. Run it again to resume."""
+    from annotator.job.options import ComputeOptions
 
-    _submit_to(address, photos, labels, *_there(checkpoint, detector, boxes))
+    _submit_to(address, photos, labels, *_existing(checkpoint, detector, boxes))
     options: dict[str, Any] = {
         "checkpoint": checkpoint,
         "hand": hand,
@@ -176,7 +178,7 @@ def annotate(
     }
     if dry_run and relabel:
         raise UserError(
-            "--dry-run says what is left to label, and --relabel does what is done already: give one"
+            "--dry-run estimates unlabelled photos, and --relabel labels photos again: give one of them"
         )
     if dry_run:
         from annotator.commands.estimate import estimate
@@ -194,17 +196,17 @@ def annotate(
 def synth(
     out: Annotated[
         Path,
-        typer.Argument(help="Folder for the photos (out/images) and their true labels (out/truth.parquet)."),
+        typer.Argument(help="Output folder for photos (images/) and true labels (truth.parquet)."),
     ],
-    count: Annotated[int, typer.Option(min=1, help="How many hands.")] = 36,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same photos.")] = 0,
-    size_px: Annotated[int, typer.Option(min=32, max=1024, help="Side of a photo.")] = 256,
+    count: Annotated[int, typer.Option(min=1, help="Number of hands.")] = 36,
+    seed: Annotated[int, typer.Option(help="Random seed. Equal seeds draw equal photos.")] = 0,
+    size_px: Annotated[int, typer.Option(min=32, max=1024, help="Side of a photo in pixels.")] = 256,
     sequences: Annotated[
-        int, typer.Option(min=0, help="Draw so many sequences of moving hands, `count` frames each.")
+        int, typer.Option(min=0, help="Draw this many sequences of moving hands, with --count frames each.")
     ] = 0,
     address: JobAddress = None,
 ) -> None:
-    """Draw photos of synthetic hands, or with --sequences of hands that move."""
+    """Draw photos of synthetic hands, or sequences of moving hands."""
     from trainer.synth import write_photos
 
     _submit_to(address, str(out))
@@ -227,23 +229,25 @@ def detect(
     out: Labels,
     model: Annotated[
         str | None,
-        typer.Option(help="Path or URL of MediaPipe's hand_landmarker.task; default the one in this folder."),
+        typer.Option(help="MediaPipe's hand_landmarker.task, path or URL. Default: the file in this folder."),
     ] = None,
     max_hands: MaxHands = 2,
     search: SearchOption = Search.quick,
-    world_joints: Annotated[bool, typer.Option(help="Also keep the detector's guess of 3D joints.")] = False,
+    world_joints: Annotated[
+        bool, typer.Option(help="Also write the detector's estimate of 3D joints.")
+    ] = False,
     every: EveryFrames = 1,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
     shard_size: ShardSize = 256,
     address: Address = None,
     relabel: Relabel = None,
 ) -> None:
-    """Find boxes, sides and 2D joints of hands with MediaPipe: weak labels of real photos."""
+    """Detect boxes, sides and 2D joints of hands with MediaPipe."""
     from annotator.commands.detect import detect as find
-    from annotator.job.resources import ComputeOptions
+    from annotator.job.options import ComputeOptions
 
-    _submit_to(address, photos, out, *_there(model))
-    with photos_bar("looking", "hands") as on_progress:
+    _submit_to(address, photos, out, *_existing(model))
+    with photos_bar("detecting", "hands") as on_progress:
         record = find(
             photos,
             out,
@@ -257,7 +261,7 @@ def detect(
             on_progress=on_progress,
         )
     _print_outcomes(record)
-    typer.echo(f"{record.photos} photos looked at, hands in {out}")
+    typer.echo(f"{record.photos} photos searched, hands in {out}")
     _exit_if_failed(record)
 
 
@@ -265,28 +269,24 @@ def detect(
 def fit(
     found: Annotated[
         str,
-        typer.Argument(
-            help="What `amvur detect` wrote, or a .json file with hand keypoints in COCO's layout."
-        ),
+        typer.Argument(help="Label folder of `amvur detect`, or a COCO .json file with hand keypoints."),
     ],
     labels: Labels,
-    images: Annotated[
-        str | None, typer.Option(help="Of COCO: the folder or URL that its file names start from.")
-    ] = None,
+    images: Annotated[str | None, typer.Option(help="Folder or URL of the photos in a COCO file.")] = None,
     hand: Annotated[
-        str, typer.Option(help="Hand model: 'open', or 'mano:PATH' of your MANO_RIGHT.pkl.")
+        str, typer.Option(help="Hand model: 'open' or 'mano:PATH' (your MANO_RIGHT.pkl).")
     ] = "open",
-    config: Annotated[str, typer.Option(help="A fit configuration's name or .yaml file.")] = "default",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
+    config: Annotated[str, typer.Option(help="Name or .yaml file of a fit configuration.")] = "default",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
     shard_size: ShardSize = 256,
     address: Address = None,
     relabel: Relabel = None,
 ) -> None:
-    """Fit meshes to landmarks that are there already. Run it again to resume where it stopped."""
+    """Fit hand meshes to existing landmarks. Run it again to resume."""
     from annotator.commands.fit import fit as fit_hands
-    from annotator.job.resources import ComputeOptions
+    from annotator.job.options import ComputeOptions
 
-    _submit_to(address, found, labels, *_there(images))
+    _submit_to(address, found, labels, *_existing(images))
     with photos_bar("fitting", "hands") as on_progress:
         record = fit_hands(
             found,
@@ -306,34 +306,32 @@ def fit(
 @app.command(epilog="Example: amvur track clip-labels/ tracked/")
 def track(
     labels: Annotated[
-        str, typer.Argument(help="A label folder of videos, or of a list with a `sequence` column.")
+        str, typer.Argument(help="Label folder of videos, or of a list with a `sequence` column.")
     ],
-    out: Annotated[
-        str, typer.Argument(help="The tracked label folder, a path or URL; an unfinished one resumes.")
-    ],
+    out: Annotated[str, typer.Argument(help="Output label folder, path or URL. An unfinished run resumes.")],
     max_gap: Annotated[
-        int, typer.Option(min=0, help="Frames that a hand may be missing for; they are filled.")
+        int, typer.Option(min=0, help="Maximum number of missing frames in a track; they are filled.")
     ] = 10,
     hand: Annotated[
-        str, typer.Option(help="Hand model of the labels: 'open', or 'mano:PATH' of your MANO_RIGHT.pkl.")
+        str, typer.Option(help="Hand model of the labels: 'open' or 'mano:PATH' (your MANO_RIGHT.pkl).")
     ] = "open",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Sequences per label file.")] = 1,
     address: Address = None,
 ) -> None:
-    """Join hands over the frames of videos and smooth their motion. Run it again to resume where it stopped."""
+    """Join hands across video frames and smooth their motion. Run it again to resume."""
     from annotator.commands.track import track as track_hands
-    from annotator.job.resources import ComputeOptions
+    from annotator.job.options import ComputeOptions
 
     _submit_to(address, labels, out)
-    with photos_bar("tracking", "hands") as told:
+    with photos_bar("tracking", "hands") as on_progress:
         record = track_hands(
             labels,
             out,
             max_gap=max_gap,
             hand=hand,
             compute=ComputeOptions(workers, shard_size=shard_size, address=address),
-            on_progress=told,
+            on_progress=on_progress,
         )
     _print_outcomes(record)
     typer.echo(f"{record.photos} frames in {out}; '{labels}' is unchanged")
@@ -343,29 +341,29 @@ def track(
 @app.command(epilog="Example: amvur convert synth:hands/ examples/")
 def convert(
     source: Annotated[
-        str, typer.Argument(help="KIND:PATH, KIND being freihand, ho3d, coco, labels or synth.")
+        str, typer.Argument(help="KIND:PATH, where KIND is freihand, ho3d, coco, labels or synth.")
     ],
-    out: Annotated[str, typer.Argument(help="A new folder or URL for the examples.")],
+    out: Annotated[str, typer.Argument(help="Output folder or URL, new.")],
     hand: Annotated[
-        str, typer.Option(help="'open', or 'mano:PATH' for meshes of FreiHAND and HO3D.")
+        str, typer.Option(help="Hand model: 'open', or 'mano:PATH' for meshes of FreiHAND and HO3D.")
     ] = "open",
     split: Annotated[str | None, typer.Option(help="'train' (default) or 'evaluation'.")] = None,
     images: Annotated[
-        str | None, typer.Option(help="Folder of the photos, where coco or labels don't lead to them.")
+        str | None, typer.Option(help="Folder of the photos, if coco or labels do not hold their paths.")
     ] = None,
     empty: Annotated[
-        float, typer.Option(help="Of labels: squares without a hand, from this share of the photos.")
+        float, typer.Option(help="Also cut squares without a hand from this share of the photos (labels).")
     ] = 0.0,
     outline: Annotated[
         bool,
-        typer.Option(help="Hands before a plain wall: find their masks by colour, for augment.backdrop."),
+        typer.Option(help="Find masks of hands before a plain wall by colour, for augment.backdrop."),
     ] = False,
     address: JobAddress = None,
 ) -> None:
-    """Turn a data set, labels or synthetic photos into training examples."""
+    """Convert a data set, labels or synthetic photos to training examples."""
     from trainer.convert.convert import convert as to_examples
 
-    _submit_to(address, source.partition(":")[2], out, *_there(images))
+    _submit_to(address, source.partition(":")[2], out, *_existing(images))
     summary = to_examples(source, out, hand, split, images, empty, outline)
     for reason, count in summary.left_out.items():
         typer.echo(f"left out  {count}  {reason}")
@@ -379,65 +377,67 @@ def train(
     config: Annotated[
         str,
         typer.Argument(
-            help="A configuration's name (supervised, weak, paper/supervised, ...) or .yaml file."
+            help="Name (supervised, weak, paper/supervised, ...) or .yaml file of a configuration."
         ),
     ],
-    out: Annotated[str, typer.Argument(help="Folder or URL of the run; an unfinished one is gone on with.")],
+    out: Annotated[str, typer.Argument(help="Output folder or URL. An unfinished run resumes.")],
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Examples to train on instead of the configuration's: a folder, a URL or 'synth'."),
+        typer.Option(help="Training examples instead of the configuration's: folder, URL or 'synth'."),
     ] = None,
     hand: Hand = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Another value of a setting: steps=100, loss.texture=0.")
+        list[str] | None, typer.Option("--set", help="Change a setting: steps=100, loss.texture=0.")
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Workers; default one a GPU, else one. More than one: Ray Train."),
+        typer.Option(
+            min=1, help="Training workers. Default: one per GPU, otherwise one. Several use Ray Train."
+        ),
     ] = None,
     address: Address = None,
-    local: Annotated[bool, typer.Option("--local", help="This process alone, in plain torch.")] = False,
-    device: Annotated[str | None, typer.Option(help="With --local: cpu, cuda, cuda:1.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="Train in this process, without Ray.")] = False,
+    device: Annotated[str | None, typer.Option(help="Device with --local: cpu, cuda, cuda:1.")] = None,
 ) -> None:
-    """Train a network. Run it again to go on where it stopped."""
+    """Train a network. Run it again to resume."""
     from trainer.config import read_train_config
     from trainer.launch import run_training
 
     chosen = read_train_config(config, data or [], hand, settings or [])
     with training_bar() as on_progress:
-        job_code = run_training(chosen, out, workers, address, local, device, on_progress, _as_it_comes)
-    if job_code is not None:  # it said all there is to say
+        job_code = run_training(chosen, out, workers, address, local, device, on_progress, _print_piece)
+    if job_code is not None:  # a submission prints its own log
         raise typer.Exit(job_code)
     typer.echo(f"trained {chosen.steps} steps; the model is {out.rstrip('/')}/model.safetensors")
 
 
-Examples = Annotated[str, typer.Argument(help="Examples that `amvur convert` wrote, or 'synth'.")]
-First = Annotated[int, typer.Option(min=0, help="Number of the first example.")]
-Count = Annotated[int, typer.Option(min=0, help="How many examples; 0 = all (of synth: 1000).")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default a GPU if there is one.")]
+Examples = Annotated[str, typer.Argument(help="Examples of `amvur convert`, or 'synth'.")]
+First = Annotated[int, typer.Option(min=0, help="Index of the first example.")]
+Count = Annotated[int, typer.Option(min=0, help="Number of examples; 0 = all (1000 for synth).")]
+Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1. Default: a GPU if available.")]
 
 
 @app.command(epilog="Example: amvur evaluate run/model.safetensors synth results/")
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A .safetensors checkpoint, 'default' or 'fast'.")],
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint: a .safetensors file, 'default' or 'fast'.")],
     examples: Examples,
-    out: Annotated[str, typer.Argument(help="Folder or URL for the results.")],
+    out: Annotated[str, typer.Argument(help="Output folder or URL.")],
     hand: Hand = None,
     first: First = 0,
     count: Count = 0,
     device: Device = None,
     submission: Annotated[
-        str | None, typer.Option(help="Also a benchmark's files: freihand, ho3d_v2 or ho3d_v3.")
+        str | None, typer.Option(help="Also write submission files: freihand, ho3d_v2 or ho3d_v3.")
     ] = None,
     address: JobAddress = None,
 ) -> None:
-    """Hold a checkpoint against the truth: errors, what its uncertainty is worth, submission files."""
-    _submit_to(address, *_there(checkpoint, examples), out)
-    from trainer.evaluation.evaluate import evaluate as judge
+    """Evaluate accuracy and uncertainty of a checkpoint."""
+    _submit_to(address, *_existing(checkpoint, examples), out)
+    from trainer.evaluation.evaluate import evaluate as measure
     from trainer.evaluation.results import table_rows
 
-    with counting_bar("judging") as on_progress:
-        summary = judge(checkpoint, examples, out, hand, first, count, device, submission, on_progress)
+    with counting_bar("evaluating") as on_progress:
+        summary = measure(checkpoint, examples, out, hand, first, count, device, submission, on_progress)
     if summary is None:
         typer.echo("these examples have no targets: nothing to measure")
     else:
@@ -447,50 +447,52 @@ def evaluate(
 
 @app.command(epilog="Example: amvur calibrate run/model.safetensors synth calibrated.safetensors")
 def calibrate(
-    checkpoint: Annotated[str, typer.Argument(help="A .safetensors checkpoint.")],
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint: a .safetensors file.")],
     examples: Examples,
-    out: Annotated[str, typer.Argument(help="Where the calibrated checkpoint goes; may be the same file.")],
+    out: Annotated[str, typer.Argument(help="Output checkpoint; may be the same file.")],
     hand: Hand = None,
     first: First = 0,
     count: Count = 0,
     device: Device = None,
     address: JobAddress = None,
 ) -> None:
-    """Fit the uncertainties to errors on examples that the checkpoint was not trained on."""
-    _submit_to(address, *_there(checkpoint, examples), out)
+    """Calibrate uncertainties on held-out examples."""
+    _submit_to(address, *_existing(checkpoint, examples), out)
     from trainer.evaluation.evaluate import calibrate as fit
 
     with counting_bar("predicting") as on_progress:
-        found = fit(checkpoint, examples, out, hand, first, count, device, on_progress)
-    for name, formula in found.table():
+        calibration = fit(checkpoint, examples, out, hand, first, count, device, on_progress)
+    for name, formula in calibration.table():
         typer.echo(f"{name:<22}  {formula}")
-    typer.echo(f"calibrated on {found.fitted_on}: {out}")
+    typer.echo(f"calibrated on {calibration.fitted_on}: {out}")
 
 
 @app.command("filter", epilog="Example: amvur filter labels/ best/ --keep-best 0.5")
 def filter_(
-    labels: Annotated[str, typer.Argument(help="A label folder, a path or URL.")],
-    out: Annotated[str, typer.Argument(help="A new label folder; with --list a new text file.")],
+    labels: Annotated[str, typer.Argument(help="Label folder, path or URL.")],
+    out: Annotated[str, typer.Argument(help="New label folder; with --list a new text file.")],
     max_joint_std_mm: Annotated[
-        float | None, typer.Option(help="Keep hands whose least sure joint has no larger std.")
+        float | None, typer.Option(help="Keep hands whose largest joint std is at most this.")
     ] = None,
-    keep_best: Annotated[float | None, typer.Option(help="Keep this share of them, the surest.")] = None,
-    per: Annotated[str | None, typer.Option(help="Keep that share of each value of this column.")] = None,
+    keep_best: Annotated[
+        float | None, typer.Option(help="Keep this share of the hands, those with the lowest std.")
+    ] = None,
+    per: Annotated[str | None, typer.Option(help="Apply --keep-best per value of this column.")] = None,
     where: Annotated[
         str | None,
-        typer.Option(help='Keep rows that meet this, such as "is_right and detection_score > 0.9".'),
+        typer.Option(help='Keep rows that match, for example "is_right and detection_score > 0.9".'),
     ] = None,
-    as_list: Annotated[bool, typer.Option("--list", help="Write the photos' uris, one a line.")] = False,
+    as_list: Annotated[bool, typer.Option("--list", help="Write the photos' uris, one per line.")] = False,
     sort: Annotated[
-        bool, typer.Option(help="Sort each file by std in small row groups, for later filters to skip.")
+        bool, typer.Option(help="Sort each file by std in small row groups, so that later filters read less.")
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Files at once; default this process, or all cores for much data."),
+        typer.Option(min=1, help="Files at once. Default: one, or all cores for large label sets."),
     ] = None,
     address: Address = None,
 ) -> None:
-    """Keep the labels that are good enough, as a new label folder or a list of photos."""
+    """Keep the best labels, as a new label folder or a list of photos."""
     from annotator.commands.filter import Keep, filter_labels
 
     _submit_to(address, labels, out)
@@ -507,37 +509,37 @@ def filter_(
             on_progress=on_progress,
         )
     _print_table(filtered.table())
-    typer.echo(f"{filtered.kept} {'rows led to the photos in' if as_list else 'rows in'} {out}")
+    typer.echo(f"{filtered.kept} {'rows kept, their photos listed in' if as_list else 'rows in'} {out}")
 
 
 @app.command(epilog="Example: amvur export labels/ hands.json --to coco")
 def export(
-    labels: Annotated[str, typer.Argument(help="A label folder, a path or URL.")],
-    out: Annotated[
-        str, typer.Argument(help="A new .json (coco) or .csv file, or a new folder; a path or URL.")
-    ],
-    to: Annotated[ExportFormat, typer.Option(help="The format; docs/export.md says what each holds.")],
+    labels: Annotated[str, typer.Argument(help="Label folder, path or URL.")],
+    out: Annotated[str, typer.Argument(help="New .json (coco) or .csv file, or new folder; path or URL.")],
+    to: Annotated[ExportFormat, typer.Option(help="Format; see docs/export.md.")],
     where: Annotated[
         str | None,
-        typer.Option(help='Only rows that meet this, such as "is_right and detection_score > 0.9".'),
+        typer.Option(help='Export rows that match, for example "is_right and detection_score > 0.9".'),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=0, help="So many hands at most; 0 = all. Default 1000 for glb and ply, else all."),
+        typer.Option(
+            min=0, help="Maximum number of hands; 0 = all. Default: 1000 for glb and ply, otherwise all."
+        ),
     ] = None,
     colour: Annotated[
-        str | None, typer.Option(help="Of glb and ply: 'texture' (default), or 'std', each vertex's.")
+        str | None, typer.Option(help="Vertex colours of glb and ply: 'texture' (default) or 'std'.")
     ] = None,
     samples: Annotated[
         bool,
-        typer.Option("--samples", help="Of glb and ply: also the meshes that `annotate --samples` drew."),
+        typer.Option("--samples", help="Also export drawn meshes (of `annotate --samples`) to glb and ply."),
     ] = False,
     order: Annotated[
-        str | None, typer.Option(help="HO3D's evaluation.txt, where it does not lie with the photos.")
+        str | None, typer.Option(help="HO3D's evaluation.txt, if it is not beside the photos.")
     ] = None,
     address: JobAddress = None,
 ) -> None:
-    """Write labels as other tools read them: keypoints, meshes, tables, submissions."""
+    """Export labels for other tools: keypoints, meshes, tables, submissions."""
     from annotator.export import export_labels
 
     _submit_to(address, labels, out, order)
@@ -562,30 +564,32 @@ def export(
 
 @app.command(epilog="Example: amvur report labels/")
 def report(
-    labels: Annotated[str, typer.Argument(help="A label folder, a path or URL.")],
+    labels: Annotated[str, typer.Argument(help="Label folder, path or URL.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder on disk; default LABELS/report, of a URL's labels NAME-report here."),
+        typer.Option(
+            help="Output folder on disk. Default: LABELS/report, or NAME-report in this folder for a URL."
+        ),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many hands to show, with their meshes.")] = 48,
+    count: Annotated[int, typer.Option(min=1, help="Number of hands to show, with meshes.")] = 48,
     truth: Annotated[
         str | None,
-        typer.Option(help="True joints to measure errors by, such as the truth.parquet of `amvur synth`."),
+        typer.Option(help="True joints to measure errors, such as the truth.parquet of `amvur synth`."),
     ] = None,
 ) -> None:
-    """A page that opens from disk: outcomes, uncertainty, the surest and least sure hands, meshes to turn."""
+    """Write an HTML page: outcomes, uncertainty, best and worst hands, meshes to rotate."""
     from annotator.report import write_report
 
-    typer.echo(f"look at {write_report(labels, out, count, truth)}")
+    typer.echo(f"report: {write_report(labels, out, count, truth)}")
 
 
 @app.command(epilog="Example: amvur demo demo/")
 def demo(
-    out: Annotated[Path, typer.Argument(help="Folder for photos, labels and report.")] = Path("demo"),
-    count: Annotated[int, typer.Option(min=1, help="How many hands.")] = 36,
+    out: Annotated[Path, typer.Argument(help="Output folder for photos, labels and report.")] = Path("demo"),
+    count: Annotated[int, typer.Option(min=1, help="Number of hands.")] = 36,
     show: Annotated[bool, typer.Option(help="Open the report in a browser.")] = True,
 ) -> None:
-    """Draw hands, label them and open the report: the whole of amvur in a minute."""
+    """Draw hands, label them and open the report, in about a minute."""
     from annotator.report import write_report
     from trainer.synth import write_photos
 
@@ -594,78 +598,83 @@ def demo(
     record = _annotate(str(out / "images"), str(out / "predicted"))
     _print_record(str(out / "predicted"), record)
     page = write_report(str(out / "predicted"), out / "report", 24).resolve()
-    typer.echo(f"look at {page}")
+    typer.echo(f"report: {page}")
     if show:
         typer.launch(page.as_uri())
 
 
 @app.command(epilog="Example: amvur doctor --store s3://bucket/labels")
 def doctor(
-    store: Annotated[str | None, typer.Option(help="URL of a folder to read and write.")] = None,
-    hand: Annotated[str | None, typer.Option(help="'mano:PATH' of your MANO_RIGHT.pkl.")] = None,
-    model: Annotated[str | None, typer.Option(help="Path or URL of hand_landmarker.task.")] = None,
+    store: Annotated[str | None, typer.Option(help="URL of a folder to test reading and writing.")] = None,
+    hand: Annotated[str | None, typer.Option(help="'mano:PATH' (your MANO_RIGHT.pkl) to test.")] = None,
+    model: Annotated[str | None, typer.Option(help="hand_landmarker.task to test, path or URL.")] = None,
 ) -> None:
-    """Try every part of amvur once: what works here, what does not, and what to do about it."""
+    """Check every part of amvur on this machine and print fixes."""
     from annotator.commands.doctor import examine
 
     marks = {"ok": "ok", "absent": "-", "broken": "BROKEN"}
     bad = 0
     for finding in examine(store, hand, model):
         bad += finding.is_bad
-        typer.echo(f"{finding.part:<16} {marks[finding.state]:<7} {finding.said}")
+        typer.echo(f"{finding.part:<16} {marks[finding.state]:<7} {finding.message}")
     if bad:
         raise typer.Exit(1)
 
 
-jobs_app = typer.Typer(help="The jobs that --address http(s)://... submitted.", no_args_is_help=True)
+jobs_app = typer.Typer(
+    help="List, follow and stop commands submitted with --address http(s)://...", no_args_is_help=True
+)
 app.add_typer(jobs_app, name="jobs")
 
 Dashboard = Annotated[
-    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="http(s)://HOST:8265 of the cluster's head.")
+    str,
+    typer.Option(
+        envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the cluster's head: http(s)://HOST:8265."
+    ),
 ]
-JobId = Annotated[str, typer.Argument(help="The id that was printed when the job was submitted.")]
+JobId = Annotated[str, typer.Argument(help="Id that was printed on submission.")]
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 
 
 @jobs_app.command("list", epilog="Example: amvur jobs list --address http://head:8265")
 def jobs_list(address: Dashboard = LOCAL_DASHBOARD) -> None:
-    """The cluster's jobs of amvur, the newest first: id, state, when it began, what it runs."""
-    from annotator.runtime.submission import jobs_table
+    """List submissions of amvur, newest first: id, state, start, command."""
+    from annotator.runtime.submission import submissions_table
 
-    _print_table(jobs_table(address))
+    _print_table(submissions_table(address))
 
 
 @jobs_app.command("logs", epilog="Example: amvur jobs logs raysubmit_abc --address http://head:8265")
 def jobs_logs(job: JobId, address: Dashboard = LOCAL_DASHBOARD) -> None:
-    """Follow a job's log to its end; Ctrl-C leaves the job running. Ends with the job's exit code."""
-    from annotator.runtime.submission import follow_job
+    """Follow a submission's log. Ctrl-C leaves it running. The exit code is the submission's."""
+    from annotator.runtime.submission import follow_submission
 
-    raise typer.Exit(follow_job(address, job, _as_it_comes))
+    raise typer.Exit(follow_submission(address, job, _print_piece))
 
 
 @jobs_app.command("stop", epilog="Example: amvur jobs stop raysubmit_abc --address http://head:8265")
 def jobs_stop(job: JobId, address: Dashboard = LOCAL_DASHBOARD) -> None:
-    """Stop a job; the same command submitted again goes on where it was."""
-    from annotator.runtime.submission import stop_job
+    """Stop a submission. Submit the same command again to resume."""
+    from annotator.runtime.submission import stop_submission
 
-    typer.echo(f"job {job}: {stop_job(address, job)}")
+    typer.echo(f"submission {job}: {stop_submission(address, job)}")
 
 
-def _there(*names: str | None) -> list[str]:
-    """Those that name a file or URL."""
+def _existing(*names: str | None) -> list[str]:
+    """Return the names that are URLs or existing files."""
     return [name for name in names if name and ("://" in name or Path(name).exists())]
 
 
 def _submit_to(address: str | None, *places: str | None) -> None:
-    """If an address is one that jobs are submitted to, run this very command there and end with its exit code."""
-    from annotator.runtime.submission import is_job_address, submit, without_address
+    """Submit this command if the address is a dashboard, and exit with the submission's exit code."""
+    from annotator.runtime.submission import is_dashboard_address, submit, without_address
 
-    if address and is_job_address(address):
+    if address and is_dashboard_address(address):
         arguments = without_address(
             sys.argv[1:], "auto" if sys.argv[1] in ("annotate", "detect", "fit", "filter") else None
         )
         raise typer.Exit(
-            submit(address, arguments, _as_it_comes, places=[place for place in places if place])
+            submit(address, arguments, _print_piece, places=[place for place in places if place])
         )
 
 
@@ -677,7 +686,7 @@ def _annotate(photos: str, labels: str, **settings: Any) -> RunRecord:
         return label(photos, labels, **settings, on_progress=on_progress)
 
 
-def _as_it_comes(text: str) -> None:
+def _print_piece(text: str) -> None:
     typer.echo(text, nl=False)
 
 
@@ -695,41 +704,41 @@ def _print_outcomes(record: RunRecord) -> None:
         typer.echo(f"failed  {uri}  {error}")
     failed = sum(count for outcome, count in record.outcomes.items() if outcome.startswith("failed"))
     if failed > len(record.failed) > 0:
-        typer.echo(f"and {failed - len(record.failed)} more: the rows whose status is 'failed'")
+        typer.echo(f"and {failed - len(record.failed)} more: see rows with status 'failed'")
     if record.retries:
-        often = ", ".join(f"{count} after {cause}" for cause, count in sorted(record.retries.items()))
-        typer.echo(f"tried again: {often}")
+        causes = ", ".join(f"{count} after {cause}" for cause, count in sorted(record.retries.items()))
+        typer.echo(f"retries: {causes}")
     if record.skipped_files:
         some = [repr(name)[1:-1] for name in record.skipped_names]
         if record.skipped_files > len(some):
             some.append("...")
         typer.echo(
-            f"{record.skipped_files} left out, being no photos or not readable folders: {', '.join(some)}"
+            f"{record.skipped_files} files skipped, not photos or unreadable folders: {', '.join(some)}"
         )
 
 
 def _print_record(labels: str, record: RunRecord) -> None:
     _print_outcomes(record)
     if record.settings.trained_steps == 0:
-        typer.echo("untrained weights: every hand is the mean hand, with one uncertainty for all")
+        typer.echo("untrained weights: every hand is the mean hand, with one std for all")
     typer.echo(f"{record.photos} photos labelled in {labels}")
 
 
 def _exit_if_failed(record: RunRecord) -> None:
-    """Exit code 3 where some photos failed, which may end otherwise when tried again."""
+    """Exit with code 3 if photos failed, since a retry may label them."""
     failed = sum(count for outcome, count in record.outcomes.items() if outcome.startswith("failed"))
     if failed:
         typer.echo(
-            f'{failed} failed; to try them again: the same command with --relabel "status == failed"',
+            f'{failed} failed; to retry them: the same command with --relabel "status == failed"',
             err=True,
         )
         raise typer.Exit(3)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr and exit code 2.
+    """Run the command line. A user's mistake prints one line on stderr and exits with code 2.
 
-    Where the reader of its output ends first, as `head` does, it ends without a word and with exit code 141.
+    If the reader of stdout closes it first, as `head` does, exit silently with code 141.
     """
     from annotator.runtime.closed_pipe import CLOSED_PIPE_CODE, drop_closed_outputs
 
@@ -738,16 +747,16 @@ def main() -> None:
     except BrokenPipeError as error:
         if drop_closed_outputs():
             sys.exit(CLOSED_PIPE_CODE)
-        _fail(f"the system: {error.strerror or error}")
+        _fail(f"operating system: {error.strerror or error}")
     except SystemExit as stop:
-        if isinstance(stop.__context__, BrokenPipeError):  # of Rich, which prints the pages of --help
+        if isinstance(stop.__context__, BrokenPipeError):  # raised by Rich, which prints --help
             drop_closed_outputs()
             sys.exit(CLOSED_PIPE_CODE)
         raise
 
 
 def _main() -> None:
-    # Typer raises Click's exceptions, from a Click of its own in recent versions; this names them in all.
+    # Recent versions of Typer bundle their own Click; this is the exception class in all versions.
     usage_error: Any = typer.BadParameter.__bases__[0]
     try:
         sys.exit(app(args=sys.argv[1:] or ["--help"], prog_name="amvur", standalone_mode=False))
@@ -756,11 +765,11 @@ def _main() -> None:
     except UserError as error:
         _fail(str(error))
     except usage_error as error:
-        _fail(error.format_message().replace("Value error, ", ""))  # Pydantic's words, for no reader's use
-    except OSError as error:  # a place that can't be read or written, met half-way
-        _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
+        _fail(error.format_message().replace("Value error, ", ""))  # drop Pydantic's prefix
+    except OSError as error:  # a path that cannot be read or written
+        _fail(f"{error.filename or 'operating system'}: {error.strerror or error}")
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("amvur: stopped; the same command goes on where it was", err=True)
+        typer.echo("amvur: stopped; run the same command again to resume", err=True)
         sys.exit(130)
 
 

@@ -1,4 +1,4 @@
-"""Crops in, labels out: the network, left hands, calibration and the frames of a label, without files or Ray."""
+"""Predict labels from crops: the network, left hands, calibration and frames, without files or Ray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from annotator import coordinates
 from annotator.coordinates import CropFrame
 from annotator.errors import UserError
-from annotator.job.stages import joined_columns
+from annotator.job.shard import joined_columns
 from annotator.labels.crop_hands import CropHands, crop_axes, label_columns
 from annotator.labels.finite import rows_of
 from annotator.model.amvur import Gaussian
@@ -30,16 +30,16 @@ from annotator.photos.crops import Crops, Side, crop_photo
 from annotator.photos.decode import Photo, decode_photo, read_photo
 from annotator.runtime.device import device_of
 
-#: Photos a forward pass on a CPU: more do not make it faster.
+#: Photos per forward pass on a CPU; larger batches are not faster.
 CPU_BATCH = 32
 
-#: What the backbone computes in. Vertices move by 0.06 mm on average in float16, by 0.4 mm in bfloat16.
+#: Precision of the backbone. Vertices move by 0.06 mm on average in float16, by 0.4 mm in bfloat16.
 Precision = Literal["float32", "float16", "bfloat16"]
 
-#: What is tried on a GPU, and how much faster the next must be to be worth its memory.
-_GPU_BATCHES, _WORTH = (32, 64, 128, 256, 512, 1024), 1.05
+#: Batch sizes to try on a GPU, and the minimum speed-up that justifies the next one's memory.
+_GPU_BATCHES, _MIN_SPEED_UP = (32, 64, 128, 256, 512, 1024), 1.05
 
-#: A hand taken for right with less than this probability is looked at in the mirror, too.
+#: Hands with a lower probability of being right are also predicted mirrored.
 SURELY_RIGHT = 0.9
 
 
@@ -53,14 +53,14 @@ class Predictor:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        # A network of its own: the checkpoint's keeps the weights that it was saved with.
+        # A copy: the checkpoint's network keeps its saved weights.
         self.network = copy.deepcopy(self.checkpoint.network).eval()
         self.network.fold_normalisation()
         self.network.to(self.device)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run one batch of nothing: memory is taken and kernels are chosen before the first photo waits."""
+        """Run one batch of zeros, to allocate memory and choose kernels before the first photo."""
         cut_px = self.checkpoint.cut_px
         images = torch.zeros(self.batch_size, 3, cut_px, cut_px, device=self.device)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -68,11 +68,11 @@ class Predictor:
 
     @torch.inference_mode()
     def predict_crops(self, crops: Crops, side: Side = "auto", samples: int = 0) -> dict[str, Any]:
-        """Label columns (`labels/schema.py`) of n crops: name to array (n, ...).
+        """Return label columns (`labels/schema.py`) of n crops: name to array (n, ...).
 
-        With `samples` also `vertices_samples_mm` (n, samples, V, 3), hands drawn from q(V | I) by `model/samples.py`,
-        and `joints3d_samples_mm` (n, samples, 21, 3), R times these. The draws of a row are keyed by its crop's pixels:
-        no other row and no batch size changes them, and the first of many are those of few.
+        With `samples`, also `vertices_samples_mm` (n, samples, V, 3), hands drawn from q(V | I) by `model/samples.py`,
+        and `joints3d_samples_mm` (n, samples, 21, 3), R times these. The draws of a row are keyed by its crop's pixels.
+        They do not depend on other rows or the batch size, and more samples extend fewer.
         """
         if samples < 0:
             raise UserError(f"samples is {samples}: give 0 or more")
@@ -97,36 +97,36 @@ class Predictor:
             torch.cuda.empty_cache()
 
     def find_batch_size(self) -> None:
-        """Take the smallest batch beyond which a GPU labels hardly more photos a second, or memory ends."""
+        """Choose the smallest batch size beyond which a GPU is hardly faster or runs out of memory."""
         best = 0.0
         for size in _GPU_BATCHES:
             before, self.batch_size = self.batch_size, size
             try:
-                rate = size / self._seconds_a_batch()
+                rate = size / self._seconds_per_batch()
             except torch.OutOfMemoryError:
                 self.batch_size = size
                 self._halve_batch()
                 return
-            if rate < best * _WORTH:
+            if rate < best * _MIN_SPEED_UP:
                 self.batch_size = before
                 return
             best = rate
 
     def photos_per_s(self) -> float:
-        """How fast the network is, on nothing."""
+        """Measure the network's photos/s, on zeros."""
         self.warm_up()
-        return self.batch_size / self._seconds_a_batch()
+        return self.batch_size / self._seconds_per_batch()
 
-    def _seconds_a_batch(self, repeat: int = 3) -> float:
+    def _seconds_per_batch(self, repeat: int = 3) -> float:
         self.warm_up()
-        self._wait()
+        self._synchronise()
         began = time.perf_counter()
         for _ in range(repeat):
             self.warm_up()
-        self._wait()
+        self._synchronise()
         return (time.perf_counter() - began) / repeat
 
-    def _wait(self) -> None:
+    def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -137,13 +137,13 @@ class Predictor:
         side: Side = "auto",
         boxes_xyxy: Sequence[Sequence[float]] | None = None,
     ) -> list[dict[str, Any]]:
-        """Label photos: arrays (H, W, 3) uint8 RGB, or paths. One dictionary of label columns a photo.
+        """Label photos: arrays (H, W, 3) uint8 RGB, or paths. Return one dictionary of label columns per photo.
 
         Args:
             images: photos, each showing one hand.
-            samples: how many hands to draw from q(V | I) beside its mean, see `predict_crops`.
-            side: which hands they are; `auto` asks the network.
-            boxes_xyxy: the hand's box in each photo, in pixels; without, the photo itself is the crop.
+            samples: hands to draw from q(V | I) besides its mean, see `predict_crops`.
+            side: of the hands; `auto` uses the network's prediction.
+            boxes_xyxy: the hand's box in each photo, in pixels. Default: the photo itself is the crop.
 
         Raises:
             annotator.photos.errors.PhotoError: a photo that can't be read.
@@ -153,7 +153,7 @@ class Predictor:
         cut = []
         for index, image in enumerate(images):
             box = None if boxes_xyxy is None else boxes_xyxy[index]
-            # As the job does it: a whole photo may be decoded smaller, one with a box in it not.
+            # As in a job: a photo without a box may be decoded at a lower resolution.
             photo = _photo(image, min_side_px=math.ceil(cut_px / margin) if box is None else None)
             cut.append(crop_photo(photo.pixels, photo.width, photo.height, cut_px, box, margin=margin))
         if not cut:
@@ -162,8 +162,8 @@ class Predictor:
         return [rows_of(columns, index) for index in range(len(cut))]
 
     def _predict_batch(self, crops: Crops, side: Side, samples: int) -> dict[str, Any]:
-        """Predict crops, mirrored where they show left hands, and bring everything back to the photo's own frame."""
-        # Of what nobody said it, the comparison says no.
+        """Predict crops, with left hands mirrored, and transform results back to the photo's frame."""
+        # Unknown sides are NaN, so the comparison is false.
         mirrored = crops.right_score < 0.5 if side == "auto" else np.full(len(crops), side == "left")
         images = torch.tensor(crops.pixels, device=self.device).permute(0, 3, 1, 2).float().div_(255)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -209,23 +209,23 @@ class Predictor:
             return self.network.extract(images)
 
     def _right_scores(
-        self, told: NDArray[np.float32], images: torch.Tensor, features: Any
+        self, listed: NDArray[np.float32], images: torch.Tensor, features: Any
     ) -> NDArray[np.float32]:
-        """The probability (n,) that each is a right hand: what was `told`, or, where that is NaN, the network's.
+        """Return the probability (n,) of a right hand: `listed`, or the network's prediction where that is NaN.
 
-        The network knows right hands: what may be a left one is mirrored and seen again, and both answers count. Those
-        that are left hands stay mirrored, in `images` and `features`.
+        The network is trained on right hands: a possible left hand is also predicted mirrored, and both predictions
+        are averaged. Left hands stay mirrored, in `images` and `features`.
         """
-        right = np.where(np.isnan(told), _numpy(self.network.is_right(features)), told)
-        unsure = np.flatnonzero(np.isnan(told) & (right < SURELY_RIGHT))
+        right = np.where(np.isnan(listed), _numpy(self.network.is_right(features)), listed)
+        unsure = np.flatnonzero(np.isnan(listed) & (right < SURELY_RIGHT))
         if len(unsure):
-            again = self._extract(images[unsure].flip(-1))
-            right[unsure] = (right[unsure] + 1 - _numpy(self.network.is_right(again))) / 2
+            mirrored_features = self._extract(images[unsure].flip(-1))
+            right[unsure] = (right[unsure] + 1 - _numpy(self.network.is_right(mirrored_features))) / 2
             is_left = right[unsure] < 0.5
             _flip(images, unsure[is_left])
             features.put(
                 torch.from_numpy(unsure[is_left]).to(self.device),
-                again[torch.from_numpy(is_left).to(self.device)],
+                mirrored_features[torch.from_numpy(is_left).to(self.device)],
             )
         return right
 
@@ -294,18 +294,17 @@ def load(
     device: str | None = None,
     precision: Precision = "float32",
 ) -> Predictor:
-    """Load a checkpoint, ready to predict.
+    """Load a checkpoint and return its predictor.
 
     Args:
         checkpoint: `default`, `fast`, `untrained:NAME`, or the path or URL of a `.safetensors` checkpoint.
-        hand: needed where the checkpoint was made with MANO: `mano:PATH`.
-        device: `cpu`, `cuda`, `cuda:1`, ...; a GPU where there is one, if not given.
-        precision: of the backbone; `float16` is for GPUs, few CPUs are faster at it.
+        hand: `mano:PATH`, required for checkpoints made with MANO.
+        device: `cpu`, `cuda`, `cuda:1`, ...; default a GPU if available.
+        precision: of the backbone. `float16` is for GPUs; few CPUs are faster with it.
 
     Raises:
-        UserError: no such checkpoint, a damaged one, the wrong hand model, or no such device here.
+        UserError: the checkpoint is missing or damaged, the hand model is wrong, or the device does not exist.
     """
     if precision not in get_args(Precision):
         raise UserError(f"precision is {precision!r}, may be {', '.join(get_args(Precision))}")
-    place = device_of(device)
-    return Predictor(load_checkpoint(checkpoint, hand), place, precision=precision)
+    return Predictor(load_checkpoint(checkpoint, hand), device_of(device), precision=precision)

@@ -19,7 +19,7 @@ from pathlib import Path
 from machine import machine, photo_folder, tell
 
 from annotator.commands.annotate import annotate
-from annotator.job.resources import ComputeOptions
+from annotator.job.options import ComputeOptions
 from tests.robustness.chaos import BATCH, SHARD, Chaos, labels_below
 
 

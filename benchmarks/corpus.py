@@ -26,7 +26,7 @@ from hostile import Expected, Run, build
 from machine import machine, tell
 
 import annotator
-from annotator.job.resources import ComputeOptions
+from annotator.job.options import ComputeOptions
 from annotator.runtime.ray_session import connected
 
 #: Time limit; a hang fails the benchmark.

@@ -24,7 +24,7 @@ import psutil
 from machine import machine, photo_folder, tell
 
 import annotator
-from annotator.job.resources import ComputeOptions
+from annotator.job.options import ComputeOptions
 from annotator.sources import FolderSource
 
 #: One batch of the network, small enough that a thousand photos give each worker several shards.

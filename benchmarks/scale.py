@@ -27,10 +27,12 @@ import psutil
 import pyarrow as pa
 from machine import machine, tell
 
-from annotator.job.dispatcher import Stations
-from annotator.job.resources import ComputeOptions, crew_of
+from annotator.job.dispatcher import Stages
+from annotator.job.options import ComputeOptions
+from annotator.job.resources import plan_workers
 from annotator.job.run import Job, run_job
-from annotator.job.stages import Shard, first_row
+from annotator.job.shard import Shard
+from annotator.job.stages import first_row
 from annotator.labels.schema import label_schema
 from annotator.sources import open_source
 from annotator.sources.entry import Entry
@@ -69,8 +71,8 @@ def null_job(source: str, labels: str, shard_size: int) -> None:
     """Run the job of `amvur annotate` without photos and networks."""
     photos = open_source(source)
     narrow = [field for field in label_schema(1, passed=photos.columns) if field.name not in _HEAVY]
-    stations = Stations(open_nothing, NoModel, pa.schema(narrow))
-    job = Job(labels, photos, NothingSettings(photos.place), lambda _: stations, crew_of, {})
+    stages = Stages(open_nothing, NoModel, pa.schema(narrow))
+    job = Job(labels, photos, NothingSettings(photos.place), lambda _: stages, plan_workers, {})
     record = run_job(job, ComputeOptions(threads=1, shard_size=shard_size))
     print(json.dumps(record.outcomes))
 

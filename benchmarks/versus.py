@@ -31,7 +31,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import annotator
-from annotator.job.resources import ComputeOptions
+from annotator.job.options import ComputeOptions
 from annotator.job.run import Progress
 from annotator.labels.schema import label_schema, labels_to_table
 from annotator.photos.crops import Crops, Side, crop_photo

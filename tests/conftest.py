@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from annotator.commands.annotate import annotate
-from annotator.job.resources import ComputeOptions
+from annotator.job.options import ComputeOptions
 from annotator.model.checkpoint import save_checkpoint
 from annotator.predictor import Predictor
 from annotator.runtime.ray_session import connected

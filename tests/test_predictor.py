@@ -12,7 +12,8 @@ from scipy.spatial.transform import Rotation
 
 from annotator import UserError
 from annotator.hand.anatomy import chirality
-from annotator.job.stages import ModelBrokenError, Shard, predict_shard
+from annotator.job.shard import Shard
+from annotator.job.stages import ModelBrokenError, predict_shard
 from annotator.photos.crops import Crops, crop_photo
 from annotator.photos.errors import PhotoError
 from annotator.predictor import SURELY_RIGHT, Predictor
@@ -252,11 +253,11 @@ def test_the_batch_size_that_is_found_fits(lively, monkeypatch):
     found = Predictor(lively.checkpoint, torch.device("cpu"))
     found.network = SmallMemory(lively.network, most=100)
     # Twice the photos in the same time, as on a GPU that is not full.
-    monkeypatch.setattr(found, "_seconds_a_batch", lambda: found.warm_up() or 1.0)
+    monkeypatch.setattr(found, "_seconds_per_batch", lambda: found.warm_up() or 1.0)
     found.find_batch_size()
     assert found.batch_size == 64
     # No faster: the smaller one.
-    monkeypatch.setattr(found, "_seconds_a_batch", lambda: float(found.batch_size))
+    monkeypatch.setattr(found, "_seconds_per_batch", lambda: float(found.batch_size))
     found.find_batch_size()
     assert found.batch_size == 32
 

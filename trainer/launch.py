@@ -9,7 +9,7 @@ import yaml
 
 from annotator.config import to_dict
 from annotator.errors import UserError
-from annotator.runtime.submission import is_job_address, submit
+from annotator.runtime.submission import is_dashboard_address, submit
 from annotator.storage.files import is_local, local_path
 from trainer.config import SYNTHETIC, TrainConfig
 from trainer.train import Progress, train
@@ -40,7 +40,7 @@ def run_training(
         raise UserError("--local runs one process: remove --local, or --workers and --address")
     if device and not local:
         raise UserError("--device needs --local: with Ray each worker gets its own device")
-    if address and is_job_address(address):
+    if address and is_dashboard_address(address):
         return _submit_training(config, out, workers, address, follow)
     if local or (not address and (workers or torch.cuda.device_count()) <= 1):
         train(config, out, device, on_progress)

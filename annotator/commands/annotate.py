@@ -1,4 +1,4 @@
-"""`annotate`: a source of photos to a label folder, with meshes. What its stations are; `job.py` runs them."""
+"""`annotate`: label a source of photos, with meshes. Defines the stages; `annotator.job` runs them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, get_args
 
 from annotator.detection.detector import Search, check_search, detector_of_process, read_model
 from annotator.errors import UserError
-from annotator.job.dispatcher import Crew, Stations
+from annotator.job.dispatcher import Stages
+from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, RunSettings, read_run_record
-from annotator.job.resources import ComputeOptions, crew_of, memory_of_model
+from annotator.job.resources import WorkerPlan, memory_of_model, plan_workers
 from annotator.job.run import Job, Progress, label_folder, run_job
-from annotator.job.stages import Shard, open_shard, predict_shard
+from annotator.job.shard import Shard
+from annotator.job.stages import open_shard, predict_shard
 from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema
 from annotator.photos.crops import Side
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     from annotator.model.checkpoint import Checkpoint
     from annotator.predictor import Predictor
 
-#: Meshes drawn for a hand: a shard of 256 hands then holds 160 MB of them.
-MOST_SAMPLES = 64
+#: Maximum meshes drawn per hand: 160 MB for a shard of 256 hands.
+MAX_SAMPLES = 64
 
 
 def annotate(
@@ -50,30 +52,30 @@ def annotate(
     relabel: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunRecord[RunSettings]:
-    """Label every photo of a source into `labels`; run it again to go on where it stopped.
+    """Label every photo of a source into `labels`. Run it again to resume.
 
     Args:
-        source: as for `annotator.sources.open_source`: a folder, a glob, a list, a tar, a Parquet file, a video.
-        labels: path or URL of the label folder, made if need be.
+        source: folder, glob, list, tar, Parquet file or video, see `annotator.sources.open_source`.
+        labels: path or URL of the label folder, created if missing.
         checkpoint: as for `annotator.load`. hand: likewise.
-        side: which hands the photos show; `auto` asks the list or the detector, or else the network.
-        detector: path or URL of MediaPipe's `hand_landmarker.task`, which finds the hands in each photo; without it
-            and without boxes, each photo is the crop around one hand.
-        max_hands: how many the detector looks for in a photo.
-        search: `thorough` makes the detector look again where it finds nothing, at turned and at enlarged parts.
-        boxes: where the hands are: a list with boxes, or labels that `amvur detect` wrote.
+        side: of the hands; `auto` takes it from the list, the detector or the network, in this order.
+        detector: path or URL of MediaPipe's `hand_landmarker.task`, which detects the hands. Without detector and
+            boxes, each photo is the crop around one hand.
+        max_hands: maximum hands per photo, for the detector.
+        search: `thorough` searches photos without a detected hand again, turned and in enlarged tiles.
+        boxes: of the hands: a list with boxes, or a label folder of `amvur detect`.
         boxes_normalised: boxes of a list are fractions of each photo's width and height.
-        every: of a video, each so-many-th frame.
-        samples: how many meshes to draw for each hand, `MOST_SAMPLES` at most; 0: no columns for them.
+        every: use every Nth video frame.
+        samples: meshes to draw per hand, at most `MAX_SAMPLES`; 0 leaves their columns out.
         hand_length_mm: length of all hands from wrist to middle fingertip along the bones, which sets the scale of
             meshes and camera; default: predicted. A list's column `hand_length_mm` takes precedence.
-        compute: workers, threads, sizes, and the cluster.
-        relabel: a condition such as `status != ok`: photos with such a row are labelled again, by any checkpoint of
-            the same hand and crop, and nothing else is done.
+        compute: workers, threads, sizes and the cluster.
+        relabel: a condition such as `status != ok`. Only photos with a matching row are labelled again, by any
+            checkpoint with the same hand model and crop.
         on_progress: called before the first shard and after each.
 
     Returns:
-        The label folder's record: settings, and how many photos ended in what.
+        The label folder's record: settings, and photos per outcome.
 
     Raises:
         UserError: a mistake in the arguments, before any work; or what `run_job` raises.
@@ -115,20 +117,20 @@ def annotation(
     batch_size: int | None = None,
     is_dry: bool = False,
 ) -> Job[RunSettings]:
-    """What `annotate` does, not begun yet; arguments and errors are its. `is_dry`: writing is not even tried."""
+    """Return the job of `annotate`, not started; arguments and errors are the same. `is_dry` skips the write check."""
     labels = label_folder(labels)
     if side not in get_args(Side):
         raise UserError(f"side is {side!r}, may be {', '.join(get_args(Side))}")
     check_search(search)
-    if not 0 <= samples <= MOST_SAMPLES:
-        raise UserError(f"samples is {samples}: give 0 to {MOST_SAMPLES}")
+    if not 0 <= samples <= MAX_SAMPLES:
+        raise UserError(f"samples is {samples}: give 0 to {MAX_SAMPLES}")
     if search != "quick" and not detector:
-        raise UserError(f"search {search!r} is for a detector: give one too, or run `amvur detect` with it")
+        raise UserError(f"search {search!r} is for a detector: give --detector too, or use `amvur detect`")
     if hand_length_mm is not None and not is_hand_length(hand_length_mm):
         raise UserError(f"hand_length_mm is {hand_length_mm:g}: expected {HAND_LENGTHS}")
     if detector and boxes:
-        raise UserError("detector and boxes both say where the hands are: give one of them")
-    with patience(FIRST_ANSWER_S):  # a wrong name or key is told before a model is loaded
+        raise UserError("detector and boxes both locate the hands: give one of them")
+    with patience(FIRST_ANSWER_S):  # report a wrong name or key before loading a model
         photos = some_photos(source, labels, every, boxes, boxes_normalised)
         if read_run_record(labels, RunSettings) is None and not is_dry:
             check_writable(labels)
@@ -157,8 +159,8 @@ def annotation(
     find = partial(detector_of_process, found, max_hands, search) if found else None
     schema = label_schema(loaded.hand.vertex_count, label_metadata(loaded, samples), photos.columns, samples)
 
-    def stations(crew: Crew) -> Stations:
-        return Stations(
+    def stages(plan: WorkerPlan) -> Stages:
+        return Stages(
             open=partial(
                 open_shard,
                 crop_px=settings.crop_px,
@@ -166,7 +168,7 @@ def annotation(
                 margin=loaded.cut_margin,
                 hand_length_mm=hand_length_mm,
             ),
-            model=partial(ShardPredictor, loaded, crew.threads, batch_size, side, samples),
+            model=partial(ShardPredictor, loaded, plan.threads, batch_size, side, samples),
             schema=schema,
         )
 
@@ -174,9 +176,9 @@ def annotation(
         labels,
         photos,
         settings,
-        stations,
-        partial(crew_of, model_bytes=_memory_of(loaded, batch_size)),
-        maker={"checkpoint": loaded.id},
+        stages,
+        partial(plan_workers, model_bytes=_memory_of(loaded, batch_size)),
+        producer={"checkpoint": loaded.id},
         begin=lambda: write_faces(labels, loaded.hand.faces),
         may_differ=("checkpoint", "trained_steps"),
     )
@@ -190,10 +192,10 @@ def some_photos(
     boxes_normalised: bool = False,
     by_hand: bool = True,
 ) -> Source:
-    """A source that was found to have photos; arguments are those of `open_source`.
+    """Open a source and check that it has photos; arguments are those of `open_source`.
 
     Raises:
-        UserError: it has none.
+        UserError: it has no photos.
     """
     photos = open_source(source, labels, every, boxes, boxes_normalised, by_hand)
     listed = photos.photos if isinstance(photos, WithBoxes) else photos
@@ -210,10 +212,10 @@ def _memory_of(checkpoint: Checkpoint, batch_size: int | None) -> int:
 
 
 class ShardPredictor:
-    """One model on one device, fed shard by shard.
+    """One model on one device, which labels shard by shard.
 
-    One thread of its own does all that torch does. Ray makes an actor in one thread and calls it in another; OpenMP
-    would keep a team for each, more threads than there are cores, and let both sleep between layers (a third slower).
+    A separate thread runs all of torch. Ray creates an actor in one thread and calls it in another. OpenMP would keep a
+    team of threads for each, more than there are cores, and both would sleep between layers (a third slower).
     """
 
     def __init__(
@@ -240,5 +242,5 @@ class ShardPredictor:
         return predictor
 
     def __call__(self, shard: Shard) -> Shard:
-        """The shard with its hands labelled."""
+        """Label the hands of a shard."""
         return self._thread.submit(predict_shard, self._predictor, shard, self._side, self._samples).result()

@@ -1,6 +1,6 @@
-"""`detect`: a source of photos to a label folder with boxes, sides and 2D joints, by a detector. `job.py` runs it.
+"""`detect`: detect boxes, sides and 2D joints of hands in a source of photos. `annotator.job` runs it.
 
-The rows are those of labels, with nothing that needs a hand model: such labels suit any.
+The label set has no columns that need a hand model, so it suits any hand model.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from annotator.detection.detector import (
     read_model,
 )
 from annotator.errors import UserError
-from annotator.job.dispatcher import Stations
+from annotator.job.dispatcher import Stages
+from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, read_run_record
-from annotator.job.resources import ComputeOptions, openers_only
+from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, label_folder, run_job
-from annotator.job.stages import FindHands, Shard, opened, row_of_error
+from annotator.job.shard import Shard
+from annotator.job.stages import FindHands, opened, row_of_error
 from annotator.labels.schema import ROUNDING, SCHEMA_VERSION, label_schema, without_hand
 from annotator.photos.crops import BOX_OVER_JOINTS
 from annotator.sources.entry import Entry
@@ -43,7 +45,7 @@ _MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible", "chec
 
 @dataclass(frozen=True)
 class DetectSettings:
-    """Whatever changes a row; two runs into one folder must agree in all of it."""
+    """All settings that change a row; runs into one folder must agree on them."""
 
     schema_version: int
     source: str
@@ -67,46 +69,48 @@ def detect(
     relabel: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunRecord[DetectSettings]:
-    """Find the hands of every photo of a source; run it again to go on where it stopped.
+    """Detect the hands of every photo of a source. Run it again to resume.
 
     Args:
         photos: as for `annotate`.
-        out: path or URL of the label folder, made if need be.
+        out: path or URL of the label folder, created if missing.
         model: path or URL of MediaPipe's `hand_landmarker.task`.
-        max_hands: how many hands a photo shows at most.
-        search: `thorough` looks again where nothing was found, at turned and at enlarged parts of the photo.
-        world_joints: fill `joints3d_mm` with the detector's own guess.
-        every: of a video, each so-many-th frame.
-        compute: `workers` are processes, a core each; `shard_size` and `address` as for `annotate`.
+        max_hands: maximum hands per photo.
+        search: `thorough` searches photos without a detected hand again, turned and in enlarged tiles.
+        world_joints: fill `joints3d_mm` with the detector's estimate.
+        every: use every Nth video frame.
+        compute: `workers` are processes with one core each; `shard_size` and `address` as for `annotate`.
         relabel: as for `annotate`.
         on_progress: called before the first shard and after each.
 
     Returns:
-        The label folder's record: settings, and how many photos ended in what.
+        The label folder's record: settings, and photos per outcome.
 
     Raises:
         UserError: a mistake in the arguments, before any work; or what `run_job` raises.
     """
     check_search(search)
     out = label_folder(out)
-    with patience(FIRST_ANSWER_S):  # a wrong name or key is told at once
+    with patience(FIRST_ANSWER_S):  # report a wrong name or key at once
         source = some_photos(photos, out, every, by_hand=False)
-        found = read_model(model)
+        detector = read_model(model)
         if read_run_record(out, DetectSettings) is None:
             check_writable(out)
-    settings = DetectSettings(SCHEMA_VERSION, source.place, found.id, max_hands, world_joints, every, search)
-    find = partial(detector_of_process, found, max_hands, search)
-    stations = Stations(
+    settings = DetectSettings(
+        SCHEMA_VERSION, source.place, detector.id, max_hands, world_joints, every, search
+    )
+    find = partial(detector_of_process, detector, max_hands, search)
+    stages = Stages(
         open=partial(detect_shard, find=find, world_joints=world_joints),
         model=None,
         schema=detection_schema(settings, source.columns),
     )
-    job = Job(out, source, settings, lambda _: stations, openers_only, maker={"detector": found.id})
+    job = Job(out, source, settings, lambda _: stages, plan_decoders, producer={"detector": detector.id})
     return run_job(job, compute, relabel, on_progress)
 
 
 def detect_shard(entries: Sequence[Entry], find: FindHands, world_joints: bool) -> Shard:
-    """Look at every photo of a shard."""
+    """Detect the hands in every photo of a shard."""
     shard = Shard()
     hands: list[FoundHand] = []
     for _, row, photo in opened(entries, lambda _: ENOUGH_PX):
@@ -115,9 +119,9 @@ def detect_shard(entries: Sequence[Entry], find: FindHands, world_joints: bool) 
             continue
         try:
             found = find().find(photo.pixels, photo.width, photo.height)
-        except UserError:  # a detector that can't be used finds nothing in any photo
+        except UserError:  # an unusable detector fails for every photo
             raise
-        except Exception as error:  # a defect of ours or the detector's must cost one photo, not the run
+        except Exception as error:  # an internal bug or a bug of the detector fails one photo, not the run
             shard.rows.append(row | row_of_error(error))
             continue
         shard.hand_rows += range(len(shard.rows), len(shard.rows) + len(found))
@@ -131,7 +135,7 @@ def detect_shard(entries: Sequence[Entry], find: FindHands, world_joints: bool) 
 
 
 def detection_schema(settings: DetectSettings, passed: dict[str, pa.DataType] | None = None) -> pa.Schema:
-    """The columns of a label file without those of a mesh, so of no hand model."""
+    """Return the schema of a label file without the columns of a hand model."""
     facts = {
         "schema_version": SCHEMA_VERSION,
         "hand": None,

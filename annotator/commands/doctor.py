@@ -1,4 +1,4 @@
-"""What of amvur works on this machine, found out by using each part once, and what to do about what does not."""
+"""Check every part of amvur on this machine by using it once, with a fix for each failure."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ State = Literal["ok", "absent", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One part."""
+    """The result of one check."""
 
     part: str
-    state: State  # absent: not there, and not needed unless asked for
-    said: str
-    asked_for: bool = True  # whether amvur, or the user, needs it
+    state: State  # absent: not installed or not given
+    message: str
+    is_needed: bool = True  # by amvur or by the user's options
 
     @property
     def is_bad(self) -> bool:
-        """Whether something needed does not work."""
-        return self.state == "broken" or (self.asked_for and self.state != "ok")
+        """Whether a needed part does not work."""
+        return self.state == "broken" or (self.is_needed and self.state != "ok")
 
 
 def examine(store: str | None = None, hand: str | None = None, model: str | None = None) -> Iterator[Finding]:
-    """Try one part after the other.
+    """Check all parts, one after the other.
 
     Args:
-        store: URL of a folder in a store, to be read and written.
-        hand: `mano:PATH`.
-        model: of the hand detector.
+        store: URL of a folder in a store, to test reading and writing.
+        hand: `mano:PATH`, to test MANO.
+        model: path or URL of the hand detector's model.
     """
     yield Finding(
         "amvur", "ok", f"{_version('amvur-annotator')}, Python {platform.python_version()}, {sys.platform}"
     )
-    yield _tried("PyTorch", _torch)
-    yield _tried("GPU", _gpu, asked_for=False)
-    yield _tried("default weights", _weights)
-    yield _tried("nvdiffrast", _nvdiffrast, asked_for=False)
-    yield _tried("Ray", _ray)
-    yield _tried("videos", _videos, asked_for=False)
-    yield _tried("hand detector", lambda: _detector(model), asked_for=model is not None)
-    yield _tried("MANO", lambda: _mano(hand), asked_for=hand is not None)
-    yield _tried("store", lambda: _store(store), asked_for=store is not None)
+    yield _check("PyTorch", _torch)
+    yield _check("GPU", _gpu, is_needed=False)
+    yield _check("default weights", _weights)
+    yield _check("nvdiffrast", _nvdiffrast, is_needed=False)
+    yield _check("Ray", _ray)
+    yield _check("videos", _videos, is_needed=False)
+    yield _check("hand detector", lambda: _detector(model), is_needed=model is not None)
+    yield _check("MANO", lambda: _mano(hand), is_needed=hand is not None)
+    yield _check("store", lambda: _store(store), is_needed=store is not None)
 
 
 class _AbsentError(Exception):
-    """Something that need not be there."""
+    """An optional part is missing."""
 
 
-def _tried(part: str, look: Callable[[], str], asked_for: bool = True) -> Finding:
+def _check(part: str, check: Callable[[], str], is_needed: bool = True) -> Finding:
     try:
-        return Finding(part, "ok", look(), asked_for)
+        return Finding(part, "ok", check(), is_needed)
     except _AbsentError as absent:
-        return Finding(part, "absent", str(absent), asked_for)
-    except Exception as error:  # whatever is wrong with it is what was asked
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        return Finding(part, "broken", " ".join(said.split())[:300], asked_for)
+        return Finding(part, "absent", str(absent), is_needed)
+    except Exception as error:  # any error is the result of the check
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        return Finding(part, "broken", " ".join(message.split())[:300], is_needed)
 
 
 def _version(package: str) -> str:
@@ -87,9 +87,9 @@ def _gpu() -> str:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         raise _AbsentError(
-            "none; all works on CPUs"
+            "none; everything works on CPUs"
             if built is None
-            else f"none that PyTorch (for CUDA {built}) can use: see what nvidia-smi says"
+            else f"none that PyTorch (for CUDA {built}) can use: check nvidia-smi"
         )
     names = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     assert float((torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda"))[0, 0]) == 8
@@ -133,18 +133,20 @@ def _ray() -> str:
 
     with connected():
         cpus = ray.cluster_resources().get("CPU", 0)
-        assert ray.get(ray.remote(num_cpus=0.5)(_elsewhere).remote(1)) == 2
-    jobs = "" if _has("aiohttp_cors") else "; no head for jobs (pip install 'amvur-annotator[cluster]')"
-    return f"{ray.__version__}, a task ran, {cpus:.0f} CPUs{jobs}"
+        assert ray.get(ray.remote(num_cpus=0.5)(_plus_one).remote(1)) == 2
+    submissions = (
+        "" if _has("aiohttp_cors") else "; submissions not supported (pip install 'amvur-annotator[cluster]')"
+    )
+    return f"{ray.__version__}, a task ran, {cpus:.0f} CPUs{submissions}"
 
 
-def _elsewhere(number: int) -> int:
+def _plus_one(number: int) -> int:
     return number + 1
 
 
 def _videos() -> str:
     if not _has("av"):
-        raise _AbsentError("not read (pip install 'amvur-annotator[video]')")
+        raise _AbsentError("not installed (pip install 'amvur-annotator[video]')")
     import av
 
     return f"PyAV {av.__version__}"
@@ -157,25 +159,25 @@ def _detector(model: str | None) -> str:
         raise _AbsentError("not installed (pip install 'amvur-annotator[detect]')")
     if model_file(model) is None:
         raise _AbsentError(
-            "MediaPipe is installed; its model is not in this folder (--model PATH of hand_landmarker.task)"
+            "MediaPipe is installed, its model is not in this folder (--model PATH of hand_landmarker.task)"
         )
     import numpy as np
 
-    found = read_model(model)
-    detector = HandDetector(found)
+    detector_model = read_model(model)
+    detector = HandDetector(detector_model)
     detector.find(np.zeros((64, 64, 3), np.uint8))
     detector.close()
-    return f"{found.id}, MediaPipe {_version('mediapipe')}"
+    return f"{detector_model.id}, MediaPipe {_version('mediapipe')}"
 
 
 def _mano(hand: str | None) -> str:
     if hand is None:
         if not _has("smplx"):
             raise _AbsentError(
-                "not installed (pip install 'amvur-annotator[mano]', non-commercial); the open hand needs none"
+                "not installed (pip install 'amvur-annotator[mano]', non-commercial); not needed for the open hand"
             )
         raise _AbsentError(
-            "not looked for (--hand mano:PATH of your MANO_RIGHT.pkl); the open hand needs none"
+            "not tested (--hand mano:PATH of your MANO_RIGHT.pkl); not needed for the open hand"
         )
     from annotator.hand import load_hand
 
@@ -187,11 +189,11 @@ def _store(store: str | None) -> str:
     from annotator.storage.remote import patience, shown
 
     if store is None:
-        raise _AbsentError("not looked for (--store s3://bucket/folder)")
+        raise _AbsentError("not tested (--store s3://bucket/folder)")
     with patience(FIRST_ANSWER_S):
-        there = len(names_in(store))
+        count = len(names_in(store))
         check_writable(store)
-    return f"'{shown(store)}' can be read and written, {there} names in it"
+    return f"'{shown(store)}' can be read and written, {count} names in it"
 
 
 def _has(module: str) -> bool:

@@ -1,4 +1,4 @@
-"""What `annotate` would do: how many photos, how long, how many bytes, and where to. Nothing is written."""
+"""Estimate photos, time and size of a run of `annotate`, without writing anything."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from annotator.job.run import record_of
 from annotator.runtime.progress import time_left
 from annotator.storage.remote import shown
 
-#: Of the photos a second of a model alone, times as many as there are cores, what a job keeps that looks twice at hands
-#: that may be left ones (docs/benchmarks.md).
+#: Throughput of a job over that of one model times the number of cores, including the second pass for possible left
+#: hands (docs/benchmarks.md).
 JOB_EFFICIENCY = 0.6
 
-#: Bytes of a hand's label, whatever the hand model, and for each vertex (docs/benchmarks.md).
-BYTES_A_HAND, BYTES_A_VERTEX = 520, 9.5
+#: Bytes of a label per hand, and per vertex (docs/benchmarks.md).
+BYTES_PER_HAND, BYTES_PER_VERTEX = 520, 9.5
 
-#: The same for each drawn mesh (docs/labels.md).
-BYTES_A_DRAW, BYTES_A_DRAWN_VERTEX = 100, 4.4
+#: Bytes per drawn mesh, and per vertex of it (docs/labels.md).
+BYTES_PER_DRAW, BYTES_PER_DRAWN_VERTEX = 100, 4.4
 
-#: How often a count is told.
-_TELL_EVERY = 1000
+#: Entries between two progress reports.
+_REPORT_EVERY = 1000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is there, and what is left to do."""
+    """Photos of a source, finished and remaining, with the cost of the remaining ones."""
 
     photos: int
     done: int
     photos_per_s: float  # of a job on this machine
-    bytes_a_hand: float
+    bytes_per_hand: float
     labels: str
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Photos without a row."""
         return self.photos - self.done
 
     def table(self) -> list[tuple[str, ...]]:
-        """For people."""
-        megabytes = self.left * self.bytes_a_hand / 1e6
+        """Return rows to print."""
+        megabytes = self.remaining * self.bytes_per_hand / 1e6
         size = f"{megabytes / 1000:,.1f} GB" if megabytes > 1000 else f"{megabytes:.1f} MB"
         return [
-            ("photos", f"{self.photos:,}", f"{self.done:,} of them have a row already"),
-            ("to do", f"{self.left:,}", ""),
+            ("photos", f"{self.photos:,}", f"{self.done:,} already labelled"),
+            ("remaining", f"{self.remaining:,}", ""),
             (
                 "time",
-                time_left(self.left / self.photos_per_s),
-                f"at {self.photos_per_s:.0f} photos/s, all cores of this machine; a cluster's share it",
+                time_left(self.remaining / self.photos_per_s),
+                f"at {self.photos_per_s:.0f} photos/s, all cores of this machine; less on a cluster",
             ),
-            ("labels", size, f"{self.bytes_a_hand / 1000:.1f} KB a hand, one hand a photo"),
+            ("labels", size, f"{self.bytes_per_hand / 1000:.1f} KB per hand, one hand per photo"),
             ("written to", shown(self.labels), ""),
         ]
 
@@ -68,7 +68,7 @@ def estimate(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     **others: Any,
 ) -> Estimate:
-    """Walk the whole source, and time the model on this machine for a few seconds; a detector's time is left out.
+    """List the whole source, and time the model on this machine for a few seconds. A detector's time is not included.
 
     Arguments and errors are those of `annotate`.
     """
@@ -83,14 +83,16 @@ def estimate(
     count = manifest.photo_count
     for entry in manifest.unplanned(job.source):
         count += not entry.first_hand
-        if count % _TELL_EVERY == 0:
+        if count % _REPORT_EVERY == 0:
             on_progress(count, count)
     predictor = load(checkpoint, hand)
     models = 1 if predictor.device.type == "cuda" else os.cpu_count() or 1
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as each of them has
+    torch.set_num_threads(1)  # as each worker of a job has
     rate = predictor.photos_per_s() * models * JOB_EFFICIENCY
     torch.set_num_threads(threads)
-    bytes_a_hand = BYTES_A_HAND + BYTES_A_VERTEX * job.settings.vertex_count
-    bytes_a_hand += job.settings.samples * (BYTES_A_DRAW + BYTES_A_DRAWN_VERTEX * job.settings.vertex_count)
-    return Estimate(count, done, rate, bytes_a_hand, job.labels)
+    bytes_per_hand = BYTES_PER_HAND + BYTES_PER_VERTEX * job.settings.vertex_count
+    bytes_per_hand += job.settings.samples * (
+        BYTES_PER_DRAW + BYTES_PER_DRAWN_VERTEX * job.settings.vertex_count
+    )
+    return Estimate(count, done, rate, bytes_per_hand, job.labels)

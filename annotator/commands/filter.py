@@ -1,6 +1,6 @@
-"""Keep the labels that are good enough: by predicted variance, by share, by any condition on a column.
+"""`filter`: keep the best labels, by predicted std, by share, or by a condition on columns.
 
-File by file (`annotator.labels.filter_file`), as tasks of Ray where there are many.
+Filters file by file (`annotator.labels.filter_file`), as Ray tasks for large label sets.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ from annotator.storage.files import (
 
 __all__ = ["Filtered", "Keep", "filter_labels"]
 
-#: What a folder that is being made holds until it is whole.
+#: Marks an unfinished folder.
 UNFINISHED = "_filter.json"
 
 
 @dataclass
 class Filtered:
-    """What was kept."""
+    """Kept rows and their statistics."""
 
     rows: int = 0
     kept: int = 0
-    bytes_there: int = 0  # in all columns
+    bytes_total: int = 0  # of all columns
     bytes_read: int = 0
     hands: int = 0  # kept rows with a std
-    error_mm: float = 0.0  # the sum of their expected errors
+    error_mm: float = 0.0  # sum of their expected errors
     calibrations: tuple[Calibration, ...] = ()  # of the files with kept rows
 
     def add(self, kept: Kept) -> None:
-        """Count one more file."""
+        """Add the counts of one file."""
         self.rows += kept.rows
         self.kept += kept.kept
-        self.bytes_there += kept.bytes_there
+        self.bytes_total += kept.bytes_total
         self.bytes_read += kept.bytes_read
         self.hands += kept.hands
         self.error_mm += kept.error_mm
@@ -68,22 +68,22 @@ class Filtered:
 
     @property
     def expected_error_mm(self) -> float | None:
-        """Mean error of the kept hands' joints, on photos like the calibration's; None where that is not known."""
+        """Expected mean joint error of the kept hands on photos like the calibration's, or None if unknown."""
         is_known = self.hands and all(one.measures_3d for one in self.calibrations)
         return self.error_mm / self.hands if is_known else None
 
     def table(self) -> list[tuple[str, ...]]:
-        """For people."""
-        share, read = self.kept / max(self.rows, 1), self.bytes_read / max(self.bytes_there, 1)
+        """Return rows to print."""
+        share, read = self.kept / max(self.rows, 1), self.bytes_read / max(self.bytes_total, 1)
         rows: list[tuple[str, ...]] = [
             ("kept", f"{self.kept:,} of {self.rows:,} rows", f"{share:.1%}"),
-            ("read", f"{self.bytes_read / 1e6:,.1f} of {self.bytes_there / 1e6:,.1f} MB", f"{read:.1%}"),
+            ("read", f"{self.bytes_read / 1e6:,.1f} of {self.bytes_total / 1e6:,.1f} MB", f"{read:.1%}"),
         ]
         only_2d = [one for one in self.calibrations if one.fitted_on and not one.measures_3d]
         if self.expected_error_mm is not None:
             expected = f"{self.expected_error_mm:.1f} mm"
             data = _data_of(self.calibrations)
-            rows.append(("expected", expected, f"mean error of the kept joints, on photos like {data}"))
+            rows.append(("expected", expected, f"mean joint error of the kept hands, on photos like {data}"))
         elif only_2d:
             data = _data_of(only_2d)
             rows.append(("3D std", "not calibrated", f"only 2D was, on {data}; {UNCALIBRATED_3D}"))
@@ -105,33 +105,31 @@ def filter_labels(
     workers: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Filtered:
-    """Write the rows that stay as a new label set, or the uris of their photos as a list.
+    """Write the kept rows as a new label set, or the uris of their photos as a list. Run it again to resume.
 
     Args:
         labels: path or URL of a label folder.
-        out: a new folder; or with `as_list` a new text file. An unfinished folder is gone on with.
-        keep: which rows stay.
-        as_list: one uri a line.
-        sort: order each file's rows by std, in small row groups, so that later filters leave most of them unread.
-        address: a Ray cluster, `auto`; without, this process alone, or all cores where there is much to read.
-        workers: files at once; 1 is this process alone.
-        on_progress: told how many files of how many are done.
+        out: a new folder, or with `as_list` a new text file. An unfinished folder resumes.
+        keep: the conditions on kept rows.
+        as_list: write one uri per line.
+        sort: order each file's rows by std, in small row groups, so that later filters read less.
+        address: a Ray cluster, or `auto`. Default: this process, or all cores for large label sets.
+        workers: files at once; 1 uses this process alone.
+        on_progress: called with (files done, files in total).
 
     Raises:
-        UserError: these are no labels, of several hand models, or without a column that is asked for; `out` holds
-            something; nothing is left.
+        UserError: `labels` is not a label set, mixes hand models or lacks a requested column; `out` is not empty;
+            no row is kept.
     """
     sizes = dict(sorted(label_file_sizes(labels).items()))
     if not sizes:
-        raise UserError(
-            f"'{labels}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
-        )
+        raise UserError(f"'{labels}' holds no labels (data/*.parquet): give a label folder")
     first = next(iter(sizes))
     with opened(labels, first, sizes[first]) as file:
         rows = Rows(keep, file.names, file.facts.get("hand"))
     plan = {**asdict(keep), "labels": labels, "sort": sort}
     made = _check_list(out) if as_list else _begin_folder(out, plan)
-    job = FilterPlan(_everywhere(labels), None if as_list else _everywhere(out), sort, rows)
+    job = FilterPlan(_absolute(labels), None if as_list else _absolute(out), sort, rows)
     as_tasks = workers != 1 and (address is not None or pays(labels, list(sizes.values())))
     filtered = Filtered()
     outcomes: Counter[str] = Counter()
@@ -156,8 +154,8 @@ def filter_labels(
             on_progress(done, passes * len(sizes))
     if not filtered.kept:
         if not as_list:
-            remove_file(join(out, UNFINISHED))  # what is asked for next may go to the same place
-        raise UserError(f"none of the {filtered.rows} rows stays: ask for less")
+            remove_file(join(out, UNFINISHED))  # the next filter may use the same folder
+        raise UserError(f"none of the {filtered.rows} rows is kept: relax the conditions")
     if as_list:
         write_whole(out, "".join(f"{uri}\n" for uri in uris).encode())
     else:
@@ -165,8 +163,8 @@ def filter_labels(
     return filtered
 
 
-def _everywhere(place: str) -> str:
-    """A folder as processes elsewhere find it."""
+def _absolute(place: str) -> str:
+    """Return the absolute path or the URL of a folder, valid in other processes."""
     return str(local_path(place).absolute()) if is_local(place) else place
 
 
@@ -177,20 +175,20 @@ def _check_list(out: str) -> set[str]:
 
 
 def _begin_folder(out: str, plan: dict[str, Any]) -> set[str]:
-    """Files that an earlier run of the same plan wrote."""
-    there = {name for name in names_in(out) if not name.startswith(".")}
+    """Return the files that an earlier run of the same plan wrote."""
+    present = {name for name in names_in(out) if not name.startswith(".")}
     begun = read_whole(join(out, UNFINISHED))
     if begun is not None and json.loads(begun) == plan:
         return label_files(out)
-    if there:
-        raise UserError(f"'{out}' holds something: give a new folder")
+    if present:
+        raise UserError(f"'{out}' is not empty: give a new folder")
     check_writable(out)
     write_whole(join(out, UNFINISHED), json.dumps(plan).encode())
     return set()
 
 
 def _end_folder(out: str, labels: str, plan: dict[str, Any], outcomes: dict[str, int]) -> None:
-    """What lies beside the rows: the faces, and the record, which now says what was kept."""
+    """Write the files beside the rows: the faces, and the record with the filter's settings."""
     faces = read_whole(join(labels, "faces.parquet"))
     if faces is not None:
         write_whole(join(out, "faces.parquet"), faces)

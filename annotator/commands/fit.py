@@ -1,6 +1,6 @@
-"""Fit hands to landmarks: `amvur fit`, the stages of its job.
+"""`fit`: fit hands to landmarks. Defines the stages; `annotator.job` runs them.
 
-landmarks in entries --fit_shard (tasks, a core each)--> rows and label columns --shard_table--> a label file
+landmarks in entries --fit_shard (tasks, one core each)--> rows and label columns --shard_table--> a label file
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from annotator.config import FitConfig, read_config, to_dict
 from annotator.errors import UserError
 from annotator.hand import HandModel, load_hand
-from annotator.job.dispatcher import Stations
+from annotator.job.dispatcher import Stages
+from annotator.job.options import ComputeOptions
 from annotator.job.record import FitSettings, RunRecord, read_run_record
-from annotator.job.resources import ComputeOptions, openers_only
+from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, label_folder, run_job
-from annotator.job.stages import Shard, drop_not_finite, first_row, joined_columns, row_of_error
+from annotator.job.shard import Shard, joined_columns
+from annotator.job.stages import drop_not_finite, first_row, row_of_error
 from annotator.labels.folder import fit_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand
 from annotator.sources.entry import Entry, ListedHand
@@ -30,10 +32,10 @@ from annotator.sources.landmarks import open_landmarks
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
 from annotator.storage.remote import patience, shown
 
-if TYPE_CHECKING:  # whoever plans and writes starts seconds sooner without torch
+if TYPE_CHECKING:  # planning and writing start seconds sooner without torch
     from annotator.fitting.hand_fit import HandFitter
 
-#: The solver's own version: a change that moves fits is another maker of labels.
+#: Version of the solver: a change that moves fits gets another checkpoint id.
 FIT_VERSION = 1
 
 
@@ -48,20 +50,20 @@ def fit(
     relabel: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunRecord[FitSettings]:
-    """Fit a hand model to landmarks and write a label folder; run it again to resume where it stopped.
+    """Fit a hand model to landmarks and write a label folder. Run it again to resume.
 
     Args:
-        found: a label folder that `amvur detect` wrote, or a `.json` file with hand keypoints in COCO's layout.
-        labels: path or URL of the label folder, made if need be.
-        images: of COCO, the folder that its `file_name`s start from.
+        found: a label folder of `amvur detect`, or a COCO `.json` file with hand keypoints.
+        labels: path or URL of the label folder, created if missing.
+        images: folder of the photos in a COCO file.
         hand: the hand model: `open`, or `mano:PATH`.
         config: a fit configuration's name or `.yaml` file.
-        compute: `workers` are processes, a core each; `shard_size` and `address` as for `annotate`.
-        relabel: as for `annotate`; landmarks stay those that were read first, hand and folder too.
+        compute: `workers` are processes with one core each; `shard_size` and `address` as for `annotate`.
+        relabel: as for `annotate`; landmarks, hand model and folder stay the same.
         on_progress: called before the first shard and after each.
 
     Returns:
-        The label folder's record: settings, and how many photos ended in what.
+        The label folder's record: settings, and photos per outcome.
 
     Raises:
         UserError: a mistake in the arguments, before any work; or what `run_job` raises.
@@ -77,28 +79,28 @@ def fit(
     model = load_hand(hand)
     laws = shipped_calibration(model.id, weights)
     calibration = laws.with_depth if source.has_depth else laws.without_depth
-    maker = fit_id(weights, laws)
+    checkpoint = fit_id(weights, laws)
     settings = FitSettings(
         schema_version=SCHEMA_VERSION,
         source=source.place,
         landmarks=shown(label_folder(found)),
-        checkpoint=maker,
+        checkpoint=checkpoint,
         hand=model.id,
         vertex_count=model.vertex_count,
         config=to_dict(weights),
     )
-    station = partial(fit_shard, hand=model, config=weights, checkpoint=maker, box_source=source.box_source)
-    metadata = fit_metadata(maker, model, to_dict(weights), calibration)
-    stations = Stations(
-        open=station, model=None, schema=label_schema(model.vertex_count, metadata, source.columns)
+    stage = partial(
+        fit_shard, hand=model, config=weights, checkpoint=checkpoint, box_source=source.box_source
     )
+    metadata = fit_metadata(checkpoint, model, to_dict(weights), calibration)
+    stages = Stages(open=stage, model=None, schema=label_schema(model.vertex_count, metadata, source.columns))
     job = Job(
         labels,
         source,
         settings,
-        lambda _: stations,
-        openers_only,
-        maker={"checkpoint": maker},
+        lambda _: stages,
+        plan_decoders,
+        producer={"checkpoint": checkpoint},
         begin=lambda: write_faces(labels, model.faces),
         may_differ=("checkpoint", "config"),
     )
@@ -106,7 +108,7 @@ def fit(
 
 
 def fit_id(config: FitConfig, laws: Any) -> str:
-    """Return the name of a fit in labels' `checkpoint`: a hash of whatever moves it, apart from the hand model."""
+    """Return the id of a fit for the column `checkpoint`: a hash of its settings, without the hand model."""
     facts = json.dumps([FIT_VERSION, to_dict(config), asdict(laws)], sort_keys=True)
     return f"fit-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
@@ -117,7 +119,7 @@ class ListedHands:
 
     hands: Sequence[ListedHand]
     photo_size_px: NDArray[np.float64]  # (n, 2) width, height
-    focal_px: NDArray[np.float64]  # (n,) NaN where nobody gave it
+    focal_px: NDArray[np.float64]  # (n,) NaN where unknown
 
     def __len__(self) -> int:
         return len(self.hands)
@@ -129,7 +131,7 @@ class ListedHands:
 def fit_shard(
     entries: Sequence[Entry], hand: HandModel, config: FitConfig, checkpoint: str, box_source: str
 ) -> Shard:
-    """Fit every hand of a shard; a photo without one gets its row at once."""
+    """Fit every hand of a shard. A photo without a hand becomes a row with its reason."""
     from annotator.fitting.hand_fit import LEAST_LANDMARKS
 
     shard = Shard()
@@ -161,7 +163,7 @@ def fit_shard(
 
 
 def _fit_hands(shard: Shard, hands: ListedHands, fitter: HandFitter) -> None:
-    """Fill a shard's columns; a hand at which the fit fails loses its own labels and no others."""
+    """Fill a shard's columns. A hand whose fit fails loses its own labels only."""
     from annotator.fitting.columns import fitted_columns
 
     try:
@@ -185,7 +187,7 @@ _of_process: dict[tuple[str, FitConfig], HandFitter] = {}
 
 
 def fitter_of_process(hand: HandModel, config: FitConfig) -> HandFitter:
-    """Return this process's fitter, made when it is first needed."""
+    """Return this process's fitter; the first call creates it."""
     key = (hand.id, config)
     if key not in _of_process:
         import torch
@@ -194,6 +196,6 @@ def fitter_of_process(hand: HandModel, config: FitConfig) -> HandFitter:
         from annotator.runtime.malloc import keep_freed_memory
 
         keep_freed_memory()
-        torch.set_num_threads(1)  # a core for each process
+        torch.set_num_threads(1)  # one core per process
         _of_process[key] = HandFitter(hand, config)
     return _of_process[key]

@@ -1,4 +1,4 @@
-"""`track`: the station that turns a label set of videos into one whose hands are tracked; `annotator.job` runs it.
+"""`track`: the stage that turns a label set of videos into one whose hands are tracked; `annotator.job` runs it.
 
 sequences of a label set --track_shard (tasks, a core each)--> rows and label columns --shard_table--> a label file
 """
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from annotator.errors import UserError
 from annotator.hand import HandModel, load_hand
-from annotator.job.dispatcher import Stations
+from annotator.job.dispatcher import Stages
+from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, TrackSettings, read_run_record
-from annotator.job.resources import ComputeOptions, openers_only
+from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, label_folder, run_job
-from annotator.job.stages import Shard
+from annotator.job.shard import Shard
 from annotator.labels.folder import write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand
 from annotator.sources.entry import Entry, plain
@@ -82,7 +83,7 @@ def track(
         tracker=TRACKER_VERSION,
     )
     facts = source.facts | {"tracker": TRACKER_VERSION, "max_gap": max_gap}
-    stations = Stations(
+    stages = Stages(
         open=partial(track_shard, labels=labels, hand=model, max_gap=max_gap),
         model=None,
         schema=label_schema(
@@ -94,9 +95,9 @@ def track(
         out,
         source,
         settings,
-        lambda _: stations,
-        openers_only,
-        maker={"checkpoint": settings.checkpoint},
+        lambda _: stages,
+        plan_decoders,
+        producer={"checkpoint": settings.checkpoint},
         begin=lambda: write_faces(out, model.faces),
     )
     return run_job(job, compute, None, on_progress)
@@ -126,7 +127,7 @@ def track_shard(entries: Sequence[Entry], labels: str, hand: HandModel, max_gap:
 def crashed_sequences(entries: Sequence[Entry], labels: str) -> Shard:
     """Return the rows of sequences that ended every process which tracked them."""
     columns = ["image_uri", "image_id", "duplicate", "frame_index", "frame_time_s", "hand_index"]
-    failed = without_hand("crashed", "each process that tracked this sequence ended without a word")
+    failed = without_hand("crashed", "every process that tracked this sequence crashed")
     rows = [row for entry in entries for row in read_sequence(labels, entry, columns).to_pylist()]
     return Shard([row | failed for row in rows])
 

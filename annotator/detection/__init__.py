@@ -1,1 +1,1 @@
-"""Find the hands in whole photos: MediaPipe's detector (extra `detect`), a thorough search, duplicates."""
+"""Detect hands in whole photos: MediaPipe's detector (extra `detect`), the thorough search, duplicates."""

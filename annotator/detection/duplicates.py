@@ -1,4 +1,4 @@
-"""One hand found twice: by one look, or by looks at overlapping tiles and at turned photos."""
+"""Remove duplicates of a hand that was detected several times, in one view or in overlapping ones."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
-#: Landmarks that lie nearer to each other than this share of the hand's size, on average, are of one hand. Of 40 pairs
-#: of looks at one hand, 38 differ by less than 0.24; two real hands that touch, one of them seen badly, by 0.35.
+#: Two detections are one hand if their landmarks differ by less than this share of the hand's size on average. Of 40
+#: pairs of detections of one hand, 38 differ by less than 0.24; two touching hands, one badly visible, by 0.35.
 SAME_HAND = 0.3
 
-#: The landmarks of a hand whose thumb is taken for its little finger, and so on.
+#: Landmarks in the order of reversed fingers: the thumb is treated as the little finger, and so on.
 _FINGERS_REVERSED = [0, *(4 * finger + joint for finger in (4, 3, 2, 1, 0) for joint in (1, 2, 3, 4))]
 
 
 def distinct(joints2d_px: Sequence[Floats], scores: Sequence[float]) -> list[int]:
-    """Return which hands to keep: of each that was found several times, the one with the highest score.
+    """Return the hands to keep: of several detections of one hand, the one with the highest score.
 
-    Boxes do not decide, since those of two hands that touch overlap as much as those of a hand found twice.
+    Boxes are not compared, since boxes of two touching hands overlap as much as those of one hand detected twice.
 
     Args:
         joints2d_px: landmarks (21, 2) of each hand, photo pixels, FreiHAND's order.
@@ -47,8 +47,8 @@ def landmark_distance(a: Floats, b: Floats) -> float:
 
 
 def hand_size(joints2d_px: Floats) -> float:
-    """Return the side of the square that has the area over which landmarks (N, 2) spread, however they are turned.
+    """Return the side of the square with the area over which landmarks (N, 2) spread, independent of rotation.
 
-    Narrow hands, such as two that are laid together and seen from the thumbs, are small by this measure and stay two.
+    Narrow hands, such as two pressed together and seen from the thumbs, are small by this measure and stay two hands.
     """
     return float((12**2 * max(np.linalg.det(np.cov(joints2d_px.T, bias=True)), 0)) ** 0.25)

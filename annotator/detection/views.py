@@ -1,7 +1,7 @@
-"""Where a photo is searched again after the first look found nothing: turned, and in tiles that overlap.
+"""Views for the thorough search of a photo without a detected hand: turned, and in overlapping tiles.
 
-MediaPipe finds palms in the picture scaled to 192 x 192 pixels, where small hands have too few of them. A tile shows
-them larger. Sideways and upside-down hands are found less often, so each picture is also turned.
+MediaPipe detects palms in the photo scaled to 192 x 192 pixels, where small hands have too few pixels. A tile enlarges
+them. Sideways and upside-down hands are detected less often, so each view is also turned.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-#: Sides of square tiles over the photo's shorter side.
+#: Sides of square tiles relative to the photo's shorter side.
 TILE_SIDES = (1 / 2, 1 / 4)
 
-#: What neighbouring tiles share at least, of a tile's side: a hand that is no larger is whole in one of them.
+#: Minimum overlap of neighbouring tiles, relative to their side: a hand up to this size is complete in one of them.
 OVERLAP = 0.4
 
-#: Tiles are no smaller: MediaPipe would see nothing but enlarged pixels.
+#: Minimum side of a tile: smaller tiles hold only enlarged pixels.
 MIN_TILE_PX = 64
 
 
@@ -41,7 +41,7 @@ class View:
         return np.ascontiguousarray(np.rot90(part, self.quarter_turns))
 
     def to_photo(self, landmarks_px: Floats) -> Floats:
-        """Return landmarks (N, 3) of the view as pixels of the photo; depth, which has the same unit, stays."""
+        """Return landmarks (N, 3) of the view as pixels of the photo; depth, in the same unit, stays."""
         turned_width = self.height if self.quarter_turns % 2 else self.width
         turned_height = self.width if self.quarter_turns % 2 else self.height
         middle = np.array([turned_width / 2, turned_height / 2, 0])
@@ -56,7 +56,7 @@ class View:
         return np.stack([x, y, z], 1)
 
     def holds(self, landmarks_px: Floats, photo_width: int, photo_height: int) -> bool:
-        """Whether landmarks (N, 3), photo pixels, cross none of the view's edges but those of the photo."""
+        """Return whether landmarks (N, 3), photo pixels, stay within the view's edges, except edges of the photo."""
         (x1, y1), (x2, y2) = landmarks_px[:, :2].min(0), landmarks_px[:, :2].max(0)
         right, bottom = self.left + self.width, self.top + self.height
         return bool(
@@ -68,12 +68,12 @@ class View:
 
 
 def search_rounds(width: int, height: int) -> Iterator[list[View]]:
-    """Yield the views of each round for a photo of `width` x `height` pixels, the round that finds most first."""
+    """Yield the views of each round for a photo of `width` x `height` pixels, the most productive round first."""
     sides_px = [side for share in TILE_SIDES if (side := round(share * min(width, height))) >= MIN_TILE_PX]
     yield [View(0, 0, width, height, turns) for turns in (1, 2, 3)]
     for side in sides_px:
         yield _tiles(width, height, side, (0,))
-    if sides_px:  # small tiles turned too would take longer than all of the above and find next to none
+    if sides_px:  # turned small tiles would take longer than all other views and detect almost no hands
         yield _tiles(width, height, sides_px[0], (1, 2, 3))
 
 

@@ -1,1 +1,1 @@
-"""A distributed, resumable job: from a source of photos to a label folder."""
+"""Distributed, resumable jobs: from a source of photos to a label set."""

@@ -1,7 +1,7 @@
-"""A shard that ended models one after the other, its hands labelled one by one: which of them is at fault.
+"""Labels the hands of a shard one by one, to find the hand that crashes models.
 
-Each hand that ends a model comes again after all others. One that ends three models stays without labels, and the
-others keep theirs. Where the first few end every model, the model is as likely at fault: the shard is given up.
+A hand that crashes a model returns to the end of the queue. After three crashes it stays without labels; the other
+hands keep theirs. If the first few hands all crash, the model may be at fault, and the shard is given up.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-#: A hand that ended so many models is left.
+#: Models that a hand may crash before it is given up.
 HAND_DEATHS = 3
 
-#: Hands of a shard that end models before any hand of it is labelled: then all of it is given up.
+#: Models that hands of a shard may crash before any hand is labelled; then the shard is given up.
 FIRST_DEATHS = 4
 
 
@@ -21,37 +21,37 @@ FIRST_DEATHS = 4
 class Hand:
     """One hand, to be labelled without the others."""
 
-    shard: Apart
-    number: int  # among the shard's hands
-    deaths: int = 0  # of models that had it first in hand
-    data: Any = None  # reference to its part, once it is labelled or given up
+    shard: HandByHand
+    number: int  # index among the shard's hands
+    deaths: int = 0  # of models that held it first
+    data: Any = None  # reference to its result, once labelled or given up
 
 
 @dataclass(eq=False)
-class Apart:
-    """The hands of one shard."""
+class HandByHand:
+    """The hands of one shard, labelled one by one."""
 
-    flight: Any  # whatever the shard is part of
+    in_flight: Any  # the dispatcher's record of the shard
     data: Any  # reference to the opened shard
     hands: list[Hand] = field(default_factory=list)  # in the order of the shard
     deaths: int = 0
     labelled: int = 0
     given_up: int = 0
-    is_over: bool = False  # what still comes of it is ignored
+    is_over: bool = False  # later results are ignored
 
     @staticmethod
-    def of(flight: Any, data: Any, count: int) -> Apart:
-        """Cut an opened shard with that many hands."""
-        shard = Apart(flight, data)
+    def of(in_flight: Any, data: Any, count: int) -> HandByHand:
+        """Split an opened shard into its `count` hands."""
+        shard = HandByHand(in_flight, data)
         shard.hands = [Hand(shard, number) for number in range(count)]
         return shard
 
-    def in_any_order(self) -> list[Hand]:
-        """The hands in an order of chance: neighbours often fail together, and one good hand clears the model."""
+    def shuffled(self) -> list[Hand]:
+        """Return the hands in a fixed random order: neighbours often fail together; one success clears the model."""
         return random.Random(len(self.hands)).sample(self.hands, len(self.hands))
 
     def died(self, hand: Hand) -> None:
-        """Note that a model died which had this hand first."""
+        """Count the death of a model that held this hand first."""
         hand.deaths += 1
         self.deaths += 1
 
@@ -61,7 +61,7 @@ class Apart:
         return not self.labelled and self.deaths >= min(FIRST_DEATHS, HAND_DEATHS * len(self.hands))
 
     def ended(self, hand: Hand, data: Any, is_labelled: bool) -> bool:
-        """Note a hand's part; whether it was the last."""
+        """Store the result of a hand; return whether it was the last."""
         hand.data = data
         self.labelled += is_labelled
         self.given_up += not is_labelled
@@ -69,5 +69,5 @@ class Apart:
 
     @property
     def has_culprit(self) -> bool:
-        """Whether some hands ended models and others did not: so the models are sound."""
+        """Whether some hands crashed models and others did not, which clears the models."""
         return self.labelled > 0 and self.given_up > 0

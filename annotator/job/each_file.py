@@ -1,4 +1,4 @@
-"""The same for each of many files: in this process, or as tasks of Ray where that pays; answers in order."""
+"""Apply a function to many files, in this process or as Ray tasks; results are in order."""
 
 from __future__ import annotations
 
@@ -9,59 +9,59 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from annotator.errors import UserError, first_line
-from annotator.runtime.ray_session import check_seen_by_all, connected
+from annotator.runtime.ray_session import check_shared, connected
 from annotator.storage.files import is_local
 
-#: Ray takes seconds to start: for so many bytes, or files of a store, it is worth it.
+#: Minimum bytes, or files of a store, for which the seconds of Ray's start are worth it.
 PAYS_BYTES, PAYS_STORE_FILES = 1 << 29, 64
 
-#: Tasks under way for each core: enough that none waits, and answers of few files are held.
+#: Tasks submitted per core: enough to keep cores busy, few enough to hold few results.
 _AHEAD = 3
 
-#: How often a task whose process or machine died is tried again.
+#: Retries of a task whose process or machine died.
 _TRIES = 3
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 def pays(folder: str, sizes: Sequence[int]) -> bool:
-    """Whether files of a folder are so many that tasks of Ray are sooner done with them."""
+    """Return whether Ray tasks are faster for files of these sizes (bytes)."""
     return sum(sizes) >= PAYS_BYTES or (not is_local(folder) and len(sizes) >= PAYS_STORE_FILES)
 
 
 @contextmanager
 def tasks(wanted: bool, places: Sequence[str], address: str | None = None) -> Iterator[None]:
-    """A Ray for the time of the block, if tasks are wanted; raises as `connected` and `check_seen_by_all` do.
+    """Connect to Ray within the block if tasks are wanted; raises as `connected` and `check_shared` do.
 
     Args:
-        wanted: whether `in_order` is to use it. places: folders that all machines must see.
+        wanted: whether `in_order` uses tasks. places: folders that all machines must see.
         address: as for `annotator.runtime.ray_session.connected`.
     """
     if not wanted:
         yield
         return
     with connected(address):
-        check_seen_by_all(places)
+        check_shared(places)
         yield
 
 
 def in_order(
-    do: Callable[..., Answer],
+    do: Callable[..., Result],
     shared: Any,
     items: Sequence[tuple[Any, ...]],
     as_tasks: bool,
     workers: int | None = None,
-) -> Iterator[Answer]:
-    """`do(shared, *item)` of each item, which must bear to be repeated.
+) -> Iterator[Result]:
+    """Yield `do(shared, *item)` per item; a call may be repeated.
 
     Args:
-        do: a function of a module. shared: what all calls have in common.
-        items: arguments of each call.
-        as_tasks: within `tasks`, else one after the other in this process.
-        workers: tasks at once; default one a core.
+        do: a function of a module. shared: the argument common to all calls.
+        items: further arguments per call.
+        as_tasks: as Ray tasks, within `tasks`; otherwise in this process.
+        workers: maximum of tasks at once; default `_AHEAD` per core.
 
     Raises:
-        UserError: whatever `do` raises of it, or processes that die.
+        UserError: `do` raised it, or processes died too often.
     """
     if as_tasks:
         yield from _as_tasks(do, shared, items, workers)
@@ -71,27 +71,27 @@ def in_order(
 
 
 def _as_tasks(
-    do: Callable[..., Answer], shared: Any, items: Sequence[tuple[Any, ...]], workers: int | None
-) -> Iterator[Answer]:
+    do: Callable[..., Result], shared: Any, items: Sequence[tuple[Any, ...]], workers: int | None
+) -> Iterator[Result]:
     import ray
 
     task: Any = ray.remote(num_cpus=1, max_retries=_TRIES, scheduling_strategy="SPREAD")(do)
-    most = workers or _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    common, rest, under_way = ray.put(shared), iter(items), deque[Any]()
+    max_submitted = workers or _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    common, rest, submitted = ray.put(shared), iter(items), deque[Any]()
     try:
         while True:
-            under_way += [task.remote(common, *item) for item in islice(rest, most - len(under_way))]
-            if not under_way:
+            submitted += [task.remote(common, *item) for item in islice(rest, max_submitted - len(submitted))]
+            if not submitted:
                 return
-            yield ray.get(under_way.popleft())
+            yield ray.get(submitted.popleft())
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
         first = first_line(error)
         raise UserError(
-            f"a process died {_TRIES + 1} times over one file ({first}): if it was for want of memory, give fewer "
-            "--workers; the same command goes on where it was"
+            f"a process died {_TRIES + 1} times over one file ({first}): if memory ran out, "
+            "lower --workers; run the same command again to resume"
         ) from None
     finally:
-        for ref in under_way:
+        for ref in submitted:
             ray.cancel(ref)

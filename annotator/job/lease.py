@@ -1,8 +1,8 @@
-"""One run at a time into a label folder: a file that the run which holds it writes anew every few seconds.
+"""A lease on a label folder: a file that the run which holds it rewrites every few seconds (its pulse).
 
-A run that was killed leaves the file behind, but not its pulse: whoever comes next and sees the file change waits no
-longer and is refused; who sees it stand still takes it over. Clocks of two machines are never compared. Into a store
-that has conditional writes, each pulse replaces the one before and nothing else, so that one run at most has it.
+A killed run leaves the file but no pulse. Another run that sees the file change is refused; if the file stands still,
+the run takes the lease over. Clocks of two machines are never compared. In a store with conditional writes, a pulse
+replaces the previous pulse only, so at most one run holds the lease.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ FILE = "_lease.json"
 
 BEAT_S = 5.0
 
-#: A pulse that stands still so long has stopped: a slow store takes up to `ANSWER_S` an answer, and a beat needs two.
+#: A pulse that stands still this long has stopped: a slow store takes up to `ANSWER_S` per response, and a beat needs
+#: two responses.
 STILL_S = 3 * ANSWER_S
 
-#: Two runs that start together may both see no lease: the one that finds its own after so long has it.
+#: Two runs that start together may both see no lease. The run whose lease is in the file after this time holds it.
 _SETTLE_S = 0.2
 
-#: How long the end of a run waits for a pulse on its way to the store.
+#: How long the end of a run waits for a pulse that is being written.
 _LAST_BEAT_S = 60.0
 
-#: The runs that this process holds leases of: one that ended may have left its file to a store that was away.
+#: Runs whose leases this process holds. An ended run may have left its file in a store that was unavailable.
 _ours: set[str] = set()
 
 
 class Lease:
-    """The right to write into a label folder, as long as nobody else took it."""
+    """The right to write into a label folder, until another run takes it over."""
 
     def __init__(self, labels: str) -> None:
         self._labels, self._url = labels, join(labels, FILE)
@@ -55,51 +56,51 @@ class Lease:
             "began": _began(os.getpid()),
         }
         self._beats = 0
-        self._version: str | None = None  # of the file in a store that a pulse replaces
+        self._version: str | None = None  # ETag of the file in a store that the next pulse replaces
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
         self._lost = False
 
     @property
     def run(self) -> str:
-        """The run that it is of."""
+        """Id of the run that holds the lease."""
         return str(self._mine["run"])
 
     def check(self) -> None:
-        """Go on only while it is ours.
+        """Raise if the lease is lost.
 
         Raises:
-            UserError: another run took it, because this one had stood still.
+            UserError: another run took it over while this run stood still.
         """
         if self._lost:
             raise UserError(
-                f"another run took over '{self._labels}' while this one stood still; what is there stays"
+                f"another run took over '{self._labels}' while this run stood still; finished labels are kept"
             )
 
     def confirm(self) -> None:
-        """Look whether it is ours, before something is written that only one may write; raises as `check` does."""
+        """Read the lease before a write that only its holder may do; raises as `check` does."""
         self._lost = self._lost or not self._is_ours(_read(self._url))
         self.check()
 
     def take(self) -> None:
-        """Take the lease, or see that another run lives.
+        """Take the lease.
 
         Raises:
-            UserError: it does.
+            UserError: another run holds it.
         """
-        there = _read(self._url)
-        if there is not None and self._lives(there):
+        present = _read(self._url)
+        if present is not None and self._is_alive(present):
             raise UserError(
-                f"another run (process {_said(there, 'pid')} on {_said(there, 'host')}) is writing to "
-                f"'{self._labels}': wait for its end, or stop it first; the same command then goes on where it was"
+                f"another run (process {_shown(present, 'pid')} on {_shown(present, 'host')}) is writing to "
+                f"'{self._labels}': wait for its end or stop it; then run the same command again to resume"
             )
         just_now = UserError(
-            f"another run began to write to '{self._labels}' just now: wait for its end, or stop it first; "
-            "the same command then goes on where it was"
+            f"another run started to write to '{self._labels}' just now: wait for its end or stop it; "
+            "then run the same command again to resume"
         )
-        with _alone(self._labels):
-            now, version = self._seen()
-            if now not in (None, there):
+        with _exclusive(self._labels):
+            now, version = self._current()
+            if now not in (None, present):
                 raise just_now
             self._version = version
             _ours.add(self._mine["run"])
@@ -107,7 +108,7 @@ class Lease:
                 self._beat()
             except OvertakenError:
                 raise just_now from None
-        # Runs on other machines, or into a store, do not wait for each other.
+        # Runs on other machines, or into a store, are not excluded by the lock.
         time.sleep(_SETTLE_S if is_local(self._labels) else 5 * _SETTLE_S)
         if not self._is_ours(_read(self._url)):
             raise just_now
@@ -115,45 +116,45 @@ class Lease:
         self._keeper.start()
 
     def give_back(self) -> None:
-        """End it, unless another run has it by now."""
+        """Remove the lease, unless another run has taken it over."""
         self._stop.set()
         if self._keeper is not None:
-            # Else a pulse on its way would come after the end, and stay.
+            # A pulse that is being written would otherwise recreate the file.
             self._keeper.join(_LAST_BEAT_S)
         _ours.discard(self._mine["run"])
         with suppress(OSError):
             if self._is_ours(_read(self._url)):
                 remove_file(self._url)
 
-    def _is_ours(self, there: dict[str, Any] | None) -> bool:
-        return there is not None and there.get("run") == self._mine["run"]
+    def _is_ours(self, lease: dict[str, Any] | None) -> bool:
+        return lease is not None and lease.get("run") == self._mine["run"]
 
-    def _lives(self, there: dict[str, Any]) -> bool:
-        if all(there.get(name) == self._mine[name] for name in ("host", "boot", "pid", "began")):
-            return there.get("run") in _ours
-        if there.get("host") == self._mine["host"] and there.get("boot") == self._mine["boot"]:
-            began = _began(there.get("pid"))
-            return began is not None and began == there.get("began")
+    def _is_alive(self, lease: dict[str, Any]) -> bool:
+        if all(lease.get(name) == self._mine[name] for name in ("host", "boot", "pid", "began")):
+            return lease.get("run") in _ours
+        if lease.get("host") == self._mine["host"] and lease.get("boot") == self._mine["boot"]:
+            began = _began(lease.get("pid"))
+            return began is not None and began == lease.get("began")
         until = time.monotonic() + STILL_S
         while time.monotonic() < until:
             time.sleep(min(1.0, BEAT_S / 2))
             now = _read(self._url)
             if now is None:
                 return False
-            if now != there:
+            if now != lease:
                 return True
         return False
 
-    def _seen(self) -> tuple[dict[str, Any] | None, str | None]:
-        """The lease that is there, and the ETag of a file that is no newer: a later one makes a pulse fail."""
+    def _current(self) -> tuple[dict[str, Any] | None, str | None]:
+        """Return the current lease, and an ETag that is not newer: a later change makes the next pulse fail."""
         version = None if is_local(self._url) else version_of(self._url)
         return _read(self._url), version
 
     def _beat(self) -> None:
-        """Write the next pulse in the place of what was seen or written last.
+        """Replace the last seen or written pulse by the next one.
 
         Raises:
-            OvertakenError: a store has another run's by now.
+            OvertakenError: a store holds a pulse of another run.
         """
         self._beats += 1
         data = json.dumps({**self._mine, "beat": self._beats}).encode()
@@ -163,7 +164,7 @@ class Lease:
         try:
             self._version = put_if_unchanged(self._url, data, self._version)
         except OvertakenError:
-            if read_whole(self._url) != data:  # else it is ours, and the answer to it was lost
+            if read_whole(self._url) != data:  # else our own write, whose response was lost
                 raise
             self._version = None
         if self._version is None:
@@ -171,9 +172,8 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._stop.wait(BEAT_S):
-            with suppress(OSError):  # a store that is away for a while; who takes the lease meanwhile has it
-                there = _read(self._url)
-                if not self._is_ours(there):
+            with suppress(OSError):  # the store is unavailable; a run that takes the lease now holds it
+                if not self._is_ours(_read(self._url)):
                     self._lost = not self._stop.is_set()
                     return
                 if not self._stop.is_set():
@@ -186,7 +186,7 @@ class Lease:
 
 @contextmanager
 def leased(labels: str) -> Iterator[Lease]:
-    """The lease of a label folder for the time of the block; raises as `Lease.take` does."""
+    """Hold the lease of a label folder within the block; raises as `Lease.take` does."""
     lease = Lease(labels)
     try:
         lease.take()
@@ -205,18 +205,18 @@ def _read(url: str) -> dict[str, Any] | None:
 
 
 def holder(path: str) -> str | None:
-    """The run that a lease's file names, if it is there."""
-    there = _read(path)
-    return None if there is None else str(there.get("run"))
+    """Return the run id in a lease file, or None without a file."""
+    lease = _read(path)
+    return None if lease is None else str(lease.get("run"))
 
 
-def _said(there: dict[str, Any], name: str) -> str:
-    return plain(str(there.get(name)))
+def _shown(lease: dict[str, Any], name: str) -> str:
+    return plain(str(lease.get(name)))
 
 
 @contextmanager
-def _alone(labels: str) -> Iterator[None]:
-    """No other run of this machine is between its look at the lease and its first pulse."""
+def _exclusive(labels: str) -> Iterator[None]:
+    """Lock out other runs of this machine between reading the lease and the first pulse."""
     if not is_local(labels):
         yield
         return
@@ -232,7 +232,7 @@ def _alone(labels: str) -> Iterator[None]:
 
 
 def _boot() -> str:
-    """This start of this machine; two containers of one name differ by their own."""
+    """Return an id of this machine's boot and process namespace, which differs between containers of one name."""
     with suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - a name, not a path
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + namespace
@@ -240,14 +240,14 @@ def _boot() -> str:
 
 
 def _began(pid: Any) -> str | None:
-    """When a process of this machine began, in the kernel's ticks; None where there is none."""
+    """Return the start time of a process of this machine in kernel ticks, or None without such a process."""
     if not isinstance(pid, int) or pid <= 0:
         return None
     with suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] == "Z" else fields[19]
     with suppress(OSError):
-        if not Path("/proc").is_dir():  # no Linux: alive is all that can be known
+        if not Path("/proc").is_dir():  # not Linux: only its existence can be checked
             os.kill(pid, 0)
             return "alive"
     return None

@@ -1,13 +1,13 @@
-"""The manifest: which entry belongs to which shard, written while the source is listed and never changed.
+"""The manifest: assigns each entry to a shard while the source is listed. Assignments never change.
 
-A shard is the unit of work, of output and of retry: a fixed list of entries whose labels are one file,
-`data/shard-NNNNNNN.parquet`. That file's appearance commits the shard, so resuming is listing a folder, and an
-entry is in exactly one shard for good, whatever is later added to the source.
+A shard is the unit of work, output and retry: a fixed list of entries whose labels are one file,
+`data/shard-NNNNNNN.parquet`. The appearance of that file commits the shard, so resuming means listing a folder.
+An entry stays in its shard, also when the source grows.
 
-The manifest lies in `LABELS/_entries/`, in parts of some shards each, one line a shard (JSON). A part is written whole
-before any of its shards is worked on. Each run that finds new entries writes parts of a new generation; a source gives
-its entries in an order of their keys, so each generation is in that order, and what is new is found by walking source
-and generations side by side: nothing of either is held in memory.
+The manifest is in `LABELS/_entries/`, in parts of some shards each, one JSON line per shard. A part is written
+completely before work on its shards starts. Each run with new entries writes parts of a new generation. A source
+yields its entries in the order of their keys, and so does each generation. New entries are located by walking source
+and generations side by side, without holding either in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from annotator.storage.files import join, names_in, read_whole, write_whole
 
 FOLDER = "_entries"
 
-#: The largest part. Parts double up to it, so that work starts with the first shard and a collection has few parts.
+#: Maximum size of a part. Parts double up to it: work starts with the first shard, and a collection has few parts.
 PART_SHARDS = 16
 PART_ENTRIES = 1 << 12
 
@@ -41,36 +41,36 @@ class PlannedShard:
 
     number: int
     entries: list[Entry]
-    among: list[str] | None = None  # ids of all its entries, where only some are to be done again
+    among: list[str] | None = None  # ids of all entries of the shard, if only some are labelled again
 
 
 def shard_file_name(number: int) -> str:
-    """The label file of a shard."""
+    """Return the name of a shard's label file."""
     return f"shard-{number:07d}.parquet"
 
 
 class DoneShards:
-    """Which shards have a label file: a byte each, whatever the collection's size."""
+    """The set of shards with a label file, at one byte per shard."""
 
     def __init__(self, labels: str) -> None:
         """List the label files.
 
         Raises:
-            UserError: there is a file that no run of ours wrote.
+            UserError: a file there was not written by a run.
         """
         self._flags = bytearray()
         self.count = 0
         for name in names_in(join(labels, "data")):
             if name.endswith(".parquet") and not name.startswith("."):
-                found = _SHARD_FILE.fullmatch(name)
-                if found is None:
+                match = _SHARD_FILE.fullmatch(name)
+                if match is None:
                     raise UserError(
-                        f"'{labels}/data' holds {name}, which no run made: move it away, or give a new folder"
+                        f"'{labels}/data' holds {name}, which is not a label file: move it away, or give a new folder"
                     )
-                self.add(int(found[1]))
+                self.add(int(match[1]))
 
     def add(self, number: int) -> None:
-        """Note a shard as done."""
+        """Mark a shard as done."""
         if number >= len(self._flags):
             self._flags.extend(bytes(number + 1 - len(self._flags)))
         self.count += not self._flags[number]
@@ -80,7 +80,7 @@ class DoneShards:
         return number < len(self._flags) and bool(self._flags[number])
 
     def highest(self) -> int:
-        """One more than the highest number; 0 where there is none."""
+        """Return the highest shard number plus one, 0 for an empty set."""
         return self._flags.rfind(1) + 1
 
     def __iter__(self) -> Iterator[int]:
@@ -91,17 +91,17 @@ class Manifest:
     """The manifest of one label folder (a path or URL)."""
 
     def __init__(self, labels: str, confirm: Callable[[], None] = lambda: None) -> None:
-        """Find its parts.
+        """List the parts.
 
         Args:
             labels: the label folder.
-            confirm: called before a part is written; raises where this run may not write any more.
+            confirm: called before a part is written; raises if this run must not write any more.
 
         Raises:
-            UserError: one is missing.
+            UserError: a part is missing.
         """
         self.folder, self._confirm = join(labels, FOLDER), confirm
-        self.shard_count = 0  # of the parts read or written so far
+        self.shard_count = 0  # in the parts read or written so far
         self.photo_count = 0
         self._parts: list[tuple[int, int, str]] = []
         for name in names_in(self.folder):
@@ -112,11 +112,11 @@ class Manifest:
             raise UserError(f"a part of '{self.folder}' is missing: give a new label folder")
 
     def all(self) -> Iterator[PlannedShard]:
-        """The shards that were planned; counts them."""
+        """Yield all planned shards, and count them."""
         return (PlannedShard(number, entries()) for number, _, entries in self._counted())
 
     def counts(self) -> Iterator[tuple[int, int]]:
-        """How many photos each shard has that was planned; counts them."""
+        """Yield number and photo count of all planned shards, and count them."""
         return ((number, count) for number, count, _ in self._counted())
 
     def _counted(self) -> Iterator[tuple[int, int, Callable[[], list[Entry]]]]:
@@ -130,27 +130,26 @@ class Manifest:
                 yield line
 
     def pending(self, done: DoneShards) -> Iterator[PlannedShard]:
-        """The shards without a label file among those that earlier runs planned; counts all of them.
+        """Yield planned shards without a label file, and count all planned shards.
 
         Raises:
-            UserError: a part is damaged, or there are label files that it does not know.
+            UserError: a part is damaged, or a label file belongs to no planned shard.
         """
         for number, _, entries in self._counted():
             if number not in done:
                 yield PlannedShard(number, entries())
         if done.highest() > self.shard_count:
             raise UserError(
-                f"there are labels of shard {done.highest() - 1}, which '{self.folder}' does not know: "
-                "give a new folder"
+                f"shard {done.highest() - 1} has labels but is missing in '{self.folder}': give a new folder"
             )
 
     def new(self, source: Source, shard_size: int) -> Iterator[PlannedShard]:
-        """Shards of the entries that no earlier run planned, each of them noted before it is given.
+        """Plan the entries without a shard; yield each new shard after it is recorded.
 
-        Only after `pending` has been walked to its end.
+        Call it after `pending` is exhausted.
 
         Raises:
-            UserError: the source gives other entries in place of those that were planned.
+            UserError: the source yields other entries in place of planned ones.
         """
         generation = self._parts[-1][0] + 1 if self._parts else 0
         part: list[PlannedShard] = []
@@ -158,17 +157,17 @@ class Manifest:
         for entries in _chunks(self.unplanned(source), shard_size):
             part.append(PlannedShard(self.shard_count + len(part), entries))
             if len(part) >= largest or len(part) * shard_size >= PART_ENTRIES:
-                yield from self._note(part, generation)
+                yield from self._record(part, generation)
                 part, largest = [], min(2 * largest, PART_SHARDS)
-        yield from self._note(part, generation)
+        yield from self._record(part, generation)
 
     def unplanned(self, source: Source) -> Iterator[Entry]:
-        """The entries of a source that have no shard; raises as `new` does."""
+        """Yield the entries of a source without a shard; raises as `new` does."""
         generations = groupby(list(self._parts), lambda part: part[0])
         known = [self._generation([name for _, _, name in parts]) for _, parts in generations]
-        return _unknown(source, heapq.merge(*known, key=source.key))
+        return _new_entries(source, heapq.merge(*known, key=source.key))
 
-    def _note(self, part: list[PlannedShard], generation: int) -> list[PlannedShard]:
+    def _record(self, part: list[PlannedShard], generation: int) -> list[PlannedShard]:
         if not part:
             return part
         lines = [
@@ -188,7 +187,7 @@ class Manifest:
                 yield from entries()
 
     def _lines(self, name: str) -> Iterator[tuple[int, int, Callable[[], list[Entry]]]]:
-        """Of each line of a part: the shard's number, how many photos it has, and how to get its entries."""
+        """Yield per line of a part: shard number, photo count, and a function that parses the entries."""
         damaged = self._damaged(name)
         data = read_whole(join(self.folder, name))
         if data is None or not data.endswith(b"\n"):
@@ -200,12 +199,12 @@ class Manifest:
 
             def entries(text: bytes = line[head.end() : -1], count: int = int(head[2])) -> list[Entry]:
                 try:
-                    found = [Entry.from_json(values) for values in json.loads(text)]
+                    parsed = [Entry.from_json(values) for values in json.loads(text)]
                 except (ValueError, TypeError, AttributeError):
                     raise damaged from None
-                if _photos(found) != count:
+                if _photos(parsed) != count:
                     raise damaged
-                return found
+                return parsed
 
             yield int(head[1]), int(head[2]), entries
 
@@ -214,17 +213,17 @@ class Manifest:
 
 
 def _photos(entries: list[Entry]) -> int:
-    """How many photos entries are of: one that adds a hand to an earlier photo is none of its own."""
+    """Count the photos of entries; an entry that adds a hand to an earlier photo does not count."""
     return sum(entry.photos for entry in entries if not entry.first_hand)
 
 
-def _unknown(source: Source, known: Iterator[Entry]) -> Iterator[Entry]:
-    """The source's entries without those that are known: both come in the order of their keys."""
+def _new_entries(source: Source, known: Iterator[Entry]) -> Iterator[Entry]:
+    """Yield the source's entries that are not `known`; both are in the order of their keys."""
     nothing: Any = None
     waiting = next(known, nothing)
     for entry in source:
         key = source.key(entry)
-        # What has gone from the source keeps its row.
+        # An entry that is no longer in the source keeps its row.
         while waiting is not nothing and source.key(waiting) < key:
             waiting = next(known, nothing)
         if waiting is nothing or source.key(waiting) != key:
@@ -233,7 +232,7 @@ def _unknown(source: Source, known: Iterator[Entry]) -> Iterator[Entry]:
         if (waiting.id, waiting.path) != (entry.id, entry.path):
             raise UserError(
                 f"'{source.place}' has changed: its entry {key[-1]} was {waiting.uri!r} and is now {entry.uri!r}; "
-                "only add to its end, or give a new label folder"
+                "only append to it, or give a new label folder"
             )
         waiting = next(known, nothing)
 

@@ -1,6 +1,6 @@
-"""`_run.json`: with which settings a label folder is made, and what became of its photos so far.
+"""`_run.json`: the settings of a label folder, and the outcomes of its photos so far.
 
-A folder holds labels of one kind. Its settings are written before the first label; a run with others is refused.
+Settings are written before the first label; a run with other settings is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILE = "_run.json"
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Whatever changes a label; two runs into one folder must agree in all of it."""
+    """All settings that change a label of `amvur annotate`; runs into one folder must agree on them."""
 
     schema_version: int
     source: str
@@ -29,23 +29,23 @@ class RunSettings:
     vertex_count: int
     side: str
     crop_px: int
-    detector: str | None = None  # id; none: each photo is the crop around one hand
+    detector: str | None = None  # id; None: each photo is the crop around one hand
     max_hands: int = 1
     search: str = "quick"  # of the detector
-    every: int = 1  # of a video's frames
-    boxes: str | None = None  # where the hands are listed
-    boxes_normalised: bool = False  # whether as fractions of the photo
-    samples: int = 0  # meshes drawn for each hand
+    every: int = 1  # use every Nth video frame
+    boxes: str | None = None  # list or label set with boxes
+    boxes_normalised: bool = False  # boxes are fractions of the photo
+    samples: int = 0  # meshes drawn per hand
     hand_length_mm: float | None = None  # of every hand; None: predicted
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Likewise of `amvur fit`."""
+    """All settings that change a label of `amvur fit`."""
 
     schema_version: int
-    source: str  # where the photos are
-    landmarks: str  # where the landmarks are
+    source: str  # of the photos
+    landmarks: str  # path or URL
     checkpoint: str  # id of the fit
     hand: str  # id
     vertex_count: int
@@ -54,19 +54,19 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class TrackSettings:
-    """Likewise of `amvur track`."""
+    """All settings that change a label of `amvur track`."""
 
     schema_version: int
-    source: str  # where the photos are
-    tracked_labels: str  # the label set whose hands were joined
+    source: str  # of the photos
+    tracked_labels: str  # the label set that was tracked
     checkpoint: str  # id of those labels
     hand: str  # id
     vertex_count: int
-    max_gap: int  # frames that a hand may be missing for
+    max_gap: int  # maximum number of missing frames in a track
     tracker: int  # version of the method
 
 
-#: Every kind of job has settings of its own.
+#: Each kind of job has its own settings.
 Settings = TypeVar("Settings")
 
 
@@ -75,35 +75,35 @@ class RunRecord(Generic[Settings]):
     """Settings and outcomes of a label folder."""
 
     settings: Settings
-    outcomes: dict[str, int] = field(default_factory=dict)  # rows by "ok" or "status: reason"
-    skipped_files: int = 0  # files of the source that are no photos
+    outcomes: dict[str, int] = field(default_factory=dict)  # photos per "ok" or "status: reason"
+    skipped_files: int = 0  # files of the source that are not photos
     skipped_names: list[str] = field(default_factory=list)  # the first few of them
-    failed: list[list[str]] = field(default_factory=list)  # the first few that failed: uri, error
-    #: How often something was asked again, by what had come first, over all runs.
+    failed: list[list[str]] = field(default_factory=list)  # the first few failures: uri, error
+    #: Retries by cause, over all runs.
     retries: dict[str, int] = field(default_factory=dict)
-    relabelled: list[dict[str, str]] = field(default_factory=list)  # what rows were done again, by whom
-    filtered: list[dict[str, Any]] = field(default_factory=list)  # what `amvur filter` kept of it
-    seconds: float = 0.0  # of labelling, start-up left out, over all runs
+    relabelled: list[dict[str, str]] = field(
+        default_factory=list
+    )  # conditions of --relabel, and the producer
+    filtered: list[dict[str, Any]] = field(default_factory=list)  # settings of `amvur filter`, in order
+    seconds: float = 0.0  # of labelling, without start-up, over all runs
 
     @property
     def photos(self) -> int:
-        """How many photos have a row."""
+        """Number of photos with a row."""
         return sum(self.outcomes.values())
 
 
 def read_run_record(labels: str, kind: type[Settings]) -> RunRecord[Settings] | None:
-    """The record of a label folder, None where the folder is empty or does not exist.
+    """Return the record of a label folder, or None if the folder is empty or missing.
 
     Raises:
-        UserError: the folder holds something else, another kind of labels, or labels of a newer schema.
+        UserError: the folder holds other files, another kind of labels, or labels of a newer schema.
     """
     data = read_whole(join(labels, FILE))
     if data is None:
-        # A killed run's unfinished files, and those that file managers leave, start with a dot.
+        # Unfinished files of killed runs and files of file managers start with a dot.
         if any(not name.startswith(".") for name in names_in(labels) - {"faces.parquet", LEASE_FILE}):
-            raise UserError(
-                f"'{labels}' holds something that is not a label set: give an empty or a new folder"
-            )
+            raise UserError(f"'{labels}' holds files but is not a label set: give an empty or a new folder")
         return None
     try:
         values: dict[str, Any] = json.loads(data)
@@ -117,7 +117,7 @@ def read_run_record(labels: str, kind: type[Settings]) -> RunRecord[Settings] | 
 
 
 def read_mesh_record(labels: str) -> RunRecord[Any] | None:
-    """The record of a label folder with meshes: its settings are `RunSettings`, `FitSettings` or `TrackSettings`.
+    """Return the record of a label folder with meshes, with settings of `annotate`, `fit` or `track`.
 
     Raises:
         UserError: as for `read_run_record`.
@@ -129,11 +129,11 @@ def read_mesh_record(labels: str) -> RunRecord[Any] | None:
 
 
 def check_settings(labels: str, old: Any, new: Any, may_differ: Sequence[str] = ()) -> None:
-    """Refuse to mix labels.
+    """Refuse to mix labels of different settings in one folder.
 
     Args:
-        labels: the folder. old: its settings. new: this run's.
-        may_differ: names of settings that do not matter.
+        labels: the folder. old: its settings. new: this run's settings.
+        may_differ: names of settings that may differ.
 
     Raises:
         UserError: names the first setting that differs.
@@ -143,9 +143,9 @@ def check_settings(labels: str, old: Any, new: Any, may_differ: Sequence[str] = 
         if was != now and name not in may_differ:
             raise UserError(
                 f"'{labels}' was labelled with {name} {was!r}, this run has {now!r}: "
-                "use the same settings to go on, or another folder"
+                "use the same settings to resume, or another folder"
                 + (
-                    ' (or --relabel "status != ok", say, to do some photos again)'
+                    ' (or label some photos again, for example with --relabel "status != ok")'
                     if name == "checkpoint"
                     else ""
                 )
@@ -153,6 +153,6 @@ def check_settings(labels: str, old: Any, new: Any, may_differ: Sequence[str] = 
 
 
 def write_run_record(labels: str, record: RunRecord) -> None:
-    """Write `_run.json` in one step."""
+    """Write `_run.json` atomically."""
     data = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
     write_whole(join(labels, FILE), data.encode())

@@ -1,4 +1,4 @@
-"""How work is spread over a machine or cluster: decoders on CPUs, models on GPUs or CPUs."""
+"""Plans workers and decoders on a machine or cluster: decoders on CPUs, models on GPUs or CPUs."""
 
 from __future__ import annotations
 
@@ -7,77 +7,78 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from annotator.errors import UserError
-from annotator.job.dispatcher import Crew
+from annotator.job.options import ComputeOptions
 
-#: Opening a shard and writing one are tasks of half a core each.
+#: CPUs of a task that decodes or writes a shard.
 TASK_CPUS = 0.5
 
-#: Memory of a process that opens or writes, and of one with a model beside the model's own (docs/benchmarks.md).
-OPENER_BYTES, PROCESS_BYTES = 1 << 28, 1 << 29
+#: Memory of a process that decodes or writes, and of a process with a model, without the model (docs/benchmarks.md).
+DECODER_BYTES, PROCESS_BYTES = 1 << 28, 1 << 29
 
-#: What a model works on, for each pixel of a batch: 340 to 440 bytes were measured of two backbones.
+#: Working memory of a model per pixel of a batch: 340 to 440 bytes were measured for two backbones.
 _WORKING_BYTES = 512
 
 
 @dataclass(frozen=True)
-class ComputeOptions:
-    """How the work is spread; labels differ by float rounding at most."""
+class WorkerPlan:
+    """Processes per stage, and the resources that each declares to Ray."""
 
-    workers: int | None = None  # model actors; as many as the GPUs have room for, else one a core
-    threads: int | None = None  # of each model actor; a machine's cores shared out among its actors
-    batch_size: int | None = None  # 32 on CPUs; on GPUs found by trying
-    shard_size: int = 256  # photos a label file
-    decoders: int | None = None  # shards opened at once; as many as the CPUs that models leave
-    gpus_per_worker: float = 1.0
-    address: str | None = None  # none: a Ray of this machine's own; auto: the cluster it is part of
+    decoders: int
+    decoder_cpus: float
+    workers: int = 0
+    worker_cpus: float = 0.0
+    worker_gpus: float = 0.0
+    worker_memory: int = 0  # bytes
+    threads: int = 1  # per worker
 
 
 def memory_of_model(crop_px: int, batch_size: int, weight_bytes: int) -> int:
-    """Bytes that a process with a model takes on a CPU: as loaded, as it predicts with, and what it works on."""
+    """Return the bytes of a process with a model on a CPU: weights as loaded and as used, and working memory."""
     return PROCESS_BYTES + 3 * weight_bytes + _WORKING_BYTES * batch_size * crop_px**2
 
 
-def crew_of(compute: ComputeOptions, model_bytes: int = 1 << 30) -> Crew:
-    """Who works where on the Ray that this process is connected to; see `crew_on`."""
+def plan_workers(compute: ComputeOptions, model_bytes: int = 1 << 30) -> WorkerPlan:
+    """Plan workers on the Ray session of this process; see `plan_workers_on`."""
     import ray
 
-    return crew_on([node["Resources"] for node in ray.nodes() if node["Alive"]], compute, model_bytes)
+    return plan_workers_on([node["Resources"] for node in ray.nodes() if node["Alive"]], compute, model_bytes)
 
 
-def crew_on(
+def plan_workers_on(
     nodes: Sequence[Mapping[str, float]], compute: ComputeOptions, model_bytes: int = 1 << 30
-) -> Crew:
-    """Who works where on some machines, each given by its `CPU`, `GPU` and `memory`.
+) -> WorkerPlan:
+    """Plan workers on machines, each given by its `CPU`, `GPU` and `memory`.
 
-    `model_bytes`: memory of a model's process, where there are no GPUs.
+    `model_bytes` is the memory of a model's process without GPUs.
 
     Raises:
-        UserError: more workers than there is room for.
+        UserError: more workers are requested than fit.
     """
     share = compute.gpus_per_worker if any(node.get("GPU") for node in nodes) else 0.0
     room = _models_on_gpus(nodes, share) if share else _models_on_cpus(nodes, compute, model_bytes)
     workers = compute.workers or sum(count for _, count in room)
     if workers > sum(count for _, count in room):
         raise UserError(
-            f"{workers} workers asked for, but the GPUs have room for {sum(count for _, count in room)}: give as many, "
-            "or --gpus-per-worker a part such as 0.5"
+            f"{workers} workers requested, but {sum(count for _, count in room)} fit on the GPUs: give so many, "
+            "or a fraction such as --gpus-per-worker 0.5"
         )
     threads = worker_cpus = 0.0
-    for cpus, count in room:  # what fits the tightest machine fits all
-        of_one = compute.threads or max(1, int(cpus) // count)
-        declared = cpus_of_an_actor(cpus, count, of_one, gpus=share > 0)
+    for cpus, count in room:  # a plan for the smallest machine fits all
+        per_actor = compute.threads or max(1, int(cpus) // count)
+        declared = cpus_of_an_actor(cpus, count, per_actor, gpus=share > 0)
         if not threads or declared < worker_cpus:
-            threads, worker_cpus = of_one, declared
+            threads, worker_cpus = per_actor, declared
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     decoders = int((cpus - workers * worker_cpus) / TASK_CPUS)
     declared_memory = 0
     if not share:
         memories = [node.get("memory", math.inf) for node in nodes if node.get("CPU")]
-        left = sum(memories) - workers * model_bytes
-        decoders = int(min(decoders, cpus, max(0.0, left) / OPENER_BYTES))
-        # Ray puts no model where its memory is not; one that fits nowhere, or is asked for, is tried all the same.
+        free_bytes = sum(memories) - workers * model_bytes
+        decoders = int(min(decoders, cpus, max(0.0, free_bytes) / DECODER_BYTES))
+        # Ray places a model only where its memory fits; without a declaration, a model that is too large or requested
+        # starts all the same.
         declared_memory = model_bytes if max(memories) >= model_bytes and not compute.workers else 0
-    return Crew(
+    return WorkerPlan(
         decoders=compute.decoders or max(1, decoders),
         decoder_cpus=TASK_CPUS,
         workers=workers,
@@ -89,46 +90,46 @@ def crew_on(
 
 
 def _models_on_gpus(nodes: Sequence[Mapping[str, float]], share: float) -> list[tuple[float, int]]:
-    """Of each machine with a GPU its CPUs, and how many models its GPUs hold."""
+    """Return (CPUs, models that fit on the GPUs) per machine with a GPU."""
     if share > 1 and share != int(share):
-        raise UserError(f"{share} GPUs a worker: give a whole number of them, or a part of one")
+        raise UserError(f"{share} GPUs per worker: give a whole number, or a fraction of one GPU")
     room = [
         (node.get("CPU", 1.0), math.floor(node["GPU"] / share + 1e-6)) for node in nodes if node.get("GPU")
     ]
     room = [(cpus, count) for cpus, count in room if count]
     if not room:
-        raise UserError(f"no machine has the {share:.0f} GPUs that a worker is to have")
+        raise UserError(f"no machine has {share:.0f} GPUs: lower --gpus-per-worker")
     return room
 
 
 def _models_on_cpus(
     nodes: Sequence[Mapping[str, float]], compute: ComputeOptions, model_bytes: int
 ) -> list[tuple[float, int]]:
-    """Of each machine, the largest first, its CPUs, and how many models it gets.
+    """Return (CPUs, number of models) per machine, the largest first.
 
-    One a core, if there is memory for so many: the threads of one model go in step, layer by layer, and all wait for
-    the one whose core an opener has (a third slower on two cores; docs/benchmarks.md).
+    By default one model per core, as far as memory allows. The threads of one model run in step, layer by layer, and
+    all wait for the thread whose core a decoder uses: a third slower on two cores (docs/benchmarks.md).
     """
     machines = sorted(
         ((node["CPU"], node.get("memory", math.inf)) for node in nodes if node.get("CPU")), reverse=True
     )
     if not machines:
-        raise UserError("no machine of the cluster has a CPU to work with: start some that do")
+        raise UserError("no machine of the cluster has a CPU: start machines with CPUs")
     if compute.workers:
         count = math.ceil(compute.workers / len(machines))
         return [(cpus, count) for cpus, _ in machines[: compute.workers]]
     room = [
         (cpus, int(min(cpus // (compute.threads or 1), memory // model_bytes))) for cpus, memory in machines
     ]
-    # With too little of either, one all the same.
+    # At least one model, even with too little memory or too few CPUs.
     return [(cpus, count) for cpus, count in room if count] or [(machines[0][0], 1)]
 
 
-def openers_only(compute: ComputeOptions) -> Crew:
-    """Where opening is all there is to do: a core for each opener.
+def plan_decoders(compute: ComputeOptions) -> WorkerPlan:
+    """Plan a job without a predict stage: one core per decoder.
 
     Raises:
-        UserError: there are not as many cores.
+        UserError: more workers are requested than there are cores.
     """
     import ray
 
@@ -136,20 +137,20 @@ def openers_only(compute: ComputeOptions) -> Crew:
     workers = compute.workers or max(1, cpus)
     if workers > max(1, cpus):
         raise UserError(
-            f"{workers} workers want a CPU each, but Ray has {cpus}: give --workers {max(1, cpus)}"
+            f"{workers} workers need one CPU each, but Ray has {cpus}: give --workers {max(1, cpus)}"
         )
-    return Crew(decoders=workers, decoder_cpus=1.0)
+    return WorkerPlan(decoders=workers, decoder_cpus=1.0)
 
 
 def cpus_of_an_actor(cpus: float, workers: int, threads: int, gpus: bool) -> float:
-    """How many CPUs a model actor declares to Ray: half of its threads, one on a GPU.
+    """Return the CPUs that a model actor declares to Ray: half of its threads, or one on a GPU.
 
-    Ray only counts; the system shares the cores out among whoever has work. What is declared leaves room for as many
-    openers and writers as there are cores, since photos may take longer to open than to label: half a machine, or
-    beside GPUs a core, or half of a single one. With no room they would wait for ever.
+    Ray only counts CPUs; the system shares cores among busy processes. The declared CPUs leave half a machine to
+    decoders and writers, since photos may take longer to decode than to label. Besides GPU models they leave one core,
+    or half of a single core. Without free CPUs decoders would wait forever.
 
     Raises:
-        UserError: there are too many workers for that.
+        UserError: too many workers for the cores.
     """
     spare = min(2 * TASK_CPUS, cpus / 2) if gpus else cpus / 2
     wanted = 1.0 if gpus else threads / 2

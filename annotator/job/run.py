@@ -1,9 +1,8 @@
-"""A job over photos: a source into a label folder, whatever its stations do.
+"""Runs a job: from a source to a label set, for any stages.
 
     lease -> settings -> manifest: shards of earlier runs, then new ones as the source is listed -> dispatch -> tally
 
-`annotate` and `detect` are such jobs. The same command again does what is missing and nothing else, however the last
-run ended.
+`annotate`, `detect`, `fit` and `track` are jobs. The same command resumes an unfinished run, however it ended.
 """
 
 from __future__ import annotations
@@ -19,9 +18,10 @@ from itertools import chain
 from typing import Generic
 
 from annotator.errors import UserError
-from annotator.job.dispatcher import Crew, Dispatcher, Stations
+from annotator.job.dispatcher import Dispatcher, Stages
 from annotator.job.lease import Lease, leased
 from annotator.job.manifest import DoneShards, Manifest, PlannedShard, shard_file_name
+from annotator.job.options import ComputeOptions
 from annotator.job.record import (
     RunRecord,
     Settings,
@@ -29,11 +29,11 @@ from annotator.job.record import (
     read_run_record,
     write_run_record,
 )
-from annotator.job.resources import ComputeOptions
+from annotator.job.resources import WorkerPlan
 from annotator.job.tally import ShardReport, Tally
 from annotator.labels.conditions import Condition
 from annotator.labels.folder import label_columns, read_columns
-from annotator.runtime.ray_session import check_seen_by_all, connected
+from annotator.runtime.ray_session import check_shared, connected
 from annotator.sources import Source
 from annotator.storage.files import check_writable, is_local, join, local_path, remove_folder
 from annotator.storage.remote import take_retries
@@ -41,33 +41,33 @@ from annotator.storage.remote import take_retries
 
 @dataclass(frozen=True)
 class Progress:
-    """Told before the first shard and after each."""
+    """Progress of a run, reported before the first shard and after each."""
 
-    photos: int  # with a row so far, earlier runs included
+    photos: int  # with a row so far, including earlier runs
     total: int  # listed so far
-    listed: bool  # whether that is all
-    outcomes: dict[str, int]  # of all of them
-    rate: float  # photos per second of this run, since its first prediction began
-    shard_began: float  # when the prediction of the shard just committed began, time.time()
-    retries: int  # what stores and processes had to be asked again, this run
+    listed: bool  # whether listing is complete
+    outcomes: dict[str, int]  # of all photos with a row
+    rate: float  # photos/s of this run since its first prediction
+    shard_began: float  # start of the last committed shard's prediction, time.time()
+    retries: int  # of stores and processes, this run
 
 
 @dataclass(frozen=True)
 class Job(Generic[Settings]):
-    """What is to be done."""
+    """A source, a label set and the stages between them."""
 
     labels: str
     source: Source
     settings: Settings
-    stations: Callable[[Crew], Stations]  # of the crew that there is
-    crew: Callable[[ComputeOptions], Crew]
-    maker: dict[str, str]  # who makes the rows, by the setting's name
-    begin: Callable[[], None] = lambda: None  # writes what lies beside the rows of a new folder
-    may_differ: tuple[str, ...] = ()  # settings that may, where rows are done again
+    stages: Callable[[WorkerPlan], Stages]
+    plan: Callable[[ComputeOptions], WorkerPlan]
+    producer: dict[str, str]  # id of the checkpoint or detector, under its setting's name
+    begin: Callable[[], None] = lambda: None  # writes the other files of a new folder, such as faces
+    may_differ: tuple[str, ...] = ()  # settings that may change with --relabel
 
 
 def label_folder(labels: str) -> str:
-    """A label folder as workers elsewhere find it."""
+    """Return the absolute path or the URL of a label folder, valid in other processes."""
     return str(local_path(labels).absolute()) if is_local(labels) else labels.rstrip("/")
 
 
@@ -77,19 +77,19 @@ def run_job(
     relabel: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunRecord[Settings]:
-    """Do what is missing.
+    """Run a job, or resume it.
 
     Args:
-        job: what. compute: by how many.
-        relabel: a condition on columns of labels: the photos of rows that meet it are done again, and no others.
+        job: source, label folder and stages. compute: how the work is spread.
+        relabel: a condition on label columns; photos of matching rows are labelled again, and no others.
         on_progress: called before the first shard and after each.
 
     Raises:
-        UserError: another run is at it, the folder was made with other settings, a place that can't be read or
-            written, and whatever goes wrong every time.
+        UserError: another run writes to the folder, the folder has other settings, a file or store cannot be read
+            or written, or a step keeps failing.
     """
     labels = job.labels
-    record_of(job, relabel)  # a mistake is told without waiting for the lease of a run that was killed
+    record_of(job, relabel)  # report mistakes before waiting for the lease of a killed run
     check_writable(labels)
     with leased(labels) as lease:
         record = record_of(job, relabel)
@@ -98,7 +98,7 @@ def run_job(
             record = RunRecord(job.settings)
             write_run_record(labels, record)
         before = copy.deepcopy(record)
-        _Run(job, record, lease, on_progress).go(compute, relabel)
+        _Run(job, record, lease, on_progress).execute(compute, relabel)
         if record != before:
             write_run_record(labels, record)
         remove_folder(join(labels, "_tmp"))
@@ -106,14 +106,16 @@ def run_job(
 
 
 def record_of(job: Job[Settings], relabel: str | None = None) -> RunRecord[Settings] | None:
-    """The record of a job's label folder, if it has one.
+    """Return the record of a job's label folder, or None for a new folder.
 
     Raises:
-        UserError: the folder holds something else, or was made with other settings.
+        UserError: the folder holds other files, or has other settings.
     """
     record = read_run_record(job.labels, type(job.settings))
     if record is None and relabel:
-        raise UserError(f"'{job.labels}' holds no labels to do again")
+        raise UserError(
+            f"'{job.labels}' holds no labels, so --relabel has nothing to label again: run without it"
+        )
     if record is not None:
         check_settings(job.labels, record.settings, job.settings, job.may_differ if relabel else ())
     return record
@@ -121,27 +123,27 @@ def record_of(job: Job[Settings], relabel: str | None = None) -> RunRecord[Setti
 
 @dataclass
 class _Run(Generic[Settings]):
-    """One run of a job."""
+    """State of one run of a job."""
 
     job: Job[Settings]
     record: RunRecord[Settings]
     lease: Lease
     on_progress: Callable[[Progress], None] | None
     retries: Counter[str] = field(default_factory=Counter)
-    replaced: dict[int, ShardReport] = field(default_factory=dict)  # what shards under way had
+    replaced: dict[int, ShardReport] = field(default_factory=dict)  # earlier outcomes of shards in flight
     listed: bool = False
     worked: int = 0  # photos whose rows this run wrote
-    again: int = 0  # photos to be done again, so far
+    to_relabel: int = 0  # photos to be labelled again, so far
 
-    def go(self, compute: ComputeOptions, relabel: str | None) -> None:
+    def execute(self, compute: ComputeOptions, relabel: str | None) -> None:
         labels = self.job.labels
         done = DoneShards(labels)
         self.manifest = Manifest(labels, self.lease.confirm)
         self.tally = Tally(labels, done, anew=relabel is not None)
         self.before = self.tally.outcomes.total()
         self.began = self.shard_began = math.inf
-        self._tell()
-        shards = self._planned(done, compute.shard_size) if relabel is None else self._again(relabel)
+        self._report()
+        shards = self._planned(done, compute.shard_size) if relabel is None else self._relabelled(relabel)
         first = next(shards, None)
         if first is not None:
             with connected(compute.address):
@@ -152,52 +154,52 @@ class _Run(Generic[Settings]):
 
     def _work(self, shards: Iterator[PlannedShard], compute: ComputeOptions) -> None:
         labels, source = self.job.labels, self.job.source
-        check_seen_by_all([source.root] if source.root else [], labels, self.lease.run)
-        crew = self.job.crew(compute)
-        work = Dispatcher(labels, shards, self.job.stations(crew), crew, self.lease.check)
+        check_shared([source.root] if source.root else [], labels, self.lease.run)
+        plan = self.job.plan(compute)
+        work = Dispatcher(labels, shards, self.job.stages(plan), plan, self.lease.check)
         with closing(work.reports()) as reports:
             for report in reports:
-                self._took(report)
+                self._commit(report)
 
     def _planned(self, done: DoneShards, shard_size: int) -> Iterator[PlannedShard]:
         yield from self.manifest.pending(done)
         yield from self.manifest.new(self.job.source, shard_size)
         self.listed = True
 
-    def _again(self, relabel: str) -> Iterator[PlannedShard]:
-        """Shards with a row that meets the condition, of those the entries that have one."""
+    def _relabelled(self, relabel: str) -> Iterator[PlannedShard]:
+        """Yield shards with matching rows, each reduced to the entries of those rows."""
         if sum(count for _, count in self.manifest.counts()) > self.before:
             raise UserError(
-                f"'{self.job.labels}' is not finished: run the same command without --relabel to its end first"
+                f"'{self.job.labels}' is not finished: finish it first, with the same command without --relabel"
             )
-        self.record.relabelled.append({"where": relabel, **self.job.maker})
+        self.record.relabelled.append({"where": relabel, **self.job.producer})
         with self.job.source.renewing() as renewed:
             for shard in self.manifest.all():
-                ids = _meeting(self.job.labels, shard.number, relabel)
+                ids = _matching_ids(self.job.labels, shard.number, relabel)
                 entries = [renewed(entry) for entry in shard.entries if entry.id in ids]
                 if entries:
                     self.replaced[shard.number] = self.tally.of_labels(shard.number)
-                    self.again += sum(not entry.first_hand for entry in entries)
+                    self.to_relabel += sum(not entry.first_hand for entry in entries)
                     yield PlannedShard(shard.number, entries, [entry.id for entry in shard.entries])
         self.listed = True
 
-    def _took(self, report: ShardReport) -> None:
+    def _commit(self, report: ShardReport) -> None:
         replaced = self.replaced.pop(report.shard, None)
         self.worked += report.written
         self.tally.add(report, replaced)
         self.retries.update(report.retries)
         self.shard_began = report.began
         self.began = min(self.began, report.began)
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self.on_progress:
-            photos = self.worked if self.again else self.tally.outcomes.total()
+            photos = self.worked if self.to_relabel else self.tally.outcomes.total()
             rate = self.worked / max(time.time() - self.began, 1e-3)
             self.on_progress(
                 Progress(
                     photos,
-                    self.again or max(self.manifest.photo_count, photos),
+                    self.to_relabel or max(self.manifest.photo_count, photos),
                     self.listed,
                     dict(self.tally.outcomes),
                     rate,
@@ -214,8 +216,8 @@ class _Run(Generic[Settings]):
             record.skipped_files, record.skipped_names = source.skipped_count, source.skipped
             if record.photos != self.manifest.photo_count:
                 raise UserError(
-                    f"'{self.job.labels}' has rows of {record.photos} photos where {self.manifest.photo_count} were "
-                    "planned: delete '_outcomes' in it and run the same command again"
+                    f"'{self.job.labels}' has rows of {record.photos} photos instead of the planned "
+                    f"{self.manifest.photo_count}: delete '_outcomes' in it and run the same command again"
                 )
         if self.began < math.inf:
             record.seconds = round(record.seconds + time.time() - self.began, 1)
@@ -223,8 +225,8 @@ class _Run(Generic[Settings]):
             record.retries[cause] = record.retries.get(cause, 0) + count
 
 
-def _meeting(labels: str, number: int, relabel: str) -> set[str]:
-    """Ids of the photos in a label file with a row that meets a condition."""
+def _matching_ids(labels: str, number: int, relabel: str) -> set[str]:
+    """Return the ids of photos in a label file with a row that meets a condition."""
     name = shard_file_name(number)
     condition = Condition(relabel, label_columns(labels, name))
     table = read_columns(labels, name, list(dict.fromkeys(["image_id", *condition.columns])))

@@ -1,8 +1,8 @@
-"""The stations a shard passes: open, predict, write. Plain functions on one shard; they know no engine.
+"""The stages of a shard: decode, predict, write. Plain functions on one shard, without Ray.
 
     entries --open_shard--> Shard with crops --predict_shard--> Shard with hands --shard_table--> a label file
 
-Every entry leaves as a row, whatever became of it.
+Every entry becomes a row, whether it succeeds or fails.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from annotator.detection.detector import ENOUGH_PX, HandDetector
 from annotator.errors import UserError
+from annotator.job.shard import Shard, joined_columns
 from annotator.labels.finite import finite_rows, rows_of
 from annotator.labels.schema import labels_to_table, without_hand
 from annotator.photos.crops import Crops, crop_photo
@@ -26,80 +25,47 @@ from annotator.photos.errors import PhotoError
 from annotator.photos.read import photos_of
 from annotator.sources.entry import Entry
 
-if TYPE_CHECKING:  # who opens and writes starts seconds sooner without torch
+if TYPE_CHECKING:  # decoders and writers start seconds sooner without torch
     from annotator.predictor import Predictor, Side
 
-#: A hand's box is longer. One that is shorter is a mistake, such as fractions of the photo given as pixels.
+#: Minimum length of a hand's box. A shorter one is a mistake, such as fractions of the photo given as pixels.
 MIN_BOX_PX = 8
 
-#: Gives this process's detector, which is loaded when first asked for.
+#: Return this process's detector; the first call loads it.
 FindHands = Callable[[], HandDetector]
 
 
-@dataclass
-class Shard:
-    """Rows for every entry, and crops or labels of the hands among them."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    hand_rows: list[int] = field(default_factory=list)  # the row of each crop, then of each hand
-    crops: Crops | None = None  # gone once they are labelled
-    hands: dict[str, Any] = field(default_factory=dict)  # label columns over hands
-
-    @staticmethod
-    def join(parts: Sequence[Shard]) -> Shard:
-        """One of several that were opened apart."""
-        whole = Shard()
-        for part in parts:
-            whole.hand_rows += [len(whole.rows) + row for row in part.hand_rows]
-            whole.rows += part.rows
-        crops = [part.crops for part in parts if part.crops is not None]
-        whole.crops = Crops.stack(crops) if crops else None
-        whole.hands = joined_columns([part.hands for part in parts if part.hands])
-        return whole
-
-
-def joined_columns(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Label columns of some hands after those of others: arrays, None throughout, or a mapping of such."""
-
-    def join(values: list[Any]) -> Any:
-        if values[0] is None:
-            return None
-        return joined_columns(values) if isinstance(values[0], dict) else np.concatenate(values)
-
-    return {name: join([part[name] for part in parts]) for name in parts[0]} if parts else {}
-
-
 def first_row(entry: Entry) -> dict[str, Any]:
-    """What all rows of an entry have in common, as a row without a hand."""
+    """Return the values that all rows of an entry share, as a row without a hand."""
     return {
         "image_uri": entry.uri,
         "image_id": entry.id,
         "duplicate": entry.duplicate,
         "frame_index": entry.frame_index,
         "frame_time_s": entry.frame_time_s,
-        # An earlier row speaks for the photo; this one keeps its place among the hands, whatever becomes of it.
+        # An earlier row counts for the photo; this one keeps its index among the hands, also without labels.
         "hand_index": entry.first_hand or -1,
         **entry.extra,
     }
 
 
 def row_of_error(error: Exception) -> dict[str, Any]:
-    """What the row of an entry says that could not be read, or met a defect of ours, which costs it alone."""
+    """Return status, reason and message of an entry that an error stopped: an unreadable photo or an internal bug."""
     if isinstance(error, PhotoError):
         return without_hand(error.reason, str(error))
     return without_hand("internal_error", one_line(error))
 
 
 def crashed_shard(entries: Sequence[Entry]) -> Shard:
-    """Entries that ended every process that opened them."""
-    said = without_hand("crashed", "each process that opened this photo ended without a word")
-    return Shard([first_row(entry) | said for entry in entries])
+    """Return rows of entries that crashed every process that opened them."""
+    outcome = without_hand("crashed", "every process that decoded this photo crashed")
+    return Shard([first_row(entry) | outcome for entry in entries])
 
 
 def opened(
     entries: Sequence[Entry], min_side_px: Callable[[Entry], int]
 ) -> Iterator[tuple[Entry, dict[str, Any], Photo | None]]:
-    """Each entry with its row and its photo; where there is none, the row says why."""
+    """Yield each entry with its row and photo; an unreadable photo is None, with the reason in the row."""
     photos = photos_of([entry for entry in entries if not entry.fault], min_side_px)
     for entry in entries:
         row = first_row(entry)
@@ -120,12 +86,13 @@ def open_shard(
     margin: float = 1.0,
     hand_length_mm: float | None = None,
 ) -> Shard:
-    """Read and decode every photo of a shard and cut its hands; one that can't be read gets its row at once.
+    """Decode every photo of a shard and crop its hands. An unreadable photo becomes a row with its reason.
 
-    Pixels are `crop_px` wide and show `margin` times each crop.
+    Hands come from the entry's list, else from the detector that `find` returns. Without either, each photo is the
+    crop around one hand. Crops have `crop_px` pixels per side and cover `margin` times the crop's square.
 
-    Hands are those that the list names, or the detector `find` gives sees; without either, each photo is the crop
-    around one.
+    Raises:
+        UserError: the detector cannot be used.
     """
     shard = Shard()
     cut: list[Crops] = []
@@ -136,9 +103,9 @@ def open_shard(
             continue
         try:
             source, crops = _hands(entry, photo, crop_px, margin, find, hand_length_mm)
-        except UserError:  # a detector that can't be used finds nothing in any photo
+        except UserError:  # an unusable detector fails for every photo
             raise
-        except Exception as error:  # a defect of ours or the detector's must cost one photo, not the run
+        except Exception as error:  # an internal bug or a bug of the detector fails one photo, not the run
             shard.rows.append(row | row_of_error(error))
             continue
         if not crops:
@@ -153,12 +120,12 @@ def open_shard(
 
 
 def _is_crop(entry: Entry, find: FindHands | None) -> bool:
-    """Whether the photo is taken for the crop around a hand; of each by itself, however entries are opened together."""
+    """Return whether the photo is the crop around one hand. Decided per entry, independent of the others."""
     return find is None and not _has_boxes(entry)
 
 
 def _has_boxes(entry: Entry) -> bool:
-    """Whether somebody said where its hands are, or that there is none."""
+    """Return whether the entry lists boxes, or lists that the photo shows no hand."""
     hands = entry.hands
     return hands is not None and (not hands or any(hand.box_xyxy is not None for hand in hands))
 
@@ -193,21 +160,24 @@ def _hands(
             crop(listed_box(hand.box_xyxy, entry, photo) if hand.box_xyxy else None, hand.right_score)
             for hand in hands
         ]
-    told = hands[0].right_score if hands else None
+    listed_score = hands[0].right_score if hands else None
     if find is None:
-        return "photo", [crop(None, told)]
-    found = find().find(photo.pixels, photo.width, photo.height)
+        return "photo", [crop(None, listed_score)]
+    detections = find().find(photo.pixels, photo.width, photo.height)
     return "detector", [
-        crop(hand.box_xyxy.tolist(), _right_score(hand.is_right, hand.side_score) if told is None else told)
-        for hand in found
+        crop(
+            hand.box_xyxy.tolist(),
+            _right_score(hand.is_right, hand.side_score) if listed_score is None else listed_score,
+        )
+        for hand in detections
     ]
 
 
 def listed_box(box_xyxy: Sequence[float], entry: Entry, photo: Photo) -> tuple[float, float, float, float]:
-    """A listed hand's box in photo pixels.
+    """Convert a listed hand's box to photo pixels.
 
     Raises:
-        PhotoError: it lies outside the photo, or is too small to hold a hand.
+        PhotoError: the box lies outside the photo, or is too small for a hand.
     """
     across, down = {
         "file": photo.stretch_xy,
@@ -231,14 +201,14 @@ def _right_score(is_right: bool, side_score: float) -> float:
 
 
 class ModelBrokenError(Exception):
-    """A model that labels nothing any more, such as after an error of its GPU that only a new process mends."""
+    """A model that fails for every hand, for example after a GPU error that only a new process clears."""
 
 
 def predict_shard(predictor: Predictor, shard: Shard, side: Side, samples: int = 0) -> Shard:
-    """Label the crops of a shard, with that many drawn meshes for each hand.
+    """Label the crops of a shard, with `samples` drawn meshes per hand.
 
     Raises:
-        ModelBrokenError: not one of several can be labelled.
+        ModelBrokenError: all of several hands fail.
     """
     crops = shard.crops
     if crops is None:
@@ -248,7 +218,7 @@ def predict_shard(predictor: Predictor, shard: Shard, side: Side, samples: int =
     except Exception as error:
         if len(crops) == 1:
             return _without_labels(shard, error)
-    # One of them may be at fault, and shall not take the others along.
+    # One hand may have caused the error: label each alone, so that the others keep their labels.
     parts: list[Shard] = []
     failed = 0
     for number, row in enumerate(shard.hand_rows):
@@ -272,16 +242,16 @@ def _labelled(shard: Shard, hands: dict[str, Any], checkpoint: str) -> Shard:
 
 
 def drop_not_finite(shard: Shard) -> None:
-    """Take the labels of hands with a NaN or an infinite number away, in place; their rows become `failed`."""
-    fine = finite_rows(shard.hands, len(shard.hand_rows))
-    if fine.all():
+    """Drop labels with a NaN or an infinite number, in place; their rows become `failed`."""
+    is_finite = finite_rows(shard.hands, len(shard.hand_rows))
+    if is_finite.all():
         return
-    for row, is_fine in zip(shard.hand_rows, fine, strict=True):
-        if not is_fine:
-            said = without_hand("not_finite", "the prediction holds a number that is NaN or infinite")
-            shard.rows[row] |= said | {"checkpoint": None}
-    shard.hand_rows = [row for row, is_fine in zip(shard.hand_rows, fine, strict=True) if is_fine]
-    shard.hands = rows_of(shard.hands, fine) if shard.hand_rows else {}
+    for row, keep in zip(shard.hand_rows, is_finite, strict=True):
+        if not keep:
+            outcome = without_hand("not_finite", "the prediction holds a number that is NaN or infinite")
+            shard.rows[row] |= outcome | {"checkpoint": None}
+    shard.hand_rows = [row for row, keep in zip(shard.hand_rows, is_finite, strict=True) if keep]
+    shard.hands = rows_of(shard.hands, is_finite) if shard.hand_rows else {}
 
 
 def _without_labels(shard: Shard, error: Exception) -> Shard:
@@ -291,12 +261,12 @@ def _without_labels(shard: Shard, error: Exception) -> Shard:
 
 
 def shard_table(shard: Shard, schema: pa.Schema) -> pa.Table:
-    """The rows of a shard's label file."""
+    """Return the table of a shard's label file."""
     return labels_to_table(shard.rows, shard.hands, shard.hand_rows, schema)
 
 
 def count_outcomes(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """How many photos ended in what: `ok`, or `status: reason`. A photo's second hand is not counted again."""
+    """Count photos per outcome: `ok`, or `status: reason`. A photo's further hands are not counted."""
     return dict(
         Counter(
             row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
@@ -307,5 +277,5 @@ def count_outcomes(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
 
 
 def one_line(error: Exception) -> str:
-    """An error as a label's `error` column has it."""
+    """Format an error for the `error` column: type and message on one line of at most 300 characters."""
     return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]

@@ -1,7 +1,7 @@
-"""What became of every photo of a label folder, without reading its labels again: `LABELS/_outcomes/`.
+"""Outcomes of all photos of a label folder, kept in `LABELS/_outcomes/`, so that resuming reads no labels.
 
-Each part is some shards' outcomes, a line a shard. A label file decides: one that no part knows is read, and a shard
-whose file has gone does not count.
+A part has one line per shard. Label files decide: a file without a recorded outcome is read, and a recorded outcome
+without a file does not count.
 """
 
 from __future__ import annotations
@@ -21,58 +21,59 @@ from annotator.storage.remote import shown
 
 FOLDER = "_outcomes"
 
-#: What a shard's outcomes are counted from.
+#: Columns that outcomes are counted from.
 OUTCOME_COLUMNS = ["status", "reason", "hand_index", "image_uri", "error"]
 
-#: How many photos that failed are named, of a shard and of a run.
+#: Maximum number of failed photos that are listed per shard and per run.
 FAILED_OF_SHARD, FAILED_OF_RUN = 3, 20
 
-#: Outcomes are written at least so seldom, and in all so often: parts of a long run grow with it.
+#: Minimum pause between parts, and parts per doubling of a run's length: parts of long runs are larger.
 _EVERY_S, _PARTS_PER_DOUBLING = 5.0, 30
 
 
 @dataclass
 class ShardReport:
-    """What became of a shard's entries."""
+    """Outcomes of a shard's entries."""
 
     shard: int
     outcomes: dict[str, int]  # "ok", or "status: reason"
-    failed: list[list[str]] = field(default_factory=list)  # a few that failed: uri, error
-    retries: dict[str, int] = field(default_factory=dict)  # what stores answered before they answered well
-    written: int = 0  # entries whose rows were made anew
-    began: float = 0.0  # when its prediction began, time.time()
+    failed: list[list[str]] = field(default_factory=list)  # the first few failures: uri, error
+    retries: dict[str, int] = field(default_factory=dict)  # by cause
+    written: int = 0  # entries with new rows
+    began: float = 0.0  # start of its prediction, time.time()
 
 
 def report_of(shard: int, rows: Iterable[dict[str, Any]]) -> ShardReport:
-    """The report of a shard's rows."""
+    """Return the report of a shard's rows."""
     rows = list(rows)
     failed = [[shown(row["image_uri"]), row["error"]] for row in rows if row["status"] == "failed"]
     return ShardReport(shard, count_outcomes(rows), failed[:FAILED_OF_SHARD])
 
 
 class Tally:
-    """The sum of all shards' outcomes, kept on disk or in a store as shards are done."""
+    """The sum of all shards' outcomes, recorded on disk or in a store as shards finish."""
 
     def __init__(self, labels: str, done: DoneShards, anew: bool = False) -> None:
-        """Count what is there; of label files that nobody counted, their scalar columns are read.
+        """Count all label files; read the scalar columns of files without a recorded outcome.
 
         Args:
             labels: the label folder. done: its label files.
-            anew: count all files, and keep nothing until `write`: label files are about to be replaced.
+            anew: discard the record, count all files and record nothing until `write`, because label files are
+                about to be replaced.
 
         Raises:
-            UserError: one of those is damaged.
+            UserError: a label file is damaged.
         """
         self._labels, self._folder, self._at_end = labels, join(labels, FOLDER), anew
         self._began = self._written = time.monotonic()
-        seen = bytearray(done.highest())
-        if anew or not self._count_parts(done, seen):
+        counted = bytearray(done.highest())
+        if anew or not self._count_parts(done, counted):
             for name in names_in(self._folder):
                 remove_file(join(self._folder, name))
-            seen = bytearray(done.highest())
+            counted = bytearray(done.highest())
             self._start(0)
         for number in done:
-            if not seen[number]:
+            if not counted[number]:
                 self.add(self.of_labels(number))
         if not anew:
             self.write()
@@ -83,17 +84,19 @@ class Tally:
         self._waiting: list[str] = []
         self._parts = parts
 
-    def _count_parts(self, done: DoneShards, seen: bytearray) -> bool:
-        """Count what is noted; whether that holds: where a label file has gone, another will take its place, of which
-        a part must not speak."""
+    def _count_parts(self, done: DoneShards, counted: bytearray) -> bool:
+        """Count recorded outcomes; return whether the record is valid.
+
+        It is not valid if a label file is missing: a later file of that shard may have other outcomes.
+        """
         names = sorted(name for name in names_in(self._folder) if name.endswith(".jsonl"))
         self._start(int(names[-1][5:-6]) + 1 if names else 0)
-        for name in reversed(names):  # a shard that was made again counts as it is now
+        for name in reversed(names):  # the last outcome of a relabelled shard counts
             for report in reversed(self._reports(name)):
                 if report.shard not in done:
                     return False
-                if not seen[report.shard]:
-                    seen[report.shard] = 1
+                if not counted[report.shard]:
+                    counted[report.shard] = 1
                     self._count(report)
         return True
 
@@ -102,12 +105,12 @@ class Tally:
         return [ShardReport(**json.loads(line)) for line in lines]
 
     def of_labels(self, number: int) -> ShardReport:
-        """What a label file says, without what happened on the way."""
+        """Return the report of a label file, without retries and times."""
         table = read_columns(self._labels, shard_file_name(number), OUTCOME_COLUMNS)
         return report_of(number, table.to_pylist())
 
     def add(self, report: ShardReport, instead_of: ShardReport | None = None) -> None:
-        """Count a shard that was just written, `instead_of` what it was."""
+        """Count a shard that was just written; `instead_of` is the report of the file it replaced."""
         if instead_of is not None:
             self.outcomes.subtract(instead_of.outcomes)
             self.outcomes = +self.outcomes
@@ -122,7 +125,7 @@ class Tally:
             self.write()
 
     def write(self) -> None:
-        """Write what was added since."""
+        """Write the outcomes added since the last part."""
         if self._waiting:
             data = "\n".join(self._waiting).encode() + b"\n"
             write_whole(join(self._folder, f"part-{self._parts:06d}.jsonl"), data)

@@ -1,4 +1,4 @@
-"""What runs in the processes of a job, which may be anywhere: tasks that open and write, actors that predict."""
+"""Code that runs in the processes of a job, on any machine: tasks that decode and write, actors that predict."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from annotator.job.manifest import shard_file_name
-from annotator.job.stages import ModelBrokenError, Shard, joined_columns, shard_table
+from annotator.job.shard import Shard, joined_columns
+from annotator.job.stages import ModelBrokenError, shard_table
 from annotator.job.tally import OUTCOME_COLUMNS, ShardReport, report_of
 from annotator.labels.folder import replace_rows
 from annotator.labels.schema import encode_table, without_hand
@@ -21,51 +22,49 @@ from annotator.storage.files import join, write_whole
 from annotator.storage.remote import take_retries
 
 
-class Brief(NamedTuple):
-    """What the driver hears of a station; the shard itself goes from station to station."""
+class TaskStats(NamedTuple):
+    """Statistics of a stage for the driver; the shard itself stays in Ray's object store."""
 
-    began: float
-    retries: dict[str, int]
-    hands: int = 0  # that wait for labels
+    began: float  # time.time()
+    retries: dict[str, int]  # of stores, by cause
+    hands: int = 0  # to be labelled
 
 
 def open_piece(
-    opener: Callable[[Sequence[Entry]], Shard], entries: list[Entry], limit_s: float
-) -> tuple[Brief, Shard]:
-    """Open some entries; a process that takes longer than its limit is ended."""
+    decode: Callable[[Sequence[Entry]], Shard], entries: list[Entry], limit_s: float
+) -> tuple[TaskStats, Shard]:
+    """Decode some entries; end the process if it takes longer than `limit_s`."""
     began = time.time()
-    # A decoder that never comes back holds the interpreter as well: only a thread of C's ends it.
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        faulthandler.dump_traceback_later(limit_s, exit=True, file=nowhere)
+    # A decoder that hangs may hold the interpreter lock: only a C thread can end the process.
+    with open(os.devnull, "w") as null:  # noqa: PTH123
+        faulthandler.dump_traceback_later(limit_s, exit=True, file=null)
         try:
-            shard = opener(entries)
+            shard = decode(entries)
         finally:
             faulthandler.cancel_dump_traceback_later()
-    return Brief(began, take_retries(), len(shard.hand_rows)), shard
+    return TaskStats(began, take_retries(), len(shard.hand_rows)), shard
 
 
 def join_pieces(*parts: Shard) -> Shard:
-    """A shard that was opened in pieces."""
+    """Join a shard that was decoded in pieces."""
     return Shard.join(parts)
 
 
 def give_up(shard: Shard) -> Shard:
-    """A shard that ended one model after the other: its hands stay without labels."""
+    """Return a shard that crashes models with its hands recorded as crashed."""
     for row in shard.hand_rows:
-        shard.rows[row] |= without_hand(
-            "crashed", "each model that was given this shard ended without a word"
-        )
+        shard.rows[row] |= without_hand("crashed", "every model that labelled this shard crashed")
     return Shard(shard.rows)
 
 
 def give_up_hand(shard: Shard, number: int) -> Shard:
-    """One hand of a shard, which ended one model after the other: it stays without labels."""
+    """Return the row of one hand that crashes models, recorded as crashed."""
     row = shard.rows[shard.hand_rows[number]]
-    return Shard([row | without_hand("crashed", "each model that was given this hand ended without a word")])
+    return Shard([row | without_hand("crashed", "every model that labelled this hand crashed")])
 
 
 def join_hands(shard: Shard, *parts: Shard) -> Shard:
-    """A shard whose hands were labelled one by one: `parts` are of one row each, in the shard's order."""
+    """Join a shard whose hands were labelled one by one; `parts` have one row each, in the shard's order."""
     for row, part in zip(shard.hand_rows, parts, strict=True):
         shard.rows[row] = part.rows[0]
     good = [row for row, part in zip(shard.hand_rows, parts, strict=True) if part.hands]
@@ -75,9 +74,9 @@ def join_hands(shard: Shard, *parts: Shard) -> Shard:
 def write_labels(
     labels: str, number: int, among: list[str] | None, shard: Shard, schema: pa.Schema
 ) -> tuple[ShardReport, dict[str, int]]:
-    """Write a shard's label file, which commits it, or put its rows in place of those they do again (`among` all ids).
+    """Write a shard's label file, which commits it; return its report and the store's retries by cause.
 
-    Returns its report, and what the store was asked again.
+    `among`: None, or the ids of all entries of a file whose rows are replaced in part.
     """
     name = shard_file_name(number)
     table = shard_table(shard, schema)
@@ -89,24 +88,24 @@ def write_labels(
 
 
 class ModelActor:
-    """One model; asked one shard after the other."""
+    """One model, which labels one shard at a time."""
 
     def start(self, make: Callable[[], Callable[[Shard], Shard]]) -> None:
-        """Apart from `__init__`, whose errors Ray would hide behind the actor's death."""
+        """Load the model. Not in `__init__`, whose errors Ray hides behind the actor's death."""
         self._do = make()
 
-    def label(self, shard: Shard) -> tuple[Brief, Shard]:
-        """The shard with its hands labelled."""
+    def label(self, shard: Shard) -> tuple[TaskStats, Shard]:
+        """Label the hands of a shard."""
         began = time.time()
         try:
-            return Brief(began, {}), self._do(shard)
+            return TaskStats(began, {}), self._do(shard)
         except ModelBrokenError:
-            os._exit(1)  # in a new process it may be whole again
+            os._exit(1)  # a new process may work again
 
-    def label_hand(self, shard: Shard, number: int) -> tuple[Brief, Shard]:
-        """One hand of a shard, labelled without the others; its row is the only one."""
+    def label_hand(self, shard: Shard, number: int) -> tuple[TaskStats, Shard]:
+        """Label one hand of a shard without the others; return a shard with its row alone."""
         crops = None if shard.crops is None else shard.crops[number : number + 1]
-        brief, part = self.label(Shard([shard.rows[shard.hand_rows[number]]], [0], crops))
+        stats, part = self.label(Shard([shard.rows[shard.hand_rows[number]]], [0], crops))
         if part.rows[0].get("reason") == "internal_error":
-            os._exit(1)  # its error may have broken the model for the hands that come next
-        return brief, part
+            os._exit(1)  # the error may have broken the model for later hands
+        return stats, part

@@ -1,6 +1,6 @@
-"""One label file of `amvur filter`: which of its rows stay, read in few requests; runs in any process.
+"""Filters one label file of `amvur filter`, in few requests and in any process.
 
-Scalar columns are read first, the heavy ones only of row groups in which a row stays.
+Scalar columns are read first, heavy columns only for row groups with a kept row.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from annotator.quality.calibration import Calibration
 from annotator.storage.files import join, write_whole
 from annotator.storage.ranges import RangedFile
 
-#: What hands are ordered by: the mean over joints of the length of a joint's std. And what limits them: the largest.
+#: The column that orders hands, the mean over joints of a joint's std, and the column that limits them, the largest.
 MEAN_STD, LARGEST_STD = "joint_std_mm", "max_joint_std_mm"
 
-#: Rows of a row group in sorted files: so few that a limit on std leaves most groups unread.
+#: Rows per row group of sorted files: small, so that a limit on std skips most groups.
 SORTED_GROUP = 32
 
 Floats = NDArray[np.float32]
@@ -38,34 +38,34 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Keep:
-    """Which rows stay: those that meet all that is given."""
+    """Conditions on kept rows; all given conditions must hold."""
 
-    max_joint_std_mm: float | None = None  # of the least sure joint
-    keep_best: float | None = None  # a share of the hands that meet the rest, the surest
-    per: str | None = None  # that share of each value of this column
+    max_joint_std_mm: float | None = None  # largest std of a hand's joints
+    keep_best: float | None = None  # share of the hands that meet the other conditions, by lowest std
+    per: str | None = None  # apply the share per value of this column
     where: str | None = None  # see `annotator.labels.conditions`
 
     def __post_init__(self) -> None:
         if self.max_joint_std_mm is None and self.keep_best is None and self.where is None:
-            raise UserError("nothing says what to keep: give --max-joint-std-mm, --keep-best or --where")
+            raise UserError("no condition given: give --max-joint-std-mm, --keep-best or --where")
         if self.keep_best is not None and not 0 < self.keep_best <= 1:
             raise UserError(f"keep-best is {self.keep_best}: give a share between 0 and 1, such as 0.5")
         if self.per is not None and self.keep_best is None:
-            raise UserError("--per says of what --keep-best keeps a share: give both")
+            raise UserError("--per applies to --keep-best: give both")
 
 
 @dataclass(frozen=True)
 class FilterPlan:
-    """What is done with each label file; it travels to other processes."""
+    """The work on each label file; pickled to other processes."""
 
     labels: str
-    out: str | None  # a label folder; None: only a list of photos is wanted
+    out: str | None  # a label folder; None: list photos only
     sort: bool
     rows: Rows
 
 
 class Weighed(NamedTuple):
-    """The std of a file's rows that meet all but the share, by the value of `per`."""
+    """Std of a file's rows that meet all conditions but the share, per value of `per`."""
 
     std_mm: dict[Any, Floats]
     bytes_read: int
@@ -73,30 +73,30 @@ class Weighed(NamedTuple):
 
 @dataclass(frozen=True)
 class Kept:
-    """What became of a file."""
+    """The result of one file."""
 
     rows: int
     kept: int
     hands: int  # kept rows with a std
-    error_mm: float  # the sum of their expected errors
+    error_mm: float  # sum of their expected errors
     calibration: Calibration
     bytes_read: int
-    bytes_there: int
+    bytes_total: int
     outcomes: dict[str, int] = field(default_factory=dict)
-    uris: tuple[str, ...] = ()  # of a list
+    uris: tuple[str, ...] = ()  # if only photos are listed
 
 
 def weigh_file(plan: FilterPlan, name: str, size: int) -> Weighed:
-    """Read the std of one file's rows: 4 bytes a row."""
+    """Read the std of one file's rows: 4 bytes per row."""
     with opened(plan.labels, name, size) as file:
         return plan.rows.weigh(file)
 
 
 def filter_file(plan: FilterPlan, name: str, size: int, is_made: bool) -> Kept:
-    """Write the rows of one file that stay, unless that is done already (`is_made`).
+    """Write the kept rows of one file, unless an earlier run did (`is_made`).
 
     Raises:
-        UserError: the file is damaged, of another hand model than the first, or its std orders nothing.
+        UserError: the file is damaged, of another hand model than the first, or has one std for all hands.
     """
     with opened(plan.labels, name, size) as file:
         scalars, stay = plan.rows.of(file)
@@ -116,7 +116,7 @@ def filter_file(plan: FilterPlan, name: str, size: int, is_made: bool) -> Kept:
             error_mm=float(np.nansum(file.calibration.joint_error(_floats(kept, MEAN_STD)))),
             calibration=file.calibration,
             bytes_read=file.bytes_read,
-            bytes_there=file.bytes_there,
+            bytes_total=file.bytes_total,
             outcomes=outcomes,
             uris=uris,
         )
@@ -124,12 +124,12 @@ def filter_file(plan: FilterPlan, name: str, size: int, is_made: bool) -> Kept:
 
 @dataclass
 class Rows:
-    """Which rows of a file stay."""
+    """Selects the kept rows of files."""
 
     keep: Keep
     names: Sequence[str]  # of the columns
     hand: str | None  # the hand model of all files
-    limits: dict[Any, float] = field(default_factory=dict)  # largest std that stays, by the value of `per`
+    limits: dict[Any, float] = field(default_factory=dict)  # largest kept std, per value of `per`
 
     def __post_init__(self) -> None:
         keep, names = self.keep, self.names
@@ -140,13 +140,13 @@ class Rows:
         needed += self._where.columns if self._where else []
         for name in needed:
             if name not in names:
-                raise UserError(f"there is no column '{name}'; there are {', '.join(names)}")
+                raise UserError(f"there is no column '{name}'; give one of {', '.join(names)}")
         self._columns = list(dict.fromkeys(needed))
-        # Of these alone a file's std are weighed: fewer bytes, in one place of the file.
+        # Weighing reads these columns only: fewer bytes, close together in the file.
         self._weighed = [name for name in self._columns if name in _weighing(keep, self._where)]
 
     def weigh(self, file: LabelFile) -> Weighed:
-        """The std of the rows that meet all but the share."""
+        """Return the std of rows that meet all conditions but the share."""
         scalars, stay = self._meeting(file, self._weighed)
         std_mm = _floats(scalars, MEAN_STD)
         return Weighed(
@@ -154,10 +154,10 @@ class Rows:
         )
 
     def of(self, file: LabelFile) -> tuple[pa.Table, NDArray[np.bool_]]:
-        """A file's scalar columns, and which rows stay.
+        """Return a file's scalar columns, and a mask of the kept rows.
 
         Raises:
-            UserError: the file is of another hand model than the first, or its std orders nothing.
+            UserError: the file is of another hand model than the first, or has one std for all hands.
         """
         one_hand(file.path, file.facts, self.hand)
         scalars, stay = self._meeting(file, self._columns)
@@ -171,8 +171,8 @@ class Rows:
         keep = self.keep
         if keep.keep_best is not None and file.facts.get("std_is_constant"):
             raise UserError(
-                f"'{file.path}' has one std for all hands, for its network is a prior-net alone: no share of them is "
-                "the best; keep by another column (where)"
+                f"'{file.path}' has one std for all hands, because its network is a prior-net alone: none are "
+                "best; filter by another column with --where"
             )
         scalars = file.scalars(columns)
         stay = np.ones(len(scalars), bool)
@@ -199,7 +199,7 @@ def _weighing(keep: Keep, where: Condition | None) -> set[str]:
 
 
 def limits_of(share: float, weights: Sequence[dict[Any, Floats]]) -> dict[Any, float]:
-    """Of each value of `per` the std below which that share of all its rows lies."""
+    """Return per value of `per` the std below which this share of its rows lies."""
     by_value: dict[Any, list[Floats]] = defaultdict(list)
     for of_file in weights:
         for value, std_mm in of_file.items():
@@ -213,7 +213,7 @@ def limits_of(share: float, weights: Sequence[dict[Any, Floats]]) -> dict[Any, f
 
 
 class LabelFile:
-    """One label file; counts what is read of it."""
+    """One label file; counts the bytes read."""
 
     def __init__(self, path: str, file: pq.ParquetFile, raw: RangedFile) -> None:
         self.path, self.bytes_read, self._file, self._raw = path, 0, file, raw
@@ -221,17 +221,17 @@ class LabelFile:
         self.facts = label_facts(path, file.schema_arrow)
         self.calibration = calibration_of(path, self.facts)
         self._metadata = file.metadata
-        self.bytes_there = sum(
+        self.bytes_total = sum(
             end - start for start, end in self._ranges(range(self._metadata.num_row_groups), None)
         )
 
     def scalars(self, columns: Sequence[str]) -> pa.Table:
-        """Some columns of all rows."""
+        """Read some columns of all rows."""
         self._fetch(range(self._metadata.num_row_groups), set(columns))
         return self._file.read(columns=list(columns), use_threads=False)
 
     def rows(self, stay: NDArray[np.bool_]) -> pa.Table:
-        """All columns of the rows that stay; row groups without any are not read."""
+        """Read all columns of the kept rows; row groups without any are skipped."""
         groups, mask = groups_that_stay(self._file, stay)
         self._fetch(groups, None)
         return self._file.read_row_groups(groups, use_threads=False).filter(pa.array(mask))
@@ -242,7 +242,7 @@ class LabelFile:
         self._raw.fetch(ranges)
 
     def _ranges(self, groups: Sequence[int], columns: set[str] | None) -> list[tuple[int, int]]:
-        """Where the pages of some columns lie, all where None."""
+        """Return the byte ranges of some columns' pages; None means all columns."""
         ranges = []
         for number in groups:
             group = self._metadata.row_group(number)
@@ -258,7 +258,7 @@ class LabelFile:
 
 @contextmanager
 def opened(labels: str, name: str, size: int) -> Iterator[LabelFile]:
-    """One label file of a folder; raises as `opened_label_file` does."""
+    """Open one label file of a folder; raises as `opened_label_file` does."""
     path = join(labels, "data", name)
     with RangedFile(path, size) as raw, opened_label_file(path, cast(IO[bytes], raw)) as file:
         yield LabelFile(path, file, raw)

@@ -1,1 +1,1 @@
-"""Ray, processes, devices and terminals: the machine below a job."""
+"""Ray, processes, devices and terminals: the layer below a job."""

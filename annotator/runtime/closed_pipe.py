@@ -1,22 +1,22 @@
-"""Outputs whose reader has ended, such as `head` in `amvur jobs list | head`."""
+"""Outputs whose reader has closed them, such as `head` in `amvur jobs list | head`."""
 
 from __future__ import annotations
 
 import os
 import select
 
-#: The exit status of a program that a closed pipe ends: 128 and the number of SIGPIPE.
+#: Exit status after SIGPIPE: 128 plus its number.
 CLOSED_PIPE_CODE = 128 + 13
 
 
 def drop_closed_outputs() -> bool:
-    """Send stdout and stderr to nowhere where their reader has ended; return whether one has."""
+    """Redirect stdout and stderr to the null device if their reader has closed them; return whether one has."""
     closed = [output for output in (1, 2) if _is_closed(output)]
     if closed:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
+        null = os.open(os.devnull, os.O_WRONLY)
         for output in closed:
-            os.dup2(nowhere, output)  # whatever is still buffered goes there, without a further error
-        os.close(nowhere)
+            os.dup2(null, output)  # buffered output is dropped without another error
+        os.close(null)
     return bool(closed)
 
 

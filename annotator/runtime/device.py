@@ -1,4 +1,4 @@
-"""Where networks run."""
+"""The device of a network."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from annotator.errors import UserError
 
 
 def device_of(name: str | None) -> torch.device:
-    """Return the device of a name such as `cpu`, `cuda` or `cuda:1`; without a name, a GPU if there is one.
+    """Return the device of a name such as `cpu`, `cuda` or `cuda:1`; the default is a GPU if available.
 
     Raises:
-        UserError: there is no such device here, or it holds no numbers (`meta`).
+        UserError: the device does not exist, or holds no numbers (`meta`).
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError):  # torch raises each of them for some name
-        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-        raise UserError(f"there is no device {name!r} here: give one of {there}") from None
+    except (RuntimeError, AssertionError, ImportError):  # torch raises each of these for some names
+        devices = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        raise UserError(f"there is no device {name!r} here: give one of {devices}") from None
     return device

@@ -1,4 +1,4 @@
-"""A Ray of this process alone: started on this machine, and stopped with all that it left on disk."""
+"""Start a local Ray session for this process; stop it and remove its files."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pathlib import Path
 from annotator.errors import UserError, first_line
 from annotator.runtime.stderr import quiet_stderr
 
-#: What it keeps of what waits between stations, at least, and for each core: two or three shards a model.
+#: Object store for shards between stages, minimum and per core: two or three shards per model.
 STORE_BYTES, STORE_BYTES_A_CORE = 1 << 30, 1 << 26
 
-#: Ray's least is 75 MiB. Its file is larger than the store; with twice the bytes there is no doubt.
+#: Ray's minimum is 75 MiB. Its file is larger than the store; twice the bytes are enough.
 LEAST_STORE_BYTES = 96 << 20
 
-#: How long it keeps processes that wait for work. Its own second is less than a shard takes: each task would find its
-#: process gone and start another, a second of a core each time.
+#: How long idle processes are kept. Ray's default of a second is less than a shard takes: each task would start a new
+#: process, which costs a second of a core.
 IDLE_MS = 600_000
 
-#: How long its parts may take to start, unless the environment sets another time. Ray's own 30 s are too few on a
-#: busy machine. `_ms` is in milliseconds.
+#: Maximum start time of Ray's parts, unless the environment sets it. Ray's default of 30 s is too short on a busy
+#: machine. `_ms` is in milliseconds.
 START_S = 120
 WAITS = {
     "RAY_gcs_server_port_wait_time_s": START_S,
@@ -38,19 +38,19 @@ WAITS = {
 
 TRIES = 2
 
-#: A socket's path has at most so many bytes; of them, Ray adds this to its folder's path (a process id has 7 digits).
+#: Maximum bytes of a socket's path, and the bytes that Ray adds to its folder's path (a process id has 7 digits).
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 _ADDED_BYTES = len("/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 
 @contextmanager
 def local_ray() -> Iterator[None]:
-    """Start a Ray of this machine's own for the time of the block.
+    """Run a local Ray session within the block.
 
-    It needs no file in the home folder, and no folder that others own.
+    It needs neither files in the home folder nor folders of other users.
 
     Raises:
-        UserError: it does not start, no short folder can be written to, or files may not be large enough.
+        UserError: Ray does not start, no short folder is writable, or the limit on file sizes is too low.
     """
     store_bytes = _store_bytes()
     for name, wait in WAITS.items():
@@ -72,14 +72,14 @@ def _start(folder: str, store_bytes: int) -> None:
         try:
             with quiet_stderr():  # Ray's C++ announces its log level there; failures are exceptions
                 ray.init(
-                    address="local",  # never a cluster that happens to run here
+                    address="local",  # never a cluster that runs on this machine
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     object_store_memory=store_bytes,
                     _temp_dir=folder,
                     _system_config={
-                        "task_events_report_interval_ms": 0,  # for a dashboard that there is not
+                        "task_events_report_interval_ms": 0,  # only the dashboard needs them
                         "idle_worker_killing_time_threshold_ms": IDLE_MS,
                     },
                 )
@@ -98,13 +98,13 @@ def _not_started(error: Exception) -> str:
     reason = first_line(error)
     return (
         f"Ray did not start on this machine in {TRIES} tries ({reason.rstrip('.')}): free memory or processors and "
-        "run the same command again; for a machine that is slow, set RAY_raylet_start_wait_time_s and "
+        "run the same command again; on a slow machine, set RAY_raylet_start_wait_time_s and "
         "RAY_gcs_server_port_wait_time_s to more seconds"
     )
 
 
 def _end_processes(folder: str) -> None:
-    """Kill the processes of a start that failed: those below this one with the folder in their command lines."""
+    """Kill the processes of a failed start: children of this process with the folder in their command lines."""
     import psutil  # part of Ray
 
     for process in psutil.Process().children(recursive=True):
@@ -138,7 +138,7 @@ def _store_bytes() -> int:
 
 @contextmanager
 def _own_token() -> Iterator[None]:
-    """Give Ray a token by the environment, so that it neither looks for one in the home folder nor leaves one there."""
+    """Pass Ray a token by the environment, so that it neither reads nor writes one in the home folder."""
     mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
     if mode != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         yield
@@ -146,7 +146,7 @@ def _own_token() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:
-        _read_token_again()
+        _drop_cached_token()
         yield
     finally:
         for name, value in before.items():
@@ -154,11 +154,11 @@ def _own_token() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _read_token_again()
+        _drop_cached_token()
 
 
-def _read_token_again() -> None:
-    """Drop what Ray remembers of mode and token: the next cluster may have others."""
+def _drop_cached_token() -> None:
+    """Drop Ray's cached mode and token: the next cluster may have others."""
     try:
         from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
     except ImportError:  # Ray before tokens
@@ -172,7 +172,7 @@ def _own_folder() -> Iterator[str]:
     """Make a folder for sockets, logs and spilled objects, which is removed at the end.
 
     Raises:
-        UserError: none of the usual places is short enough and can be written to.
+        UserError: no usual folder has a short path and is writable.
     """
     folder = _made_folder()
     try:
@@ -184,15 +184,15 @@ def _own_folder() -> Iterator[str]:
 def _made_folder() -> str:
     given = [os.environ.get(name) for name in ("RAY_TMPDIR", "TMPDIR")]
     usual = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm"]
-    for place in (*given, *usual):
-        if not place or not place.isascii() or "%" in place:  # Ray formats its paths
+    for parent in (*given, *usual):
+        if not parent or not parent.isascii() or "%" in parent:  # Ray formats its paths
             continue
         with suppress(OSError):
-            folder = tempfile.mkdtemp(prefix="ray-", dir=Path(place).absolute())
+            folder = tempfile.mkdtemp(prefix="ray-", dir=Path(parent).absolute())
             if len(folder) + _ADDED_BYTES <= SOCKET_BYTES:
                 return folder
             Path(folder).rmdir()
-    most = SOCKET_BYTES - _ADDED_BYTES - len("/ray-12345678")
+    limit = SOCKET_BYTES - _ADDED_BYTES - len("/ray-12345678")
     raise UserError(
-        f"Ray needs a folder that can be written to, with a path of at most {most} bytes: set RAY_TMPDIR to one"
+        f"Ray needs a writable folder with a path of at most {limit} bytes: set RAY_TMPDIR to one"
     )

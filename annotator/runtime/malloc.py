@@ -10,11 +10,11 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed; false where the C library is another.
+    """Make glibc keep freed memory; return False with another C library.
 
-    A layer's output is tens of megabytes, which glibc takes from the system and gives back each time; the system
-    then zeroes it page by page. Kept, the default network is a third faster on a CPU. For processes of our own only:
-    their memory stays at its peak.
+    A layer's output takes tens of megabytes, which glibc requests from the system and returns each time; the system
+    zeroes them page by page. Keeping them makes the default network a third faster on a CPU. Only for our own
+    processes: their memory stays at its peak.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

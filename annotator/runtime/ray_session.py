@@ -1,4 +1,4 @@
-"""Which Ray a job runs on: one of its own, or a cluster."""
+"""The Ray session of a job: a local one, or a cluster."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from annotator.storage.files import is_local, local_path
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[None]:
-    """A Ray for the time of the block, unless one runs in this process already.
+    """Connect to Ray within the block, unless this process is connected already.
 
-    `address`: none starts one of this machine's own; `auto` joins the cluster that this machine is part of.
+    `address`: None starts a local session; `auto` joins the cluster of this machine.
 
     Raises:
-        UserError: there is no cluster at this address, or none can be started here.
+        UserError: there is no cluster at this address, or Ray does not start here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # What dies is counted and told of by whoever runs the job, not by Ray in forty lines.
+    # The dispatcher counts and reports dead processes; Ray would print forty lines for each.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
     import ray
@@ -51,7 +51,7 @@ def _join(address: str) -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ray.exceptions.AuthenticationError:
         raise UserError(
-            f"the Ray cluster at '{address}' wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless "
+            f"the Ray cluster at '{address}' requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless "
             "~/.ray/auth_token holds it"
         ) from None
     except (ConnectionError, ValueError) as error:
@@ -61,28 +61,28 @@ def _join(address: str) -> None:
         ) from None
 
 
-def check_seen_by_all(places: Iterable[str], labels: str | None = None, run: str = "") -> None:
-    """Whether every machine with work to do sees the local ones of some places, and the very folder of labels.
+def check_shared(places: Iterable[str], labels: str | None = None, run: str = "") -> None:
+    """Check that every machine of the cluster sees the local paths and the same label folder.
 
     Args:
-        places: paths and URLs. labels: the label folder, if a run has its lease. run: that run.
+        places: paths and URLs. labels: the label folder, if a run holds its lease. run: id of that run.
 
     Raises:
-        UserError: one does not.
+        UserError: a machine does not see one of them.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    look = ray.remote(num_cpus=0, max_retries=2)(_unseen)
+    look = ray.remote(num_cpus=0, max_retries=2)(_missing_paths)
     local = [str(local_path(place)) for place in places if is_local(place)]
     local_labels = str(local_path(labels)) if labels is not None and is_local(labels) else None
     for node in nodes if len(nodes) > 1 else ():
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         try:
-            absent = ray.get(look.options(scheduling_strategy=there).remote(local, local_labels, run))
+            absent = ray.get(look.options(scheduling_strategy=on_node).remote(local, local_labels, run))
         except ray.exceptions.RayError:
-            continue  # it has gone meanwhile
+            continue  # the machine left the cluster
         for path in absent:
             raise UserError(
                 f"machine {node['NodeManagerHostname']} of the cluster does not see '{path}': give a URL, or a folder "
@@ -90,7 +90,7 @@ def check_seen_by_all(places: Iterable[str], labels: str | None = None, run: str
             )
 
 
-def _unseen(places: list[str], labels: str | None, run: str) -> list[str]:
+def _missing_paths(places: list[str], labels: str | None, run: str) -> list[str]:
     from annotator.job.lease import FILE, holder
 
     absent = [place for place in places if not os.path.exists(place)]  # noqa: PTH110 - may hold surrogates

@@ -1,12 +1,12 @@
-"""Read a pickle that may be hostile: a closed list of globals, and none of them is ever run.
+"""Read a pickle that may be hostile: a closed list of globals, none of which is ever run.
 
-A pickle is a program. Here each global that a file may name is answered by a stand-in of ours that
+A pickle is a program. Here each admitted global is replaced by our own stand-in, which
 checks its arguments and keeps them (`StoredArray` for a NumPy array, `StoredObject` for an instance);
 the real functions never see the file. Even admitted NumPy functions could be abused: an array of any
 subtype, of objects, or of a shape that fills the memory.
 
-Python's own unpickler in C is not used: it takes extension codes from a cache without asking, and
-one opcode can make it reserve gigabytes. The one in Python runs here with a closed list of opcodes.
+Python's own unpickler in C is not used: it takes extension codes from a cache without a check, and
+one opcode can make it reserve gigabytes. The unpickler in Python runs here with a closed list of opcodes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from annotator.errors import UserError
 #: (module, name) as written in the file -> the stand-in that takes its arguments.
 Globals = Mapping[tuple[str, str], Callable[..., Any]]
 
-#: Over four times the size of the official MANO file.
+#: More than four times the size of the official MANO file.
 MAX_BYTES = 16 * 2**20
 
 _MAX_DIMENSIONS = 8
 _DTYPES = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"])
 
 # No extension codes, persistent ids, out-of-band buffers, old-style instances or keyword arguments; no sets
-# (a nested tuple can take for ever to hash); no BYTEARRAY8, which reserves memory before it reads.
+# (hashing a nested tuple can take forever); no BYTEARRAY8, which reserves memory before it reads.
 _ADMITTED_OPCODES = """
     PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE
     INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
@@ -47,7 +47,7 @@ _OPCODE_NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 
 
 class RefusedError(Exception):
-    """What the file asks for is not admitted; the message says what."""
+    """The file uses something that is not admitted; the message names it."""
 
 
 class _CutShortError(Exception):
@@ -55,7 +55,7 @@ class _CutShortError(Exception):
 
 
 def _plain(value: object) -> str:
-    """What the file says, short and printable, on one line."""
+    """Return a value of the file as short printable text on one line."""
     text = value if type(value) is str else type(value).__name__
     return ascii(text)[1:-1][:100]
 
@@ -67,7 +67,7 @@ class StoredObject:
         self.state: dict[str, Any] = {}
 
     def take_state(self, state: object) -> None:
-        """Keep what the file sets on the instance; refuse anything but named fields."""
+        """Keep the fields that the file sets on the instance; refuse anything else."""
         if type(state) is not dict or not all(type(key) is str for key in state):
             raise RefusedError("sets the state of an object by something other than named fields")
         self.state = state
@@ -96,7 +96,7 @@ class StoredArray:
 
     def __init__(self, subtype: object, shape: object, code: object) -> None:
         if not (isinstance(subtype, Global) and subtype.name == "ndarray"):
-            raise RefusedError("asks numpy to make something that is not a plain array")
+            raise RefusedError("calls numpy for something that is not a plain array")
         self.shape: tuple[int, ...] = (0,)
         self._dtype = np.dtype(float)
         self._fortran = False
@@ -126,11 +126,11 @@ class StoredArray:
         self.shape, self._dtype, self._fortran, self._raw = shape, dtype, bool(fortran), raw
 
     def array(self) -> np.ndarray:
-        """A copy of the array, in the machine's byte order.
+        """Return a copy of the array, in the machine's byte order.
 
-        Made only when asked for: a small file can name the same bytes a million times.
+        Made only on request: a small file can name the same bytes a million times.
         """
-        # Python 2's bytes come as latin1 text. Text beyond latin1 is forged, and its values mean nothing.
+        # Python 2's bytes come as latin1 text. Text beyond latin1 is forged and meaningless.
         raw = self._raw.encode("latin1", "replace") if isinstance(self._raw, str) else self._raw
         flat = np.frombuffer(raw, self._dtype).astype(self._dtype.newbyteorder("="))
         return flat.reshape(self.shape, order="F" if self._fortran else "C")
@@ -160,7 +160,7 @@ class Global:
 
 
 class _Admitted(dict[int, Callable[[Any], None]]):
-    """Opcode -> what runs it."""
+    """Map each opcode to the function that runs it."""
 
     def __missing__(self, code: int) -> Callable[[Any], None]:
         opcode = _OPCODE_NAMES.get(code)
@@ -170,7 +170,7 @@ class _Admitted(dict[int, Callable[[Any], None]]):
 
 
 class _ExactReader(io.BytesIO):
-    """Raises where a file would quietly give less than it was asked for."""
+    """A stream that raises if the file ends too early."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
@@ -195,7 +195,7 @@ class _SafeUnpickler(pickle._Unpickler):
         self._admitted = admitted
 
     def find_class(self, module: str, name: str) -> Global:
-        # One look-up of the two names as they stand: a dotted name is never followed.
+        # One look-up of both names as written: a dotted name is never followed.
         try:
             return Global(module, name, self._admitted[module, name])
         except KeyError:
@@ -235,7 +235,7 @@ class _SafeUnpickler(pickle._Unpickler):
         if type(mapping) is not dict:
             raise RefusedError("sets items of something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # A nested tuple as a key can take for ever to hash.
+            # Hashing a nested tuple as a key can take forever.
             if not isinstance(key, str | bytes | int):
                 raise RefusedError("holds a dict whose keys are not names or numbers")
             mapping[key] = value
@@ -258,22 +258,22 @@ class _SafeUnpickler(pickle._Unpickler):
 
 
 def load(stream: BinaryIO, admitted: Globals, name: str, max_bytes: int = MAX_BYTES) -> Any:
-    """Read one pickle whose globals are all in `admitted`; nothing that the file names is run.
+    """Read one pickle whose globals are all in `admitted`; no global of the file is run.
 
     Args:
-        stream: binary, read from where it stands; at most `max_bytes` are taken.
-        admitted: what stands in for each global, found by its module and name exactly as written in the
+        stream: binary, read from its current position; at most `max_bytes` are accepted.
+        admitted: the stand-in of each global, by its module and name exactly as written in the
             file (`("__builtin__", "set")` for a file from Python 2). The stand-ins check their arguments.
-        name: what the errors call the file.
-        max_bytes: a file longer than this is refused. An object costs the file one byte and memory about
-            sixty, so keep it near the size of honest files.
+        name: of the file, in errors.
+        max_bytes: longer files are refused. An object takes one byte in the file and about sixty in memory,
+            so keep it near the size of honest files.
 
     Returns:
         The top-level object: dicts, lists, tuples, numbers, strings (bytes of Python 2 read as latin1), and
-        whatever the stand-ins returned.
+        return values of the stand-ins.
 
     Raises:
-        UserError: the file is empty, not a pickle, cut short, damaged or too large, or asks for something
+        UserError: the file is empty, not a pickle, cut short, damaged or too large, or uses something
             that is not admitted, which the message names.
     """
     data = stream.read(max_bytes + 1)
@@ -292,6 +292,6 @@ def load(stream: BinaryIO, admitted: Globals, name: str, max_bytes: int = MAX_BY
         raise
     except _CutShortError:
         reason = "cut short" if has_header else "not a pickle file, or one that was cut short"
-    except Exception:  # whatever damaged data makes an unpickler stumble over
+    except Exception:  # damaged data can raise anything
         reason = "damaged: not a readable pickle" if has_header else "not a pickle file, or a damaged one"
     raise UserError(f"{name}: {reason}")

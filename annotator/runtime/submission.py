@@ -1,4 +1,7 @@
-"""Commands of amvur as jobs of a Ray cluster: this very code is sent there, runs there, and its log comes back."""
+"""Submits commands of amvur to a Ray cluster: this code is sent and run there, and its log is followed here.
+
+Ray calls a submission a job.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +28,20 @@ from annotator.errors import UserError, first_line
 from annotator.storage.files import is_local, local_path
 from annotator.storage.remote import shown
 
-#: How long an address may take to answer at all.
+#: Maximum time for a first response of an address.
 ANSWER_S = 5.0
 
-#: How long a cluster that answered before may be silent until its job is left alone.
+#: Maximum silence of a cluster before its submission is no longer followed.
 SILENCE_S = 120.0
 
-#: How long a job that is told to stop may take.
+#: Maximum time for a submission to stop.
 STOP_S = 30.0
 
-#: What the entry point of a job of ours begins with.
+#: The start of the entry point of amvur's submissions.
 _MARK = "sh job.sh "
 
-#: What runs the command there: the first Python that has Ray, for the cluster's `python` may be another; in the folder
-#: of the submitting shell where there is one, so that relative paths mean the same.
+#: Script that runs the command on the cluster, with the first Python that has Ray, since `python` may lack it. It runs
+#: in the folder of the submitting shell if given, so that relative paths resolve to the same files.
 _SCRIPT = """\
 code=$PWD here=$1 named=$2; shift 2
 if [ -n "$here" ] && ! cd "$here"; then
@@ -52,8 +55,8 @@ exec "$python" "$code/cli.py" "$@"
 """
 
 
-def is_job_address(address: str | None) -> bool:
-    """Whether an address is one that jobs are submitted to, rather than a cluster to join."""
+def is_dashboard_address(address: str | None) -> bool:
+    """Return whether an address is a dashboard, which takes submissions, instead of a cluster to join."""
     return (address or "").startswith(("http://", "https://"))
 
 
@@ -64,23 +67,23 @@ def submit(
     files: Mapping[str, str] | None = None,
     places: Sequence[str] = (),
 ) -> int:
-    """Run `amvur ARGUMENTS` as a job of a cluster, and follow it to its end.
+    """Submit `amvur ARGUMENTS` to a cluster, and follow it to its end.
 
-    Relative paths among the arguments mean the folder this process is in, which the cluster must see. Ctrl-C
-    leaves the job running. A token of RAY_AUTH_MODE=token is found where Ray finds it.
+    Relative paths among the arguments start from this process's folder, which the cluster must see. Ctrl-C leaves the
+    submission running. With RAY_AUTH_MODE=token, the token is read from the same places as Ray reads it.
 
     Args:
         address: `http(s)://HOST:8265`, the dashboard of the cluster's head.
-        arguments: of the command line, such as `["train", "supervised", "run", "--address", "auto"]`.
-        follow: is given what there is to show: the job's id, then its log as it grows, in pieces.
+        arguments: of the command line, for example `["train", "supervised", "run", "--address", "auto"]`.
+        follow: called with text to show: the submission's id, then its log in pieces.
         files: text files to send along, by their path below the code, such as `annotator/configs/train/mine.yaml`.
-        places: paths and URLs that the command reads or writes; the user is told which the cluster may not see.
+        places: paths and URLs that the command reads or writes; a note lists those that the cluster may not see.
 
     Returns:
-        the command's exit code; 130 if the job was stopped, or left with Ctrl-C.
+        The command's exit code; 130 if the submission was stopped, or left with Ctrl-C.
 
     Raises:
-        UserError: nothing answers there, it wants a token, or the job could not start.
+        UserError: the address does not respond, requires a token, or the submission failed to start.
     """
     client = _client(address)
     here = [place for place in places if is_local(place)]
@@ -89,17 +92,17 @@ def submit(
         follow(f"{names}: give URLs, unless all machines of the cluster share this folder\n")
     with tempfile.TemporaryDirectory(prefix="amvur-job-") as folder:
         _stage(Path(folder), {"job.sh": _SCRIPT, **(files or {})})
-        # Only relative paths need this shell's folder there.
+        # Only relative paths need this shell's folder on the cluster.
         folder_here = str(Path.cwd()) if any(not local_path(place).is_absolute() for place in here) else ""
         entry = shlex.join(["sh", "job.sh", folder_here, sys.executable, *arguments])
         with _plain_errors(address):
             job = client.submit_job(entrypoint=entry, runtime_env={"working_dir": folder})
-    follow(f"job {job} at {address}; Ctrl-C leaves it running\n")
+    follow(f"submission {job} at {address}; Ctrl-C leaves it running\n")
     return _follow_or_leave(client, address, job, follow)
 
 
 def without_address(arguments: Sequence[str], instead: str | None) -> list[str]:
-    """A command's arguments with another `--address`, or none."""
+    """Return a command's arguments with another `--address`, or without it."""
     kept: list[str] = []
     rest = iter(arguments)
     for argument in rest:
@@ -107,12 +110,12 @@ def without_address(arguments: Sequence[str], instead: str | None) -> list[str]:
             next(rest, None)
         elif not argument.startswith("--address="):
             kept.append(argument)
-    # Behind the command's name: what comes after `--` is no option any more.
+    # Directly after the command's name, since arguments after `--` are not options.
     return [*kept[:1], "--address", instead, *kept[1:]] if instead else kept
 
 
-def jobs_table(address: str) -> list[tuple[str, ...]]:
-    """A head, and a row a job of ours, the newest first.
+def submissions_table(address: str) -> list[tuple[str, ...]]:
+    """Return a header and one row per submission of amvur, the newest first.
 
     Raises:
         UserError: as for `submit`.
@@ -121,7 +124,7 @@ def jobs_table(address: str) -> list[tuple[str, ...]]:
     with _plain_errors(address):
         jobs = [job for job in client.list_jobs() if job.submission_id and _MARK in (job.entrypoint or "")]
     jobs.sort(key=lambda job: -(job.start_time or 0))
-    rows: list[tuple[str, ...]] = [("job", "state", "began", "command")]
+    rows: list[tuple[str, ...]] = [("submission", "state", "began", "command")]
     for job in jobs:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((job.start_time or 0) / 1000))
         command = shown(shlex.join(["amvur", *shlex.split(job.entrypoint)[4:]]))
@@ -129,26 +132,26 @@ def jobs_table(address: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def follow_job(address: str, job: str, follow: Callable[[str], None]) -> int:
-    """Follow a job's log to its end, from its beginning; its exit code, 130 where it is left with Ctrl-C.
+def follow_submission(address: str, job: str, follow: Callable[[str], None]) -> int:
+    """Follow a submission's log from its start to its end; return its exit code, or 130 after Ctrl-C.
 
     Raises:
-        UserError: there is no such job; or as for `submit`.
+        UserError: there is no such submission; or as for `submit`.
     """
     client = _client(address)
     _state(client, address, job)
     return _follow_or_leave(client, address, job, follow)
 
 
-def stop_job(address: str, job: str) -> str:
-    """Stop a job; what it is then.
+def stop_submission(address: str, job: str) -> str:
+    """Stop a submission; return its state.
 
     Raises:
-        UserError: there is no such job; or as for `submit`.
+        UserError: there is no such submission; or as for `submit`.
     """
     client = _client(address)
     if _state(client, address, job).is_terminal():
-        return f"had ended already ({_state(client, address, job).value.lower()})"
+        return f"had already ended ({_state(client, address, job).value.lower()})"
     with _plain_errors(address):
         client.stop_job(job)
     until = time.monotonic() + STOP_S
@@ -163,9 +166,11 @@ def _state(client: Any, address: str, job: str) -> Any:
     except RuntimeError as error:
         if "does not exist" in str(error) or "404" in str(error):
             raise UserError(
-                f"'{address}' has no job '{job}': `amvur jobs list` shows those there are"
+                f"'{address}' has no submission '{job}': list them with `amvur jobs list`"
             ) from None
-        raise UserError(f"'{address}' says nothing of job '{job}': {first_line(error)}") from None
+        raise UserError(
+            f"'{address}' does not return the state of submission '{job}': {first_line(error)}"
+        ) from None
 
 
 def _follow_or_leave(client: Any, address: str, job: str, follow: Callable[[str], None]) -> int:
@@ -173,14 +178,14 @@ def _follow_or_leave(client: Any, address: str, job: str, follow: Callable[[str]
         return _follow(client, address, job, follow)
     except KeyboardInterrupt:
         follow(
-            f"\njob {job} goes on. Its log: amvur jobs logs {job} --address {address}\n"
+            f"\nsubmission {job} keeps running. Its log: amvur jobs logs {job} --address {address}\n"
             f"To stop it: amvur jobs stop {job} --address {address}\n"
         )
         return 130
 
 
 def _stage(folder: Path, files: Mapping[str, str]) -> None:
-    """Copy what a command needs, wherever it is installed: the code and the configurations, nothing else."""
+    """Copy code and configurations, nothing else, from any kind of installation."""
     code = Path(annotator.__file__).parent
     leave = shutil.ignore_patterns("__pycache__", ".*")
     for package in ("annotator", "trainer"):
@@ -203,8 +208,8 @@ def _client(address: str) -> Any:
     ):
         logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)
     with _plain_errors(address):
-        # Ray's own requests would wait minutes for a machine that is not there.
-        with suppress(HTTPError):  # an answer, such as that a token is wanted
+        # Ray's own requests would wait minutes for a missing machine.
+        with suppress(HTTPError):  # a response, for example that a token is required
             urlopen(f"{address.rstrip('/')}/api/version", timeout=ANSWER_S).close()
         with _own_address():
             return JobSubmissionClient(address)
@@ -212,7 +217,7 @@ def _client(address: str) -> Any:
 
 @contextmanager
 def _own_address() -> Iterator[None]:
-    """Without the variables with which Ray overrides an address that is given."""
+    """Unset the environment variables with which Ray overrides the given address."""
     names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
     held = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
@@ -227,56 +232,56 @@ def _plain_errors(address: str) -> Iterator[None]:
 
     try:
         yield
-    except OSError:  # so are all that `requests` raises
+    except OSError:  # includes all errors of `requests`
         raise UserError(
-            f"nothing answers at '{address}': give the dashboard of a head that was started with "
+            f"no response from '{address}': give the dashboard of a head started with "
             "`ray start --head` where ray[default] is installed"
         ) from None
     except AuthenticationError:
         raise UserError(
-            f"'{address}' wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless ~/.ray/auth_token holds it"
+            f"'{address}' requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token"
         ) from None
     except (RuntimeError, ValueError, LookupError, HTTPException) as error:
-        raise UserError(f"'{address}' takes no jobs: {first_line(error)}") from None
+        raise UserError(f"'{address}' does not accept submissions: {first_line(error)}") from None
 
 
 def _follow(client: Any, address: str, job: str, follow: Callable[[str], None]) -> int:
-    """Hand on the log until the job ends; its exit code."""
+    """Pass on the log until the submission ends; return its exit code."""
     import aiohttp
 
     log = _Log(follow)
-    heard = time.monotonic()
+    last_response_s = time.monotonic()
     while True:
-        # A connection held open for hours may be cut; the job knows nothing of it.
+        # A connection may break after hours, while the submission keeps running.
         with suppress(RuntimeError, OSError, aiohttp.ClientError):
             asyncio.run(log.read(client, job))
         try:
             info = client.get_job_info(job)
         except (RuntimeError, OSError):
-            if time.monotonic() - heard > SILENCE_S:
+            if time.monotonic() - last_response_s > SILENCE_S:
                 raise UserError(
-                    f"'{address}' answers no more; if the cluster is still there, job {job} goes on"
+                    f"'{address}' stopped responding; submission {job} may still be running"
                 ) from None
         else:
-            heard = time.monotonic()
+            last_response_s = time.monotonic()
             if info.status.is_terminal():
                 break
         time.sleep(1)
     if info.status == "STOPPED":
         return 130
     if info.status == "FAILED" and info.driver_exit_code is None:
-        raise UserError(f"job {job} could not run: {first_line(info.message)}")
+        raise UserError(f"submission {job} failed to start: {first_line(info.message)}")
     return info.driver_exit_code or 0
 
 
 class _Log:
-    """A job's log, which can only be read from its beginning: hands on each character once."""
+    """A submission's log. Ray returns it from its start each time; each character is passed on once."""
 
     def __init__(self, follow: Callable[[str], None]) -> None:
         self._follow, self._shown = follow, 0
 
     async def read(self, client: Any, job: str) -> None:
-        """Read on until the job ends or the connection does."""
+        """Read until the submission or the connection ends."""
         at = 0
         async for text in client.tail_job_logs(job):
             at += len(text)

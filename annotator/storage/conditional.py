@@ -1,6 +1,6 @@
-"""Writes to a store that happen only if nobody else wrote meanwhile: `If-None-Match` and `If-Match` of S3.
+"""Conditional writes to a store, which fail if the file has changed: `If-None-Match` and `If-Match` of S3.
 
-Not every store knows them: some refuse the header, and some ignore it and write. Who depends on them looks afterwards.
+Not every store supports them: some refuse the header, others ignore it and write. Callers must read the file again.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from annotator.storage.remote import ask
 
 _S3 = ("s3://", "s3a://")
 
-#: What stores answer where another write came first.
+#: Error codes of stores after another write came first.
 _CONFLICTS = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404")
 
-#: What they, or an older botocore, answer where they have no conditional writes.
+#: Error codes of stores, or of older botocore, without conditional writes.
 _UNKNOWN = ("NotImplemented", "501", "InvalidArgument", "InvalidRequest", "ParamValidationError")
 
 
@@ -23,23 +23,23 @@ class OvertakenError(Exception):
 
 
 def version_of(url: str) -> str | None:
-    """The ETag of a file of an S3 store; None where there is no such file, or no such store."""
+    """Return the ETag of a file in an S3 store; None for a missing file or another kind of store."""
     if not url.startswith(_S3):
         return None
     try:
-        found: dict[str, Any] = ask(url, lambda filesystem, path: filesystem.info(path))
+        info: dict[str, Any] = ask(url, lambda filesystem, path: filesystem.info(path))
     except FileNotFoundError:
         return None
-    return found.get("ETag")
+    return info.get("ETag")
 
 
 def put_if_unchanged(url: str, data: bytes, version: str | None) -> str | None:
-    """Write a file if it still has the ETag `version`, or if there is none for None; its new ETag, if there is one.
+    """Write a file if its ETag is still `version` (None: if it does not exist); return its new ETag or None.
 
-    Where the store has no conditional writes it is written all the same.
+    A store without conditional writes is written unconditionally.
 
     Raises:
-        OvertakenError: the store has a newer file. Also after a put whose answer was lost: look whether it is ours.
+        OvertakenError: the store has a newer file. It may be our own, after a put whose response was lost.
         OSError: as for `write_whole`.
     """
     condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
@@ -51,10 +51,10 @@ def put_if_unchanged(url: str, data: bytes, version: str | None) -> str | None:
         try:
             return filesystem.pipe_file(path, data, **condition) or {}
         except Exception as error:
-            answer = _answer(error)
-            if answer in _CONFLICTS:
+            code = _error_code(error)
+            if code in _CONFLICTS:
                 return None
-            if answer in _UNKNOWN:
+            if code in _UNKNOWN:
                 return filesystem.pipe_file(path, data) or {}
             raise
 
@@ -64,7 +64,7 @@ def put_if_unchanged(url: str, data: bytes, version: str | None) -> str | None:
     return written.get("ETag")
 
 
-def _answer(error: BaseException) -> str:
+def _error_code(error: BaseException) -> str:
     link: BaseException | None = error
     while link is not None:
         response = getattr(link, "response", None)

@@ -1,4 +1,4 @@
-"""A file read in few requests: what will be wanted is named first, and near ranges are fetched as one."""
+"""Read a file in few requests: ranges are announced first, and close ranges are fetched together."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 from annotator.storage.files import is_local, read_range
 
-Range = tuple[int, int]  # first byte, and the one after the last
+Range = tuple[int, int]  # first byte, last byte plus one
 
-#: Of a store, fetched with the first request: a label file's footer and the scalar columns that precede it.
+#: Bytes of the first request to a store: a label file's footer and the scalar columns before it.
 TAIL_BYTES = 1 << 18
 
-#: Of a store, bytes between two ranges that cost less than a request of their own.
+#: Gap between two ranges in a store up to which one request is cheaper than two.
 GAP_BYTES = 1 << 20
 
 
 class RangedFile(io.RawIOBase):
-    """A file of a known size; what `fetch` brought is read from memory, anything else is a request of its own."""
+    """A file of a known size; fetched ranges are read from memory, other reads are separate requests."""
 
     def __init__(self, url: str, size: int) -> None:
-        """Fetch nothing yet, but for the end of a store's file."""
+        """Open the file; of a store, fetch its end."""
         self._url, self._size, self._position = url, size, 0
         self._gap = 0 if is_local(url) else GAP_BYTES
         self._parts: list[tuple[int, bytes]] = []
@@ -29,39 +29,39 @@ class RangedFile(io.RawIOBase):
             self.fetch([(max(0, size - TAIL_BYTES), size)])
 
     def fetch(self, ranges: Iterable[Range]) -> None:
-        """Fetch what is missing of some ranges."""
+        """Fetch the missing parts of some ranges."""
         missing = [part for wanted in merged(ranges, self._gap) for part in self._missing(wanted)]
         for start, end in merged(missing, self._gap):
             self._parts.append((start, read_range(self._url, start, end - start)))
 
     def _missing(self, wanted: Range) -> list[Range]:
         start, end = wanted
-        left = []
+        gaps = []
         for first, data in sorted(self._parts, key=lambda part: part[0]):
             if start < first:
-                left.append((start, min(first, end)))
+                gaps.append((start, min(first, end)))
             start = max(start, first + len(data))
-        return [part for part in [*left, (start, end)] if part[0] < part[1]]
+        return [part for part in [*gaps, (start, end)] if part[0] < part[1]]
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Bytes from the start."""
+        """Return the position in bytes."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As for any file."""
+        """Move the position, as for any file."""
         self._position = offset + {0: 0, 1: self._position, 2: self._size}[whence]
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """As for any file; all that is asked for, unless the file ends."""
+        """Fill the buffer, unless the file ends first; return the number of bytes."""
         start, end = self._position, min(self._position + len(buffer), self._size)
         if end <= start:
             return 0
@@ -73,14 +73,14 @@ class RangedFile(io.RawIOBase):
         return len(data)
 
     def _held(self, start: int, end: int) -> bytes | None:
-        found = b""
+        joined = b""
         while start < end:
             part = next((p for p in self._parts if p[0] <= start < p[0] + len(p[1])), None)
             if part is None:
                 return None
-            found += part[1][start - part[0] : end - part[0]]
+            joined += part[1][start - part[0] : end - part[0]]
             start = part[0] + len(part[1])
-        return found
+        return joined
 
 
 def merged(ranges: Iterable[Range], gap: int) -> list[Range]:

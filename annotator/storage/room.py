@@ -1,4 +1,4 @@
-"""Files that are too large for their disk, or for the shell's limit."""
+"""Errors of files that are too large for their disk or the shell's limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 class NoRoomError(UserError, OSError):
-    """A file that has no room; `filename` is its path. Trying again is of no use until a user makes room."""
+    """A file does not fit; `filename` is its path. A retry fails until a user frees space."""
 
     def __str__(self) -> str:
         return f"'{self.filename}': {self.strerror}"
@@ -25,11 +25,11 @@ def naming(path: Path, size: int | None = None, unfinished: Path | None = None) 
     """Name the file in errors of writing it.
 
     Args:
-        path: the file. size: how many bytes it will have, if that is settled.
-        unfinished: where it is written until then; `path` if none.
+        path: the file. size: its final bytes, if known.
+        unfinished: where it is written first; default `path`.
 
     Raises:
-        NoRoomError: the disk, a quota or the shell's limit has no room for it.
+        NoRoomError: it exceeds the disk, a quota or the shell's limit.
         OSError: any other error, with the file's name.
     """
     try:
@@ -44,20 +44,20 @@ def naming(path: Path, size: int | None = None, unfinished: Path | None = None) 
         raise
 
 
-def _shortage(number: int, size: int | None, place: Path) -> str:
-    """Return what is lacking, and what would mend it."""
+def _shortage(number: int, size: int | None, path: Path) -> str:
+    """Return the missing space and the fix."""
     if size is None:
         with suppress(OSError):
-            size = place.stat().st_size
+            size = path.stat().st_size
         needed = f"it needs more than {size or 0:,} bytes"
     else:
         needed = f"it needs {size:,} bytes"
     if number == errno.EFBIG:
-        return f"{needed}, more than a file may have here (see `ulimit -f`): raise the limit"
+        return f"{needed}, above the limit on file sizes (`ulimit -f`): raise the limit"
     if number == errno.EDQUOT:
-        return f"{needed}, more than the quota has left: make room"
+        return f"{needed}, more than the rest of the quota: free space"
     free = 0
     with suppress(OSError, AttributeError):
-        disk = os.statvfs(place.parent)
+        disk = os.statvfs(path.parent)
         free = disk.f_bavail * disk.f_frsize
-    return f"{needed}, and the disk has {free:,} left: make room"
+    return f"{needed}, and the disk has {free:,} free: free space"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.hand.layer import HandLayer
-from annotator.job.stages import Shard, joined_columns
+from annotator.job.shard import Shard, joined_columns
 from annotator.track.association import Hands, track_ids
 from annotator.track.columns import OF_HANDS, hand_columns, labels_motion, picked_columns, track_columns
 from annotator.track.gaps import to_fill

@@ -229,7 +229,8 @@ def test_another_run_into_the_same_place_is_refused_and_a_killed_one_is_not_in_t
         assert driver.poll() is None
         time.sleep(0.05)
     with pytest.raises(
-        UserError, match=r"another run \(process \d+ on .*\) is writing to .*goes on where it was"
+        UserError,
+        match=r"another run \(process \d+ on .*\) is writing to .*run the same command again to resume",
     ):
         annotate(bucket_of_photos, labels, checkpoint=lively_file, compute=SMALL)
     driver.kill()

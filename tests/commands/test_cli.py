@@ -52,7 +52,7 @@ def bad_configuration(tmp_path):
         (["annotate", "{empty}/nothing here", "{out}"], "does not exist"),
         (["annotate", "{photos}", "{photos}/a.jpg"], "can't write to"),
         (["annotate", "{photos}", "{photos}/a.jpg/below"], "can't write to"),
-        (["annotate", "{photos}", "{full}"], "holds something that is not a label set"),
+        (["annotate", "{photos}", "{full}"], "holds files but is not a label set"),
         (
             ["annotate", "{photos}", "{out}", "--checkpoint", "untrained:{config}"],
             "unknown key 'bakbone'; did you mean",
@@ -66,7 +66,7 @@ def bad_configuration(tmp_path):
         (["anotate", "{photos}", "{out}"], "No such command"),
         (["report", "{full}"], "is not a label"),
         (["report", "{empty}/none"], "is not a label"),
-        (["synth", "{full}"], "holds something"),
+        (["synth", "{full}"], "holds other files"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

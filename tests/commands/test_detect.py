@@ -32,7 +32,7 @@ pytest.importorskip("mediapipe", reason="MediaPipe (extra 'detect') is not insta
 from annotator.commands.annotate import annotate
 from annotator.commands.detect import detect, detection_schema
 from annotator.detection.detector import HandDetector, agreement, read_model
-from annotator.job.resources import ComputeOptions
+from annotator.job.options import ComputeOptions
 
 SMALL_SHARDS = ComputeOptions(shard_size=4)
 MODEL = SHARED / "models" / "hand_landmarker.task"
@@ -288,7 +288,7 @@ def test_a_killed_run_loses_nothing_repeats_nothing_and_leaves_no_process(detect
     undisturbed, record, _ = detected
     out = tmp_path / "labels"
     program = (
-        "import sys; from annotator.job.resources import ComputeOptions; from annotator.commands.detect import detect;"
+        "import sys; from annotator.job.options import ComputeOptions; from annotator.commands.detect import detect;"
         "detect(*sys.argv[1:], compute=ComputeOptions(workers=1, shard_size=4))"
     )
     driver = subprocess.Popen(

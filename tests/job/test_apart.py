@@ -1,4 +1,4 @@
-"""Which hand of a shard is at fault: the bookkeeping alone, and real processes that end over real photos."""
+"""Labelling hand by hand: the bookkeeping alone, and real processes that crash on real photos."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from annotator.job.apart import FIRST_DEATHS, HAND_DEATHS, Apart
-from annotator.job.dispatcher import SHARD_CRASHES
+from annotator.job.apart import FIRST_DEATHS, HAND_DEATHS, HandByHand
+from annotator.job.failures import SHARD_CRASHES
 from tests.robustness.hostile_photos import encoded
 from tests.support.dying_model import DEADLY, label_greys
 
 
-def play(count: int, deadly: set[int]) -> tuple[Apart, int]:
-    """Label hands one after the other as the dispatcher does; returns also how many models died."""
-    shard = Apart.of(None, None, count)
-    queue, deaths = deque(shard.in_any_order()), 0
+def play(count: int, deadly: set[int]) -> tuple[HandByHand, int]:
+    """Label hands in the order of the dispatcher; return the shard and the number of dead models."""
+    shard = HandByHand.of(None, None, count)
+    queue, deaths = deque(shard.shuffled()), 0
     while queue:
         hand = queue.popleft()
         if hand.number not in deadly:
@@ -50,7 +50,7 @@ def test_a_shard_without_a_good_hand_is_given_up_soon():
         assert deaths == min(FIRST_DEATHS, HAND_DEATHS * count)
 
 
-def test_a_shard_whose_hands_are_all_good_says_nothing_for_its_models():
+def test_a_shard_without_a_crash_does_not_clear_its_models():
     shard, deaths = play(5, set())
     assert deaths == 0 and shard.labelled == 5 and not shard.has_culprit
 
@@ -62,7 +62,7 @@ def grey_photos(folder: Path, greys: list[int]) -> Path:
     return folder
 
 
-def test_hands_that_end_the_model_take_no_other_along(tmp_path, local_ray):
+def test_hands_that_crash_the_model_cost_no_other_hand(tmp_path, local_ray):
     greys = [100 + k for k in range(20)]
     for deadly in (3, 4, 15):  # two in the first shard, one in the second
         greys[deadly] = DEADLY
@@ -74,12 +74,12 @@ def test_hands_that_end_the_model_take_no_other_along(tmp_path, local_ray):
     for grey, row in zip(greys, rows, strict=True):
         if grey == DEADLY:
             assert (row["status"], row["reason"], row["joint_std_mm"]) == ("failed", "crashed", None)
-            assert row["error"] == "each model that was given this hand ended without a word"
+            assert row["error"] == "every model that labelled this hand crashed"
         else:
             assert (row["status"], row["reason"], row["joint_std_mm"]) == ("ok", None, grey)
     assert record.retries["process died"] >= 2 * SHARD_CRASHES + 3 * HAND_DEATHS
 
 
-def test_a_shard_of_deadly_hands_alone_is_given_up_and_the_run_ends_well(tmp_path, local_ray):
+def test_a_shard_of_deadly_hands_alone_is_given_up_and_the_run_completes(tmp_path, local_ray):
     record = label_greys(grey_photos(tmp_path / "photos", [DEADLY] * 3), tmp_path / "labels", 10)
     assert record.outcomes == {"failed: crashed": 3}

@@ -1,4 +1,4 @@
-"""Processes that end without a word: a photo's fault, or nobody's. Nothing is lost, nothing else suffers."""
+"""Processes that crash, because of a photo or by accident: nothing is lost, and other photos keep their labels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import pytest
 
 import annotator.commands.annotate
 from annotator import UserError, annotate
-from annotator.job.resources import ComputeOptions
-from annotator.job.stages import Shard, open_shard
+from annotator.job.options import ComputeOptions
+from annotator.job.shard import Shard
+from annotator.job.stages import open_shard
 from tests.conftest import SMALL
 from tests.robustness.hostile_photos import encoded, noise
 
@@ -26,7 +27,7 @@ POISON = b"ends the process that reads it"
 
 
 def open_or_abort(entries, crop_px, find=None, margin=1.0) -> Shard:
-    """As a decoder does that meets the file it was never tested on."""
+    """Abort the process as a decoder with a bug does."""
     for entry in entries:
         with suppress(OSError):
             if Path(entry.path).read_bytes().endswith(POISON):
@@ -45,7 +46,7 @@ def rows_of(labels: Path) -> list[dict]:
     return pq.read_table(labels / "data").to_pylist()
 
 
-def test_a_photo_that_ends_its_process_is_recorded_and_takes_nobody_along(
+def test_a_photo_that_crashes_its_process_is_recorded_and_costs_no_other_photo(
     labelled, photos, lively_file, tmp_path, monkeypatch
 ):
     undisturbed, _, _ = labelled
@@ -57,28 +58,26 @@ def test_a_photo_that_ends_its_process_is_recorded_and_takes_nobody_along(
     monkeypatch.setattr(annotator.commands.annotate, "open_shard", open_or_abort)
     record = annotate(str(poisoned), str(labels), checkpoint=lively_file, compute=SMALL)
     assert record.outcomes == {"failed: crashed": 3, "ok": 47}
-    # Twice the one shard that holds them, and then each of them three times.
+    # The shard twice, then each of the three photos three times.
     assert record.retries == {"process died": 2 + 3 * 3}
-    assert [error for _, error in record.failed] == [
-        "each process that opened this photo ended without a word"
-    ] * 3
+    assert [error for _, error in record.failed] == ["every process that decoded this photo crashed"] * 3
     bad = {"right/006.jpg", "right/008.jpg", "left/049.jpg"}
     for row, expected in zip(rows_of(labels), rows_of(undisturbed), strict=True):
         assert row["image_id"] == expected["image_id"]
         if row["image_id"] in bad:
             assert (row["status"], row["reason"], row["vertices_mm"]) == ("failed", "crashed", None)
-        else:  # in batches of other sizes, which round apart
+        else:  # batches of other sizes round differently
             np.testing.assert_allclose(row["vertices_mm"], expected["vertices_mm"], atol=1 / 16)
             assert (row["status"], row["is_right"]) == ("ok", expected["is_right"])
-    # Mended, they are labelled; nothing else is done again.
+    # Repaired photos are labelled; no other photo is labelled again.
     monkeypatch.undo()
     for name in bad:
         shutil.copy(photos / name, poisoned / name)
     before = {p.name: p.stat().st_mtime_ns for p in (labels / "data").iterdir()}
-    again = annotate(
+    second = annotate(
         str(poisoned), str(labels), checkpoint=lively_file, compute=SMALL, relabel="status == failed"
     )
-    assert again.outcomes == {"ok": 50} and again.failed == []
+    assert second.outcomes == {"ok": 50} and second.failed == []
     after = {p.name: p.stat().st_mtime_ns for p in (labels / "data").iterdir()}
     assert len([name for name in after if after[name] != before[name]]) == 1
     for row, expected in zip(rows_of(labels), rows_of(undisturbed), strict=True):
@@ -86,28 +85,28 @@ def test_a_photo_that_ends_its_process_is_recorded_and_takes_nobody_along(
         np.testing.assert_allclose(row["vertices_mm"], expected["vertices_mm"], atol=1 / 16)
 
 
-def test_a_photo_that_never_comes_back_is_recorded(photos, lively_file, tmp_path, monkeypatch):
+def test_a_photo_that_hangs_its_process_is_recorded(photos, lively_file, tmp_path, monkeypatch):
     few, labels = tmp_path / "photos", tmp_path / "labels"
     few.mkdir()
     for k in range(3):
         (few / f"{k}.jpg").write_bytes(encoded(noise(), "JPEG") + POISON * (k == 1))
     monkeypatch.setattr(annotator.commands.annotate, "open_shard", open_or_hang)
-    monkeypatch.setattr("annotator.job.dispatcher.HANG_S", 2.0)
-    monkeypatch.setattr("annotator.job.dispatcher.HANG_PER_PHOTO_S", 0.2)
+    monkeypatch.setattr("annotator.job.failures.HANG_S", 2.0)
+    monkeypatch.setattr("annotator.job.failures.HANG_PER_PHOTO_S", 0.2)
     record = annotate(str(few), str(labels), checkpoint=lively_file, compute=SMALL)
     assert record.outcomes == {"failed: crashed": 1, "ok": 2}
 
 
 def models() -> list[psutil.Process]:
-    found = []
+    actors = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             if process.name().startswith("ray::ModelActor"):
-                found.append(process)
-    return found
+                actors.append(process)
+    return actors
 
 
-def test_models_that_are_killed_cost_time_and_nothing_else(labelled, photos, lively_file, tmp_path):
+def test_killed_models_cost_time_but_no_labels(labelled, photos, lively_file, tmp_path):
     undisturbed, _, _ = labelled
     killed: list[int] = []
 
@@ -141,7 +140,7 @@ def test_a_model_that_always_dies_ends_the_run_with_one_line(photos, lively_file
     killer.start()
     try:
         with pytest.raises(
-            UserError, match=r"models died 5 times without a shard in between .* goes on where"
+            UserError, match=r"models died 5 times without finishing a shard .* again to resume"
         ) as e:
             annotate(str(photos), str(labels), checkpoint=lively_file, compute=SMALL)
     finally:
@@ -151,9 +150,9 @@ def test_a_model_that_always_dies_ends_the_run_with_one_line(photos, lively_file
     assert annotate(str(photos), str(labels), checkpoint=lively_file, compute=SMALL).outcomes == {"ok": 50}
 
 
-def test_labels_that_can_not_be_written_for_a_while_and_for_good(photos, lively_file, tmp_path, monkeypatch):
-    # A folder in the way of the first shard's file: as good as a full disk, and for root as well.
-    monkeypatch.setattr("annotator.job.dispatcher.PAUSE_S", 0.5)
+def test_labels_that_cannot_be_written_for_a_while_or_at_all(photos, lively_file, tmp_path, monkeypatch):
+    # A folder in place of the first shard's file fails like a full disk, for root too.
+    monkeypatch.setattr("annotator.job.failures.PAUSE_S", 0.5)
     labels = tmp_path / "labels"
     compute = ComputeOptions(threads=1, shard_size=64)
 
@@ -162,7 +161,7 @@ def test_labels_that_can_not_be_written_for_a_while_and_for_good(photos, lively_
             (labels / "data" / "shard-0000000.parquet" / "in the way").mkdir(parents=True)
 
     with pytest.raises(
-        UserError, match=r"could not be read or written: .*run the same command again"
+        UserError, match=r"could not be read or written: .*run the same command again to resume"
     ) as error:
         annotate(str(photos), str(labels), checkpoint=lively_file, compute=compute, on_progress=block)
     assert "\n" not in str(error.value) and not (labels / "_lease.json").exists()

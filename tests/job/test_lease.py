@@ -98,7 +98,7 @@ def refused(labels: str, words: str = "is writing to") -> None:
     with pytest.raises(UserError) as raised:
         Lease(labels).take()
     said = str(raised.value)
-    assert words in said and "the same command then goes on" in said and said.isprintable()
+    assert words in said and "run the same command again to resume" in said and said.isprintable()
 
 
 def test_a_run_that_goes_on_refuses_a_second_at_once_and_one_killed_does_not(labels):
@@ -228,7 +228,7 @@ def test_a_store_with_conditional_writes_refuses_a_run_that_stood_still_after_it
             beat()
 
         monkeypatch.setattr(slow, "_beat", late)
-        with pytest.raises(UserError, match="began to write to 's3://bucket/labels' just now"):
+        with pytest.raises(UserError, match="started to write to 's3://bucket/labels' just now"):
             slow.take()
         assert refused == ["/bucket/labels/_lease.json"]
         quick.confirm()

@@ -155,7 +155,9 @@ def test_a_list_that_changed_is_refused_and_one_that_grew_is_not(tmp_path, befor
         f"{before.count(chr(10)) + 1}:more"
     ]
     path.write_text(after)
-    with pytest.raises(UserError, match="has changed: its entry . was .* and is now .*; only add") as raised:
+    with pytest.raises(
+        UserError, match="has changed: its entry . was .* and is now .*; only append"
+    ) as raised:
         run(labels, ListSource(str(path)), 2)
     assert "\n" not in str(raised.value)
 
@@ -195,13 +197,13 @@ def test_a_part_that_is_damaged_or_missing_is_refused(tmp_path):
     for part in parts:
         data = part.read_bytes()
         part.unlink()
-        refused(tmp_path, "is missing|does not know")
+        refused(tmp_path, "is missing: give|but is missing in")
         first, *more = data.splitlines(keepends=True)
         damages = [b"", data[:-1], data[:-2] + b"\n", b"\n" + data, data * 2, b"".join(more), b"{}\n"]
         damages += [first.replace(b'"shard":', b'"shard":9'), data[: len(data) // 2]]
         for damaged in damages:
             part.write_bytes(damaged)
-            refused(tmp_path, "is damaged|does not know")
+            refused(tmp_path, "is damaged|but is missing in")
         part.write_bytes(data)
     assert run(tmp_path, Numbers(list(range(40))), 2) == []
 
@@ -229,11 +231,11 @@ def test_a_label_file_that_no_run_made_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     for name in ("shard-1.parquet", "mine.parquet"):
         (tmp_path / "data" / name).touch()
-        refused(tmp_path, "which no run made")
+        refused(tmp_path, "which is not a label file")
         (tmp_path / "data" / name).unlink()
     (tmp_path / "data" / ".unfinished.parquet").touch()
     (tmp_path / "data" / shard_file_name(3)).touch()
-    refused(tmp_path, "labels of shard 3")
+    refused(tmp_path, "shard 3 has labels but is missing in")
 
 
 TEXT = st.text(st.characters(), max_size=8)

@@ -14,7 +14,8 @@ from annotator import annotate, load
 from annotator.commands.fit import fit_shard
 from annotator.config import FitConfig
 from annotator.hand import load_hand
-from annotator.job.stages import Shard, predict_shard
+from annotator.job.shard import Shard
+from annotator.job.stages import predict_shard
 from annotator.labels.finite import finite_rows
 from annotator.labels.schema import REASONS
 from annotator.model.checkpoint import save_checkpoint

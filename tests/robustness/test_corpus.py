@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from annotator.job.resources import ComputeOptions
+from annotator.job.options import ComputeOptions
 
 SMALL = ComputeOptions(threads=1, shard_size=64)
 

@@ -10,7 +10,7 @@ from annotator.runtime import progress
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that passes as it is told to."""
+    """A clock that the test sets."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
@@ -34,7 +34,7 @@ def test_a_log_hears_now_and_then_of_rate_causes_and_time_left(clock, capsys):
         == "labelling  300/300+  10 photos/s  33 without a label, 30 missing, 3 crashed, still listing"
     )
     assert lines[2] == (
-        "labelling  600/1000  10 photos/s  40 s left  66 without a label, 60 missing, 6 crashed, 1 tried again"
+        "labelling  600/1000  10 photos/s  40 s left  66 without a label, 60 missing, 6 crashed, 1 retried"
     )
     assert lines[-1].startswith("labelling  1000/1000  10 photos/s  110 without a label") and len(lines) == 5
 

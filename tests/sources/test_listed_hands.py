@@ -13,8 +13,8 @@ from PIL import Image
 from annotator.commands.annotate import annotate
 from annotator.errors import UserError
 from annotator.export import export_labels
+from annotator.job.options import ComputeOptions
 from annotator.job.record import RunSettings
-from annotator.job.resources import ComputeOptions
 from annotator.job.stages import open_shard
 from annotator.sources import open_source
 from annotator.sources.entry import Entry

@@ -59,7 +59,7 @@ except UserError as error:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk here is always full")
 def test_a_full_disk_names_the_file_and_its_bytes(tmp_path: Path) -> None:
-    full = pytest.raises(NoRoomError, match=r"/out': it needs 70,000 bytes, and the disk has [\d,]+ left")
+    full = pytest.raises(NoRoomError, match=r"/out': it needs 70,000 bytes, and the disk has [\d,]+ free")
     with full, naming(tmp_path / "out", 70_000), Path("/dev/full").open("wb") as file:
         file.write(bytes(70_000))
 
@@ -68,7 +68,7 @@ def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
     code = "import sys, cli; sys.argv[0] = 'amvur'; cli.main()"
     done = limited(code, 20_000, "synth", str(tmp_path / "out"), "--count", "2", "--size-px", "512")
     assert done.returncode == 2 and done.stderr.startswith(f"amvur: '{tmp_path}/out/")
-    assert done.stderr.count("\n") == 1 and " bytes, more than a file may have here" in done.stderr
+    assert done.stderr.count("\n") == 1 and " bytes, above the limit on file sizes" in done.stderr
 
 
 def test_other_errors_get_the_name_too_but_not_those_of_connections(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from annotator.job.dispatcher import Stations
+from annotator.job.dispatcher import Stages
+from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord
-from annotator.job.resources import ComputeOptions, crew_of
+from annotator.job.resources import plan_workers
 from annotator.job.run import Job, run_job
-from annotator.job.stages import Shard, open_shard
+from annotator.job.shard import Shard
+from annotator.job.stages import open_shard
 from annotator.labels.schema import label_schema
 from annotator.sources import open_source
 
@@ -47,6 +49,6 @@ def label_greys(photos: Path, labels: Path, shard_size: int) -> RunRecord[GreySe
     """Run the real job with that model."""
     source = open_source(str(photos))
     schema = pa.schema([field for field in label_schema(1) if field.name in COLUMNS])
-    stations = Stations(partial(open_shard, crop_px=8), DyingModel, schema)
-    job = Job(str(labels), source, GreySettings(source.place), lambda _: stations, crew_of, {})
+    stages = Stages(partial(open_shard, crop_px=8), DyingModel, schema)
+    job = Job(str(labels), source, GreySettings(source.place), lambda _: stages, plan_workers, {})
     return run_job(job, ComputeOptions(workers=1, threads=1, shard_size=shard_size))

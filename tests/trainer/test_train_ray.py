@@ -170,7 +170,7 @@ def test_a_killed_run_ends_with_the_same_result_and_a_job_finishes_it(run_folder
 
     with head(run_folder / "head.txt") as address:
         wait_for_answer(address)
-        with pytest.raises(UserError, match="wants a token"):
+        with pytest.raises(UserError, match="requires a token"):
             monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
             submission.submit(address, ["--help"], print)
         client = amvur(run_folder, *command, "--address", address)
@@ -181,7 +181,7 @@ def test_a_killed_run_ends_with_the_same_result_and_a_job_finishes_it(run_folder
         what_was_trained_labels_photos(run_folder, address)
         jobs_are_listed_followed_and_stopped(run_folder, address)
     said = (run_folder / "log.txt").read_text()
-    assert "job raysubmit_" in said
+    assert "submission raysubmit_" in said
     assert f"trained {STEPS} steps" in said
     assert "amvur: 1000 workers need a " in said
     assert "Traceback" not in said
@@ -229,13 +229,15 @@ def jobs_are_listed_followed_and_stopped(folder: Path, address: str) -> None:
         return said.read_text()
 
     listed = said_by("list").splitlines()
-    assert listed[0].split() == ["job", "state", "began", "command"]
+    assert listed[0].split() == ["submission", "state", "began", "command"]
     (of_filter,) = [line for line in listed if "amvur filter labels best --keep-best 0.5" in line]
     job = of_filter.split()[0]
     assert " succeeded " in of_filter
     assert "rows in best" in said_by("logs", job)
-    assert "had ended already (succeeded)" in said_by("stop", job)
-    assert "has no job 'raysubmit_none': `amvur jobs list`" in said_by("logs", "raysubmit_none", code=2)
+    assert "had already ended (succeeded)" in said_by("stop", job)
+    assert "has no submission 'raysubmit_none': list them with `amvur jobs list`" in said_by(
+        "logs", "raysubmit_none", code=2
+    )
     # Ctrl-C leaves a job alone, `stop` does not.
     client = amvur(folder, "train", "tiny.yaml", "long", "--set", "steps=100000", "--address", address)
     while len(listed := said_by("list").splitlines()) < 2 or " running " not in listed[1]:
@@ -243,9 +245,12 @@ def jobs_are_listed_followed_and_stopped(folder: Path, address: str) -> None:
     job = listed[1].split()[0]
     client.send_signal(signal.SIGINT)
     assert client.wait(PATIENCE_S) == 130
-    assert f"job {job} goes on. Its log: amvur jobs logs {job} --address" in (folder / "log.txt").read_text()
+    assert (
+        f"submission {job} keeps running. Its log: amvur jobs logs {job} --address"
+        in (folder / "log.txt").read_text()
+    )
     assert " running " in said_by("list").splitlines()[1]
-    assert f"job {job}: stopped" in said_by("stop", job)
+    assert f"submission {job}: stopped" in said_by("stop", job)
 
 
 def wait_for_answer(address: str) -> None:
@@ -278,7 +283,7 @@ def test_a_missing_cluster_is_one_line(monkeypatch):
     monkeypatch.setattr(submission, "ANSWER_S", 0.5)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         for port in (silent.getsockname()[1], free_ports(1)[0]):
-            with pytest.raises(UserError, match="nothing answers at 'http://127.0.0.1"):
+            with pytest.raises(UserError, match="no response from 'http://127.0.0.1"):
                 submission.submit(f"http://127.0.0.1:{port}", ["--help"], print)
 
 

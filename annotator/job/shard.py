@@ -1,0 +1,44 @@
+"""A shard between its stages: rows of all entries, and crops or label columns of their hands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from annotator.photos.crops import Crops
+
+
+@dataclass
+class Shard:
+    """Rows for every entry, and crops or labels of the hands among them."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    hand_rows: list[int] = field(default_factory=list)  # row index of each crop, then of each labelled hand
+    crops: Crops | None = None  # None after prediction
+    hands: dict[str, Any] = field(default_factory=dict)  # label columns over hands
+
+    @staticmethod
+    def join(parts: Sequence[Shard]) -> Shard:
+        """Join parts that were opened separately, in order."""
+        joined = Shard()
+        for part in parts:
+            joined.hand_rows += [len(joined.rows) + row for row in part.hand_rows]
+            joined.rows += part.rows
+        crops = [part.crops for part in parts if part.crops is not None]
+        joined.crops = Crops.stack(crops) if crops else None
+        joined.hands = joined_columns([part.hands for part in parts if part.hands])
+        return joined
+
+
+def joined_columns(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Concatenate label columns of several groups of hands: arrays, None in all parts, or nested mappings."""
+
+    def join(values: list[Any]) -> Any:
+        if values[0] is None:
+            return None
+        return joined_columns(values) if isinstance(values[0], dict) else np.concatenate(values)
+
+    return {name: join([part[name] for part in parts]) for name in parts[0]} if parts else {}
