@@ -3,35 +3,74 @@
     import annotator
     labels = annotator.load("default").predict(["hand.jpg"])
 
-`load` gives a predictor for arrays and paths, `annotate` runs the whole job from a source of photos to a label folder.
-Both are imported when first used: the package itself is light.
+docs/api.md lists the public functions. Each is imported at first use, so that `import annotator` is fast.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from annotator.errors import UserError
 
 if TYPE_CHECKING:
     from annotator.commands.annotate import annotate
+    from annotator.commands.detect import detect
+    from annotator.commands.filter import Keep, filter_labels
     from annotator.commands.fit import fit
+    from annotator.commands.track import track as track_labels
+    from annotator.export import export_labels
+    from annotator.job.options import ComputeOptions
     from annotator.predictor import load
 
-__all__ = ["UserError", "annotate", "fit", "load"]
+    __version__: str
+
+__all__ = [
+    "ComputeOptions",
+    "Keep",
+    "UserError",
+    "__version__",
+    "annotate",
+    "detect",
+    "export_labels",
+    "filter_labels",
+    "fit",
+    "load",
+    "track_labels",
+]
+
+#: Public name -> module and name there.
+_PUBLIC = {
+    "ComputeOptions": ("annotator.job.options", "ComputeOptions"),
+    "Keep": ("annotator.labels.filter_file", "Keep"),
+    "annotate": ("annotator.commands.annotate", "annotate"),
+    "detect": ("annotator.commands.detect", "detect"),
+    "export_labels": ("annotator.export", "export_labels"),
+    "filter_labels": ("annotator.commands.filter", "filter_labels"),
+    "fit": ("annotator.commands.fit", "fit"),
+    "load": ("annotator.predictor", "load"),
+    # Not `track`: the package annotator.track has that name.
+    "track_labels": ("annotator.commands.track", "track"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from annotator.predictor import load
-
-        return load
-    if name == "annotate":
-        from annotator.commands.annotate import annotate
-
-        return annotate
-    if name == "fit":
-        from annotator.commands.fit import fit
-
-        return fit
+    if name == "__version__":
+        return _version()
+    if name in _PUBLIC:
+        module, attribute = _PUBLIC[name]
+        return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'annotator' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("amvur-annotator")
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "0+unknown"

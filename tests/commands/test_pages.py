@@ -39,6 +39,7 @@ PAGES = tuple(page for group in GROUPS for page in group if page != HELP)
 OTHER_PAGES = (
     "docs/scale.md",
     "docs/labels.md",
+    "docs/api.md",
     "docs/architecture.md",
     "docs/benchmarks.md",
     "docs/licences.md",
