@@ -1,4 +1,4 @@
-"""What several tests share: one local Ray, one predictor, real photos where they lie beside the checkout."""
+"""Fixtures of several tests: one local Ray, one predictor, real photos if they lie beside the checkout."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def hand_photos() -> Path:
 
 @pytest.fixture(scope="session")
 def hand_scenes() -> Path:
-    """1,245 real photos of people who hold up a hand or two in images/, and their hands' boxes.csv."""
+    """1,245 real photos of people who hold up one or two hands, in images/, and their hands' boxes.csv."""
     return _real_photos("hand-scenes")
 
 
@@ -138,13 +138,13 @@ def lively_file(lively, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def labelled(photos, lively_file, tmp_path_factory, local_ray):
-    """The label folder of `photos`, its record, and what was told on the way."""
+    """The label folder of `photos`, its record, and the reported progress."""
     labels = tmp_path_factory.mktemp("out") / "labels"
-    told = []
+    reported = []
     record = annotate(
-        str(photos), str(labels), checkpoint=lively_file, compute=SMALL, on_progress=told.append
+        str(photos), str(labels), checkpoint=lively_file, compute=SMALL, on_progress=reported.append
     )
-    return labels, record, told
+    return labels, record, reported
 
 
 def at_work(process: psutil.Process) -> bool:

@@ -25,7 +25,7 @@ from annotator.sources.sequences import ADDED, SequenceSource, read_sequence
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
 from annotator.storage.remote import patience, shown
 
-if TYPE_CHECKING:  # whoever plans and writes starts seconds sooner without torch
+if TYPE_CHECKING:  # planning and writing start seconds sooner without torch
     from annotator.hand.layer import HandLayer
 
 #: Version of the method: a change that moves hands is another maker of labels.

@@ -86,7 +86,7 @@ class ShardFailures:
 
 
 def hang_limit_s(photos: int) -> float:
-    """Return the maximum time (s) for a process to decode so many photos."""
+    """Return the maximum time (s) for a process to decode `photos` photos."""
     return HANG_S + HANG_PER_PHOTO_S * photos
 
 

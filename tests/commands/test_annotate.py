@@ -33,7 +33,7 @@ def rows(labels: Path):
 
 
 def test_every_photo_has_one_row_and_all_columns_are_filled(labelled, photos):
-    labels, record, told = labelled
+    labels, record, reported = labelled
     table = pq.read_table(labels / "data")
     assert sorted(table["image_id"].to_pylist()) == sorted(
         str(p.relative_to(photos)) for p in photos.rglob("*.jpg")
@@ -46,7 +46,7 @@ def test_every_photo_has_one_row_and_all_columns_are_filled(labelled, photos):
     nullable = {"frame_index", "frame_time_s", "reason", "error", "landmark_depth_px"}
     empty = {name for name in table.column_names if table[name].null_count}
     assert empty == nullable
-    assert told[-1].photos == told[-1].total == 50
+    assert reported[-1].photos == reported[-1].total == 50
     facts = json.loads(table.schema.metadata[b"amvur"])
     assert facts["hand"] == record.settings.hand and facts["trained_steps"] == 1
 
@@ -67,7 +67,7 @@ def test_python_gives_the_jobs_numbers(labelled, photos, lively):
     table = pq.read_table(labels / "data").slice(10, 20).to_pylist()
     assert max(row["width"] for row in table) == 700
     vertices = np.array([row["vertices_mm"] for row in table])
-    assert np.abs(vertices[0] - vertices[1:]).max((1, 2)).min() > 4 / 16  # every photo has a hand of its own
+    assert np.abs(vertices[0] - vertices[1:]).max((1, 2)).min() > 4 / 16  # every photo shows another hand
     predicted = lively.predict([photos / row["image_id"] for row in table])
     for row, label in zip(table, predicted, strict=True):
         np.testing.assert_allclose(row["vertices_mm"], label["vertices_mm"], atol=1 / 16)
@@ -86,7 +86,7 @@ def test_python_gives_the_jobs_numbers(labelled, photos, lively):
 
 
 def test_meshes_are_drawn_where_they_are_asked_for(photos, lively, lively_file, tmp_path, local_ray):
-    """The job's draws are those of Python, whatever its shards and batches; without them no column is there."""
+    """Draws of a job equal those of the Python API for any shards and batches; without them the columns are absent."""
     labels = tmp_path / "labels"
     annotate(str(photos / "left"), str(labels), checkpoint=lively_file, samples=2, compute=SMALL)
     table = pq.read_table(labels / "data")

@@ -111,7 +111,7 @@ def test_a_store_that_fails_in_every_way_changes_no_label(
     assert record.outcomes == {"ok": 50}
     counts = proxy.counts()
     assert sum(counts.values()) - counts["passed"] >= 5
-    # What was met is told, by what the store said.
+    # Retries are reported by the store's error codes.
     assert sum(record.retries.values()) >= 3, (record.retries, counts)
     assert took < 150
     undisturbed, _, _ = labelled

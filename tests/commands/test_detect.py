@@ -127,10 +127,10 @@ def test_annotate_with_a_detector_labels_every_hand_of_a_scene(
         x0, _, x1, _ = label["crop_xyxy"]
         off = np.linalg.norm(seen_px - np.array(label["joints2d_px"]), axis=1).mean() / (x1 - x0)
         assert off < 0.08 and camera["cam_t_mm"][2] > 0
-    # The same through Python, told where the hand is.
+    # The same through the Python API, with the box given.
     key = next(key for key, label in labels.items() if label["status"] == "ok" and label["is_right"])
-    told = lively.predict([photos / key[0]], side="right", boxes_xyxy=[labels[key]["box_xyxy"]])[0]
-    np.testing.assert_allclose(told["joints3d_mm"], labels[key]["joints3d_mm"], atol=0.5)
+    with_box = lively.predict([photos / key[0]], side="right", boxes_xyxy=[labels[key]["box_xyxy"]])[0]
+    np.testing.assert_allclose(with_box["joints3d_mm"], labels[key]["joints3d_mm"], atol=0.5)
     with pytest.raises(UserError, match="labelled with detector"):
         annotate(str(photos), str(tmp_path / "labels"), checkpoint=lively_file)
 
@@ -192,7 +192,7 @@ def test_the_score_is_1_for_joints_that_agree_and_half_at_a_twentieth_of_the_han
     joints3d = rng.normal(size=(21, 3)) * 40
     joints2d = 2.5 * joints3d[:, :2] + [300, 200]
     assert agreement(joints2d, joints3d) == pytest.approx(1)
-    # What is at right angles to scaling and to moving leaves the best fit where it is.
+    # A change orthogonal to scale and shift does not change the best fit.
     fitted = np.stack([joints3d[:, :2].ravel(), np.tile([1.0, 0], 21), np.tile([0, 1.0], 21)], 1)
     apart = rng.normal(size=42)
     apart -= fitted @ np.linalg.lstsq(fitted, apart, rcond=None)[0]
@@ -237,9 +237,9 @@ def mixed(sign_digits, hand_scenes, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def detected(mixed, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "labels"
-    told = []
-    record = detect(str(mixed), str(out), model, compute=SMALL_SHARDS, on_progress=told.append)
-    return out, record, told
+    reported = []
+    record = detect(str(mixed), str(out), model, compute=SMALL_SHARDS, on_progress=reported.append)
+    return out, record, reported
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -247,7 +247,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def test_every_photo_ends_in_rows_of_the_label_schema(detected, mixed, detector):
-    out, record, told = detected
+    out, record, reported = detected
     table = pq.read_table(out / "data")
     known = label_schema(7)
     assert all(field.equals(known.field(field.name)) for field in table.schema)
@@ -262,7 +262,7 @@ def test_every_photo_ends_in_rows_of_the_label_schema(detected, mixed, detector)
     assert first["text.jpg"]["reason"] == "not_a_photo"
     assert record.outcomes["ok"] >= 16 and record.photos == len(first) == 20
     assert record.skipped_names == ["notes.txt"]
-    assert told[0].photos == 0 and told[-1].photos == told[-1].total == 20
+    assert reported[0].photos == 0 and reported[-1].photos == reported[-1].total == 20
     assert max(row["hand_index"] for row in rows) <= 1
     for row in rows:
         assert (row["status"] == "ok") == (row["joints2d_px"] is not None) == (row["hand_index"] >= 0)

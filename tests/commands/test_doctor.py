@@ -1,4 +1,4 @@
-"""What `amvur doctor` says of parts that work, are not there, or are broken."""
+"""`amvur doctor` on parts that work, are absent, or are broken."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_what_works_here_is_used_once_and_what_is_missing_says_what_to_do(local_
 
 
 def test_without_smplx_the_line_on_mano_names_the_extra(local_ray, monkeypatch):
-    monkeypatch.setitem(sys.modules, "smplx", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "smplx", None)  # like a package that is not installed
     found = said()["MANO"]
     assert found.state == "absent" and not found.is_bad
     assert "pip install 'amvur-annotator[mano]'" in found.message and "\n" not in found.message

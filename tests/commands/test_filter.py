@@ -1,4 +1,4 @@
-"""What `amvur filter` keeps, against DuckDB asked in its own words; and how little it reads for it."""
+"""`amvur filter` against the same query in DuckDB, and the bytes that it reads."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_rows_that_stay_are_those_that_sql_chooses(many, keep, sql, tmp_path
     found = pq.read_table(out / "data")
     assert set(found["image_id"].to_pylist()) == expected and len(found) == len(expected) == filtered.kept
     assert filtered.rows == 1000
-    # Whole rows, mesh and all, with their types and what the files say of themselves.
+    # Complete rows with meshes, their types and the files' metadata.
     name = found["image_id"][0].as_py()
     (before,) = pq.read_table(many / "data", filters=[("image_id", "=", name)]).to_pylist()
     assert found.slice(0, 1).to_pylist() == [before]
@@ -248,7 +248,7 @@ def test_mistakes_are_one_line(many, tmp_path):
         with pytest.raises(UserError, match=words) as error:
             filter_labels(str(labels), str(tmp_path / "out"), Keep(**options))
         assert "\n" not in str(error.value)
-        # What was asked for in vain leaves nothing in the way of what is asked for next.
+        # A filter that keeps no row does not block the next one.
         assert not (tmp_path / "out" / "_filter.json").exists() or labels in (cut, other)
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
     with pytest.raises(UserError, match="none of the 1000 rows is kept"):

@@ -117,7 +117,7 @@ def test_a_store_is_asked_few_times_a_file(labels, tmp_path, monkeypatch):
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("sort", [False, True])
 def test_tasks_write_the_bytes_that_one_process_writes(labels, tmp_path, local_ray, keep, sort):
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     alone = filter_labels(str(labels), str(tmp_path / "alone"), keep, sort=sort)
     spread = filter_labels(
         str(labels),
@@ -125,11 +125,11 @@ def test_tasks_write_the_bytes_that_one_process_writes(labels, tmp_path, local_r
         keep,
         sort=sort,
         address="auto",
-        on_progress=lambda *n: told.append(n),
+        on_progress=lambda *n: reported.append(n),
     )
     assert contents(tmp_path / "alone") == contents(tmp_path / "spread") and spread == alone
     passes = 1 if keep.keep_best is None else 2
-    assert told == [(k + 1, passes * FILES) for k in range(passes * FILES)]
+    assert reported == [(k + 1, passes * FILES) for k in range(passes * FILES)]
 
 
 def test_tasks_that_were_stopped_are_gone_on_with(labels, tmp_path, local_ray):

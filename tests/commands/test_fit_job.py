@@ -60,7 +60,7 @@ def truth():
 
 @pytest.fixture(scope="module")
 def found(truth, tmp_path_factory) -> Path:
-    """What `detect` writes: 16 photos with a hand or two, one of a wall, one that was truncated."""
+    """A label set of `detect`: 16 photos with one or two hands, one of a wall, one truncated."""
     _, right, points = truth
     photos = tmp_path_factory.mktemp("photos")
     folder = tmp_path_factory.mktemp("found") / "labels"
@@ -103,9 +103,9 @@ def found(truth, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def fitted(found, tmp_path_factory, local_ray):
     labels = tmp_path_factory.mktemp("out") / "labels"
-    told = []
-    record = fit(str(found), str(labels), compute=SMALL, on_progress=told.append)
-    return labels, record, told
+    reported = []
+    record = fit(str(found), str(labels), compute=SMALL, on_progress=reported.append)
+    return labels, record, reported
 
 
 def contents(labels: Path) -> dict[str, bytes]:
@@ -113,14 +113,14 @@ def contents(labels: Path) -> dict[str, bytes]:
 
 
 def test_every_row_of_the_detections_becomes_one_of_the_labels(found, fitted, truth):
-    labels, record, told = fitted
+    labels, record, reported = fitted
     joints, right, points = truth
     before, after = pq.read_table(found / "data").to_pylist(), pq.read_table(labels / "data").to_pylist()
     same = ("image_uri", "image_id", "hand_index", "status", "reason", "error", "width", "camera_name")
     same += ("is_right", "detection_score", "box_source")
     assert [[row[name] for name in same] for row in after] == [[row[name] for name in same] for row in before]
     assert record.outcomes == {"ok": 16, "no_hand: no_hand_found": 1, "unreadable: truncated": 1}
-    assert told[-1].photos == told[-1].total == 18 and len(list((labels / "data").iterdir())) == 5
+    assert reported[-1].photos == reported[-1].total == 18 and len(list((labels / "data").iterdir())) == 5
     assert (labels / "faces.parquet").exists()
     hands = [row for row in after if row["status"] == "ok"]
     fits = np.array([row["joints3d_mm"] for row in hands])
@@ -251,7 +251,7 @@ def test_fits_are_reported_filtered_exported_and_converted_as_any_labels(fitted,
 
 
 def coco_file(folder: Path, points: np.ndarray, right: np.ndarray) -> Path:
-    """Annotations as people write them: sides in several ways, joints that nobody marked, a photo without hands."""
+    """Annotations as people write them: several notations of sides, unmarked joints, a photo without hands."""
     keypoints = np.concatenate([points[..., :2], np.full((len(points), 21, 1), 2.0)], -1)
     keypoints[1, [4, 8, 20]] = 0  # not annotated
     keypoints[3, 5:] = 0
@@ -294,14 +294,14 @@ def test_keypoints_of_coco_become_meshes_that_say_how_sure_they_are(truth, fitte
     assert rows[-1]["image_id"] == "wall.jpg" and rows[-1]["hand_index"] == -1
     good = [n for n in range(count) if n != 3]
     fits = np.array([by_hand[n]["joints3d_mm"] for n in good])
-    told = [n for n in good if n]
-    assert [by_hand[n]["is_right"] for n in told] == right[told].tolist()
-    assert all(by_hand[n]["side_score"] == 1 for n in told) and by_hand[0]["side_score"] < 1
-    assert pa_mpjpe(fits[1:], joints[told]).mean() < 6
+    listed = [n for n in good if n]
+    assert [by_hand[n]["is_right"] for n in listed] == right[listed].tolist()
+    assert all(by_hand[n]["side_score"] == 1 for n in listed) and by_hand[0]["side_score"] < 1
+    assert pa_mpjpe(fits[1:], joints[listed]).mean() < 6
     assert np.allclose(rows[1]["box_xyxy"], [10, 20, 310, 220])
     with_depth = pq.read_table(fitted[0] / "data", columns=["joint_std_mm"]).to_pylist()
     known = [row["joint_std_mm"] for row in with_depth if row["joint_std_mm"]][1:count]
-    assert np.mean([by_hand[n]["joint_std_mm"] for n in told]) > np.mean(known)
+    assert np.mean([by_hand[n]["joint_std_mm"] for n in listed]) > np.mean(known)
 
 
 def test_what_holds_no_landmarks_is_refused_in_one_line(found, local_ray, tmp_path):

@@ -1,4 +1,4 @@
-"""What `annotate` makes of every kind of input, on a real Ray: the same photo gives the same hand, wherever it lies."""
+"""`annotate` on every kind of source, on a real Ray: the same photo gives the same hand."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_photo_gives_the_same_label_wherever_it_lies(put, few, plain, lively_f
         if put is in_a_list:
             assert (row["subject"], row["tall"], row["duplicate"]) == (7.5, True, False)
     assert len({row["image_id"] for row in found}) == 6
-    # The report finds the photos again: its pictures are those of the plain files.
+    # The report locates the photos: its pictures equal those of the plain files.
     page = write_report(str(labels), tmp_path / "report", count=6)
     tile = np.asarray(Image.open(page.parent / "contact_sheet.png"))[6:150, 6:150]
     assert tile.std() > 10
@@ -171,7 +171,7 @@ def test_boxes_of_another_list_are_those_of_the_photos(hand_scenes, lively_file,
 
 
 def test_rows_are_done_again_by_another_checkpoint(few, plain, lively_file, tmp_path, local_ray):
-    """As when a better one comes, for what the old one was not sure of."""
+    """Relabel uncertain rows with another checkpoint."""
     labels = tmp_path / "labels"
     photos = tmp_path / "photos"
     shutil.copytree(few, photos)
@@ -219,7 +219,7 @@ def test_boxes_that_came_later_are_taken_and_no_row_is_doubled(few, lively_file,
     assert go().outcomes == {"no_hand: not_listed": 2, "ok": 4}
     assert go(relabel="status == no_hand").outcomes == {"ok": 6}
     assert sorted(row["image_id"] for row in rows_of(labels)) == names
-    # Of a set that is not whole yet, nothing is done again.
+    # An unfinished set is not relabelled.
     for path in (labels / "data").iterdir():
         path.unlink()
     with pytest.raises(
@@ -242,10 +242,10 @@ def test_the_first_label_is_there_long_before_the_listing_ends(
 
     monkeypatch.setattr(ListSource, "rows", rows)
     (tmp_path / "list.txt").write_text("".join(f"{few}/{path.name}\n" for path in few.iterdir()) * 50)
-    told: list[Progress] = []
+    reported: list[Progress] = []
 
     def tell(progress: Progress) -> None:
-        told.append(progress)
+        reported.append(progress)
         if progress.photos:
             labelled_one.set()
 
@@ -257,10 +257,10 @@ def test_the_first_label_is_there_long_before_the_listing_ends(
         on_progress=tell,
     )
     assert record.outcomes == {"ok": 300}
-    first = next(progress for progress in told if progress.photos)
-    # Rows are read more than once: to see what is new, and to plan shards.
+    first = next(progress for progress in reported if progress.photos)
+    # Rows are read several times: to detect new ones, and to plan shards.
     assert in_time and all(in_time)
-    assert not first.listed and first.total <= 40 and told[-1].listed and told[-1].total == 300
+    assert not first.listed and first.total <= 40 and reported[-1].listed and reported[-1].total == 300
     # The same photos over and over: all but the first of each are flagged.
     assert sum(row["duplicate"] for row in rows_of(tmp_path / "labels")) == 294
 

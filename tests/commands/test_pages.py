@@ -1,7 +1,7 @@
 """Every command of every page, and every example of `--help`, is run: smaller, on this disk, by one process.
 
-A page's commands are run in their order in one folder, as whoever pastes them does. What a test can't have is taken
-out: `s3://bucket` is a folder here, `--address` is left out (test_annotate_s3.py and test_train_ray.py have
+A page's commands are run in their order in one folder. Parts that a test cannot provide are
+replaced: `s3://bucket` is a folder here, `--address` is left out (test_annotate_s3.py and test_train_ray.py have
 both for real), trainings are short. The training page has tests/trainer/test_training_page.py.
 """
 
@@ -26,7 +26,7 @@ from trainer.synth import write_photos
 HELP = "--help"
 README = (ROOT / "README.md").read_text()
 
-#: Each group in one folder; what one page has done is not done again for the next.
+#: Groups of pages that share one folder; work is not repeated for the next page.
 GROUPS = (
     ("README.md", HELP, "docs/export.md", "docs/fit.md"),
     ("docs/tutorial.md",),
@@ -48,13 +48,13 @@ OTHER_PAGES = (
     "CHANGELOG.md",
 )
 
-#: Done elsewhere, with what they need: jobs of a cluster, a training of hours, kept photos.
+#: Tested elsewhere: submissions to a cluster, a training of hours, held-out photos.
 ELSEWHERE = ("amvur jobs", "amvur evaluate default OUT/aside")
 
-#: Needs MediaPipe, or what it found.
+#: Needs MediaPipe, or its detections.
 WITH_DETECTOR = re.compile(r"amvur detect|--detector|--boxes found|fit found|fitted")
 
-#: What keeps the numbers small.
+#: Replacements that keep the numbers small.
 SMALLER = {
     r"s3://bucket": "bucket",
     r" --address \S+": "",
@@ -79,7 +79,7 @@ def commands_of(page: str) -> list[str]:
 
 
 def examples() -> list[str]:
-    """Of `--help`, in the order in which one makes what the next takes."""
+    """Return the examples of `--help`, ordered so that each has its inputs."""
     group = typer.main.get_command(cli.app)
     commands = [*group.commands.values(), *group.commands["jobs"].commands.values()]
     found = [command.epilog.removeprefix("Example: ") for command in commands if command.epilog]
@@ -108,7 +108,7 @@ def parsed(line: str) -> None:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, hand_scenes, sign_digits):
-    """What the pages take for given: photos, the detector's model, a bucket."""
+    """Create the inputs that the pages assume: photos, the detector's model, a bucket."""
     for name in ("photos", "scenes", "bucket"):
         (tmp_path / name).mkdir()
     for path in sorted(sign_digits.glob("[145]/*.JPG"))[::220]:

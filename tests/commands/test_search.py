@@ -51,7 +51,7 @@ def thorough(model):
 
 
 def scenes_with_boxes(hand_scenes: Path, hands: int) -> dict[str, np.ndarray]:
-    """The boxes (n, 4) of each photo with so many hands."""
+    """Return the boxes (n, 4) of each photo with that number of hands."""
     boxes: dict[str, list[list[float]]] = {}
     with (hand_scenes / "boxes.csv").open() as file:
         for row in csv.DictReader(file):
@@ -203,7 +203,7 @@ def test_hands_as_found_in_photos_stay_two_when_moved_until_they_overlap(quick, 
         (ax1, ay1, ax2, _), (bx1, by1, bx2, _) = a.box_xyxy, b.box_xyxy
         lapping = 0.3 * min(ax2 - ax1, bx2 - bx1)
         moved = b.joints2d_px + [ax2 - lapping - bx1, ay1 - by1]
-        for degrees in (0, 45):  # a box says nothing of how far apart hands are that lie obliquely
+        for degrees in (0, 45):  # boxes do not measure the distance of oblique hands
             cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
             pair = [joints @ [[cos, sin], [-sin, cos]] for joints in (a.joints2d_px, moved)]
             assert distinct(pair, [0.7, 0.8]) == [0, 1]

@@ -179,7 +179,7 @@ def test_frames_that_are_missing_from_the_set_are_a_gap_in_time(tmp_path):
     keep = [k for k in range(50) if k not in range(8, 12) and k not in range(20, 40)]
     folder = write_labels(tmp_path / "labels", [table.take(keep)], LIST_COLUMNS)
     made = tracked_rows(folder)
-    assert len(made) == len(keep)  # there is no photo to fill
+    assert len(made) == len(keep)  # no photo to fill
     assert [row["track_id"] for row in made] == [0] * 16 + [1] * 10
 
 
@@ -315,7 +315,7 @@ def test_a_tracked_set_is_a_label_set_to_report_filter_and_export(labels, made, 
     assert kept.kept == 29
     export_labels(str(tmp_path / "kept"), str(tmp_path / "hands.json"), "coco")
     assert len(COCO(str(tmp_path / "hands.json")).anns) == 29
-    # Again it does nothing; with another setting it is refused.
+    # A second run changes nothing; another setting is refused.
     stamps = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     assert track(str(labels), str(out), max_gap=5, compute=SMALL) == record
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == stamps

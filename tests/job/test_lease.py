@@ -1,4 +1,4 @@
-"""One run at a time: real processes that are killed, hosts that cannot be asked, and a real store."""
+"""One run at a time: real killed processes, unreachable hosts, and a real store."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def fast(monkeypatch):
 
 
 def elsewhere(labels: str, beat: int = 1) -> None:
-    """The lease of a run on a machine that can't be asked."""
+    """The lease of a run on an unreachable machine."""
     run = {"run": "r", "host": "far\naway", "boot": "x", "pid": 7, "began": "1", "beat": beat}
     write_whole(f"{labels}/{FILE}", json.dumps(run).encode())
 

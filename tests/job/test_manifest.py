@@ -1,4 +1,4 @@
-"""The manifest over runs that are killed anywhere, against a plain list of what was planned."""
+"""The manifest over runs that are killed at any point, against a plain list of planned entries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.sources.test_containers import tar_of
 
 
 class Numbers(Source):
-    """Entries by number; `kind` says where new ones may come."""
+    """Entries by number; `kind` is the position of new ones."""
 
     place = "numbers"
 
@@ -45,13 +45,13 @@ class Numbers(Source):
 
 
 def finish(labels: Path, shard: PlannedShard) -> None:
-    """What a worker leaves."""
+    """Write the label file of a shard."""
     (labels / "data").mkdir(exist_ok=True)
     (labels / "data" / shard_file_name(shard.number)).touch()
 
 
 def run(labels: Path, source: Source, size: int, kill_after: int | None = None) -> list[PlannedShard]:
-    """A run that ends after so many shards, as `annotator.job.run` does it; what was planned of it."""
+    """Run as `annotator.job.run` does, stop after some shards, and return the planned shards."""
     done, manifest = DoneShards(str(labels)), Manifest(str(labels))
 
     def planned() -> Iterator[PlannedShard]:
@@ -102,7 +102,7 @@ def test_every_entry_is_in_one_shard_for_good_however_runs_end(runs, at_the_end_
         assert list(Manifest(str(labels)).unplanned(Numbers(numbers))) == []
         names = sorted(path.name for path in (labels / "_entries").iterdir()) if shards else []
         assert [int(name[10:16]) for name in names] == list(range(len(names)))
-        # What is gone from the source keeps its row, and nothing else is planned.
+        # An entry missing from the source keeps its row, and nothing else is planned.
         assert run(labels, Numbers(numbers[::2]), 3) == run(labels, Numbers([]), 3)
 
 
@@ -163,7 +163,7 @@ def test_a_list_that_changed_is_refused_and_one_that_grew_is_not(tmp_path, befor
 
 
 def test_a_file_of_photos_that_is_whole_or_away_another_day(tmp_path):
-    """What could not be read has a row that says so; what can be now gets rows of its own, once."""
+    """Unreadable entries have a row with the reason; once readable, they get new rows, once."""
     photos, labels = tmp_path / "photos", tmp_path / "labels"
     photos.mkdir()
     tar = photos / "t.tar"

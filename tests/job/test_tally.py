@@ -1,4 +1,4 @@
-"""Outcomes are those of the label files, whatever happened between a file and its line."""
+"""Outcomes equal those of the label files, also if a run ends between a file and its line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_shard_that_was_deleted_and_made_again_counts_as_it_is_now(tmp_path):
     assert outcomes(tmp_path) == {"failed: missing": 1, "ok": 2}
     (tmp_path / "data" / shard_file_name(0)).unlink()
     assert outcomes(tmp_path) == {"ok": 1}
-    # The run that made it again was killed before it could say so.
+    # The run that rewrote it was killed before it recorded the outcome.
     write(tmp_path, 0, ["ok", "ok"])
     assert outcomes(tmp_path) == {"ok": 3}
 

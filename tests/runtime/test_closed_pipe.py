@@ -26,7 +26,7 @@ cli.main()
 
 
 def closed(arguments: list[str], stream: str = "stdout") -> tuple[int, str]:
-    """Run a program whose output nobody reads; its exit code, and what the other stream got."""
+    """Run a program with a closed output; return its exit code and the text of the other stream."""
     reader, writer = os.pipe()
     os.close(reader)
     out, err = (writer, subprocess.PIPE) if stream == "stdout" else (subprocess.PIPE, writer)

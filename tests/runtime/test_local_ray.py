@@ -20,10 +20,10 @@ from tests.robustness.hostile_photos import encoded, noise
 
 ROOT = Path(__file__).parents[2]
 
-#: What files may have here at most (`ulimit -f`).
+#: Limit on file sizes (`ulimit -f`).
 LIMIT_BYTES = 200 << 20
 
-#: Prints what a task gives, and the folder of the Ray it ran on.
+#: Prints the result of a task, and the folder of its Ray session.
 TASK = """
 import os, ray, sys
 from annotator.runtime.ray_session import connected
@@ -41,7 +41,7 @@ def short_folder() -> Iterator[Path]:
 
 
 def ran(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in a process of its own, without any setting of Ray's but these."""
+    """Run a program in a new process, with these settings of Ray only."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.run(
         [sys.executable, "-c", code],

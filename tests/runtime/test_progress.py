@@ -1,4 +1,4 @@
-"""What a log that nobody watches says of long work."""
+"""Progress lines in a log."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_training_counts_steps_and_not_photos(clock, capsys):
             clock[0] = 6.0 * step
             report(_Step(step, 100))
     lines = capsys.readouterr().err.splitlines()
-    # Six seconds a step, whatever the photos a second.
+    # Six seconds per step, independent of photos/s.
     assert "  8.0 minutes left  " in lines[1] and "  6.0 minutes left  " in lines[2]
 
 

@@ -1,7 +1,7 @@
 """Small data sets in the exact layouts of FreiHAND, HO3D and COCO, of hands posed by the textbook's formula.
 
-Photos are plain, with a dot of its own colour at every joint, so that a test can find the joints in the pixels. What
-is written follows each data set's own documentation, by code that shares nothing with the converters.
+Photos are plain, with a dot of another colour at every joint, so that a test can locate the joints in the pixels. The
+layouts follow each data set's documentation, in code independent of the converters.
 """
 
 from __future__ import annotations

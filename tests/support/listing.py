@@ -1,4 +1,4 @@
-"""What tests of sources share: entries that are looked at, and an S3 server for a while."""
+"""Support for tests of sources: listed entries, and a temporary S3 server."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.support.s3_server import Server, rclone, serve
 
 
 def put(url: str, *names: str, data: bytes = b"x") -> None:
-    """Write files below a URL; a server may not look at its disk again."""
+    """Write files below a URL, through the server, which may cache its disk."""
     for name in names:
         write_whole(f"{url}/{name}", data)
 
 
 def listed(source: Source) -> list[Entry]:
-    """All entries, after a look at what holds for each source."""
+    """Return all entries, after checks that hold for each source."""
     entries = list(source)
     assert [entry.id for entry in source] == [entry.id for entry in entries]
     keys = [source.key(entry) for entry in entries]

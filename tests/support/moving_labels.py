@@ -75,7 +75,7 @@ def hands_of(moving: Moving, noise: bool = True) -> dict[str, Any]:
         half_side_px=half_px,
         box_xyxy=np.concatenate([low, high], 1),
         photo_size_px=np.tile([float(WIDTH), HEIGHT], (count, 1)),
-        # So long a lens that crop axes are the camera's, and true positions are the same in every frame's.
+        # A long lens: crop axes equal the camera's, and true positions are equal in all frames.
         focal_px=np.full(count, 1e7),
         focal_given=np.ones(count, bool),
         hand_length_mm=np.full(count, np.nan),

@@ -26,7 +26,7 @@ class Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What botocore, and so s3fs and fsspec, reads when its first connection is made."""
+        """Environment variables that botocore, s3fs and fsspec read at their first connection."""
         return {
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -51,7 +51,7 @@ def serve(folder: Path, bucket: str = "bucket") -> Iterator[Server]:
     store, log = folder / "store", folder / "rclone.log"
     (store / bucket).mkdir(parents=True)
     command = [program, "serve", "s3", str(store), "--addr", "127.0.0.1:0", "--auth-key", f"{KEY},{SECRET}"]
-    # No configuration of whoever runs the tests.
+    # Ignore the user's configuration.
     environment = {**os.environ, "RCLONE_CONFIG": os.devnull}
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
@@ -63,7 +63,7 @@ def serve(folder: Path, bucket: str = "bucket") -> Iterator[Server]:
 
 
 def _endpoint(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Where it listens, as soon as it says so."""
+    """Return the server's address, once it is printed."""
     until = time.monotonic() + 30
     while time.monotonic() < until and process.poll() is None:
         if found := re.search(r"Starting s3 server on \[(http://[\d.]+:\d+)", log.read_text()):
