@@ -94,7 +94,7 @@ SearchOption = Annotated[
 Relabel = Annotated[
     str | None,
     typer.Option(
-        help='Only label photos again with a matching row, for example "status != ok" or "reason == missing".'
+        help='Label only photos with a matching row again, for example "status != ok" or "reason == missing".'
     ),
 ]
 ShardSize = Annotated[int, typer.Option(min=1, help="Photos per label file.")]
@@ -152,7 +152,8 @@ def annotate(
         typer.Option(min=0.01, help="GPUs per model. A fraction such as 0.5 puts several models on one GPU."),
     ] = 1.0,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Photos per forward pass. Default: 32, measured on GPUs.")
+        int | None,
+        typer.Option(min=1, help="Photos per forward pass. Default: 32; on GPUs benchmarked at start."),
     ] = None,
     shard_size: ShardSize = 256,
     address: Address = None,

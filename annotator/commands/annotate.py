@@ -125,7 +125,7 @@ def annotation(
     if not 0 <= samples <= MAX_SAMPLES:
         raise UserError(f"samples is {samples}: give 0 to {MAX_SAMPLES}")
     if search != "quick" and not detector:
-        raise UserError(f"search {search!r} is for a detector: give --detector too, or use `amvur detect`")
+        raise UserError(f"search {search!r} needs a detector: give one, or use `amvur detect`")
     if hand_length_mm is not None and not is_hand_length(hand_length_mm):
         raise UserError(f"hand_length_mm is {hand_length_mm:g}: expected {HAND_LENGTHS}")
     if detector and boxes:

@@ -234,5 +234,5 @@ def test_the_job_finds_with_a_thorough_search_and_refuses_to_mix(model, hand_sce
         detect(str(photos), str(tmp_path / "found"), model)
     with pytest.raises(UserError, match="search is 'deep', may be quick, thorough"):
         detect(str(photos), str(tmp_path / "other"), model, search="deep")
-    with pytest.raises(UserError, match="search 'thorough' is for a detector"):
+    with pytest.raises(UserError, match="search 'thorough' needs a detector"):
         annotate(str(photos), str(tmp_path / "other"), search="thorough")
