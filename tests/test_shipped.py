@@ -7,6 +7,7 @@ held_out_landmarks.parquet (some of these, with depth, and of a third collection
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image
 from annotator import UserError, load
 from annotator.fitting.hand_fit import fit_landmarks
 from annotator.model.checkpoint import NAMES, load_checkpoint
+from annotator.model.network import Features
 from annotator.photos.crops import box_around_joints
 from annotator.quality.metrics import align, distances
 from trainer.evaluation.evaluate import evaluate
@@ -77,16 +79,18 @@ def test_held_out_drawn_hands(name, tmp_path):
     check(found, said, "expected_error", "50%", "expected_mm")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_std_of_drawn_hands_matches_errors_along_each_axis(name):
-    """The recorded numbers, within what 500 photos leave unsure."""
-    said = SAID_OF[name]["synth"]
-    for kind in ("joints3d", "vertices", "joints2d"):
+@pytest.mark.parametrize(("name", "photos"), [("default", "all"), ("fast", "synth")])
+def test_std_of_held_out_hands_matches_errors_along_each_axis(name, photos):
+    """The recorded numbers, within what 500 photos leave unsure, on hands like those of the calibration.
+
+    Of `fast` these are drawn hands. Of `default` they are drawn hands and fits of real ones, which err by their std.
+    """
+    said = SAID_OF[name][photos]
+    for kind in ("joints3d", "vertices"):
         for axis in said["uncertainty"][kind]["axes"].values():
             assert axis["coverage"]["68%"] == pytest.approx(0.68, abs=0.03)
     for kept in said["expected_error"].values():
-        rel = 0.05
-        assert kept["expected_mm"] == pytest.approx(kept["found_mm"], rel=rel)
+        assert kept["expected_mm"] == pytest.approx(kept["found_mm"], rel=0.05)
 
 
 def test_two_looks_are_closer_to_real_hands_than_one():
@@ -134,6 +138,25 @@ def test_a_rotated_photo_has_a_rotated_label(sign_digits):
         found = np.stack([label["joints3d_mm"] for label in predictor.predict(turned, side="right")])
         expected = upright @ np.linalg.matrix_power(turn, quarters).T
         assert np.linalg.norm(found - expected, axis=-1).mean() < 3
+
+
+def test_a_hand_that_the_first_look_misplaces_is_found_again(sign_digits, monkeypatch):
+    """A first look whose joints lie in a corner, a twentieth of the crop wide, on photos turned in all ways."""
+    photos = [np.asarray(Image.open(path)) for path in sorted(sign_digits.rglob("*.JPG"))[::100]]
+    photos = [np.ascontiguousarray(np.rot90(photo, number)) for number, photo in enumerate(photos)]
+    predictor = load("default", device="cpu")
+    expected = np.stack([label["joints3d_mm"] for label in predictor.predict(photos, side="right")])
+    first_look = predictor.network.first_look
+
+    def misplaced(images: torch.Tensor) -> Features:
+        features = first_look(images)
+        assert features.joints2d is not None
+        return dataclasses.replace(features, joints2d=0.05 * features.joints2d + 0.6)
+
+    monkeypatch.setattr(predictor.network, "first_look", misplaced)
+    found = np.stack([label["joints3d_mm"] for label in predictor.predict(photos, side="right")])
+    off_mm = np.linalg.norm(found - expected, axis=-1).mean(1)
+    assert np.median(off_mm) < 3 and (off_mm < 8).mean() > 0.9
 
 
 @pytest.mark.parametrize("weights", NAMES)

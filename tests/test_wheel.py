@@ -57,4 +57,4 @@ def test_it_predicts_with_the_weights_that_come_with_it(installed, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert shown.stdout.split() == ["(800,", "3)", "efficientnet_lite0", "True"], shown.stderr
+    assert shown.stdout.split() == ["(800,", "3)", "hand_landmark", "True"], shown.stderr

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from landmarker import taught
 
 from annotator.commands.detect import detect
@@ -40,8 +41,11 @@ from trainer.convert.cut_out import outlined
 from trainer.convert.photos import photo_columns
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
 from trainer.distil import DistilConfig
-from trainer.evaluation.evaluate import calibrate, evaluate
+from trainer.evaluation.calibrate import with_label_errors
+from trainer.evaluation.evaluate import calibrate, evaluate, run
 from trainer.evaluation.machine import machine
+from trainer.evaluation.measurements import Measured
+from trainer.evaluation.results import summarise
 from trainer.launch import run_training
 from trainer.train import Progress
 
@@ -210,6 +214,18 @@ def train_stages(
     return Path(first), Path(before)
 
 
+def held_out(checkpoint: str, fits: Path) -> dict[str, Any]:
+    """Return the uncertainty on drawn hands and fits together, none of which calibrated it; fits err by their std."""
+    loaded = load_checkpoint(checkpoint)
+    measured, generator = Measured(loaded.info.calibration), torch.Generator().manual_seed(1)
+    places = {SYNTHETIC: (CALIBRATED_ON, JUDGED_ON)} | {str(fits / n): (CALIBRATED_FITS, 0) for n in FITTED}
+    for place, (first, count) in places.items():
+        for batch, prediction, facts in run(loaded, place, first, count, against_labels=True):
+            measured.add(with_label_errors(batch, generator), prediction, [fact.image_id for fact in facts])
+    summary = summarise(measured)
+    return {name: summary[name] for name in ("photos", "uncertainty", "expected_error")}
+
+
 def numbers(checkpoint: str, aside: Path, out: Path) -> dict[str, Any]:
     """Evaluate a checkpoint on drawn hands and on the held-out hands of each collection."""
     return {
@@ -225,6 +241,7 @@ def numbers(checkpoint: str, aside: Path, out: Path) -> dict[str, Any]:
             | {"examples": f"aside/{name}"}
             for name in EMPTY
         },
+        "all": held_out(checkpoint, aside.parent / "fitted_aside"),
         "fits": {
             name: evaluate(
                 checkpoint,
@@ -269,8 +286,10 @@ def main() -> None:
     for name, weights in trained.items():
         calibrated = str(out / "calibrated.safetensors")
         places = {SYNTHETIC: CALIBRATED_ON}
-        if name == "default":  # it learnt from fits
-            places |= {str(out / "fitted_aside" / collection): CALIBRATED_FITS for collection in FITTED}
+        if name == "default":  # it learnt from fits, and real hands are to count as much as drawn ones
+            places = {SYNTHETIC: 3 * CALIBRATED_FITS} | {
+                str(out / "fitted_aside" / collection): CALIBRATED_FITS for collection in FITTED
+            }
         calibrate(weights, places, calibrated, shares_label_errors=True)
         save_checkpoint(load_checkpoint(calibrated), out / f"{name}.safetensors", half=True)
         found = numbers(str(out / f"{name}.safetensors"), out / "aside", out / "results" / name)

@@ -46,6 +46,9 @@ MOST_TURN_RAD, MOST_RESIZE = math.radians(30), 1.35
 #: Presence above which a second look may be repeated.
 IS_HAND = 0.5
 
+#: Presence in the second look below which its square is searched again, if the first look shows a hand.
+FOUND = 0.9
+
 
 @dataclass
 class Square:
@@ -66,6 +69,13 @@ class Square:
             torch.where(fine, half_side, 1).clamp_max(WIDE),  # the image ends there
             torch.where(fine, turn_rad, 0),
         )
+
+    @staticmethod
+    def whole(images: Tensor, quarters: int) -> Square:
+        """Return the tight crops of B images, rotated by quarter turns."""
+        middle = images.new_zeros(len(images), 2)
+        side = torch.ones_like(middle[:, 0])
+        return Square(middle, side, side * quarters * math.pi / 2)
 
     def __getitem__(self, rows: Tensor) -> Square:
         return Square(self.centre[rows], self.half_side[rows], self.turn_rad[rows])
@@ -194,7 +204,28 @@ class TwoLooks(nn.Module):
         (again,) = torch.where(features.square.is_off(better) & (is_hand > IS_HAND))
         if len(again):
             features.put(again, self._look(images[again], first[again], better[again]))
+        if self.second.heads is not None:
+            (lost,) = torch.where((self.second.is_hand(features.second) < FOUND) & (is_hand > IS_HAND))
+            if len(lost):
+                self._search(images, features, lost)
         return features
+
+    def _search(self, images: Tensor, features: TwoLookFeatures, lost: Tensor) -> None:
+        """Replace the second looks of rows in which only the first look finds a hand, in place.
+
+        The whole crop is looked at in four turns. The look with the most certain hand gives a square, along which a
+        last look is taken. The row changes if that look is more certain than its own.
+        """
+        first, seen = features.first[lost], self.second.is_hand(features.second[lost])
+        turns = [self._look(images[lost], first, Square.whole(images[lost], quarter)) for quarter in range(4)]
+        presence = torch.stack([self.second.is_hand(look.second) for look in turns])
+        best = turns[0]
+        for number in range(1, len(turns)):
+            (rows,) = torch.where(presence.argmax(0) == number)
+            best.put(rows, turns[number][rows])
+        last = self._look(images[lost], first, Square.around(best.square.to_tight(self._joints2d(best))))
+        (rows,) = torch.where(self.second.is_hand(last.second) > seen)
+        features.put(lost[rows], last[rows])
 
     @torch.no_grad()
     def hands(self, images: Tensor, features: TwoLookFeatures) -> Prediction:

@@ -359,7 +359,7 @@ def test_a_missing_model_or_package_is_one_line_that_says_what_to_do(mixed, mode
 def test_a_folder_of_other_things_is_refused(mixed, model, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="something that is not a label set"):
+    with pytest.raises(UserError, match="holds files but is not a label set"):
         detect(str(mixed), str(tmp_path / "full"), model)
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "_run.json").write_text('{"settings": {"checkpoint": "default"}}')

@@ -178,7 +178,7 @@ def test_rows_are_done_again_by_another_checkpoint(few, plain, lively_file, tmp_
     missing = photos / "zz gone.jpg"
     missing.symlink_to(tmp_path / "nowhere.jpg")
     compute = ComputeOptions(threads=1, shard_size=3)
-    first = annotate(str(photos), str(labels), compute=compute)
+    first = annotate(str(photos), str(labels), checkpoint="fast", compute=compute)
     assert first.outcomes == {"ok": 6, "unreadable: missing": 1}
     with pytest.raises(UserError, match=r"--relabel"):
         annotate(str(photos), str(labels), checkpoint=lively_file, compute=compute)
@@ -271,7 +271,7 @@ def test_a_dry_run_counts_and_writes_nothing(few, plain, tmp_path, monkeypatch, 
     lines = {line.split("  ")[0]: line for line in printed.splitlines()}
     assert code == 0 and not out.exists()
     code, _, error = run(monkeypatch, capsys, "annotate", few, out, "--dry-run", "--relabel", "status != ok")
-    assert code == 2 and "--relabel does what is done already" in error
+    assert code == 2 and "--relabel labels photos again" in error
     # Labels of other settings are refused before anybody waits for a run.
     annotate(str(few), str(tmp_path / "left"), side="left", compute=SMALL)
     code, _, error = run(monkeypatch, capsys, "annotate", few, tmp_path / "left", "--dry-run")

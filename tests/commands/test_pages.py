@@ -130,7 +130,7 @@ def place(tmp_path, monkeypatch, hand_scenes, sign_digits):
 
 @pytest.mark.parametrize("group", GROUPS, ids=" ".join)
 def test_every_command_works_when_pasted(group, place, sign_digits, local_ray, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "tools")
     import tutorial
 
     has_detector = importlib.util.find_spec("mediapipe") is not None

@@ -26,20 +26,20 @@ from tests.robustness.hostile_photos import encoded, noise
 POISON = b"ends the process that reads it"
 
 
-def open_or_abort(entries, crop_px, find=None, margin=1.0) -> Shard:
+def open_or_abort(entries, **settings) -> Shard:
     """Abort the process as a decoder with a bug does."""
     for entry in entries:
         with suppress(OSError):
             if Path(entry.path).read_bytes().endswith(POISON):
                 os.abort()
-    return open_shard(entries, crop_px, find, margin)
+    return open_shard(entries, **settings)
 
 
-def open_or_hang(entries, crop_px, find=None, margin=1.0) -> Shard:
+def open_or_hang(entries, **settings) -> Shard:
     for entry in entries:
         if Path(entry.path).read_bytes().endswith(POISON):
             time.sleep(10_000)
-    return open_shard(entries, crop_px, find, margin)
+    return open_shard(entries, **settings)
 
 
 def rows_of(labels: Path) -> list[dict]:

@@ -15,7 +15,7 @@ from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
 from annotator.hand.layer import HandLayer
 from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
-from annotator.model.attention import Attention, Tokens
+from annotator.model.attention import Attention, FeatureMap, Tokens
 from annotator.model.camera import Camera, joints2d_covariance
 from annotator.model.landmarker import Landmarker, normalised
 from annotator.model.landmarks import LOCAL, Landmarks
@@ -414,12 +414,30 @@ def test_aligned_tokens_hold_the_maps_where_prior_nets_hand_projects():
     dims = net.backbone.pyramid_dims
     axis = (torch.arange(16) * 2 + 1) / 16 - 1
     ramp = torch.stack(torch.meshgrid(axis, axis, indexing="xy"))
-    maps = [torch.zeros(2, dim, 16, 16) for dim in dims]
-    maps[1][:, :2] = ramp
+    levels = [torch.zeros(2, dim, 16, 16) for dim in dims]
+    levels[1][:, :2] = ramp
+    maps = [FeatureMap(level, lambda points: points) for level in levels]
     posed = torch.zeros(2, 98, 5)
     added = tokens(g, posed, points, maps) - tokens(g, posed)
     expected = points @ tokens.from_maps[1].weight[:, :2].T
     torch.testing.assert_close(added, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "hand_landmark"])
+def test_maps_are_sampled_where_their_cells_lie(backbone):
+    """Each map holds the positions of its cells' centres, in crop coordinates: a sample is the point itself."""
+    net = network(backbone=backbone, amvur=AmvurConfig(start="prior_net", tokens=98, aligned=True)).eval()
+    given: list[list[FeatureMap]] = []
+    net.amvur.register_forward_pre_hook(lambda _, inputs: given.append(inputs[3]))
+    with torch.inference_mode():
+        net(images(), torch.tensor([1]))
+    size_px = images().shape[-1]
+    points = torch.rand(2, 30, 2) * 0.8 - 0.4
+    for stride, level in zip((8, 16, 32), given[0], strict=True):
+        first = net.backbone.first_centre_px(size_px, stride)
+        cells = (first + stride * torch.arange(level.values.shape[-1])) / size_px * 2 - 1
+        own = torch.stack(torch.meshgrid(cells, cells, indexing="xy"))[None].expand(2, -1, -1, -1)
+        torch.testing.assert_close(reverse_interpolate(own, level.in_map(points)), points, atol=1e-5, rtol=0)
 
 
 def test_normalised_landmarks_have_neither_place_nor_size():

@@ -15,7 +15,7 @@ import annotator
 from annotator import UserError
 from annotator.coordinates import OUTSIDE_RGB
 from annotator.model.checkpoint import (
-    SHIPPED,
+    NAMES,
     load_checkpoint,
     read_info,
     save_checkpoint,
@@ -35,7 +35,7 @@ from trainer.evaluation.evaluate import evaluate, run
 
 @pytest.fixture(scope="module")
 def shipped():
-    return load_checkpoint("default")
+    return load_checkpoint("fast")
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_one_file_holds_both_looks(both, both_file, lively, shipped, tmp_path):
 
 
 def test_a_file_with_one_look_is_written_as_it_was(shipped):
-    data = SHIPPED.read_bytes()
+    data = NAMES["fast"].read_bytes()
     assert shipped.info.first_look is None and shipped.cut_margin == 1
     assert shipped.cut_px == shipped.info.network.crop_px
     again = shipped.to_bytes(half=True)

@@ -230,7 +230,9 @@ def jobs_are_listed_followed_and_stopped(folder: Path, address: str) -> None:
 
     listed = said_by("list").splitlines()
     assert listed[0].split() == ["submission", "state", "began", "command"]
-    (of_filter,) = [line for line in listed if "amvur filter labels best --keep-best 0.5" in line]
+    (of_filter,) = [
+        line for line in listed if "amvur filter --address auto labels best --keep-best 0.5" in line
+    ]
     job = of_filter.split()[0]
     assert " succeeded " in of_filter
     assert "rows in best" in said_by("logs", job)

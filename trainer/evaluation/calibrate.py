@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from annotator.errors import UserError
 from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 from annotator.quality.uncertainty import fit_axis_laws, fit_mean_error, fit_power_law
 from trainer.batch import Batch
 from trainer.evaluation.measurements import Floats, Measured
-from trainer.keyed import Draws
 
 Law = TypeVar("Law", AxisLaws, PowerLaw)
 
@@ -55,14 +55,13 @@ def fit_calibration(measured: Measured, source: str) -> Calibration:
     return replace(calibration, joint_error=_fit_joint_error(joints3d, measured)) if joints3d else calibration
 
 
-def with_label_errors(batch: Batch) -> Batch:
+def with_label_errors(batch: Batch, generator: torch.Generator) -> Batch:
     """Return a batch whose 3D targets are moved by random errors of the size of their own std.
 
     A network that learnt from fits repeats their errors, so its distance from other fits is too small by their std.
     """
-    draws = Draws(batch.key)
     joints3d_mm, vertices_mm = (
-        values + draws.normal(*values.shape[1:]) * std
+        values + std * torch.randn(values.shape, generator=generator).to(values.device)
         for values, std in (
             (batch.joints3d_mm, batch.joints3d_std_mm),
             (batch.vertices_mm, batch.vertices_std_mm),

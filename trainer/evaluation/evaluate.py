@@ -145,13 +145,13 @@ def calibrate(
     total = sum(_examples(loaded, place, first, many)[0] for place, many in places.items())
     check_enough(total, ", ".join(places))
     check_writable(out.rpartition("/")[0] or ".")
-    measured = Measured()
+    measured, generator = Measured(), torch.Generator().manual_seed(0)
     for place, many in places.items():
         for batch, prediction, facts in run(
             loaded, place, first, many, device, on_progress, shares_label_errors
         ):
             measured.add(
-                with_label_errors(batch) if shares_label_errors else batch,
+                with_label_errors(batch, generator) if shares_label_errors else batch,
                 prediction,
                 [fact.image_id for fact in facts],
             )

@@ -283,7 +283,7 @@ class ListSource(Source):
         if _is_empty(given):
             return None
         focal_px = self._number(given, "the focal length")
-        if focal_px <= 0:
+        if not 1e-3 <= focal_px <= 1e9:  # beyond that a hand's position overflows
             raise BadRowError(f"the focal length is {focal_px}: expected a positive number of pixels")
         return focal_px
 
