@@ -277,4 +277,4 @@ def test_a_dry_run_counts_and_writes_nothing(few, plain, tmp_path, monkeypatch, 
     code, _, error = run(monkeypatch, capsys, "annotate", few, tmp_path / "left", "--dry-run")
     assert code == 2 and "was labelled with side 'left', this run has 'auto'" in error
     assert "6" in lines["photos"] and "6" in lines["remaining"] and str(out) in lines["written to"]
-    assert "photos/s" in lines["time"] and "KB a hand" in lines["labels"]
+    assert "photos/s" in lines["time"] and "KB per hand" in lines["labels"]

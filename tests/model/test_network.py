@@ -430,12 +430,11 @@ def test_maps_are_sampled_where_their_cells_lie(backbone):
     given: list[list[FeatureMap]] = []
     net.amvur.register_forward_pre_hook(lambda _, inputs: given.append(inputs[3]))
     with torch.inference_mode():
-        net(images(), torch.tensor([1]))
-    size_px = images().shape[-1]
-    points = torch.rand(2, 30, 2) * 0.8 - 0.4
+        net(torch.rand(2, 3, 96, 96), torch.tensor([1]))
+    points = torch.rand(2, 30, 2) * 0.6 - 0.3
     for stride, level in zip((8, 16, 32), given[0], strict=True):
-        first = net.backbone.first_centre_px(size_px, stride)
-        cells = (first + stride * torch.arange(level.values.shape[-1])) / size_px * 2 - 1
+        first = net.backbone.first_centre_px(96, stride)
+        cells = (first + stride * torch.arange(level.values.shape[-1])) / 96 * 2 - 1
         own = torch.stack(torch.meshgrid(cells, cells, indexing="xy"))[None].expand(2, -1, -1, -1)
         torch.testing.assert_close(reverse_interpolate(own, level.in_map(points)), points, atol=1e-5, rtol=0)
 
