@@ -135,7 +135,7 @@ def predictions(title: str, device: Device, photos: Path, count: int, batch: int
         dtype = getattr(torch, precision)
         images = prepared(photos, network.config.crop_px)
         rows = torch.arange(count) % len(images)
-        crops = crops_of(prepared(photos, predictor.checkpoint.cut_px)[rows])
+        crops = crops_of(prepared(photos, predictor.checkpoint.cut_px, predictor.checkpoint.cut_margin)[rows])
         images = images[rows]
         images = images.to(device.device).contiguous(memory_format=torch.channels_last)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,17 +34,17 @@ def photo_folder(given: str | None, count: int) -> Path:
     return folder / "images"
 
 
-def prepared(photos: Path, crop_px: int) -> torch.Tensor:
-    """Return crops of all readable photos as network input (n, 3, crop_px, crop_px)."""
+def prepared(photos: Path, crop_px: int, margin: float = 1.0) -> torch.Tensor:
+    """Return crops of all readable photos as network input (n, 3, crop_px, crop_px), `margin` times as wide."""
     import torch
 
     cut = []
     for entry in FolderSource(str(photos)):
         try:
-            photo = decode_photo(read_photo(entry.path), min_side_px=crop_px)
+            photo = decode_photo(read_photo(entry.path), min_side_px=math.ceil(crop_px / margin))
         except PhotoError:
             continue
-        cut.append(crop_photo(photo.pixels, photo.width, photo.height, crop_px))
+        cut.append(crop_photo(photo.pixels, photo.width, photo.height, crop_px, margin=margin))
     pixels = torch.from_numpy(Crops.stack(cut).pixels)
     return pixels.permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
 

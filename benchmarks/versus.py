@@ -62,13 +62,18 @@ def loop(paths: list[str], out: Path) -> float:
     """Measure photos/s of a plain loop that writes the columns of a label."""
     torch.set_num_threads(2)
     predictor = annotator.load("default", device="cpu")
-    crop_px = predictor.checkpoint.info.network.crop_px
+    checkpoint = predictor.checkpoint
+    crop_px = checkpoint.info.network.crop_px
     schema = label_schema(predictor.checkpoint.hand.vertex_count)
     loader = DataLoader(PhotoFolder(paths, crop_px), BATCH, num_workers=1, collate_fn=list)
     tables, done, began = [], 0, 0.0
     out.mkdir()
     for batch in loader:
-        crops = Crops.stack([crop_photo(pixels, crop_px, crop_px, crop_px) for _, pixels in batch])
+        cut = [
+            crop_photo(pixels, crop_px, crop_px, checkpoint.cut_px, margin=checkpoint.cut_margin)
+            for _, pixels in batch
+        ]
+        crops = Crops.stack(cut)
         hands = predictor.predict_crops(crops, side="right")
         rows = [{"image_uri": path, "image_id": path, "status": "ok", "hand_index": 0} for path, _ in batch]
         tables.append(labels_to_table(rows, hands, range(len(rows)), schema))
@@ -112,7 +117,8 @@ def job(photos: Path, labels: Path, compute: ComputeOptions, side: Side) -> floa
 
 def bare(photos: Path, threads: int) -> float:
     """Measure photos/s of the network alone in this process."""
-    return bare_network(prepared(photos, annotator.load("default").checkpoint.cut_px), threads, BATCH)
+    checkpoint = annotator.load("default").checkpoint
+    return bare_network(prepared(photos, checkpoint.cut_px, checkpoint.cut_margin), threads, BATCH)
 
 
 def mediapipe(paths: list[str], model: str) -> float:

@@ -26,7 +26,7 @@ def files() -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_a_page_names_exist(page: str, files: list[str]) -> None:
     """Accept a full path or its end, in prose, tables and diagrams."""
-    text = re.sub(r"https?://\S+", "", (ROOT / page).read_text())
+    text = re.sub(r"https?://[^\s)]+", "", (ROOT / page).read_text())
     named = re.findall(r"(?<![\w./-])\w[\w./-]*\.(?:py|md)\b", text)
     named += re.findall(r"`([\w./-]+\.yaml)`", text) + re.findall(r"\]\(([^)#]+\.(?:py|md|yaml))", text)
     ends = {name.removeprefix("../") for name in named} - NOT_OURS
