@@ -23,29 +23,55 @@ from tests.robustness.hostile_photos import encoded
 # The suite is many small runs; more threads than one only fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-#: Files of the longest stories: begun last, they would leave the other process of the suite waiting.
-LONG = (
-    "test_train_ray",
-    "test_pages",
-    "test_dispatch",
-    "test_annotate_s3",
-    "test_inputs",
-    "test_docs",
-    "test_chaos",
-    "test_train_s3",
-    "test_pipeline",
-    "test_loop",
-    "test_train_cli",
-    "test_detect",
+#: Files whose tests start Ray or trainings many times: marked `slow` and started first, so that no process of the suite
+#: ends long after the other.
+SLOW = (
+    *(
+        "test_train_ray",
+        "test_pages",
+        "test_dispatcher",
+        "test_annotate_s3",
+        "test_inputs",
+        "test_training_page",
+    ),
+    *(
+        "test_chaos",
+        "test_train_s3",
+        "test_annotate",
+        "test_train",
+        "test_train_cli",
+        "test_detect",
+        "test_apart",
+    ),
+    *(
+        "test_local_ray",
+        "test_lease",
+        "test_corpus",
+        "test_shipped",
+        "test_search",
+        "test_track",
+        "test_fit_job",
+    ),
+    *(
+        "test_filter_files",
+        "test_notebook",
+        "test_wheel",
+        "test_report_browser",
+        "test_ablations",
+        "test_samples",
+    ),
 )
 
 SHARED = Path(__file__).parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first; the order within a file stays."""
-    place = {name: number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+    """Mark the tests of slow files and sort these files first; the order within a file stays."""
+    place = {name: number for number, name in enumerate(SLOW)}
+    for item in items:
+        if item.path.stem in place:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: place.get(item.path.stem, len(SLOW)))
 
 
 def _real_photos(name: str) -> Path:
