@@ -68,7 +68,7 @@ Sides = Annotated[
 Photos = Annotated[
     str,
     typer.Argument(
-        help="Folder, glob, list (.txt, .csv, .json, .jsonl, .parquet), tar, Parquet file with photos or video; path "
+        help="Folder, glob, list (.txt, .csv, .json, .jsonl, .parquet), tar, Parquet file of photos, or video; path "
         "or URL."
     ),
 ]
@@ -357,7 +357,7 @@ def convert(
     ] = 0.0,
     outline: Annotated[
         bool,
-        typer.Option(help="Find masks of hands before a plain wall by colour, for augment.backdrop."),
+        typer.Option(help="Find masks of hands in front of a plain wall by colour, for augment.backdrop."),
     ] = False,
     address: JobAddress = None,
 ) -> None:

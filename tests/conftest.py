@@ -41,7 +41,7 @@ SLOW = (
         "test_train",
         "test_train_cli",
         "test_detect",
-        "test_apart",
+        "test_hand_by_hand",
     ),
     *(
         "test_local_ray",

@@ -145,7 +145,10 @@ def _annotation(
 
 
 def _flags(points: NDArray[np.floating], width: int, height: int) -> NDArray[np.int64]:
-    """Return COCO's v: 2 for a joint in the photo, 1 beyond its edge (not visible), 0 if it is not finite."""
+    """Return COCO's v: 2 for a joint in the photo, 1 beyond its edge, 0 if it is not finite.
+
+    Occlusion is not recorded: a joint behind the hand or an object has v = 2.
+    """
     inside = (points >= 0).all(1) & (points <= [width, height]).all(1)
     return np.where(np.isfinite(points).all(1), np.where(inside, 2, 1), 0)
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from annotator.errors import UserError, first_line
 from annotator.job import failures
-from annotator.job.apart import Hand, HandByHand
 from annotator.job.failures import Action
+from annotator.job.hand_by_hand import Hand, HandByHand
 from annotator.job.in_flight import Model, Piece, ShardInFlight
 from annotator.job.listing import ListingThread
 from annotator.job.manifest import PlannedShard

@@ -1,8 +1,9 @@
 """The failure policy of a run: plain decisions after a process or a store fails, without Ray.
 
-A process that dies costs the shards it held, which are opened again. Two deaths over one shard make the shard a
-suspect: its photos are decoded one by one, or its hands labelled one by one (`annotator.job.apart`). A photo or hand
-that crashes three processes gets a row with reason `crashed`. Failures without such a culprit end the run.
+`Dispatcher._process_died` notices a dead process; this file decides. A process that dies costs the shards it held,
+which are opened again. Two deaths over one shard make the shard a suspect: its photos are decoded one by one, or its
+hands labelled one by one (`annotator.job.hand_by_hand`). A photo or hand that crashes three processes gets a row with
+reason `crashed`. Failures without such a culprit end the run.
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from annotator.errors import UserError, first_line
-from annotator.job.apart import HAND_DEATHS, Hand
+from annotator.job.hand_by_hand import HAND_DEATHS, Hand
 
 #: Crashed processes before a shard is split into single photos or hands, and before a single photo is given up.
 SHARD_CRASHES, PHOTO_CRASHES = 2, 3
 
 #: Maximum losses of a shard's data in a run.
-LOSSES = 20
+MAX_DATA_LOSSES = 20
 
 #: Maximum deaths of models in a row without a finished shard.
 MODEL_DEATHS = 5
 
 #: Attempts per shard when a disk or store does not respond, and the base of the doubling pause between them.
-TRIES, PAUSE_S = 4, 1.0
+MAX_ATTEMPTS, PAUSE_S = 4, 1.0
 
 #: Maximum time of a process on a piece of work, and the extra time per photo.
 HANG_S, HANG_PER_PHOTO_S = 240.0, 5.0
@@ -60,12 +61,12 @@ class ShardFailures:
         """Count a loss of the shard's data.
 
         Raises:
-            UserError: the data was lost more than `LOSSES` times.
+            UserError: the data was lost more than `MAX_DATA_LOSSES` times.
         """
         self.losses += 1
-        if self.losses > LOSSES:
+        if self.losses > MAX_DATA_LOSSES:
             raise UserError(
-                f"processes died {LOSSES} times over one shard ({first_line(error)}): if memory ran out, "
+                f"processes died {self.losses} times over one shard ({first_line(error)}): if memory ran out, "
                 "lower --shard-size or --workers; run the same command again to resume"
             )
 
@@ -73,10 +74,10 @@ class ShardFailures:
         """Count an attempt on a disk or store that did not respond; return the pause before the next (s).
 
         Raises:
-            UserError: after `TRIES` attempts.
+            UserError: after `MAX_ATTEMPTS` attempts.
         """
         self.store_tries += 1
-        if self.store_tries >= TRIES:
+        if self.store_tries >= MAX_ATTEMPTS:
             path = getattr(error, "filename", None) or labels
             raise UserError(
                 f"'{path}' could not be read or written: {error.strerror or error}; "

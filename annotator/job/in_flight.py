@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from annotator.job.apart import Hand
 from annotator.job.failures import ShardFailures
+from annotator.job.hand_by_hand import Hand
 from annotator.job.manifest import PlannedShard
 from annotator.sources.entry import Entry
 

@@ -14,14 +14,14 @@ class ListingThread:
     """A bounded queue of planned shards, filled by a thread."""
 
     def __init__(self, planned: Iterator[PlannedShard], ahead: int) -> None:
-        """Start to list, at most `ahead` shards in advance (four at least)."""
+        """Start listing, at most `ahead` shards in advance (four at least)."""
         self._queue: queue.Queue[PlannedShard | Exception | None] = queue.Queue(max(4, ahead))
         self.ended = False
         self._stopped = threading.Event()
         threading.Thread(target=self._list, args=(planned,), daemon=True).start()
 
     def stop(self) -> None:
-        """Stop to list."""
+        """Stop listing."""
         self._stopped.set()
 
     def _list(self, planned: Iterator[PlannedShard]) -> None:

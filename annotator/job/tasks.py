@@ -53,14 +53,14 @@ def join_pieces(*parts: Shard) -> Shard:
 def give_up(shard: Shard) -> Shard:
     """Return a shard that crashes models with its hands recorded as crashed."""
     for row in shard.hand_rows:
-        shard.rows[row] |= without_hand("crashed", "every model that labelled this shard crashed")
+        shard.rows[row] |= without_hand("crashed", "every model that tried to label this shard crashed")
     return Shard(shard.rows)
 
 
 def give_up_hand(shard: Shard, number: int) -> Shard:
     """Return the row of one hand that crashes models, recorded as crashed."""
     row = shard.rows[shard.hand_rows[number]]
-    return Shard([row | without_hand("crashed", "every model that labelled this hand crashed")])
+    return Shard([row | without_hand("crashed", "every model that tried to label this hand crashed")])
 
 
 def join_hands(shard: Shard, *parts: Shard) -> Shard:

@@ -1,5 +1,7 @@
 """AMVUR (section 3.3): attention-based mesh vertices uncertainty regression, the model-free half.
 
+`attention.Block` computes (9) and (10); this file makes the tokens and reads out vertices.
+
 Token of vertex i: `[g ; v0_i]`, of joint k: `[g ; j0_k]`, where v0 and j0 are the template at zero pose and
 shape (the positional encoding). Vertices attend to joints, then to each other, each with a residual:
 

@@ -6,7 +6,6 @@ import pytest
 
 from annotator import UserError
 from annotator.job import failures
-from annotator.job.apart import FIRST_DEATHS, HAND_DEATHS, Hand, HandByHand
 from annotator.job.failures import (
     Action,
     ShardFailures,
@@ -16,6 +15,7 @@ from annotator.job.failures import (
     blame,
     deaths_in_a_row,
 )
+from annotator.job.hand_by_hand import FIRST_DEATHS, HAND_DEATHS, Hand, HandByHand
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_five_models_in_a_row_end_the_run_and_a_finished_shard_starts_anew():
 
 def test_lost_data_is_decoded_again_twenty_times():
     shard = ShardFailures()
-    for _ in range(failures.LOSSES):
+    for _ in range(failures.MAX_DATA_LOSSES):
         shard.lose(OSError("gone"))
-    with pytest.raises(UserError, match=r"died 20 times over one shard \(gone\)"):
+    with pytest.raises(UserError, match=r"died 21 times over one shard \(gone\)"):
         shard.lose(OSError("gone"))
 
 

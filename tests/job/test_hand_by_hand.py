@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from annotator.job.apart import FIRST_DEATHS, HAND_DEATHS, HandByHand
 from annotator.job.failures import SHARD_CRASHES
+from annotator.job.hand_by_hand import FIRST_DEATHS, HAND_DEATHS, HandByHand
 from tests.robustness.hostile_photos import encoded
 from tests.support.dying_model import DEADLY, label_greys
 
@@ -74,7 +74,7 @@ def test_hands_that_crash_the_model_cost_no_other_hand(tmp_path, local_ray):
     for grey, row in zip(greys, rows, strict=True):
         if grey == DEADLY:
             assert (row["status"], row["reason"], row["joint_std_mm"]) == ("failed", "crashed", None)
-            assert row["error"] == "every model that labelled this hand crashed"
+            assert row["error"] == "every model that tried to label this hand crashed"
         else:
             assert (row["status"], row["reason"], row["joint_std_mm"]) == ("ok", None, grey)
     assert record.retries["process died"] >= 2 * SHARD_CRASHES + 3 * HAND_DEATHS
