@@ -53,9 +53,7 @@ def local_ray() -> Iterator[None]:
         UserError: Ray does not start, no short folder is writable, or the limit on file sizes is too low.
     """
     store_bytes = _store_bytes()
-    for name, wait in WAITS.items():
-        os.environ.setdefault(name, str(wait))
-    with _own_token(), _own_folder() as folder:
+    with _longer_waits(), _own_token(), _own_folder() as folder:
         import ray
 
         _start(folder, store_bytes)
@@ -63,6 +61,18 @@ def local_ray() -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _longer_waits() -> Iterator[None]:
+    """Set the start times within the block; later, joining a cluster that has ended must fail after seconds."""
+    ours = {name: str(wait) for name, wait in WAITS.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def _start(folder: str, store_bytes: int) -> None:

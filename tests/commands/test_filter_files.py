@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,12 +21,20 @@ from annotator import UserError
 from annotator.commands.filter import Keep, filter_labels
 from annotator.labels.folder import opened_label_file
 from annotator.labels.schema import label_schema, labels_to_table, without_hand, write_tables
+from annotator.runtime.ray_session import connected
 from annotator.storage.ranges import RangedFile, merged
 from tests.support.s3_server import rclone, serve
 
 FILES, HANDS, V = 5, 150, 800
 
 KEEPS = (Keep(max_joint_std_mm=30), Keep(keep_best=0.3, per="is_right", where="status == ok"))
+
+
+@pytest.fixture
+def some_ray() -> Iterator[None]:
+    """Connect to Ray: to the suite's session, or to a new one where a test of another file ended that."""
+    with connected():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +125,7 @@ def test_a_store_is_asked_few_times_a_file(labels, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("sort", [False, True])
-def test_tasks_write_the_bytes_that_one_process_writes(labels, tmp_path, local_ray, keep, sort):
+def test_tasks_write_the_bytes_that_one_process_writes(labels, tmp_path, some_ray, keep, sort):
     reported: list[tuple[int, int]] = []
     alone = filter_labels(str(labels), str(tmp_path / "alone"), keep, sort=sort)
     spread = filter_labels(
@@ -132,7 +141,7 @@ def test_tasks_write_the_bytes_that_one_process_writes(labels, tmp_path, local_r
     assert reported == [(k + 1, passes * FILES) for k in range(passes * FILES)]
 
 
-def test_tasks_that_were_stopped_are_gone_on_with(labels, tmp_path, local_ray):
+def test_tasks_that_were_stopped_are_gone_on_with(labels, tmp_path, some_ray):
     def stop(done: int, total: int) -> None:
         if done == 3:
             raise KeyboardInterrupt
@@ -150,7 +159,7 @@ def test_tasks_that_were_stopped_are_gone_on_with(labels, tmp_path, local_ray):
     ]
 
 
-def test_a_mistake_met_by_a_task_is_one_line(labels, tmp_path, local_ray):
+def test_a_mistake_met_by_a_task_is_one_line(labels, tmp_path, some_ray):
     cut = tmp_path / "cut"
     shutil.copytree(labels, cut)
     (cut / "data" / "shard-0000002.parquet").write_bytes(b"PAR1 and no more")
