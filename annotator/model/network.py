@@ -180,13 +180,15 @@ class Network(nn.Module):
         fitted: tuple[Tensor, Tensor] | None = None
         if variant != "amvur":
             hand = features.landmark_hand
-            prior = self.prior_net(g, None if hand is None else hand.normalised())
-            start = prior
+            pose = self.prior_net.pose(g, None if hand is None else hand.normalised())
+            refined = pose
             if self.refinement is not None and hand is not None:
-                start = self.prior_net.posed(*self.refinement(prior, hand.image))
+                refined = self.refinement(pose, hand.image)
+            start = self.prior_net.posed(*refined)
             fitted = _camera_at_landmarks(start.joints3d_mm, features)
             start_camera = self.prior_camera(g, fitted)
-            if self.training:  # prior-net's own hand is in the loss
+            if self.training and refined is not pose:  # prior-net's own hand is in the loss
+                prior = self.prior_net.posed(*pose)
                 prior_camera = self.prior_camera(g, _camera_at_landmarks(prior.joints3d_mm, features))
             else:
                 prior, prior_camera = start, start_camera

@@ -11,6 +11,7 @@ network on `g` then corrects it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import roma
 import torch
@@ -49,6 +50,14 @@ class PriorHand:
     def pose(self) -> Tensor:
         """Return the pose (B, 48) in absolute axis-angle, as in labels."""
         return roma.rotmat_to_rotvec(self.rotations).flatten(1)
+
+
+class HandPose(NamedTuple):
+    """Pose and shape of B hands."""
+
+    wrist: Tensor  # (B, 3, 3) global rotation
+    coefficients: Tensor  # (B, 45) of the fingers' pose, see `PriorHand`
+    betas: Tensor  # (B, 10)
 
 
 class PriorNet(nn.Module):
@@ -91,7 +100,11 @@ class PriorNet(nn.Module):
         self.register_buffer("no_turn", torch.eye(3)[:, :2], persistent=False)
 
     def forward(self, g: Tensor, landmarks: Tensor | None = None) -> PriorHand:
-        """Return B hands.
+        """Return B hands; arguments as for `pose`."""
+        return self.posed(*self.pose(g, landmarks))
+
+    def pose(self, g: Tensor, landmarks: Tensor | None = None) -> HandPose:
+        """Return the pose and shape of B hands, without their meshes.
 
         Args:
             g: (B, feature_dim).
@@ -100,19 +113,19 @@ class PriorNet(nn.Module):
         numbers = self.mlp(g)
         if self.ik is not None:
             numbers = numbers + self.ik(landmarks)
-        return self._hand(numbers)
+        return self._pose(numbers)
 
     def from_landmarks(self, landmarks: Tensor) -> PriorHand:
         """Return the hands that `ik` predicts from normalised landmarks (B, 21, 3) alone, without a photo."""
         assert self.ik is not None
-        return self._hand(self.ik(landmarks))
+        return self.posed(*self._pose(self.ik(landmarks)))
 
-    def _hand(self, numbers: Tensor) -> PriorHand:
+    def _pose(self, numbers: Tensor) -> HandPose:
         turn, coefficients, betas = numbers.float().split([_ROTATION, _POSE, _BETAS], -1)
         coefficients, betas = (REACH * (x / REACH).tanh() for x in (coefficients, betas))
         # Gram-Schmidt on two columns that start as those of the identity.
         wrist = roma.special_gramschmidt(turn.view(-1, 3, 2) + self.no_turn) @ self.upright
-        return self.posed(wrist, coefficients, betas)
+        return HandPose(wrist, coefficients, betas)
 
     def posed(self, wrist: Tensor, coefficients: Tensor, betas: Tensor) -> PriorHand:
         """Pose hands by global rotations (B, 3, 3), pose coefficients (B, 45) and betas (B, 10)."""

@@ -15,7 +15,7 @@ from annotator.fitting.objective import Objective, Target
 from annotator.fitting.solver import descend
 from annotator.fitting.start import at_hands
 from annotator.hand.model import HandModel
-from annotator.model.prior_net import REACH, PriorHand
+from annotator.model.prior_net import REACH, HandPose
 
 _PARTS = ("rest_mm", "shape_mm", "pose_mean", "pose_components")
 
@@ -35,19 +35,21 @@ class Refinement(nn.Module):
         self.register_buffer("moving", torch.from_numpy(hand.moving_components()), persistent=False)
 
     @torch.no_grad()
-    def forward(self, prior: PriorHand, landmarks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return global rotations (B, 3, 3), pose coefficients (B, 45) and betas (B, 10).
+    def forward(self, pose: HandPose, landmarks: Tensor) -> HandPose:
+        """Return the refined pose and shape of B hands.
 
         Args:
-            prior: B hands.
+            pose: prior-net's.
             landmarks: (B, 21, 3) crop coordinates, depth in the same unit.
         """
         chain = JointChain(*(getattr(self, name) for name in _PARTS))
         target = Target.of(landmarks.detach().float(), self.config)
         start = HandParameters(
-            prior.rotations[:, 0].clone(), prior.coefficients[:, self.moving].clone(), prior.betas.clone()
+            pose.wrist.clone(), pose.coefficients[:, self.moving].clone(), pose.betas.clone()
         )
         state, _ = descend(Objective(chain, self.config), target, at_hands(chain, start, target), self.steps)
-        coefficients = prior.coefficients.clone()
+        coefficients = pose.coefficients.clone()
         coefficients[:, self.moving] = state.hands.coefficients
-        return state.hands.rotation, coefficients.clamp(-REACH, REACH), state.hands.betas.clamp(-REACH, REACH)
+        return HandPose(
+            state.hands.rotation, coefficients.clamp(-REACH, REACH), state.hands.betas.clamp(-REACH, REACH)
+        )

@@ -13,7 +13,7 @@ from annotator.fitting.hand_fit import fit_landmarks
 from annotator.hand import load_hand
 from annotator.hand.layer import HandLayer
 from annotator.model.network import Network
-from annotator.model.prior_net import PriorHand, PriorNet
+from annotator.model.prior_net import HandPose, PriorHand, PriorNet
 from annotator.model.refinement import Refinement
 from annotator.quality.metrics import align, distances
 
@@ -44,6 +44,10 @@ def hands(prior_net) -> tuple[PriorHand, PriorHand, torch.Tensor]:
     return truth, start, truth.joints3d_mm / 110 + shift
 
 
+def pose_of(hand: PriorHand) -> HandPose:
+    return HandPose(hand.rotations[:, 0], hand.coefficients, hand.betas)
+
+
 def pa_mm(joints: torch.Tensor | np.ndarray, truth: PriorHand) -> float:
     theirs = truth.joints3d_mm.numpy()
     return float(distances(align(np.asarray(joints), theirs), theirs).mean())
@@ -53,7 +57,7 @@ def pa_mm(joints: torch.Tensor | np.ndarray, truth: PriorHand) -> float:
 def test_steps_bring_hands_nearer_to_the_truth(prior_net, hands, steps, share):
     truth, start, landmarks = hands
     with torch.no_grad():
-        refined = prior_net.posed(*Refinement(load_hand("open"), steps)(start, landmarks))
+        refined = prior_net.posed(*Refinement(load_hand("open"), steps)(pose_of(start), landmarks))
     assert pa_mm(refined.joints3d_mm, truth) < share * pa_mm(start.joints3d_mm, truth)
     off, before = ((h.joints3d_mm - truth.joints3d_mm).norm(dim=-1).mean() for h in (refined, start))
     assert off < before
@@ -63,7 +67,7 @@ def test_many_steps_give_the_hand_of_the_whole_fit(prior_net, hands):
     """The fit starts from the palm's Procrustes instead, and works in double precision."""
     _, start, landmarks = hands
     with torch.no_grad():
-        refined = prior_net.posed(*Refinement(load_hand("open"), 15)(start, landmarks))
+        refined = prior_net.posed(*Refinement(load_hand("open"), 15)(pose_of(start), landmarks))
     fit = fit_landmarks(100 * landmarks[..., :2].numpy(), 100 * landmarks[..., 2].numpy())
     off = distances(refined.joints3d_mm.numpy(), fit.joints3d_mm).mean(1)
     assert np.median(off) < 0.3
@@ -74,9 +78,11 @@ def test_landmarks_that_are_no_numbers_leave_the_hand_as_it_was(prior_net, hands
     _, start, landmarks = hands
     broken = landmarks.clone()
     broken[0] = torch.nan
-    wrist, coefficients, betas = Refinement(load_hand("open"), 2)(start, broken)
+    wrist, coefficients, betas = Refinement(load_hand("open"), 2)(pose_of(start), broken)
     assert all(values.isfinite().all() for values in (wrist, coefficients, betas))
-    torch.testing.assert_close(coefficients[1:], Refinement(load_hand("open"), 2)(start, landmarks)[1][1:])
+    torch.testing.assert_close(
+        coefficients[1:], Refinement(load_hand("open"), 2)(pose_of(start), landmarks)[1][1:]
+    )
 
 
 def small(**changes) -> NetworkConfig:
