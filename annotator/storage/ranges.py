@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
-from typing import Any
 
 from annotator.storage.files import is_local, read_range
+from annotator.storage.remote import RemoteFile
 
 Range = tuple[int, int]  # first byte, last byte plus one
 
@@ -17,12 +16,12 @@ TAIL_BYTES = 1 << 18
 GAP_BYTES = 1 << 20
 
 
-class RangedFile(io.RawIOBase):
+class RangedFile(RemoteFile):
     """A file of a known size; fetched ranges are read from memory, other reads are separate requests."""
 
     def __init__(self, url: str, size: int) -> None:
         """Open the file; of a store, fetch its end."""
-        self._url, self._size, self._position = url, size, 0
+        super().__init__(url, size)
         self._gap = 0 if is_local(url) else GAP_BYTES
         self._parts: list[tuple[int, bytes]] = []
         if not is_local(url):
@@ -43,34 +42,9 @@ class RangedFile(io.RawIOBase):
             start = max(start, first + len(data))
         return [part for part in [*gaps, (start, end)] if part[0] < part[1]]
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position in bytes."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position, as for any file."""
-        self._position = offset + {0: 0, 1: self._position, 2: self._size}[whence]
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill the buffer, unless the file ends first; return the number of bytes."""
-        start, end = self._position, min(self._position + len(buffer), self._size)
-        if end <= start:
-            return 0
-        data = self._held(start, end)
-        if data is None:
-            data = read_range(self._url, start, end - start)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+    def _read(self, start: int, end: int) -> bytes:
+        held = self._held(start, end)
+        return read_range(self._url, start, end - start) if held is None else held
 
     def _held(self, start: int, end: int) -> bytes | None:
         joined = b""

@@ -114,9 +114,12 @@ def files_below(url: str, start: str = "") -> Iterator[str]:
 class RemoteFile(io.RawIOBase):
     """A seekable file in a store; each read is a separate request."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, size: int | None = None) -> None:
+        """Open the file; its size in bytes, if not given, takes a request."""
         self._url, self._position = url, 0
-        self._size: int = ask(url, lambda filesystem, path: filesystem.info(path)["size"])
+        self._size: int = (
+            ask(url, lambda filesystem, path: filesystem.info(path)["size"]) if size is None else size
+        )
 
     def readable(self) -> bool:
         """Return True."""
@@ -140,16 +143,19 @@ class RemoteFile(io.RawIOBase):
         end = min(self._position + len(buffer), self._size)
         if end <= self._position:
             return 0
-        data = read_part(self._url, self._position, end)
+        data = self._read(self._position, end)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+    def _read(self, start: int, end: int) -> bytes:
+        return read_part(self._url, start, end)
 
     def readall(self) -> bytes:
         """Return the rest of the file in one request; the base class would request 8 KiB at a time."""
         if self._position >= self._size:
             return b""
-        data = read_part(self._url, self._position, self._size)
+        data = self._read(self._position, self._size)
         self._position += len(data)
         return data
 
