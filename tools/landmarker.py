@@ -2,10 +2,10 @@
 
     python tools/landmarker.py OUT --photos PHOTOS --model hand_landmarker.task
 
-PHOTOS holds folders of photos. The script detects hands, cuts an upright crop per hand, and distils a small network
-from MediaPipe's on these crops (`trainer/distil.py`). A stopped run resumes. OUT/landmarker.safetensors is a
-`Landmarker` in half precision. `--start` continues from an earlier one or from a checkpoint such as `default`. ASIDE
-matches the photos for evaluation.
+PHOTOS holds folders of photos. The script detects hands, cuts an upright crop per hand, draws hands, and distils a
+small network from MediaPipe's on these crops (`trainer/distil.py`). A stopped run resumes. OUT/landmarker.safetensors
+is a `Landmarker` in half precision. `--start` continues from an earlier one or from a checkpoint such as `default`.
+ASIDE matches the photos for evaluation.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from torch import Tensor
 
 from annotator.commands.detect import detect
 from annotator.coordinates import CropFrame, cut, resample, upright_square
+from annotator.hand.open_hand import open_hand
 from annotator.model.checkpoint import load_checkpoint
 from annotator.model.landmarker import Landmarker
 from annotator.model.landmarker_file import read_landmarker
 from annotator.model.landmarker_weights import is_landmarker_file, landmarker_bytes, load_landmarker
 from annotator.photos.read import photo_at
 from annotator.storage.files import write_whole
-from trainer.distil import MODEL_FILE, TEACHER_PX, DistilConfig, distil, view
+from trainer.augment import move
+from trainer.distil import MODEL_FILE, TEACHER_PX, Crops, DistilConfig, distil, view
 from trainer.keyed import keys
+from trainer.synth import SyntheticHands
 
 #: Crops are this many times as wide as tight ones, for views to turn and shift; side of a crop.
 MARGIN, CROP_PX = 1.5, 288
@@ -44,6 +47,9 @@ ASIDE = re.compile(
     r"hand-photos/images/(webcam-0[258]/|asl-letters/\d*[07]_)|hand-scenes/images/(996_|96_|5_|Hand)"
     r"|sign-digits/images/\d/IMG_5[6-9]"
 )
+
+#: Seed and number of drawn hands for training, and number after them for evaluation.
+SEED, DRAWN, DRAWN_ASIDE = 7, 4000, 256
 
 #: Crops for the statistics of batch norms; views for the evaluation.
 MEASURED, JUDGED = 96, 256
@@ -88,6 +94,44 @@ def crops_of(out: Path, photos: Path, model: str) -> tuple[Tensor, Tensor]:
     return loaded["train"], loaded["aside"]
 
 
+def drawn_crops(out: Path) -> tuple[Crops, Crops]:
+    """Return upright crops of drawn hands for training and for evaluation; OUT caches them."""
+    kept = out / "drawn.safetensors"
+    if not kept.is_file():
+        hands = SyntheticHands(open_hand(), CROP_PX, seed=SEED)
+        parts = [
+            _drawn_upright(hands, torch.arange(first, first + 50))
+            for first in range(0, DRAWN + DRAWN_ASIDE, 50)
+        ]
+        stacked = {name: torch.cat([getattr(part, name) for part in parts]) for name in Crops._fields}
+        write_whole(str(kept), safetensors.torch.save(stacked))
+    drawn = Crops(**safetensors.torch.load_file(kept))
+    return drawn.rows(slice(DRAWN)), drawn.rows(slice(DRAWN, None))
+
+
+def _drawn_upright(hands: SyntheticHands, numbers: Tensor) -> Crops:
+    """Draw hands, and cut each upright, MARGIN times as wide as its landmarks."""
+    batch = hands.batch(numbers)
+    square = upright_square(batch.joints2d.numpy(), PADDING * MARGIN)
+    centre, half_side, turn = (torch.from_numpy(x).float() for x in square)
+    images, batch = move(batch.image.float() / 255, batch, CROP_PX, turn, half_side, centre)
+    joints = batch.joints3d_mm
+    # Crop half-sides per millimetre: the least-squares scale from the joints' x and y to their 2D positions.
+    flat, seen = (xy - xy.mean(1, keepdim=True) for xy in (joints[..., :2], batch.joints2d))
+    scale = (flat * seen).sum((1, 2)) / flat.square().sum((1, 2))
+    depth = joints[..., 2:] * scale[:, None, None]
+    return Crops((images.permute(0, 2, 3, 1) * 255).round().byte(), torch.cat([batch.joints2d, depth], 2))
+
+
+@torch.no_grad()
+def evaluate_drawn(network: Landmarker, views: Tensor, truth: Tensor, crop_px: int) -> str:
+    """Describe the distance between a network's landmarks and the true ones of drawn hands."""
+    small = F.interpolate(views, size=crop_px, mode="bilinear", antialias=True)
+    off = 50 * (network.eval()(small).image - truth)
+    across, along = off[..., :2].norm(dim=-1).mean(1), off[..., 2].abs().mean(1)
+    return f"drawn hands {across.mean():.2f} (median {across.median():.2f}), depth {along.mean():.2f} % of the crop"
+
+
 @torch.no_grad()
 def evaluate(student: Landmarker, teacher: Landmarker, views: Tensor, crop_px: int) -> str:
     """Describe the distance between student and teacher landmarks on the views that show a hand."""
@@ -102,23 +146,33 @@ def evaluate(student: Landmarker, teacher: Landmarker, views: Tensor, crop_px: i
 def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str | None = None) -> Path:
     """Detect, cut, distil from `start` if given, evaluate, and return the path of the network."""
     train, aside = crops_of(out, photos, model)
+    drawn, drawn_aside = drawn_crops(out)
     measured = train[:: len(train) // MEASURED]
-    shown = view(measured, keys(1, torch.arange(len(measured))), MARGIN, config)
+    shown, _ = view(Crops.unlabelled(measured), keys(1, torch.arange(len(measured))), MARGIN, config)
     teacher = read_landmarker(model, shown)
     small = F.interpolate(shown, size=config.crop_px, mode="bilinear", antialias=True)
     student = read_landmarker(model, small) if start is None else started(start)
     rows = aside[:: max(len(aside) // JUDGED, 1)]
-    views = view(rows, keys(2, torch.arange(len(rows))), MARGIN, config)
+    views, _ = view(Crops.unlabelled(rows), keys(2, torch.arange(len(rows))), MARGIN, config)
+    drawn_views = view(drawn_aside, keys(3, torch.arange(len(drawn_aside.image))), MARGIN, config)
     assert views.shape[-1] == TEACHER_PX
-    before = evaluate(student, teacher, views, config.crop_px)
-    print(f"{len(train)} crops, {len(aside)} held out; before: {before}", flush=True)
+    print(f"{len(train)} crops, {len(aside)} held out, {len(drawn.image)} drawn", flush=True)
+    print(f"teacher: {evaluate_drawn(teacher, *drawn_views, TEACHER_PX)}")
+
+    def describe(network: Landmarker) -> str:
+        on_photos = evaluate(network, teacher, views, config.crop_px)
+        return f"{on_photos}; {evaluate_drawn(network, *drawn_views, config.crop_px)}"
+
+    print(f"before: {describe(student)}", flush=True)
 
     def show(step: int, loss: float) -> None:
         if step % 100 == 0:
             print(f"step {step} of {config.steps}, loss {loss:.3f}", flush=True)
 
-    mean = distil(teacher, student, train, MARGIN, out / "run", config, show)
-    print(f"after: {evaluate(mean, teacher, views, config.crop_px)}")
+    unlabelled = Crops.unlabelled(train)
+    crops = Crops(*(torch.cat(parts) for parts in zip(unlabelled, drawn, strict=True)))
+    mean = distil(teacher, student, crops, MARGIN, out / "run", config, show)
+    print(f"after: {describe(mean)}")
     path = out / MODEL_FILE
     write_whole(str(path), landmarker_bytes(mean, config.crop_px))
     return path
@@ -144,8 +198,11 @@ def main() -> None:
     parser.add_argument("--start", help="an earlier distillation, or a checkpoint such as 'default'")
     parser.add_argument("--crop-px", type=int, default=160)
     parser.add_argument("--steps", type=int, default=DistilConfig.steps)
+    parser.add_argument("--learning-rate", type=float, default=DistilConfig.learning_rate)
     arguments = parser.parse_args()
-    config = DistilConfig(crop_px=arguments.crop_px, steps=arguments.steps)
+    config = DistilConfig(
+        crop_px=arguments.crop_px, steps=arguments.steps, learning_rate=arguments.learning_rate
+    )
     taught(arguments.out, arguments.photos, arguments.model, config, arguments.start)
 
 

@@ -1,7 +1,8 @@
 """Teach a landmark network to read smaller crops: its outputs at 160 px follow MediaPipe's at 224 px. Not in the paper.
 
 Any crop around a hand will do, and no label is needed. Both networks see one view of each crop, turned, zoomed, shifted
-and coloured by chance; the student sees it smaller. The crops are upright: fingers up, right hands.
+and coloured by chance; the student sees it smaller. The crops are upright: fingers up, right hands. On drawn hands the
+student learns the true landmarks instead, also where the teacher is wrong.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -18,14 +20,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from annotator.coordinates import resample
-from annotator.model.landmarker import Landmarker, LandmarkHand
+from annotator.coordinates import plane_of, resample
+from annotator.model.landmarker import JOINTS, Landmarker, LandmarkHand
 from annotator.storage.files import write_whole
 from trainer.config import AugmentConfig
 from trainer.keyed import Draws, keys
 
 #: Side of the teacher's crops.
 TEACHER_PX = 224
+
+#: Crop half-sides: drawn hands' joints differ from MediaPipe's landmarks in definition by up to this much; x and y, z.
+TOLERANCE = (0.03, 0.03, 0.06)
+
+#: Logit of a drawn hand's presence and side.
+SURE = 6.0
 
 #: Gradients of all weights together are cut to this length.
 CLIP_NORM = 10.0
@@ -52,18 +60,36 @@ class DistilConfig:
     seed: int = 0
 
 
-def view(crops: Tensor, key: Tensor, margin: float, config: DistilConfig) -> Tensor:
-    """Return views (B, 3, 224, 224) in 0..1 of crops (B, S, S, 3) uint8, which show `margin` times a tight crop."""
+class Crops(NamedTuple):
+    """Upright crops of N right hands."""
+
+    image: Tensor  # (N, S, S, 3) uint8
+    landmarks: Tensor  # (N, 21, 3) true ones, crop coordinates, z relative to the wrist; NaN where unknown
+
+    def rows(self, rows: Tensor | slice) -> Crops:
+        """Return some of the crops."""
+        return Crops(self.image[rows], self.landmarks[rows])
+
+    @staticmethod
+    def unlabelled(image: Tensor) -> Crops:
+        """Return crops without true landmarks."""
+        return Crops(image, torch.full((len(image), JOINTS, 3), torch.nan))
+
+
+def view(crops: Crops, key: Tensor, margin: float, config: DistilConfig) -> tuple[Tensor, Tensor]:
+    """Return views (B, 3, 224, 224) in 0..1 of crops that show `margin` times a tight crop, and their landmarks."""
     draws = Draws(key)
     turn = math.radians(config.turn_deg)
     angle = draws.uniform(low=-turn, high=turn)
     reach = math.log(config.zoom)
     zoom = draws.uniform(low=-reach, high=reach).exp() / margin
     shift = draws.uniform(2, low=-config.shift, high=config.shift) / margin
-    images = crops.permute(0, 3, 1, 2).float() / 255
-    straight = torch.zeros(len(crops), dtype=torch.bool)
+    images = crops.image.permute(0, 3, 1, 2).float() / 255
+    straight = torch.zeros(len(images), dtype=torch.bool)
     images = resample(images, shift, zoom, angle, straight, TEACHER_PX)
-    return _coloured(images, draws, AugmentConfig())
+    centre = F.pad(shift, (0, 1))[:, None]
+    landmarks = (crops.landmarks - centre) @ plane_of(angle, straight) / zoom[:, None, None]
+    return _coloured(images, draws, AugmentConfig()), landmarks
 
 
 def _coloured(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
@@ -77,25 +103,34 @@ def _coloured(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
     return (images + noise).clamp(0, 1)
 
 
-def distance(student: LandmarkHand, teacher: LandmarkHand) -> Tensor:
-    """Return how far each hand (B,) of the student is from the teacher's; every part is of about the same size.
+def distance(student: LandmarkHand, teacher: LandmarkHand, truth: Tensor) -> Tensor:
+    """Return how far each hand (B,) of the student is from its target; every part is of about the same size.
 
-    Landmarks count by the teacher's presence: on a crop without a hand they mean nothing.
+    The target is the teacher's hand, weighted by its presence: landmarks of a crop without a hand mean nothing. Where
+    true landmarks (B, 21, 3) are known, the target is these, up to TOLERANCE; world landmarks do not count there.
     """
-    is_hand = teacher.presence.sigmoid()
+    known = truth.isfinite().all(2).all(1)
+    is_hand = teacher.presence.sigmoid() * ~known
+    off = (student.image - truth.nan_to_num()).abs() - student.image.new_tensor(TOLERANCE)
+    off = off.clamp_min(0) / 0.02
+    true_image = known * F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none").mean((1, 2))
+    teacher = teacher._replace(
+        presence=torch.where(known, SURE, teacher.presence),
+        is_right=torch.where(known, SURE, teacher.is_right),
+    )
     image = F.smooth_l1_loss(student.image / 0.02, teacher.image / 0.02, reduction="none").mean((1, 2))
     world = F.smooth_l1_loss(student.world_mm / 3, teacher.world_mm / 3, reduction="none").mean((1, 2))
     of_logits = sum(
         F.binary_cross_entropy_with_logits(ours, theirs.sigmoid(), reduction="none")
         for ours, theirs in ((student.presence, teacher.presence), (student.is_right, teacher.is_right))
     )
-    return is_hand * (image + world) + of_logits
+    return is_hand * (image + world) + true_image + of_logits
 
 
 def distil(
     teacher: Landmarker,
     student: Landmarker,
-    crops: Tensor,
+    crops: Crops,
     margin: float,
     out: Path,
     config: DistilConfig,
@@ -106,7 +141,7 @@ def distil(
     Args:
         teacher: MediaPipe's network.
         student: the same, or one that an earlier run has taught; its batch norms keep their statistics.
-        crops: (N, S, S, 3) uint8 of upright right hands.
+        crops: of both kinds, in any order.
         margin: how many times a tight crop's side they show.
         out: a folder.
         config: the run's settings.
@@ -118,11 +153,11 @@ def distil(
     start = _resume(out / STATE_FILE, student, mean, optimizer)
     for step in range(start, config.steps):
         optimizer.param_groups[0]["lr"] = _rate(step, config)
-        images = _views_of_step(step, crops, margin, config)
+        images, truth = _views_of_step(step, crops, margin, config)
         with torch.no_grad():
             target = teacher(images)
         small = F.interpolate(images, size=config.crop_px, mode="bilinear", antialias=True)
-        loss = distance(student(small), target).mean()
+        loss = distance(student(small), target, truth).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
@@ -144,13 +179,14 @@ def _rate(step: int, config: DistilConfig) -> float:
     return config.learning_rate * warm * (0.505 + 0.495 * math.cos(math.pi * step / config.steps))
 
 
-def _views_of_step(step: int, crops: Tensor, margin: float, config: DistilConfig) -> Tensor:
+def _views_of_step(step: int, crops: Crops, margin: float, config: DistilConfig) -> tuple[Tensor, Tensor]:
     """Return the views of a step; each epoch has its own order, and every choice follows from seed and step."""
     place = torch.arange(config.batch_size) + step * config.batch_size
-    epoch = int(place[0]) // len(crops)
-    order = torch.randperm(len(crops), generator=torch.Generator().manual_seed(config.seed + epoch))
-    images = view(crops[order[place % len(crops)]], keys(config.seed, place), margin, config)
-    return images.contiguous(memory_format=torch.channels_last)
+    count = len(crops.image)
+    epoch = int(place[0]) // count
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed + epoch))
+    images, truth = view(crops.rows(order[place % count]), keys(config.seed, place), margin, config)
+    return images.contiguous(memory_format=torch.channels_last), truth
 
 
 def _save(

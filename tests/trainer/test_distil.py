@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from annotator.model.landmarker import Landmarker, LandmarkHand
-from trainer.distil import MODEL_FILE, DistilConfig, distance, distil, view
+from trainer.distil import MODEL_FILE, TOLERANCE, Crops, DistilConfig, distance, distil, view
 from trainer.keyed import keys
 
 STILL = DistilConfig(turn_deg=0, zoom=1, shift=0)
@@ -22,10 +22,9 @@ def landmarker(seed: int) -> Landmarker:
     return Landmarker().eval()
 
 
-def crops(count: int = 4) -> torch.Tensor:
-    return torch.randint(
-        0, 256, (count, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+def crops(count: int = 4) -> Crops:
+    generator = torch.Generator().manual_seed(0)
+    return Crops.unlabelled(torch.randint(0, 256, (count, 48, 48, 3), dtype=torch.uint8, generator=generator))
 
 
 def test_a_view_without_randomness_is_the_tight_crop_except_for_colours():
@@ -34,7 +33,8 @@ def test_a_view_without_randomness_is_the_tight_crop_except_for_colours():
         (90, 90), Image.Resampling.BICUBIC
     )
     wide = np.asarray(smooth)
-    seen = view(torch.from_numpy(wide.copy())[None], keys(0, torch.tensor([3])), 1.5, STILL)[0]
+    wide_crop = Crops.unlabelled(torch.from_numpy(wide.copy())[None])
+    seen = view(wide_crop, keys(0, torch.tensor([3])), 1.5, STILL)[0][0]
     tight = Image.fromarray(wide[15:75, 15:75]).resize((224, 224), Image.Resampling.BILINEAR)
     expected = torch.from_numpy(np.asarray(tight).copy()).permute(2, 0, 1).float().flatten(1)
     for ours, theirs in zip(seen.flatten(1), expected, strict=True):
@@ -46,12 +46,45 @@ def test_landmarks_count_by_the_teachers_presence():
         points = torch.zeros(1, 21, 3) + offset
         return LandmarkHand(points, 100 * points, torch.tensor([presence]), torch.tensor([0.0]))
 
+    unknown = torch.full((1, 21, 3), torch.nan)
     surely, hardly = (
-        distance(hand(0.1, p), hand(0.0, p)) - distance(hand(0, p), hand(0, p)) for p in (20.0, -20.0)
+        distance(hand(0.1, p), hand(0.0, p), unknown) - distance(hand(0, p), hand(0, p), unknown)
+        for p in (20.0, -20.0)
     )
     # Smooth L1 beyond 1 is linear: 0.1 / 0.02 - 1/2 and 10 / 3 - 1/2.
     assert float(surely) == pytest.approx(4.5 + 10 / 3 - 0.5, rel=1e-4)
     assert float(hardly) == pytest.approx(0, abs=1e-5)
+
+
+def test_true_landmarks_move_with_the_pixels():
+    """A bright dot is where its landmark is, in any view."""
+    at = torch.tensor([0.3, -0.2])
+    grid = (torch.arange(96) * 2 + 1) / 96 - 1
+    dots = ((grid[None] - at[0]) ** 2 + (grid[:, None] - at[1]) ** 2 < 0.08**2)[None, ..., None]
+    landmarks = torch.tensor([*at, 0.1]).expand(1, 21, 3)
+    crop = Crops((dots * 255).byte().expand(-1, -1, -1, 3), landmarks)
+    for number in range(5):
+        images, moved = view(crop, keys(0, torch.tensor([number])), 1.5, DistilConfig())
+        light = images[0].sum(0)
+        rows, columns = (light > 0.8 * light.max()).nonzero().float().mean(0)
+        seen = (torch.stack([columns, rows]) * 2 + 1) / 224 - 1
+        torch.testing.assert_close(moved[0, 0, :2], seen, atol=0.01, rtol=0)
+        assert 0.1 * 1.5 / 1.25 <= float(moved[0, 0, 2]) <= 0.1 * 1.5 * 1.25
+
+
+def test_true_landmarks_take_the_place_of_the_teachers():
+    def hand(offset: torch.Tensor) -> LandmarkHand:
+        points = torch.zeros(1, 21, 3) + offset
+        return LandmarkHand(points, torch.zeros(1, 21, 3), torch.tensor([6.0]), torch.tensor([6.0]))
+
+    truth, wrong = torch.zeros(1, 21, 3), hand(torch.tensor([0.5, 0.5, 0.5]))
+    within, beyond = (
+        float(distance(hand(share * torch.tensor(TOLERANCE)), wrong, truth)) for share in (0.9, 2.0)
+    )
+    at_truth = float(distance(hand(torch.zeros(3)), wrong, truth))
+    assert within == at_truth
+    # The excess is one tolerance: 0.03, 0.03 and 0.06, each over 0.02, less half of it beyond 1.
+    assert beyond - at_truth == pytest.approx((1.0 + 1.0 + 2.5) / 3, rel=1e-4)
 
 
 def test_a_stopped_run_resumes_with_the_same_result(tmp_path):
