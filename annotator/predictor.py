@@ -26,6 +26,7 @@ from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.network import Prediction
 from annotator.model.samples import MeshSampler, keyed_noise
+from annotator.model.two_looks import TwoLooks
 from annotator.photos.crops import Crops, Side, crop_photo
 from annotator.photos.decode import Photo, decode_photo, read_photo
 from annotator.runtime.device import device_of
@@ -168,10 +169,8 @@ class Predictor:
         images = torch.tensor(crops.pixels, device=self.device).permute(0, 3, 1, 2).float().div_(255)
         images = images.contiguous(memory_format=torch.channels_last)
         _flip(images, np.flatnonzero(mirrored))
-        features = self._extract(images)
-        right = None
-        if side == "auto":
-            right = self._right_scores(crops.right_score, images, features)
+        features, right = self._features(images, crops.right_score if side == "auto" else None)
+        if right is not None:
             mirrored = right < 0.5
         prediction = self.network.hands(images, features)
         columns = _label_columns(prediction, crops, mirrored, self.checkpoint)
@@ -204,30 +203,61 @@ class Predictor:
         return drawn
 
     def _extract(self, images: torch.Tensor) -> Any:
-        half = self.precision != "float32"
-        with torch.autocast(self.device.type, getattr(torch, self.precision), enabled=half):
+        with self._autocast():
             return self.network.extract(images)
 
+    def _autocast(self) -> torch.autocast:
+        half = self.precision != "float32"
+        return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=half)
+
+    def _features(
+        self, images: torch.Tensor, listed: NDArray[np.float32] | None
+    ) -> tuple[Any, NDArray[np.float32] | None]:
+        """Return the features of images (n, 3, S, S) and the probability (n,) of a right hand, or None without `listed`.
+
+        `listed` is that probability, NaN where the network predicts it. Images that it lists as left are mirrored
+        already. Left hands that the network finds are mirrored here, in `images` and in the features.
+        """
+        if listed is None:
+            return self._extract(images), None
+        is_left = np.zeros(len(images), bool)
+        if isinstance(self.network, TwoLooks):
+            # Only the first look, which is cheap, is taken at both sides of a left hand.
+            with self._autocast():
+                first = self.network.first_look(images)
+            is_left = np.isnan(listed) & (_numpy(self.network.first.is_right(first)) < 0.5)
+            _flip(images, np.flatnonzero(is_left))
+            with self._autocast():
+                if is_left.any():
+                    left = torch.from_numpy(np.flatnonzero(is_left)).to(self.device)
+                    first.put(left, self.network.first_look(images[left]))
+                features: Any = self.network.look_twice(images, first)
+        else:
+            features = self._extract(images)
+        return features, self._right_scores(listed, is_left, images, features)
+
     def _right_scores(
-        self, listed: NDArray[np.float32], images: torch.Tensor, features: Any
+        self, listed: NDArray[np.float32], is_left: NDArray[np.bool_], images: torch.Tensor, features: Any
     ) -> NDArray[np.float32]:
         """Return the probability (n,) of a right hand: `listed`, or the network's prediction where that is NaN.
 
-        The network is trained on right hands: a possible left hand is also predicted mirrored, and both predictions
-        are averaged. Left hands stay mirrored, in `images` and `features`.
+        The network is trained on right hands: where the hand shown may be a left one, it is also predicted mirrored,
+        and both predictions are averaged. The likelier side stays, in `images` and `features`; `is_left` (n,) are
+        images that show a mirrored hand.
         """
-        right = np.where(np.isnan(listed), _numpy(self.network.is_right(features)), listed)
-        unsure = np.flatnonzero(np.isnan(listed) & (right < SURELY_RIGHT))
+        shown = _numpy(self.network.is_right(features)).copy()
+        turn = np.zeros(len(images), bool)
+        unsure = np.flatnonzero(np.isnan(listed) & (shown < SURELY_RIGHT))
         if len(unsure):
             mirrored_features = self._extract(images[unsure].flip(-1))
-            right[unsure] = (right[unsure] + 1 - _numpy(self.network.is_right(mirrored_features))) / 2
-            is_left = right[unsure] < 0.5
-            _flip(images, unsure[is_left])
+            shown[unsure] = (shown[unsure] + 1 - _numpy(self.network.is_right(mirrored_features))) / 2
+            turn[unsure] = shown[unsure] < 0.5
+            _flip(images, np.flatnonzero(turn))
             features.put(
-                torch.from_numpy(unsure[is_left]).to(self.device),
-                mirrored_features[torch.from_numpy(is_left).to(self.device)],
+                torch.from_numpy(np.flatnonzero(turn)).to(self.device),
+                mirrored_features[torch.from_numpy(turn[unsure]).to(self.device)],
             )
-        return right
+        return np.where(np.isnan(listed), np.where(is_left, 1 - shown, shown), listed)
 
 
 def _flip(images: torch.Tensor, rows: NDArray[np.int64]) -> None:
