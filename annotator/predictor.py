@@ -213,7 +213,7 @@ class Predictor:
     def _features(
         self, images: torch.Tensor, listed: NDArray[np.float32] | None
     ) -> tuple[Any, NDArray[np.float32] | None]:
-        """Return the features of images (n, 3, S, S) and the probability (n,) of a right hand, or None without `listed`.
+        """Return features of images (n, 3, S, S), and the probability (n,) of a right hand or None without `listed`.
 
         `listed` is that probability, NaN where the network predicts it. Images that it lists as left are mirrored
         already. Left hands that the network finds are mirrored here, in `images` and in the features.
