@@ -171,7 +171,9 @@ def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str
 
     unlabelled = Crops.unlabelled(train)
     crops = Crops(*(torch.cat(parts) for parts in zip(unlabelled, drawn, strict=True)))
-    mean = distil(teacher, student, crops, MARGIN, out / "run", config, show)
+    mean = distil(
+        teacher, student, crops, MARGIN, out / ("run-8bit" if config.eight_bit else "run"), config, show
+    )
     print(f"after: {describe(mean)}")
     path = out / MODEL_FILE
     write_whole(str(path), landmarker_bytes(mean, config.crop_px))
@@ -199,9 +201,13 @@ def main() -> None:
     parser.add_argument("--crop-px", type=int, default=160)
     parser.add_argument("--steps", type=int, default=DistilConfig.steps)
     parser.add_argument("--learning-rate", type=float, default=DistilConfig.learning_rate)
+    parser.add_argument("--eight-bit", action="store_true", help="keep weights on a grid of eight bits")
     arguments = parser.parse_args()
     config = DistilConfig(
-        crop_px=arguments.crop_px, steps=arguments.steps, learning_rate=arguments.learning_rate
+        crop_px=arguments.crop_px,
+        steps=arguments.steps,
+        learning_rate=arguments.learning_rate,
+        eight_bit=arguments.eight_bit,
     )
     taught(arguments.out, arguments.photos, arguments.model, config, arguments.start)
 

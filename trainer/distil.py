@@ -19,9 +19,11 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from annotator.coordinates import plane_of, resample
 from annotator.model.landmarker import JOINTS, Landmarker, LandmarkHand
+from annotator.model.quantised import on_grid, quantised_convolutions
 from annotator.storage.files import write_whole
 from trainer.config import AugmentConfig
 from trainer.keyed import Draws, keys
@@ -58,6 +60,7 @@ class DistilConfig:
     zoom: float = 1.25
     shift: float = 0.12
     seed: int = 0
+    eight_bit: bool = False  # keep weights on the grid of `annotator/model/quantised.py`
 
 
 class Crops(NamedTuple):
@@ -148,6 +151,8 @@ def distil(
         on_step: is called after each step with its number and mean loss.
     """
     teacher, student = teacher.eval(), student.eval()
+    if config.eight_bit:
+        student = _gridded(student)
     mean = copy.deepcopy(student)
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0.0)
     start = _resume(out / STATE_FILE, student, mean, optimizer)
@@ -169,8 +174,33 @@ def distil(
         on_step(step + 1, float(loss.detach()))
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             _save(out / STATE_FILE, step + 1, student, mean, optimizer)
-            write_whole(str(out / MODEL_FILE), safetensors.torch.save(mean.state_dict()))
-    return mean.eval()
+            result = _ungridded(mean) if config.eight_bit else mean
+            write_whole(str(out / MODEL_FILE), safetensors.torch.save(result.state_dict()))
+    return (_ungridded(mean) if config.eight_bit else mean).eval()
+
+
+class _Grid(nn.Module):
+    """Round weights in each forward pass."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return on_grid(weight)
+
+
+def _gridded(landmarker: Landmarker) -> Landmarker:
+    """Return the network with folded batch norms, and weights that are rounded to the grid at each use."""
+    folded = copy.deepcopy(landmarker)
+    folded.backbone.fold_normalisation()
+    for convolution in quantised_convolutions(folded.backbone).values():
+        parametrize.register_parametrization(convolution, "weight", _Grid())
+    return folded.requires_grad_(True)
+
+
+def _ungridded(folded: Landmarker) -> Landmarker:
+    """Return the same network as a plain one, whose weights are on the grid."""
+    plain = Landmarker()
+    plain.backbone.take_folded(folded.backbone)
+    plain.heads.load_state_dict(folded.heads.state_dict())
+    return plain
 
 
 def _rate(step: int, config: DistilConfig) -> float:

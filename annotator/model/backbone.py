@@ -9,7 +9,7 @@ torch alone takes 2.0 s and this file 0.2 s more). They are two files of 858 lin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -113,14 +113,24 @@ class Backbone(nn.Module):
         Layers are matched by timm's names: `bn2` follows the second convolution of a block, and so on.
         """
         for block in self.modules():
-            convolutions = [name for name, child in block.named_children() if isinstance(child, nn.Conv2d)]
-            norms = [name for name, child in block.named_children() if isinstance(child, nn.BatchNorm2d)]
-            if isinstance(block, nn.Sequential):  # ResNet's downsampling: a convolution, a norm
-                convolutions, norms = (["0"], ["1"]) if norms else ([], [])
-            for conv, norm in zip(convolutions, norms, strict=bool(norms)):
+            for conv, norm in _normalised(block):
                 folded = fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm))
                 setattr(block, conv, folded.to(memory_format=torch.channels_last))
                 setattr(block, norm, nn.Identity())
+
+    @torch.no_grad()
+    def take_folded(self, folded: Backbone) -> None:
+        """Take the weights of the same backbone with folded batch norms; the own norms then only add the biases."""
+        for name, block in self.named_modules():
+            for conv, norm in _normalised(block):
+                taken = folded.get_submodule(f"{name}.{conv}".lstrip("."))
+                assert isinstance(taken, nn.Conv2d) and taken.bias is not None
+                getattr(block, conv).weight.copy_(taken.weight)
+                own = getattr(block, norm)
+                own.running_mean.zero_()
+                own.running_var.fill_(1 - own.eps)
+                own.weight.fill_(1)
+                own.bias.copy_(taken.bias)
 
     @torch.no_grad()
     def measure_normalisation(self, images: Tensor) -> None:
@@ -158,6 +168,15 @@ class Backbone(nn.Module):
             norm.weight.copy_(slope * (var + norm.eps).sqrt())
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(var)
+
+
+def _normalised(block: nn.Module) -> list[tuple[str, str]]:
+    """Return the names of a module's own convolutions that a batch norm follows, each with that of the norm."""
+    convolutions = [name for name, child in block.named_children() if isinstance(child, nn.Conv2d)]
+    norms = [name for name, child in block.named_children() if isinstance(child, nn.BatchNorm2d)]
+    if isinstance(block, nn.Sequential):  # ResNet's downsampling: a convolution, a norm
+        return [("0", "1")] if norms else []
+    return list(zip(convolutions, norms, strict=True)) if norms else []
 
 
 class Bottleneck(nn.Module):
@@ -231,15 +250,25 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
-        k, s = self.kernel_size[0], self.stride[0]
-        down, across = (max((math.ceil(n / s) - 1) * s + k - n, 0) for n in x.shape[-2:])
+        (top, left), (bottom, right) = same_padding(self, x.shape[-2:])
+        down, across = top + bottom, left + right
         if down % 2 and across % 2 and x.device.type == "cpu" and not torch.is_grad_enabled():
             # A row and a column of zeros before the kernel replace one more pixel after the image. This avoids a copy
             # of the image, a twelfth of a prediction's time. The backward pass would be slower.
             wider = F.pad(self.weight, (1, 0, 1, 0))
             padding = ((down + 1) // 2, (across + 1) // 2)
             return F.conv2d(x, wider, self.bias, self.stride, padding, groups=self.groups)
-        return super().forward(F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2)))
+        return super().forward(F.pad(x, (left, right, top, bottom)))
+
+
+def same_padding(convolution: nn.Conv2d, size_px: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return how many zeros a convolution adds before and after a map of this height and width: [y, x] each."""
+    if not isinstance(convolution, SameConv2d):
+        assert not isinstance(convolution.padding, str)
+        return list(convolution.padding), list(convolution.padding)
+    k, s = convolution.kernel_size[0], convolution.stride[0]
+    total = [max((math.ceil(n / s) - 1) * s + k - n, 0) for n in size_px]
+    return [n // 2 for n in total], [n - n // 2 for n in total]
 
 
 Activation = Callable[[Tensor], Tensor]

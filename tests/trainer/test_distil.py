@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from annotator.model.landmarker import Landmarker, LandmarkHand
+from annotator.model.quantised import quantised_convolutions
 from trainer.distil import MODEL_FILE, TOLERANCE, Crops, DistilConfig, distance, distil, view
 from trainer.keyed import keys
 
@@ -113,3 +115,27 @@ def test_the_student_comes_closer_to_its_teacher(tmp_path):
     )
     distil(landmarker(0), landmarker(1), crops(2), 1.5, tmp_path, config, lambda _, loss: losses.append(loss))
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_a_run_for_eight_bits_ends_with_weights_that_eight_bits_hold(tmp_path):
+    config = DistilConfig(
+        crop_px=64, batch_size=2, steps=2, warmup_steps=1, learning_rate=1e-8, eight_bit=True
+    )
+    start = landmarker(1)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():  # like a trained network, its batch norms have statistics of their own
+        start.backbone.measure_normalisation(images)
+    result = distil(landmarker(0), start, crops(), 1.5, tmp_path, config)
+    folded = copy.deepcopy(result)
+    folded.backbone.fold_normalisation()
+    torch.testing.assert_close(folded(images).image, result(images).image, rtol=1e-3, atol=1e-4)
+    convolutions = quantised_convolutions(folded.backbone)
+    assert len(convolutions) == 41
+    for convolution in convolutions.values():
+        weight = convolution.weight.detach().flatten(1)
+        levels = 127 * weight / weight.abs().amax(1, keepdim=True)
+        torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
+    # It is still the network that started, to within rounding.
+    with torch.no_grad():
+        moved, size = (result(images).image - start(images).image).std(), start(images).image.std()
+    assert 0 < float(moved / size) < 0.2
