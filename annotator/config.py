@@ -84,6 +84,7 @@ class NetworkConfig:
     read_outs: bool = False
     # With read-outs: solver steps from prior-net's hand to the landmarks, see model/refinement.py.
     refine_steps: int = 0
+    joint_visibility: bool = False  # predict whether each joint is visible, see model/visibility.py
     amvur: AmvurConfig = field(default_factory=AmvurConfig)
     camera: CameraConfig = field(default_factory=CameraConfig)
     texture: TextureConfig = field(default_factory=TextureConfig)
@@ -93,6 +94,8 @@ class NetworkConfig:
         _at_least("crop_px", self.crop_px, 32)
         if self.landmarks and self.read_outs:
             raise UserError("landmarks and read_outs both predict joint positions: set one of them to false")
+        if self.joint_visibility and not (self.landmarks or self.read_outs):
+            raise UserError("joint_visibility looks at landmarks: set read_outs or landmarks to true")
         _at_least("refine_steps", self.refine_steps, 0)
         if self.refine_steps and (not self.read_outs or self.variant == "amvur"):
             raise UserError("refine_steps needs read_outs: true and a variant with prior-net")

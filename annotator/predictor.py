@@ -294,7 +294,17 @@ def _label_columns(
     rgb = None if prediction.rgb is None else _numpy((prediction.rgb * 255).round())
     if rgb is not None and np.isfinite(rgb).all():  # a byte has no NaN
         rgb = rgb.astype(np.uint8)
-    return label_columns(hands, crops) | {"detection_score": _numpy(prediction.is_hand), "vertex_rgb": rgb}
+    columns = label_columns(hands, crops) | _visibility(prediction)
+    return columns | {"detection_score": _numpy(prediction.is_hand), "vertex_rgb": rgb}
+
+
+def _visibility(prediction: Prediction) -> dict[str, Any]:
+    """Return the columns of visible joints; null from a network that does not predict them."""
+    if prediction.joint_visible_logit is None:
+        return dict.fromkeys(("joint_visible", "joint_visible_score", "hidden_joints"))
+    score = _numpy(prediction.joint_visible_logit.sigmoid())
+    visible = score >= 0.5
+    return {"joint_visible": visible, "joint_visible_score": score, "hidden_joints": (~visible).sum(1)}
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

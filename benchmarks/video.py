@@ -88,8 +88,7 @@ def _sequence(
     """Draw, label and track one sequence; return it and the seconds that tracking took."""
     drawn = source.sequence(number, frames)
     right = torch.full((frames,), drawn.is_right)
-    hidden = torch.zeros(frames, hand.vertex_count, dtype=torch.bool)
-    truth = true_columns(drawn.photos, hidden, right, SIZE_PX)
+    truth = true_columns(drawn.photos, source.hands, right, SIZE_PX)
     images = drawn.photos.image if drawn.is_right else drawn.photos.image.flip(-1)
     boxes = truth["box_xyxy"]
     side_px = (boxes[:, 2:] - boxes[:, :2]).max(1, keepdims=True)

@@ -87,7 +87,7 @@ def move(
 
     Point q of the crop is point `zoom * T q + shift` of the image, where T rotates by `angle`. 2D joints move with the
     pixels. 3D follows the crop's axes: shift moves the ray, T rotates about the ray, zoom has no effect. 3D std stays,
-    because shift rotates by a few degrees only.
+    because shift rotates by a few degrees only. The visibility of joints outside the crop is unknown.
     """
     upright = torch.zeros_like(angle, dtype=torch.bool)  # none is mirrored
     both = torch.cat([images, batch.hand_mask.float() / 255], 1)
@@ -107,6 +107,7 @@ def move(
         vertices_mm=batch.vertices_mm @ back,
         guess3d_mm=batch.guess3d_mm @ back,
         hand_mask=(mask * 255).round().byte(),
+        has_joint_visible=batch.has_joint_visible & batch.has_joints2d & (joints2d.abs() <= 1).all(-1),
         ray=(ray[:, None] @ turn)[:, 0],
         half_side_tan=batch.half_side_tan * zoom,
     )
@@ -149,16 +150,22 @@ def _erase(images: Tensor, batch: Batch, draws: Draws, config: AugmentConfig) ->
     grainy = draws.normal(1, 8, 8) * draws.uniform(1, 1, 1, high=0.2)
     erased = draws.chance(config.erase)
     at = (torch.arange(size, device=images.device) * 2 + 1) / size - 1
-    x = at[None, None, :] - centre[:, 0, None, None]
-    y = at[None, :, None] - centre[:, 1, None, None]
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    inside = ((x * cos + y * sin).abs() < half[:, 0, None, None]) & (
-        (y * cos - x * sin).abs() < half[:, 1, None, None]
-    )
-    inside = (inside & erased[:, None, None])[:, None]
+
+    def erases(x: Tensor, y: Tensor) -> Tensor:
+        x, y = x - centre[:, 0, None, None], y - centre[:, 1, None, None]
+        return (
+            ((x * cos + y * sin).abs() < half[:, 0, None, None])
+            & ((y * cos - x * sin).abs() < half[:, 1, None, None])
+            & erased[:, None, None]
+        )
+
+    inside = erases(at[None, None, :], at[None, :, None])[:, None]
     patch = colour + F.interpolate(grainy, size=size, mode="bilinear")
     if not bool(erased.any()):
         return images, batch
     images = torch.where(inside, patch.expand(count, 3, size, size), images)
     mask = torch.where(inside, torch.zeros_like(batch.hand_mask), batch.hand_mask)
-    return images, replace(batch, hand_mask=mask)  # the patch hides the hand's colour
+    hidden = erases(batch.joints2d[:, None, :, 0], batch.joints2d[:, None, :, 1])[:, 0]
+    # The patch hides the hand's colour, and joints.
+    return images, replace(batch, hand_mask=mask, joint_visible=batch.joint_visible & ~hidden)

@@ -35,6 +35,8 @@ class Batch:
     # (B, 1, S, S) uint8, 255 where the hand is visible and not covered; all 255 where unknown.
     hand_mask: Tensor
     has_hand_mask: Tensor  # (B,) bool
+    joint_visible: Tensor  # (B, 21) bool
+    has_joint_visible: Tensor  # (B, 21) bool
     ray: Tensor  # (B, 2) x / z and y / z of the ray through the crop's centre; 0 where the camera is unknown
     half_side_tan: Tensor  # (B,) half the crop's side over the focal length; 0 where the camera is unknown
 
@@ -77,6 +79,8 @@ class Batch:
             has_guess3d=torch.zeros(count, dtype=torch.bool),
             hand_mask=torch.full((count, 1, size_px, size_px), 255, dtype=torch.uint8),
             has_hand_mask=torch.zeros(count, dtype=torch.bool),
+            joint_visible=torch.zeros(count, 21, dtype=torch.bool),
+            has_joint_visible=torch.zeros(count, 21, dtype=torch.bool),
             ray=torch.zeros(count, 2),
             half_side_tan=torch.zeros(count),
         )

@@ -61,6 +61,7 @@ class LossConfig:
     pose: float = 0.0  # prior-net's pose, a standard normal prior, where 3D is hidden; not in the paper
     shape: float = 0.1  # prior-net's betas, a standard normal prior
     side: float = 1.0  # cross-entropy of left against right
+    joint_visible: float = 1.0  # cross-entropy of visible against hidden joints, if the network predicts them
     presence: float = 0.0  # cross-entropy of hand against no hand, for data with empty squares
     # Errors that std learns in (3) and (5): with aligned wrists, or after Procrustes.
     std: Literal["wrist", "aligned"] = "wrist"

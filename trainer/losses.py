@@ -38,6 +38,7 @@ import numpy as np
 import roma
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from annotator.hand import HandModel, anatomy
 from annotator.hand.model import FREIHAND_FROM_MANO
@@ -231,6 +232,11 @@ def read_out_loss(points: Tensor, target: Tensor, std: Tensor) -> Tensor:
     """
     squared = ((points - target) / LANDMARK_SCALE).square().sum(-1)
     return ((1 + squared).sqrt() - 1) / (1 + (std / PRIOR_STD).square())
+
+
+def visibility_loss(logit: Tensor, visible: Tensor) -> Tensor:
+    """Return the cross-entropy (B, 21) of logits against visible joints (B, 21) bool. Not in the paper."""
+    return softplus(torch.where(visible, -logit, logit))
 
 
 def texture_loss(image: Tensor, rendered: Tensor, mask: Tensor) -> Tensor:

@@ -96,6 +96,7 @@ class Objective(nn.Module):
             "side_left": config.side / 2,
             "presence_hand": config.presence / 2,
             "presence_none": config.presence / 2,
+            "joint_visible": config.joint_visible,
         }
 
     def terms(self, prediction: Prediction, batch: Batch, images: Tensor) -> dict[str, Term]:
@@ -169,6 +170,11 @@ class Objective(nn.Module):
             terms["landmarks_depth"] = _term(
                 losses.read_out_loss(image[..., 2:], depth[..., None], depth_std),
                 has_camera[:, None].expand_as(depth),
+            )
+        if prediction.joint_visible_logit is not None:
+            terms["joint_visible"] = _term(
+                losses.visibility_loss(prediction.joint_visible_logit, batch.joint_visible),
+                batch.has_joint_visible,
             )
         if prediction.rgb is not None:
             terms["texture"] = self._texture(prediction, batch, images, draws)

@@ -173,12 +173,19 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
             train_inverse_kinematics(network.prior_net, hand, config.inverse_kinematics, config.seed)
     elif config.start_from:
         checkpoint = load_checkpoint(config.start_from, config.hand)
-        if _without_sizes(checkpoint.info.network) != _without_sizes(config.network):
+        held = checkpoint.info.network
+        adds_visibility = config.network.joint_visibility and not held.joint_visibility
+        if adds_visibility:
+            held = replace(held, joint_visibility=True)
+        if _without_sizes(held) != _without_sizes(config.network):
             raise UserError(
                 f"start_from '{config.start_from}' holds a different network: "
                 "set `network` to the configuration it was trained with"
             )
-        network.load_state_dict(checkpoint.network.last_look.state_dict())
+        tensors = checkpoint.network.last_look.state_dict()
+        if adds_visibility and network.visibility is not None:  # that head alone starts untrained
+            tensors = {**tensors, **network.visibility.state_dict(prefix="visibility.")}
+        network.load_state_dict(tensors)
     elif config.network.imagenet:
         try:
             load_pretrained(network.backbone, config.network.backbone)
@@ -341,7 +348,12 @@ def _set_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) 
 
 
 def _clip(network: Network, limit: float) -> Tensor:
-    return nn.utils.clip_grad_norm_(network.parameters(), limit or math.inf)
+    """Limit the norm of all gradients and return it; the head of visibility, apart from all else, has its own limit."""
+    head = [] if network.visibility is None else list(network.visibility.parameters())
+    of_head = set(map(id, head))
+    rest = [parameter for parameter in network.parameters() if id(parameter) not in of_head]
+    nn.utils.clip_grad_norm_(head, limit or math.inf)
+    return nn.utils.clip_grad_norm_(rest, limit or math.inf)
 
 
 class _Clock:

@@ -22,6 +22,7 @@ from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_ha
 from annotator.model.read_out import ReadOut
 from annotator.model.refinement import Refinement
 from annotator.model.texture import GlobalTexture, OcclusionAwareTexture
+from annotator.model.visibility import JointVisibility
 from annotator.render import nearest_faces, visible_vertices
 
 
@@ -43,6 +44,7 @@ class Prediction:
     is_hand: Tensor  # (B,) probability that the crop shows a hand at all
     landmarks: Tensor | None = None  # (B, 21, H, W), log of each cell's share of a joint
     landmark_hand: LandmarkHand | None = None  # with `read_outs`
+    joint_visible_logit: Tensor | None = None  # (B, 21), with `joint_visibility`
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Features:
     g: Tensor  # (B, feature_dim), features at landmarks included
     X: Tensor  # (B, shallow_dim, H/2, W/2)
     maps: Tensor | None  # (B, 21, H, W), `Prediction.landmarks`
-    pyramid: tuple[Tensor, ...] = ()  # maps of strides 8, 16, 32, where AMVUR samples them
+    pyramid: tuple[Tensor, ...] = ()  # maps of strides 8, 16, 32, where a head samples them
     joints2d: Tensor | None = None  # (B, 21, 2) landmarks, read out or the means of their maps
     landmark_hand: LandmarkHand | None = None  # with `read_outs`
 
@@ -117,6 +119,10 @@ class Network(nn.Module):
             self.texture = OcclusionAwareTexture(feature_dim, self.backbone.shallow_dim, hand, config.texture)
         elif config.texture.kind == "global":
             self.texture = GlobalTexture(feature_dim, hand)
+        # Last, so that it does not change the random start of the other parts.
+        self.visibility: JointVisibility | None = None
+        if config.joint_visibility:
+            self.visibility = JointVisibility(feature_dim, hand, self.backbone.pyramid_dims)
         self.register_buffer("faces", torch.as_tensor(hand.faces).long(), persistent=False)
         self.register_buffer("R", torch.as_tensor(hand.joint_regressor), persistent=False)
 
@@ -152,7 +158,8 @@ class Network(nn.Module):
                 hand = self.heads(g)
                 joints2d = hand.image[..., :2]
                 g = torch.cat([g, hand.numbers()], -1)
-            return Features(g, X, maps, pyramid if self.config.amvur.aligned else (), joints2d, hand)
+            sampled = self.config.amvur.aligned or self.visibility is not None
+            return Features(g, X, maps, pyramid if sampled else (), joints2d, hand)
 
     def is_right(self, features: Features) -> Tensor:
         """Return the probability (B,) that each crop shows a right hand."""
@@ -178,6 +185,11 @@ class Network(nn.Module):
         prior_camera: Camera | None = None
         start_camera: Camera | None = None
         fitted: tuple[Tensor, Tensor] | None = None
+        size_px = images.shape[-2], images.shape[-1]
+        feature_maps = [
+            FeatureMap(level, partial(self.backbone.in_map, size_px=size_px, stride=stride))
+            for level, stride in zip(features.pyramid, (8, 16, 32), strict=bool(features.pyramid))
+        ]
         if variant != "amvur":
             hand = features.landmark_hand
             pose = self.prior_net.pose(g, None if hand is None else hand.normalised())
@@ -202,12 +214,7 @@ class Network(nn.Module):
                 prior_mm = start.vertices_mm
                 if self.config.amvur.aligned:
                     prior_points = start_camera.project(prior_mm)[..., :2]
-            size_px = images.shape[-2], images.shape[-1]
-            maps = [
-                FeatureMap(level, partial(self.backbone.in_map, size_px=size_px, stride=stride))
-                for level, stride in zip(features.pyramid, (8, 16, 32), strict=bool(features.pyramid))
-            ]
-            vertices = self.amvur(g, prior_mm, prior_points, maps, features.joints2d)
+            vertices = self.amvur(g, prior_mm, prior_points, feature_maps, features.joints2d)
             joints3d = joints_from_vertices(vertices, self.R, self.config.amvur.joint_variance)
             if prior is None:
                 fitted = _camera_at_landmarks(joints3d.mean_mm, features)
@@ -234,7 +241,13 @@ class Network(nn.Module):
             is_hand=self.is_hand(features),
             landmarks=features.maps,
             landmark_hand=features.landmark_hand,
+            joint_visible_logit=self._joint_visible(features, feature_maps),
         )
+
+    def _joint_visible(self, features: Features, maps: list[FeatureMap]) -> Tensor | None:
+        if self.visibility is None or features.joints2d is None:
+            return None
+        return self.visibility(features.g, features.joints2d, maps)
 
     def _colour(
         self, images: Tensor, X: Tensor, g: Tensor, points: Tensor, visible: Tensor, face_ids: Tensor

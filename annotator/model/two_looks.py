@@ -267,7 +267,7 @@ def without_hands(network: Network) -> Network:
     """Return a copy for the first look: without texture and, if it has landmarks, without the layers for hands."""
     first = copy.deepcopy(network)
     first.config = first_look_config(network.config)
-    first.texture = None
+    first.texture = first.visibility = None
     if first.landmarks is not None:
         for name in ("prior_net", "prior_camera", "amvur", "camera"):
             if hasattr(first, name):
@@ -277,7 +277,7 @@ def without_hands(network: Network) -> Network:
 
 def first_look_config(config: NetworkConfig) -> NetworkConfig:
     """Return the configuration of `without_hands`."""
-    return replace(config, texture=replace(config.texture, kind="none"))
+    return replace(config, texture=replace(config.texture, kind="none"), joint_visibility=False)
 
 
 def _carried(prediction: Prediction, square: Square) -> Prediction:

@@ -16,7 +16,10 @@ from annotator.track.motion import Motion
 Floats = NDArray[np.floating]
 
 #: Columns whose values of a filled frame, or of one of the other side, are the nearest labelled frame's.
-NEAREST = ("vertex_rgb", "vertex_visible", "visible_fraction")
+NEAREST = (
+    *("vertex_rgb", "vertex_visible", "visible_fraction"),
+    *("joint_visible", "joint_visible_score", "hidden_joints"),
+)
 
 _VECTORS = (
     *("box_xyxy", "crop_xyxy", "joints3d_mm", "joints3d_std_mm", "joints2d_px", "joints2d_std_px"),
@@ -32,7 +35,11 @@ def hand_columns(table: pa.Table) -> dict[str, Any]:
     """Return the columns `OF_HANDS` of a table of hands: arrays (n, ...), None where one is null, the camera's a
     mapping.
     """
-    columns: dict[str, Any] = {name: _array(table[name]) for name in OF_HANDS if name != "camera"}
+    columns: dict[str, Any] = {
+        name: _array(table[name]) if name in table.column_names else None  # older labels lack the newest
+        for name in OF_HANDS
+        if name != "camera"
+    }
     camera = table["camera"].combine_chunks()
     columns["camera"] = {
         field.name: camera.field(k).to_pylist() if pa.types.is_string(field.type) else _array(camera.field(k))

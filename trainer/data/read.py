@@ -33,7 +33,7 @@ from trainer.data.examples import NO_HAND
 COLUMNS = (
     *("image", "status", "hand_mask", "width", "height", "box_xyxy", "box_source", "is_right"),
     *("joints2d_px", "joints2d_std_px", "joints3d_mm", "joints3d_std_mm", "guess3d_mm"),
-    *("vertices_mm", "vertices_std_mm", "camera"),
+    *("vertices_mm", "vertices_std_mm", "joint_visible", "joint_visible_score", "camera"),
 )
 
 #: More columns, for evaluation and submission.
@@ -129,6 +129,10 @@ def read_example(
                 # A label without a finite std does not count.
                 getattr(batch, has)[0] = bool(np.isfinite(std).all())
                 getattr(batch, f"{name}_std_mm")[0] = torch.from_numpy(np.nan_to_num(std, posinf=0))
+    visible, score = (rows.scalar(name, row) for name in ("joint_visible", "joint_visible_score"))
+    if visible is not None and score is None:  # a score marks a prediction
+        batch.joint_visible[0] = torch.tensor(visible)
+        batch.has_joint_visible[:] = True
     if (mask := rows.scalar("hand_mask", row)) is not None and "hand_mask" in targets:
         seen = np.asarray(Image.open(io.BytesIO(mask)).convert("RGB"))
         seen = seen if seen.shape[:2] == (height, width) else np.zeros_like(seen)

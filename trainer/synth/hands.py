@@ -17,6 +17,7 @@ from trainer.synth import camera, flat
 from trainer.synth.background import backgrounds
 from trainer.synth.colour import lab_to_linear, stored
 from trainer.synth.figure import Figure
+from trainer.synth.joints_seen import JointsSeen
 from trainer.synth.light import Light, contact_shadow, reached
 from trainer.synth.paint import Cloth, painted
 from trainer.synth.patterns import patterns
@@ -58,6 +59,7 @@ class SyntheticHands:
         self.scenes = Scenes(hand, self.figure, seed, self.device)
         self.skin_map = skin_map(hand).to(self.device)
         self.vertex_texel = _texel_of_vertices(self.figure.faces, hand.vertex_count)
+        self.joints_seen = JointsSeen(hand, self.device)
         self.patterns = patterns(seed, self.device)
         self.noise = camera.noise_bank(seed, self.device)
 
@@ -91,6 +93,8 @@ class SyntheticHands:
             has_guess3d=torch.zeros_like(has_hand),
             hand_mask=photos.hand_mask,
             has_hand_mask=known(),
+            joint_visible=self.visible_joints(photos, self.visible_vertices(photos)) & there[..., 0],
+            has_joint_visible=known(21),
             ray=scene.ray,
             half_side_tan=1 / scene.focal,
         )
@@ -140,6 +144,11 @@ class SyntheticHands:
             photos.covered, at, mode="nearest", padding_mode="border", align_corners=False
         )
         return seen & (covered[:, 0, 0] < 0.5)
+
+    def visible_joints(self, photos: Photos, visible_vertices: Tensor) -> Tensor:
+        """Return (B, 21) bool: the visible joints, given the visible vertices (B, V)."""
+        scene = photos.scene
+        return self.joints_seen.visible(scene.vertices_mm, scene.cam_t_mm, visible_vertices)
 
     def drawn(self, scene: Scene, look: SkinLook, light: Light, draws: Draws) -> tuple[Tensor, Samples]:
         """Return lit figures, linear RGB (B, 3, S, S), zero elsewhere, and the visible samples."""

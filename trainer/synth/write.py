@@ -123,7 +123,7 @@ def _photos(hand: HandModel, count: int, seed: int, size_px: int) -> Iterator[_D
         is_right = Draws(keys(seed, _SIDE, index)).chance(0.5)
         both = torch.cat([photos.image, photos.hand_mask], 1)
         both = torch.where(is_right[:, None, None, None], both, both.flip(-1))
-        columns = true_columns(photos, hands.visible_vertices(photos), is_right, size_px)
+        columns = true_columns(photos, hands, is_right, size_px)
         pixels, masks = both[:, :3].permute(0, 2, 3, 1).numpy(), both[:, 3].numpy()
         return [
             (pixels[i], masks[i], {k: _row(v, i) for k, v in columns.items()})
@@ -156,9 +156,11 @@ def _row(values: Any, i: int) -> Any:
     return None if values is None else values[i : i + 1]
 
 
-def true_columns(photos: Photos, seen: Tensor, is_right: Tensor, size_px: int) -> dict[str, Any]:
-    """Return the true label columns of B hands."""
+def true_columns(photos: Photos, hands: SyntheticHands, is_right: Tensor, size_px: int) -> dict[str, Any]:
+    """Return the true label columns of B hands that `hands` drew."""
     scene, count = photos.scene, len(photos.scene)
+    seen = hands.visible_vertices(photos)
+    joint_visible = hands.visible_joints(photos, seen).numpy()
     half = size_px / 2
     mirror = torch.where(is_right, 1.0, -1.0)[:, None, None] * torch.tensor([1.0, 0, 0]) + torch.tensor(
         [0.0, 1, 1]
@@ -194,6 +196,8 @@ def true_columns(photos: Photos, seen: Tensor, is_right: Tensor, size_px: int) -
         "vertex_rgb": photos.vertex_rgb.numpy(),
         "vertex_visible": seen.numpy(),
         "visible_fraction": seen.float().mean(1).numpy(),
+        "joint_visible": joint_visible,
+        "hidden_joints": (~joint_visible).sum(1),
         "joint_std_mm": None,
         "max_joint_std_mm": None,
         "vertex_std_mm": None,

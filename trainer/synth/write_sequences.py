@@ -81,7 +81,7 @@ def _written(out: Path, source: Sequences, number: int, names: list[str], schema
     drawn = source.sequence(number, len(names))
     photos, size_px = drawn.photos, source.hands.size_px
     is_right = torch.full((len(names),), drawn.is_right)
-    columns = true_columns(photos, source.hands.visible_vertices(photos), is_right, size_px)
+    columns = true_columns(photos, source.hands, is_right, size_px)
     images, masks = photos.image, photos.hand_mask
     if not drawn.is_right:
         images, masks = images.flip(-1), masks.flip(-1)
