@@ -16,7 +16,7 @@ from annotator.hand.model import HandModel
 from annotator.model.attention import FeatureMap, Tokens, zero_start
 
 #: Width of the token of a joint.
-WIDTH = 32
+WIDTH = 64
 
 
 class JointVisibility(nn.Module):

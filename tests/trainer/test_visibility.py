@@ -66,7 +66,7 @@ def test_joints_beyond_the_photo_or_below_an_occluder_are_hidden(hands: Syntheti
     far_below = F.max_pool2d(1 - photos.covered, 5, stride=1, padding=2) < 0.01  # covered all around
     at = batch.joints2d[:, None]
     buried = F.grid_sample(far_below.float(), at, mode="nearest", align_corners=False)[:, 0, 0] > 0
-    assert buried.sum() > 20
+    assert buried.sum() > 10
     assert batch.joint_visible[buried].float().mean() < 0.05
 
 
