@@ -39,7 +39,7 @@ _SCALARS = (
 
 def columns(labels: Labels) -> list[str]:
     """Return the names of the columns to read."""
-    return labels.there(*_SCALARS, "box_xyxy", "joints2d_px")
+    return labels.there(*_SCALARS, "box_xyxy", "joints2d_px", "joint_visible")
 
 
 def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
@@ -53,13 +53,13 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
         for table in batches:
             scalars = table.select(labels.there(*_SCALARS)).to_pylist()
             boxes, joints = array_of(table["box_xyxy"]), array_of(table["joints2d_px"])
-            for row, box, points in zip(scalars, boxes, joints, strict=True):
+            for row, box, points, visible in zip(scalars, boxes, joints, _visible(table), strict=True):
                 image, is_new = images.of(row)
                 if is_new:
                     _append(file, image, images.count == 1)
-                _append(
-                    hands, _annotation(row, box, points, image["id"], exported.hands + 1), not exported.hands
-                )
+                flags = _flags(points, row["width"], row["height"], visible)
+                annotation = _annotation(row, box, points, flags, image["id"], exported.hands + 1)
+                _append(hands, annotation, not exported.hands)
                 exported.hands += 1
         file.write(b'\n], "annotations": [')
         hands.seek(0)
@@ -118,10 +118,14 @@ def stable_number(text: str) -> int:
 
 
 def _annotation(
-    row: dict[str, Any], box: NDArray[np.floating], points: NDArray[np.floating], image: int, number: int
+    row: dict[str, Any],
+    box: NDArray[np.floating],
+    points: NDArray[np.floating],
+    flags: NDArray[np.int64],
+    image: int,
+    number: int,
 ) -> dict[str, Any]:
     x0, y0, x1, y1 = _box_of(row, box, points)
-    flags = _flags(points, row["width"], row["height"])
     known = np.where(flags[:, None] > 0, points, 0).astype(float)
     annotation = {
         "id": number,
@@ -144,13 +148,20 @@ def _annotation(
     return annotation
 
 
-def _flags(points: NDArray[np.floating], width: int, height: int) -> NDArray[np.int64]:
-    """Return COCO's v: 2 for a joint in the photo, 1 beyond its edge, 0 if it is not finite.
+def _visible(table: pa.Table) -> NDArray[np.bool_]:
+    """Return the visible joints (n, 21); all of a hand's where its labels do not tell."""
+    if "joint_visible" not in table.column_names:
+        return np.ones((len(table), len(JOINT_NAMES)), bool)
+    unknown = table["joint_visible"].is_null().to_numpy()
+    return np.asarray(array_of(table["joint_visible"]) | unknown[:, None], bool)
 
-    Occlusion is not recorded: a joint behind the hand or an object has v = 2.
-    """
+
+def _flags(
+    points: NDArray[np.floating], width: int, height: int, visible: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Return COCO's v: 2 for a visible joint, 1 for a hidden one or beyond the photo's edge, 0 if it is not finite."""
     inside = (points >= 0).all(1) & (points <= [width, height]).all(1)
-    return np.where(np.isfinite(points).all(1), np.where(inside, 2, 1), 0)
+    return np.where(np.isfinite(points).all(1), np.where(inside & visible, 2, 1), 0)
 
 
 def _box_of(row: dict[str, Any], box: NDArray[np.floating], points: NDArray[np.floating]) -> list[float]:

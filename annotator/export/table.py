@@ -41,6 +41,8 @@ _NAMES = {
     "joints3d_std_mm": _joints("std_mm", 3),
     "joints2d_px": _joints("px", 2),
     "joints2d_std_px": _joints("std_px", 2),
+    "joint_visible": [f"{joint}_visible" for joint in JOINT_NAMES],
+    "joint_visible_score": [f"{joint}_visible_score" for joint in JOINT_NAMES],
     "landmark_depth_px": [f"{joint}_depth_px" for joint in JOINT_NAMES],
     "pose": _numbered("pose", 48),
     "betas": _numbered("beta", 10),

@@ -38,6 +38,7 @@ Hand = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # its scalars, its arrays
 _ARRAYS = (
     *("box_xyxy", "crop_xyxy", "joints3d_mm", "joints3d_std_mm", "joints2d_px", "joints2d_std_px"),
     *("vertices_mm", "vertices_std_mm", "pose", "betas", "vertex_rgb", "vertex_visible"),
+    *("joint_visible", "joint_visible_score"),
     *SAMPLES_ROUNDING,
 )
 _OF_PHOTO = (*("image_id", "image_uri", "duplicate", "frame_index", "frame_time_s", "width", "height"),)

@@ -85,6 +85,7 @@ def hands_of(model: HandModel, right: list[bool], mano: bool = False) -> dict:
         "vertex_rgb": rng.integers(0, 256, vertices.shape, np.uint8),
         "vertex_visible": rng.random(vertices.shape[:2]) < 0.5,
         "visible_fraction": np.full(n, 0.5),
+        "joint_visible": rng.random((n, 21)) < 0.7,
         "joint_std_mm": np.linspace(3, 9, n),
         "max_joint_std_mm": np.linspace(6, 18, n),
         "vertex_std_mm": np.linspace(4, 8, n),
@@ -197,7 +198,7 @@ def test_coco_is_loaded_by_pycocotools_and_hands_match_themselves(scene, tmp_pat
         points = np.array(annotation["keypoints"]).reshape(21, 3)
         np.testing.assert_array_equal(points[:, :2], row["joints2d_px"])
         inside = ((points[:, :2] >= 0) & (points[:, :2] <= [row["width"], row["height"]])).all(1)
-        np.testing.assert_array_equal(points[:, 2], np.where(inside, 2, 1))
+        np.testing.assert_array_equal(points[:, 2], np.where(inside & row["joint_visible"], 2, 1))
         assert annotation["is_right"] == row["is_right"] and annotation["score"] == row["detection_score"]
         x, y, w, h = annotation["bbox"]
         assert annotation["area"] == pytest.approx(w * h) and w > 0 < h
