@@ -98,6 +98,17 @@ def auc_of_pck(errors_mm: Floats) -> float:
     return float(_trapezoid(pck(errors_mm)) / _trapezoid(np.ones_like(PCK_THRESHOLDS_MM)))
 
 
+def auc_of_scores(scores: Floats, truth: NDArray[np.bool_]) -> float | None:
+    """Return the area under the ROC curve: the share of pairs, one true and one false, in which the true one has the
+    higher score (n,); equal scores count half. None if all or none are true.
+    """
+    false = np.sort(scores[~truth])
+    if not len(false) or not truth.any():
+        return None
+    below = [np.searchsorted(false, scores[truth], side) for side in ("left", "right")]
+    return float(np.mean(below) / len(false))
+
+
 def _trapezoid(heights: Floats) -> float:
     return float(((heights[1:] + heights[:-1]) / 2 * np.diff(PCK_THRESHOLDS_MM)).sum())
 

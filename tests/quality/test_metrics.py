@@ -9,6 +9,7 @@ import scipy.spatial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
+from scipy.stats import mannwhitneyu
 
 from annotator.quality import metrics
 
@@ -115,6 +116,15 @@ def test_f_score_is_that_of_a_nearest_neighbour_tree(seed, predicted_count, true
         precision, recall = (np.mean(each < threshold) for each in near)
         expected = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
         assert score == pytest.approx(expected)
+
+
+def test_area_of_scores_is_mann_whitneys_share_of_ordered_pairs():
+    rng = np.random.default_rng(3)
+    truth = rng.random(200) < 0.3
+    scores = np.round(rng.normal(truth, 1), 1)  # with ties
+    expected = mannwhitneyu(scores[truth], scores[~truth]).statistic / truth.sum() / (~truth).sum()
+    assert metrics.auc_of_scores(scores, truth) == pytest.approx(expected)
+    assert metrics.auc_of_scores(scores, np.ones(200, bool)) is None
 
 
 def test_f_score_by_hand():

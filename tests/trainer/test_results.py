@@ -216,6 +216,22 @@ def test_texture_is_compared_where_the_hand_is_visible():
     assert summary["presence"] == {"hands_taken_for_hands": 2 / 3, "nothing_taken_for_nothing": None}
 
 
+def test_visible_joints_count_where_their_truth_is_known():
+    batch, prediction = example(3)
+    assert summarise(measure(batch, prediction))["visibility"]["count"] == 0
+    found = Measured()
+    batch.joint_visible[:2, :5], batch.has_joint_visible[:2] = True, True
+    logit = torch.where(batch.joint_visible, 1.0, -1.0)
+    logit[0, 0] = -2  # one of the 10 visible joints looks more hidden than all 32 hidden ones
+    found.add(batch, replace(prediction, joint_visible_logit=logit))
+    assert summarise(found)["visibility"] == {
+        "count": 42,
+        "visible_share": pytest.approx(10 / 42),
+        "accuracy": pytest.approx(41 / 42),
+        "auc": pytest.approx(0.9),
+    }
+
+
 def test_distance_from_a_detector_s_joints_is_the_benchmarks_procrustes():
     batch, prediction = example(4)
     assert summarise(measure(batch, prediction))["guess3d"] == {"count": 0, "pa_mpjpe_mm": None}

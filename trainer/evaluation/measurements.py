@@ -54,6 +54,8 @@ _JOINT_COLUMNS = {
     "scale_aligned_joint_errors_mm": (21,),
     "joints2d_errors": (21, 2),
     "joints2d_stds": (21, 2),
+    "joint_visible": (21,),  # the truth, 0 or 1
+    "joint_visible_score": (21,),
 }
 
 # Wrist and middle finger.
@@ -145,6 +147,11 @@ class Measured:
         self._guess(batch, prediction, columns)
         self._vertices(batch, prediction, vertex_std_mm, columns)
         self._joints2d(batch, prediction, columns)
+        if prediction.joint_visible_logit is not None:
+            known = batch.has_joint_visible.cpu().numpy()
+            score = _numpy(prediction.joint_visible_logit.sigmoid())
+            columns["joint_visible"][:] = np.where(known, _numpy(batch.joint_visible), np.nan)
+            columns["joint_visible_score"][:] = np.where(known, score, np.nan)
         if rendered is not None and region is not None:
             shown, photo = (_numpy(images).transpose(0, 2, 3, 1) for images in (rendered, batch.image / 255))
             where = region.cpu().numpy().astype(bool)

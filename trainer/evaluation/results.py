@@ -85,6 +85,7 @@ def summarise(measured: Measured) -> dict[str, Any]:
             "hands_taken_for_hands": _share(measured["hand_probability"], yes=True),
             "nothing_taken_for_nothing": _share(measured["empty_hand_probability"], yes=False),
         },
+        "visibility": _visibility(measured["joint_visible"], measured["joint_visible_score"]),
         "expected_error": _expected(measured),
         "uncertainty": {
             name: _uncertainty(kinds[name]) if name in kinds else None for name in _UNCERTAINTIES
@@ -108,6 +109,18 @@ def _mean(values: Floats) -> float | None:
 def _share(probability: Floats, yes: bool) -> float | None:
     known = probability[~np.isnan(probability)]
     return float(((known >= 0.5) == yes).mean()) if len(known) else None
+
+
+def _visibility(truth: Floats, score: Floats) -> dict[str, float | None]:
+    """Return how well the score (n, 21) tells visible joints from hidden ones, over the joints of known truth."""
+    known = ~np.isnan(truth)
+    visible, score = truth[known] > 0.5, score[known]
+    return {
+        "count": len(visible),
+        "visible_share": _mean(visible.astype(np.float32)),
+        "accuracy": _mean((visible == (score >= 0.5)).astype(np.float32)),
+        "auc": metrics.auc_of_scores(score, visible),
+    }
 
 
 def _means(measured: Measured, *names: str) -> dict[str, float | None]:
@@ -248,6 +261,10 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             "squares without a hand, as no hand",
             _shown(summary["presence"]["nothing_taken_for_nothing"], "%"),
         ),
+        ("visible joints", "joints", str(summary["visibility"]["count"])),
+        ("", "of all", _shown(summary["visibility"]["visible_share"], "%")),
+        ("", "classified correctly", _shown(summary["visibility"]["accuracy"], "%")),
+        ("", "AUC of the score", _shown(summary["visibility"]["auc"])),
     ]
     for share, error in (summary["expected_error"] or {}).items():
         both = f"{_shown(error['expected_mm'], 'mm')}, actual {_shown(error['found_mm'], 'mm')}"
