@@ -34,8 +34,8 @@ from annotator.runtime.device import device_of
 #: Photos per forward pass on a CPU; larger batches are not faster.
 CPU_BATCH = 32
 
-#: Precision of the backbone. Vertices move by 0.06 mm on average in float16, by 0.4 mm in bfloat16.
-Precision = Literal["float32", "float16", "bfloat16"]
+#: Precision of the backbone. Vertices move by 0.06 mm on average in float16, by 0.4 mm in bfloat16. int8 is for CPUs.
+Precision = Literal["float32", "float16", "bfloat16", "int8"]
 
 #: Batch sizes to try on a GPU, and the minimum speed-up that justifies the next one's memory.
 _GPU_BATCHES, _MIN_SPEED_UP = (32, 64, 128, 256, 512, 1024), 1.05
@@ -57,7 +57,26 @@ class Predictor:
         # A copy: the checkpoint's network keeps its saved weights.
         self.network = copy.deepcopy(self.checkpoint.network).eval()
         self.network.fold_normalisation()
+        if self.precision == "int8":
+            self._check_int8()
+        if self.device.type == "cpu" and self.precision in ("float32", "int8"):
+            from annotator.model.compiled import compile_backbones  # not needed on GPUs
+
+            ranges = self.checkpoint.info.ranges if self.precision == "int8" else None
+            compile_backbones(self.network, ranges)
         self.network.to(self.device)
+
+    def _check_int8(self) -> None:
+        """Raise a UserError if int8 is not for this device or checkpoint."""
+        if self.device.type != "cpu":
+            raise UserError("precision int8 is for CPUs: use float16 on a GPU")
+        if not torch.cpu._is_vnni_supported():
+            # Their sums of products overflow 16 bits, so that labels would depend on the machine.
+            raise UserError("precision int8 needs a CPU with VNNI: leave it out")
+        if not self.checkpoint.info.ranges:
+            raise UserError(
+                "this checkpoint has no ranges for int8: use the shipped `default`, or leave precision out"
+            )
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -207,7 +226,7 @@ class Predictor:
             return self.network.extract(images)
 
     def _autocast(self) -> torch.autocast:
-        half = self.precision != "float32"
+        half = self.precision in ("float16", "bfloat16")
         return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=half)
 
     def _features(
@@ -340,7 +359,7 @@ def load(
         checkpoint: `default`, `fast`, `untrained:NAME`, or the path or URL of a `.safetensors` checkpoint.
         hand: `mano:PATH`, required for checkpoints made with MANO.
         device: `cpu`, `cuda`, `cuda:1`, ...; default a GPU if available.
-        precision: of the backbone. `float16` is for GPUs; few CPUs are faster with it.
+        precision: of the backbone. `float16` is for GPUs; few CPUs are faster with it. `int8` is for CPUs.
 
     Raises:
         UserError: the checkpoint is missing or damaged, the hand model is wrong, or the device does not exist.

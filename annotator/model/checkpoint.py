@@ -20,6 +20,7 @@ from annotator.errors import UserError
 from annotator.hand import HandModel, load_hand
 from annotator.model.network import Network
 from annotator.model.pretrained import try_pretrained
+from annotator.model.quantised import Ranges
 from annotator.model.two_looks import WIDE, TwoLooks, first_look_config, wide_px, without_hands
 from annotator.quality.calibration import Calibration, read_calibration
 from annotator.storage.files import open_file, write_whole
@@ -61,6 +62,7 @@ class CheckpointInfo:
     trained_steps: int = 0
     calibration: Calibration = field(default_factory=Calibration)
     first_look: NetworkConfig | None = None  # `network` is then the second look
+    ranges: Ranges = field(default_factory=dict)  # of the last look's backbone, for int8; empty = not measured
 
     @property
     def trained(self) -> bool:
@@ -102,6 +104,8 @@ def _to_bytes(network: Network | TwoLooks, info: CheckpointInfo, half: bool = Fa
     }
     if info.first_look:
         header["first_look"] = to_dict(info.first_look)
+    if info.ranges:
+        header["ranges"] = dict(info.ranges)
     tensors = {name: tensor.contiguous() for name, tensor in _named_tensors(network).items()}
     if half:
         # Weights only. Biases and normalisation statistics are small, and some exceed the range of 16 bits.
@@ -244,6 +248,7 @@ def read_info(name: str, data: bytes) -> CheckpointInfo:
         hand_id=header["hand_id"],
         trained_steps=header["trained_steps"],
         calibration=read_calibration(header["calibration"], f"checkpoint '{name}': calibration"),
+        ranges={key: (low, high) for key, (low, high) in header.get("ranges", {}).items()},
     )
 
 
