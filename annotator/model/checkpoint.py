@@ -62,7 +62,9 @@ class CheckpointInfo:
     trained_steps: int = 0
     calibration: Calibration = field(default_factory=Calibration)
     first_look: NetworkConfig | None = None  # `network` is then the second look
-    ranges: Ranges = field(default_factory=dict)  # of the last look's backbone, for int8; empty = not measured
+    ranges: Ranges = field(
+        default_factory=dict
+    )  # of the last look's backbone, for int8; empty = not measured
 
     @property
     def trained(self) -> bool:
