@@ -27,6 +27,7 @@ from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.network import Prediction
 from annotator.model.samples import MeshSampler, keyed_noise
 from annotator.model.two_looks import TwoLooks
+from annotator.photos.camera import exif_camera
 from annotator.photos.crops import Crops, Side, crop_photo
 from annotator.photos.decode import Photo, decode_photo, read_photo
 from annotator.runtime.device import device_of
@@ -175,7 +176,17 @@ class Predictor:
             box = None if boxes_xyxy is None else boxes_xyxy[index]
             # As in a job: a photo without a box may be decoded at a lower resolution.
             photo = _photo(image, min_side_px=math.ceil(cut_px / margin) if box is None else None)
-            cut.append(crop_photo(photo.pixels, photo.width, photo.height, cut_px, box, margin=margin))
+            cut.append(
+                crop_photo(
+                    photo.pixels,
+                    photo.width,
+                    photo.height,
+                    cut_px,
+                    box,
+                    margin=margin,
+                    camera=exif_camera(photo),
+                )
+            )
         if not cut:
             return []
         columns = self.predict_crops(Crops.stack(cut), side, samples)

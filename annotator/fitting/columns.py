@@ -70,7 +70,8 @@ def _places(hands: ListedHands, landmarks: Landmarks) -> CropPlaces:
         box_xyxy=boxes,
         photo_size_px=hands.photo_size_px,
         focal_px=np.where(given, hands.focal_px, assumed),
-        focal_given=given,
+        principal_px=hands.photo_size_px / 2,
+        focal_source=np.where(given, "given", "assumed"),
         hand_length_mm=np.full(len(hands.hands), np.nan),
     )
 

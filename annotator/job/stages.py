@@ -19,6 +19,7 @@ from annotator.errors import UserError
 from annotator.job.shard import Shard, joined_columns
 from annotator.labels.finite import finite_rows, rows_of
 from annotator.labels.schema import labels_to_table, without_hand
+from annotator.photos.camera import camera_of
 from annotator.photos.crops import Crops, crop_photo
 from annotator.photos.decode import Photo
 from annotator.photos.errors import PhotoError
@@ -140,6 +141,7 @@ def _hands(
 ) -> tuple[str, list[Crops]]:
     """Return the source of the hands' boxes, and their crops."""
     length_mm = entry.hand_length_mm or hand_length_mm
+    camera = camera_of(entry, photo)
 
     def crop(box: Sequence[float] | None, right_score: float | None) -> Crops:
         return crop_photo(
@@ -148,10 +150,10 @@ def _hands(
             photo.height,
             crop_px,
             box,
-            entry.focal_px,
             right_score,
             margin,
             length_mm,
+            camera,
         )
 
     hands = entry.hands

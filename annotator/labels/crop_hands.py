@@ -35,9 +35,9 @@ class CropHands:
 
 
 def crop_axes(places: CropPlaces) -> NDArray[np.float32]:
-    """Return the crop axes (n, 3, 3) of each crop; the principal point of a photo's camera is its centre."""
+    """Return the crop axes (n, 3, 3) of each crop."""
     frame = CropFrame(places.centre_px, places.half_side_px, np.zeros(len(places), bool))
-    return frame.axes(places.photo_size_px / 2, places.focal_px).astype(np.float32)
+    return frame.axes(places.principal_px, places.focal_px).astype(np.float32)
 
 
 def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
@@ -54,7 +54,6 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
         shown_axes = np.where(hands.is_right[:, None, None], axes, coordinates.mirror_rotation(axes))
         wrist = coordinates.rotation_vectors(shown_axes @ coordinates.rotation_matrices(hands.pose[:, :3]))
         pose = np.concatenate([wrist, hands.pose[:, 3:]], 1).astype(hands.pose.dtype)
-    principal_px = places.photo_size_px / 2
     half_side_px = places.half_side_px[:, None]
     per_joint = np.linalg.norm(joints3d_std_mm[:, 1:], axis=-1)
     return {
@@ -74,11 +73,11 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
             "rotation": coordinates.rotation_vectors(camera_rotation),
             "translation": hands.translation,
             "cam_t_mm": coordinates.camera_translation(
-                joints3d_mm, hands.joints2d_px, places.focal_px, principal_px
+                joints3d_mm, hands.joints2d_px, places.focal_px, places.principal_px
             ),
             "focal_px": places.focal_px.copy(),
-            "principal_px": principal_px,
-            "focal_source": np.where(places.focal_given, "given", "assumed"),
+            "principal_px": places.principal_px.copy(),
+            "focal_source": places.focal_source,
         },
         "vertex_visible": hands.visible,
         "visible_fraction": hands.visible.mean(1),

@@ -61,7 +61,7 @@ CAMERA = pa.struct(
         ("cam_t_mm", pa.list_(pa.float32(), 3)),
         ("focal_px", pa.float32()),
         ("principal_px", pa.list_(pa.float32(), 2)),
-        ("focal_source", pa.string()),  # given or assumed
+        ("focal_source", pa.string()),  # given, exif or assumed
     ]
 )
 

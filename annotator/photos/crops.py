@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotator.coordinates import assumed_focal_px, cut, square_around
+from annotator.photos.camera import UNKNOWN, PhotoCamera
 
 #: The side of all hands; `auto`: determined per hand by the list, the detector or the network.
 Side = Literal["auto", "left", "right"]
@@ -30,7 +31,8 @@ class CropPlaces:
     box_xyxy: NDArray[np.float64]  # (n, 4) the hand's box, photo pixels
     photo_size_px: NDArray[np.float64]  # (n, 2) width, height
     focal_px: NDArray[np.float64]  # (n,)
-    focal_given: NDArray[np.bool_]  # (n,)
+    principal_px: NDArray[np.float64]  # (n, 2) principal point
+    focal_source: NDArray[np.str_]  # (n,) given, exif or assumed
     hand_length_mm: NDArray[np.float64]  # (n,) given by the user; NaN: predicted
 
     def __len__(self) -> int:
@@ -62,10 +64,10 @@ def crop_photo(
     height: int,
     crop_px: int,
     box_xyxy: Sequence[float] | None = None,
-    focal_px: float | None = None,
     right_score: float | None = None,
     margin: float = 1.0,
     hand_length_mm: float | None = None,
+    camera: PhotoCamera = UNKNOWN,
 ) -> Crops:
     """Cut one hand out of a photo (n = 1).
 
@@ -74,23 +76,25 @@ def crop_photo(
         width, height: size of the full-size photo in pixels.
         crop_px: side of the returned pixels.
         box_xyxy: the hand's box in photo pixels; without it, the crop is the whole photo.
-        focal_px: the photo's focal length, if known.
         right_score: probability of a right hand, if known.
         margin: side of the area that the pixels cover, over the crop's side.
         hand_length_mm: length of the hand from wrist to middle fingertip along the bones, if known.
+        camera: the photo's, as far as it is known.
     """
     photo_is_crop = box_xyxy is None
     box = np.array([0, 0, width, height] if box_xyxy is None else box_xyxy, np.float64)
     frame = square_around(box, 1.0 if photo_is_crop else BOX_PADDING)
-    focal = focal_px if focal_px is not None else assumed_focal_px(width, height, photo_is_crop=photo_is_crop)
+    focal_px = camera.focal_px or assumed_focal_px(width, height, photo_is_crop=photo_is_crop)
+    principal_px = camera.principal_px or (width / 2, height / 2)
     return Crops(
         pixels=cut(pixels, frame._replace(half_side_px=frame.half_side_px * margin), crop_px, width)[None],
         centre_px=np.asarray(frame.centre_px)[None],
         half_side_px=np.array([frame.half_side_px]),
         box_xyxy=box[None],
         photo_size_px=np.array([[width, height]], np.float64),
-        focal_px=np.array([focal]),
-        focal_given=np.array([focal_px is not None]),
+        focal_px=np.array([focal_px]),
+        principal_px=np.array([principal_px], np.float64),
+        focal_source=np.array([camera.focal_source]),
         hand_length_mm=np.array([np.nan if hand_length_mm is None else hand_length_mm]),
         right_score=np.array([np.nan if right_score is None else right_score], np.float32),
     )

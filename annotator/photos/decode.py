@@ -21,6 +21,7 @@ from annotator.errors import UserError
 from annotator.photos import formats, plain_jpeg
 from annotator.photos.errors import PhotoError, reading_error
 from annotator.photos.exif import Shown, shown_as
+from annotator.photos.focal import exif_focal_px
 from annotator.photos.formats import MAX_BYTES, MAX_PIXELS, Format
 from annotator.photos.jpeg_end import ends_early
 from annotator.storage.files import is_local, local_path
@@ -52,6 +53,7 @@ class Photo:
     width: int  # of the full-size photo, upright, in square pixels
     height: int
     stretch_xy: tuple[float, float] = (1.0, 1.0)  # width and height over those of the upright stored picture
+    exif_focal_px: float | None = None  # focal length in pixels of the full-size photo, see `photos/focal.py`
 
 
 def read_photo(path: str) -> bytes:
@@ -142,7 +144,8 @@ def _decode(photo_format: Format, data: bytes, min_side_px: int | None) -> Photo
         and ends_early(data)
     ):
         raise PhotoError("truncated", "the JPEG's image data stops early")
-    return _upright_photo(pixels, width, height, shown)
+    exif = data if isinstance(image, TiffImageFile) else _exif_of(image)
+    return _upright_photo(pixels, width, height, shown, exif)
 
 
 def _tiff_as_shown(image: TiffImageFile) -> Shown:
@@ -153,13 +156,13 @@ def _tiff_as_shown(image: TiffImageFile) -> Shown:
     return Shown(1, 1 / aspect if is_turned else aspect)
 
 
-def _upright_photo(pixels: NDArray[np.uint8], width: int, height: int, shown: Shown) -> Photo:
+def _upright_photo(pixels: NDArray[np.uint8], width: int, height: int, shown: Shown, exif: bytes) -> Photo:
     """Return the photo with these upright pixels; `width` and `height` are the stored ones."""
     aspect = shown.pixel_aspect
     if shown.orientation >= 5:
         width, height, aspect = height, width, 1 / aspect
     if aspect == 1:
-        return Photo(pixels, width, height)
+        return Photo(pixels, width, height, exif_focal_px=exif_focal_px(exif, (width, height)))
     square_width, square_height = square_size(width, height, aspect)
     stretch = square_width / width, square_height / height
     return Photo(square_pixels(pixels, aspect), square_width, square_height, stretch)
@@ -175,10 +178,10 @@ def _plain_jpeg(data: bytes, min_side_px: int | None) -> Photo | None:
         return None
     shown = shown_as(header.exif, header.xmp, header.density, (width, height))
     if shown.orientation == 1:
-        return _upright_photo(stored, width, height, shown)
+        return _upright_photo(stored, width, height, shown, header.exif)
     pixels = np.empty(stored.shape[1::-1] + (3,) if shown.orientation >= 5 else stored.shape, np.uint8)
     _STORED_VIEW[shown.orientation](pixels)[:] = stored
-    return _upright_photo(pixels, width, height, shown)
+    return _upright_photo(pixels, width, height, shown, header.exif)
 
 
 def _may_lack_blocks(stored: NDArray[np.uint8]) -> bool:
@@ -266,15 +269,21 @@ _STORED_VIEW: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 def as_shown(image: ImageFile.ImageFile) -> Shown:
     """Return how to display an opened image that is not a TIFF."""
     info = image.info
-    exif = (info.get("exif") or b"").removeprefix(b"Exif\0\0")
-    if not exif and (raw := info.get("Raw profile type exif")):
-        # ImageMagick writes EXIF into PNG as three lines, then hex.
-        with suppress(ValueError):
-            exif = bytes.fromhex("".join(raw.split("\n")[3:])).removeprefix(b"Exif\0\0")
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
     # For JPEG, Pillow's `dpi` is EXIF's. PNG has pixels per metre, or only their ratio.
     density = info.get("jfif_density") if image.format == "JPEG" else info.get("aspect") or info.get("dpi")
-    return shown_as(exif, xmp.encode(errors="replace") if isinstance(xmp, str) else xmp, density, image.size)
+    xmp = xmp.encode(errors="replace") if isinstance(xmp, str) else xmp
+    return shown_as(_exif_of(image), xmp, density, image.size)
+
+
+def _exif_of(image: ImageFile.ImageFile) -> bytes:
+    """Return an opened image's EXIF as a TIFF structure; may be empty."""
+    exif: bytes = (image.info.get("exif") or b"").removeprefix(b"Exif\0\0")
+    if not exif and (raw := image.info.get("Raw profile type exif")):
+        # ImageMagick writes EXIF into PNG as three lines, then hex.
+        with suppress(ValueError):
+            exif = bytes.fromhex("".join(raw.split("\n")[3:])).removeprefix(b"Exif\0\0")
+    return exif
 
 
 def square_pixels(pixels: NDArray[np.uint8], pixel_aspect: float) -> NDArray[np.uint8]:

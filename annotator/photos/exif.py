@@ -1,18 +1,16 @@
 """Read how to display a stored picture: its orientation and pixel shape, from EXIF, XMP and densities.
 
-Other metadata is not read, and damaged metadata counts as absent.
+Damaged metadata counts as absent.
 """
 
 from __future__ import annotations
 
 import re
-import struct
 from typing import NamedTuple
 
+from annotator.photos.ifd import first_directory
+
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION = 274, 282, 283
-#: EXIF's types of integers, with their `struct` formats, and of fractions.
-_INTEGERS = {3: "H", 4: "I"}
-_FRACTION = 5
 
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 
@@ -63,22 +61,10 @@ def sensible_aspect(pixel_aspect: float) -> float:
 
 def _exif_fields(tiff: bytes) -> tuple[int | None, Density | None]:
     """Return the first directory's orientation, None if absent or invalid, and its density."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     orientation, density = None, [0.0, 0.0]
-    if order is None:
-        return None, None
-    try:
-        (directory,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
-            if tag == _ORIENTATION and orientation is None and kind in _INTEGERS:
-                (value,) = struct.unpack_from(order + _INTEGERS[kind], tiff, entry + 8)
-                orientation = value if 1 <= value <= 8 else None
-            elif tag in (_X_RESOLUTION, _Y_RESOLUTION) and kind == _FRACTION:
-                (at,) = struct.unpack_from(order + "I", tiff, entry + 8)
-                numerator, denominator = struct.unpack_from(order + "II", tiff, at)
-                density[tag - _X_RESOLUTION] = numerator / denominator if denominator else 0.0
-    except struct.error:
-        pass
+    for tag, value in first_directory(tiff):
+        if tag == _ORIENTATION and orientation is None and isinstance(value, int):
+            orientation = value if 1 <= value <= 8 else None
+        elif tag in (_X_RESOLUTION, _Y_RESOLUTION) and isinstance(value, float):
+            density[tag - _X_RESOLUTION] = value
     return orientation, (density[0], density[1])

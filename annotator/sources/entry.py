@@ -29,6 +29,15 @@ class ListedHand(NamedTuple):
     detection_score: float | None = None
 
 
+class ListedCamera(NamedTuple):
+    """The camera of a photo, from a list; pixels as the entry's boxes, or of the upright file."""
+
+    fx: float
+    fy: float
+    cx: float | None = None  # None: the photo's centre
+    cy: float | None = None
+
+
 class Fault(NamedTuple):
     """The reason why an entry has no photo to read, determined while listing the source."""
 
@@ -51,6 +60,7 @@ class Entry:
     first_hand: int = 0  # `hand_index` of its first hand, if earlier rows have other hands of the photo
     boxes_in: BoxFrame = "file"
     focal_px: float | None = None
+    camera: ListedCamera | None = None  # in place of `focal_px`
     hand_length_mm: float | None = None  # of its hands, wrist to middle fingertip along the bones
     # An earlier entry of the list has the same uri or id, and this entry is not another hand of it.
     duplicate: bool = False
@@ -85,6 +95,8 @@ class Entry:
             values["at"] = tuple(values["at"])
         if values.get("hands") is not None:
             values["hands"] = tuple(_hand(*hand) for hand in values["hands"])
+        if "camera" in values:
+            values["camera"] = ListedCamera(*values["camera"])
         if "fault" in values:
             values["fault"] = Fault(*values["fault"])
         return Entry(**values)
@@ -111,7 +123,7 @@ _DEFAULTS: dict[str, Any] = {
     "photos": 1,
     "extra": {},
     **dict.fromkeys(
-        ["inside", "frame_index", "frame_time_s", "hands", "focal_px", "hand_length_mm", "fault"]
+        ["inside", "frame_index", "frame_time_s", "hands", "focal_px", "camera", "hand_length_mm", "fault"]
     ),
 }
 

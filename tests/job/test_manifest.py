@@ -24,7 +24,7 @@ from annotator.job.manifest import (
     shard_file_name,
 )
 from annotator.sources import FolderSource, ListSource, Source
-from annotator.sources.entry import Entry, Fault, ListedHand
+from annotator.sources.entry import Entry, Fault, ListedCamera, ListedHand
 from tests.sources.test_containers import tar_of
 
 
@@ -258,6 +258,7 @@ ENTRY = st.builds(
     frame_time_s=st.none() | st.floats(0, 1e9),
     hands=st.none() | st.lists(HAND, max_size=3).map(tuple),
     focal_px=st.none() | st.floats(0, 1e9),
+    camera=st.none() | st.builds(ListedCamera, *[st.floats(1, 1e6)] * 4),
     duplicate=st.booleans(),
     fault=st.none() | st.builds(Fault, TEXT, TEXT),
     extra=st.dictionaries(TEXT, st.none() | st.booleans() | st.integers(0, (1 << 64) - 1) | NUMBER | TEXT, max_size=3),

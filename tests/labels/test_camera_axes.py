@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from annotator.hand.layer import HandLayer
 from annotator.model.network import Prediction
+from annotator.photos.camera import PhotoCamera
 from annotator.photos.crops import Crops, crop_photo
 from annotator.predictor import Predictor
 from trainer.batch import Batch
@@ -27,6 +28,7 @@ from trainer.evaluation.evaluate import before_cameras
 WIDTH_PX, HEIGHT_PX, FOCAL_PX = 1600, 1200, 800.0
 PRINCIPAL_PX = np.array([WIDTH_PX / 2, HEIGHT_PX / 2])
 MIRROR = np.array([-1.0, 1.0, 1.0])
+CAMERA = PhotoCamera(FOCAL_PX, None, "given")
 ANGLES_DEG = (0.0, 8.0, 16.0, 22.0, 25.0)
 
 
@@ -100,7 +102,7 @@ def crops_of(hands: Hands, crop_px: int) -> Crops:
     nothing = np.zeros((HEIGHT_PX // 8, WIDTH_PX // 8, 3), np.uint8)
     return Crops.stack(
         [
-            crop_photo(nothing, WIDTH_PX, HEIGHT_PX, crop_px, box, FOCAL_PX, float(right))
+            crop_photo(nothing, WIDTH_PX, HEIGHT_PX, crop_px, box, float(right), camera=CAMERA)
             for box, right in zip(hands.boxes.tolist(), hands.is_right, strict=True)
         ]
     )

@@ -77,7 +77,8 @@ def hands_of(moving: Moving, noise: bool = True) -> dict[str, Any]:
         photo_size_px=np.tile([float(WIDTH), HEIGHT], (count, 1)),
         # A long lens: crop axes equal the camera's, and true positions are equal in all frames.
         focal_px=np.full(count, 1e7),
-        focal_given=np.ones(count, bool),
+        principal_px=np.tile([WIDTH / 2, HEIGHT / 2], (count, 1)),
+        focal_source=np.full(count, "given"),
         hand_length_mm=np.full(count, np.nan),
     )
     std = np.full(joints.shape, moving.std_mm / np.sqrt(3))

@@ -20,7 +20,17 @@ import pyarrow as pa
 
 from annotator.errors import UserError
 from annotator.labels.schema import label_schema
-from annotator.sources.entry import HAND_LENGTHS, Entry, Fault, ListedHand, is_hand_length, plain, readable
+from annotator.sources.entry import (
+    HAND_LENGTHS,
+    Entry,
+    Fault,
+    ListedCamera,
+    ListedHand,
+    is_hand_length,
+    plain,
+    readable,
+)
+from annotator.sources.lists.camera_columns import listed_camera
 from annotator.sources.lists.name_index import NameIndex
 from annotator.sources.lists.roles import ROLE_NAMES, check_types, roles_of
 from annotator.sources.lists.rows import BROKEN, EXACT, FIRST_ROWS, Row, reader_of, separator_of, user_errors
@@ -104,7 +114,7 @@ class ListSource(Source):
 
     def _names_of_passed(self) -> dict[str, str]:
         """Return the output name of each column that passes through: unique, and different from the label columns."""
-        used = {name for names in self._roles.values() for name in names}
+        used = {name for role, names in self._roles.items() if role != "camera" for name in names}
         labels = set(label_schema(1, samples=1).names)
         taken = labels | set(self._types)
         names = {}
@@ -194,7 +204,7 @@ class ListSource(Source):
             }
             self._check_place(row, uri)
             known["hands"], known["focal_px"] = self._hands(row), self._focal(row)
-            known["hand_length_mm"] = self._hand_length(row)
+            known["hand_length_mm"], known["camera"] = self._hand_length(row), self._camera(row)
         except BadRowError as error:
             known["fault"] = Fault("bad_row", str(error))
         return Entry(
@@ -286,6 +296,14 @@ class ListSource(Source):
         if not 1e-3 <= focal_px <= 1e9:  # beyond that a hand's position overflows
             raise BadRowError(f"the focal length is {focal_px}: expected a positive number of pixels")
         return focal_px
+
+    def _camera(self, row: Row) -> ListedCamera | None:
+        try:
+            return listed_camera(row, self._roles["camera"], self._number)
+        except BadRowError:
+            raise
+        except ValueError as error:
+            raise BadRowError(str(error)) from None
 
     def _hand_length(self, row: Row) -> float | None:
         given = self._given(row, "length")

@@ -7,6 +7,7 @@
 | the hand's box | see `box_columns.py` | four numbers, photo pixels |
 | the hand's side | `is_right`, or `handedness`, `side` | true/false, or left/right |
 | focal length | `focal_px` | a number, pixels |
+| camera | see `camera_columns.py` | numbers, pixels |
 | hand length | `hand_length_mm` | a number, millimetres from wrist to middle fingertip |
 """
 
@@ -19,7 +20,8 @@ import pyarrow as pa
 
 from annotator.errors import UserError
 from annotator.sources.entry import plain
-from annotator.sources.lists.box_columns import BOX_NAMES, Layout, find_box
+from annotator.sources.lists.box_columns import BOX_NAMES, BoxColumns, Layout, find_box
+from annotator.sources.lists.camera_columns import camera_names, check_camera_types
 
 #: Names of the column with a photo's path or URL.
 PLACE_NAMES = (
@@ -37,7 +39,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 
 #: Names that have a role in every list.
-ROLE_NAMES = BOX_NAMES.union(*ROLES.values())
+ROLE_NAMES = BOX_NAMES.union(*ROLES.values(), ["fx"])
 
 
 def check_names(names: Sequence[str], path: str) -> None:
@@ -61,7 +63,8 @@ def roles_of(names: Sequence[str], path: str) -> tuple[dict[str, tuple[str, ...]
     for role, known in ROLES.items():
         if present := [name for name in known if name in names]:
             roles[role] = (present[0],)
-    box = find_box([name for name in names if (name,) not in roles.values()], path)
+    roles["camera"] = camera_names(names, path)
+    box = _box_beside_camera([name for name in names if (name,) not in roles.values()], roles["camera"], path)
     if "uri" not in roles:
         wanted = ", ".join(PLACE_NAMES)
         raise UserError(
@@ -74,6 +77,17 @@ def roles_of(names: Sequence[str], path: str) -> tuple[dict[str, tuple[str, ...]
     if box is None:
         return roles, "corners"
     return roles | {"box": box.names}, box.layout
+
+
+def _box_beside_camera(names: Sequence[str], camera: Sequence[str], path: str) -> BoxColumns | None:
+    """Return the box among columns; `cx` and `cy` of a camera are none of its parts."""
+    box = find_box([name for name in names if name not in camera], path)
+    if box is None and camera and find_box(names, path) is not None:
+        raise UserError(
+            f"'{path}' has 'fx', so that 'cx' and 'cy' are the camera's principal point: name the box's centre "
+            "box_cx, box_cy, box_w, box_h"
+        )
+    return box
 
 
 def _quoted(names: Sequence[str]) -> str:
@@ -114,7 +128,10 @@ def check_types(types: dict[str, pa.DataType], roles: dict[str, tuple[str, ...]]
         "focal": (number, "numbers"),
         "length": (number, "numbers"),
     }
+    check_camera_types(types, roles["camera"], path)
     for role, names in roles.items():
+        if role == "camera":
+            continue
         fits, expected = wanted[role]
         for name in names:
             if not _is_text(types[name]) and not fits(types[name]):

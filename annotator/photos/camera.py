@@ -1,0 +1,44 @@
+"""The camera of a photo: from a list, else from EXIF, else assumed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from annotator.photos.decode import Photo
+
+if TYPE_CHECKING:
+    from annotator.sources.entry import Entry
+
+
+class PhotoCamera(NamedTuple):
+    """The known facts of a photo's pinhole camera, photo pixels."""
+
+    focal_px: float | None = None  # None: assumed
+    principal_px: tuple[float, float] | None = None  # None: the photo's centre
+    focal_source: str = "assumed"  # or given, exif
+
+
+#: A camera that nothing is known of.
+UNKNOWN = PhotoCamera()
+
+
+def camera_of(entry: Entry, photo: Photo) -> PhotoCamera:
+    """Return the camera of an entry's photo."""
+    if entry.focal_px is not None:
+        return PhotoCamera(entry.focal_px, None, "given")
+    if entry.camera is None:
+        return exif_camera(photo)
+    fx, fy, cx, cy = entry.camera
+    across, down = (1.0, 1.0) if entry.boxes_in == "photo" else photo.stretch_xy
+    principal_px = (
+        photo.width / 2 if cx is None else cx * across,
+        photo.height / 2 if cy is None else cy * down,
+    )
+    return PhotoCamera((fx * across + fy * down) / 2, principal_px, "given")
+
+
+def exif_camera(photo: Photo) -> PhotoCamera:
+    """Return the camera of a photo without a list."""
+    if photo.exif_focal_px is None:
+        return UNKNOWN
+    return PhotoCamera(photo.exif_focal_px, None, "exif")

@@ -1,0 +1,84 @@
+"""The columns of a list that describe each photo's camera: `fx`, `fy`, `cx`, `cy`, pixels of the upright file.
+
+Only a list with `fx` has them: elsewhere `cx` and `cy` are the centre of a box. They pass through to the labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from annotator.errors import UserError
+from annotator.sources.entry import ListedCamera
+
+_NUMBERS = ("fx", "fy", "cx", "cy")
+
+#: Limits of focal lengths and coordinates in pixels: beyond them a hand's position overflows.
+_FOCAL_LIMITS_PX, _FARTHEST_PX = (1e-3, 1e9), 1e7
+
+
+def camera_names(names: Sequence[str], path: str) -> tuple[str, ...]:
+    """Return the columns of the camera among a list's columns; none without `fx`.
+
+    Raises:
+        UserError: the camera is incomplete, or given twice.
+    """
+    present = tuple(name for name in _NUMBERS if name in names)
+    if "fx" not in present:
+        if "fy" in present:
+            raise UserError(f"'{path}' has a column 'fy' and no column 'fx': give both")
+        return ()
+    if "focal_px" in names:
+        raise UserError(f"'{path}' has columns 'fx' and 'focal_px': give one of them")
+    if ("cx" in present) != ("cy" in present):
+        raise UserError(f"'{path}' has only one of the columns 'cx' and 'cy': give both, or none")
+    return present
+
+
+def check_camera_types(types: Mapping[str, pa.DataType], names: Sequence[str], path: str) -> None:
+    """Check that the camera's columns hold numbers or text.
+
+    Raises:
+        UserError: a column has the wrong type.
+    """
+    for name in names:
+        kind = types[name]
+        fits = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        if not (fits or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+            raise UserError(f"column '{name}' of '{path}' is of type {kind}: expected numbers")
+
+
+def listed_camera(
+    row: Mapping[str, Any], names: Sequence[str], number: Callable[[Any, str], float]
+) -> ListedCamera | None:
+    """Return a row's camera; None where it is empty.
+
+    Args:
+        row: of the list.
+        names: from `camera_names`.
+        number: converts a value, given its name, or raises a ValueError.
+
+    Raises:
+        ValueError: a value is missing or impossible.
+    """
+    given = {name: number(row[name], name) for name in names if not _is_empty(row.get(name))}
+    if not given:
+        return None
+    if "fx" not in given:
+        raise ValueError(f"{next(iter(given))} is given without fx: expected both, or none")
+    if ("cx" in given) != ("cy" in given):
+        raise ValueError("only one of cx and cy is given: expected both, or none")
+    fx = given["fx"]
+    camera = ListedCamera(fx, given.get("fy", fx), given.get("cx"), given.get("cy"))
+    for name in ("fx", "fy"):
+        if not _FOCAL_LIMITS_PX[0] <= getattr(camera, name) <= _FOCAL_LIMITS_PX[1]:
+            raise ValueError(f"{name} is {getattr(camera, name)}: expected a positive number of pixels")
+    if max(abs(given.get("cx", 0)), abs(given.get("cy", 0))) > _FARTHEST_PX:
+        raise ValueError(f"the principal point is {given['cx']:g}, {given['cy']:g}: expected photo pixels")
+    return camera
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
