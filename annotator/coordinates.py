@@ -237,7 +237,15 @@ def axes_of_ray(ray: Points) -> Points:
     """
     x, y = ray[..., 0], ray[..., 1]
     z = (1 + x * x + y * y) ** -0.5
-    x, y = x * z, y * z
+    return _axes_of_unit(x * z, y * z, z)
+
+
+def axes_of_direction(direction: Points) -> Points:
+    """Return `axes_of_ray` of unit rays (..., 3), which may point anywhere but straight back."""
+    return _axes_of_unit(direction[..., 0], direction[..., 1], direction[..., 2])
+
+
+def _axes_of_unit(x: Any, y: Any, z: Any) -> Any:
     bend = 1 / (1 + z)
     entries = [1 - x * x * bend, -x * y * bend, x, -x * y * bend, 1 - y * y * bend, y, -x, -y, z]
     return _matrices(entries)

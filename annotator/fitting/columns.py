@@ -72,6 +72,7 @@ def _places(hands: ListedHands, landmarks: Landmarks) -> CropPlaces:
         focal_px=np.where(given, hands.focal_px, assumed),
         principal_px=hands.photo_size_px / 2,
         focal_source=np.where(given, "given", "assumed"),
+        view=np.full(len(hands.hands), None),
         hand_length_mm=np.full(len(hands.hands), np.nan),
     )
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from annotator import coordinates
 from annotator.coordinates import CropFrame
 from annotator.photos.crops import CropPlaces
+from annotator.photos.view import View
 
 Floats = NDArray[np.floating]
 
@@ -22,7 +23,7 @@ class CropHands:
     is_right: NDArray[np.bool_]  # (n,)
     joints3d_mm: Floats  # (n, 21, 3)
     joints3d_std_mm: Floats  # (n, 21, 3)
-    joints2d_px: Floats  # (n, 21, 2) photo pixels
+    joints2d_px: Floats  # (n, 21, 2) pixels of the photo, or of the square that stands for a view
     joints2d_std_px: Floats  # (n, 21, 2)
     vertices_mm: Floats  # (n, V, 3)
     vertices_std_mm: Floats  # (n, V, 3)
@@ -37,7 +38,29 @@ class CropHands:
 def crop_axes(places: CropPlaces) -> NDArray[np.float32]:
     """Return the crop axes (n, 3, 3) of each crop."""
     frame = CropFrame(places.centre_px, places.half_side_px, np.zeros(len(places), bool))
-    return frame.axes(places.principal_px, places.focal_px).astype(np.float32)
+    axes = frame.axes(places.principal_px, places.focal_px)
+    for k in through_lens(places):
+        axes[k] = places.view[k].axes
+    return axes.astype(np.float32)
+
+
+def through_lens(places: CropPlaces) -> list[int]:
+    """Return the numbers of crops that are views through a lens."""
+    return [k for k, view in enumerate(places.view) if view is not None]
+
+
+def seen_through_lens(hands: CropHands, places: CropPlaces, k: int) -> tuple[Floats, Floats, Floats]:
+    """Return 2D joints and their std (21, 2) in the photo, and the wrist's place (3,), of the hand in one view."""
+    view: View = places.view[k]
+    points = (hands.joints2d_px[k] - places.centre_px[k]) / places.half_side_px[k]
+    std = hands.joints2d_std_px[k] / places.half_side_px[k]
+    # Joints beyond the lens have no slope; the square's own scale is near.
+    slopes = np.nan_to_num(view.slopes(points), nan=float(places.half_side_px[k]))
+    variance = (slopes**2 @ (std**2)[..., None])[..., 0]
+    # The view is the picture of a pinhole camera with focal length 1, in crop axes.
+    seen = (points * view.half_tan)[None]
+    wrist = coordinates.camera_translation(hands.joints3d_mm[k : k + 1], seen, np.ones(1), np.zeros((1, 2)))
+    return view.nearest_in_photo(points), np.sqrt(variance), view.axes @ wrist[0]
 
 
 def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
@@ -55,6 +78,12 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
         wrist = coordinates.rotation_vectors(shown_axes @ coordinates.rotation_matrices(hands.pose[:, :3]))
         pose = np.concatenate([wrist, hands.pose[:, 3:]], 1).astype(hands.pose.dtype)
     half_side_px = places.half_side_px[:, None]
+    cam_t_mm = coordinates.camera_translation(
+        joints3d_mm, hands.joints2d_px, places.focal_px, places.principal_px
+    )
+    joints2d_px, joints2d_std_px = np.array(hands.joints2d_px), np.array(hands.joints2d_std_px)
+    for k in through_lens(places):
+        joints2d_px[k], joints2d_std_px[k], cam_t_mm[k] = seen_through_lens(hands, places, k)
     per_joint = np.linalg.norm(joints3d_std_mm[:, 1:], axis=-1)
     return {
         "box_xyxy": places.box_xyxy.copy(),  # a copy, because callers may write to columns
@@ -62,8 +91,8 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
         "is_right": hands.is_right,
         "joints3d_mm": joints3d_mm,
         "joints3d_std_mm": joints3d_std_mm,
-        "joints2d_px": hands.joints2d_px,
-        "joints2d_std_px": hands.joints2d_std_px,
+        "joints2d_px": joints2d_px,
+        "joints2d_std_px": joints2d_std_px,
         "vertices_mm": coordinates.camera_from_crop(hands.vertices_mm, axes),
         "vertices_std_mm": vertices_std_mm,
         "pose": pose,
@@ -72,9 +101,7 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
             "scale": hands.scale_per_mm,
             "rotation": coordinates.rotation_vectors(camera_rotation),
             "translation": hands.translation,
-            "cam_t_mm": coordinates.camera_translation(
-                joints3d_mm, hands.joints2d_px, places.focal_px, places.principal_px
-            ),
+            "cam_t_mm": cam_t_mm,
             "focal_px": places.focal_px.copy(),
             "principal_px": places.principal_px.copy(),
             "focal_source": places.focal_source,

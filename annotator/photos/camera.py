@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from annotator.lens import Lens
 from annotator.photos.decode import Photo
 
 if TYPE_CHECKING:
@@ -11,11 +12,12 @@ if TYPE_CHECKING:
 
 
 class PhotoCamera(NamedTuple):
-    """The known facts of a photo's pinhole camera, photo pixels."""
+    """The known facts of a photo's camera, photo pixels."""
 
     focal_px: float | None = None  # None: assumed
     principal_px: tuple[float, float] | None = None  # None: the photo's centre
     focal_source: str = "assumed"  # or given, exif
+    lens: Lens | None = None  # None: what a pinhole camera shows
 
 
 #: A camera that nothing is known of.
@@ -28,13 +30,17 @@ def camera_of(entry: Entry, photo: Photo) -> PhotoCamera:
         return PhotoCamera(entry.focal_px, None, "given")
     if entry.camera is None:
         return exif_camera(photo)
-    fx, fy, cx, cy = entry.camera
+    fx, fy, cx, cy, model, distortion = entry.camera
     across, down = (1.0, 1.0) if entry.boxes_in == "photo" else photo.stretch_xy
-    principal_px = (
+    lens = Lens(
+        fx * across,
+        fy * down,
         photo.width / 2 if cx is None else cx * across,
         photo.height / 2 if cy is None else cy * down,
+        model,
+        distortion,
     )
-    return PhotoCamera((fx * across + fy * down) / 2, principal_px, "given")
+    return PhotoCamera((lens.fx + lens.fy) / 2, (lens.cx, lens.cy), "given", None if lens.is_plain else lens)
 
 
 def exif_camera(photo: Photo) -> PhotoCamera:

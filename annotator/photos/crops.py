@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.coordinates import assumed_focal_px, cut, square_around
+from annotator.coordinates import CropFrame, assumed_focal_px, cut, square_around
 from annotator.photos.camera import UNKNOWN, PhotoCamera
+from annotator.photos.view import cut_view, view_of_box
 
 #: The side of all hands; `auto`: determined per hand by the list, the detector or the network.
 Side = Literal["auto", "left", "right"]
@@ -33,6 +34,7 @@ class CropPlaces:
     focal_px: NDArray[np.float64]  # (n,)
     principal_px: NDArray[np.float64]  # (n, 2) principal point
     focal_source: NDArray[np.str_]  # (n,) given, exif or assumed
+    view: NDArray[np.object_]  # (n,) a `View` where the photo is not a pinhole camera's, else None
     hand_length_mm: NDArray[np.float64]  # (n,) given by the user; NaN: predicted
 
     def __len__(self) -> int:
@@ -80,14 +82,27 @@ def crop_photo(
         margin: side of the area that the pixels cover, over the crop's side.
         hand_length_mm: length of the hand from wrist to middle fingertip along the bones, if known.
         camera: the photo's, as far as it is known.
+
+    Raises:
+        PhotoError: the camera's lens shows nothing in the middle of the box.
     """
     photo_is_crop = box_xyxy is None
     box = np.array([0, 0, width, height] if box_xyxy is None else box_xyxy, np.float64)
-    frame = square_around(box, 1.0 if photo_is_crop else BOX_PADDING)
+    padding = 1.0 if photo_is_crop else BOX_PADDING
+    view = None
+    if camera.lens is None:
+        frame = square_around(box, padding)
+        wide = frame._replace(half_side_px=frame.half_side_px * margin)
+        shown = cut(pixels, wide, crop_px, width)
+    else:
+        view = view_of_box(camera.lens, box.tolist(), padding)
+        centre_px, half_side_px = view.square_px()
+        frame = CropFrame(centre_px, np.float64(half_side_px), np.bool_(False))
+        shown = cut_view(pixels, view, crop_px, width, margin)
     focal_px = camera.focal_px or assumed_focal_px(width, height, photo_is_crop=photo_is_crop)
     principal_px = camera.principal_px or (width / 2, height / 2)
     return Crops(
-        pixels=cut(pixels, frame._replace(half_side_px=frame.half_side_px * margin), crop_px, width)[None],
+        pixels=shown[None],
         centre_px=np.asarray(frame.centre_px)[None],
         half_side_px=np.array([frame.half_side_px]),
         box_xyxy=box[None],
@@ -95,6 +110,7 @@ def crop_photo(
         focal_px=np.array([focal_px]),
         principal_px=np.array([principal_px], np.float64),
         focal_source=np.array([camera.focal_source]),
+        view=np.array([view], object),
         hand_length_mm=np.array([np.nan if hand_length_mm is None else hand_length_mm]),
         right_score=np.array([np.nan if right_score is None else right_score], np.float32),
     )

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
+from annotator.lens import LensModel
+
 #: The unit of boxes: pixels of the upright file; square pixels of the photo, as in labels; or fractions of its width
 #: and height.
 BoxFrame = Literal["file", "photo", "fraction"]
@@ -36,6 +38,8 @@ class ListedCamera(NamedTuple):
     fy: float
     cx: float | None = None  # None: the photo's centre
     cy: float | None = None
+    model: LensModel = "pinhole"
+    distortion: tuple[float, ...] = ()  # of `annotator.lens`
 
 
 class Fault(NamedTuple):
@@ -96,7 +100,8 @@ class Entry:
         if values.get("hands") is not None:
             values["hands"] = tuple(_hand(*hand) for hand in values["hands"])
         if "camera" in values:
-            values["camera"] = ListedCamera(*values["camera"])
+            camera = ListedCamera(*values["camera"])
+            values["camera"] = camera._replace(distortion=tuple(camera.distortion))
         if "fault" in values:
             values["fault"] = Fault(*values["fault"])
         return Entry(**values)

@@ -79,6 +79,7 @@ def hands_of(moving: Moving, noise: bool = True) -> dict[str, Any]:
         focal_px=np.full(count, 1e7),
         principal_px=np.tile([WIDTH / 2, HEIGHT / 2], (count, 1)),
         focal_source=np.full(count, "given"),
+        view=np.full(count, None),
         hand_length_mm=np.full(count, np.nan),
     )
     std = np.full(joints.shape, moving.std_mm / np.sqrt(3))

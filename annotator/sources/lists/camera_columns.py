@@ -1,4 +1,10 @@
-"""The columns of a list that describe each photo's camera: `fx`, `fy`, `cx`, `cy`, pixels of the upright file.
+"""The columns of a list that describe each photo's camera.
+
+| column | content |
+|---|---|
+| `fx`, `fy`, `cx`, `cy` | numbers, pixels of the upright file |
+| `distortion` | OpenCV's coefficients: a list of numbers, or text such as `[-0.28, 0.07, 0, 0]` |
+| `camera_model` | `pinhole` (default) or `fisheye`: the meaning of the coefficients |
 
 Only a list with `fx` has them: elsewhere `cx` and `cy` are the centre of a box. They pass through to the labels.
 """
@@ -11,9 +17,11 @@ from typing import Any
 import pyarrow as pa
 
 from annotator.errors import UserError
+from annotator.lens import Lens, LensModel
 from annotator.sources.entry import ListedCamera
 
 _NUMBERS = ("fx", "fy", "cx", "cy")
+_DISTORTION, _MODEL = "distortion", "camera_model"
 
 #: Limits of focal lengths and coordinates in pixels: beyond them a hand's position overflows.
 _FOCAL_LIMITS_PX, _FARTHEST_PX = (1e-3, 1e9), 1e7
@@ -34,17 +42,20 @@ def camera_names(names: Sequence[str], path: str) -> tuple[str, ...]:
         raise UserError(f"'{path}' has columns 'fx' and 'focal_px': give one of them")
     if ("cx" in present) != ("cy" in present):
         raise UserError(f"'{path}' has only one of the columns 'cx' and 'cy': give both, or none")
-    return present
+    return (*present, *(name for name in (_DISTORTION, _MODEL) if name in names))
 
 
 def check_camera_types(types: Mapping[str, pa.DataType], names: Sequence[str], path: str) -> None:
-    """Check that the camera's columns hold numbers or text.
+    """Check that the camera's columns hold numbers, lists of numbers, or text.
 
     Raises:
         UserError: a column has the wrong type.
     """
     for name in names:
         kind = types[name]
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        if name == _MODEL or (name == _DISTORTION and is_list):
+            continue  # rows are checked one by one
         fits = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
         if not (fits or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
             raise UserError(f"column '{name}' of '{path}' is of type {kind}: expected numbers")
@@ -63,7 +74,9 @@ def listed_camera(
     Raises:
         ValueError: a value is missing or impossible.
     """
-    given = {name: number(row[name], name) for name in names if not _is_empty(row.get(name))}
+    given = {
+        name: number(row[name], name) for name in names if name in _NUMBERS and not _is_empty(row.get(name))
+    }
     if not given:
         return None
     if "fx" not in given:
@@ -71,13 +84,33 @@ def listed_camera(
     if ("cx" in given) != ("cy" in given):
         raise ValueError("only one of cx and cy is given: expected both, or none")
     fx = given["fx"]
-    camera = ListedCamera(fx, given.get("fy", fx), given.get("cx"), given.get("cy"))
+    camera = ListedCamera(
+        fx,
+        given.get("fy", fx),
+        given.get("cx"),
+        given.get("cy"),
+        _model(row.get(_MODEL)) if _MODEL in names else "pinhole",
+        _coefficients(row.get(_DISTORTION), number) if _DISTORTION in names else (),
+    )
     for name in ("fx", "fy"):
         if not _FOCAL_LIMITS_PX[0] <= getattr(camera, name) <= _FOCAL_LIMITS_PX[1]:
             raise ValueError(f"{name} is {getattr(camera, name)}: expected a positive number of pixels")
     if max(abs(given.get("cx", 0)), abs(given.get("cy", 0))) > _FARTHEST_PX:
         raise ValueError(f"the principal point is {given['cx']:g}, {given['cy']:g}: expected photo pixels")
+    Lens(fx, camera.fy, 0, 0, camera.model, camera.distortion)  # checks the number of coefficients
     return camera
+
+
+def _model(value: Any) -> LensModel:
+    return "pinhole" if _is_empty(value) else str(value).strip().lower()  # type: ignore[return-value]
+
+
+def _coefficients(value: Any, number: Callable[[Any, str], float]) -> tuple[float, ...]:
+    if isinstance(value, str):
+        value = value.strip("[]() ").replace(",", " ").split()
+    if value is not None and not isinstance(value, list):
+        raise ValueError(f"the distortion is {value!r}: expected a list of numbers")
+    return tuple(number(each, _DISTORTION) for each in value or ())
 
 
 def _is_empty(value: Any) -> bool:

@@ -1,0 +1,240 @@
+"""Hands behind a lens: labels are those of the undistorted photo, with 2D in the photo's own pixels."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from annotator import load
+from annotator.job.stages import open_shard
+from annotator.labels.arrays import array_of
+from annotator.labels.crop_hands import CropHands, label_columns
+from annotator.lens import Lens
+from annotator.photos.camera import PhotoCamera
+from annotator.photos.crops import Crops, crop_photo
+from annotator.photos.view import view_of_box
+from annotator.quality.metrics import align
+from annotator.sources import ListSource
+from trainer.synth import write_photos
+
+cv2 = pytest.importorskip("cv2")
+
+FISHEYE = (-0.02, 0.01, -0.004, 0.0005)
+COUNT, SIZE_PX, WIDE_PX = 24, 256, 400
+
+
+def matrix(lens: Lens) -> np.ndarray:
+    return np.array([[lens.fx, 0, lens.cx], [0, lens.fy, lens.cy], [0, 0, 1]], np.float64)
+
+
+def by_opencv(points_mm: np.ndarray, lens: Lens) -> np.ndarray:
+    project = cv2.fisheye.projectPoints if lens.model == "fisheye" else cv2.projectPoints
+    k = np.array(lens.distortion)
+    return project(points_mm[:, None], np.zeros(3), np.zeros(3), matrix(lens), k)[0][:, 0]
+
+
+@pytest.mark.parametrize(
+    "lens",
+    [
+        Lens(420, 424, 640, 512, "fisheye", FISHEYE),
+        Lens(700, 690, 652, 498, "pinhole", (-0.25, 0.08, 0.001, -0.002, -0.01)),
+        Lens(700, 650, 640, 512),
+    ],
+    ids=["fisheye", "pinhole", "two focal lengths"],
+)
+def test_a_true_hand_in_the_view_is_true_in_the_labels(lens):
+    rng = np.random.default_rng(0)
+    count = 40 if lens.model == "fisheye" else 15
+    for number in range(count):
+        away = Rotation.from_rotvec([0, np.radians(1.7 * number), 0]).as_matrix()
+        away = Rotation.from_rotvec([0, 0, rng.uniform(0, 6.28)]).as_matrix() @ away
+        joints = rng.normal(0, 40, (21, 3)) - [0, 0, 0]
+        joints -= joints[0]
+        wrist = away @ [0, 0, 500.0]
+        seen = by_opencv(joints + wrist, lens)
+        box = [*seen.min(0), *seen.max(0)]
+        crop = crop_photo(
+            np.zeros((64, 80, 3), np.uint8), 1280, 1024, 32, box,
+            camera=PhotoCamera(lens.fx, (lens.cx, lens.cy), "given", lens),
+        )  # fmt: skip
+        view = crop.view[0]
+        # By definition of a pinhole camera along the view's axis, written here.
+        turned = (joints + wrist) @ view.axes
+        plane = turned[:, :2] / turned[:, 2:] / view.half_tan
+        assert np.abs(plane).max() < 1  # the crop holds the hand
+        assert np.abs(plane.max(0) + plane.min(0)).max() < 0.25  # in its middle
+        assert np.abs(plane).max() > 0.5
+        centre, half = crop.centre_px[0], crop.half_side_px[0]
+        hand = CropHands(
+            is_right=np.array([True]),
+            joints3d_mm=(joints @ view.axes)[None],
+            joints3d_std_mm=np.ones((1, 21, 3)),
+            joints2d_px=(plane * half + centre)[None],
+            joints2d_std_px=np.ones((1, 21, 2)),
+            vertices_mm=np.zeros((1, 4, 3)),
+            vertices_std_mm=np.ones((1, 4, 3)),
+            visible=np.ones((1, 4), bool),
+            scale_per_mm=np.ones(1),
+            rotvec=np.zeros((1, 3)),
+            translation=np.zeros((1, 2)),
+        )
+        label = label_columns(hand, crop)
+        np.testing.assert_allclose(label["joints2d_px"][0], seen, atol=1e-6)
+        np.testing.assert_allclose(label["joints3d_mm"][0], joints, atol=1e-3)
+        np.testing.assert_allclose(label["camera"]["cam_t_mm"][0], wrist, atol=1e-3)
+        # Std follows the view's local scale: here from a cloud of points.
+        cloud = plane[3] * half + centre + rng.normal(0, 0.01, (20_000, 2))
+        spread = view.photo_from_view((cloud - centre) / half).std(0) / 0.01
+        np.testing.assert_allclose(label["joints2d_std_px"][0, 3], spread, rtol=0.03)
+        assert not (hand.joints2d_px == label["joints2d_px"]).all()
+
+
+def test_a_view_is_opencvs_undistorted_picture():
+    """On the optical axis, the view of a fisheye photo is what `cv2.fisheye.undistortImage` makes of it."""
+    lens = Lens(300, 300, 320.5, 240.5, "fisheye", FISHEYE)
+    rng = np.random.default_rng(0)
+    photo = np.asarray(
+        Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(
+            (641, 481), Image.Resampling.BICUBIC
+        )
+    )
+    box = [220.5, 140.5, 420.5, 340.5]
+    view = view_of_box(lens, box, 1.0)
+    np.testing.assert_allclose(view.axes, np.eye(3), atol=1e-9)
+    # A pinhole camera whose picture of 200 pixels is the view; OpenCV counts from the first pixel's centre.
+    new = np.array([[100 / view.half_tan, 0, 99.5], [0, 100 / view.half_tan, 99.5], [0, 0, 1]])
+    old = matrix(lens) - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
+    expected = cv2.fisheye.undistortImage(photo, old, np.array(FISHEYE), Knew=new, new_size=(200, 200))
+    crop = crop_photo(photo, 641, 481, 200, box, camera=PhotoCamera(300, (320.5, 240.5), "given", lens))
+    own = crop_photo(photo, 641, 481, 260, box, margin=1.3, camera=PhotoCamera(300, None, "given", lens))
+    # The crop is padded: 1.3 times the box.
+    shown = own.pixels[0]
+    middle = np.asarray(Image.fromarray(crop.pixels[0]).crop((23, 23, 177, 177)).resize((200, 200)))
+    assert np.abs(middle.astype(int) - expected).mean() < 2
+    assert shown.shape == (260, 260, 3)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> tuple[list[np.ndarray], dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("drawn")
+    write_photos(folder, COUNT, 5, SIZE_PX)
+    table = pq.read_table(folder / "truth.parquet")
+    photos = [np.asarray(Image.open(folder / "images" / f"{k:06d}.jpg").convert("RGB")) for k in range(COUNT)]
+    camera = table["camera"].combine_chunks()
+    truth = {name: array_of(table[name]) for name in ("joints3d_mm", "vertices_mm", "box_xyxy")}
+    truth |= {name: array_of(camera.field(name)) for name in ("cam_t_mm", "principal_px")}
+    truth["focal_px"] = camera.field("focal_px").to_numpy()
+    truth["right"] = table["is_right"].to_numpy().astype(float)
+    return photos, truth
+
+
+def through_fisheye(
+    photo: np.ndarray, focal_px: float, principal_px: np.ndarray, turn: np.ndarray, lens: Lens
+) -> np.ndarray:
+    """Return what a fisheye camera sees of a photo, turned away by `turn` (3, 3): all of it by OpenCV."""
+    across, down = np.meshgrid(np.arange(WIDE_PX) + 0.5, np.arange(WIDE_PX) + 0.5)
+    pixels = np.stack([across, down], -1).reshape(-1, 1, 2)
+    plane = cv2.fisheye.undistortPoints(pixels, matrix(lens), np.array(lens.distortion))[:, 0]
+    rays = np.concatenate([plane, np.ones((len(plane), 1))], 1) @ turn
+    with np.errstate(all="ignore"):
+        at = np.where(rays[:, 2:] > 0.1, focal_px * rays[:, :2] / rays[:, 2:] + principal_px - 0.5, -1e4)
+    at = at.reshape(WIDE_PX, WIDE_PX, 2).astype(np.float32)
+    return cv2.remap(photo, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderValue=(124, 116, 104))
+
+
+def errors(label: dict[str, Any], joints: np.ndarray, wrists: np.ndarray) -> dict[str, float]:
+    found = label["joints3d_mm"].astype(np.float64)
+    aligned = align(found, joints)
+    # Sizes are predicted, so places are compared along the ray and across it.
+    places = label["camera"]["cam_t_mm"]
+    cosine = (places * wrists).sum(1) / np.linalg.norm(places, axis=1) / np.linalg.norm(wrists, axis=1)
+    return {
+        "mpjpe": float(np.linalg.norm(found - joints, axis=-1).mean()),
+        "pa": float(np.linalg.norm(aligned - joints, axis=-1).mean()),
+        "ray_deg": float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean()),
+        "depth": float(
+            np.median(np.abs(np.linalg.norm(places, axis=1) / np.linalg.norm(wrists, axis=1) - 1))
+        ),
+    }
+
+
+def test_drawn_hands_through_a_fisheye_come_back_as_from_the_undistorted_photo(drawn, capsys):
+    photos, truth = drawn
+    predictor = load("default", device="cpu")
+    cut_px, margin = predictor.checkpoint.cut_px, predictor.checkpoint.cut_margin
+    crops: dict[str, list[Crops]] = {"undistorted": [], "fisheye": [], "lens not given": []}
+    joints, wrists = [], []
+    for k, photo in enumerate(photos):
+        focal, principal = float(truth["focal_px"][k]), truth["principal_px"][k]
+        # The fisheye looks 45 degrees past the hand.
+        to_hand = truth["vertices_mm"][k].mean(0) + truth["cam_t_mm"][k]
+        across = np.array([np.cos(k), np.sin(k), 0])
+        turn = Rotation.from_rotvec(np.cross([0, 0, 1], across) * np.radians(45)).as_matrix()
+        turn = turn @ Rotation.align_vectors([[0, 0, 1]], [to_hand])[0].as_matrix()
+        moved = ((truth["vertices_mm"][k] + truth["cam_t_mm"][k]) @ turn.T).astype(np.float64)
+        lens = Lens(0.6 * focal, 0.61 * focal, 0, 0, "fisheye", FISHEYE)
+        # The photo is a part of the fisheye's, with the hand in its middle.
+        cx, cy = WIDE_PX / 2 - by_opencv(moved, lens).mean(0)
+        lens = Lens(lens.fx, lens.fy, float(cx), float(cy), "fisheye", FISHEYE)
+        seen = by_opencv(moved, lens)
+        assert seen.min() > 0 and seen.max() < WIDE_PX
+        warped = through_fisheye(photo, focal, principal, turn, lens)
+        joints.append(truth["joints3d_mm"][k] @ turn.T)
+        wrists.append(turn @ truth["cam_t_mm"][k])
+        camera = PhotoCamera(focal, tuple(principal), "given")
+        crops["undistorted"].append(
+            crop_photo(photo, SIZE_PX, SIZE_PX, cut_px, truth["box_xyxy"][k].tolist(), truth["right"][k], margin,
+                       camera=camera)
+        )  # fmt: skip
+        box = [*seen.min(0), *seen.max(0)]
+        for name, given in (("fisheye", lens), ("lens not given", None)):
+            camera = PhotoCamera(0.605 * focal, (lens.cx, lens.cy), "given", given)
+            crops[name].append(
+                crop_photo(warped, WIDE_PX, WIDE_PX, cut_px, box, truth["right"][k], margin, camera=camera)
+            )
+    found = {}
+    for name, parts in crops.items():
+        label = predictor.predict_crops(Crops.stack(parts))
+        is_plain = name == "undistorted"
+        found[name] = errors(
+            label,
+            truth["joints3d_mm"] if is_plain else np.array(joints),
+            truth["cam_t_mm"] if is_plain else np.array(wrists),
+        )
+        with capsys.disabled():
+            print("\n", name, {key: round(value, 2) for key, value in found[name].items()})
+    plain, fisheye, wrong = found["undistorted"], found["fisheye"], found["lens not given"]
+    assert fisheye["mpjpe"] < plain["mpjpe"] * 1.1 + 0.5
+    assert fisheye["pa"] < plain["pa"] * 1.1 + 0.3
+    assert fisheye["ray_deg"] < plain["ray_deg"] + 0.2 and fisheye["depth"] < plain["depth"] + 0.03
+    assert wrong["ray_deg"] > 5 * fisheye["ray_deg"] and wrong["mpjpe"] > 1.2 * fisheye["mpjpe"]
+
+
+def test_lists_take_the_distortion_as_a_list_or_as_text(tmp_path):
+    photo = io.BytesIO()
+    Image.new("RGB", (640, 480), (90, 60, 30)).save(photo, "PNG")
+    (tmp_path / "a.png").write_bytes(photo.getvalue())
+    columns = "path,fx,fy,cx,cy,camera_model,distortion,x1,y1,x2,y2"
+    (tmp_path / "hands.csv").write_text(
+        f'{columns}\na.png,300,300,320,240,fisheye,"[-0.02, 0.01, -0.004, 0.0005]",10,10,90,90\n'
+        'a.png,300,300,320,240,,"0.1 0.2 0 0",10,20,90,90\na.png,300,300,320,240,,,10,30,90,90\n'
+        'a.png,300,300,320,240,fisheye,"0.1 0.2",10,40,90,90\na.png,300,300,320,240,omni,,10,50,90,90\n'
+        'a.png,300,300,320,240,fisheye,"-3 0 0 0",600,400,640,480\n'
+    )
+    entries = list(ListSource(str(tmp_path / "hands.csv")))
+    assert [entry.fault.message[:12] if entry.fault else None for entry in entries] == [
+        *(None, None, None, "the distorti", "the camera m", None)
+    ]
+    shard = open_shard(entries, 32)
+    fisheye, distorted, plain = shard.crops.view
+    assert fisheye.lens == Lens(300, 300, 320, 240, "fisheye", FISHEYE)
+    assert distorted.lens.distortion == (0.1, 0.2, 0, 0) and plain is None
+    assert [row["reason"] for row in shard.rows[3:]] == ["bad_row", "bad_row", "box_outside"]
+    assert "field of view of the lens" in shard.rows[5]["error"]
+    assert shard.rows[0]["distortion"] == "[-0.02, 0.01, -0.004, 0.0005]"
