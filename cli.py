@@ -538,6 +538,10 @@ def export(
     order: Annotated[
         str | None, typer.Option(help="HO3D's evaluation.txt, if it is not beside the photos.")
     ] = None,
+    hand: Annotated[
+        str | None,
+        typer.Option(help="The labels' hand model, for joint angles: 'open' (default) or 'mano:PATH'."),
+    ] = None,
     address: JobAddress = None,
 ) -> None:
     """Export labels for other tools: keypoints, meshes, tables, submissions."""
@@ -554,6 +558,7 @@ def export(
             colour=colour,
             samples=samples,
             order=order,
+            hand=hand,
             on_progress=on_progress,
         )
     for reason, count in exported.left_out.items():

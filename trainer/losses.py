@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from annotator.hand import HandModel, anatomy
-from annotator.hand.model import FREIHAND_FROM_MANO
+from annotator.hand.joint_angles import JointAngles
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import PRIOR_STD, Camera
 from annotator.model.prior_net import PRIOR_STD_MM
@@ -249,60 +249,21 @@ def texture_loss(image: Tensor, rendered: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask > 0, (image - rendered).abs().mean(-1) * mask, 0.0)
 
 
-class JointLimits(nn.Module):
-    """Penalty on finger angles beyond the limits of real hands, for weak training. No parameters.
+class JointLimits(JointAngles):
+    """Penalty on finger angles beyond the limits of real hands, for weak training. No parameters."""
 
-    Angles are those of `annotator.hand.anatomy`, about the hand model's axes. Each joint is decomposed into three
-    successive rotations: spread, twist, flexion; the thumb's saddle joint into spread, flexion, twist, as in
-    `pose_from_angles`. The second rotation has the gimbal lock at a right angle; the order is chosen so that the lock
-    lies far outside the limits.
-    """
-
-    outer: Tensor  # (5, 3, 3, 3) rows
-    inner: Tensor  # (5, 3, 3, 3) columns
-    offset: Tensor  # (5, 3) of the second rotation
-    rest: Tensor  # (5, 3, 3)
-    saddle: Tensor  # (5, 3, 1) bool
     lower: Tensor  # (5, 3, 3)
     upper: Tensor  # (5, 3, 3)
-    order: Tensor  # (5, 3) indices of fingers and joints in MANO's order
 
     def __init__(self, hand: HandModel) -> None:
-        super().__init__()
-        axes = anatomy.joint_axes(anatomy.rest_joints(hand))
-        # R = R(first, a) R(second, b) R(third, c), with `second` at right angles to both others.
-        first, third = axes.spread.copy(), axes.flexion.copy()
-        first[:, 1:] = np.cross(axes.twist[:, 1:], axes.flexion[:, 1:])
-        first /= np.linalg.norm(first, axis=-1, keepdims=True)
-        third[0, 0] = -axes.twist[0, 0]
-        second = np.cross(third, first)
-        second /= np.linalg.norm(second, axis=-1, keepdims=True)
-        saddle = np.zeros((5, 3, 1), bool)
-        saddle[0, 0] = True
-        rest, limits = np.zeros((5, 3, 3)), np.zeros((5, 3, 3, 2))
-        for values, angles in ((rest, axes.rest_angles), (limits, anatomy.LIMITS)):
-            values[:, 0, 0], values[:, :, 1] = angles[:, 0], angles[:, 1:]
+        super().__init__(hand)
+        limits = np.zeros((5, 3, 3, 2))
+        limits[:, 0, 0], limits[:, :, 1] = anatomy.LIMITS[:, 0], anatomy.LIMITS[:, 1:]
         for name, array in {
-            "outer": np.stack([second, np.cross(first, second), first], -2),
-            "inner": np.stack([second, third, np.cross(second, third)], -1),
-            "offset": np.arcsin((first * third).sum(-1)),
-            "rest": np.radians(rest),
             "lower": np.radians(limits[..., 0] - TOLERANCE_DEG),
             "upper": np.radians(limits[..., 1] + TOLERANCE_DEG),
         }.items():
             self.register_buffer(name, torch.from_numpy(array).float(), persistent=False)
-        order = torch.tensor(FREIHAND_FROM_MANO[1:]).view(5, 4)[:, :3]
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("saddle", torch.from_numpy(saddle), persistent=False)
-
-    def angles(self, rotations: Tensor) -> Tensor:
-        """Convert rotations (B, 16, 3, 3) in MANO's order to angles (B, 5, 3, 3) in radians; ignore the wrist.
-
-        Axes: finger (thumb first), joint (from the palm), and spread, flexion, twist; 0 is a flat hand with parallel
-        fingers. In a real hand, spread and twist of joints 2 and 3 are always 0, and so is the twist of the first
-        joint. The thumb's twist is relative to the twist that its other two angles imply.
-        """
-        return self._read(rotations)[0]
 
     def forward(self, rotations: Tensor) -> Tensor:
         """Return the squared excess beyond the limits, radians squared (B, 15, 3), joints as in `angles`, thumb first.
@@ -313,26 +274,3 @@ class JointLimits(nn.Module):
         angles, share = self._read(rotations)
         excess = torch.relu(self.lower - angles) + torch.relu(angles - self.upper)
         return (excess * share).square().flatten(1, 2)
-
-    def _read(self, rotations: Tensor) -> tuple[Tensor, Tensor]:
-        """Return angles (B, 5, 3, 3) and their weights near gimbal lock (B, 5, 3, 3), 0 to 1."""
-        turned = self.outer @ rotations[:, self.order] @ self.inner
-        # Of Rz(a) Rx(b) Ry(c) in the axes of `outer`, the second column and the last row give all three.
-        ring = turned[..., 0, 1].square() + turned[..., 1, 1].square()  # cos(b)^2
-        open_ring = ring > 1e-10
-        cosine = ring.clamp_min(1e-10).sqrt()
-
-        def turn(sine: Tensor, cosine: Tensor) -> Tensor:
-            return torch.atan2(torch.where(open_ring, sine, 0.0), torch.where(open_ring, cosine, 1.0))
-
-        a = turn(-turned[..., 0, 1], turned[..., 1, 1])
-        b = torch.atan2(turned[..., 2, 1], cosine) - self.offset
-        c = turn(-turned[..., 2, 0], turned[..., 2, 2])
-        # Relative to the flat hand, the thumb's own twist follows from its other two angles.
-        per_flexion, per_spread = anatomy.THUMB_TWIST
-        of_saddle = torch.stack([a, b, -c + per_flexion * b - per_spread * a], -1)
-        angles = self.rest + torch.where(self.saddle, of_saddle, torch.stack([a, c, b], -1))
-        weight = (2 * cosine).clamp_max(1.0)
-        one = torch.ones_like(weight)
-        of_saddle = torch.stack([weight, one, weight], -1)
-        return angles, torch.where(self.saddle, of_saddle, torch.stack([weight, weight, one], -1))

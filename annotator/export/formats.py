@@ -50,6 +50,7 @@ def export_labels(
     colour: str | None = None,
     samples: bool = False,
     order: str | None = None,
+    hand: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
     """Write the hands of a label set (rows with status ok) in another tool's format.
@@ -64,6 +65,7 @@ def export_labels(
         colour: for `glb` and `ply`: `texture` (default), or `std`, the uncertainty of each vertex.
         samples: for `glb` and `ply`: also write each mesh that `annotate --samples` drew.
         order: for `ho3d`: the benchmark's `evaluation.txt`; default: the one beside the photos.
+        hand: the labels' hand model, for joint angles and skeletons: `open` (default), or `mano:PATH`.
         on_progress: called with the numbers of finished and of all label files.
 
     Raises:
@@ -77,7 +79,7 @@ def export_labels(
     write = _with_options(chosen.write, to, colour, order)
     if samples and to not in ("glb", "ply"):
         raise UserError(f"--samples is for glb and ply, not for {to}")
-    source = Labels(labels, where, chosen.limit if limit is None else limit, on_progress)
+    source = Labels(labels, where, chosen.limit if limit is None else limit, on_progress, hand)
     columns = meshes.columns_with_samples(source) if samples else chosen.columns(source)
     plan = {
         "labels": labels,
@@ -87,6 +89,7 @@ def export_labels(
         "colour": colour,
         "samples": samples,
         "order": order,
+        "hand": hand,
     }
     if chosen.suffix:
         check_new_file(out, chosen.suffix)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
+from annotator.hand import HandModel, load_hand
 from annotator.labels.arrays import array_of
 from annotator.labels.conditions import Condition
 from annotator.labels.folder import (
@@ -46,6 +47,7 @@ class Labels:
         where: str | None = None,
         limit: int = 0,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
+        hand: str | None = None,
     ) -> None:
         """Read the schema of the first file.
 
@@ -54,11 +56,12 @@ class Labels:
             where: a condition that rows must meet, see `annotator.labels.conditions`.
             limit: maximum number of rows; 0: all.
             on_progress: called with the numbers of finished and of all files.
+            hand: for `hand_model`: `open` (default), or `mano:PATH`.
 
         Raises:
             UserError: these are not labels, their schema version differs, or a column of `where` is missing.
         """
-        self.place, self.limit, self._on_progress = place, limit, on_progress
+        self.place, self.limit, self._on_progress, self.given_hand = place, limit, on_progress, hand
         self.files = sorted(label_files(place))
         if not self.files:
             raise UserError(
@@ -101,6 +104,24 @@ class Labels:
             ) from None
         except (pa.ArrowInvalid, KeyError):
             raise UserError(f"'{join(self.place, 'faces.parquet')}' is damaged") from None
+
+    def hand_model(self) -> HandModel:
+        """Return the hand model of pose and betas.
+
+        Raises:
+            UserError: the labels have another one, or none.
+        """
+        if self.hand is None or "pose" not in self.columns:
+            raise UserError(
+                f"'{self.place}' holds no poses: give a folder that `amvur annotate` or `amvur fit` wrote"
+            )
+        model = load_hand(self.given_hand or "open")
+        if model.id != self.hand:
+            raise UserError(
+                f"'{self.place}' is of hand model {self.hand}, this one is {model.id}: give the labels' own "
+                "(--hand open, or --hand mano:PATH)"
+            )
+        return model
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield columns of the rows to export, in order; tables are never empty.

@@ -1,4 +1,4 @@
-"""CSV: one row per hand, one named column per number, without meshes."""
+"""CSV: one row per hand, one named column per number, with the joint angles and without meshes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pyarrow import csv
 from annotator.export.exported import Exported
 from annotator.export.places import whole
 from annotator.export.rows import Labels
-from annotator.hand.model import JOINT_NAMES
+from annotator.hand import HandModel, load_hand
+from annotator.hand.model import ANGLE_NAMES, JOINT_NAMES
 from annotator.labels.arrays import array_of
 from annotator.labels.schema import SAMPLES_ROUNDING, label_schema
 
@@ -56,7 +57,9 @@ _RENAMED = {
     "camera.focal_px": "focal_px",
     "camera.focal_source": "focal_source",
 }
-_OURS = {*itertools.chain(*_NAMES.values()), *_RENAMED.values(), *label_schema(1, samples=1).names}
+#: Joint angles follow the pose that they are read from.
+_ANGLES = [f"{name}_deg" for name in ANGLE_NAMES]
+_OURS = {*itertools.chain(*_NAMES.values()), *_ANGLES, *_RENAMED.values(), *label_schema(1, samples=1).names}
 
 
 def columns(labels: Labels) -> list[str]:
@@ -67,10 +70,11 @@ def columns(labels: Labels) -> list[str]:
 def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
     """Write the file, batch by batch."""
     exported = Exported()
+    model = _model_of_angles(labels, exported)
     with whole(out) as file:
         writer: csv.CSVWriter | None = None
         for table in batches:
-            flat = _flat(table)
+            flat = _flat(table, model)
             writer = writer or csv.CSVWriter(file, flat.schema)
             writer.write_table(flat)
             exported.hands += len(flat)
@@ -79,7 +83,17 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
     return exported
 
 
-def _flat(table: pa.Table) -> pa.Table:
+def _model_of_angles(labels: Labels, exported: Exported) -> HandModel | None:
+    """Return the hand model whose axes the joint angles refer to; None without poses, or where its file is missing."""
+    if labels.hand is None or "pose" not in labels.columns:
+        return None
+    if labels.given_hand is None and labels.hand != load_hand("open").id:
+        exported.notes.append("joint angles are left out: they need the labels' hand model, --hand mano:PATH")
+        return None
+    return labels.hand_model()
+
+
+def _flat(table: pa.Table, model: HandModel | None) -> pa.Table:
     flat: dict[str, Any] = {}
     own = {field.name for field in label_schema(1)}
     for name in table.column_names:
@@ -91,7 +105,17 @@ def _flat(table: pa.Table) -> pa.Table:
                 flat |= _spread(f"camera.{field.name}", pc.struct_field(column, field.name))
         else:
             flat |= _spread(name, column)
+            if name == "pose" and model is not None:
+                flat |= _angles(model, column)
     return pa.table(flat)
+
+
+def _angles(model: HandModel, pose: pa.ChunkedArray) -> dict[str, Any]:
+    from annotator.hand.joint_angles import joint_angles_deg  # imports torch
+
+    degrees = joint_angles_deg(model, array_of(pose)).astype(np.float32)
+    null = ~pose.is_valid().to_numpy()
+    return {name: pa.array(np.ascontiguousarray(degrees[:, k]), mask=null) for k, name in enumerate(_ANGLES)}
 
 
 def _spread(name: str, column: pa.ChunkedArray) -> dict[str, Any]:

@@ -36,6 +36,13 @@ FREIHAND_FROM_MANO = (
 )
 
 
+#: The three angles of a finger joint (`joint_angles.py`), and the names of all 45, such as `index_1_flexion`.
+TURNS = ("spread", "flexion", "twist")
+ANGLE_NAMES = tuple(f"{finger}_{joint}_{turn}" for finger in FINGERS for joint in (1, 2, 3) for turn in TURNS)
+
+#: Places among the 45 of the 20 angles that a real hand moves: the spread of joints 1, the flexion of all.
+MOVING_ANGLES = tuple(k for k, name in enumerate(ANGLE_NAMES) if name.endswith(("1_spread", "flexion")))
+
 #: Pose components with a smaller standard deviation (radians) move no joint.
 _NO_MOTION = 1e-6
 

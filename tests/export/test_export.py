@@ -29,8 +29,9 @@ from annotator.export import FORMATS, export_labels
 from annotator.export import mano as mano_parts
 from annotator.export import webdataset as tars
 from annotator.export.benchmarks import BENCHMARKS
-from annotator.hand import JOINT_NAMES, HandModel, load_hand
+from annotator.hand import JOINT_NAMES, HandModel, anatomy, load_hand
 from annotator.hand.layer import HandLayer
+from annotator.hand.model import FINGERS
 from annotator.labels.folder import write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, labels_to_table, without_hand, write_tables
 from tests.commands.test_cli import run
@@ -476,6 +477,44 @@ def test_pandas_reads_the_table(scene, tmp_path):
     assert json.loads(table["tags"].dropna().iloc[0]) == ["x", "y"]
     assert table["pose_0"].isna().all() and table["frame_index"].dropna().tolist() == [5, 7]
     assert len(set(table.columns)) == len(table.columns)
+
+
+def test_a_table_has_the_joint_angles_of_its_poses(tmp_path):
+    rest = anatomy.rest_joints(load_hand("open"))
+    names = ["fist", "pointing", "open_palm"]
+    poses = np.stack([anatomy.gesture_pose(rest, name) for name in names])
+    labels = label_set(tmp_path / "labels", load_hand("open"), mano_rows(3, "{}.jpg", "/p", None), mano=True)
+    for path in sorted((labels / "data").iterdir()):
+        table = pq.read_table(path)
+        rows = [int(name[0]) for name in table["image_id"].to_pylist()]
+        pose = np.concatenate([np.ones((len(rows), 3)), poses[rows]], 1).astype(np.float32)
+        at = table.schema.get_field_index("pose")
+        pose = pa.FixedSizeListArray.from_arrays(pose.reshape(-1), type=table.schema.field(at).type)
+        pq.write_table(table.set_column(at, table.schema.field(at), pose), path)
+    exported = export_labels(str(labels), str(tmp_path / "hands.csv"), "csv")
+    table = pd.read_csv(tmp_path / "hands.csv")
+    for k, name in enumerate(names):
+        angles = anatomy.gesture_angles(rest, name)
+        for finger, of_finger in zip(FINGERS, angles, strict=True):
+            found = [table[f"{finger}_1_spread_deg"][k]]
+            found += [table[f"{finger}_{joint}_flexion_deg"][k] for joint in (1, 2, 3)]
+            np.testing.assert_allclose(found, of_finger, atol=1e-3)
+    assert not exported.notes and table["index_2_twist_deg"].abs().max() < 1e-3
+
+
+def test_angles_of_mano_need_its_file(mano_model, tmp_path):
+    labels = label_set(tmp_path / "labels", mano_model, mano_rows(2, "{}.jpg", "/p"), mano=True)
+    exported = export_labels(str(labels), str(tmp_path / "without.csv"), "csv")
+    assert exported.notes == ["joint angles are left out: they need the labels' hand model, --hand mano:PATH"]
+    assert not [name for name in pd.read_csv(tmp_path / "without.csv") if name.endswith("_deg")]
+    file = tmp_path / "MANO_RIGHT.pkl"
+    write_mano_file(file)
+    export_labels(str(labels), str(tmp_path / "with.csv"), "csv", hand=f"mano:{file}")
+    assert pd.read_csv(tmp_path / "with.csv")["thumb_3_flexion_deg"].notna().all()
+    with pytest.raises(
+        UserError, match=r"is of hand model mano-.*, this one is open-.*: give the labels' own"
+    ):
+        export_labels(str(labels), str(tmp_path / "other.csv"), "csv", hand="open")
 
 
 # --- mano
