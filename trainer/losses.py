@@ -37,7 +37,7 @@ from __future__ import annotations
 import numpy as np
 import roma
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from annotator.hand import HandModel, anatomy
