@@ -34,6 +34,8 @@ class ExportFormat(str, Enum):
     webdataset = "webdataset"
     glb = "glb"
     ply = "ply"
+    animated_glb = "animated-glb"
+    bvh = "bvh"
     csv = "csv"
     mano = "mano"
 
@@ -540,7 +542,9 @@ def export(
     ] = None,
     hand: Annotated[
         str | None,
-        typer.Option(help="The labels' hand model, for joint angles: 'open' (default) or 'mano:PATH'."),
+        typer.Option(
+            help="The labels' hand model, for joint angles and skeletons: 'open' (default) or 'mano:PATH'."
+        ),
     ] = None,
     address: JobAddress = None,
 ) -> None:

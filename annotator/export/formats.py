@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from annotator.errors import UserError
-from annotator.export import coco, mano, meshes, submission, table, webdataset
+from annotator.export import coco, mano, meshes, motions, submission, table, webdataset
 from annotator.export.exported import Exported
 from annotator.export.places import check_new_file, check_new_folder, new_folder
 from annotator.export.rows import Labels
@@ -35,6 +35,8 @@ FORMATS: dict[str, _Format] = {
     # One file per hand: limited, so that no folder gets a million by accident.
     "glb": _Format(meshes.columns, partial(meshes.write, "glb"), limit=1000),
     "ply": _Format(meshes.columns, partial(meshes.write, "ply"), limit=1000),
+    "animated-glb": _Format(motions.columns_with_colours, partial(motions.write, "glb")),
+    "bvh": _Format(motions.columns, partial(motions.write, "bvh")),
     "csv": _Format(table.columns, table.write, suffix=".csv"),
     "mano": _Format(mano.columns, mano.write),
 }

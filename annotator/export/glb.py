@@ -1,4 +1,4 @@
-"""glTF 2.0, binary: one mesh with normals and vertex colours."""
+"""glTF 2.0, binary: a mesh with normals and vertex colours."""
 
 from __future__ import annotations
 
@@ -9,60 +9,95 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_FLOAT, _UINT32 = 5126, 5125
-_ARRAY, _ELEMENTS = 34962, 34963  # purposes of a buffer view
+_COMPONENTS = {"<f4": 5126, "<u4": 5125, "|u1": 5121}
+_WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4, "MAT4": 16}
+VERTICES, ELEMENTS = 34962, 34963  # purposes of a buffer view
 
 
-def glb_bytes(
-    vertices: NDArray[np.floating], faces: NDArray[np.integer], rgb: NDArray[np.uint8], extras: dict[str, Any]
-) -> bytes:
-    """Return a file with one mesh.
+class GlbBuffer:
+    """The arrays of a file, each an accessor with a view of its own."""
+
+    def __init__(self) -> None:
+        self._views: list[dict[str, Any]] = []
+        self._accessors: list[dict[str, Any]] = []
+        self._parts: list[bytes] = []
+        self._length = 0
+
+    def add(self, values: NDArray[Any], kind: str, target: int | None = None, bounds: bool = False) -> int:
+        """Append an array and return the number of its accessor.
+
+        Args:
+            values: float32, uint32 or uint8; (n,) or (n, width of `kind`).
+            kind: SCALAR, VEC3, VEC4 or MAT4.
+            target: its purpose, for vertices and triangles.
+            bounds: store minimum and maximum, as glTF requires of positions and times.
+        """
+        rows = np.ascontiguousarray(values).reshape(-1, _WIDTHS[kind])
+        view = {"buffer": 0, "byteOffset": self._length, "byteLength": rows.nbytes}
+        self._views.append(view if target is None else view | {"target": target})
+        accessor = {
+            "bufferView": len(self._accessors),
+            "componentType": _COMPONENTS[rows.dtype.str],
+            "count": len(rows),
+            "type": kind,
+        }
+        if bounds:
+            accessor |= {"min": rows.min(0).tolist(), "max": rows.max(0).tolist()}
+        self._accessors.append(accessor)
+        data = rows.tobytes()
+        self._parts.append(data + b"\0" * (-len(data) % 4))
+        self._length += len(self._parts[-1])
+        return len(self._accessors) - 1
+
+    def file(self, document: dict[str, Any]) -> bytes:
+        """Return the file of a glTF document that refers to these accessors."""
+        whole = {"asset": {"version": "2.0", "generator": "amvur"}, "scene": 0} | document
+        whole |= {
+            "accessors": self._accessors,
+            "bufferViews": self._views,
+            "buffers": [{"byteLength": self._length}],
+        }
+        return _packed(whole, b"".join(self._parts))
+
+
+def mesh_of(
+    buffer: GlbBuffer,
+    vertices: NDArray[np.floating],
+    faces: NDArray[np.integer],
+    rgb: NDArray[np.uint8],
+    extras: dict[str, Any],
+) -> dict[str, Any]:
+    """Append a mesh's arrays and return its entry in `meshes`.
 
     Args:
+        buffer: of the file.
         vertices: (V, 3) metres, y up.
         faces: (F, 3) counter-clockwise seen from outside.
         rgb: (V, 3) sRGB; stored as linear colours, as glTF requires.
         extras: further facts about the mesh.
     """
-    parts: list[tuple[NDArray[Any], str]] = [
-        (np.asarray(vertices, "<f4"), "VEC3"),
-        (vertex_normals(vertices, faces).astype("<f4"), "VEC3"),
-        (linear_rgb(rgb).astype("<f4"), "VEC3"),
-        (np.ascontiguousarray(faces, "<u4").reshape(-1), "SCALAR"),
-    ]
-    views: list[dict[str, Any]] = []
-    accessors: list[dict[str, Any]] = []
-    offset = 0
-    for values, kind in parts:
-        is_index = kind == "SCALAR"
-        target = _ELEMENTS if is_index else _ARRAY
-        views.append({"buffer": 0, "byteOffset": offset, "byteLength": values.nbytes, "target": target})
-        component = _UINT32 if is_index else _FLOAT
-        accessors.append(
-            {"bufferView": len(accessors), "componentType": component, "count": len(values), "type": kind}
-        )
-        offset += values.nbytes
-    # glTF requires the bounds of positions.
-    accessors[0] |= {"min": parts[0][0].min(0).tolist(), "max": parts[0][0].max(0).tolist()}
-    attributes = {"POSITION": 0, "NORMAL": 1, "COLOR_0": 2}
-    # No material: with one, trimesh treats the mesh as textured and drops its vertex colours.
-    document = {
-        "asset": {"version": "2.0", "generator": "amvur"},
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0, "name": "hand"}],
-        "meshes": [
-            {
-                "name": "hand",
-                "primitives": [{"attributes": attributes, "indices": 3}],
-                "extras": extras,
-            }
-        ],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": offset}],
+    positions = np.asarray(vertices, "<f4")
+    attributes = {
+        "POSITION": buffer.add(positions, "VEC3", VERTICES, bounds=True),
+        "NORMAL": buffer.add(vertex_normals(vertices, faces).astype("<f4"), "VEC3", VERTICES),
+        "COLOR_0": buffer.add(linear_rgb(rgb).astype("<f4"), "VEC3", VERTICES),
     }
-    return _packed(document, b"".join(values.tobytes() for values, _ in parts))
+    indices = buffer.add(np.asarray(faces, "<u4"), "SCALAR", ELEMENTS)
+    # No material: with one, trimesh treats the mesh as textured and drops its vertex colours.
+    return {
+        "name": "hand",
+        "primitives": [{"attributes": attributes, "indices": indices}],
+        "extras": extras,
+    }
+
+
+def glb_bytes(
+    vertices: NDArray[np.floating], faces: NDArray[np.integer], rgb: NDArray[np.uint8], extras: dict[str, Any]
+) -> bytes:
+    """Return a file with one mesh; arguments as of `mesh_of`."""
+    buffer = GlbBuffer()
+    mesh = mesh_of(buffer, vertices, faces, rgb, extras)
+    return buffer.file({"scenes": [{"nodes": [0]}], "nodes": [{"mesh": 0, "name": "hand"}], "meshes": [mesh]})
 
 
 def _packed(document: dict[str, Any], data: bytes) -> bytes:

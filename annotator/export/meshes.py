@@ -26,7 +26,7 @@ from annotator.storage.files import join, write_whole
 FROM_CAMERA = np.array([1, -1, -1], np.float32)
 
 #: Colour of hands from a network without texture.
-_SKIN = np.array([219, 168, 143], np.uint8)
+SKIN = np.array([219, 168, 143], np.uint8)
 
 _SCALARS = ("image_uri", "image_id", "duplicate", "hand_index", "is_right")
 _SAMPLES = "vertices_samples_mm"
@@ -145,7 +145,7 @@ def _painter(first: pa.Table, colour: str, exported: Exported) -> Callable[[pa.T
 
 def _textures(table: pa.Table) -> NDArray[np.uint8]:
     rgb = array_of(table["vertex_rgb"]).astype(np.uint8)
-    rgb[table["vertex_rgb"].is_null().to_numpy()] = _SKIN
+    rgb[table["vertex_rgb"].is_null().to_numpy()] = SKIN
     return rgb
 
 

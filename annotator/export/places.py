@@ -114,6 +114,21 @@ def _encoded(plan: dict[str, Any]) -> bytes:
     return json.dumps(plan, sort_keys=True).encode()
 
 
+def _plain_name(text: str, identity: str) -> str:
+    """Return letters, digits, dot, dash and underscore of a text, then a hash of the identity.
+
+    The hash separates texts that differ only in removed characters, or only in case on a disk that ignores case.
+    """
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[-_LONGEST_NAME:].lstrip("._-")
+    return f"{plain or 'hand'}-{digest}"
+
+
+def track_name(sequence: str, track_id: int) -> str:
+    """Return a name such as `clip.mp4-5f0a61c2-track3`; sequences are told apart by a hash of their whole name."""
+    return f"{_plain_name(sequence.rpartition('/')[2], sequence)}-track{track_id}"
+
+
 class HandNames:
     """Unique file names of hands; no id leads out of the folder."""
 
@@ -121,14 +136,9 @@ class HandNames:
         self._repeats: Counter[str] = Counter()
 
     def of(self, image_id: str, image_uri: str, hand_index: int, duplicate: bool) -> str:
-        """Return a name such as `left_001.jpg-5f0a61c2-0`: letters, digits, dot, dash, underscore.
-
-        The middle is a hash of id and uri. It separates ids that differ only in removed characters, or only in case
-        on a disk that ignores case.
-        """
-        digest = hashlib.sha256(f"{image_id}\0{image_uri}".encode()).hexdigest()[:8]
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", image_id).strip("._-")[-_LONGEST_NAME:].lstrip("._-")
-        name = f"{plain or 'hand'}-{digest}-{hand_index}"
+        """Return a name such as `left_001.jpg-5f0a61c2-0`; the middle is a hash of id and uri."""
+        identity = f"{image_id}\0{image_uri}"
+        name = f"{_plain_name(image_id, identity)}-{hand_index}"
         if not duplicate:
             return name
         self._repeats[name] += 1

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from annotator.errors import UserError
 from annotator.hand.layer import HandLayer
 from annotator.job.shard import Shard, joined_columns
 from annotator.track.association import Hands, track_ids
 from annotator.track.columns import OF_HANDS, hand_columns, labels_motion, picked_columns, track_columns
+from annotator.track.frames import frame_places
 from annotator.track.gaps import to_fill
 from annotator.track.motion import smoothed_motion
 from annotator.track.side import right_scores, side_of
@@ -22,12 +22,6 @@ Floats = NDArray[np.floating]
 
 #: Values of `source` in a row of a track: smoothed with a label of its own, or made of its neighbours alone.
 LABEL, INTERPOLATED = "label", "interpolated"
-
-#: Frames per second where only their numbers are known.
-ASSUMED_RATE_HZ = 30.0
-
-#: Columns of a list that number its frames and give their times.
-FRAME, TIME = "frame", "time_s"
 
 
 def untracked(table: pa.Table) -> Shard:
@@ -105,70 +99,6 @@ def _are_finite(columns: dict[str, Any]) -> NDArray[np.bool_]:
     finite = [np.isfinite(columns[name]).reshape(len(columns[name]), -1).all(1) for name in needed]
     sound: NDArray[np.bool_] = np.logical_and.reduce(finite)
     return sound
-
-
-def frame_places(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the number (n,) of each row's frame, and its time in seconds.
-
-    Raises:
-        UserError: a number or time is missing or none, two photos have one number, or time goes back.
-    """
-    names = table.column_names
-    if table["frame_index"].null_count < len(table):
-        number = _numbers(table, "frame_index")
-        time_s = (
-            _numbers(table, "frame_time_s")
-            if table["frame_time_s"].null_count == 0
-            else number / ASSUMED_RATE_HZ
-        )
-    else:
-        ids = table["image_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-        number = _numbers(table, FRAME) if FRAME in names else ids.astype(np.float64)
-        time_s = _numbers(table, TIME) if TIME in names else number / ASSUMED_RATE_HZ
-        _check_one_photo_each(table, number, ids)
-    order = np.argsort(number, kind="stable")
-    step, step_s = np.diff(number[order]), np.diff(time_s[order])
-    back = np.flatnonzero((step > 0) & (step_s <= 0))
-    if len(back):
-        row = order[back[0] + 1]
-        raise UserError(
-            f"'{table['image_id'][row].as_py()}': its time {time_s[row]:g} s is not after that of the frame before; "
-            "times must grow with frame numbers"
-        )
-    return number, time_s
-
-
-def _numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
-    """Return a column as numbers; from a CSV file it is text."""
-    try:
-        values = np.asarray(table[name].cast(pa.float64()).fill_null(np.nan))
-    except pa.ArrowInvalid:
-        values = np.array([_number(text) for text in table[name].to_pylist()])
-    if not np.isfinite(values).all():
-        row = int(np.argmax(~np.isfinite(values)))
-        raise UserError(
-            f"'{table['image_id'][row].as_py()}': {name} is {table[name][row].as_py()!r}; every frame of a sequence "
-            "needs a number"
-        )
-    return values
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return float("nan")
-
-
-def _check_one_photo_each(table: pa.Table, number: Floats, ids: NDArray[np.integer]) -> None:
-    same = np.asarray(table["duplicate"].fill_null(False))
-    photo_of: dict[float, int] = {}
-    for row in np.flatnonzero(~same):
-        if photo_of.setdefault(float(number[row]), int(ids[row])) != ids[row]:
-            raise UserError(
-                f"'{table['image_id'][row].as_py()}': frame {number[row]:g} is another photo already; give each "
-                "frame of a sequence a number of its own"
-            )
 
 
 def _nearest(time_s: Floats, own_s: Floats, own: NDArray[np.int64]) -> NDArray[np.int64]:
