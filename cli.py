@@ -119,6 +119,14 @@ def annotate(
     ] = None,
     max_hands: MaxHands = 2,
     search: SearchOption = Search.quick,
+    detect_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Run the detector on every Nth frame of a video; between, the network follows the hands. 1: every "
+            "frame. Default: 8.",
+        ),
+    ] = None,
     boxes: Annotated[
         str | None,
         typer.Option(help="Boxes of the hands: a list with boxes, or a label folder of `amvur detect`."),
@@ -173,6 +181,7 @@ def annotate(
         "detector": detector,
         "max_hands": max_hands,
         "search": search.value,
+        "detect_every": detect_every,
         "boxes": boxes,
         "boxes_normalised": boxes_normalised,
         "every": every,

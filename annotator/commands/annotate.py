@@ -8,7 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from annotator.detection.detector import Search, check_search, detector_of_process, read_model
+from annotator.detection.following import DETECT_EVERY
 from annotator.errors import UserError
+from annotator.job.detected import Following
 from annotator.job.dispatcher import Stages
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, RunSettings, read_run_record
@@ -26,6 +28,7 @@ from annotator.storage.files import FIRST_ANSWER_S, check_writable
 from annotator.storage.remote import patience, shown
 
 if TYPE_CHECKING:
+    from annotator.detection.locator import HandLocator, LocatorModel
     from annotator.model.checkpoint import Checkpoint
     from annotator.predictor import Predictor
 
@@ -43,6 +46,7 @@ def annotate(
     detector: str | None = None,
     max_hands: int = 2,
     search: Search = "quick",
+    detect_every: int | None = None,
     boxes: str | None = None,
     boxes_normalised: bool = False,
     every: int = 1,
@@ -63,6 +67,8 @@ def annotate(
             boxes, each photo is the crop around one hand.
         max_hands: maximum hands per photo, for the detector.
         search: `thorough` searches photos without a detected hand again, turned and in enlarged tiles.
+        detect_every: run the detector on every Nth frame of a video; between, hands are followed by the network. 1
+            detects in every frame. Default: 8, or the value of the labels to resume.
         boxes: of the hands: a list with boxes, or a label folder of `amvur detect`.
         boxes_normalised: boxes of a list are fractions of each photo's width and height.
         every: use every Nth video frame.
@@ -89,6 +95,7 @@ def annotate(
         detector=detector,
         max_hands=max_hands,
         search=search,
+        detect_every=detect_every,
         boxes=boxes,
         boxes_normalised=boxes_normalised,
         every=every,
@@ -109,6 +116,7 @@ def annotation(
     detector: str | None = None,
     max_hands: int = 2,
     search: Search = "quick",
+    detect_every: int | None = None,
     boxes: str | None = None,
     boxes_normalised: bool = False,
     every: int = 1,
@@ -128,16 +136,21 @@ def annotation(
         raise UserError(f"search {search!r} needs a detector: give one, or use `amvur detect`")
     if hand_length_mm is not None and not is_hand_length(hand_length_mm):
         raise UserError(f"hand_length_mm is {hand_length_mm:g}: expected {HAND_LENGTHS}")
+    if detect_every is not None and not (detector and detect_every >= 1):
+        raise UserError(f"detect_every is {detect_every}: give 1 or more frames, and a detector")
     if detector and boxes:
         raise UserError("detector and boxes both locate the hands: give one of them")
     with patience(FIRST_ANSWER_S):  # report a wrong name or key before loading a model
         photos = some_photos(source, labels, every, boxes, boxes_normalised)
-        if read_run_record(labels, RunSettings) is None and not is_dry:
+        record = read_run_record(labels, RunSettings)
+        if record is None and not is_dry:
             check_writable(labels)
         found = read_model(detector) if detector else None
     from annotator.model.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(checkpoint, hand)
+    if detector and detect_every is None:
+        detect_every = record.settings.detect_every if record else DETECT_EVERY
     settings = RunSettings(
         schema_version=SCHEMA_VERSION,
         source=photos.place,
@@ -150,6 +163,7 @@ def annotation(
         detector=found.id if found else None,
         max_hands=max_hands if found else 1,
         search=search if found else "quick",
+        detect_every=detect_every or 1,
         every=every,
         boxes=shown(label_folder(boxes)) if boxes else None,
         boxes_normalised=boxes_normalised,
@@ -157,6 +171,7 @@ def annotation(
         hand_length_mm=hand_length_mm,
     )
     find = partial(detector_of_process, found, max_hands, search) if found else None
+    following = _following(loaded, settings) if settings.detect_every > 1 else None
     schema = label_schema(loaded.hand.vertex_count, label_metadata(loaded, samples), photos.columns, samples)
 
     def stages(plan: WorkerPlan) -> Stages:
@@ -167,6 +182,7 @@ def annotation(
                 find=find,
                 margin=loaded.cut_margin,
                 hand_length_mm=hand_length_mm,
+                following=following,
             ),
             model=partial(ShardPredictor, loaded, plan.threads, batch_size, side, samples),
             schema=schema,
@@ -182,6 +198,20 @@ def annotation(
         begin=lambda: write_faces(labels, loaded.hand.faces),
         may_differ=("checkpoint", "trained_steps"),
     )
+
+
+def _following(checkpoint: Checkpoint, settings: RunSettings) -> Following:
+    from annotator.detection.locator import locator_model
+
+    locator = partial(_locator, locator_model(checkpoint))
+    return Following(locator, settings.detect_every, settings.every, settings.max_hands)
+
+
+def _locator(model: LocatorModel) -> HandLocator:
+    """Return this process's locator; torch loads with the first video."""
+    from annotator.detection.locator import locator_of_process
+
+    return locator_of_process(model)
 
 
 def some_photos(

@@ -26,13 +26,14 @@ from annotator.detection.detector import (
     read_model,
 )
 from annotator.errors import UserError
+from annotator.job.detected import FindHands
 from annotator.job.dispatcher import Stages
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, read_run_record
 from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, label_folder, run_job
 from annotator.job.shard import Shard
-from annotator.job.stages import FindHands, opened, row_of_error
+from annotator.job.stages import opened, row_of_error
 from annotator.labels.schema import ROUNDING, SCHEMA_VERSION, label_schema, without_hand
 from annotator.photos.crops import BOX_OVER_JOINTS
 from annotator.sources.entry import Entry

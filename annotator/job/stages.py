@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from annotator.detection.detector import ENOUGH_PX, HandDetector
-from annotator.errors import UserError
+from annotator.detection.detector import ENOUGH_PX
+from annotator.detection.following import FrameHands
+from annotator.job.detected import FindHands, Following, detected
 from annotator.job.shard import Shard, joined_columns
 from annotator.labels.finite import finite_rows, rows_of
 from annotator.labels.schema import labels_to_table, without_hand
@@ -31,9 +32,6 @@ if TYPE_CHECKING:  # decoders and writers start seconds sooner without torch
 
 #: Minimum length of a hand's box. A shorter one is a mistake, such as fractions of the photo given as pixels.
 MIN_BOX_PX = 8
-
-#: Return this process's detector; the first call loads it.
-FindHands = Callable[[], HandDetector]
 
 
 def first_row(entry: Entry) -> dict[str, Any]:
@@ -86,11 +84,13 @@ def open_shard(
     find: FindHands | None = None,
     margin: float = 1.0,
     hand_length_mm: float | None = None,
+    following: Following | None = None,
 ) -> Shard:
     """Decode every photo of a shard and crop its hands. An unreadable photo becomes a row with its reason.
 
-    Hands come from the entry's list, else from the detector that `find` returns. Without either, each photo is the
-    crop around one hand. Crops have `crop_px` pixels per side and cover `margin` times the crop's square.
+    Hands come from the entry's list, else from the detector that `find` returns, in videos as `following` states.
+    Without either, each photo is the crop around one hand. Crops have `crop_px` pixels per side and cover `margin`
+    times the crop's square.
 
     Raises:
         UserError: the detector cannot be used.
@@ -98,14 +98,14 @@ def open_shard(
     shard = Shard()
     cut: list[Crops] = []
     side_px = math.ceil(crop_px / margin)
-    for entry, row, photo in opened(entries, lambda entry: side_px if _is_crop(entry, find) else ENOUGH_PX):
+    photos = opened(entries, lambda entry: side_px if _is_crop(entry, find) else ENOUGH_PX)
+    with_hands = detected(photos, find, following) if find else ((*photo, None) for photo in photos)
+    for entry, row, photo, found in with_hands:
         if photo is None:
             shard.rows.append(row)
             continue
         try:
-            source, crops = _hands(entry, photo, crop_px, margin, find, hand_length_mm)
-        except UserError:  # an unusable detector fails for every photo
-            raise
+            sources, crops = _hands(entry, photo, crop_px, margin, found, hand_length_mm)
         except Exception as error:  # an internal bug or a bug of the detector fails one photo, not the run
             shard.rows.append(row | row_of_error(error))
             continue
@@ -114,7 +114,7 @@ def open_shard(
             continue
         shard.hand_rows += range(len(shard.rows), len(shard.rows) + len(crops))
         first = entry.first_hand
-        shard.rows += [row | {"hand_index": first + k, "box_source": source} for k in range(len(crops))]
+        shard.rows += [row | {"hand_index": first + k, "box_source": s} for k, s in enumerate(sources)]
         cut += crops
     shard.crops = Crops.stack(cut) if cut else None
     return shard
@@ -122,13 +122,7 @@ def open_shard(
 
 def _is_crop(entry: Entry, find: FindHands | None) -> bool:
     """Return whether the photo is the crop around one hand. Decided per entry, independent of the others."""
-    return find is None and not _has_boxes(entry)
-
-
-def _has_boxes(entry: Entry) -> bool:
-    """Return whether the entry lists boxes, or lists that the photo shows no hand."""
-    hands = entry.hands
-    return hands is not None and (not hands or any(hand.box_xyxy is not None for hand in hands))
+    return find is None and not entry.lists_boxes
 
 
 def _hands(
@@ -136,10 +130,14 @@ def _hands(
     photo: Photo,
     crop_px: int,
     margin: float,
-    find: FindHands | None,
+    found: FrameHands | None,
     hand_length_mm: float | None,
-) -> tuple[str, list[Crops]]:
-    """Return the source of the hands' boxes, and their crops."""
+) -> tuple[list[str], list[Crops]]:
+    """Return the sources of the hands' boxes, and their crops; `found` by the detector.
+
+    Raises:
+        Exception: the detector's error.
+    """
     length_mm = entry.hand_length_mm or hand_length_mm
     camera = camera_of(entry, photo)
 
@@ -157,21 +155,21 @@ def _hands(
         )
 
     hands = entry.hands
-    if hands is not None and _has_boxes(entry):
-        return "list", [
+    if hands and entry.lists_boxes:
+        return ["list"] * len(hands), [
             crop(listed_box(hand.box_xyxy, entry, photo) if hand.box_xyxy else None, hand.right_score)
             for hand in hands
         ]
+    if entry.lists_boxes:
+        return [], []
     listed_score = hands[0].right_score if hands else None
-    if find is None:
-        return "photo", [crop(None, listed_score)]
-    detections = find().find(photo.pixels, photo.width, photo.height)
-    return "detector", [
-        crop(
-            hand.box_xyxy.tolist(),
-            _right_score(hand.is_right, hand.side_score) if listed_score is None else listed_score,
-        )
-        for hand in detections
+    if found is None:
+        return ["photo"], [crop(None, listed_score)]
+    if found.error is not None:
+        raise found.error
+    return [hand.source for hand in found.hands], [
+        crop(hand.box_xyxy.tolist(), hand.right_score if listed_score is None else listed_score)
+        for hand in found.hands
     ]
 
 
@@ -196,10 +194,6 @@ def listed_box(box_xyxy: Sequence[float], entry: Entry, photo: Photo) -> tuple[f
             "too_small", f"the listed box {box} is smaller than {MIN_BOX_PX} pixels: too small to show a hand"
         )
     return box
-
-
-def _right_score(is_right: bool, side_score: float) -> float:
-    return side_score if is_right else 1 - side_score
 
 
 class ModelBrokenError(Exception):

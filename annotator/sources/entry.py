@@ -83,6 +83,12 @@ class Entry:
         within = self.inside if self.frame_index is None else str(self.frame_index)
         return self.id.removesuffix(f"#{within}") if within is not None else self.id
 
+    @property
+    def lists_boxes(self) -> bool:
+        """Whether the entry lists boxes, or lists that the photo shows no hand."""
+        hands = self.hands
+        return hands is not None and (not hands or any(hand.box_xyxy is not None for hand in hands))
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

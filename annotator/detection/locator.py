@@ -1,0 +1,91 @@
+"""Locate hands near expected places with the network alone: 2D joints and presence, without meshes.
+
+Of a checkpoint with two looks, the first is enough. It is a tenth of the labelling, and sees any turn.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ray.cloudpickle import dumps
+
+from annotator.coordinates import CropFrame, cut, square_around
+from annotator.detection.following import Floats, Guess
+from annotator.model.checkpoint import Checkpoint
+from annotator.model.network import Network
+from annotator.model.two_looks import TwoLooks
+from annotator.photos.crops import BOX_PADDING
+from annotator.runtime.malloc import keep_freed_memory
+
+#: Crops per forward pass.
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class LocatorModel:
+    """The network of a locator as bytes, so that processes without videos never load torch."""
+
+    id: str  # of the checkpoint
+    network: bytes
+
+
+class HandLocator:
+    """The network of a `LocatorModel` on one thread of the CPU. One per process."""
+
+    def __init__(self, model: LocatorModel) -> None:
+        keep_freed_memory()
+        torch.set_num_threads(1)  # a decoder has one core, and threads would change the last digits
+        self._network: Network = pickle.loads(model.network).eval()  # made by `locator_model`
+        self._network.fold_normalisation()
+
+    @torch.inference_mode()
+    def __call__(self, guesses: Sequence[Guess]) -> tuple[Floats, Floats]:
+        """Return joints (n, 21, 2), photo pixels, and the presence (n,) of a hand at each of n >= 1 guesses."""
+        parts = [self._batch(guesses[k : k + _BATCH]) for k in range(0, len(guesses), _BATCH)]
+        joints2d_px, presence = (np.concatenate(values) for values in zip(*parts, strict=True))
+        return joints2d_px, presence
+
+    def _batch(self, guesses: Sequence[Guess]) -> tuple[Floats, Floats]:
+        frames = [square_around(guess.box_xyxy, BOX_PADDING) for guess in guesses]
+        size_px = self._network.config.crop_px
+        pixels = np.stack(
+            [
+                cut(guess.frame.pixels, frame, size_px, guess.frame.width)
+                for guess, frame in zip(guesses, frames, strict=True)
+            ]
+        )
+        mirrored = np.array([guess.right_score < 0.5 for guess in guesses])
+        pixels[mirrored] = pixels[mirrored, :, ::-1]
+        images = torch.tensor(pixels).permute(0, 3, 1, 2).float().div_(255)
+        images = images.contiguous(memory_format=torch.channels_last)
+        features = self._network.extract(images)
+        joints2d = features.joints2d
+        if joints2d is None:
+            joints2d = self._network.hands(images, features).joints2d
+        crops = CropFrame(
+            np.stack([frame.centre_px for frame in frames]),
+            np.array([frame.half_side_px for frame in frames]),
+            mirrored,
+        )
+        presence = self._network.is_hand(features).double().numpy()
+        return crops.photo_from_crop(joints2d.double().numpy()), presence
+
+
+def locator_model(checkpoint: Checkpoint) -> LocatorModel:
+    """Return the part of a checkpoint that locates hands."""
+    network = checkpoint.network
+    return LocatorModel(checkpoint.id, dumps(network.first if isinstance(network, TwoLooks) else network))
+
+
+_of_process: dict[str, HandLocator] = {}
+
+
+def locator_of_process(model: LocatorModel) -> HandLocator:
+    """Return this process's locator; the first call loads it."""
+    if model.id not in _of_process:
+        _of_process[model.id] = HandLocator(model)
+    return _of_process[model.id]

@@ -1,0 +1,83 @@
+"""The detector's part of the decode stage: hands of single photos, and of consecutive frames of a video."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from annotator.detection.detector import FoundHand, HandDetector
+from annotator.detection.following import Floats, FrameHands, Guess, follow, look_at
+from annotator.photos.decode import Photo
+from annotator.sources.entry import Entry
+
+#: An entry with its row, and its photo unless it is unreadable.
+Opened = tuple[Entry, dict[str, Any], Photo | None]
+
+#: Return this process's detector; the first call loads it.
+FindHands = Callable[[], HandDetector]
+
+
+@dataclass(frozen=True)
+class Following:
+    """Settings for videos: the detector looks at every `detect_every`-th of their frames."""
+
+    locator: Callable[[], Any]  # returns this process's `HandLocator`; the first call loads it
+    detect_every: int
+    frame_step: int  # from one frame of the source to the next
+    max_hands: int
+
+    def locate(self, guesses: Sequence[Guess]) -> tuple[Floats, Floats]:
+        """Locate hands, see `annotator.detection.following.Locate`."""
+        joints2d_px, presence = self.locator()(guesses)
+        return joints2d_px, presence
+
+
+def detected(
+    photos: Iterable[Opened], find: FindHands, following: Following | None = None
+) -> Iterator[tuple[Entry, dict[str, Any], Photo | None, FrameHands | None]]:
+    """Yield photos with their hands, in order. No hands where the photo is unreadable or its list has boxes.
+
+    Raises:
+        UserError: the detector cannot be used.
+    """
+
+    def look(photo: Photo) -> list[FoundHand]:
+        return find().find(photo.pixels, photo.width, photo.height)
+
+    for is_run, run in groupby(photos, _RunOf(following)):
+        if not is_run or following is None:
+            for entry, row, photo in run:
+                hands = None if photo is None or entry.lists_boxes else look_at(photo, look)
+                yield entry, row, photo, hands
+            continue
+        waiting: deque[Opened] = deque()
+        frames = _photos(run, waiting)
+        for hands in follow(frames, look, following.locate, following.detect_every, following.max_hands):
+            yield (*waiting.popleft(), hands)
+
+
+def _photos(run: Iterable[Opened], waiting: deque[Opened]) -> Iterator[Photo]:
+    for opened in run:
+        waiting.append(opened)
+        if opened[2] is not None:
+            yield opened[2]
+
+
+class _RunOf:
+    """A key that is equal for consecutive frames of a video, and 0 for all other photos."""
+
+    def __init__(self, following: Following | None) -> None:
+        self._following, self._run, self._next = following, 0, ("", -1)
+
+    def __call__(self, opened: Opened) -> int:
+        entry, _, photo = opened
+        if self._following is None or photo is None or entry.frame_index is None or entry.lists_boxes:
+            return 0
+        place = entry.path, entry.frame_index
+        if place != self._next:  # also at the end of a shard, and after an unreadable frame
+            self._run += 1
+        self._next = entry.path, entry.frame_index + self._following.frame_step
+        return self._run
