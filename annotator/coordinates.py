@@ -171,12 +171,12 @@ def resample(
     plane = plane_of(turn_rad, mirrored)[:, :2, :2] * half_side[:, None, None]
     shape = [count, channels, size_px * samples, size_px * samples]
     grid = F.affine_grid(torch.cat([plane, centre[..., None]], 2), shape, align_corners=False)
-    # Beyond the image all channels are 0, including the one with the share of a pixel inside the image.
-    framed = torch.cat([images, torch.ones_like(images[:, :1])], 1)
-    sampled = F.grid_sample(framed, grid.to(images), align_corners=False)
+    # Relative to the colour outside, everything beyond the image is 0, as `grid_sample` pads.
+    colour = images.new_tensor(outside).view(-1, 1, 1)
+    sampled = F.grid_sample(images - colour, grid.to(images), align_corners=False)
     if samples > 1:  # a pool of one pixel takes longer than the sampling
         sampled = F.avg_pool2d(sampled, samples)
-    return sampled[:, :-1] + (1 - sampled[:, -1:]) * sampled.new_tensor(outside).view(-1, 1, 1)
+    return sampled + colour
 
 
 def plane_of(turn_rad: Points, mirrored: Any) -> Points:

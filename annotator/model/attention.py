@@ -157,9 +157,22 @@ class Tokens(nn.Module):
         tokens = self.from_feature(g)[:, None] + place
         if self.from_maps and points is not None:
             for layer, features in zip(self.from_maps, maps, strict=True):
-                places = features.in_map(points)
-                tokens = tokens + layer(reverse_interpolate(features.values.float(), places))
+                tokens = tokens + _sampled(layer, features, points)
         return tokens
+
+
+def _sampled(layer: nn.Linear, features: FeatureMap, points: Tensor) -> Tensor:
+    """Return the layer's output (B, N, width) for a map's values at points (B, N, 2).
+
+    Sampling and a layer without bias are both linear in the map, so the cheaper order is taken: the layer first
+    where the map has fewer cells than there are points.
+    """
+    values, places = features.values.float(), features.in_map(points)
+    if values[0, 0].numel() >= points.shape[1]:
+        sampled: Tensor = layer(reverse_interpolate(values, places))
+        return sampled
+    cells = values.permute(0, 2, 3, 1) @ layer.weight.T
+    return reverse_interpolate(cells.permute(0, 3, 1, 2), places)
 
 
 def encoded(places: Tensor) -> Tensor:

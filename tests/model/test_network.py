@@ -423,6 +423,19 @@ def test_aligned_tokens_hold_the_maps_where_prior_nets_hand_projects():
     torch.testing.assert_close(added, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_map_with_fewer_cells_than_points_is_multiplied_first_with_the_same_result():
+    generator = torch.Generator().manual_seed(0)
+    tokens = Tokens(4, torch.rand(30, 3, generator=generator), 8, "template", map_dims=(6, 6))
+    g, points = torch.rand(2, 4, generator=generator), torch.rand(2, 30, 2, generator=generator) * 3 - 1.5
+    coarse, fine = (torch.rand(2, 6, side, side, generator=generator) for side in (4, 7))  # 16 and 49 cells
+    with torch.no_grad():
+        ours = tokens(g, None, points, [FeatureMap(coarse, torch.clone), FeatureMap(fine, torch.clone)])
+        expected = tokens(g)
+        for layer, values in zip(tokens.from_maps, (coarse, fine), strict=True):
+            expected = expected + layer(reverse_interpolate(values, points))
+    torch.testing.assert_close(ours, expected)
+
+
 @pytest.mark.parametrize("backbone", ["efficientnet_lite0", "hand_landmark"])
 def test_maps_are_sampled_where_their_cells_lie(backbone):
     """Each map holds the positions of its cells' centres, in crop coordinates: a sample is the point itself."""
