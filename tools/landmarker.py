@@ -32,7 +32,17 @@ from annotator.model.landmarker_weights import is_landmarker_file, landmarker_by
 from annotator.photos.read import photo_at
 from annotator.storage.files import write_whole
 from trainer.augment import move
-from trainer.distil import MODEL_FILE, TEACHER_PX, Crops, DistilConfig, distil, view
+from trainer.distil import (
+    MODEL_FILE,
+    TEACHER_PX,
+    Crops,
+    DistilConfig,
+    distil,
+    drawn_hands,
+    read_by,
+    shrunk,
+    view,
+)
 from trainer.keyed import keys
 from trainer.synth import SyntheticHands
 
@@ -103,14 +113,15 @@ def drawn_crops(out: Path) -> tuple[Crops, Crops]:
             _drawn_upright(hands, torch.arange(first, first + 50))
             for first in range(0, DRAWN + DRAWN_ASIDE, 50)
         ]
-        stacked = {name: torch.cat([getattr(part, name) for part in parts]) for name in Crops._fields}
+        stacked = dict(zip(("image", "landmarks"), map(torch.cat, zip(*parts, strict=True)), strict=True))
         write_whole(str(kept), safetensors.torch.save(stacked))
-    drawn = Crops(**safetensors.torch.load_file(kept))
+    loaded = safetensors.torch.load_file(kept)
+    drawn = drawn_hands(loaded["image"], loaded["landmarks"])
     return drawn.rows(slice(DRAWN)), drawn.rows(slice(DRAWN, None))
 
 
-def _drawn_upright(hands: SyntheticHands, numbers: Tensor) -> Crops:
-    """Draw hands, and cut each upright, MARGIN times as wide as its landmarks."""
+def _drawn_upright(hands: SyntheticHands, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw hands, cut each upright and MARGIN times as wide as its landmarks: crops and true landmarks."""
     batch = hands.batch(numbers)
     square = upright_square(batch.joints2d.numpy(), PADDING * MARGIN)
     centre, half_side, turn = (torch.from_numpy(x).float() for x in square)
@@ -120,60 +131,47 @@ def _drawn_upright(hands: SyntheticHands, numbers: Tensor) -> Crops:
     flat, seen = (xy - xy.mean(1, keepdim=True) for xy in (joints[..., :2], batch.joints2d))
     scale = (flat * seen).sum((1, 2)) / flat.square().sum((1, 2))
     depth = joints[..., 2:] * scale[:, None, None]
-    return Crops((images.permute(0, 2, 3, 1) * 255).round().byte(), torch.cat([batch.joints2d, depth], 2))
+    return (images.permute(0, 2, 3, 1) * 255).round().byte(), torch.cat([batch.joints2d, depth], 2)
 
 
 @torch.no_grad()
-def evaluate_drawn(network: Landmarker, views: Tensor, truth: Tensor, crop_px: int) -> str:
-    """Describe the distance between a network's landmarks and the true ones of drawn hands."""
-    small = F.interpolate(views, size=crop_px, mode="bilinear", antialias=True)
-    off = 50 * (network.eval()(small).image - truth)
+def evaluate(network: Landmarker, crops: Crops, crop_px: int, config: DistilConfig) -> str:
+    """Describe the distance between a network's landmarks and the targets on views that show a hand."""
+    views, target = view(crops, keys(2, torch.arange(len(crops.image))), MARGIN, config)
+    off = 50 * (network.eval()(shrunk(views, crop_px)).image - target.image)[target.presence > 0]
     across, along = off[..., :2].norm(dim=-1).mean(1), off[..., 2].abs().mean(1)
-    return f"drawn hands {across.mean():.2f} (median {across.median():.2f}), depth {along.mean():.2f} % of the crop"
-
-
-@torch.no_grad()
-def evaluate(student: Landmarker, teacher: Landmarker, views: Tensor, crop_px: int) -> str:
-    """Describe the distance between student and teacher landmarks on the views that show a hand."""
-    small = F.interpolate(views, size=crop_px, mode="bilinear", antialias=True)
-    ours, theirs = student.eval()(small), teacher.eval()(views)
-    has_hand = theirs.presence > 0
-    off = 50 * (ours.image - theirs.image)[has_hand][..., :2].norm(dim=-1).mean(1)
-    world_mm = (ours.world_mm - theirs.world_mm)[has_hand].norm(dim=-1).mean()
-    return f"2D {off.mean():.2f} (median {off.median():.2f}) % of the crop, world {world_mm:.1f} mm"
+    return f"{across.mean():.2f} (median {across.median():.2f}), depth {along.mean():.2f} % of the crop"
 
 
 def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str | None = None) -> Path:
-    """Detect, cut, distil from `start` if given, evaluate, and return the path of the network."""
+    """Detect, cut, draw, distil from `start` if given, evaluate, and return the path of the network."""
     train, aside = crops_of(out, photos, model)
     drawn, drawn_aside = drawn_crops(out)
-    measured = train[:: len(train) // MEASURED]
-    shown, _ = view(Crops.unlabelled(measured), keys(1, torch.arange(len(measured))), MARGIN, config)
-    teacher = read_landmarker(model, shown)
-    small = F.interpolate(shown, size=config.crop_px, mode="bilinear", antialias=True)
-    student = read_landmarker(model, small) if start is None else started(start)
-    rows = aside[:: max(len(aside) // JUDGED, 1)]
-    views, _ = view(Crops.unlabelled(rows), keys(2, torch.arange(len(rows))), MARGIN, config)
-    drawn_views = view(drawn_aside, keys(3, torch.arange(len(drawn_aside.image))), MARGIN, config)
-    assert views.shape[-1] == TEACHER_PX
+    edge = round(CROP_PX * (1 - 1 / MARGIN) / 2)
+    measured = train[:: len(train) // MEASURED, edge:-edge, edge:-edge].permute(0, 3, 1, 2) / 255
+    teacher = read_landmarker(
+        model, F.interpolate(measured, size=TEACHER_PX, mode="bilinear", antialias=True)
+    )
+    student = started(start) if start else read_landmarker(model, shrunk(measured, config.crop_px))
     print(f"{len(train)} crops, {len(aside)} held out, {len(drawn.image)} drawn", flush=True)
-    print(f"teacher: {evaluate_drawn(teacher, *drawn_views, TEACHER_PX)}")
+    judged = {
+        "photos": read_by(teacher, aside[:: max(len(aside) // JUDGED, 1)], MARGIN),
+        "drawn hands": drawn_aside,
+    }
 
-    def describe(network: Landmarker) -> str:
-        on_photos = evaluate(network, teacher, views, config.crop_px)
-        return f"{on_photos}; {evaluate_drawn(network, *drawn_views, config.crop_px)}"
+    def describe(network: Landmarker, crop_px: int = config.crop_px) -> str:
+        return "; ".join(
+            f"{name} {evaluate(network, crops, crop_px, config)}" for name, crops in judged.items()
+        )
 
-    print(f"before: {describe(student)}", flush=True)
+    print(f"teacher: {describe(teacher, TEACHER_PX)}\nbefore: {describe(student)}", flush=True)
 
     def show(step: int, loss: float) -> None:
         if step % 100 == 0:
             print(f"step {step} of {config.steps}, loss {loss:.3f}", flush=True)
 
-    unlabelled = Crops.unlabelled(train)
-    crops = Crops(*(torch.cat(parts) for parts in zip(unlabelled, drawn, strict=True)))
-    mean = distil(
-        teacher, student, crops, MARGIN, out / ("run-8bit" if config.eight_bit else "run"), config, show
-    )
+    crops = read_by(teacher, train, MARGIN).joined(drawn)
+    mean = distil(student, crops, MARGIN, out / ("run-8bit" if config.eight_bit else "run"), config, show)
     print(f"after: {describe(mean)}")
     path = out / MODEL_FILE
     write_whole(str(path), landmarker_bytes(mean, config.crop_px))

@@ -1,8 +1,9 @@
 """Teach a landmark network to read smaller crops: its outputs at 160 px follow MediaPipe's at 224 px. Not in the paper.
 
-Any crop around a hand will do, and no label is needed. Both networks see one view of each crop, turned, zoomed, shifted
-and coloured by chance; the student sees it smaller. The crops are upright: fingers up, right hands. On drawn hands the
-student learns the true landmarks instead, also where the teacher is wrong.
+Any crop around a hand will do, and no label is needed. The teacher sees each crop once, upright and tight, as it was
+trained. The student sees views of it, turned, zoomed, shifted and coloured by chance, as a first look may be off, and
+learns to read the same hand in each. The crops are of right hands, fingers up. On drawn hands it learns the true
+landmarks instead, also where the teacher is wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from annotator.coordinates import plane_of, resample
-from annotator.model.landmarker import JOINTS, Landmarker, LandmarkHand
+from annotator.model.landmarker import Landmarker, LandmarkHand
 from annotator.model.quantised import on_grid, quantised_convolutions
 from annotator.storage.files import write_whole
 from trainer.config import AugmentConfig
@@ -56,43 +57,68 @@ class DistilConfig:
     ema: float = 0.999  # the running mean of the weights is kept
     checkpoint_every: int = 100
     # How far views are from upright, tight and centred: as far as a first look may be off.
-    turn_deg: float = 30.0
-    zoom: float = 1.25
-    shift: float = 0.12
+    turn_deg: float = 40.0
+    zoom: float = 1.4
+    shift: float = 0.2
     seed: int = 0
     eight_bit: bool = False  # keep weights on the grid of `annotator/model/quantised.py`
 
 
 class Crops(NamedTuple):
-    """Upright crops of N right hands."""
+    """Upright crops of N right hands, or views of them, and what a network should read in each."""
 
     image: Tensor  # (N, S, S, 3) uint8
-    landmarks: Tensor  # (N, 21, 3) true ones, crop coordinates, z relative to the wrist; NaN where unknown
+    target: LandmarkHand  # in the coordinates of the crops; world landmarks of drawn hands are 0
+    drawn: Tensor  # (N,) bool: the target is the truth, up to TOLERANCE
 
     def rows(self, rows: Tensor | slice) -> Crops:
         """Return some of the crops."""
-        return Crops(self.image[rows], self.landmarks[rows])
+        return Crops(self.image[rows], self.target.rows(rows), self.drawn[rows])
 
-    @staticmethod
-    def unlabelled(image: Tensor) -> Crops:
-        """Return crops without true landmarks."""
-        return Crops(image, torch.full((len(image), JOINTS, 3), torch.nan))
+    def joined(self, other: Crops) -> Crops:
+        """Return the crops of both."""
+        target = LandmarkHand(*(torch.cat(pair) for pair in zip(self.target, other.target, strict=True)))
+        return Crops(torch.cat([self.image, other.image]), target, torch.cat([self.drawn, other.drawn]))
 
 
-def view(crops: Crops, key: Tensor, margin: float, config: DistilConfig) -> tuple[Tensor, Tensor]:
-    """Return views (B, 3, 224, 224) in 0..1 of crops that show `margin` times a tight crop, and their landmarks."""
+@torch.no_grad()
+def read_by(teacher: Landmarker, images: Tensor, margin: float) -> Crops:
+    """Return crops (N, S, S, 3) uint8 of photos with the teacher's hands: it sees each upright, tight and unchanged."""
+    hands = []
+    for part in images.split(32):
+        count = len(part)
+        still = torch.zeros(count), torch.full((count,), 1 / margin), torch.zeros(count, 2)
+        hands.append(teacher.eval()(_cut(part, *still)))
+    target = LandmarkHand(*(torch.cat(values) for values in zip(*hands, strict=True)))
+    target = target._replace(image=target.image / margin)
+    return Crops(images, target, torch.zeros(len(images), dtype=torch.bool))
+
+
+def drawn_hands(images: Tensor, landmarks: Tensor) -> Crops:
+    """Return crops (N, S, S, 3) uint8 of drawn hands with their true landmarks (N, 21, 3), crop coordinates."""
+    sure = torch.full((len(images),), SURE)
+    target = LandmarkHand(landmarks, torch.zeros_like(landmarks), sure, sure)
+    return Crops(images, target, torch.ones(len(images), dtype=torch.bool))
+
+
+def view(crops: Crops, key: Tensor, margin: float, config: DistilConfig) -> tuple[Tensor, LandmarkHand]:
+    """Return views (B, 3, 224, 224) in 0..1 of crops that show `margin` times a tight crop, and their targets."""
     draws = Draws(key)
     turn = math.radians(config.turn_deg)
     angle = draws.uniform(low=-turn, high=turn)
     reach = math.log(config.zoom)
     zoom = draws.uniform(low=-reach, high=reach).exp() / margin
     shift = draws.uniform(2, low=-config.shift, high=config.shift) / margin
-    images = crops.image.permute(0, 3, 1, 2).float() / 255
-    straight = torch.zeros(len(images), dtype=torch.bool)
-    images = resample(images, shift, zoom, angle, straight, TEACHER_PX)
-    centre = F.pad(shift, (0, 1))[:, None]
-    landmarks = (crops.landmarks - centre) @ plane_of(angle, straight) / zoom[:, None, None]
-    return _coloured(images, draws, AugmentConfig()), landmarks
+    images = _coloured(_cut(crops.image, angle, zoom, shift), draws, AugmentConfig())
+    plane = plane_of(angle, torch.zeros_like(angle, dtype=torch.bool))
+    image = (crops.target.image - F.pad(shift, (0, 1))[:, None]) @ plane / zoom[:, None, None]
+    return images, crops.target._replace(image=image, world_mm=crops.target.world_mm @ plane)
+
+
+def _cut(crops: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
+    """Return the squares (B, 3, 224, 224) in 0..1 of crops (B, S, S, 3) uint8, in their coordinates."""
+    images = crops.permute(0, 3, 1, 2).float() / 255
+    return resample(images, shift, zoom, angle, torch.zeros_like(angle, dtype=torch.bool), TEACHER_PX)
 
 
 def _coloured(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
@@ -106,32 +132,24 @@ def _coloured(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
     return (images + noise).clamp(0, 1)
 
 
-def distance(student: LandmarkHand, teacher: LandmarkHand, truth: Tensor) -> Tensor:
+def distance(student: LandmarkHand, target: LandmarkHand, drawn: Tensor) -> Tensor:
     """Return how far each hand (B,) of the student is from its target; every part is of about the same size.
 
-    The target is the teacher's hand, weighted by its presence: landmarks of a crop without a hand mean nothing. Where
-    true landmarks (B, 21, 3) are known, the target is these, up to TOLERANCE; world landmarks do not count there.
+    Landmarks count by the target's presence: on a crop without a hand they mean nothing. Those of drawn hands count
+    beyond TOLERANCE; their world landmarks do not count.
     """
-    known = truth.isfinite().all(2).all(1)
-    is_hand = teacher.presence.sigmoid() * ~known
-    off = (student.image - truth.nan_to_num()).abs() - student.image.new_tensor(TOLERANCE)
-    off = off.clamp_min(0) / 0.02
-    true_image = known * F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none").mean((1, 2))
-    teacher = teacher._replace(
-        presence=torch.where(known, SURE, teacher.presence),
-        is_right=torch.where(known, SURE, teacher.is_right),
-    )
-    image = F.smooth_l1_loss(student.image / 0.02, teacher.image / 0.02, reduction="none").mean((1, 2))
-    world = F.smooth_l1_loss(student.world_mm / 3, teacher.world_mm / 3, reduction="none").mean((1, 2))
+    tolerance = student.image.new_tensor(TOLERANCE) * drawn[:, None, None]
+    off = ((student.image - target.image).abs() - tolerance).clamp_min(0) / 0.02
+    image = F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none").mean((1, 2))
+    world = F.smooth_l1_loss(student.world_mm / 3, target.world_mm / 3, reduction="none").mean((1, 2))
     of_logits = sum(
         F.binary_cross_entropy_with_logits(ours, theirs.sigmoid(), reduction="none")
-        for ours, theirs in ((student.presence, teacher.presence), (student.is_right, teacher.is_right))
+        for ours, theirs in ((student.presence, target.presence), (student.is_right, target.is_right))
     )
-    return is_hand * (image + world) + true_image + of_logits
+    return target.presence.sigmoid() * (image + world * ~drawn) + of_logits
 
 
 def distil(
-    teacher: Landmarker,
     student: Landmarker,
     crops: Crops,
     margin: float,
@@ -142,15 +160,14 @@ def distil(
     """Train `student` and return the running mean of its weights; OUT keeps the run, which resumes there.
 
     Args:
-        teacher: MediaPipe's network.
-        student: the same, or one that an earlier run has taught; its batch norms keep their statistics.
-        crops: of both kinds, in any order.
+        student: MediaPipe's network, or one that an earlier run has taught; its batch norms keep their statistics.
+        crops: of photos and drawn hands, in any order.
         margin: how many times a tight crop's side they show.
         out: a folder.
         config: the run's settings.
         on_step: is called after each step with its number and mean loss.
     """
-    teacher, student = teacher.eval(), student.eval()
+    student = student.eval()
     if config.eight_bit:
         student = _gridded(student)
     mean = copy.deepcopy(student)
@@ -158,11 +175,10 @@ def distil(
     start = _resume(out / STATE_FILE, student, mean, optimizer)
     for step in range(start, config.steps):
         optimizer.param_groups[0]["lr"] = _rate(step, config)
-        images, truth = _views_of_step(step, crops, margin, config)
-        with torch.no_grad():
-            target = teacher(images)
-        small = F.interpolate(images, size=config.crop_px, mode="bilinear", antialias=True)
-        loss = distance(student(small), target, truth).mean()
+        part = crops.rows(_rows_of_step(step, len(crops.image), config))
+        place = torch.arange(config.batch_size) + step * config.batch_size
+        images, target = view(part, keys(config.seed, place), margin, config)
+        loss = distance(student(shrunk(images, config.crop_px)), target, part.drawn).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
@@ -209,14 +225,19 @@ def _rate(step: int, config: DistilConfig) -> float:
     return config.learning_rate * warm * (0.505 + 0.495 * math.cos(math.pi * step / config.steps))
 
 
-def _views_of_step(step: int, crops: Crops, margin: float, config: DistilConfig) -> tuple[Tensor, Tensor]:
-    """Return the views of a step; each epoch has its own order, and every choice follows from seed and step."""
+def shrunk(views: Tensor, crop_px: int) -> Tensor:
+    """Return views at the student's size, channels last."""
+    small = F.interpolate(views, size=crop_px, mode="bilinear", antialias=True)
+    return small.contiguous(memory_format=torch.channels_last)
+
+
+def _rows_of_step(step: int, count: int, config: DistilConfig) -> Tensor:
+    """Return the rows of a step among `count` crops; each epoch has its own order, which follows from the seed."""
     place = torch.arange(config.batch_size) + step * config.batch_size
-    count = len(crops.image)
-    epoch = int(place[0]) // count
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed + epoch))
-    images, truth = view(crops.rows(order[place % count]), keys(config.seed, place), margin, config)
-    return images.contiguous(memory_format=torch.channels_last), truth
+    order = torch.randperm(
+        count, generator=torch.Generator().manual_seed(config.seed + int(place[0]) // count)
+    )
+    return order[place % count]
 
 
 def _save(

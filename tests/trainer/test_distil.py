@@ -13,7 +13,18 @@ from PIL import Image
 
 from annotator.model.landmarker import Landmarker, LandmarkHand
 from annotator.model.quantised import quantised_convolutions
-from trainer.distil import MODEL_FILE, TOLERANCE, Crops, DistilConfig, distance, distil, view
+from trainer.distil import (
+    MODEL_FILE,
+    SURE,
+    TOLERANCE,
+    Crops,
+    DistilConfig,
+    distance,
+    distil,
+    drawn_hands,
+    read_by,
+    view,
+)
 from trainer.keyed import keys
 
 STILL = DistilConfig(turn_deg=0, zoom=1, shift=0)
@@ -26,7 +37,8 @@ def landmarker(seed: int) -> Landmarker:
 
 def crops(count: int = 4) -> Crops:
     generator = torch.Generator().manual_seed(0)
-    return Crops.unlabelled(torch.randint(0, 256, (count, 48, 48, 3), dtype=torch.uint8, generator=generator))
+    images = torch.randint(0, 256, (count, 48, 48, 3), dtype=torch.uint8, generator=generator)
+    return read_by(landmarker(0), images, 1.5)
 
 
 def test_a_view_without_randomness_is_the_tight_crop_except_for_colours():
@@ -35,7 +47,7 @@ def test_a_view_without_randomness_is_the_tight_crop_except_for_colours():
         (90, 90), Image.Resampling.BICUBIC
     )
     wide = np.asarray(smooth)
-    wide_crop = Crops.unlabelled(torch.from_numpy(wide.copy())[None])
+    wide_crop = drawn_hands(torch.from_numpy(wide.copy())[None], torch.zeros(1, 21, 3))
     seen = view(wide_crop, keys(0, torch.tensor([3])), 1.5, STILL)[0][0]
     tight = Image.fromarray(wide[15:75, 15:75]).resize((224, 224), Image.Resampling.BILINEAR)
     expected = torch.from_numpy(np.asarray(tight).copy()).permute(2, 0, 1).float().flatten(1)
@@ -43,19 +55,46 @@ def test_a_view_without_randomness_is_the_tight_crop_except_for_colours():
         assert np.corrcoef(ours, theirs)[0, 1] > 0.97  # gain, offset and noise keep the correlation
 
 
-def test_landmarks_count_by_the_teachers_presence():
-    def hand(offset: float, presence: float) -> LandmarkHand:
-        points = torch.zeros(1, 21, 3) + offset
-        return LandmarkHand(points, 100 * points, torch.tensor([presence]), torch.tensor([0.0]))
+def hand(offset: float | torch.Tensor, presence: float = SURE) -> LandmarkHand:
+    points = torch.zeros(1, 21, 3) + offset
+    return LandmarkHand(points, 100 * points, torch.tensor([presence]), torch.tensor([0.0]))
 
-    unknown = torch.full((1, 21, 3), torch.nan)
+
+def test_landmarks_count_by_the_targets_presence():
+    photo = torch.tensor([False])
     surely, hardly = (
-        distance(hand(0.1, p), hand(0.0, p), unknown) - distance(hand(0, p), hand(0, p), unknown)
+        distance(hand(0.1, p), hand(0.0, p), photo) - distance(hand(0, p), hand(0, p), photo)
         for p in (20.0, -20.0)
     )
     # Smooth L1 beyond 1 is linear: 0.1 / 0.02 - 1/2 and 10 / 3 - 1/2.
     assert float(surely) == pytest.approx(4.5 + 10 / 3 - 0.5, rel=1e-4)
     assert float(hardly) == pytest.approx(0, abs=1e-5)
+
+
+def test_drawn_landmarks_count_beyond_the_tolerance():
+    drawn, tolerance = torch.tensor([True]), torch.tensor(TOLERANCE)
+    at_truth, within, beyond = (
+        float(distance(hand(share * tolerance), hand(0.0), drawn)) for share in (0.0, 0.9, 2.0)
+    )
+    assert within == at_truth
+    # The excess is one tolerance: 0.03, 0.03 and 0.06, each over 0.02, less half of it beyond 1.
+    assert beyond - at_truth == pytest.approx((1.0 + 1.0 + 2.5) / 3, rel=3e-3)
+
+
+def test_the_teacher_reads_the_tight_crop_and_a_still_view_has_its_hand():
+    """A second implementation: Pillow cuts and scales the middle of the crop."""
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize(
+        (288, 288), Image.Resampling.BICUBIC
+    )
+    teacher = landmarker(0)
+    taught = read_by(teacher, torch.from_numpy(np.asarray(smooth).copy())[None], 1.5)
+    tight = np.asarray(smooth.resize((224, 224), Image.Resampling.BILINEAR, box=(48, 48, 240, 240))).copy()
+    with torch.no_grad():
+        expected = teacher(torch.from_numpy(tight).permute(2, 0, 1)[None].float() / 255)
+    _, target = view(taught, keys(0, torch.tensor([3])), 1.5, STILL)
+    torch.testing.assert_close(target.image, expected.image, atol=1e-2, rtol=0)
+    torch.testing.assert_close(target.world_mm, expected.world_mm, atol=1.0, rtol=0)
 
 
 def test_true_landmarks_move_with_the_pixels():
@@ -64,34 +103,19 @@ def test_true_landmarks_move_with_the_pixels():
     grid = (torch.arange(96) * 2 + 1) / 96 - 1
     dots = ((grid[None] - at[0]) ** 2 + (grid[:, None] - at[1]) ** 2 < 0.08**2)[None, ..., None]
     landmarks = torch.tensor([*at, 0.1]).expand(1, 21, 3)
-    crop = Crops((dots * 255).byte().expand(-1, -1, -1, 3), landmarks)
+    crop = drawn_hands((dots * 255).byte().expand(-1, -1, -1, 3), landmarks)
     for number in range(5):
-        images, moved = view(crop, keys(0, torch.tensor([number])), 1.5, DistilConfig())
+        images, target = view(crop, keys(0, torch.tensor([number])), 1.5, DistilConfig())
         light = images[0].sum(0)
         rows, columns = (light > 0.8 * light.max()).nonzero().float().mean(0)
         seen = (torch.stack([columns, rows]) * 2 + 1) / 224 - 1
-        torch.testing.assert_close(moved[0, 0, :2], seen, atol=0.01, rtol=0)
-        assert 0.1 * 1.5 / 1.25 <= float(moved[0, 0, 2]) <= 0.1 * 1.5 * 1.25
-
-
-def test_true_landmarks_take_the_place_of_the_teachers():
-    def hand(offset: torch.Tensor) -> LandmarkHand:
-        points = torch.zeros(1, 21, 3) + offset
-        return LandmarkHand(points, torch.zeros(1, 21, 3), torch.tensor([6.0]), torch.tensor([6.0]))
-
-    truth, wrong = torch.zeros(1, 21, 3), hand(torch.tensor([0.5, 0.5, 0.5]))
-    within, beyond = (
-        float(distance(hand(share * torch.tensor(TOLERANCE)), wrong, truth)) for share in (0.9, 2.0)
-    )
-    at_truth = float(distance(hand(torch.zeros(3)), wrong, truth))
-    assert within == at_truth
-    # The excess is one tolerance: 0.03, 0.03 and 0.06, each over 0.02, less half of it beyond 1.
-    assert beyond - at_truth == pytest.approx((1.0 + 1.0 + 2.5) / 3, rel=1e-4)
+        torch.testing.assert_close(target.image[0, 0, :2], seen, atol=0.01, rtol=0)
+        assert 0.1 * 1.5 / 1.4 <= float(target.image[0, 0, 2]) <= 0.1 * 1.5 * 1.4
 
 
 def test_a_stopped_run_resumes_with_the_same_result(tmp_path):
     config = DistilConfig(crop_px=64, batch_size=2, steps=4, warmup_steps=1, checkpoint_every=2)
-    distil(landmarker(0), landmarker(1), crops(), 1.5, tmp_path / "whole", config)
+    distil(landmarker(1), crops(), 1.5, tmp_path / "whole", config)
 
     class Stop(Exception):  # noqa: N818
         pass
@@ -101,8 +125,8 @@ def test_a_stopped_run_resumes_with_the_same_result(tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        distil(landmarker(0), landmarker(1), crops(), 1.5, tmp_path / "parts", config, stop)
-    distil(landmarker(0), landmarker(1), crops(), 1.5, tmp_path / "parts", config)
+        distil(landmarker(1), crops(), 1.5, tmp_path / "parts", config, stop)
+    distil(landmarker(1), crops(), 1.5, tmp_path / "parts", config)
     whole, parts = (safetensors.torch.load_file(tmp_path / name / MODEL_FILE) for name in ("whole", "parts"))
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor)
@@ -113,7 +137,7 @@ def test_the_student_comes_closer_to_its_teacher(tmp_path):
     config = dataclasses.replace(
         STILL, crop_px=64, batch_size=2, steps=30, warmup_steps=5, learning_rate=1e-3
     )
-    distil(landmarker(0), landmarker(1), crops(2), 1.5, tmp_path, config, lambda _, loss: losses.append(loss))
+    distil(landmarker(1), crops(2), 1.5, tmp_path, config, lambda _, loss: losses.append(loss))
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
 
@@ -125,7 +149,7 @@ def test_a_run_for_eight_bits_ends_with_weights_that_eight_bits_hold(tmp_path):
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():  # like a trained network, its batch norms have statistics of their own
         start.backbone.measure_normalisation(images)
-    result = distil(landmarker(0), start, crops(), 1.5, tmp_path, config)
+    result = distil(start, crops(), 1.5, tmp_path, config)
     folded = copy.deepcopy(result)
     folded.backbone.fold_normalisation()
     torch.testing.assert_close(folded(images).image, result(images).image, rtol=1e-3, atol=1e-4)
