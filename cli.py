@@ -36,6 +36,7 @@ class ExportFormat(str, Enum):
     ply = "ply"
     animated_glb = "animated-glb"
     bvh = "bvh"
+    lerobot = "lerobot"
     csv = "csv"
     mano = "mano"
 
@@ -555,6 +556,9 @@ def export(
             help="The labels' hand model, for joint angles and skeletons: 'open' (default) or 'mano:PATH'."
         ),
     ] = None,
+    photos: Annotated[
+        str | None, typer.Option(help="Photos of lerobot: 'video' (default), 'frames' or 'none'.")
+    ] = None,
     address: JobAddress = None,
 ) -> None:
     """Export labels for other tools: keypoints, meshes, tables, submissions."""
@@ -572,6 +576,7 @@ def export(
             samples=samples,
             order=order,
             hand=hand,
+            photos=photos,
             on_progress=on_progress,
         )
     for reason, count in exported.left_out.items():

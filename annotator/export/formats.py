@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from annotator.errors import UserError
-from annotator.export import coco, mano, meshes, motions, submission, table, webdataset
+from annotator.export import coco, lerobot, mano, meshes, motions, submission, table, webdataset
 from annotator.export.exported import Exported
+from annotator.export.lerobot_photos import FORMS as PHOTO_FORMS
 from annotator.export.places import check_new_file, check_new_folder, new_folder
 from annotator.export.rows import Labels
 
@@ -37,6 +38,7 @@ FORMATS: dict[str, _Format] = {
     "ply": _Format(meshes.columns, partial(meshes.write, "ply"), limit=1000),
     "animated-glb": _Format(motions.columns_with_colours, partial(motions.write, "glb")),
     "bvh": _Format(motions.columns, partial(motions.write, "bvh")),
+    "lerobot": _Format(lerobot.columns, lerobot.write),
     "csv": _Format(table.columns, table.write, suffix=".csv"),
     "mano": _Format(mano.columns, mano.write),
 }
@@ -53,6 +55,7 @@ def export_labels(
     samples: bool = False,
     order: str | None = None,
     hand: str | None = None,
+    photos: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
     """Write the hands of a label set (rows with status ok) in another tool's format.
@@ -68,6 +71,7 @@ def export_labels(
         samples: for `glb` and `ply`: also write each mesh that `annotate --samples` drew.
         order: for `ho3d`: the benchmark's `evaluation.txt`; default: the one beside the photos.
         hand: the labels' hand model, for joint angles and skeletons: `open` (default), or `mano:PATH`.
+        photos: for `lerobot`: `video` (default), `frames` or `none`.
         on_progress: called with the numbers of finished and of all label files.
 
     Raises:
@@ -78,7 +82,7 @@ def export_labels(
     if limit is not None and limit < 0:
         raise UserError(f"limit is {limit}: give a number of hands, or 0 for all")
     chosen = FORMATS[to]
-    write = _with_options(chosen.write, to, colour, order)
+    write = _with_options(chosen.write, to, colour, order, photos)
     if samples and to not in ("glb", "ply"):
         raise UserError(f"--samples is for glb and ply, not for {to}")
     source = Labels(labels, where, chosen.limit if limit is None else limit, on_progress, hand)
@@ -92,6 +96,7 @@ def export_labels(
         "samples": samples,
         "order": order,
         "hand": hand,
+        "photos": photos,
     }
     if chosen.suffix:
         check_new_file(out, chosen.suffix)
@@ -112,13 +117,21 @@ def export_labels(
     return exported
 
 
-def _with_options(write: Callable[..., Exported], to: str, colour: str | None, order: str | None) -> Any:
+def _with_options(
+    write: Callable[..., Exported], to: str, colour: str | None, order: str | None, photos: str | None
+) -> Any:
     if colour is not None:
         if to not in ("glb", "ply"):
             raise UserError(f"--colour is for glb and ply, not for {to}")
         if colour not in ("texture", "std"):
             raise UserError(f"no colour '{colour}': give texture or std")
         return partial(write, colour=colour)
+    if photos is not None:
+        if to != "lerobot":
+            raise UserError(f"--photos is for lerobot, not for {to}")
+        if photos not in PHOTO_FORMS:
+            raise UserError(f"no photos '{photos}': give one of {', '.join(PHOTO_FORMS)}")
+        return partial(write, photos=photos)
     if order is not None:
         if to != "ho3d":
             raise UserError(f"--order is for ho3d, not for {to}")

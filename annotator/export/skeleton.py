@@ -82,9 +82,9 @@ def skeleton_of(model: HandModel, track: Track) -> Skeleton:
     """Return a track's skeleton; its shape is the mean of the frames' betas, which are equal as `track` writes them."""
     rows = track.rows
     betas = array_of(rows["betas"]).astype(np.float64).mean(0)
-    vertices = model.v_template + model.shapedirs.astype(np.float64) @ betas
-    rest = np.concatenate([model.J_regressor @ vertices, vertices[model.tip_vertices]])
-    pose = array_of(rows["pose"]).astype(np.float64).reshape(-1, 16, 3)
+    vertices: Floats = model.v_template + model.shapedirs.astype(np.float64) @ betas
+    rest: Floats = np.concatenate([model.J_regressor @ vertices, vertices[model.tip_vertices]])
+    pose: Floats = array_of(rows["pose"]).astype(np.float64).reshape(-1, 16, 3)
     if not track.is_right:
         vertices, rest, pose = mirror_points(vertices), mirror_points(rest), mirror_rotvec(pose)
     rotations = Rotation.from_rotvec(pose.reshape(-1, 3))
