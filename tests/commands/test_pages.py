@@ -31,7 +31,7 @@ GROUPS = (
     ("README.md", HELP, "docs/export.md", "docs/fit.md"),
     ("docs/tutorial.md",),
     ("docs/inputs.md",),
-    ("docs/video.md",),
+    ("docs/video.md", "docs/retargeting.md"),
     ("docs/cluster.md",),
     ("docs/model-card.md",),
 )
