@@ -50,6 +50,8 @@ SLOW = (
         "test_shipped",
         "test_search",
         "test_track",
+        "test_track_s3",
+        "test_detect_video",
         "test_fit_job",
     ),
     *(

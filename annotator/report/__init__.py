@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+
 from annotator.errors import UserError
 from annotator.job.record import FILE, read_mesh_record
+from annotator.report.clips import Clips
 from annotator.report.page import Report, page_of
 from annotator.report.pictures import Pictures, each_row, galleries
 from annotator.report.survey import survey
@@ -18,6 +21,8 @@ __all__ = ["write_report"]
 
 def write_report(labels: str, out: Path | None = None, count: int = 48, truth: str | None = None) -> Path:
     """Write `index.html`, `contact_sheet.png` and `hands/` with the pictures and meshes of up to `count` hands.
+
+    Of a tracked set, also `clips/` with the frames of the first few sequences.
 
     Args:
         labels: path or URL of a label set; all rows are read once, meshes only for the hands shown.
@@ -37,7 +42,15 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
             f"'{labels}' is not a label set (no {FILE}): give a folder that `amvur annotate` wrote"
         )
     known = None if truth is None else Truth(truth)
-    found = survey(labels, count, COLUMNS if known else (), known.add if known else lambda table: None)
+    clips = Clips(labels)
+    columns = (*(COLUMNS if known else ()), *clips.columns)
+
+    def look(table: pa.Table) -> None:
+        clips.add(table)
+        if known:
+            known.add(table)
+
+    found = survey(labels, count, columns, look)
     if not found.rows:
         raise UserError(f"'{labels}' has no labels yet: run `amvur annotate` again to resume")
     judged = known.judged() if known else None
@@ -49,8 +62,11 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
     try:
         out.mkdir(parents=True, exist_ok=True)
         shown = pictures.write(out)
+        clips.write(out)
         path = out / "index.html"
-        report = Report(labels, record, found, parts, shown, pictures.faces, pictures.range_mm, judged)
+        report = Report(
+            *(labels, record, found, parts, shown, pictures.faces, pictures.range_mm, judged), clips.found
+        )
         write_whole(str(path), page_of(report).encode())
     except NoRoomError:
         raise

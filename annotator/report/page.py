@@ -14,14 +14,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from annotator.hand import BONES
 from annotator.hand.model import FINGERS
 from annotator.quality.uncertainty import CALIBRATED_LEVEL, LEVELS
 from annotator.render.std_colours import STOPS
 from annotator.report import charts, sections
+from annotator.report.clips import Clip
 from annotator.report.pictures import Gallery, Shown, packed
 from annotator.report.sections import Record, in_words, readable
 from annotator.report.survey import Row, Survey, outcome_of
 from annotator.report.tiles import SKIN
+from annotator.report.timeline import Timeline, timeline
 from annotator.report.truth import Comparison
 
 
@@ -37,11 +40,13 @@ class Report:
     faces: NDArray[np.int64]
     range_mm: tuple[float, float]
     judged: Comparison | None
+    clips: Sequence[Clip] = ()  # of a tracked set
 
 
 def page_of(report: Report) -> str:
     """Return the HTML of a report with its styles, scripts and data; pictures and meshes are files beside it."""
     place = readable(report.labels.rstrip("/"))
+    timelines = [timeline(clip) for clip in report.clips]
     ramp = ", ".join(f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in STOPS)
     return (
         _environment()
@@ -54,7 +59,9 @@ def page_of(report: Report) -> str:
             css=_own_text("page.css"),
             viewer=_own_text("viewer.js"),
             script=_own_text("page.js"),
-            data=_data(report),
+            player=_own_text("player.js"),
+            data=_data(report, timelines),
+            timelines=timelines,
             found=report.found,
             shown=report.shown,
             notes=sections.notes(report.record, report.found),
@@ -142,7 +149,7 @@ def _number(value: float | None, digits: int) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, digits)
 
 
-def _data(report: Report) -> dict[str, Any]:
+def _data(report: Report, timelines: Sequence[Timeline]) -> dict[str, Any]:
     """Return the data of the page's script; rows with pictures come first."""
     numbers = {(hand.row.file, hand.row.index): hand.number for hand in report.shown}
     rows = [hand.row for hand in report.shown]
@@ -160,6 +167,8 @@ def _data(report: Report) -> dict[str, Any]:
         "of": report.found.rows,
         "hands": [{"stem": hand.stem, "kinds": hand.kinds} for hand in report.shown],
         "truth": report.judged is not None,
+        "bones": BONES,
+        "clips": [each.data for each in timelines],
         "rows": list(_rows(rows, numbers, errors)),
     }
 
