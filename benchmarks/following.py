@@ -37,7 +37,7 @@ Floats = NDArray[np.floating]
 
 SHARED = Path(__file__).parents[2] / "shared"
 EVERY = (1, 8)
-SIZE_PX, SEED, MAX_HANDS, SHARD = 320, 12, 2, 256
+SIZE_PX, SEED, MAX_HANDS, SHARD = 320, 0, 2, 256
 
 #: A box shows the hand if its centre is at most this share of the true box's longer side from the true centre.
 HIT = 1 / 3
