@@ -34,7 +34,7 @@ from annotator.track.association import Hands, track_ids
 from annotator.track.sequence import tracked
 from annotator.track.side import right_scores
 from trainer.synth.sequences import Sequences
-from trainer.synth.write import true_columns
+from trainer.synth.truth import true_columns
 from trainer.synth.write_sequences import SEQUENCE_COLUMNS
 
 Floats = NDArray[np.floating]

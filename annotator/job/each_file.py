@@ -1,9 +1,9 @@
-"""Apply a function to many files, in this process or as Ray tasks; results are in order."""
+"""Apply a function to many files or parts, in this process or as Ray tasks; results are in order."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
@@ -48,7 +48,7 @@ def tasks(wanted: bool, places: Sequence[str], address: str | None = None) -> It
 def in_order(
     do: Callable[..., Result],
     shared: Any,
-    items: Sequence[tuple[Any, ...]],
+    items: Iterable[tuple[Any, ...]],
     as_tasks: bool,
     workers: int | None = None,
 ) -> Iterator[Result]:
@@ -56,7 +56,7 @@ def in_order(
 
     Args:
         do: a function of a module. shared: the argument common to all calls.
-        items: further arguments per call.
+        items: further arguments per call, taken a few calls ahead.
         as_tasks: as Ray tasks, within `tasks`; otherwise in this process.
         workers: maximum of tasks at once; default `_AHEAD` per core.
 
@@ -71,7 +71,7 @@ def in_order(
 
 
 def _as_tasks(
-    do: Callable[..., Result], shared: Any, items: Sequence[tuple[Any, ...]], workers: int | None
+    do: Callable[..., Result], shared: Any, items: Iterable[tuple[Any, ...]], workers: int | None
 ) -> Iterator[Result]:
     import ray
 
@@ -89,7 +89,7 @@ def _as_tasks(
     except ray.exceptions.RayError as error:
         first = first_line(error)
         raise UserError(
-            f"a process died {_TRIES + 1} times over one file ({first}): if memory ran out, "
+            f"a process died {_TRIES + 1} times over one part of the work ({first}): if memory ran out, "
             "lower --workers; run the same command again to resume"
         ) from None
     finally:

@@ -23,7 +23,8 @@ from trainer.synth import write, write_photos
 from trainer.synth.colour import lab_to_linear, stored
 from trainer.synth.figure import ARM, HAND, Figure
 from trainer.synth.forearm import RINGS_MM, open_edge
-from trainer.synth.write import BLOCK, weak_perspective
+from trainer.synth.truth import weak_perspective
+from trainer.synth.write import BLOCK, PhotosPlan
 
 COUNT, SIZE_PX = 40, 128
 
@@ -89,11 +90,11 @@ def test_a_photo_and_its_truth_do_not_depend_on_how_many_are_drawn(out: Path, tm
 def test_the_truth_is_written_some_rows_at_a_time(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write, "LABELS_AT_ONCE", 3)
-    write_photos(tmp_path, 8, seed=4, size_px=SIZE_PX)
+    monkeypatch.setattr(write, "PHOTOS_AT_ONCE", BLOCK)
+    write_photos(tmp_path, 2 * BLOCK + 3, seed=4, size_px=SIZE_PX)
     file = pq.ParquetFile(tmp_path / "truth.parquet")
-    assert [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)] == [3, 3, 2]
-    assert file.read().equals(pq.read_table(out / "truth.parquet").slice(0, 8))
+    assert [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)] == [BLOCK, BLOCK, 3]
+    assert file.read().equals(pq.read_table(out / "truth.parquet").slice(0, 2 * BLOCK + 3))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "masks", "truth.parquet"]
 
 
@@ -330,8 +331,8 @@ def test_photos_are_drawn_only_a_little_ahead_of_the_writer(monkeypatch: pytest.
         return photos(self, indices)
 
     monkeypatch.setattr(write.SyntheticHands, "photos", counted)
-    monkeypatch.setattr(write, "DRAWERS", 1)
-    rows = write._photos(load_hand("open"), 12 * BLOCK, seed=4, size_px=32)
+    plan = PhotosPlan("unused", seed=4, size_px=32, drawers=1)
+    rows = write._photos(plan, range(12 * BLOCK))
     for _ in range(BLOCK + 1):
         next(rows)
     rows.close()  # waits for running blocks, and cancels the rest

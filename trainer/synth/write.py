@@ -1,4 +1,4 @@
-"""Write synthetic photos and their true labels to files."""
+"""Write synthetic photos and their true labels to files, in this process or as Ray tasks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import io
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,16 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from annotator.coordinates import axes_of_ray, crop_from_camera, rotation_vectors
 from annotator.errors import UserError
-from annotator.hand import HandModel, load_hand
-from annotator.labels.schema import (
-    ROUNDING,
-    SCHEMA_VERSION,
-    encode_table,
-    label_schema,
-    labels_to_table,
-    write_tables,
-)
+from annotator.hand import load_hand
+from annotator.job.each_file import in_order, tasks
+from annotator.labels.schema import encode_table, label_schema, write_tables
 from annotator.storage.files import check_writable, is_local, names_in, whole_file, write_whole
 from annotator.storage.room import NoRoomError, naming
 from trainer.keyed import Draws, keys
-from trainer.synth.hands import Photos, SyntheticHands
+from trainer.synth.hands import SyntheticHands
+from trainer.synth.truth import true_columns, truth_facts, truth_row
 
 #: Photos per block; blocks are always complete, so that a photo does not depend on the count.
 BLOCK = 16
@@ -44,14 +38,41 @@ DRAWERS = 4
 
 JPEG_QUALITY = 92
 
-#: Label rows in memory: a row group of the truth.
-LABELS_AT_ONCE = 512
+#: Photos per task and per row group of the truth, at most: some seconds of work, 10 MB of labels.
+PHOTOS_AT_ONCE = 512
+
+#: Minimum photos per core for which the seconds of Ray's start are worth it.
+PAYS_PHOTOS = 256
 
 # Random stream of a hand's side, see `hands.py`.
 _SIDE = 99
 
 
-def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
+@dataclass(frozen=True)
+class PhotosPlan:
+    """All photos of a folder; pickled to other processes."""
+
+    out: str
+    seed: int
+    size_px: int
+    drawers: int  # threads per process
+
+    @property
+    def block(self) -> int:
+        """Photos drawn together. Blocks are always complete, because rounding may depend on the batch."""
+        return max(1, min(BLOCK, BLOCK * 256**2 // self.size_px**2))
+
+
+def write_photos(
+    out: Path,
+    count: int,
+    seed: int,
+    size_px: int,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Write photos, masks and true labels to a folder.
 
     Files are out/images/000000.jpg ..., out/masks/000000.png ... (255 where the hand is visible) and out/truth.parquet
@@ -63,6 +84,14 @@ def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
     skin, and every std is null. Half of the photos are mirrored: left hands. Some are cut from a wide-angle photo:
     their principal point is not their centre.
 
+    Args:
+        out: a folder; with `address`, one that all machines of the cluster share.
+        count: number of photos. seed: of all draws. size_px: side of a photo.
+        workers: maximum of Ray tasks at once; 1 uses this process alone. Default: this process, with several threads,
+            or all cores for many photos.
+        address: a Ray cluster, as for `annotator.runtime.ray_session.connected`.
+        on_progress: called with the numbers of finished and of all photos.
+
     Raises:
         UserError: the folder can't be written, or holds other files.
     """
@@ -72,79 +101,113 @@ def write_photos(out: Path, count: int, seed: int, size_px: int) -> None:
         raise UserError(
             f"'{out}' is a URL: write synthetic photos to a local folder, then convert them to the URL"
         )
-    names = [f"{index:06d}.jpg" for index in range(count)]
-    check_folder(out, set(names))
+    check_folder(out, {_name(index) for index in range(count)})
     check_writable(str(out))
+    as_tasks = draws_as_tasks(count, workers, address)
+    drawers = 1 if as_tasks else min(DRAWERS, os.cpu_count() or 1)
+    plan = PhotosPlan(str(out.absolute()), seed, size_px, drawers)
     hand = load_hand("open")
     schema = label_schema(hand.vertex_count, {"amvur": truth_facts(hand, seed, size_px)})
+
+    def written() -> Iterator[pa.Table]:
+        step, done = max(1, PHOTOS_AT_ONCE // plan.block) * plan.block, 0
+        parts = [(range(first, min(first + step, count)),) for first in range(0, count, step)]
+        for table in in_order(write_part, plan, parts, as_tasks, workers):
+            done += len(table)
+            on_progress(done, count)
+            yield table
+
     try:
         # An empty truth marks the folder as synthetic until all photos are written.
         write_whole(str(out / "truth.parquet"), encode_table(schema.empty_table()))
         (out / "images").mkdir(exist_ok=True)
         (out / "masks").mkdir(exist_ok=True)
-        drawn = _photos(hand, count, seed, size_px)
-        with whole_file(out / "truth.parquet") as file:
-            write_tables(file, _written(out, names, drawn, size_px, schema), schema)
+        with tasks(as_tasks, [plan.out], address), whole_file(out / "truth.parquet") as file:
+            write_tables(file, written(), schema)
     except NoRoomError:
         raise
     except OSError as error:
         raise UserError(f"can't write to '{out}': {error.strerror or error}") from None
 
 
+def draws_as_tasks(count: int, workers: int | None, address: str | None) -> bool:
+    """Return whether to draw photos as Ray tasks: if told, or if that is faster."""
+    if workers is not None or address is not None:
+        return workers != 1
+    cores = os.cpu_count() or 1
+    return cores > DRAWERS and count >= PAYS_PHOTOS * cores
+
+
+def _name(index: int) -> str:
+    return f"{index:06d}.jpg"
+
+
+def write_part(plan: PhotosPlan, numbers: range) -> pa.Table:
+    """Write photos and masks with these numbers, and return their labels."""
+    out, schema, tables = Path(plan.out), _drawer(plan.seed, plan.size_px).schema, []
+    for index, (photo, mask, columns) in zip(numbers, _photos(plan, numbers), strict=True):
+        name = _name(index)
+        data, mask_path = jpeg_bytes(photo), (out / "masks" / name).with_suffix(".png")
+        with naming(out / "images" / name, len(data)):
+            (out / "images" / name).write_bytes(data)
+        with naming(mask_path):
+            Image.fromarray(mask).save(mask_path)
+        tables.append(truth_row(name, columns, plan.size_px, schema))
+    return pa.concat_tables(tables).combine_chunks()
+
+
 #: A photo (H, W, 3), its hand's mask (H, W), and the label columns of the hand.
 _Drawn = tuple[NDArray[np.uint8], NDArray[np.uint8], dict[str, Any]]
 
 
-def _written(
-    out: Path, names: list[str], drawn: Iterator[_Drawn], size_px: int, schema: pa.Schema
-) -> Iterator[pa.Table]:
-    """Write photos and masks, and yield their labels in parts, so that memory does not grow with the count."""
-    for first in range(0, len(names), LABELS_AT_ONCE):
-        tables = []
-        part = names[first : first + LABELS_AT_ONCE]
-        for name, (photo, mask, columns) in zip(part, islice(drawn, len(part)), strict=True):
-            data, mask_path = jpeg_bytes(photo), (out / "masks" / name).with_suffix(".png")
-            with naming(out / "images" / name, len(data)):
-                (out / "images" / name).write_bytes(data)
-            with naming(mask_path):
-                Image.fromarray(mask).save(mask_path)
-            tables.append(_table(name, columns, size_px, schema))
-        yield pa.concat_tables(tables).combine_chunks()
+class _Drawer:
+    """Draws photos of one seed and size."""
 
+    def __init__(self, seed: int, size_px: int) -> None:
+        hand = load_hand("open")
+        self.seed, self.size_px = seed, size_px
+        self.schema = label_schema(hand.vertex_count)
+        self._hands = SyntheticHands(hand, size_px, seed)
 
-def _photos(hand: HandModel, count: int, seed: int, size_px: int) -> Iterator[_Drawn]:
-    # Always complete blocks, because rounding may depend on the batch.
-    block = max(1, min(BLOCK, BLOCK * 256**2 // size_px**2))
-    hands = SyntheticHands(hand, size_px, seed)
-
-    def drawn(first: int) -> list[_Drawn]:
-        index = torch.arange(first, first + block)
-        photos = hands.photos(index)
-        is_right = Draws(keys(seed, _SIDE, index)).chance(0.5)
+    def block(self, first: int, count: int) -> list[_Drawn]:
+        """Draw `count` photos from number `first` on."""
+        index = torch.arange(first, first + count)
+        photos = self._hands.photos(index)
+        is_right = Draws(keys(self.seed, _SIDE, index)).chance(0.5)
         both = torch.cat([photos.image, photos.hand_mask], 1)
         both = torch.where(is_right[:, None, None, None], both, both.flip(-1))
-        columns = true_columns(photos, hands, is_right, size_px)
+        columns = true_columns(photos, self._hands, is_right, self.size_px)
         pixels, masks = both[:, :3].permute(0, 2, 3, 1).numpy(), both[:, 3].numpy()
-        return [
-            (pixels[i], masks[i], {k: _row(v, i) for k, v in columns.items()})
-            for i in range(min(block, count - first))
-        ]
+        return [(pixels[i], masks[i], {k: _row(v, i) for k, v in columns.items()}) for i in range(count)]
 
+
+@lru_cache(maxsize=1)
+def _drawer(seed: int, size_px: int) -> _Drawer:
+    return _Drawer(seed, size_px)
+
+
+def _photos(plan: PhotosPlan, numbers: range) -> Iterator[_Drawn]:
+    """Yield the photos with these numbers, which start with a block."""
+    block, drawer = plan.block, _drawer(plan.seed, plan.size_px)
     # One block per thread: torch's own threads would wait for each other at every small step.
     threads = torch.get_num_threads()
-    drawers = min(DRAWERS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(drawers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(plan.drawers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         # Drawing is faster than writing, so it stays only a few blocks ahead.
-        waiting: deque[Future[list[_Drawn]]] = deque()
+        waiting: deque[tuple[int, Future[list[_Drawn]]]] = deque()
+
+        def taken() -> Iterator[_Drawn]:
+            first, drawn = waiting.popleft()
+            yield from drawn.result()[: numbers.stop - first]
+
         try:
-            for first in range(0, count, block):
-                waiting.append(pool.submit(drawn, first))
-                if len(waiting) > 2 * drawers:
-                    yield from waiting.popleft().result()
+            for first in range(numbers.start, numbers.stop, block):
+                waiting.append((first, pool.submit(drawer.block, first, block)))
+                if len(waiting) > 2 * plan.drawers:
+                    yield from taken()
             while waiting:
-                yield from waiting.popleft().result()
+                yield from taken()
         finally:
-            for one in waiting:
+            for _, one in waiting:
                 one.cancel()
             torch.set_num_threads(threads)
 
@@ -154,81 +217,6 @@ def _row(values: Any, i: int) -> Any:
     if isinstance(values, dict):
         return {name: _row(column, i) for name, column in values.items()}
     return None if values is None else values[i : i + 1]
-
-
-def true_columns(photos: Photos, hands: SyntheticHands, is_right: Tensor, size_px: int) -> dict[str, Any]:
-    """Return the true label columns of B hands that `hands` drew."""
-    scene, count = photos.scene, len(photos.scene)
-    seen = hands.visible_vertices(photos)
-    joint_visible = hands.visible_joints(photos, seen).numpy()
-    half = size_px / 2
-    mirror = torch.where(is_right, 1.0, -1.0)[:, None, None] * torch.tensor([1.0, 0, 0]) + torch.tensor(
-        [0.0, 1, 1]
-    )
-    joints3d_mm, joints2d = scene.joints3d_mm * mirror, scene.project(scene.joints3d_mm) * mirror[..., :2]
-    vertices2d = scene.project(scene.vertices_mm) * mirror[..., :2]
-    axes = axes_of_ray(scene.ray * mirror[:, 0, :2])
-    scale, translation = weak_perspective(crop_from_camera(joints3d_mm, axes), joints2d)
-    vertices_px = (vertices2d.numpy() + 1) * half
-    return {
-        "box_xyxy": np.concatenate([vertices_px.min(1), vertices_px.max(1)], 1),
-        "crop_xyxy": np.tile([0.0, 0.0, size_px, size_px], (count, 1)),
-        "is_right": is_right.numpy(),
-        "side_score": None,
-        "detection_score": None,
-        "joints3d_mm": joints3d_mm.numpy(),
-        "joints3d_std_mm": None,
-        "joints2d_px": (joints2d.numpy() + 1) * half,
-        "joints2d_std_px": None,
-        "vertices_mm": (scene.vertices_mm * mirror).numpy(),
-        "vertices_std_mm": None,
-        "pose": scene.pose.numpy(),
-        "betas": scene.betas.numpy(),
-        "camera": {
-            "scale": scale.numpy(),
-            "rotation": rotation_vectors(axes.mT.numpy()),
-            "translation": translation.numpy(),
-            "cam_t_mm": (scene.cam_t_mm * mirror[:, 0]).numpy(),
-            "focal_px": scene.focal.numpy() * half,
-            "principal_px": ((scene.principal * mirror[:, 0, :2]).numpy() + 1) * half,
-            "focal_source": ["given"] * count,
-        },
-        "vertex_rgb": photos.vertex_rgb.numpy(),
-        "vertex_visible": seen.numpy(),
-        "visible_fraction": seen.float().mean(1).numpy(),
-        "joint_visible": joint_visible,
-        "hidden_joints": (~joint_visible).sum(1),
-        "joint_std_mm": None,
-        "max_joint_std_mm": None,
-        "vertex_std_mm": None,
-    }
-
-
-def weak_perspective(points_mm: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit scale (B,) and translation (B, 2) that map points (B, N, 3), crop axes, to `seen` (B, N, 2)."""
-    flat = points_mm[..., :2]
-    around, seen_around = flat - flat.mean(1, keepdim=True), seen - seen.mean(1, keepdim=True)
-    scale = (around * seen_around).sum((1, 2)) / around.square().sum((1, 2))
-    return scale, seen.mean(1) - scale[:, None] * flat.mean(1)
-
-
-def _table(name: str, columns: dict[str, Any], size_px: int, schema: pa.Schema) -> pa.Table:
-    """Return the table of one photo, with one row."""
-    row = {"image_uri": f"images/{name}", "image_id": name, "hand_index": 0, "status": "ok"}
-    row |= {"width": size_px, "height": size_px, "box_source": "list"}
-    return labels_to_table([row], columns, [0], schema)
-
-
-def truth_facts(hand: HandModel, seed: int, size_px: int) -> str:
-    """Return what the truth's metadata says, as JSON."""
-    facts = {
-        "schema_version": SCHEMA_VERSION,
-        "synthetic": {"seed": seed, "size_px": size_px},
-        "hand": hand.id,
-        "shapes": {"joints3d_mm": [21, 3], "joints2d_px": [21, 2], "vertices_mm": [hand.vertex_count, 3]},
-        "rounding": ROUNDING,
-    }
-    return json.dumps(facts, sort_keys=True)
 
 
 def jpeg_bytes(photo: NDArray[np.uint8]) -> bytes:

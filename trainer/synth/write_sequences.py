@@ -1,10 +1,12 @@
-"""Sequences of photos of moving hands with their true motion, as files."""
+"""Write sequences of photos of moving hands and their true motion to files, in this process or as Ray tasks."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +17,65 @@ from PIL import Image
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
+from annotator.job.each_file import in_order, tasks
 from annotator.labels.schema import encode_table, label_schema, labels_to_table, write_tables
 from annotator.storage.files import check_writable, whole_file, write_whole
 from trainer.synth.sequences import Sequences
-from trainer.synth.write import check_folder, jpeg_bytes, true_columns, truth_facts
+from trainer.synth.truth import true_columns, truth_facts
+from trainer.synth.write import check_folder, jpeg_bytes
 
 #: Columns of the list of frames beside boxes, and of the truth beside those of labels.
 SEQUENCE_COLUMNS = {"sequence": pa.string(), "frame": pa.int32(), "time_s": pa.float64()}
 
 
-def write_sequences(out: Path, sequences: int, frames: int, seed: int, size_px: int) -> None:
+@dataclass(frozen=True)
+class SequencesPlan:
+    """All sequences of a folder; pickled to other processes."""
+
+    out: str
+    frames: int
+    seed: int
+    size_px: int
+
+
+def write_sequences(
+    out: Path,
+    sequences: int,
+    frames: int,
+    seed: int,
+    size_px: int,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Write out/images/s0000-f0000.jpg ..., out/masks/ likewise, out/truth.parquet and out/frames.csv.
 
     The truth is as `write_photos` has it, with the columns `sequence`, `frame` and `time_s`. The list holds the same
     with the true box of each hand: `amvur annotate out/frames.csv` labels it. The same seed gives the same files.
+
+    `workers` (default 1, this process) is the maximum of Ray tasks at once, `address` a Ray cluster;
+    `on_progress` is called with the numbers of finished and of all sequences.
 
     Raises:
         UserError: the folder can't be written, or holds something else.
     """
     if seed < 0:
         raise UserError(f"seed {seed} is negative: give 0 or more")
-    names = [[f"s{s:04d}-f{f:04d}.jpg" for f in range(frames)] for s in range(sequences)]
-    check_folder(out, {name for of_one in names for name in of_one})
+    check_folder(out, {name for number in range(sequences) for name in _names(number, frames)})
     check_writable(str(out))
+    as_tasks = workers != 1 and (workers is not None or address is not None)
+    plan = SequencesPlan(str(out.absolute()), frames, seed, size_px)
     hand = load_hand("open")
     facts = {"amvur": truth_facts(hand, seed, size_px)}
     schema = label_schema(hand.vertex_count, facts, SEQUENCE_COLUMNS)
-    source = Sequences(hand, size_px, seed)
     listed: list[dict[str, Any]] = []
 
     def written() -> Iterator[pa.Table]:
-        for number, of_one in enumerate(names):
-            table = _written(out, source, number, of_one, schema)
+        numbers = [(number,) for number in range(sequences)]
+        for done, table in enumerate(in_order(write_sequence, plan, numbers, as_tasks, workers), 1):
             listed.extend(_listed(row) for row in table.select(_LISTED).to_pylist())
+            on_progress(done, sequences)
             yield table
 
     try:
@@ -55,7 +83,7 @@ def write_sequences(out: Path, sequences: int, frames: int, seed: int, size_px: 
         write_whole(str(out / "truth.parquet"), encode_table(schema.empty_table()))
         (out / "images").mkdir(exist_ok=True)
         (out / "masks").mkdir(exist_ok=True)
-        with whole_file(out / "truth.parquet") as file:
+        with tasks(as_tasks, [plan.out], address), whole_file(out / "truth.parquet") as file:
             write_tables(file, written(), schema)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(listed[0]), lineterminator="\n")
@@ -76,10 +104,22 @@ def _listed(row: dict[str, Any]) -> dict[str, Any]:
     return {"path": row["image_uri"], **box, **{name: row[name] for name in SEQUENCE_COLUMNS}}
 
 
-def _written(out: Path, source: Sequences, number: int, names: list[str], schema: pa.Schema) -> pa.Table:
+def _names(number: int, frames: int) -> list[str]:
+    return [f"s{number:04d}-f{frame:04d}.jpg" for frame in range(frames)]
+
+
+@lru_cache(maxsize=1)
+def _source(seed: int, size_px: int) -> Sequences:
+    return Sequences(load_hand("open"), size_px, seed)
+
+
+def write_sequence(plan: SequencesPlan, number: int) -> pa.Table:
     """Write the photos of a sequence and return their true labels."""
-    drawn = source.sequence(number, len(names))
-    photos, size_px = drawn.photos, source.hands.size_px
+    out, size_px, names = Path(plan.out), plan.size_px, _names(number, plan.frames)
+    source = _source(plan.seed, size_px)
+    schema = label_schema(source.hands.figure.vertex_count, passed=SEQUENCE_COLUMNS)
+    drawn = source.sequence(number, plan.frames)
+    photos = drawn.photos
     is_right = torch.full((len(names),), drawn.is_right)
     columns = true_columns(photos, source.hands, is_right, size_px)
     images, masks = photos.image, photos.hand_mask

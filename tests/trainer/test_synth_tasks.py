@@ -1,0 +1,61 @@
+"""Drawing as Ray tasks: the same files as in one process, also if a task's process dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from trainer.synth import write, write_photos
+from trainer.synth.write import BLOCK, PhotosPlan
+from trainer.synth.write_sequences import write_sequences
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def dying_once(plan: PhotosPlan, numbers: range) -> pa.Table:
+    """Die after the photos are written, the first time."""
+    table = write.write_part(plan, numbers)
+    mark = Path(plan.out).with_name("died")
+    if numbers.start and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return table
+
+
+def test_tasks_write_the_same_files_as_one_process(local_ray, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "PHOTOS_AT_ONCE", BLOCK)
+    done: list[tuple[int, int]] = []
+    count = 2 * BLOCK + 3
+    write_photos(tmp_path / "one", count, 3, 64, workers=1)
+    monkeypatch.setattr(write, "write_part", dying_once)
+    write_photos(
+        tmp_path / "tasks", count, 3, 64, workers=2, on_progress=lambda *progress: done.append(progress)
+    )
+    assert (tmp_path / "died").exists()
+    assert contents(tmp_path / "one") == contents(tmp_path / "tasks")
+    assert done == [(BLOCK, count), (2 * BLOCK, count), (count, count)]
+
+
+def test_sequences_as_tasks_are_the_same_files(local_ray, tmp_path):
+    write_sequences(tmp_path / "one", 2, 5, 2, 64)
+    write_sequences(tmp_path / "tasks", 2, 5, 2, 64, workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "tasks")
+
+
+def test_an_interrupted_run_repeats_to_the_same_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "PHOTOS_AT_ONCE", BLOCK)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_photos(tmp_path / "cut", 2 * BLOCK, 3, 64, on_progress=stop)
+    write_photos(tmp_path / "cut", 2 * BLOCK, 3, 64)
+    write_photos(tmp_path / "whole", 2 * BLOCK, 3, 64)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
