@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +20,7 @@ from annotator.export.ply import ply_bytes
 from annotator.export.rows import Labels, camera_of
 from annotator.labels.arrays import array_of
 from annotator.photos.read import REQUESTS_AT_ONCE
-from annotator.storage.files import join, write_whole
+from annotator.storage.files import is_local, join, local_path, write_whole
 
 #: Camera axes (y down, z forward) to mesh axes (y up, z towards the viewer): half a turn about x, no mirroring.
 FROM_CAMERA = np.array([1, -1, -1], np.float32)
@@ -71,31 +71,52 @@ def columns_with_samples(labels: Labels) -> list[str]:
     return [*found, _SAMPLES]
 
 
+@dataclass(frozen=True, eq=False)
+class _MeshFiles:
+    """All files of an export; pickled to other processes."""
+
+    kind: str
+    out: str
+    faces: NDArray[np.int64]
+    scalars: list[str]
+    paint: _Paint
+
+    def write(self, table: pa.Table, stems: list[str]) -> int:
+        """Write a table's hands, several at once, because stores answer slowly; return their number."""
+        rows = table.select(self.scalars).to_pylist()
+        meshes = [
+            (join(self.out, f"{stem}{ending}.{self.kind}"), mesh)
+            for stem, of_hand in zip(stems, _meshes(table, rows, self.faces, self.paint), strict=True)
+            for ending, mesh in of_hand.items()
+        ]
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            list(pool.map(lambda item: write_whole(item[0], _ENCODERS[self.kind](item[1])), meshes))
+        return len(rows)
+
+
 def write(
     kind: str, labels: Labels, batches: Iterator[pa.Table], out: str, colour: str = "texture"
 ) -> Exported:
-    """Write one file per hand and per sample read; several at once, because stores answer slowly."""
+    """Write one file per hand and per sample read."""
     exported = Exported()
     faces = labels.need_meshes("a mesh file")
     if faces.size and faces.max() >= labels.vertex_count:
         raise UserError(
             f"faces.parquet of '{labels.place}' is from another hand model: it names vertices that do not exist"
         )
-    names = HandNames()
     first = next(batches)
-    paint = _painter(first, colour, exported)
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        for table in chain([first], batches):
-            rows = table.select(labels.there(*_SCALARS)).to_pylist()
-            stems = [names.of(*_identity(row)) for row in rows]
-            meshes = [
-                (join(out, f"{stem}{ending}.{kind}"), mesh)
-                for stem, of_hand in zip(stems, _meshes(table, rows, faces, paint), strict=True)
-                for ending, mesh in of_hand.items()
-            ]
-            list(pool.map(lambda item: write_whole(item[0], _ENCODERS[kind](item[1])), meshes))
-            exported.hands += len(rows)
+    out = str(local_path(out).absolute()) if is_local(out) else out
+    files = _MeshFiles(kind, out, faces, labels.there(*_SCALARS), _painter(first, colour, exported))
+    for count in labels.spread(_MeshFiles.write, files, _named(chain([first], batches), files.scalars)):
+        exported.hands += count
     return exported
+
+
+def _named(tables: Iterable[pa.Table], scalars: list[str]) -> Iterator[tuple[pa.Table, list[str]]]:
+    """Yield tables with the names of their hands: repeated photos are counted over all tables."""
+    names = HandNames()
+    for table in tables:
+        yield table, [names.of(*_identity(row)) for row in table.select(scalars).to_pylist()]
 
 
 def _identity(row: dict[str, Any]) -> tuple[str, str, int, bool]:
@@ -106,7 +127,7 @@ def _meshes(
     table: pa.Table,
     rows: list[dict[str, Any]],
     faces: NDArray[np.int64],
-    paint: Callable[[pa.Table], NDArray[np.uint8]],
+    paint: _Paint,
 ) -> Iterator[dict[str, Mesh]]:
     """Yield each hand's meshes by the ending of their file names: "", and "-sample00", ... if samples were read."""
     vertices_m = array_of(table["vertices_mm"])[:, None] * (FROM_CAMERA / 1000)
@@ -128,19 +149,28 @@ def _meshes(
         }
 
 
-def _painter(first: pa.Table, colour: str, exported: Exported) -> Callable[[pa.Table], NDArray[np.uint8]]:
-    """Return a function from a table to its hands' colours (n, V, 3)."""
+@dataclass(frozen=True)
+class _Paint:
+    """Colours of hands (n, V, 3): their texture, or with a range in mm their std."""
+
+    std_range_mm: tuple[float, float] | None = None
+
+    def __call__(self, table: pa.Table) -> NDArray[np.uint8]:
+        return _colours_of_std(table, *self.std_range_mm) if self.std_range_mm else _textures(table)
+
+
+def _painter(first: pa.Table, colour: str, exported: Exported) -> _Paint:
     if _COLOUR_COLUMN[colour] not in first.column_names:
         raise UserError(f"column '{_COLOUR_COLUMN[colour]}' is missing: choose another --colour")
     if colour == "texture":
         if first["vertex_rgb"].null_count:
             exported.notes.append("hands without a texture have one colour")
-        return _textures
+        return _Paint()
     from annotator.render.std_colours import std_range  # its package imports torch
 
     low, high = std_range(_std_lengths(first))
     exported.notes.append(f"blue: std of {low:.1f} mm and less; red: {high:.1f} mm and more")
-    return lambda table: _colours_of_std(table, low, high)
+    return _Paint((low, high))
 
 
 def _textures(table: pa.Table) -> NDArray[np.uint8]:

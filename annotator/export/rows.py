@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,23 +16,29 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.hand import HandModel, load_hand
+from annotator.job.each_file import in_order
 from annotator.labels.arrays import array_of
 from annotator.labels.conditions import Condition
 from annotator.labels.folder import (
     groups_that_stay,
     label_facts,
-    label_files,
+    label_file_sizes,
     one_hand,
     opened_label_file,
     read_faces,
 )
-from annotator.storage.files import join
+from annotator.storage.files import is_local, join
 
 #: Rows in memory at once: a few megabytes of meshes.
 BATCH_ROWS = 256
 
 #: Files whose schema is checked before the first is read.
 _FILES_BEFORE = 32
+
+#: Maximum files of a store that are read ahead, and their bytes, because a store answers slowly.
+_AHEAD_FILES, _AHEAD_BYTES = 8, 128 << 20
+
+Result = TypeVar("Result")
 
 #: Columns of every label file.
 _NEEDED = (
@@ -48,6 +57,8 @@ class Labels:
         limit: int = 0,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         hand: str | None = None,
+        as_tasks: bool = False,
+        workers: int | None = None,
     ) -> None:
         """Read the schema of the first file.
 
@@ -55,14 +66,17 @@ class Labels:
             place: path or URL of the label folder.
             where: a condition that rows must meet, see `annotator.labels.conditions`.
             limit: maximum number of rows; 0: all.
-            on_progress: called with the numbers of finished and of all files.
+            on_progress: called with the numbers of read and of all files.
             hand: for `hand_model`: `open` (default), or `mano:PATH`.
+            as_tasks, workers: as for `annotator.job.each_file.in_order`.
 
         Raises:
             UserError: these are not labels, their schema version differs, or a column of `where` is missing.
         """
         self.place, self.limit, self._on_progress, self.given_hand = place, limit, on_progress, hand
-        self.files = sorted(label_files(place))
+        self._as_tasks, self._workers = as_tasks, workers
+        self._sizes = label_file_sizes(place)
+        self.files = sorted(self._sizes)
         if not self.files:
             raise UserError(
                 f"'{place}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
@@ -123,6 +137,12 @@ class Labels:
             )
         return model
 
+    def spread(
+        self, do: Callable[..., Result], shared: Any, items: Iterable[tuple[Any, ...]]
+    ) -> Iterator[Result]:
+        """Yield `do(shared, *item)` per item, in this process or as Ray tasks."""
+        return in_order(do, shared, items, self._as_tasks, self._workers)
+
     def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield columns of the rows to export, in order; tables are never empty.
 
@@ -134,8 +154,9 @@ class Labels:
         for name in self.files[:_FILES_BEFORE]:
             with opened_label_file(join(self.place, "data", name)) as file:
                 self._check(join(self.place, "data", name), file.schema_arrow, columns)
-        for number, name in enumerate(self.files):
-            for table in self._of_file(join(self.place, "data", name), columns):
+        for number, tables in enumerate(self._tables(columns)):
+            for read, table in tables:
+                self.rows += read
                 if self.limit and given + len(table) > self.limit:
                     self.is_cut = True
                     table = table.slice(0, self.limit - given)
@@ -147,22 +168,44 @@ class Labels:
             if given:
                 self._on_progress(number + 1, len(self.files))
 
-    def _of_file(self, path: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    def _tables(self, columns: Sequence[str]) -> Iterator[Iterable[tuple[int, pa.Table]]]:
+        """Yield each file's parts as `_of_file` does; files of a store are read ahead."""
+        paths = [join(self.place, "data", name) for name in self.files]
+        ahead = min(_AHEAD_FILES, _AHEAD_BYTES // max(1, *self._sizes.values()))
+        if is_local(self.place) or ahead < 2:
+            for path in paths:
+                yield self._of_file(path, columns)
+            return
+        rest, waiting = iter(paths), deque[Future[list[tuple[int, pa.Table]]]]()
+        with ThreadPoolExecutor(ahead) as pool:
+            try:
+                while True:
+                    for path in islice(rest, ahead - len(waiting)):
+                        waiting.append(pool.submit(lambda path: list(self._of_file(path, columns)), path))
+                    if not waiting:
+                        return
+                    yield waiting.popleft().result()
+            finally:
+                for one in waiting:
+                    one.cancel()
+
+    def _of_file(self, path: str, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the rows to export in parts, each with the number of rows read for it."""
         with opened_label_file(path) as file:
             self._check(path, file.schema_arrow, columns)
             stay = self._stay(file)
-            self.rows += len(stay)
+            wanted = pa.schema([self.schema.field(name) for name in columns])
             groups, mask = groups_that_stay(file, stay)
+            yield len(stay), wanted.empty_table()
             if not groups:
                 return
             at = 0
-            wanted = pa.schema([self.schema.field(name) for name in columns])
             for batch in file.iter_batches(BATCH_ROWS, groups, list(columns), use_threads=False):
                 part = pa.array(mask[at : at + len(batch)])
                 at += len(batch)
                 table = pa.Table.from_batches([batch]).filter(part).select(list(columns))
                 if len(table):
-                    yield table.cast(wanted)
+                    yield 0, table.cast(wanted)
 
     def _check(self, path: str, schema: pa.Schema, columns: Sequence[str]) -> None:
         one_hand(path, _facts(path, schema), self.hand)

@@ -24,6 +24,7 @@ from annotator.sources.video.source import list_video, read_video
 Pixels = NDArray[np.uint8]
 Found = bytes | Pixels | PhotoError
 Place = tuple[str, int | None]  # a label's image_uri and frame_index
+At = tuple[int, ...]  # a photo's position in its container
 
 _LIST: dict[str, Callable[[str, str], Iterator[Any]]] = {
     "tar": list_tar,
@@ -37,40 +38,55 @@ _READ: dict[str, Callable[[str, Sequence[tuple[int, ...]]], Iterator[Any]]] = {
 }
 
 
-class StoredPhotos:
-    """Reads photos of labels; caches the positions of all photos in the last container."""
+class Positions:
+    """Locates photos of labels in their containers; caches the positions of all photos in the last one."""
 
     def __init__(self) -> None:
-        self._listed: tuple[str, dict[str, tuple[int, ...]]] = ("", {})
+        self._listed: tuple[str, dict[str, At]] = ("", {})
 
-    def of(self, places: Sequence[Place]) -> Iterator[Found]:
-        """Yield the stored photo of each place, or the error."""
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            for (kind, path), group in groupby(places, key=lambda place: place_of(*place)[:2]):
-                together = list(group)
-                if kind == "file":
-                    for start in range(0, len(together), REQUESTS_AT_ONCE):
-                        yield from pool.map(_one, together[start : start + REQUESTS_AT_ONCE])
-                else:
-                    yield from self._of_container(kind, path, together)
-
-    def _of_container(self, kind: str, path: str, places: Sequence[Place]) -> Iterator[Found]:
-        if self._listed[0] != path:
-            self._listed = path, _places_in(kind, path)
-        at, inside = self._listed[1], [place_of(*place)[2] for place in places]
-        read = iter(_READ[kind](path, [at[name] for name in inside if name in at]))
-        for place, name in zip(places, inside, strict=True):
-            found = None
-            if name in at:
-                # The reader of a damaged file ends early; the remaining photos are read one by one.
-                with suppress(PhotoError, OSError):
-                    found = next(read, None)
-            yield found if isinstance(found, (bytes, np.ndarray)) else _one(place)
+    def of(self, places: Sequence[Place]) -> list[At | None]:
+        """Return each photo's position in its container, or None: it is a file, or not found."""
+        found: list[At | None] = []
+        for place in places:
+            kind, path, inside = place_of(*place)
+            if kind == "file":
+                found.append(None)
+                continue
+            if self._listed[0] != path:
+                self._listed = path, _places_in(kind, path)
+            found.append(self._listed[1].get(inside))
+        return found
 
 
-def _places_in(kind: str, path: str) -> dict[str, tuple[int, ...]]:
+def stored_photos(places: Sequence[Place], positions: Sequence[At | None]) -> Iterator[Found]:
+    """Yield the stored photo of each place, or the error."""
+    located = zip(places, positions, strict=True)
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        for (kind, path), group in groupby(located, key=lambda one: place_of(*one[0])[:2]):
+            together = list(group)
+            if kind == "file":
+                for start in range(0, len(together), REQUESTS_AT_ONCE):
+                    yield from pool.map(
+                        _one, (place for place, _ in together[start : start + REQUESTS_AT_ONCE])
+                    )
+            else:
+                yield from _of_container(kind, path, together)
+
+
+def _of_container(kind: str, path: str, located: Sequence[tuple[Place, At | None]]) -> Iterator[Found]:
+    read = iter(_READ[kind](path, [at for _, at in located if at is not None]))
+    for place, at in located:
+        found = None
+        if at is not None:
+            # The reader of a damaged file ends early; the remaining photos are read one by one.
+            with suppress(PhotoError, OSError):
+                found = next(read, None)
+        yield found if isinstance(found, (bytes, np.ndarray)) else _one(place)
+
+
+def _places_in(kind: str, path: str) -> dict[str, At]:
     """Return each photo's position in a file by the part of its uri after #, or by frame number."""
-    at: dict[str, tuple[int, ...]] = {}
+    at: dict[str, At] = {}
     with suppress(PhotoError, OSError):
         for entry in _LIST[kind](path, path):
             if not entry.fault:

@@ -19,17 +19,18 @@ from annotator.export.exported import Exported
 from annotator.export.places import whole
 from annotator.export.rows import Labels, camera_of
 from annotator.export.stored import Stored, as_others_read
-from annotator.export.together import Found, StoredPhotos
+from annotator.export.together import At, Found, Place, Positions, stored_photos
 from annotator.labels.arrays import array_of
 from annotator.labels.folder import read_faces
 from annotator.labels.schema import SAMPLES_ROUNDING
 from annotator.photos.errors import PhotoError
-from annotator.storage.files import join, write_whole
+from annotator.photos.read import place_of
+from annotator.storage.files import is_local, join, local_path, write_whole
 
 #: A tar ends with the sample that exceeds this size: large enough to read quickly, small enough for many workers.
 TAR_BYTES = 256 << 20
 
-#: Photos read together; their hands wait in memory.
+#: Photos prepared together, by one task; they and their hands wait in memory.
 _PHOTOS_AT_ONCE = 128
 
 Hand = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # its scalars, its arrays
@@ -50,24 +51,24 @@ def columns(labels: Labels) -> list[str]:
     return [name for name in labels.columns if name not in _LEFT_OUT]
 
 
+def local_photo(first: pa.Table) -> list[str]:
+    """Return the path of the first photo if this machine has it: then all machines of a cluster need it."""
+    frame = first["frame_index"][0].as_py() if "frame_index" in first.column_names else None
+    path = place_of(first["image_uri"][0].as_py(), frame)[1]
+    return [path] if is_local(path) and local_path(path).exists() else []
+
+
 def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
     """Write `hands-000000.tar` and so on, and `faces.npy`, the triangles of right hands."""
     exported = Exported()
     with _Tars(out) as tars:
-        for hands, found in _with_photos(batches):
-            first = hands[0][0]
-            try:
-                if isinstance(found, PhotoError):
-                    raise found
-                photo = as_others_read(found)
-            except PhotoError as error:
-                exported.left_out[f"photo {error.reason}"] += 1
-                continue
-            if (photo.width, photo.height) != (first["width"], first["height"]):
-                exported.left_out["photo with another size than the label"] += 1
-                continue
-            tars.add(_sample(photo, hands))
-            exported.hands += len(hands)
+        for samples in labels.spread(_samples, None, _parts(batches)):
+            for sample, hands in samples:
+                if isinstance(sample, str):
+                    exported.left_out[sample] += 1
+                else:
+                    tars.add(sample)
+                    exported.hands += hands
     if exported.hands and "vertices_mm" in labels.columns:
         file = io.BytesIO()
         np.save(file, read_faces(labels.place).astype(np.int32))
@@ -75,13 +76,24 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
     return exported
 
 
-def _with_photos(batches: Iterator[pa.Table]) -> Iterator[tuple[list[Hand], Found]]:
-    """Yield the hands of each photo (adjacent rows) and the stored photo, or its error."""
-    stored = StoredPhotos()
+def _parts(batches: Iterator[pa.Table]) -> Iterator[tuple[list[list[Hand]], list[At | None]]]:
+    """Yield the hands of each photo (adjacent rows), some photos at a time, and the photos' positions."""
+    positions = Positions()
     photos = (list(hands) for _, hands in groupby(_rows(batches), key=lambda hand: _place(hand[0])))
     while some := list(islice(photos, _PHOTOS_AT_ONCE)):
-        places = [(hands[0][0]["image_uri"], hands[0][0].get("frame_index")) for hands in some]
-        yield from zip(some, stored.of(places), strict=True)
+        yield some, positions.of([_stored_at(hands) for hands in some])
+
+
+def _samples(
+    _: None, photos: list[list[Hand]], positions: list[At | None]
+) -> list[tuple[dict[str, bytes] | str, int]]:
+    """Return the files of each photo's sample by extension, or why it is left out, and its number of hands."""
+    found = stored_photos([_stored_at(hands) for hands in photos], positions)
+    return [(_sample(hands, photo), len(hands)) for hands, photo in zip(photos, found, strict=True)]
+
+
+def _stored_at(hands: list[Hand]) -> Place:
+    return hands[0][0]["image_uri"], hands[0][0].get("frame_index")
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -103,8 +115,20 @@ def _rows(batches: Iterator[pa.Table]) -> Iterator[Hand]:
             yield row, {name: values[k] for name, values in arrays.items() if valid[name][k]}
 
 
-def _sample(photo: Stored, hands: list[Hand]) -> dict[str, bytes]:
-    """Return the files of a sample by extension."""
+def _sample(hands: list[Hand], found: Found) -> dict[str, bytes] | str:
+    first = hands[0][0]
+    try:
+        if isinstance(found, PhotoError):
+            raise found
+        photo = as_others_read(found)
+    except PhotoError as error:
+        return f"photo {error.reason}"
+    if (photo.width, photo.height) != (first["width"], first["height"]):
+        return "photo with another size than the label"
+    return _files(photo, hands)
+
+
+def _files(photo: Stored, hands: list[Hand]) -> dict[str, bytes]:
     first = hands[0][0]
     about = {name: first[name] for name in _OF_PHOTO if name in first}
     own = [name for name in _OF_PHOTO if name != "image_id" or len({row[name] for row, _ in hands}) == 1]
