@@ -13,27 +13,29 @@ from annotator.storage.files import join
 from trainer.convert.photos import photo_columns
 
 
-def coco_examples(
-    annotations: str, images: str | None, chance: np.random.Generator
-) -> Iterator[dict[str, Any] | str]:
-    """Yield the examples of an annotation file, shuffled, or the reason why one is left out.
+def coco_rows(annotations: str, chance: np.random.Generator) -> Iterator[CocoHand]:
+    """Yield the hands of an annotation file, shuffled.
 
     Args:
         annotations: the JSON file.
-        images: the folder to which each `file_name` is relative; default: the file's folder, or `images` in it.
         chance: random generator for the order.
 
     Raises:
         UserError: the file is missing or malformed; the message names the annotation and the field.
     """
-    beside = annotations.rpartition("/")[0] or "."
-    folders = [images] if images else [beside, join(beside, "images")]
     hands = list(coco_hands(annotations))
     for index in chance.permutation(len(hands)).tolist():
-        yield _example(hands[index], folders)
+        yield hands[index]
 
 
-def _example(hand: CocoHand, folders: list[str]) -> dict[str, Any] | str:
+def photo_folders(annotations: str, images: str | None) -> list[str]:
+    """Return the folders of the photos: the given one, or the annotation file's, and `images` in it."""
+    beside = annotations.rpartition("/")[0] or "."
+    return [images] if images else [beside, join(beside, "images")]
+
+
+def with_photo(folders: list[str], hand: CocoHand) -> dict[str, Any] | str:
+    """Return the example of a hand, or the reason why it is left out."""
     if hand.is_right is None:
         return "unknown side: no is_right, and no left or right in the category's name"
     joints2d_px = hand.joints2d_px()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
+from annotator.job.each_file import in_order, tasks
+from annotator.photos.read import REQUESTS_AT_ONCE
 from annotator.storage.files import (
     check_writable,
     is_local,
@@ -22,11 +26,10 @@ from annotator.storage.files import (
     remove_file,
     write_whole,
 )
-from trainer.convert.coco import coco_examples
+from trainer.convert import coco, labels
 from trainer.convert.cut_out import outlined
 from trainer.convert.freihand import freihand_examples
 from trainer.convert.ho3d import ho3d_examples
-from trainer.convert.labels import label_examples, label_tables, synthetic_tables
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
 
 #: Kinds of sources; a source is a kind, a colon, and a path or URL.
@@ -38,6 +41,9 @@ KINDS = {
     "synth": "a folder that `amvur synth` wrote",
 }
 SPLITS = ("train", "evaluation")
+
+#: Examples read together, by one task; they wait in memory.
+_AT_ONCE = 64
 
 #: Seed of the order of examples: the same source gives the same files.
 _SEED = 0
@@ -63,8 +69,12 @@ def convert(
     images: str | None = None,
     empty: float = 0.0,
     outline: bool = False,
+    workers: int | None = None,
+    address: str | None = None,
 ) -> ConvertSummary:
     """Write the examples of a source to `OUT/data/*.parquet` (`trainer.data.examples`) in shuffled order.
+
+    An unfinished conversion is repeated from its start, to the same files.
 
     Args:
         source: `KIND:PATH`, see `KINDS`.
@@ -76,6 +86,8 @@ def convert(
         empty: for `labels`: share of photos that also give a square without a hand. The rows of a photo must be
             complete and consecutive, as they were written.
         outline: find each hand's mask by its colour against a plain wall (`trainer.convert.cut_out`).
+        workers: maximum of Ray tasks at once that read the photos of `labels`, `synth` and `coco`; default 1, this
+            process. `address`: a Ray cluster, as for `annotator.runtime.ray_session.connected`.
 
     Raises:
         UserError: an invalid argument, or a missing or malformed file; the message names the file and the field.
@@ -96,36 +108,39 @@ def convert(
         )
     if not 0 <= empty <= 1:
         raise UserError(f"empty is {empty}, must be a share from 0 to 1")
-    existing = {name for name in names_in(out) if not name.startswith(".")}
-    # A summary left by a conversion without examples does not block a corrected one.
-    if existing and not (existing == {SUMMARY_FILE} and read_whole(join(out, SUMMARY_FILE)) == UNFINISHED):
-        raise UserError(f"'{out}' is not empty: delete it, or give a new folder")
+    _check_out(out)
     split = split or "train"
-    path = str(local_path(path).absolute()) if is_local(path) else path
+    path, images = _absolute(path), images and _absolute(images)
     chance = np.random.default_rng(_SEED)
-    rows: Iterator[dict[str, Any] | str]
+    rows: Iterable[Any]
+    photos: _Photos | None = None  # to join with the rows; None if the rows have them
     hand_id: str | None
     std_note = ""
     if kind in ("labels", "synth"):
-        tables = label_tables(path, images, empty) if kind == "labels" else synthetic_tables(path)
+        tables = (
+            labels.label_tables(path, images, empty) if kind == "labels" else labels.synthetic_tables(path)
+        )
         hand_id, vertex_count, std_note = tables.hand, tables.vertex_count, tables.std_note
-        rows = label_examples(tables, chance)
+        rows, photos = labels.label_rows(tables, chance), _Photos(labels.with_photo, tables, outline)
     else:
         model = load_hand(hand)
         hand_id, vertex_count = model.id, model.vertex_count
         if kind == "coco":
-            rows = coco_examples(path, images, chance)
+            rows = coco.coco_rows(path, chance)
+            photos = _Photos(coco.with_photo, coco.photo_folders(path, images), outline)
         else:
             rows = (freihand_examples if kind == "freihand" else ho3d_examples)(path, model, split, chance)
-    if outline:
-        rows = map(outlined, rows)
+            rows = map(outlined, rows) if outline else rows
     summary = ConvertSummary(source, split, hand_id, std_note=std_note)
     left_out: Counter[str] = Counter()
     check_writable(out)
     # Training refuses an unfinished conversion.
     write_whole(join(out, SUMMARY_FILE), UNFINISHED)
     schema = example_schema(vertex_count, {"hand": hand_id, "source": kind, "split": split})
-    summary.examples = write_examples(out, _kept(rows, left_out), schema)
+    as_tasks = photos is not None and workers != 1 and (workers is not None or address is not None)
+    with tasks(as_tasks, [path, *([images] if images else [])], address):
+        examples: Any = rows if photos is None else _joined(photos, rows, as_tasks, workers)
+        summary.examples = write_examples(out, _kept(examples, left_out), schema)
     summary.left_out = dict(left_out.most_common())
     if not summary.examples:
         remove_file(join(out, SUMMARY_FILE))
@@ -136,6 +151,54 @@ def convert(
         join(out, SUMMARY_FILE), (json.dumps(asdict(summary), indent=2, ensure_ascii=False) + "\n").encode()
     )
     return summary
+
+
+def _check_out(out: str) -> None:
+    """Check that the folder is new, empty, or left by an unfinished conversion, whose files are removed."""
+    existing = {name for name in names_in(out) if not name.startswith(".")}
+    if not existing:
+        return
+    parts = names_in(join(out, "data")) if "data" in existing else set()
+    is_unfinished = read_whole(join(out, SUMMARY_FILE)) == UNFINISHED
+    if not is_unfinished or existing - {SUMMARY_FILE, "data"} or any(map(_is_other, parts)):
+        raise UserError(f"'{out}' is not empty: delete it, or give a new folder")
+    for name in parts:
+        remove_file(join(out, "data", name))
+
+
+def _absolute(place: str) -> str:
+    return str(local_path(place).absolute()) if is_local(place) else place
+
+
+def _is_other(name: str) -> bool:
+    return not (name.startswith("part-") and name.endswith(".parquet")) and not name.startswith(".")
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """Joins rows with their photos; pickled to other processes."""
+
+    read: Callable[[Any, Any], dict[str, Any] | str]  # shared argument, row -> example, or why it is left out
+    shared: Any
+    outline: bool
+
+    def join(self, rows: list[Any]) -> list[dict[str, Any] | str]:
+        """Read the photos, several at once, because stores answer slowly."""
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            return list(pool.map(self._example, rows))
+
+    def _example(self, row: Any) -> dict[str, Any] | str:
+        example = row if isinstance(row, str) else self.read(self.shared, row)
+        return outlined(example) if self.outline else example
+
+
+def _joined(
+    photos: _Photos, rows: Iterable[Any], as_tasks: bool, workers: int | None
+) -> Iterator[dict[str, Any] | str]:
+    rest = iter(rows)
+    some = ((part,) for part in iter(lambda: list(islice(rest, _AT_ONCE)), []))
+    for examples in in_order(_Photos.join, photos, some, as_tasks, workers):
+        yield from examples
 
 
 def _kept(rows: Iterator[dict[str, Any] | str], left_out: Counter[str]) -> Iterator[dict[str, Any]]:

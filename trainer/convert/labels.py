@@ -76,8 +76,8 @@ def synthetic_tables(out: str) -> LabelTables:
     return replace(_tables([join(out, "truth.parquet")], out), masks=join(out, "masks"))
 
 
-def label_examples(tables: LabelTables, chance: np.random.Generator) -> Iterator[dict[str, Any] | str]:
-    """Yield the examples, shuffled, or the reason why one is left out.
+def label_rows(tables: LabelTables, chance: np.random.Generator) -> Iterator[dict[str, Any] | str]:
+    """Yield the rows of examples without their photos, shuffled, or the reason why one is left out.
 
     Left hands stay as in labels: photo and points unmirrored, pose and betas of the mirrored right hand.
     """
@@ -92,9 +92,9 @@ def label_examples(tables: LabelTables, chance: np.random.Generator) -> Iterator
             if len(waiting) > _POOL:
                 drawn = int(chance.integers(len(waiting)))
                 waiting[drawn], waiting[-1] = waiting[-1], waiting[drawn]
-                yield _joined(waiting.pop(), tables)
+                yield waiting.pop()
     for drawn in chance.permutation(len(waiting)).tolist():
-        yield _joined(waiting[drawn], tables)
+        yield waiting[drawn]
 
 
 def _with_empty(
@@ -129,7 +129,7 @@ def _square_beside(hands: list[dict[str, Any]], chance: np.random.Generator) -> 
     return None
 
 
-def _joined(row: dict[str, Any], tables: LabelTables) -> dict[str, Any] | str:
+def with_photo(tables: LabelTables, row: dict[str, Any]) -> dict[str, Any] | str:
     """Join a row with its photo, or return the reason why this fails."""
     uri, frame_index = row["image_uri"] or "", row.get("frame_index")
     name = (row["image_id"] or "").removesuffix(f"#{frame_index}")
