@@ -150,7 +150,30 @@ def test_hands_at_a_quarter_of_their_size_are_found_where_they_are_however_turne
     assert found_first <= 1
 
 
-def test_a_photo_whose_first_look_finds_a_hand_is_not_searched(quick, thorough, hand_scenes):
+def test_a_second_small_hand_is_searched_and_the_first_stays(model, quick, thorough, hand_scenes):
+    from annotator.detection.detector import HandDetector
+
+    name = SMALL[0][0]
+    (small,) = quick.find(scene(hand_scenes, name))
+    pixels = scene(hand_scenes, list(scenes_with_boxes(hand_scenes, 1))[9]).copy()
+    (hand,) = quick.find(pixels)
+    part = np.asarray(Image.fromarray(scene(hand_scenes, name)).reduce(5))
+    corner = 0 if hand.box_xyxy[0] > part.shape[1] else pixels.shape[1] - part.shape[1]
+    pixels[-len(part) :, corner : corner + part.shape[1]] = part
+    (found,) = quick.find(pixels)
+    both = thorough.find(pixels)
+    assert len(both) == 2 and (both[0].joints2d_px == found.joints2d_px).all()
+    there = small.joints2d_px / 5 + [corner, len(pixels) - len(part)]
+    size_px = np.ptp(there, 0).max()
+    assert np.linalg.norm(both[1].joints2d_px - there, axis=1).mean() < 0.1 * size_px
+    assert both[1].is_right == small.is_right
+    # With as many hands as wanted there is no search.
+    only = HandDetector(model, max_hands=1, search="thorough")
+    assert len(only.find(pixels)) == 1
+    only.close()
+
+
+def test_a_photo_of_one_hand_has_one_after_the_search(quick, thorough, hand_scenes):
     pixels = scene(hand_scenes, list(scenes_with_boxes(hand_scenes, 1))[9])
     (hand,), (again,) = quick.find(pixels), thorough.find(pixels)
     assert (hand.joints2d_px == again.joints2d_px).all()
