@@ -14,6 +14,7 @@ from pathlib import Path
 
 from annotator.errors import UserError, first_line
 from annotator.runtime.stderr import quiet_stderr
+from annotator.runtime.termination import same_sigterm
 
 #: Object store for shards between stages, minimum and per core: two or three shards per model.
 STORE_BYTES, STORE_BYTES_A_CORE = 1 << 30, 1 << 26
@@ -36,7 +37,8 @@ WAITS = {
     "RAY_agent_register_timeout_ms": START_S * 1000,
 }
 
-TRIES = 2
+#: Ray waits 30 s at most for the last of its parts, whatever the environment sets: too short on a busy machine.
+TRIES = 4
 
 #: Maximum bytes of a socket's path, and the bytes that Ray adds to its folder's path (a process id has 7 digits).
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
@@ -80,7 +82,10 @@ def _start(folder: str, store_bytes: int) -> None:
 
     for attempt in range(1, TRIES + 1):
         try:
-            with quiet_stderr():  # Ray's C++ announces its log level there; failures are exceptions
+            with (
+                same_sigterm(),
+                quiet_stderr(),
+            ):  # Ray's C++ announces its log level there; failures are exceptions
                 ray.init(
                     address="local",  # never a cluster that runs on this machine
                     include_dashboard=False,

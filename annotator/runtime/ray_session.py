@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from annotator.errors import UserError, first_line
 from annotator.runtime.local_ray import local_ray
 from annotator.runtime.stderr import quiet_stderr
+from annotator.runtime.termination import same_sigterm
 from annotator.storage.files import is_local, local_path
 
 
@@ -47,7 +48,7 @@ def _join(address: str) -> None:
     import ray
 
     try:
-        with quiet_stderr():
+        with same_sigterm(), quiet_stderr():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ray.exceptions.AuthenticationError:
         raise UserError(
