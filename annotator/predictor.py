@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -31,12 +31,10 @@ from annotator.photos.camera import exif_camera
 from annotator.photos.crops import Crops, Side, crop_photo
 from annotator.photos.decode import Photo, decode_photo, read_photo
 from annotator.runtime.device import device_of
+from annotator.runtime.precision import Precision
 
 #: Photos per forward pass on a CPU; larger batches are not faster.
 CPU_BATCH = 32
-
-#: Precision of the backbone. Vertices move by 0.06 mm on average in float16, by 0.4 mm in bfloat16. int8 is for CPUs.
-Precision = Literal["float32", "float16", "bfloat16", "int8"]
 
 #: Batch sizes to try on a GPU, and the minimum speed-up that justifies the next one's memory.
 _GPU_BATCHES, _MIN_SPEED_UP = (32, 64, 128, 256, 512, 1024), 1.05

@@ -22,6 +22,7 @@ from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema
 from annotator.photos.crops import Side
 from annotator.runtime.malloc import keep_freed_memory
+from annotator.runtime.precision import Precision, check_precision
 from annotator.sources import Source, WithBoxes, open_source
 from annotator.sources.entry import HAND_LENGTHS, is_hand_length
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
@@ -52,6 +53,7 @@ def annotate(
     every: int = 1,
     samples: int = 0,
     hand_length_mm: float | None = None,
+    precision: Precision = "float32",
     compute: ComputeOptions = ComputeOptions(),
     relabel: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -66,7 +68,7 @@ def annotate(
         detector: path or URL of MediaPipe's `hand_landmarker.task`, which detects the hands. Without detector and
             boxes, each photo is the crop around one hand.
         max_hands: maximum hands per photo, for the detector.
-        search: `thorough` searches photos without a detected hand again, turned and in enlarged tiles.
+        search: `thorough` searches photos with fewer hands again, turned and in enlarged tiles.
         detect_every: run the detector on every Nth frame of a video; between, hands are followed by the network. 1
             detects in every frame. Default: 8, or the value of the labels to resume.
         boxes: of the hands: a list with boxes, or a label folder of `amvur detect`.
@@ -75,6 +77,8 @@ def annotate(
         samples: meshes to draw per hand, at most `MAX_SAMPLES`; 0 leaves their columns out.
         hand_length_mm: length of all hands from wrist to middle fingertip along the bones, which sets the scale of
             meshes and camera; default: predicted. A list's column `hand_length_mm` takes precedence.
+        precision: of the backbone, as for `annotator.load`. `float16` needs GPUs; `bfloat16` GPUs, or a CPU with its
+            instructions.
         compute: workers, threads, sizes and the cluster.
         relabel: a condition such as `status != ok`. Only photos with a matching row are labelled again, by any
             checkpoint with the same hand model and crop.
@@ -86,6 +90,7 @@ def annotate(
     Raises:
         UserError: a mistake in the arguments, before any work; or what `run_job` raises.
     """
+    check_precision(precision, compute.address)
     job = annotation(
         source,
         labels,
@@ -101,6 +106,7 @@ def annotate(
         every=every,
         samples=samples,
         hand_length_mm=hand_length_mm,
+        precision=precision,
         batch_size=compute.batch_size,
     )
     return run_job(job, compute, relabel, on_progress)
@@ -122,6 +128,7 @@ def annotation(
     every: int = 1,
     samples: int = 0,
     hand_length_mm: float | None = None,
+    precision: Precision = "float32",
     batch_size: int | None = None,
     is_dry: bool = False,
 ) -> Job[RunSettings]:
@@ -169,6 +176,7 @@ def annotation(
         boxes_normalised=boxes_normalised,
         samples=samples,
         hand_length_mm=hand_length_mm,
+        precision=precision,
     )
     find = partial(detector_of_process, found, max_hands, search) if found else None
     following = _following(loaded, settings) if settings.detect_every > 1 else None
@@ -184,7 +192,7 @@ def annotation(
                 hand_length_mm=hand_length_mm,
                 following=following,
             ),
-            model=partial(ShardPredictor, loaded, plan.threads, batch_size, side, samples),
+            model=partial(ShardPredictor, loaded, plan.threads, batch_size, side, samples, precision),
             schema=schema,
         )
 
@@ -249,15 +257,25 @@ class ShardPredictor:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, threads: int, batch_size: int | None, side: Side, samples: int = 0
+        self,
+        checkpoint: Checkpoint,
+        threads: int,
+        batch_size: int | None,
+        side: Side,
+        samples: int = 0,
+        precision: Precision = "float32",
     ) -> None:
         """Load the model and warm it up."""
         self._side, self._samples = side, samples
         self._thread = ThreadPoolExecutor(1)
-        self._predictor = self._thread.submit(self._start, checkpoint, threads, batch_size).result()
+        self._predictor = self._thread.submit(
+            self._start, checkpoint, threads, batch_size, precision
+        ).result()
 
     @staticmethod
-    def _start(checkpoint: Checkpoint, threads: int, batch_size: int | None) -> Predictor:
+    def _start(
+        checkpoint: Checkpoint, threads: int, batch_size: int | None, precision: Precision
+    ) -> Predictor:
         import torch
 
         from annotator.predictor import CPU_BATCH, Predictor
@@ -265,7 +283,7 @@ class ShardPredictor:
         keep_freed_memory()
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        predictor = Predictor(checkpoint, device, batch_size or CPU_BATCH)
+        predictor = Predictor(checkpoint, device, batch_size or CPU_BATCH, precision)
         if batch_size is None and device.type == "cuda":
             predictor.find_batch_size()
         predictor.warm_up()

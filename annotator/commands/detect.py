@@ -77,7 +77,7 @@ def detect(
         out: path or URL of the label folder, created if missing.
         model: path or URL of MediaPipe's `hand_landmarker.task`.
         max_hands: maximum hands per photo.
-        search: `thorough` searches photos without a detected hand again, turned and in enlarged tiles.
+        search: `thorough` searches photos with fewer hands again, turned and in enlarged tiles.
         world_joints: fill `joints3d_mm` with the detector's estimate.
         every: use every Nth video frame.
         compute: `workers` are processes with one core each; `shard_size` and `address` as for `annotate`.

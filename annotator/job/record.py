@@ -38,6 +38,7 @@ class RunSettings:
     boxes_normalised: bool = False  # boxes are fractions of the photo
     samples: int = 0  # meshes drawn per hand
     hand_length_mm: float | None = None  # of every hand; None: predicted
+    precision: str = "float32"  # of the backbone
 
 
 @dataclass(frozen=True)

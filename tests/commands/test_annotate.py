@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -160,36 +161,42 @@ def test_every_hostile_photo_ends_in_one_row_that_says_what_became_of_it(tmp_pat
     assert record.photos == len(listed)
 
 
-def test_a_killed_driver_loses_nothing_and_repeats_nothing(labelled, photos, lively_file, tmp_path):
-    """kill -9 as soon as the first shard is there; then to the end. (`tests/robustness/test_chaos.py` has more.)"""
+def interrupted(signal_number: int, photos, lively_file, labels: Path) -> tuple[int, str]:
+    """Signal a run's driver as soon as its first shard is there; return its exit code and stderr."""
+    options = ("--workers", "1", "--threads", "1", "--shard-size", "16", "--checkpoint", lively_file)
+    with tempfile.TemporaryFile("w+") as stderr:  # a pipe stays open as long as Ray's processes
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "cli", "annotate", str(photos), str(labels), *options],
+            cwd=Path(__file__).parents[2],
+            stderr=stderr,
+            start_new_session=True,
+        )
+        while not list(labels.glob("data/*.parquet")):
+            assert driver.poll() is None
+            time.sleep(0.02)
+        driver.send_signal(signal_number)
+        code = driver.wait()
+        stderr.seek(0)
+        return code, stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_an_interrupted_driver_loses_nothing_and_repeats_nothing(
+    signal_number, code, labelled, photos, lively_file, tmp_path
+):
+    """Interrupt as soon as the first shard is there; then to the end. (`tests/robustness/test_chaos.py` has more.)"""
     undisturbed, _, _ = labelled
     labels = tmp_path / "labels"
-    command = [
-        sys.executable,
-        "-m",
-        "cli",
-        "annotate",
-        str(photos),
-        str(labels),
-        "--workers",
-        "1",
-        "--threads",
-        "1",
-        "--shard-size",
-        "16",
-        "--checkpoint",
-        lively_file,
-    ]
-    driver = subprocess.Popen(
-        command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    while not list(labels.glob("data/*.parquet")):
-        assert driver.poll() is None
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    found, error = interrupted(signal_number, photos, lively_file, labels)
+    assert found == code
+    if signal_number != signal.SIGKILL:
+        last = error.splitlines()[-1]
+        assert last == "amvur: stopped; run the same command again to resume" and "Traceback" not in error
+        assert not (labels / "_lease.json").exists()
     committed = contents(labels / "data")
-    assert 1 <= len(committed) < 4
+    assert 1 <= len(committed) <= 4
     times = {p.name: p.stat().st_mtime_ns for p in (labels / "data").iterdir()}
     record = annotate(str(photos), str(labels), checkpoint=lively_file, compute=SMALL)
     assert record.outcomes == {"ok": 50}
