@@ -1,12 +1,12 @@
 """Train the weights that ship from scratch: `python tools/shipped_weights.py OUT --photos PHOTOS --model MODEL`.
 
 PHOTOS holds the folders `sign-digits`, `hand-scenes` and `hand-photos`; MODEL is MediaPipe's hand_landmarker.task. The
-script detects hands and fits hands to their landmarks; some people and sequences are held out. The first three stages
-of configs/shipped make the first look; each starts from the end of the previous one. For the fourth stage, the second
-look, MODEL's landmark network is distilled to smaller crops (tools/landmarker.py); its heads then learn from the fits.
-A stopped run resumes.
+script detects hands and fits hands to their landmarks; some people and sequences are held out. Of configs/shipped, the
+first three stages make `fast`, and the fourth the first look; each starts from the end of the previous one. For the
+fifth stage, the second look, MODEL's landmark network is distilled to smaller crops (tools/landmarker.py); its heads
+then learn from the fits. A stopped run resumes.
 
-OUT/fast.safetensors is the first look alone, OUT/default.safetensors both looks: they ship in annotator/weights.
+OUT/fast.safetensors is one look, OUT/default.safetensors two looks: they ship in annotator/weights.
 OUT/NAME.json has the figures of each on drawn hands and on held-out hands. OUT/kept_aside.parquet holds the detections
 of held-out hands, OUT/held_out_landmarks.parquet some of them with depth. All three go to tests/data.
 
@@ -16,6 +16,7 @@ of held-out hands, OUT/held_out_landmarks.parquet some of them with depth. All t
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
 import shutil
@@ -28,24 +29,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from landmarker import taught
+from landmarker import MARGIN, crops_of, taught
 
 from annotator.commands.detect import detect
 from annotator.commands.fit import fit
 from annotator.config import config_folder, read_config
-from annotator.model.checkpoint import load_checkpoint, save_checkpoint, with_first_look
+from annotator.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, with_first_look
+from annotator.model.quantised import measure_ranges
 from annotator.storage.files import read_whole
 from trainer.config import SYNTHETIC, TrainConfig
 from trainer.convert.convert import convert
 from trainer.convert.cut_out import outlined
 from trainer.convert.photos import photo_columns
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
-from trainer.distil import DistilConfig
+from trainer.distil import DistilConfig, drawn_hands, shrunk, view
 from trainer.evaluation.calibrate import with_label_errors
 from trainer.evaluation.evaluate import calibrate, evaluate, run
 from trainer.evaluation.machine import machine
 from trainer.evaluation.measurements import Measured
 from trainer.evaluation.results import summarise
+from trainer.keyed import keys
 from trainer.launch import run_training
 from trainer.train import Progress
 
@@ -72,6 +75,9 @@ CALIBRATED_ON, JUDGED_ON = 1000, 500
 
 #: Held-out fits of each collection for calibration; the others are for evaluation.
 CALIBRATED_FITS = 150
+
+#: Folder of the distilled landmark network; photos for the ranges of int8.
+LANDMARKER, RANGED = "landmarker", 128
 
 #: Landmarks of each collection in held_out_landmarks.parquet.
 LANDMARKS = 100
@@ -183,21 +189,17 @@ def _keep(found: Path, labels: Path, is_aside: Callable[[str], bool], aside: boo
 
 def train_stages(
     out: Path, photos: Path, model: str, workers: int | None, settings: Sequence[str]
-) -> tuple[Path, Path]:
-    """Train each file of configs/shipped in turn and return the models of the first and the second look."""
-    before, first = "", ""
+) -> list[Path]:
+    """Train each file of configs/shipped in turn, from the end of the previous one, and return the stages' models."""
+    models: list[Path] = []
     for path in sorted((config_folder() / "shipped").glob("*.yaml")):
         config = read_config(TrainConfig, "shipped", str(path), settings)
-        examples = "examples"
+        start = str(models[-1]) if models else ""
         if config.start_from:  # the second look
-            first, examples = before, "fitted"
-            before = str(
-                taught(out / "landmarker", photos, model, DistilConfig(crop_px=config.network.crop_px))
-            )
+            distillation = DistilConfig(crop_px=config.network.crop_px, eight_bit=True)
+            start = str(taught(out / LANDMARKER, photos, model, distillation))
         data = tuple(
-            source
-            if source.source == SYNTHETIC
-            else replace(source, source=str(out / examples / source.source))
+            source if source.source == SYNTHETIC else replace(source, source=str(out / source.source))
             for source in config.data
         )
         run = out / path.stem
@@ -209,9 +211,22 @@ def train_stages(
                     flush=True,
                 )
 
-        run_training(replace(config, data=data, start_from=before), str(run), workers, on_progress=report)
-        before = str(run / "model.safetensors")
-    return Path(first), Path(before)
+        run_training(replace(config, data=data, start_from=start), str(run), workers, on_progress=report)
+        models.append(run / "model.safetensors")
+    return models
+
+
+def with_ranges(checkpoint: Checkpoint, out: Path, photos: Path, model: str) -> Checkpoint:
+    """Return the checkpoint with the input ranges of its last look's convolutions, for int8, on upright crops."""
+    config = DistilConfig()
+    train, _ = crops_of(out / LANDMARKER, photos, model)
+    images = train[:: len(train) // RANGED]
+    some = drawn_hands(images, torch.zeros(len(images), 21, 3))  # only the images count here
+    views, _ = view(some, keys(4, torch.arange(len(some.image))), MARGIN, config)
+    backbone = copy.deepcopy(checkpoint.network.last_look.backbone)
+    backbone.fold_normalisation()
+    ranges = measure_ranges(backbone, shrunk(views, checkpoint.info.network.crop_px))
+    return replace(checkpoint, info=replace(checkpoint.info, ranges=ranges))
 
 
 def held_out(checkpoint: str, fits: Path) -> dict[str, Any]:
@@ -279,10 +294,13 @@ def main() -> None:
         examples(out, arguments.photos, arguments.model)
         write_aside(out / "aside", out / "kept_aside.parquet")
         write_landmarks(out)
-        first, second = train_stages(out, arguments.photos, arguments.model, arguments.workers, arguments.set)
+        *_, fast, first, second = train_stages(
+            out, arguments.photos, arguments.model, arguments.workers, arguments.set
+        )
         joined = out / "trained.safetensors"
-        save_checkpoint(with_first_look(load_checkpoint(str(second)), load_checkpoint(str(first))), joined)
-        trained = {"fast": str(first), "default": str(joined)}
+        both = with_first_look(load_checkpoint(str(second)), load_checkpoint(str(first)))
+        save_checkpoint(with_ranges(both, out, arguments.photos, arguments.model), joined)
+        trained = {"fast": str(fast), "default": str(joined)}
     for name, weights in trained.items():
         calibrated = str(out / "calibrated.safetensors")
         places = {SYNTHETIC: CALIBRATED_ON}
