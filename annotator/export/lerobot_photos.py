@@ -13,7 +13,7 @@ from PIL import Image
 from annotator.export.lerobot_files import DATA_BYTES, Videos
 from annotator.export.lerobot_stats import ColourStats, Summary
 from annotator.export.stored import as_others_read
-from annotator.export.together import Found, Place, StoredPhotos
+from annotator.export.together import Found, Place, Positions, stored_photos
 from annotator.photos.decode import decode_photo
 from annotator.photos.errors import PhotoError
 
@@ -45,7 +45,7 @@ class Photos:
             UserError: videos are wanted, and PyAV is not installed.
         """
         self._form, self._size, self._rate_hz = form, size, rate_hz
-        self._stored = StoredPhotos()
+        self._positions = Positions()
         self._videos = Videos(out, CAMERA, rate_hz) if form == "video" else None
         self._files: list[bytes] = []
         self._bytes = 0
@@ -60,7 +60,7 @@ class Photos:
         """Yield the stored photo of each place, or the error; None where no photos are wanted."""
         if self._form == "none":
             return iter([None] * len(places))
-        return self._stored.of(places)
+        return stored_photos(places, self._positions.of(places))
 
     def add(self, size: Size, found: Found | None) -> str | None:
         """Add a photo to the episode, or return the reason to leave its frame out; `size` is the label's."""
