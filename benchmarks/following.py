@@ -147,7 +147,7 @@ def _measure(
     finder, locate = Finder(model), Timed(locator)
     finder.find(np.zeros((SIZE_PX, SIZE_PX, 3), np.uint8))
     finder.find.seconds = finder.find.calls = 0
-    following = Following(lambda: locate, every, 1, MAX_HANDS) if every > 1 else None  # type: ignore[arg-type, return-value]
+    following = Following(lambda: locate, every, 1, MAX_HANDS) if every > 1 else None
     checkpoint = predictor.checkpoint
     for first in range(0, len(entries), SHARD):
         part = entries[first : first + SHARD]
@@ -208,7 +208,8 @@ def _print(found: dict[int, Figures]) -> None:
         "overlap with detection in every frame | PA-MPJPE, mm | wrong side, % | detection, ms per hand | "
         "network, ms per hand | hands/s, of every frame |\n" + "|---" * 11 + "|"
     )
-    each, told = found[1], {}
+    each = found[1]
+    values_by_name: dict[str, float] = {}
     base = each.hands / (each.detect_s + each.label_s)
     for every, of in found.items():
         agreement = [_overlap(of.boxes[key], each.boxes[key]) for key in of.boxes.keys() & each.boxes.keys()]
@@ -227,8 +228,8 @@ def _print(found: dict[int, Figures]) -> None:
         }
         cells = " | ".join(f"{value:.3g}" for value in values.values())
         print(f"| {'every frame' if every == 1 else f'every {every}th'} | {cells} |")
-        told |= {f"every {every}: {name}": value for name, value in values.items()}
-    tell(told)
+        values_by_name |= {f"every {every}: {name}": value for name, value in values.items()}
+    tell(values_by_name)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,7 @@ class Tokens(nn.Module):
         tokens = self.from_feature(g)[:, None] + place
         if self.from_maps and points is not None:
             for layer, features in zip(self.from_maps, maps, strict=True):
+                assert isinstance(layer, nn.Linear)
                 tokens = tokens + _sampled(layer, features, points)
         return tokens
 

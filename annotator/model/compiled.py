@@ -31,18 +31,18 @@ def compile_backbones(network: Network | TwoLooks, ranges: Ranges | None = None)
     """
     looks = (network.first, network.second) if isinstance(network, TwoLooks) else (network,)
     for look in looks:
-        assert isinstance(look.backbone, Backbone)
         own_ranges = ranges if look is network.last_look else None
         look.backbone = CompiledBackbone(look.backbone, look.config.crop_px, own_ranges)
 
 
-class CompiledBackbone(nn.Module):
+class CompiledBackbone(Backbone):
     """A backbone for prediction on a CPU. Its batch norms must be folded."""
 
     def __init__(self, backbone: Backbone, crop_px: int, ranges: Ranges | None = None) -> None:
         """Compile for images (B, 3, crop_px, crop_px), on as many threads as torch uses now."""
-        super().__init__()
-        self.in_map = backbone.in_map
+        nn.Module.__init__(self)  # without constants: the compiled model normalises colours
+        self.feature_dim, self.shallow_dim = backbone.feature_dim, backbone.shallow_dim
+        self.pyramid_dims, self._first_centre_px = backbone.pyramid_dims, backbone.first_centre_px
         image = op.parameter([-1, 3, crop_px, crop_px], np.float32)
         graph = _Graph(fx.GraphModule(backbone, _Tracer().trace(backbone)), ranges or {})
         g, X, pyramid = graph.run(image)
@@ -54,15 +54,19 @@ class CompiledBackbone(nn.Module):
         }
         self._model = openvino.Core().compile_model(model, "CPU", settings)
 
+    def first_centre_px(self, size_px: int, stride: int) -> float:
+        """Return the centre of the first cell of a map, see `Backbone.first_centre_px`."""
+        return self._first_centre_px(size_px, stride)
+
     def forward(self, images: Tensor) -> BackboneFeatures:
         """Return the features of images (B, 3, crop_px, crop_px), see `Backbone.forward`; without gradient."""
         # A request of its own per batch: its memory holds the result.
         request = self._model.create_infer_request()
         request.infer({0: images.contiguous().numpy()}, share_inputs=True)
-        g, X, *pyramid = (
+        g, X, fine, middle, coarse = (
             torch.from_numpy(request.get_output_tensor(k).data) for k in range(len(self._model.outputs))
         )
-        return BackboneFeatures(g, X, tuple(pyramid))
+        return BackboneFeatures(g, X, (fine, middle, coarse))
 
 
 class _Tracer(fx.Tracer):
