@@ -200,5 +200,6 @@ def test_invalid_files_and_arguments_are_refused(tmp_path: Path, document: dict[
     with pytest.raises(UserError, match="images only applies to coco and labels"):
         convert("ho3d:x", out, images="y")
     (tmp_path / "out" / "data").mkdir(parents=True)
+    (tmp_path / "out" / "data" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty: delete it"):
         convert(f"coco:{tmp_path / 'a.json'}", out)
