@@ -101,7 +101,7 @@ Photos = Annotated[
         "or URL."
     ),
 ]
-Labels = Annotated[str, typer.Argument(help="Output label folder, path or URL. An unfinished run resumes.")]
+Labels = Annotated[str, typer.Argument(help="Output label set, path or URL. An unfinished run resumes.")]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -153,7 +153,7 @@ def annotate(
     ] = None,
     boxes: Annotated[
         str | None,
-        typer.Option(help="Boxes of the hands: a list with boxes, or a label folder of `amvur detect`."),
+        typer.Option(help="Boxes of the hands: a list with boxes, or a label set of `amvur detect`."),
     ] = None,
     boxes_normalised: Annotated[
         bool,
@@ -321,7 +321,7 @@ def detect(
 def fit(
     found: Annotated[
         str,
-        typer.Argument(help="Label folder of `amvur detect`, or a COCO .json file with hand keypoints."),
+        typer.Argument(help="Label set of `amvur detect`, or a COCO .json file with hand keypoints."),
     ],
     labels: Labels,
     images: Annotated[str | None, typer.Option(help="Folder or URL of the photos in a COCO file.")] = None,
@@ -358,9 +358,9 @@ def fit(
 @app.command(epilog="Example: amvur track clip-labels/ tracked/")
 def track(
     labels: Annotated[
-        str, typer.Argument(help="Label folder of videos, or of a list with a `sequence` column.")
+        str, typer.Argument(help="Label set of videos, or of a list with a `sequence` column.")
     ],
-    out: Annotated[str, typer.Argument(help="Output label folder, path or URL. An unfinished run resumes.")],
+    out: Annotated[str, typer.Argument(help="Output label set, path or URL. An unfinished run resumes.")],
     max_gap: Annotated[
         int, typer.Option(min=0, help="Maximum number of missing frames in a track; they are filled.")
     ] = 10,
@@ -531,8 +531,8 @@ def calibrate(
 
 @app.command("filter", epilog="Example: amvur filter labels/ best/ --keep-best 0.5")
 def filter_(
-    labels: Annotated[str, typer.Argument(help="Label folder, path or URL.")],
-    out: Annotated[str, typer.Argument(help="New label folder; with --list a new text file.")],
+    labels: Annotated[str, typer.Argument(help="Label set, path or URL.")],
+    out: Annotated[str, typer.Argument(help="New label set; with --list a new text file.")],
     max_joint_std_mm: Annotated[
         float | None, typer.Option(help="Keep hands whose largest joint std is at most this.")
     ] = None,
@@ -554,7 +554,7 @@ def filter_(
     ] = None,
     address: Address = None,
 ) -> None:
-    """Keep the best labels, as a new label folder or a list of photos."""
+    """Keep the best labels, as a new label set or a list of photos."""
     from annotator.commands.filter import Keep, filter_labels
 
     _submit_to(address, labels, out)
@@ -576,7 +576,7 @@ def filter_(
 
 @app.command(epilog="Example: amvur export labels/ hands.json --to coco")
 def export(
-    labels: Annotated[str, typer.Argument(help="Label folder, path or URL.")],
+    labels: Annotated[str, typer.Argument(help="Label set, path or URL.")],
     out: Annotated[str, typer.Argument(help="New .json (coco) or .csv file, or new folder; path or URL.")],
     to: Annotated[ExportFormat, typer.Option(help="Format; see docs/export.md.")],
     where: Annotated[
@@ -647,7 +647,7 @@ def export(
 
 @app.command(epilog="Example: amvur report labels/")
 def report(
-    labels: Annotated[str, typer.Argument(help="Label folder, path or URL.")],
+    labels: Annotated[str, typer.Argument(help="Label set, path or URL.")],
     out: Annotated[
         Path | None,
         typer.Option(

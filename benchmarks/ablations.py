@@ -190,7 +190,7 @@ def result(row: Row, options: argparse.Namespace) -> dict[str, Any] | None:
     return found if (found["trained_steps"], found["photos"]) == wanted else None
 
 
-def train_and_judge(row: Row, options: argparse.Namespace) -> None:
+def train_and_evaluate(row: Row, options: argparse.Namespace) -> None:
     """Train or resume OUT/ROW/run, then write OUT/ROW/results."""
     config, folder = configuration(row, options), options.out / row.run
     began = time.monotonic()
@@ -309,7 +309,7 @@ def main() -> None:
             raise UserError(f"unknown row '{unknown[0]}': give one of {', '.join(runs)}")
         for name in options.rows or runs:
             if result(runs[name], options) is None:
-                train_and_judge(runs[name], options)
+                train_and_evaluate(runs[name], options)
         options.page.write_text(page(options), encoding="utf-8")
     except UserError as error:
         raise SystemExit(f"ablations: {error}") from None

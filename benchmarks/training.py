@@ -35,7 +35,7 @@ from trainer.synth import write_photos
 from trainer.train import Progress, train
 
 #: Number of held-out photos for calibration; those for evaluation follow them.
-CALIBRATED_ON, JUDGED_ON = 1000, 1000
+CALIBRATED_ON, EVALUATED_ON = 1000, 1000
 
 #: Settings of the first stage of the supervised training, over --set: small photos, for half as many more per hour, and
 #: a different seed from the second stage.
@@ -48,7 +48,7 @@ def overfit(out: Path, settings: Sequence[str]) -> dict[str, Any]:
         write_photos(out / "photos", 64, seed=1, size_px=160)
         convert(f"synth:{out / 'photos'}", str(out / "examples"))
     train_here(out, settings, data=str(out / "examples"))
-    found = judged(out, str(out / "examples"), "results")
+    found = evaluated(out, str(out / "examples"), "results")
     best = best_texture_db(
         str(out / "run/model.safetensors"), str(out / "examples"), out / "photos/truth.parquet"
     )
@@ -63,8 +63,8 @@ def overfit(out: Path, settings: Sequence[str]) -> dict[str, Any]:
 def weak(out: Path, settings: Sequence[str]) -> dict[str, Any]:
     """Train on 2D joints alone to at most 60 % of the mean hand's error, with std that ranks errors."""
     train_here(out, settings)
-    mean_hand = evaluate("untrained:default", "synth", str(out / "mean-hand"), count=JUDGED_ON) or {}
-    found = judged(out, "synth", "results", count=JUDGED_ON)
+    mean_hand = evaluate("untrained:default", "synth", str(out / "mean-hand"), count=EVALUATED_ON) or {}
+    found = evaluated(out, "synth", "results", count=EVALUATED_ON)
     error, start = found["joints3d"]["pa_mpjpe_mm"], mean_hand["joints3d"]["pa_mpjpe_mm"]
     return {
         "PA-MPJPE, mm": error,
@@ -81,7 +81,8 @@ def supervised(out: Path, settings: Sequence[str]) -> dict[str, Any]:
     calibrated = out / "calibrated.safetensors"
     calibrate(str(out / "run/model.safetensors"), "synth", str(calibrated), count=CALIBRATED_ON)
     found = (
-        evaluate(str(calibrated), "synth", str(out / "results"), first=CALIBRATED_ON, count=JUDGED_ON) or {}
+        evaluate(str(calibrated), "synth", str(out / "results"), first=CALIBRATED_ON, count=EVALUATED_ON)
+        or {}
     )
     return {
         "PA-MPJPE, mm": found["joints3d"]["pa_mpjpe_mm"],
@@ -127,7 +128,7 @@ def train_here(out: Path, settings: Sequence[str], data: str | None = None, run:
     train(config, str(out / run), on_progress=report)
 
 
-def judged(out: Path, examples: str, results: str, count: int = 0) -> dict[str, Any]:
+def evaluated(out: Path, examples: str, results: str, count: int = 0) -> dict[str, Any]:
     """Evaluate the run's model."""
     return evaluate(str(out / "run/model.safetensors"), examples, str(out / results), count=count) or {}
 

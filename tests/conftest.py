@@ -166,7 +166,7 @@ def lively_file(lively, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def labelled(photos, lively_file, tmp_path_factory, local_ray):
-    """The label folder of `photos`, its record, and the reported progress."""
+    """The label set of `photos`, its record, and the reported progress."""
     labels = tmp_path_factory.mktemp("out") / "labels"
     reported = []
     record = annotate(

@@ -62,7 +62,7 @@ ASIDE = re.compile(
 SEED, DRAWN, DRAWN_ASIDE = 7, 4000, 256
 
 #: Crops for the statistics of batch norms; views for the evaluation.
-MEASURED, JUDGED = 96, 256
+MEASURED, EVALUATED = 96, 256
 
 
 def upright_crops(found: Path) -> Iterator[tuple[str, Tensor]]:
@@ -154,14 +154,14 @@ def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str
     )
     student = started(start) if start else read_landmarker(model, shrunk(measured, config.crop_px))
     print(f"{len(train)} crops, {len(aside)} held out, {len(drawn.image)} drawn", flush=True)
-    judged = {
-        "photos": read_by(teacher, aside[:: max(len(aside) // JUDGED, 1)], MARGIN),
+    evaluation_crops = {
+        "photos": read_by(teacher, aside[:: max(len(aside) // EVALUATED, 1)], MARGIN),
         "drawn hands": drawn_aside,
     }
 
     def describe(network: Landmarker, crop_px: int = config.crop_px) -> str:
         return "; ".join(
-            f"{name} {evaluate(network, crops, crop_px, config)}" for name, crops in judged.items()
+            f"{name} {evaluate(network, crops, crop_px, config)}" for name, crops in evaluation_crops.items()
         )
 
     print(f"teacher: {describe(teacher, TEACHER_PX)}\nbefore: {describe(student)}", flush=True)

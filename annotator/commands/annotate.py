@@ -62,7 +62,7 @@ def annotate(
 
     Args:
         source: folder, glob, list, tar, Parquet file or video, see `annotator.sources.open_source`.
-        labels: path or URL of the label folder, created if missing.
+        labels: path or URL of the label set, created if missing.
         checkpoint: as for `annotator.load`. hand: likewise.
         side: of the hands; `auto` takes it from the list, the detector or the network, in this order.
         detector: path or URL of MediaPipe's `hand_landmarker.task`, which detects the hands. Without detector and
@@ -71,7 +71,7 @@ def annotate(
         search: `thorough` searches photos with fewer hands again, turned and in enlarged tiles.
         detect_every: run the detector on every Nth frame of a video; between, hands are followed by the network. 1
             detects in every frame. Default: 8, or the value of the labels to resume.
-        boxes: of the hands: a list with boxes, or a label folder of `amvur detect`.
+        boxes: of the hands: a list with boxes, or a label set of `amvur detect`.
         boxes_normalised: boxes of a list are fractions of each photo's width and height.
         every: use every Nth video frame.
         samples: meshes to draw per hand, at most `MAX_SAMPLES`; 0 leaves their columns out.
@@ -85,7 +85,7 @@ def annotate(
         on_progress: called before the first shard and after each.
 
     Returns:
-        The label folder's record: settings, and photos per outcome.
+        The label set's record: settings, and photos per outcome.
 
     Raises:
         UserError: a mistake in the arguments, before any work; or what `run_job` raises.

@@ -74,7 +74,7 @@ def detect(
 
     Args:
         photos: as for `annotate`.
-        out: path or URL of the label folder, created if missing.
+        out: path or URL of the label set, created if missing.
         model: path or URL of MediaPipe's `hand_landmarker.task`.
         max_hands: maximum hands per photo.
         search: `thorough` searches photos with fewer hands again, turned and in enlarged tiles.
@@ -85,7 +85,7 @@ def detect(
         on_progress: called before the first shard and after each.
 
     Returns:
-        The label folder's record: settings, and photos per outcome.
+        The label set's record: settings, and photos per outcome.
 
     Raises:
         UserError: a mistake in the arguments, before any work; or what `run_job` raises.

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from annotator.errors import UserError
-from annotator.job.each_file import in_order, pays, tasks
+from annotator.job.each_file import in_order, tasks, tasks_are_faster
 from annotator.job.record import FILE as RUN_FILE
 from annotator.labels.filter_file import (
     FilterPlan,
@@ -108,7 +108,7 @@ def filter_labels(
     """Write the kept rows as a new label set, or the uris of their photos as a list. Run it again to resume.
 
     Args:
-        labels: path or URL of a label folder.
+        labels: path or URL of a label set.
         out: a new folder, or with `as_list` a new text file. An unfinished folder resumes.
         keep: the conditions on kept rows.
         as_list: write one uri per line.
@@ -123,30 +123,30 @@ def filter_labels(
     """
     sizes = dict(sorted(label_file_sizes(labels).items()))
     if not sizes:
-        raise UserError(f"'{labels}' holds no labels (data/*.parquet): give a label folder")
+        raise UserError(f"'{labels}' holds no labels (data/*.parquet): give a label set")
     first = next(iter(sizes))
     with opened(labels, first, sizes[first]) as file:
         rows = Rows(keep, file.names, file.facts.get("hand"))
     plan = {**asdict(keep), "labels": labels, "sort": sort}
     made = _check_list(out) if as_list else _begin_folder(out, plan)
-    job = FilterPlan(_absolute(labels), None if as_list else _absolute(out), sort, rows)
-    as_tasks = workers != 1 and (address is not None or pays(labels, list(sizes.values())))
+    filter_plan = FilterPlan(_absolute(labels), None if as_list else _absolute(out), sort, rows)
+    as_tasks = workers != 1 and (address is not None or tasks_are_faster(labels, list(sizes.values())))
     filtered = Filtered()
     outcomes: Counter[str] = Counter()
     uris: dict[str, None] = {}
     passes, done = 1 if keep.keep_best is None else 2, 0
-    places = [job.labels] if job.out is None else [job.labels, job.out]
+    places = [filter_plan.labels] if filter_plan.out is None else [filter_plan.labels, filter_plan.out]
     with tasks(as_tasks, places, address):
         if keep.keep_best is not None:
             weights = []
-            for weighed in in_order(weigh_file, job, list(sizes.items()), as_tasks, workers):
+            for weighed in in_order(weigh_file, filter_plan, list(sizes.items()), as_tasks, workers):
                 filtered.bytes_read += weighed.bytes_read
                 weights.append(weighed.std_mm)
                 done += 1
                 on_progress(done, passes * len(sizes))
             rows.limits = limits_of(keep.keep_best, weights)
         items = [(name, size, name in made) for name, size in sizes.items()]
-        for kept in in_order(filter_file, job, items, as_tasks, workers):
+        for kept in in_order(filter_file, filter_plan, items, as_tasks, workers):
             filtered.add(kept)
             outcomes.update(kept.outcomes)
             uris.update(dict.fromkeys(kept.uris))

@@ -50,11 +50,11 @@ def fit(
     relabel: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunRecord[FitSettings]:
-    """Fit a hand model to landmarks and write a label folder. Run it again to resume.
+    """Fit a hand model to landmarks and write a label set. Run it again to resume.
 
     Args:
-        found: a label folder of `amvur detect`, or a COCO `.json` file with hand keypoints.
-        labels: path or URL of the label folder, created if missing.
+        found: a label set of `amvur detect`, or a COCO `.json` file with hand keypoints.
+        labels: path or URL of the label set, created if missing.
         images: folder of the photos in a COCO file.
         hand: the hand model: `open`, or `mano:PATH`.
         config: a fit configuration's name or `.yaml` file.
@@ -63,7 +63,7 @@ def fit(
         on_progress: called before the first shard and after each.
 
     Returns:
-        The label folder's record: settings, and photos per outcome.
+        The label set's record: settings, and photos per outcome.
 
     Raises:
         UserError: a mistake in the arguments, before any work; or what `run_job` raises.

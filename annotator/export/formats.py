@@ -21,7 +21,7 @@ from annotator.export.exported import Exported
 from annotator.export.lerobot_photos import FORMS as PHOTO_FORMS
 from annotator.export.places import check_new_file, check_new_folder, new_folder
 from annotator.export.rows import Labels
-from annotator.job.each_file import pays, tasks
+from annotator.job.each_file import tasks, tasks_are_faster
 from annotator.labels.folder import label_file_sizes
 
 
@@ -71,7 +71,7 @@ def export_labels(
     """Write the hands of a label set (rows with status ok) in another tool's format.
 
     Args:
-        labels: path or URL of a label folder.
+        labels: path or URL of a label set.
         out: path or URL of a new file (`coco`, `csv`) or a new folder; an unfinished folder of the same command is
             overwritten.
         to: one of `FORMATS`; see docs/export.md.
@@ -136,7 +136,7 @@ def export_labels(
 def _as_tasks(labels: str, limit: int, workers: int | None, address: str | None) -> bool:
     if workers is not None or address is not None:
         return workers != 1
-    return limit == 0 and pays(labels, list(label_file_sizes(labels).values()))
+    return limit == 0 and tasks_are_faster(labels, list(label_file_sizes(labels).values()))
 
 
 def _with_options(

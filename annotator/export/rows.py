@@ -63,7 +63,7 @@ class Labels:
         """Read the schema of the first file.
 
         Args:
-            place: path or URL of the label folder.
+            place: path or URL of the label set.
             where: a condition that rows must meet, see `annotator.labels.conditions`.
             limit: maximum number of rows; 0: all.
             on_progress: called with the numbers of read and of all files.

@@ -106,16 +106,16 @@ class _Hands:
                 tables.append(table)
         self._table = pa.concat_tables(tables)
 
-    def check_count(self, among: list[Benchmark]) -> Benchmark:
+    def check_count(self, candidates: list[Benchmark]) -> Benchmark:
         """Return the benchmark with as many photos as there are hands.
 
         Raises:
             UserError: no benchmark matches.
         """
-        for benchmark in among:
+        for benchmark in candidates:
             if benchmark.entries == self.count:
                 return benchmark
-        wanted = " or ".join(f"{b.title} {b.entries}" for b in among)
+        wanted = " or ".join(f"{b.title} {b.entries}" for b in candidates)
         other = self._labels.rows - self.count
         without = f" ({other} more rows are not exported)" if other else ""
         raise UserError(

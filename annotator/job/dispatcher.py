@@ -75,7 +75,7 @@ class Dispatcher:
         """Prepare tasks and start to list shards.
 
         Args:
-            labels: the label folder.
+            labels: the label set.
             planned: shards, iterated in a thread.
             stages: functions of the stages. plan: processes per stage.
             check: called in every round of the loop; raises to end the run.
@@ -328,7 +328,7 @@ class Dispatcher:
 
     def _begin_write(self, in_flight: ShardInFlight) -> None:
         written = self._write.remote(
-            self._labels, in_flight.shard.number, in_flight.shard.among, in_flight.data, self._schema
+            self._labels, in_flight.shard.number, in_flight.shard.all_ids, in_flight.data, self._schema
         )
         self._waiting[written] = lambda ref: self._end_write(in_flight, ref)
 

@@ -13,7 +13,7 @@ from annotator.runtime.ray_session import check_shared, connected
 from annotator.storage.files import is_local
 
 #: Minimum bytes, or files of a store, for which the seconds of Ray's start are worth it.
-PAYS_BYTES, PAYS_STORE_FILES = 1 << 29, 64
+MIN_BYTES, MIN_STORE_FILES = 1 << 29, 64
 
 #: Tasks submitted per core: enough to keep cores busy, few enough to hold few results.
 _AHEAD = 3
@@ -24,20 +24,20 @@ _TRIES = 3
 Result = TypeVar("Result")
 
 
-def pays(folder: str, sizes: Sequence[int]) -> bool:
-    """Return whether Ray tasks are faster for files of these sizes (bytes)."""
-    return sum(sizes) >= PAYS_BYTES or (not is_local(folder) and len(sizes) >= PAYS_STORE_FILES)
+def tasks_are_faster(folder: str, sizes: Sequence[int]) -> bool:
+    """Return whether Ray tasks are faster for files of these sizes, bytes, including the start of Ray."""
+    return sum(sizes) >= MIN_BYTES or (not is_local(folder) and len(sizes) >= MIN_STORE_FILES)
 
 
 @contextmanager
-def tasks(wanted: bool, places: Sequence[str], address: str | None = None) -> Iterator[None]:
-    """Connect to Ray within the block if tasks are wanted; raises as `connected` and `check_shared` do.
+def tasks(as_tasks: bool, places: Sequence[str], address: str | None = None) -> Iterator[None]:
+    """Connect to Ray within the block if work is done as tasks; raises as `connected` and `check_shared` do.
 
     Args:
-        wanted: whether `in_order` uses tasks. places: folders that all machines must see.
+        as_tasks: as for `in_order`. places: folders that all machines must see.
         address: as for `annotator.runtime.ray_session.connected`.
     """
-    if not wanted:
+    if not as_tasks:
         yield
         return
     with connected(address):

@@ -25,7 +25,7 @@ class ShardInFlight:
     hands: int = 0  # to be labelled
 
     def cut(self, size: int) -> list[Piece]:
-        """Cut the entries into pieces of `size` entries, to be decoded anew."""
+        """Cut the entries into pieces of `size` entries, to be decoded again."""
         entries = self.shard.entries
         self.data = None
         self.pieces = [Piece(self, entries[k : k + size]) for k in range(0, len(entries), size)]

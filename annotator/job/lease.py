@@ -1,8 +1,8 @@
-"""A lease on a label folder: a file that the run which holds it rewrites every few seconds (its pulse).
+"""A lease on a label set: a file that the run which holds it rewrites every few seconds (its heartbeat).
 
-A killed run leaves the file but no pulse. Another run that sees the file change is refused; if the file stands still,
-the run takes the lease over. Clocks of two machines are never compared. In a store with conditional writes, a pulse
-replaces the previous pulse only, so at most one run holds the lease.
+A killed run leaves the file but no heartbeat. Another run that sees the file change is refused; if the file stands
+still, the run takes the lease over. Clocks of two machines are never compared. In a store with conditional writes, a
+heartbeat replaces the previous one only, so at most one run holds the lease.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from annotator.storage.remote import ANSWER_S
 
 FILE = "_lease.json"
 
-BEAT_S = 5.0
+HEARTBEAT_S = 5.0
 
-#: A pulse that stands still this long has stopped: a slow store takes up to `ANSWER_S` per response, and a beat needs
-#: two responses.
+#: A lease without a heartbeat for this long belongs to no run: a slow store takes up to `ANSWER_S` per response, and a
+#: heartbeat needs two responses.
 STILL_S = 3 * ANSWER_S
 
 #: Two runs that start together may both see no lease. The run whose lease is in the file after this time holds it.
 _SETTLE_S = 0.2
 
-#: How long the end of a run waits for a pulse that is being written.
-_LAST_BEAT_S = 60.0
+#: How long the end of a run waits for a heartbeat that is being written.
+_LAST_HEARTBEAT_S = 60.0
 
 #: Runs whose leases this process holds. An ended run may have left its file in a store that was unavailable.
 _ours: set[str] = set()
 
 
 class Lease:
-    """The right to write into a label folder, until another run takes it over."""
+    """The right to write into a label set, until another run takes it over."""
 
     def __init__(self, labels: str) -> None:
         self._labels, self._url = labels, join(labels, FILE)
@@ -55,10 +55,10 @@ class Lease:
             "pid": os.getpid(),
             "began": _began(os.getpid()),
         }
-        self._beats = 0
-        self._version: str | None = None  # ETag of the file in a store that the next pulse replaces
+        self._heartbeats = 0
+        self._version: str | None = None  # ETag of the file in a store that the next heartbeat replaces
         self._stop = threading.Event()
-        self._keeper: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
         self._lost = False
 
     @property
@@ -105,22 +105,22 @@ class Lease:
             self._version = version
             _ours.add(self._mine["run"])
             try:
-                self._beat()
+                self._write_heartbeat()
             except OvertakenError:
                 raise just_now from None
         # Runs on other machines, or into a store, are not excluded by the lock.
         time.sleep(_SETTLE_S if is_local(self._labels) else 5 * _SETTLE_S)
         if not self._is_ours(_read(self._url)):
             raise just_now
-        self._keeper = threading.Thread(target=self._keep, daemon=True)
-        self._keeper.start()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
 
     def give_back(self) -> None:
         """Remove the lease, unless another run has taken it over."""
         self._stop.set()
-        if self._keeper is not None:
-            # A pulse that is being written would otherwise recreate the file.
-            self._keeper.join(_LAST_BEAT_S)
+        if self._thread is not None:
+            # A heartbeat that is being written would otherwise recreate the file.
+            self._thread.join(_LAST_HEARTBEAT_S)
         _ours.discard(self._mine["run"])
         with suppress(OSError):
             if self._is_ours(_read(self._url)):
@@ -137,7 +137,7 @@ class Lease:
             return began is not None and began == lease.get("began")
         until = time.monotonic() + STILL_S
         while time.monotonic() < until:
-            time.sleep(min(1.0, BEAT_S / 2))
+            time.sleep(min(1.0, HEARTBEAT_S / 2))
             now = _read(self._url)
             if now is None:
                 return False
@@ -146,18 +146,18 @@ class Lease:
         return False
 
     def _current(self) -> tuple[dict[str, Any] | None, str | None]:
-        """Return the current lease, and an ETag that is not newer: a later change makes the next pulse fail."""
+        """Return the current lease, and an ETag that is not newer: a later change makes the next heartbeat fail."""
         version = None if is_local(self._url) else version_of(self._url)
         return _read(self._url), version
 
-    def _beat(self) -> None:
-        """Replace the last seen or written pulse by the next one.
+    def _write_heartbeat(self) -> None:
+        """Replace the last seen or written heartbeat by the next one.
 
         Raises:
-            OvertakenError: a store holds a pulse of another run.
+            OvertakenError: a store holds a heartbeat of another run.
         """
-        self._beats += 1
-        data = json.dumps({**self._mine, "beat": self._beats}).encode()
+        self._heartbeats += 1
+        data = json.dumps({**self._mine, "beat": self._heartbeats}).encode()
         if is_local(self._url):
             write_whole(self._url, data)
             return
@@ -171,14 +171,14 @@ class Lease:
             self._version = version_of(self._url)
 
     def _keep(self) -> None:
-        while not self._stop.wait(BEAT_S):
+        while not self._stop.wait(HEARTBEAT_S):
             with suppress(OSError):  # the store is unavailable; a run that takes the lease now holds it
                 if not self._is_ours(_read(self._url)):
                     self._lost = not self._stop.is_set()
                     return
                 if not self._stop.is_set():
                     try:
-                        self._beat()
+                        self._write_heartbeat()
                     except OvertakenError:
                         self._lost = not self._stop.is_set()
                         return
@@ -186,7 +186,7 @@ class Lease:
 
 @contextmanager
 def leased(labels: str) -> Iterator[Lease]:
-    """Hold the lease of a label folder within the block; raises as `Lease.take` does."""
+    """Hold the lease of a label set within the block; raises as `Lease.take` does."""
     lease = Lease(labels)
     try:
         lease.take()
@@ -216,7 +216,7 @@ def _shown(lease: dict[str, Any], name: str) -> str:
 
 @contextmanager
 def _exclusive(labels: str) -> Iterator[None]:
-    """Lock out other runs of this machine between reading the lease and the first pulse."""
+    """Lock out other runs of this machine between reading the lease and the first heartbeat."""
     if not is_local(labels):
         yield
         return

@@ -41,7 +41,7 @@ class PlannedShard:
 
     number: int
     entries: list[Entry]
-    among: list[str] | None = None  # ids of all entries of the shard, if only some are labelled again
+    all_ids: list[str] | None = None  # of all entries of the shard, if only some are labelled again
 
 
 def shard_file_name(number: int) -> str:
@@ -88,13 +88,13 @@ class DoneShards:
 
 
 class Manifest:
-    """The manifest of one label folder (a path or URL)."""
+    """The manifest of one label set (a path or URL)."""
 
     def __init__(self, labels: str, confirm: Callable[[], None] = lambda: None) -> None:
         """List the parts.
 
         Args:
-            labels: the label folder.
+            labels: the label set.
             confirm: called before a part is written; raises if this run must not write any more.
 
         Raises:
@@ -109,7 +109,7 @@ class Manifest:
                 self._parts.append((int(found[1]), int(found[2]), name))
         self._parts.sort()
         if [number for _, number, _ in self._parts] != list(range(len(self._parts))):
-            raise UserError(f"a part of '{self.folder}' is missing: give a new label folder")
+            raise UserError(f"a part of '{self.folder}' is missing: give a new label set")
 
     def all(self) -> Iterator[PlannedShard]:
         """Yield all planned shards, and count them."""
@@ -209,7 +209,7 @@ class Manifest:
             yield int(head[1]), int(head[2]), entries
 
     def _damaged(self, name: str) -> UserError:
-        return UserError(f"'{join(self.folder, name)}' is damaged: give a new label folder")
+        return UserError(f"'{join(self.folder, name)}' is damaged: give a new label set")
 
 
 def _photos(entries: list[Entry]) -> int:
@@ -232,7 +232,7 @@ def _new_entries(source: Source, known: Iterator[Entry]) -> Iterator[Entry]:
         if (waiting.id, waiting.path) != (entry.id, entry.path):
             raise UserError(
                 f"'{source.place}' has changed: its entry {key[-1]} was {waiting.uri!r} and is now {entry.uri!r}; "
-                "only append to it, or give a new label folder"
+                "only append to it, or give a new label set"
             )
         waiting = next(known, nothing)
 

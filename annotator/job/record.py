@@ -1,4 +1,4 @@
-"""`_run.json`: the settings of a label folder, and the outcomes of its photos so far.
+"""`_run.json`: the settings of a label set, and the outcomes of its photos so far.
 
 Settings are written before the first label; a run with other settings is refused.
 """
@@ -74,7 +74,7 @@ Settings = TypeVar("Settings")
 
 @dataclass
 class RunRecord(Generic[Settings]):
-    """Settings and outcomes of a label folder."""
+    """Settings and outcomes of a label set."""
 
     settings: Settings
     outcomes: dict[str, int] = field(default_factory=dict)  # photos per "ok" or "status: reason"
@@ -96,7 +96,7 @@ class RunRecord(Generic[Settings]):
 
 
 def read_run_record(labels: str, kind: type[Settings]) -> RunRecord[Settings] | None:
-    """Return the record of a label folder, or None if the folder is empty or missing.
+    """Return the record of a label set, or None if the folder is empty or missing.
 
     Raises:
         UserError: the folder holds other files, another kind of labels, or labels of a newer schema.
@@ -119,7 +119,7 @@ def read_run_record(labels: str, kind: type[Settings]) -> RunRecord[Settings] | 
 
 
 def read_mesh_record(labels: str) -> RunRecord[Any] | None:
-    """Return the record of a label folder with meshes, with settings of `annotate`, `fit` or `track`.
+    """Return the record of a label set with meshes, with settings of `annotate`, `fit` or `track`.
 
     Raises:
         UserError: as for `read_run_record`.

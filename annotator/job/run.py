@@ -67,7 +67,7 @@ class Job(Generic[Settings]):
 
 
 def label_folder(labels: str) -> str:
-    """Return the absolute path or the URL of a label folder, valid in other processes."""
+    """Return the absolute path or the URL of a label set, valid in other processes."""
     return str(local_path(labels).absolute()) if is_local(labels) else labels.rstrip("/")
 
 
@@ -80,7 +80,7 @@ def run_job(
     """Run a job, or resume it.
 
     Args:
-        job: source, label folder and stages. compute: how the work is spread.
+        job: source, label set and stages. compute: how the work is spread.
         relabel: a condition on label columns; photos of matching rows are labelled again, and no others.
         on_progress: called before the first shard and after each.
 
@@ -106,7 +106,7 @@ def run_job(
 
 
 def record_of(job: Job[Settings], relabel: str | None = None) -> RunRecord[Settings] | None:
-    """Return the record of a job's label folder, or None for a new folder.
+    """Return the record of a job's label set, or None for a new folder.
 
     Raises:
         UserError: the folder holds other files, or has other settings.
@@ -139,7 +139,7 @@ class _Run(Generic[Settings]):
         labels = self.job.labels
         done = DoneShards(labels)
         self.manifest = Manifest(labels, self.lease.confirm)
-        self.tally = Tally(labels, done, anew=relabel is not None)
+        self.tally = Tally(labels, done, discard_record=relabel is not None)
         self.before = self.tally.outcomes.total()
         self.began = self.shard_began = math.inf
         self._report()

@@ -1,4 +1,4 @@
-"""Outcomes of all photos of a label folder, kept in `LABELS/_outcomes/`, so that resuming reads no labels.
+"""Outcomes of all photos of a label set, kept in `LABELS/_outcomes/`, so that resuming reads no labels.
 
 A part has one line per shard. Label files decide: a file without a recorded outcome is read, and a recorded outcome
 without a file does not count.
@@ -53,21 +53,21 @@ def report_of(shard: int, rows: Iterable[dict[str, Any]]) -> ShardReport:
 class Tally:
     """The sum of all shards' outcomes, recorded on disk or in a store as shards finish."""
 
-    def __init__(self, labels: str, done: DoneShards, anew: bool = False) -> None:
+    def __init__(self, labels: str, done: DoneShards, discard_record: bool = False) -> None:
         """Count all label files; read the scalar columns of files without a recorded outcome.
 
         Args:
-            labels: the label folder. done: its label files.
-            anew: discard the record, count all files and record nothing until `write`, because label files are
-                about to be replaced.
+            labels: the label set. done: its label files.
+            discard_record: count all files and record nothing until `write`, because label files are about to be
+                replaced.
 
         Raises:
             UserError: a label file is damaged.
         """
-        self._labels, self._folder, self._at_end = labels, join(labels, FOLDER), anew
+        self._labels, self._folder, self._at_end = labels, join(labels, FOLDER), discard_record
         self._began = self._written = time.monotonic()
         counted = bytearray(done.highest())
-        if anew or not self._count_parts(done, counted):
+        if discard_record or not self._count_parts(done, counted):
             for name in names_in(self._folder):
                 remove_file(join(self._folder, name))
             counted = bytearray(done.highest())
@@ -75,7 +75,7 @@ class Tally:
         for number in done:
             if not counted[number]:
                 self.add(self.of_labels(number))
-        if not anew:
+        if not discard_record:
             self.write()
 
     def _start(self, parts: int) -> None:

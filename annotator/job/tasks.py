@@ -72,16 +72,16 @@ def join_hands(shard: Shard, *parts: Shard) -> Shard:
 
 
 def write_labels(
-    labels: str, number: int, among: list[str] | None, shard: Shard, schema: pa.Schema
+    labels: str, number: int, all_ids: list[str] | None, shard: Shard, schema: pa.Schema
 ) -> tuple[ShardReport, dict[str, int]]:
     """Write a shard's label file, which commits it; return its report and the store's retries by cause.
 
-    `among`: None, or the ids of all entries of a file whose rows are replaced in part.
+    `all_ids`: None, or the ids of all entries of a file whose rows are replaced in part.
     """
     name = shard_file_name(number)
     table = shard_table(shard, schema)
-    if among is not None:
-        table = replace_rows(labels, name, table, among)
+    if all_ids is not None:
+        table = replace_rows(labels, name, table, all_ids)
     write_whole(join(labels, "data", name), encode_table(table), scratch=join(labels, "_tmp"))
     report = report_of(number, table.select(OUTCOME_COLUMNS).to_pylist())
     return replace(report, written=sum(row["hand_index"] <= 0 for row in shard.rows)), take_retries()

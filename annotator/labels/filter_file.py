@@ -59,7 +59,7 @@ class FilterPlan:
     """The work on each label file; pickled to other processes."""
 
     labels: str
-    out: str | None  # a label folder; None: list photos only
+    out: str | None  # a label set; None: list photos only
     sort: bool
     rows: Rows
 

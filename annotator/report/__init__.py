@@ -53,8 +53,8 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
     found = survey(labels, count, columns, look)
     if not found.rows:
         raise UserError(f"'{labels}' has no labels yet: run `amvur annotate` again to resume")
-    judged = known.judged() if known else None
-    if known and judged is None and found.hands:
+    comparison = known.comparison() if known else None
+    if known and comparison is None and found.hands:
         raise UserError(f"no hand of '{labels}' is in '{truth}': neither image_id nor file name matches")
     parts = galleries(found, count)
     pictures = Pictures(labels, list(each_row(parts)))
@@ -65,7 +65,7 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
         clips.write(out)
         path = out / "index.html"
         report = Report(
-            *(labels, record, found, parts, shown, pictures.faces, pictures.range_mm, judged), clips.found
+            *(labels, record, found, parts, shown, pictures.faces, pictures.range_mm, comparison), clips.found
         )
         write_whole(str(path), page_of(report).encode())
     except NoRoomError:

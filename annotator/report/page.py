@@ -39,7 +39,7 @@ class Report:
     shown: Sequence[Shown]
     faces: NDArray[np.int64]
     range_mm: tuple[float, float]
-    judged: Comparison | None
+    comparison: Comparison | None
     clips: Sequence[Clip] = ()  # of a tracked set
 
 
@@ -70,7 +70,7 @@ def page_of(report: Report) -> str:
             settings=sections.settings(report.record, report.found),
             uncertainty=sections.uncertainty(report.found, report.range_mm),
             fingers=FINGERS,
-            truth=report.judged,
+            truth=report.comparison,
             kept_chart=charts.kept_chart,
             reliability_chart=charts.reliability_chart,
             levels=LEVELS,
@@ -158,7 +158,7 @@ def _data(report: Report, timelines: Sequence[Timeline]) -> dict[str, Any]:
         for row in (*report.found.sample.rows, *report.found.others.rows)
         if (row.file, row.index) not in numbers
     ]
-    errors = report.judged.errors if report.judged else {}
+    errors = report.comparison.errors if report.comparison else {}
     return {
         "faces": packed(report.faces, "<u4"),
         "range": [round(value, 3) for value in report.range_mm],
@@ -166,7 +166,7 @@ def _data(report: Report, timelines: Sequence[Timeline]) -> dict[str, Any]:
         "skin": SKIN,
         "of": report.found.rows,
         "hands": [{"stem": hand.stem, "kinds": hand.kinds} for hand in report.shown],
-        "truth": report.judged is not None,
+        "truth": report.comparison is not None,
         "bones": BONES,
         "clips": [each.data for each in timelines],
         "rows": list(_rows(rows, numbers, errors)),

@@ -118,7 +118,7 @@ class Pictures:
             os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)
         ) as pool:
             photos = pool.map(_photo, self._hands)
-            drawn = pool.map(lambda job: self._write_hand(out, *job), zip(count(), self._hands, photos))
+            drawn = pool.map(lambda hand: self._write_hand(out, *hand), zip(count(), self._hands, photos))
             for number, (row, (kinds, tiles)) in enumerate(zip(self._rows, drawn, strict=True)):
                 shown.append(Shown(number, row, kinds))
                 if number % each == 0:

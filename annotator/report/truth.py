@@ -137,7 +137,7 @@ class Truth:
             gap[i], gap[:, k] = np.inf, np.inf
         return pairs
 
-    def judged(self) -> Comparison | None:
+    def comparison(self) -> Comparison | None:
         """Return the comparison so far; None if no hand has a known truth."""
         if not self._ids:
             return None

@@ -63,10 +63,10 @@ def _join(address: str) -> None:
 
 
 def check_shared(places: Iterable[str], labels: str | None = None, run: str = "") -> None:
-    """Check that every machine of the cluster sees the local paths and the same label folder.
+    """Check that every machine of the cluster sees the local paths and the same label set.
 
     Args:
-        places: paths and URLs. labels: the label folder, if a run holds its lease. run: id of that run.
+        places: paths and URLs. labels: the label set, if a run holds its lease. run: id of that run.
 
     Raises:
         UserError: a machine does not see one of them.

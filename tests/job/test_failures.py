@@ -106,7 +106,7 @@ def test_a_lost_machine_reopens_the_shard_and_later_results_are_ignored():
         assert after_hand_crash(shard.hands[1], is_model) is Action.IGNORE
 
 
-def test_five_models_in_a_row_end_the_run_and_a_finished_shard_starts_anew():
+def test_five_models_in_a_row_end_the_run_and_a_finished_shard_starts_over():
     error = RuntimeError("\n  the worker died\nmore")
     deaths = 0
     for expected in (1, 2, 3, 4):

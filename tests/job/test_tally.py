@@ -53,7 +53,7 @@ def test_a_shard_that_was_deleted_and_made_again_counts_as_it_is_now(tmp_path):
 
 def test_rows_done_again_replace_what_was_counted(tmp_path):
     before = report_of(0, write(tmp_path, 0, ["failed", "ok"]))
-    tally = Tally(str(tmp_path), DoneShards(str(tmp_path)), anew=True)
+    tally = Tally(str(tmp_path), DoneShards(str(tmp_path)), discard_record=True)
     tally.add(report_of(0, write(tmp_path, 0, ["ok", "ok"])), before)
     assert dict(tally.outcomes) == {"ok": 2} and tally.failed == []
     assert not (tmp_path / "_outcomes").exists()  # killed here, the files would be counted

@@ -350,20 +350,20 @@ def test_error_against_what_is_kept_is_the_mean_error_of_the_surest(tmp_path):
     pq.write_table(table.take(np.arange(len(table))[::-1]), tmp_path / "truth.parquet")
     truth = Truth(str(tmp_path / "truth.parquet"))
     survey(str(labels), 5, COLUMNS, truth.add)
-    judged = truth.judged()
-    assert judged.hands == len(rows)
+    comparison = truth.comparison()
+    assert comparison.hands == len(rows)
     error = np.sqrt(((joints - joints[:, :1] - true + true[:, :1]) ** 2).sum(-1)).mean(-1)
     order = np.argsort([row["joint_std_mm"] for row in rows])
-    curve = judged.panels[0]
+    curve = comparison.panels[0]
     for share, mean in zip(curve.kept, curve.by_std, strict=True):
         kept = order[: round(share * len(rows))]
         assert mean == pytest.approx(error[kept].mean(), rel=1e-4)
     assert curve.by_std[-1] == pytest.approx(error.mean(), rel=1e-4) and curve.by_std[10] < 0.7 * error.mean()
     np.testing.assert_allclose(
-        judged.coverage, [0.5, 0.68, 0.95], atol=0.02
+        comparison.coverage, [0.5, 0.68, 0.95], atol=0.02
     )  # errors are drawn from the stds
-    assert judged.coverage_by_axis == {axis: pytest.approx(0.68, abs=0.03) for axis in "xyz"}
-    np.testing.assert_allclose(judged.reliability.observed / judged.reliability.std, 1, atol=0.08)
+    assert comparison.coverage_by_axis == {axis: pytest.approx(0.68, abs=0.03) for axis in "xyz"}
+    np.testing.assert_allclose(comparison.reliability.observed / comparison.reliability.std, 1, atol=0.08)
     page = Page(write_report(str(labels), tmp_path / "report", truth=str(tmp_path / "truth.parquet")))
     assert f"{len(rows):,} of {len(rows):,} hands whose truth is known" in page.text
     by_hand = {(r["image_id"], r["hand_index"]): e for r, e in zip(rows, error, strict=True)}
@@ -388,7 +388,7 @@ def test_a_truth_in_another_cameras_axes_is_turned_to_the_labels(tmp_path):
         )
         truth = Truth(str(tmp_path / "truth.parquet"))
         survey(str(labels), 5, COLUMNS, truth.add)
-        assert low_mm <= truth.judged().panels[0].mean_mm < high_mm
+        assert low_mm <= truth.comparison().panels[0].mean_mm < high_mm
 
 
 def test_truth_is_joined_by_file_name_unless_two_photos_have_it(tmp_path):
@@ -398,7 +398,7 @@ def test_truth_is_joined_by_file_name_unless_two_photos_have_it(tmp_path):
     write_truth(path, labels, image_id=["1.jpg", "other.mp4#7", "2.jpg", "9.jpg", "y/3.jpg"])
     truth = Truth(str(path))
     survey(str(labels), 5, COLUMNS, truth.add)
-    assert set(truth.judged().errors) == {("a/2.jpg", 0), ("set.tar#x/3.jpg", 0)}
+    assert set(truth.comparison().errors) == {("a/2.jpg", 0), ("set.tar#x/3.jpg", 0)}
     write_truth(path, labels, image_id=[f"{k}.png" for k in range(5)])
     with pytest.raises(UserError, match="neither image_id nor file name matches"):
         write_report(str(labels), tmp_path / "report", truth=str(path))

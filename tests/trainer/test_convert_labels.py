@@ -122,7 +122,7 @@ def test_synthetic_photos_and_their_truth_become_examples_left_hands_unmirrored(
 
 
 def detected(folder: Path, synthetic: Path, vertex_count: int | None = None) -> Path:
-    """A label folder with 2D joints alone, as a detector writes: some photos without a hand, one of unknown side."""
+    """A label set with 2D joints alone, as a detector writes: some photos without a hand, one of unknown side."""
     truth = pq.read_table(synthetic / "truth.parquet").to_pylist()
     rows = [{"image_uri": str(synthetic / row["image_uri"]), "image_id": row["image_id"]} for row in truth]
     for k, row in enumerate(rows):

@@ -42,7 +42,7 @@ JPEG_QUALITY = 92
 PHOTOS_AT_ONCE = 512
 
 #: Minimum photos per core for which the seconds of Ray's start are worth it.
-PAYS_PHOTOS = 256
+MIN_PHOTOS = 256
 
 # Random stream of a hand's side, see `hands.py`.
 _SIDE = 99
@@ -135,7 +135,7 @@ def draws_as_tasks(count: int, workers: int | None, address: str | None) -> bool
     if workers is not None or address is not None:
         return workers != 1
     cores = os.cpu_count() or 1
-    return cores > DRAWERS and count >= PAYS_PHOTOS * cores
+    return cores > DRAWERS and count >= MIN_PHOTOS * cores
 
 
 def _name(index: int) -> str:
