@@ -715,7 +715,7 @@ Dashboard = Annotated[
         envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the cluster's head: http(s)://HOST:8265."
     ),
 ]
-JobId = Annotated[str, typer.Argument(help="Id that was printed on submission.")]
+SubmissionId = Annotated[str, typer.Argument(help="Id that was printed on submission.")]
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 
 
@@ -728,19 +728,19 @@ def jobs_list(address: Dashboard = LOCAL_DASHBOARD) -> None:
 
 
 @jobs_app.command("logs", epilog="Example: amvur jobs logs raysubmit_abc --address http://head:8265")
-def jobs_logs(job: JobId, address: Dashboard = LOCAL_DASHBOARD) -> None:
+def jobs_logs(submission: SubmissionId, address: Dashboard = LOCAL_DASHBOARD) -> None:
     """Follow a submission's log. Ctrl-C leaves it running. The exit code is the submission's."""
     from annotator.runtime.submission import follow_submission
 
-    raise typer.Exit(follow_submission(address, job, _print_piece))
+    raise typer.Exit(follow_submission(address, submission, _print_piece))
 
 
 @jobs_app.command("stop", epilog="Example: amvur jobs stop raysubmit_abc --address http://head:8265")
-def jobs_stop(job: JobId, address: Dashboard = LOCAL_DASHBOARD) -> None:
+def jobs_stop(submission: SubmissionId, address: Dashboard = LOCAL_DASHBOARD) -> None:
     """Stop a submission. Submit the same command again to resume."""
     from annotator.runtime.submission import stop_submission
 
-    typer.echo(f"submission {job}: {stop_submission(address, job)}")
+    typer.echo(f"submission {submission}: {stop_submission(address, submission)}")
 
 
 #: Commands that use the workers of the cluster that they are submitted to.

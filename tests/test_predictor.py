@@ -91,8 +91,8 @@ def test_auto_takes_the_side_the_network_sees_and_predicts_it_mirrored(lively, p
         sides = [label["is_right"] for label in found]
         assert sum(sides) == len(photos) / 2
         for side in ("left", "right"):
-            told = lively.predict(photos, side=side)
-            for label, expected in zip(found, told, strict=True):
+            given = lively.predict(photos, side=side)
+            for label, expected in zip(found, given, strict=True):
                 if label["is_right"] == (side == "right"):
                     np.testing.assert_allclose(label["vertices_mm"], expected["vertices_mm"], atol=1e-2)
                     assert label["side_score"] >= 0.5 and expected["side_score"] is None
@@ -128,12 +128,12 @@ def test_a_hand_that_may_be_left_is_looked_at_in_the_mirror_and_both_answers_cou
             bias.copy_(saved)
 
 
-def test_told_and_untold_sides_in_one_batch(lively, photos):
+def test_given_and_unknown_sides_in_one_batch(lively, photos):
     crop_px = lively.checkpoint.info.network.crop_px
-    told = [0.1, None, 0.9, None, 0.2, None]
+    given = [0.1, None, 0.9, None, 0.2, None]
     cut = [
         crop_photo(photos[k % 4], photos[k % 4].shape[1], 100, crop_px, right_score=score)
-        for k, score in enumerate(told)
+        for k, score in enumerate(given)
     ]
     before = Crops.stack(cut).pixels.copy()
     together = lively.predict_crops(Crops.stack(cut), samples=300)

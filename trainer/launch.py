@@ -1,4 +1,4 @@
-"""Run a training in this process, on Ray Train's workers, or as a job on a cluster."""
+"""Run a training in this process, on Ray Train's workers, or as a submission to a cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from annotator.storage.files import is_local, local_path
 from trainer.config import SYNTHETIC, TrainConfig
 from trainer.train import Progress, train
 
-#: Name of the configuration file that a submitted job reads.
+#: Name of the configuration file that a submission reads.
 SUBMITTED = "submitted"
 
 
@@ -31,7 +31,7 @@ def run_training(
     """Train with the given number of workers; default: one per GPU, otherwise one.
 
     Returns:
-        the job's exit code, if `address` takes submitted jobs; `follow` receives the lines of its log.
+        the submission's exit code, if `address` is a dashboard; `follow` receives the lines of its log.
 
     Raises:
         UserError: settings contradict each other, or `train` or `submit` raises one.

@@ -125,7 +125,7 @@ def _plain_name(text: str, identity: str) -> str:
 
 
 def track_name(sequence: str, track_id: int) -> str:
-    """Return a name such as `clip.mp4-5f0a61c2-track3`; sequences are told apart by a hash of their whole name."""
+    """Return a name such as `clip.mp4-5f0a61c2-track3`; a hash of the whole name distinguishes sequences."""
     return f"{_plain_name(sequence.rpartition('/')[2], sequence)}-track{track_id}"
 
 

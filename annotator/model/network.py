@@ -53,23 +53,25 @@ class Features:
 
     g: Tensor  # (B, feature_dim), features at landmarks included
     X: Tensor  # (B, shallow_dim, H/2, W/2)
-    maps: Tensor | None  # (B, 21, H, W), `Prediction.landmarks`
+    landmark_maps: Tensor | None  # (B, 21, H, W), `Prediction.landmarks`
     pyramid: tuple[Tensor, ...] = ()  # maps of strides 8, 16, 32, where a head samples them
     joints2d: Tensor | None = None  # (B, 21, 2) landmarks, read out or the means of their maps
     landmark_hand: LandmarkHand | None = None  # with `read_outs`
 
     def __getitem__(self, rows: Any) -> Features:
-        maps, joints2d = (None if x is None else x[rows] for x in (self.maps, self.joints2d))
+        landmark_maps, joints2d = (
+            None if x is None else x[rows] for x in (self.landmark_maps, self.joints2d)
+        )
         pyramid = tuple(level[rows] for level in self.pyramid)
         hand = None if self.landmark_hand is None else self.landmark_hand.rows(rows)
-        return Features(self.g[rows], self.X[rows], maps, pyramid, joints2d, hand)
+        return Features(self.g[rows], self.X[rows], landmark_maps, pyramid, joints2d, hand)
 
     def put(self, rows: Tensor, other: Features) -> None:
         """Replace these rows by those of `other`, in place."""
         self.g[rows], self.X[rows] = other.g, other.X
         for own, others in zip(
-            (self.maps, self.joints2d, *self.pyramid),
-            (other.maps, other.joints2d, *other.pyramid),
+            (self.landmark_maps, self.joints2d, *self.pyramid),
+            (other.landmark_maps, other.joints2d, *other.pyramid),
             strict=True,
         ):
             if own is not None and others is not None:
@@ -150,16 +152,16 @@ class Network(nn.Module):
         """Return features of images (B, 3, crop_px, crop_px). Under autocast only the backbone uses half precision."""
         g, X, pyramid = self.backbone(images.contiguous(memory_format=torch.channels_last))
         with torch.autocast(images.device.type, enabled=False):
-            g, X, maps, joints2d, hand = g.float(), X.float(), None, None, None
+            g, X, landmark_maps, joints2d, hand = g.float(), X.float(), None, None, None
             if self.landmarks is not None:
-                maps, joints2d, at_joints = self.landmarks(pyramid)
+                landmark_maps, joints2d, at_joints = self.landmarks(pyramid)
                 g = torch.cat([g, at_joints], -1)
             if self.heads is not None:
                 hand = self.heads(g)
                 joints2d = hand.image[..., :2]
                 g = torch.cat([g, hand.numbers()], -1)
             sampled = self.config.amvur.aligned or self.visibility is not None
-            return Features(g, X, maps, pyramid if sampled else (), joints2d, hand)
+            return Features(g, X, landmark_maps, pyramid if sampled else (), joints2d, hand)
 
     def is_right(self, features: Features) -> Tensor:
         """Return the probability (B,) that each crop shows a right hand."""
@@ -239,7 +241,7 @@ class Network(nn.Module):
             is_right=self.is_right(features),
             mirrored_is_right=g.new_empty(0),
             is_hand=self.is_hand(features),
-            landmarks=features.maps,
+            landmarks=features.landmark_maps,
             landmark_hand=features.landmark_hand,
             joint_visible_logit=self._joint_visible(features, feature_maps),
         )

@@ -319,6 +319,6 @@ def _carried(prediction: Prediction, square: Square) -> Prediction:
         joints2d_covariance=covariance_from_plane(prediction.joints2d_covariance, plane) * size**2,
         prior=None if prediction.prior is None else prior(prediction.prior),
         prior_camera=None if prediction.prior_camera is None else camera(prediction.prior_camera),
-        landmarks=None,  # maps over the turned square
+        landmarks=None,  # its maps cover the turned square
         landmark_hand=None,  # in its coordinates
     )

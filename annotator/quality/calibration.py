@@ -1,4 +1,4 @@
-"""Calibration: maps from a network's std to a std that matches its errors, and the data behind them.
+"""Calibration: laws from a network's std to a std that matches its errors, and the data behind them.
 
 A checkpoint has one in its header, and every label file has a copy in its metadata, both in the form of `asdict`.
 `annotator/quality/uncertainty.py` fits one map, `trainer/evaluation/calibrate.py` all of them; `predictor.py`

@@ -56,7 +56,7 @@ def _path(style: str, d: str) -> Shape:
 
 @dataclass(frozen=True)
 class Axes:
-    """The frame of a chart: maps values to positions in its view box."""
+    """The frame of a chart: converts values to positions in its view box."""
 
     x: Range
     y: Range

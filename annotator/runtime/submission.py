@@ -96,9 +96,9 @@ def submit(
         folder_here = str(Path.cwd()) if any(not local_path(place).is_absolute() for place in here) else ""
         entry = shlex.join(["sh", "job.sh", folder_here, sys.executable, *arguments])
         with _plain_errors(address):
-            job = client.submit_job(entrypoint=entry, runtime_env={"working_dir": folder})
-    follow(f"submission {job} at {address}; Ctrl-C leaves it running\n")
-    return _follow_or_leave(client, address, job, follow)
+            submission = client.submit_job(entrypoint=entry, runtime_env={"working_dir": folder})
+    follow(f"submission {submission} at {address}; Ctrl-C leaves it running\n")
+    return _follow_or_leave(client, address, submission, follow)
 
 
 def without_address(arguments: Sequence[str], instead: str | None) -> list[str]:
@@ -132,54 +132,54 @@ def submissions_table(address: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def follow_submission(address: str, job: str, follow: Callable[[str], None]) -> int:
+def follow_submission(address: str, submission: str, follow: Callable[[str], None]) -> int:
     """Follow a submission's log from its start to its end; return its exit code, or 130 after Ctrl-C.
 
     Raises:
         UserError: there is no such submission; or as for `submit`.
     """
     client = _client(address)
-    _state(client, address, job)
-    return _follow_or_leave(client, address, job, follow)
+    _state(client, address, submission)
+    return _follow_or_leave(client, address, submission, follow)
 
 
-def stop_submission(address: str, job: str) -> str:
+def stop_submission(address: str, submission: str) -> str:
     """Stop a submission; return its state.
 
     Raises:
         UserError: there is no such submission; or as for `submit`.
     """
     client = _client(address)
-    if _state(client, address, job).is_terminal():
-        return f"had already ended ({_state(client, address, job).value.lower()})"
+    if _state(client, address, submission).is_terminal():
+        return f"had already ended ({_state(client, address, submission).value.lower()})"
     with _plain_errors(address):
-        client.stop_job(job)
+        client.stop_job(submission)
     until = time.monotonic() + STOP_S
-    while not (state := _state(client, address, job)).is_terminal() and time.monotonic() < until:
+    while not (state := _state(client, address, submission)).is_terminal() and time.monotonic() < until:
         time.sleep(0.5)
     return str(state.value).lower()
 
 
-def _state(client: Any, address: str, job: str) -> Any:
+def _state(client: Any, address: str, submission: str) -> Any:
     try:
-        return client.get_job_status(job)
+        return client.get_job_status(submission)
     except RuntimeError as error:
         if "does not exist" in str(error) or "404" in str(error):
             raise UserError(
-                f"'{address}' has no submission '{job}': list them with `amvur jobs list`"
+                f"'{address}' has no submission '{submission}': list them with `amvur jobs list`"
             ) from None
         raise UserError(
-            f"'{address}' does not return the state of submission '{job}': {first_line(error)}"
+            f"'{address}' does not return the state of submission '{submission}': {first_line(error)}"
         ) from None
 
 
-def _follow_or_leave(client: Any, address: str, job: str, follow: Callable[[str], None]) -> int:
+def _follow_or_leave(client: Any, address: str, submission: str, follow: Callable[[str], None]) -> int:
     try:
-        return _follow(client, address, job, follow)
+        return _follow(client, address, submission, follow)
     except KeyboardInterrupt:
         follow(
-            f"\nsubmission {job} keeps running. Its log: amvur jobs logs {job} --address {address}\n"
-            f"To stop it: amvur jobs stop {job} --address {address}\n"
+            f"\nsubmission {submission} keeps running. Its log: amvur jobs logs {submission} --address {address}\n"
+            f"To stop it: amvur jobs stop {submission} --address {address}\n"
         )
         return 130
 
@@ -245,7 +245,7 @@ def _plain_errors(address: str) -> Iterator[None]:
         raise UserError(f"'{address}' does not accept submissions: {first_line(error)}") from None
 
 
-def _follow(client: Any, address: str, job: str, follow: Callable[[str], None]) -> int:
+def _follow(client: Any, address: str, submission: str, follow: Callable[[str], None]) -> int:
     """Pass on the log until the submission ends; return its exit code."""
     import aiohttp
 
@@ -254,13 +254,13 @@ def _follow(client: Any, address: str, job: str, follow: Callable[[str], None]) 
     while True:
         # A connection may break after hours, while the submission keeps running.
         with suppress(RuntimeError, OSError, aiohttp.ClientError):
-            asyncio.run(log.read(client, job))
+            asyncio.run(log.read(client, submission))
         try:
-            info = client.get_job_info(job)
+            info = client.get_job_info(submission)
         except (RuntimeError, OSError):
             if time.monotonic() - last_response_s > SILENCE_S:
                 raise UserError(
-                    f"'{address}' stopped responding; submission {job} may still be running"
+                    f"'{address}' stopped responding; submission {submission} may still be running"
                 ) from None
         else:
             last_response_s = time.monotonic()
@@ -270,7 +270,7 @@ def _follow(client: Any, address: str, job: str, follow: Callable[[str], None]) 
     if info.status == "STOPPED":
         return 130
     if info.status == "FAILED" and info.driver_exit_code is None:
-        raise UserError(f"submission {job} failed to start: {first_line(info.message)}")
+        raise UserError(f"submission {submission} failed to start: {first_line(info.message)}")
     return info.driver_exit_code or 0
 
 
@@ -280,10 +280,10 @@ class _Log:
     def __init__(self, follow: Callable[[str], None]) -> None:
         self._follow, self._shown = follow, 0
 
-    async def read(self, client: Any, job: str) -> None:
+    async def read(self, client: Any, submission: str) -> None:
         """Read until the submission or the connection ends."""
         at = 0
-        async for text in client.tail_job_logs(job):
+        async for text in client.tail_job_logs(submission):
             at += len(text)
             new = text[max(len(text) - (at - self._shown), 0) :] if at > self._shown else ""
             self._shown = max(self._shown, at)

@@ -368,7 +368,7 @@ def test_no_id_leads_out_of_the_folder(scene, tmp_path):
     assert sum("again1" in name for name in names) == 1
 
 
-def test_the_surest_vertices_are_blue_and_a_limit_is_told(scene, tmp_path):
+def test_the_surest_vertices_are_blue_and_a_limit_is_printed(scene, tmp_path):
     exported = export_labels(str(scene), str(tmp_path / "m"), "ply", colour="std", limit=1)
     assert "blue: std of" in exported.notes[0] and "the first 1 hands; --limit 0" in exported.notes[1]
     (path,) = (tmp_path / "m").iterdir()

@@ -41,7 +41,7 @@ def off_mm(labels, others) -> np.ndarray:
 def test_a_gpu_labels_what_a_cpu_labels(photos, side):
     cpu = load("default", device="cpu").predict(photos, side=side)
     gpu = load("default", device="cuda").predict(photos, side=side)
-    # A side that is told at 50 % may fall either way.
+    # A side of probability 50 % may fall either way.
     sure = [k for k, label in enumerate(cpu) if side != "auto" or label["side_score"] > 0.6]
     cpu, gpu = [cpu[k] for k in sure], [gpu[k] for k in sure]
     assert len(sure) > 48 and [a["is_right"] for a in cpu] == [b["is_right"] for b in gpu]

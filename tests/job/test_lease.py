@@ -162,7 +162,7 @@ def test_one_that_ends_while_it_is_watched_makes_way(labels, fast):
     timer.join()
 
 
-def test_a_run_that_lost_its_lease_is_told_and_takes_nothing_back(labels, fast):
+def test_a_run_that_lost_its_lease_gets_an_error_and_takes_nothing_back(labels, fast):
     with leased(labels) as mine:
         time.sleep(0.5)
         mine.check()

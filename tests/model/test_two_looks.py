@@ -240,9 +240,9 @@ def test_a_left_hand_in_a_box_is_the_mirrored_photos_right_one(both, photos):
         np.testing.assert_allclose(side_px, BOX_PADDING * max(box[2:] - box[:2]))
         assert not ours["is_right"] and theirs["is_right"]
     asked = predictor.predict(shown, boxes_xyxy=boxes)
-    told = {side: predictor.predict(shown, side=side, boxes_xyxy=boxes) for side in ("left", "right")}
+    by_side = {side: predictor.predict(shown, side=side, boxes_xyxy=boxes) for side in ("left", "right")}
     for k, label in enumerate(asked):
-        expected = told["right" if label["is_right"] else "left"][k]
+        expected = by_side["right" if label["is_right"] else "left"][k]
         np.testing.assert_allclose(label["vertices_mm"], expected["vertices_mm"], atol=0.05)
         np.testing.assert_allclose(label["joints2d_px"], expected["joints2d_px"], atol=0.05)
 

@@ -408,7 +408,7 @@ def test_truth_is_joined_by_file_name_unless_two_photos_have_it(tmp_path):
         write_report(str(labels), tmp_path / "report", truth=str(labels / "_run.json"))
 
 
-def test_labels_without_a_hand_or_with_one_std_for_all_are_told_so(tmp_path):
+def test_labels_without_a_hand_or_with_one_std_for_all_have_a_note(tmp_path):
     page = Page(write_report(str(write_labels(tmp_path / "bad", 30, bad=1.0)), tmp_path / "report"))
     assert "There is no hand to show" in page.text and "why truncated" in page.text
     assert len(page.data["rows"]) == 30 and not page.data["hands"]
@@ -444,7 +444,7 @@ def test_the_page_names_the_data_of_the_calibration(tmp_path):
     assert "Standard deviations are not calibrated" in notes("none")
 
 
-def test_numbers_that_are_none_are_survived_and_told(tmp_path):
+def test_numbers_that_are_none_are_counted_and_shown(tmp_path):
     labels = write_labels(tmp_path / "labels", 40, bad=0)
     (path,) = (labels / "data").iterdir()
     table = pq.read_table(path)

@@ -105,8 +105,8 @@ def test_boxes_in_fractions_need_the_option(photos):
     text = "path,x1,y1,x2,y2\na.jpg,0.25,0.5,0.75,1.0\nb.jpg,0,0,1,1\n"
     with pytest.raises(UserError, match="add --boxes-normalised"):
         entries_of(photos, text)
-    told = entries_of(photos, text, boxes_normalised=True)
-    shard = open_shard(told, 64)
+    entries = entries_of(photos, text, boxes_normalised=True)
+    shard = open_shard(entries, 64)
     assert [row.get("reason") for row in shard.rows] == [None, None]
     assert shard.crops.box_xyxy.tolist() == [[80, 120, 240, 240], [0, 0, 320, 240]]
     # The same boxes in pixels give the same crops, also for photos of a folder.
@@ -129,8 +129,10 @@ def test_mixed_units_never_give_a_crop_of_a_few_pixels(photos):
     ]
     with pytest.raises(UserError, match="remove --boxes-normalised"):
         entries_of(photos, "path,x1,y1,x2,y2\na.jpg,10,10,200,200\n", boxes_normalised=True)
-    told = entries_of(photos, "path,x1,y1,x2,y2\na.jpg,.1,.1,.2,.2\nb.jpg,1,2,9,9\n", boxes_normalised=True)
-    assert [bool(entry.fault) for entry in told] == [False, True]
+    entries = entries_of(
+        photos, "path,x1,y1,x2,y2\na.jpg,.1,.1,.2,.2\nb.jpg,1,2,9,9\n", boxes_normalised=True
+    )
+    assert [bool(entry.fault) for entry in entries] == [False, True]
     with pytest.raises(UserError, match="boxes in a list"):
         open_source(str(photos), boxes_normalised=True)
 

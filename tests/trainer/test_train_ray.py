@@ -105,7 +105,7 @@ def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
 
 @contextmanager
 def head(log: Path):
-    """A separate cluster with a token; the value is its address for jobs."""
+    """A separate cluster with a token; the value is its address for submissions."""
     temporary = tempfile.mkdtemp(prefix="ray")  # short: names of sockets have a limit
     ports = free_ports(6)
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
@@ -148,7 +148,7 @@ def free_ports(count: int) -> list[int]:
 
 def test_a_killed_run_ends_with_the_same_result_and_a_job_finishes_it(run_folder, monkeypatch):
     if importlib.util.find_spec("aiohttp_cors") is None:
-        pytest.skip("jobs need ray[default]")
+        pytest.skip("submissions need ray[default]")
     out = run_folder / "out"
     command = ["train", "tiny.yaml", "out", "--workers", "2"]
     driver = amvur(run_folder, *command)
@@ -175,7 +175,7 @@ def test_a_killed_run_ends_with_the_same_result_and_a_job_finishes_it(run_folder
             submission.submit(address, ["--help"], print)
         client = amvur(run_folder, *command, "--address", address)
         assert client.wait(PATIENCE_S) == 0, (run_folder / "log.txt").read_text()
-        # An error of the job also ends the client.
+        # An error of the submission also ends the client.
         client = amvur(run_folder, *command[:3], "--workers", "1000", "--address", address)
         assert client.wait(PATIENCE_S) == 2
         what_was_trained_labels_photos(run_folder, address)
@@ -196,7 +196,7 @@ def test_a_killed_run_ends_with_the_same_result_and_a_job_finishes_it(run_folder
 
 
 def what_was_trained_labels_photos(folder: Path, address: str) -> None:
-    """train -> calibrate -> annotate -> filter, and detect, each a job of the cluster."""
+    """train -> calibrate -> annotate -> filter, and detect, each a submission to the cluster."""
     photos = folder / "photos"
     photos.mkdir()
     for k in range(6):
@@ -233,26 +233,26 @@ def jobs_are_listed_followed_and_stopped(folder: Path, address: str) -> None:
     (of_filter,) = [
         line for line in listed if "amvur filter --address auto labels best --keep-best 0.5" in line
     ]
-    job = of_filter.split()[0]
+    submission = of_filter.split()[0]
     assert " succeeded " in of_filter
-    assert "rows in best" in said_by("logs", job)
-    assert "had already ended (succeeded)" in said_by("stop", job)
+    assert "rows in best" in said_by("logs", submission)
+    assert "had already ended (succeeded)" in said_by("stop", submission)
     assert "has no submission 'raysubmit_none': list them with `amvur jobs list`" in said_by(
         "logs", "raysubmit_none", code=2
     )
-    # Ctrl-C leaves a job alone, `stop` does not.
+    # Ctrl-C leaves a submission running, `stop` does not.
     client = amvur(folder, "train", "tiny.yaml", "long", "--set", "steps=100000", "--address", address)
     while len(listed := said_by("list").splitlines()) < 2 or " running " not in listed[1]:
         time.sleep(0.5)
-    job = listed[1].split()[0]
+    submission = listed[1].split()[0]
     client.send_signal(signal.SIGINT)
     assert client.wait(PATIENCE_S) == 130
     assert (
-        f"submission {job} keeps running. Its log: amvur jobs logs {job} --address"
+        f"submission {submission} keeps running. Its log: amvur jobs logs {submission} --address"
         in (folder / "log.txt").read_text()
     )
     assert " running " in said_by("list").splitlines()[1]
-    assert f"submission {job}: stopped" in said_by("stop", job)
+    assert f"submission {submission}: stopped" in said_by("stop", submission)
 
 
 def wait_for_answer(address: str) -> None:

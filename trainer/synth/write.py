@@ -131,7 +131,7 @@ def write_photos(
 
 
 def draws_as_tasks(count: int, workers: int | None, address: str | None) -> bool:
-    """Return whether to draw photos as Ray tasks: if told, or if that is faster."""
+    """Return whether to draw photos as Ray tasks: on request, or if that is faster."""
     if workers is not None or address is not None:
         return workers != 1
     cores = os.cpu_count() or 1
