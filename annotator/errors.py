@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one plain line that says what is wrong and what would be right.
+    """A mistake that the user can fix: one plain line with the mistake and the correct form.
 
     `cli.py` prints it without a traceback and exits with code 2.
     """

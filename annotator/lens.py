@@ -54,7 +54,7 @@ class Lens:
 
     @property
     def is_plain(self) -> bool:
-        """Whether photos show what a pinhole camera with one focal length shows."""
+        """Whether photos equal those of a pinhole camera with one focal length."""
         ratio = max(self.fx / self.fy, self.fy / self.fx)
         return self.model == "pinhole" and not any(self.distortion) and ratio <= _EQUAL_FOCAL
 

@@ -16,7 +16,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from machine import machine, photo_folder, tell
+from machine import machine, photo_folder, print_figures
 
 from annotator.commands.annotate import annotate
 from annotator.job.options import ComputeOptions
@@ -63,7 +63,7 @@ def main() -> None:
         f"{len(found)} rows in {outcome.seconds:.0f} s, {'identical' if same else 'DIFFERENT'}"
     )
     shutil.rmtree(scratch)
-    tell(
+    print_figures(
         {
             "chaos, kills": outcome.killed.total(),
             "chaos, broken requests": broken,

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import duckdb
 import psutil
 from hostile import Expected, Run, build
-from machine import machine, tell
+from machine import machine, print_figures
 
 import annotator
 from annotator.job.options import ComputeOptions
@@ -208,7 +208,7 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
     print(table(runs, wrong))
     total = sum(max(1, len(run.expected)) for run in runs)
-    tell(
+    print_figures(
         {
             "hostile inputs": total,
             "hostile inputs, right": total - len(wrong),

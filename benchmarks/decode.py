@@ -15,7 +15,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-from machine import machine, photo_folder, tell
+from machine import machine, photo_folder, print_figures
 from PIL import Image
 
 from annotator.photos import decode
@@ -83,7 +83,7 @@ def main() -> None:
         found[kind] = {way: float(np.median(values)) for way, values in times.items()}
         shown = " | ".join(f"{value:.3f}" for value in found[kind].values())
         print(f"| {kind} | {shown} | {found[kind]['Pillow'] / found[kind]['decode_photo']:.2f} |", flush=True)
-    tell(
+    print_figures(
         {
             f"{way} over decode_photo, {kind}": ms[way] / ms["decode_photo"]
             for kind, ms in found.items()

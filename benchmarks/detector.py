@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from machine import machine, tell
+from machine import machine, print_figures
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -36,7 +36,7 @@ Boxes = NDArray[np.float64]  # (n, 4) xyxy, pixels
 
 @dataclass
 class Tally:
-    """What was found in some photos."""
+    """The finds in some photos."""
 
     photos: int = 0
     hands: int = 0
@@ -158,7 +158,7 @@ def main() -> None:
     print(machine())
     if not (args.scenes / "boxes.csv").is_file() or not Path(args.model).is_file():
         print("left out: give --scenes (a folder with images/ and boxes.csv) and --model")
-        tell({})
+        print_figures({})
         return
     rows = measure(args.scenes, args.model, args.count)
     heads = [
@@ -173,7 +173,7 @@ def main() -> None:
         print(
             f"| {name} | {tallies['quick'].photos} | {tallies['quick'].hands} | " + " | ".join(cells) + " |"
         )
-    tell(
+    print_figures(
         {
             f"recall, {name}, {search}": tally.hits / tally.hands
             for name, tallies in rows.items()

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from machine import machine, tell
+from machine import machine, print_figures
 
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, write_tables
 
@@ -145,7 +145,7 @@ def main() -> None:
         f"filter, {args.meshes:,} rows with meshes, half kept, over a plain copy of those": seconds / copy_s,
         f"filter, {args.meshes:,} rows with meshes, GiB": gib,
     }
-    tell(figures)
+    print_figures(figures)
     shutil.rmtree(scratch)
 
 

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import torch
-from machine import machine, tell
+from machine import machine, print_figures
 
 from annotator.fitting.drawn import drawn_hands
 from annotator.fitting.hand_fit import Fit, HandFitter
@@ -60,7 +60,7 @@ def main(count: int) -> None:
             f"{_coverage(fit, truth)} | {_order(fit, after)} |"
         )
         figures |= {f"{name}, PA-MPJPE, mm": after.mean(), f"{name}, hands/s of one core": rate}
-    tell(figures)
+    print_figures(figures)
 
 
 def _coverage(fit: Fit, truth: np.ndarray) -> str:

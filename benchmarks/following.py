@@ -17,7 +17,7 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from machine import machine, tell
+from machine import machine, print_figures
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -62,7 +62,7 @@ class Timed:
 
 @dataclass
 class Figures:
-    """What one way of detecting gave on all videos."""
+    """Results of one way of detecting on all videos."""
 
     frames: int = 0
     hits: int = 0
@@ -99,7 +99,7 @@ def main() -> None:
     print(machine())
     if not Path(args.model).is_file():
         print("left out: give --model")
-        tell({})
+        print_figures({})
         return
     torch.set_num_threads(1)
     predictor = annotator.load(args.checkpoint, device="cpu")
@@ -229,7 +229,7 @@ def _print(found: dict[int, Figures]) -> None:
         cells = " | ".join(f"{value:.3g}" for value in values.values())
         print(f"| {'every frame' if every == 1 else f'every {every}th'} | {cells} |")
         values_by_name |= {f"every {every}: {name}": value for name, value in values.items()}
-    tell(values_by_name)
+    print_figures(values_by_name)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from machine import machine, photo_folder, prepared, tell
+from machine import machine, photo_folder, prepared, print_figures
 from network import HEADS, NETWORKS, parts_ms, predictor_of
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -254,7 +254,7 @@ def main() -> None:
     for title in NETWORKS:
         add(predictions(title, device, photos, args.count, batch))
     add(training(device, batch, args.steps))
-    tell(figures, machine=machine(args.device))
+    print_figures(figures, machine=machine(args.device))
 
 
 if __name__ == "__main__":

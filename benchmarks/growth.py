@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from machine import machine, photo_folder, tell
+from machine import machine, photo_folder, print_figures
 
 import annotator
 from annotator.job.options import ComputeOptions
@@ -194,7 +194,7 @@ def main() -> None:
         for workers in (2, 4)
     }
     shutil.rmtree(scratch)
-    tell(figures, runs=[vars(run) | {"reports": None} for run in runs], tenths_ms=tenths)
+    print_figures(figures, runs=[vars(run) | {"reports": None} for run in runs], tenths_ms=tenths)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ if (
 ):  # benchmarks that measure a driver's memory import this module, and the driver needs no torch
     import torch
 
-__all__ = ["machine", "photo_folder", "prepared", "shown", "tell"]
+__all__ = ["machine", "photo_folder", "prepared", "print_figures", "shown"]
 
 
 def photo_folder(given: str | None, count: int) -> Path:
@@ -54,7 +54,7 @@ def shown(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
-def tell(figures: Mapping[str, float], **more: Any) -> None:
+def print_figures(figures: Mapping[str, float], **more: Any) -> None:
     """Print the figures, then one line of JSON with figures and details, which `all.py` reads.
 
     Args:

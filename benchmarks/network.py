@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import torch
-from machine import machine, photo_folder, prepared, tell
+from machine import machine, photo_folder, prepared, print_figures
 from torch import Tensor
 
 from annotator.config import NetworkConfig, read_config
@@ -210,7 +210,7 @@ def main() -> None:
             + " | ".join(f"{column[row]:.3f}" if row in column else "" for column in table.values())
             + " |"
         )
-    tell(
+    print_figures(
         {
             f"{title}: {row}": column[row]
             for title, column in table.items()

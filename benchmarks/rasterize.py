@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from machine import machine, tell
+from machine import machine, print_figures
 from scipy.spatial import ConvexHull
 from torch import Tensor
 
@@ -82,7 +82,7 @@ def main() -> None:
         for name, run in (("visibility", label), ("fragments", draw), ("forward and backward", train)):
             rate = options.batch / median_seconds(run, options.repeats, options.device)
             figures[f"{size_px} px, {covered:.0%} covered, {name}, images/s"] = rate
-    tell(figures)
+    print_figures(figures)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from machine import machine, tell
+from machine import machine, print_figures
 
 from annotator.hand import load_hand
 from annotator.job.record import RunRecord, RunSettings, write_run_record
@@ -136,7 +136,7 @@ def main() -> None:
         folder_bytes = sum(path.stat().st_size for path in page.parent.rglob("*") if path.is_file())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         what = f"report of {options.count:,} labels" + (" with truth" if options.truth else "")
-        tell(
+        print_figures(
             {
                 f"{what}, s": seconds,
                 f"{what}, s of a core": used,

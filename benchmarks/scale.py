@@ -25,7 +25,7 @@ from typing import Any
 import duckdb
 import psutil
 import pyarrow as pa
-from machine import machine, tell
+from machine import machine, print_figures
 
 from annotator.job.dispatcher import Stages
 from annotator.job.options import ComputeOptions
@@ -136,7 +136,7 @@ def main() -> None:
     growth = results[-1]["peak_bytes"] / results[0]["peak_bytes"]
     shutil.rmtree(scratch)
     last = results[-1]
-    tell(
+    print_figures(
         {
             "driver's memory, most rows over fewest": growth,
             f"{last['rows']:,} rows, rows/s": last["rows"] / last["seconds"],

@@ -11,7 +11,7 @@ import time
 
 import roma
 import torch
-from machine import machine, tell
+from machine import machine, print_figures
 from torch import nn
 
 from annotator.hand import load_hand
@@ -53,7 +53,7 @@ def main() -> None:
         least = {name: min(found) for name, found in times.items()}
         figures |= {f"{what}, {name}, ms": value for name, value in least.items()}
         figures[f"{what}, own over smplx"] = least["own"] / least["smplx"]
-    tell(figures)
+    print_figures(figures)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import machine, photo_folder, tell
+from machine import machine, photo_folder, print_figures
 
 from annotator.sources import FolderSource
 
@@ -58,7 +58,7 @@ def main() -> None:
     resumed_s = median(3, *amvur, "annotate", str(thirty), str(scratch / "labels-1"))
     figures["annotate, nothing left to do, s"] = resumed_s
     shutil.rmtree(scratch)
-    tell(figures, annotate_s=cold)
+    print_figures(figures, annotate_s=cold)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from machine import machine, tell
+from machine import machine, print_figures
 
 from annotator.hand import load_hand
 from annotator.runtime.malloc import keep_freed_memory
@@ -97,7 +97,7 @@ def main() -> None:
         # One more batch was drawn as warm-up.
         print(f"    {name}: {spent / (photos + options.batch) * 1000:.2f} ms")
     if options.device != "cpu":
-        tell(figures)
+        print_figures(figures)
         return
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         runs = list(pool.map(draw, (0, photos), [options.batches] * 2, [options] * 2))
@@ -107,7 +107,7 @@ def main() -> None:
         f"{options.size_px} px, 2 processes, photos/s": 2 * photos / slowest,
         f"{options.size_px} px, 2 processes, ms of a core per photo": cpu / photos / 2 * 1000,
     }
-    tell(figures)
+    print_figures(figures)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def best_texture_db(model: str, examples: str, truth: Path) -> list[float]:
     return found
 
 
-WHAT: dict[str, Callable[[Path, Sequence[str]], dict[str, Any]]] = {
+RUNS: dict[str, Callable[[Path, Sequence[str]], dict[str, Any]]] = {
     "overfit": overfit,
     "weak": weak,
     "supervised": supervised,
@@ -175,7 +175,7 @@ WHAT: dict[str, Callable[[Path, Sequence[str]], dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("which", nargs="*", default=list(WHAT), metavar="WHICH", help=", ".join(WHAT))
+    parser.add_argument("which", nargs="*", default=list(RUNS), metavar="WHICH", help=", ".join(RUNS))
     parser.add_argument("--threads", type=int, default=0, help="torch threads; default: all cores")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="as `amvur train --set`")
     arguments = parser.parse_args()
@@ -183,10 +183,10 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     for name in arguments.which:
         result: dict[str, Any] = {"machine": machine(), "changed": " ".join(arguments.set) or "nothing"}
-        result |= WHAT[name](arguments.out / name, arguments.set)
+        result |= RUNS[name](arguments.out / name, arguments.set)
         (arguments.out / name / "result.json").write_text(json.dumps(result, indent=1))
-        for what, value in result.items():
-            print(f"{name:<10}  {what:<70}  {value if isinstance(value, str) else f'{value:.3f}'}")
+        for label, value in result.items():
+            print(f"{name:<10}  {label:<70}  {value if isinstance(value, str) else f'{value:.3f}'}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from growth import linked, pace_ms
-from machine import machine, photo_folder, prepared, tell
+from machine import machine, photo_folder, prepared, print_figures
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -144,10 +144,10 @@ def in_a_process(what: str, photos: Path, *rest: str) -> Callable[[], subprocess
 def rate_of(start: Callable[[], subprocess.Popen[str]], at_once: int = 1) -> float:
     """Return the sum of the rates of `at_once` parallel processes."""
     running = [start() for _ in range(at_once)]
-    said = [process.communicate()[0] for process in running]
+    outputs = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
         sys.exit(f"a measurement ended with exit code {[process.returncode for process in running]}")
-    return sum(float(words.split()[-1]) for words in said)
+    return sum(float(output.split()[-1]) for output in outputs)
 
 
 def count_of(photos: Path) -> int:
@@ -220,7 +220,7 @@ def main() -> None:
     found = {
         name: float(np.median(np.array(rates[a]) / np.array(rates[b]))) for name, (a, b) in ratios.items()
     }
-    tell(found, rates=rates)
+    print_figures(found, rates=rates)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from machine import machine, tell
+from machine import machine, print_figures
 from numpy.typing import NDArray
 from scipy.signal import savgol_filter
 
@@ -79,7 +79,7 @@ def main(count: int, frames: int) -> None:
         _sides(found) | _coverage(found) | {"tracked frames/s of one core": count * frames / tracking_s}
     )
     figures |= _identities(found)
-    tell(figures)
+    print_figures(figures)
 
 
 def _sequence(

@@ -73,7 +73,7 @@ def hand_frames(folder: Path, side: str) -> tuple[Floats, dict[str, NDArray[Any]
 
 
 def retargeted(retargeting: Any, joints: Floats, side: str, episode: NDArray[np.integer]) -> Floats:
-    """Return the robot's joint positions (n, degrees of freedom); each episode begins afresh."""
+    """Return the robot's joint positions (n, degrees of freedom); each episode starts over."""
     optimizer = retargeting.optimizer
     found = []
     for k, hand in enumerate(operator_joints(joints, side)):

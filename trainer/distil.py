@@ -1,7 +1,7 @@
 """Teach a landmark network to read smaller crops: its outputs at 160 px follow MediaPipe's at 224 px. Not in the paper.
 
 Any crop around a hand will do, and no label is needed. The teacher sees each crop once, upright and tight, as it was
-trained. The student sees views of it, turned, zoomed, shifted and coloured by chance, as a first look may be off, and
+trained. The student sees views of it, turned, zoomed, shifted and coloured by chance, because a first look errs, and
 learns to read the same hand in each. The crops are of right hands, fingers up. On drawn hands it learns the true
 landmarks instead, also where the teacher is wrong.
 """
@@ -65,7 +65,7 @@ class DistilConfig:
 
 
 class Crops(NamedTuple):
-    """Upright crops of N right hands, or views of them, and what a network should read in each."""
+    """Upright crops of N right hands, or views of them, and the target of a network for each."""
 
     image: Tensor  # (N, S, S, 3) uint8
     target: LandmarkHand  # in the coordinates of the crops; world landmarks of drawn hands are 0
@@ -162,10 +162,10 @@ def distil(
     Args:
         student: MediaPipe's network, or one that an earlier run has taught; its batch norms keep their statistics.
         crops: of photos and drawn hands, in any order.
-        margin: how many times a tight crop's side they show.
+        margin: side of the crops, over that of tight ones.
         out: a folder.
         config: the run's settings.
-        on_step: is called after each step with its number and mean loss.
+        on_step: called after each step with its number and mean loss.
     """
     student = student.eval()
     if config.eight_bit:
@@ -254,7 +254,7 @@ def _save(
 
 
 def _resume(path: Path, student: nn.Module, mean: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Take what an earlier run saved, and return how many steps it took."""
+    """Load the state of an earlier run, if any; return the number of its steps."""
     if not path.is_file():
         return 0
     with safetensors.safe_open(path, "pt") as file:

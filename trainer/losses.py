@@ -132,8 +132,8 @@ def aligned_loss(mean_mm: Tensor, target_mm: Tensor) -> Tensor:
 def aligned_std_loss(q: Gaussian, target_mm: Tensor) -> Tensor:
     """Return the likelihood of errors after Procrustes, as a function of std alone, (B, N, 3). Not in the paper.
 
-    The target's points (B, N, 3) are rotated into q's frame, the frame of std. Errors of the global rotation say little
-    about a hand's shape; a std trained on this loss ranks shapes.
+    The target's points (B, N, 3) are rotated into q's frame, the frame of std. Errors of the global rotation hardly
+    depend on a hand's shape; a std trained on this loss ranks shapes.
     """
     turn, scale = _procrustes(q.mean_mm, target_mm)
     x, y = (points - points.mean(1, keepdim=True) for points in (q.mean_mm.detach(), target_mm))

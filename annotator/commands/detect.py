@@ -88,7 +88,7 @@ def detect(
         The label set's record: settings, and photos per outcome.
 
     Raises:
-        UserError: a mistake in the arguments, before any work; or what `run_job` raises.
+        UserError: a mistake in the arguments, before any work; or any error of `run_job`.
     """
     check_search(search)
     out = label_folder(out)

@@ -66,7 +66,7 @@ def fit(
         The label set's record: settings, and photos per outcome.
 
     Raises:
-        UserError: a mistake in the arguments, before any work; or what `run_job` raises.
+        UserError: a mistake in the arguments, before any work; or any error of `run_job`.
     """
     labels = label_folder(labels)
     weights = read_config(FitConfig, "fit", config)

@@ -59,7 +59,7 @@ def track(
         The tracked set's record.
 
     Raises:
-        UserError: a mistake in the arguments, before any work; or what `run_job` raises.
+        UserError: a mistake in the arguments, before any work; or any error of `run_job`.
     """
     labels, out = label_folder(labels), label_folder(out)
     if max_gap < 0:

@@ -149,7 +149,7 @@ def _annotation(
 
 
 def _visible(table: pa.Table) -> NDArray[np.bool_]:
-    """Return the visible joints (n, 21); all of a hand's where its labels do not tell."""
+    """Return the visible joints (n, 21); all of a hand's where its labels have no visibility."""
     if "joint_visible" not in table.column_names:
         return np.ones((len(table), len(JOINT_NAMES)), bool)
     unknown = table["joint_visible"].is_null().to_numpy()

@@ -26,7 +26,7 @@ from annotator.storage.files import (
     whole_file,
     write_whole,
 )
-from annotator.storage.remote import ask, patience
+from annotator.storage.remote import patience, with_retries
 from annotator.storage.room import naming
 
 #: Marks an unfinished folder; holds the plan of its command.
@@ -46,7 +46,7 @@ def whole(url: str) -> Iterator[IO[bytes]]:
         path = Path(folder) / "whole"
         with naming(path), path.open("wb") as file:
             yield file
-        ask(url, lambda filesystem, target: filesystem.put_file(str(path), target))
+        with_retries(url, lambda filesystem, target: filesystem.put_file(str(path), target))
 
 
 def check_new_file(out: str, suffix: str) -> None:

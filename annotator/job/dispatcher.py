@@ -45,7 +45,7 @@ _AHEAD = 2
 #: Shards queued for any model, besides those being opened: enough to keep decoders busy within bounded memory.
 _QUEUED = 2
 
-#: Ray retries nothing: it cannot tell a photo that crashes processes from a lost machine.
+#: Ray retries nothing: it cannot distinguish a photo that crashes processes from a lost machine.
 _ONCE: dict[str, Any] = {"max_retries": 0, "scheduling_strategy": "SPREAD"}
 
 

@@ -121,7 +121,7 @@ def hand_lengths_mm(joints3d_mm: Floats) -> Floats:
 
 
 def _resized(hands: CropHands, length_mm: NDArray[np.float64]) -> CropHands:
-    """Scale the hands whose length (n,) is given; what the camera sees stays. NaN: unchanged."""
+    """Scale the hands whose length (n,) is given; their projections stay. NaN: unchanged."""
     if np.isnan(length_mm).all():
         return hands
     factor = length_mm / np.maximum(hand_lengths_mm(hands.joints3d_mm), 1e-3)

@@ -17,7 +17,7 @@ class PhotoCamera(NamedTuple):
     focal_px: float | None = None  # None: assumed
     principal_px: tuple[float, float] | None = None  # None: the photo's centre
     focal_source: str = "assumed"  # or given, exif
-    lens: Lens | None = None  # None: what a pinhole camera shows
+    lens: Lens | None = None  # None: a pinhole camera with one focal length
 
 
 #: A camera that nothing is known of.

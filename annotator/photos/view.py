@@ -2,7 +2,7 @@
 
 Networks see crops of pinhole photos. So a crop of any other photo is resampled along undistorted rays: as the picture
 of a virtual pinhole camera in the same place, whose optical axis is the ray through the crop's centre. The axes of that
-camera are crop axes. Boxes, and what labels say in photo pixels, stay in the photo as it is.
+camera are crop axes. Boxes, and all labels in photo pixels, stay in the photo as it is.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Order: Spearman's correlation with the error, sparsification and its area (AUSE), the error of the best part.
 Size: the share of errors within a Gaussian's interval of that std (coverage), and reliability bins.
-Errors and std are arrays of one shape, in one unit: one number per hand, unless a docstring says per coordinate.
+Errors and std are arrays of one shape, in one unit: one number per hand, or per coordinate where stated.
 """
 
 from __future__ import annotations

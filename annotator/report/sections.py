@@ -188,7 +188,7 @@ def settings(record: Record, found: Survey) -> dict[str, str]:
         "hand model": f"{made.hand}, {made.vertex_count} vertices",
         "kept by filter": "; ".join(filtered),
         "relabelled": f"{len(record.relabelled)} times" if record.relabelled else "",
-        "retried requests": ", ".join(f"{n:,} × {what}" for what, n in record.retries.items()),
+        "retried requests": ", ".join(f"{n:,} × {cause}" for cause, n in record.retries.items()),
         "files that are not photos": f"{record.skipped_files:,}" if record.skipped_files else "",
     }
 

@@ -14,7 +14,7 @@ LOG_EVERY_S = 30.0
 class _Bar:
     """A progress bar that appears with the first update, so that a mistake prints one line alone."""
 
-    def __init__(self, what: str, total: int | None = None) -> None:
+    def __init__(self, title: str, total: int | None = None) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -35,8 +35,8 @@ class _Bar:
             TimeRemainingColumn(),
         )
         self._bar = Progress(*columns, console=Console(stderr=True))
-        self._task = self._bar.add_task(what, total=total, rate="starting", details="")
-        self._what, self._logged_s = what, -LOG_EVERY_S
+        self._task = self._bar.add_task(title, total=total, rate="starting", details="")
+        self._title, self._logged_s = title, -LOG_EVERY_S
         self._first: tuple[float, int] | None = None  # time of the first update, and the work done by then
 
     def __enter__(self) -> _Bar:
@@ -67,14 +67,14 @@ class _Bar:
                 if before < done < total
                 else ""
             )
-            parts = (self._what, f"{done}/{total}" + "+" * (not is_all), text, remaining, details)
+            parts = (self._title, f"{done}/{total}" + "+" * (not is_all), text, remaining, details)
             self._bar.console.print("  ".join(filter(None, parts)), soft_wrap=True, highlight=False)
 
 
 @contextmanager
-def photos_bar(what: str, missing: str) -> Iterator[Callable[[Any], None]]:
+def photos_bar(title: str, missing: str) -> Iterator[Callable[[Any], None]]:
     """Yield a callback for the progress of a job; photos that are not ok are shown as without `missing`."""
-    with _Bar(what) as bar:
+    with _Bar(title) as bar:
 
         def report(progress: Any) -> None:
             details = _causes(progress.outcomes, missing)
@@ -118,9 +118,9 @@ def training_bar() -> Iterator[Callable[[Any], None]]:
 
 
 @contextmanager
-def counting_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def counting_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback (done, total)."""
-    with _Bar(what) as bar:
+    with _Bar(title) as bar:
         yield bar.show
 
 

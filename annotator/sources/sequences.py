@@ -31,23 +31,23 @@ Piece = tuple[str, int, int]
 
 
 class SequenceSource(Source):
-    """One entry for each sequence, and one for each run of photos that are of none."""
+    """One entry for each sequence, and one for each run of photos outside all sequences."""
 
     def __init__(self, labels: str) -> None:
-        """Look at the first label file.
+        """Check the first label file.
 
         Raises:
             UserError: the set is not finished, holds no meshes or stds, no sequence, or is tracked already.
         """
         super().__init__()
         self._labels = labels
-        said = plain(shown(labels))
+        shown_name = plain(shown(labels))
         if is_unfinished(labels):
-            raise UserError(f"'{said}' is not finished: run the command that makes it to its end first")
+            raise UserError(f"'{shown_name}' is not finished: run the command that makes it to its end first")
         files = sorted(label_files(labels))
         if not files:
             raise UserError(
-                f"'{said}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
+                f"'{shown_name}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
             )
         path = join(labels, "data", files[0])
         with opened_label_file(path) as file:
@@ -55,9 +55,11 @@ class SequenceSource(Source):
         self.facts = label_facts(path, self.schema)
         names = self.schema.names
         if not {"pose", "vertices_mm", "joints3d_std_mm"} <= set(names):
-            raise UserError(f"'{said}' holds no meshes: give what `amvur annotate` or `amvur fit` wrote")
+            raise UserError(
+                f"'{shown_name}' holds no meshes: give a folder that `amvur annotate` or `amvur fit` wrote"
+            )
         if "track_id" in names:
-            raise UserError(f"'{said}' is tracked already: give the labels that it was made of")
+            raise UserError(f"'{shown_name}' is tracked already: give the labels that it was made of")
         own = {*label_schema(1).names, *SAMPLES_ROUNDING}
         self.columns = {_renamed(field.name): field.type for field in self.schema if field.name not in own}
         self._has_sequence = SEQUENCE in names
@@ -65,15 +67,15 @@ class SequenceSource(Source):
 
     @property
     def vertex_count(self) -> int:
-        """V."""
+        """Number of vertices of the hand model."""
         return int(self.schema.field("vertices_mm").type.list_size)
 
     def key(self, entry: Entry) -> tuple[int]:
-        """Sequences come by their first rows."""
+        """Return the rank of the sequence's first row."""
         return (entry.order,)
 
     def __iter__(self) -> Iterator[Entry]:
-        # As large as the runs of rows: in a file of SQLite's own, which goes with the process.
+        # The index may outgrow memory, so it is a temporary file of SQLite, which disappears with the process.
         with closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as index:
             index.execute("pragma journal_mode = off")
             index.execute("begin")
@@ -134,7 +136,7 @@ def read_sequence(labels: str, entry: Entry, columns: list[str] | None = None) -
         with opened_label_file(join(labels, "data", file)) as opened:
             names = columns or [name for name in opened.schema_arrow.names if name not in SAMPLES_ROUNDING]
             table = opened.read(names, use_threads=False)
-        # Rows are copied, so that the rest of the file goes.
+        # Rows are copied, so that the rest of the file leaves memory.
         tables += [table.take(list(range(start, stop))) for _, start, stop in pieces]
     whole = pa.concat_tables(tables, promote_options="default").combine_chunks()
     return whole.rename_columns([_renamed(name) for name in whole.column_names])

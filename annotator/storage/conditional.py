@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from annotator.storage.remote import ask
+from annotator.storage.remote import with_retries
 
 _S3 = ("s3://", "s3a://")
 
@@ -27,7 +27,7 @@ def version_of(url: str) -> str | None:
     if not url.startswith(_S3):
         return None
     try:
-        info: dict[str, Any] = ask(url, lambda filesystem, path: filesystem.info(path))
+        info: dict[str, Any] = with_retries(url, lambda filesystem, path: filesystem.info(path))
     except FileNotFoundError:
         return None
     return info.get("ETag")
@@ -58,7 +58,7 @@ def put_if_unchanged(url: str, data: bytes, version: str | None) -> str | None:
                 return filesystem.pipe_file(path, data) or {}
             raise
 
-    written = ask(url, put)
+    written = with_retries(url, put)
     if written is None:
         raise OvertakenError(url)
     return written.get("ETag")

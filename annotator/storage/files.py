@@ -12,7 +12,7 @@ from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
 from annotator.errors import UserError, first_line
-from annotator.storage.remote import ask, open_remote, patience, read_all, read_part, shown
+from annotator.storage.remote import open_remote, patience, read_all, read_part, shown, with_retries
 from annotator.storage.room import NoRoomError, naming
 
 #: Timeout of the first successful request to a store that a command names, in seconds.
@@ -53,7 +53,7 @@ def write_whole(url: str, data: bytes, scratch: str | None = None) -> None:
         scratch: on disk, the folder for the temporary file, on the same file system; default: the target's folder.
     """
     if not is_local(url):
-        ask(url, lambda filesystem, path: filesystem.pipe_file(path, data))
+        with_retries(url, lambda filesystem, path: filesystem.pipe_file(path, data))
         return
     with whole_file(local_path(url), local_path(scratch) if scratch else None, len(data)) as file:
         file.write(data)
@@ -120,7 +120,7 @@ def names_in(folder: str) -> set[str]:
         return {name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
 
     try:
-        return ask(folder, listed)
+        return with_retries(folder, listed)
     except FileNotFoundError:
         return set()
 
@@ -140,7 +140,7 @@ def sizes_in(folder: str) -> dict[str, int]:
         }
 
     try:
-        return ask(folder, listed)
+        return with_retries(folder, listed)
     except FileNotFoundError:
         return {}
 
@@ -151,7 +151,7 @@ def remove_file(url: str) -> None:
         local_path(url).unlink(missing_ok=True)
         return
     with contextlib.suppress(FileNotFoundError):
-        ask(url, lambda filesystem, path: filesystem.rm_file(path))
+        with_retries(url, lambda filesystem, path: filesystem.rm_file(path))
 
 
 def remove_folder(folder: str) -> None:

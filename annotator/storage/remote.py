@@ -47,7 +47,7 @@ class RefusedError(UserError, PermissionError):
         return f"'{self.filename}': {self.strerror}"
 
 
-def ask(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
+def with_retries(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
     """Return `do(filesystem, path)`, with retries while the request may still succeed.
 
     Raises:
@@ -118,7 +118,9 @@ class RemoteFile(io.RawIOBase):
         """Open the file; its size in bytes, if not given, takes a request."""
         self._url, self._position = url, 0
         self._size: int = (
-            ask(url, lambda filesystem, path: filesystem.info(path)["size"]) if size is None else size
+            with_retries(url, lambda filesystem, path: filesystem.info(path)["size"])
+            if size is None
+            else size
         )
 
     def readable(self) -> bool:
@@ -169,7 +171,7 @@ def read_all(url: str) -> bytes:
     """Return all bytes of a file."""
     # s3fs reads large files in parts, and leaks the connection of a failed part.
     options = {"max_concurrency": 1} if url.startswith(_S3) else {}
-    return ask(url, lambda filesystem, path: filesystem.cat_file(path, **options))
+    return with_retries(url, lambda filesystem, path: filesystem.cat_file(path, **options))
 
 
 def read_part(url: str, start: int, end: int) -> bytes:
@@ -183,7 +185,7 @@ def read_part(url: str, start: int, end: int) -> bytes:
                 return b""
             raise
 
-    return ask(url, read)
+    return with_retries(url, read)
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
@@ -235,7 +237,7 @@ def _pages_of_s3(url: str, start: str) -> Iterator[str]:
         def page(filesystem: Any, _: str, further: dict[str, str] = further) -> dict[str, Any]:
             return filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix + start, **further)
 
-        answer = ask(url, page)
+        answer = with_retries(url, page)
         for item in answer.get("Contents", []):
             if not item["Key"].endswith("/"):
                 yield item["Key"][len(prefix) :]
@@ -252,7 +254,7 @@ def _walk(folder: str, below: str) -> Iterator[str]:
         items = filesystem.ls(path, detail=True)
         return [(item["name"].rstrip("/").rsplit("/", 1)[-1], item["type"] == "directory") for item in items]
 
-    names = [name + "/" * is_folder for name, is_folder in ask(folder, listed)]
+    names = [name + "/" * is_folder for name, is_folder in with_retries(folder, listed)]
     for name in sorted(names):
         if name.endswith("/"):
             yield from _walk(f"{folder}/{name[:-1]}", below + name)

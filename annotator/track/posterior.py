@@ -15,7 +15,7 @@ from annotator.track.smoother import MEMORY_S, Noise, Smoothed
 
 Floats = NDArray[np.floating]
 
-#: Frames farther away than this in time say nothing of a frame's variance, unless they are the nearest.
+#: Frames farther away than this in time do not count for a frame's variance, unless they are the nearest.
 _REACH_S = 4 * MEMORY_S
 
 #: Of the scatter's share, at most; and how many times a frame's predicted variance a gap may have.

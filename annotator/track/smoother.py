@@ -125,7 +125,7 @@ def fit_noise(track: Track) -> Noise:
     """Return the factors under which the measurements are likeliest.
 
     For given ratios, the best size of all noise is the mean squared innovation over its variance, so that two numbers
-    are searched for. Fewer than `LEAST_MEASURED` say nothing of motion: the hand then moves as it is measured.
+    are searched for. Fewer than `LEAST_MEASURED` do not determine the motion: the hand then moves as it is measured.
     """
     part = track.first(FIT_FRAMES)
     count, channels = int(part.observed.sum()), track.values.shape[1]

@@ -19,7 +19,7 @@ from annotator.commands.detect import detect
 from annotator.commands.filter import Keep, filter_labels
 from annotator.runtime.ray_session import connected
 from annotator.storage.files import names_in, open_file, write_whole
-from annotator.storage.remote import ask, take_retries
+from annotator.storage.remote import take_retries, with_retries
 from tests.conftest import SHARED, SMALL
 from tests.robustness.faulty_proxy import Faults, faulty
 from tests.support.s3_server import rclone, serve
@@ -96,7 +96,8 @@ def table_of(labels: str):
 def written(folder: str) -> dict[str, str]:
     """When each file of a folder was put there, as the store has it."""
     return {
-        name: str(ask(f"{folder}/{name}", lambda fs, path: fs.modified(path))) for name in names_in(folder)
+        name: str(with_retries(f"{folder}/{name}", lambda fs, path: fs.modified(path)))
+        for name in names_in(folder)
     }
 
 

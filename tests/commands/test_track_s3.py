@@ -14,7 +14,7 @@ import s3fs
 from annotator.commands.track import track
 from annotator.job.options import ComputeOptions
 from annotator.runtime.ray_session import connected
-from annotator.storage.remote import ask, take_retries
+from annotator.storage.remote import take_retries, with_retries
 from tests.robustness.faulty_proxy import Faults, faulty
 from tests.support.moving_labels import VIDEO_COLUMNS, Clip, Moving, table_of, write_labels
 from tests.support.s3_server import Server, rclone, serve
@@ -77,7 +77,7 @@ def test_a_set_in_a_store_is_tracked_into_a_store_and_resumes(labels, server, tm
     made = contents(bucket / "tracked" / "data")
     assert made == contents(tmp_path / "local" / "data") and len(made) == 2
     assert contents(bucket / "labels" / "data") == before
-    ask("s3://bucket/tracked/data/shard-0000000.parquet", lambda store, path: store.rm_file(path))
+    with_retries("s3://bucket/tracked/data/shard-0000000.parquet", lambda store, path: store.rm_file(path))
     assert len(contents(bucket / "tracked" / "data")) == 1
     again = track("s3://bucket/labels", "s3://bucket/tracked", compute=SMALL)
     assert again.outcomes == local.outcomes and contents(bucket / "tracked" / "data") == made

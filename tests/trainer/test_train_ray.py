@@ -233,10 +233,10 @@ def jobs_are_listed_followed_and_stopped(folder: Path, address: str) -> None:
     (of_filter,) = [
         line for line in listed if "amvur filter --address auto labels best --keep-best 0.5" in line
     ]
-    submission = of_filter.split()[0]
+    submission_id = of_filter.split()[0]
     assert " succeeded " in of_filter
-    assert "rows in best" in said_by("logs", submission)
-    assert "had already ended (succeeded)" in said_by("stop", submission)
+    assert "rows in best" in said_by("logs", submission_id)
+    assert "had already ended (succeeded)" in said_by("stop", submission_id)
     assert "has no submission 'raysubmit_none': list them with `amvur jobs list`" in said_by(
         "logs", "raysubmit_none", code=2
     )
@@ -244,15 +244,15 @@ def jobs_are_listed_followed_and_stopped(folder: Path, address: str) -> None:
     client = amvur(folder, "train", "tiny.yaml", "long", "--set", "steps=100000", "--address", address)
     while len(listed := said_by("list").splitlines()) < 2 or " running " not in listed[1]:
         time.sleep(0.5)
-    submission = listed[1].split()[0]
+    submission_id = listed[1].split()[0]
     client.send_signal(signal.SIGINT)
     assert client.wait(PATIENCE_S) == 130
     assert (
-        f"submission {submission} keeps running. Its log: amvur jobs logs {submission} --address"
+        f"submission {submission_id} keeps running. Its log: amvur jobs logs {submission_id} --address"
         in (folder / "log.txt").read_text()
     )
     assert " running " in said_by("list").splitlines()[1]
-    assert f"submission {submission}: stopped" in said_by("stop", submission)
+    assert f"submission {submission_id}: stopped" in said_by("stop", submission_id)
 
 
 def wait_for_answer(address: str) -> None:

@@ -123,7 +123,7 @@ def _reliability(panel: Axes, pairs: StdAndError) -> None:
         for k, axis in enumerate("xyz"[: error.shape[-1]])
     }
     top = 1.1 * max(float(max(bins.std.max(), bins.observed.max())) for bins in axes.values())
-    panel.plot([0, top], [0, top], color=_GREY, linestyle=":", label="as it says")
+    panel.plot([0, top], [0, top], color=_GREY, linestyle=":", label="std is exact")
     for (axis, bins), colour in zip(axes.items(), (_BLUE, _ORANGE, _INK), strict=False):
         label = f"{axis}: covers 68 % of errors"
         panel.plot(bins.std, bins.observed, "o-", color=colour, markersize=4, linewidth=1.2, label=label)

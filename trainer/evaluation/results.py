@@ -112,7 +112,7 @@ def _share(probability: Floats, yes: bool) -> float | None:
 
 
 def _visibility(truth: Floats, score: Floats) -> dict[str, float | None]:
-    """Return how well the score (n, 21) tells visible joints from hidden ones, over the joints of known truth."""
+    """Return the separation of visible and hidden joints by the score (n, 21), over the joints of known truth."""
     known = ~np.isnan(truth)
     visible, score = truth[known] > 0.5, score[known]
     return {

@@ -80,7 +80,7 @@ def truth_row(name: str, columns: dict[str, Any], size_px: int, schema: pa.Schem
 
 
 def truth_facts(hand: HandModel, seed: int, size_px: int) -> str:
-    """Return what the truth's metadata says, as JSON."""
+    """Return the metadata of the truth, as JSON."""
     facts = {
         "schema_version": SCHEMA_VERSION,
         "synthetic": {"seed": seed, "size_px": size_px},
