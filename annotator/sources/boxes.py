@@ -14,9 +14,10 @@ from annotator.errors import UserError
 from annotator.labels.folder import label_files, read_columns
 from annotator.sources.entry import BoxFrame, Entry, Fault, ListedHand, plain, readable
 from annotator.sources.folder import holds_many
+from annotator.sources.label_set import is_unfinished
 from annotator.sources.lists.listed import LIST_SUFFIXES, ListSource
 from annotator.sources.source import Source
-from annotator.storage.files import is_local, join, local_path, read_whole
+from annotator.storage.files import is_local, local_path
 from annotator.storage.remote import shown
 
 _COLUMNS = [
@@ -157,14 +158,6 @@ def _normal(entry: Entry) -> str:
         return entry.uri
     path = readable(os.path.normpath(local_path(entry.path))) if entry.path else ""
     return path + (f"#{entry.inside}" if entry.inside is not None else "")
-
-
-def is_unfinished(boxes: str) -> bool:
-    """Return whether a run is writing to the label set, or none has finished."""
-    record = read_whole(join(boxes, "_run.json"))
-    if record is None:
-        return False
-    return not json.loads(record).get("outcomes") or read_whole(join(boxes, "_lease.json")) is not None
 
 
 def _hand_of(row: dict[str, Any]) -> Any:

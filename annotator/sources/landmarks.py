@@ -6,23 +6,20 @@ pass through.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-import pyarrow as pa
-
 from annotator.errors import UserError
-from annotator.labels.folder import label_files, opened_label_file, read_columns
+from annotator.labels.folder import read_columns
 from annotator.labels.schema import label_schema
-from annotator.sources.boxes import is_unfinished
 from annotator.sources.coco import CocoHand, coco_hands, coco_photos
 from annotator.sources.entry import Entry, Fault, ListedHand, plain, readable
+from annotator.sources.label_set import LabelSet
 from annotator.sources.source import Source
-from annotator.storage.files import is_local, join, local_path, read_whole
+from annotator.storage.files import is_local, join, local_path
 from annotator.storage.remote import shown
 
 _OF_PHOTO = ("image_uri", "image_id", "duplicate", "frame_index", "frame_time_s", "width", "height")
@@ -75,35 +72,25 @@ class DetectedLandmarks(LandmarkSource):
             UserError: the folder has no landmarks with depth, or its run is unfinished.
         """
         super().__init__()
-        self._labels = labels
-        name = plain(shown(labels))
-        if is_unfinished(labels):
-            raise UserError(f"'{name}' is unfinished: run the same `amvur detect` command again first")
-        files = sorted(label_files(labels))
-        if not files:
-            raise UserError(
-                f"'{name}' has no landmarks: give the output of `amvur detect`, or a .json file in COCO's layout"
-            )
-        with opened_label_file(join(labels, "data", files[0])) as file:
-            schema: pa.Schema = file.schema_arrow
+        self._set = LabelSet(
+            labels,
+            unfinished="is unfinished: run the same `amvur detect` command again first",
+            empty="has no landmarks: give the output of `amvur detect`, or a .json file in COCO's layout",
+        )
+        schema = self._set.schema
         if "landmark_depth_px" not in schema.names:
             raise UserError(
-                f"'{name}' has no landmarks with depth: run `detect` of this amvur version into a new folder"
+                f"'{self._set.name}' has no landmarks with depth: run `detect` of this amvur version into a new folder"
             )
         own = set(label_schema(1).names)
         self.columns = {field.name: field.type for field in schema if field.name not in own}
-        self.place = self._photos_place() or shown(readable(labels))
-
-    def _photos_place(self) -> str | None:
-        """Return the source of the photos, which relative uris start from."""
-        record = read_whole(join(self._labels, "_run.json"))
-        return None if record is None else json.loads(record)["settings"].get("source")
+        self.place = self._set.photos_place()
 
     def __iter__(self) -> Iterator[Entry]:
         names = [*_OF_PHOTO, *_OF_HAND, *self.columns]
         order = 0
-        for file in sorted(label_files(self._labels)):
-            rows = read_columns(self._labels, file, names).to_pylist()
+        for file in self._set.files():
+            rows = read_columns(self._set.labels, file, names).to_pylist()
             for _, hands in groupby(rows, key=lambda row: (row["image_uri"], row["image_id"])):
                 yield self._entry(order, list(hands))
                 order += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,13 +11,12 @@ from typing import Any
 import pyarrow as pa
 
 from annotator.errors import UserError
-from annotator.labels.folder import label_facts, label_files, one_hand, opened_label_file, read_columns
+from annotator.labels.folder import label_facts, one_hand, opened_label_file, read_columns
 from annotator.labels.schema import SAMPLES_ROUNDING, label_schema
-from annotator.sources.boxes import is_unfinished
-from annotator.sources.entry import Entry, plain, readable
+from annotator.sources.entry import Entry
+from annotator.sources.label_set import LabelSet
 from annotator.sources.source import Source
-from annotator.storage.files import join, read_whole
-from annotator.storage.remote import shown
+from annotator.storage.files import join
 
 #: The column of a list with the name of a row's sequence.
 SEQUENCE = "sequence"
@@ -40,30 +38,24 @@ class SequenceSource(Source):
             UserError: the set is not finished, holds no meshes or stds, no sequence, or is tracked already.
         """
         super().__init__()
-        self._labels = labels
-        shown_name = plain(shown(labels))
-        if is_unfinished(labels):
-            raise UserError(f"'{shown_name}' is not finished: run the command that makes it to its end first")
-        files = sorted(label_files(labels))
-        if not files:
-            raise UserError(
-                f"'{shown_name}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
-            )
-        path = join(labels, "data", files[0])
-        with opened_label_file(path) as file:
-            self.schema: pa.Schema = file.schema_arrow
-        self.facts = label_facts(path, self.schema)
+        self._set = LabelSet(
+            labels,
+            unfinished="is not finished: run the command that makes it to its end first",
+            empty="holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote",
+        )
+        self.schema = self._set.schema
+        self.facts = label_facts(self._set.path_of(self._set.files()[0]), self.schema)
         names = self.schema.names
         if not {"pose", "vertices_mm", "joints3d_std_mm"} <= set(names):
             raise UserError(
-                f"'{shown_name}' holds no meshes: give a folder that `amvur annotate` or `amvur fit` wrote"
+                f"'{self._set.name}' holds no meshes: give a folder that `amvur annotate` or `amvur fit` wrote"
             )
         if "track_id" in names:
-            raise UserError(f"'{shown_name}' is tracked already: give the labels that it was made of")
+            raise UserError(f"'{self._set.name}' is tracked already: give the labels that it was made of")
         own = {*label_schema(1).names, *SAMPLES_ROUNDING}
         self.columns = {_renamed(field.name): field.type for field in self.schema if field.name not in own}
         self._has_sequence = SEQUENCE in names
-        self.place = self._photos_place() or shown(readable(labels))
+        self.place = self._set.photos_place()
 
     @property
     def vertex_count(self) -> int:
@@ -89,7 +81,7 @@ class SequenceSource(Source):
             )
             if index.execute("select 1 from runs where not of_none limit 1").fetchone() is None:
                 raise UserError(
-                    f"'{plain(shown(self._labels))}' holds single photos: track labels of videos, or of a list with a "
+                    f"'{self._set.name}' holds single photos: track labels of videos, or of a list with a "
                     f"`{SEQUENCE}` column"
                 )
             for order, (name, of_none) in enumerate(found):
@@ -106,11 +98,11 @@ class SequenceSource(Source):
 
     def _runs(self) -> Iterator[tuple[str, int, str, int, int, int]]:
         names = ["image_uri", "frame_index", "hand_index", *([SEQUENCE] if self._has_sequence else [])]
-        for file in sorted(label_files(self._labels)):
-            path = join(self._labels, "data", file)
+        for file in self._set.files():
+            path = self._set.path_of(file)
             with opened_label_file(path) as opened:
                 one_hand(path, label_facts(path, opened.schema_arrow), self.facts.get("hand"))
-            rows = read_columns(self._labels, file, names).to_pylist()
+            rows = read_columns(self._set.labels, file, names).to_pylist()
             start = 0
             for name, group in groupby(rows, key=self._sequence_of):
                 run = list(group)
@@ -122,11 +114,6 @@ class SequenceSource(Source):
         if self._has_sequence and row[SEQUENCE] is not None:
             return str(row[SEQUENCE])
         return None if row["frame_index"] is None else str(row["image_uri"])
-
-    def _photos_place(self) -> str | None:
-        """Return where the photos were, for readers of labels whose uris are relative."""
-        record = read_whole(join(self._labels, "_run.json"))
-        return None if record is None else json.loads(record)["settings"].get("source")
 
 
 def read_sequence(labels: str, entry: Entry, columns: list[str] | None = None) -> pa.Table:
