@@ -14,9 +14,7 @@ neither way detected any.
 from __future__ import annotations
 
 import hashlib
-import io
 import weakref
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -31,9 +29,9 @@ from PIL import Image
 from annotator.detection.duplicates import distinct
 from annotator.detection.views import search_rounds
 from annotator.errors import UserError, first_line
+from annotator.model.landmarker_bundle import MODEL_NAME, WHERE_TO_GET, read_bundle
 from annotator.photos.crops import box_around_joints
 from annotator.runtime.stderr import quiet_stderr
-from annotator.storage.files import read_whole
 
 #: Sufficient shorter side of a photo: the landmark network's input has 224 pixels, so that a hand of a quarter of the
 #: photo keeps its resolution.
@@ -59,14 +57,9 @@ _THOROUGH_MIN_PX = 32
 #: Rounds of views beside a hand that was found: they find most of the others in a sixth of the time of all rounds.
 FEW_ROUNDS = 2
 
-#: File name under which MediaPipe distributes the model.
-MODEL_NAME = "hand_landmarker.task"
-
 #: Factor from the z of image landmarks (image widths) to the unit of x; nominally 1. The open hand fits best at 1.3;
 #: bone lengths vary least between photos at 1.5 to 1.8 (170 hands of hand-scenes).
 DEPTH_SCALE = 1.28
-
-_WHERE_TO_GET = "MediaPipe's hand_landmarker.task, from https://ai.google.dev/edge/mediapipe/solutions/vision/hand_landmarker"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +118,7 @@ class HandDetector:
                 self._landmarker = HandLandmarker.create_from_options(options)
             except (RuntimeError, ValueError, OSError) as error:
                 reason = first_line(error)
-                raise UserError(f"'{model.path}' can't be used ({reason}): give {_WHERE_TO_GET}") from None
+                raise UserError(f"'{model.path}' can't be used ({reason}): give {WHERE_TO_GET}") from None
             # Closing a landmarker during garbage collection can wait forever for a thread that has ended.
             self._closing = weakref.finalize(self, self._landmarker.close)
             self._closing.atexit = False  # no thread can start at exit
@@ -284,17 +277,6 @@ def read_model(named: str | None) -> DetectorModel:
         raise UserError("detecting hands needs MediaPipe: pip install 'amvur-annotator[detect]'")
     path = model_file(named)
     if path is None:
-        raise UserError(f"there is no {MODEL_NAME} in this folder: give the path or URL of {_WHERE_TO_GET}")
-    try:
-        bundle = read_whole(path)
-    except OSError as error:
-        raise UserError(f"'{path}' can't be read ({error.strerror}): give {_WHERE_TO_GET}") from None
-    if bundle is None:
-        raise UserError(f"there is no '{path}': give {_WHERE_TO_GET}")
-    try:
-        names = zipfile.ZipFile(io.BytesIO(bundle)).namelist()
-    except zipfile.BadZipFile:
-        names = []
-    if "hand_landmarks_detector.tflite" not in names:
-        raise UserError(f"'{path}' is not a hand detector: give {_WHERE_TO_GET}")
+        raise UserError(f"there is no {MODEL_NAME} in this folder: give the path or URL of {WHERE_TO_GET}")
+    bundle = read_bundle(path)
     return DetectorModel(path, bundle, f"hand_landmarker-{hashlib.sha256(bundle).hexdigest()[:12]}")

@@ -21,10 +21,7 @@ from torch import Tensor, nn
 
 from annotator.errors import UserError
 from annotator.model.landmarker import JOINTS, Landmarker, LandmarkHeads
-from annotator.storage.files import read_whole
-
-#: The network in the bundle that gives landmarks; the other one detects palms.
-MEMBER = "hand_landmarks_detector.tflite"
+from annotator.model.landmarker_bundle import MEMBER, no_landmark_network, read_bundle
 
 #: Identifier of TensorFlow Lite files, at byte 4.
 IDENTIFIER = b"TFL3"
@@ -74,13 +71,13 @@ def read_landmarker(uri: str, crops: Tensor) -> Landmarker:
     norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
     heads = {name: getattr(network.heads, name) for name in HEADS.values()}
     if len(filters) != len(convolutions) or linears.keys() != heads.keys():
-        raise _wrong(uri)
+        raise no_landmark_network(uri)
     pairs: list[tuple[nn.Conv2d | nn.Linear, _Layer]] = list(zip(convolutions, filters, strict=True))
     pairs += [(head, linears[name]) for name, head in heads.items()]
     for module, layer in pairs:
         fits = layer.weight.shape == module.weight.shape and layer.bias.shape == module.weight.shape[:1]
         if not (fits and layer.weight.isfinite().all() and layer.bias.isfinite().all()):
-            raise _wrong(uri)
+            raise no_landmark_network(uri)
     with torch.no_grad():
         for module, layer in pairs:
             module.weight.copy_(layer.weight)
@@ -105,31 +102,20 @@ def _change_units(heads: LandmarkHeads) -> None:
         parameter.mul_(1000)
 
 
-def _wrong(uri: str) -> UserError:
-    return UserError(
-        f"'{uri}' does not hold MediaPipe's hand landmark network: give its hand_landmarker.task"
-    )
-
-
 def _read_layers(uri: str) -> list[_Layer]:
     """Return the layers of the network in the bundle, in execution order."""
     if find_spec("tflite") is None:
         raise UserError(f"reading '{uri}' needs tflite: pip install 'amvur-annotator[landmarker]'")
-    try:
-        bundle = read_whole(uri)
-    except OSError as error:
-        raise UserError(f"'{uri}' can't be read ({error.strerror})") from None
-    if bundle is None:
-        raise UserError(f"'{uri}' does not exist: give MediaPipe's hand_landmarker.task")
+    bundle = read_bundle(uri)
     try:
         data = zipfile.ZipFile(io.BytesIO(bundle)).read(MEMBER)
         if data[4:8] != IDENTIFIER:
-            raise _wrong(uri)
+            raise no_landmark_network(uri)
         return _layers(data)
     except (zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError, RuntimeError) as error:
-        raise _wrong(uri) from error
+        raise no_landmark_network(uri) from error
     except (struct.error, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise _wrong(uri) from error  # flatbuffers raises any of these at a wrong offset
+        raise no_landmark_network(uri) from error  # flatbuffers raises any of these at a wrong offset
 
 
 def _layers(data: bytes) -> list[_Layer]:

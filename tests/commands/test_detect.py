@@ -339,8 +339,8 @@ def test_a_missing_model_or_package_is_one_line_that_says_what_to_do(mixed, mode
         ),
         (str(tmp_path / "none.task"), "there is no '.*none.task': give"),
         (str(tmp_path), "can't be read"),
-        (str(text), "is not a hand detector: give"),
-        (str(other), "is not a hand detector: give"),
+        (str(text), "does not hold MediaPipe's hand landmark network: give"),
+        (str(other), "does not hold MediaPipe's hand landmark network: give"),
     ):
         with pytest.raises(UserError, match=words) as error:
             detect(str(mixed), out, given)

@@ -260,7 +260,7 @@ def test_labels_without_tracks_are_refused_in_one_line(labels, tmp_path):
     (tmp_path / "points" / "data").mkdir(parents=True)
     file = pq.read_table(labels / "data" / "shard-0000000.parquet")
     for name, table, words in (
-        ("points", file.drop(["pose"]), "holds no meshes: give what `amvur annotate` or `amvur fit` wrote"),
+        ("points", file.drop(["pose"]), "holds no meshes: give a folder that `amvur annotate`"),
         (
             "again",
             file.append_column("track_id", pa.array([0] * len(file), pa.int32())),
