@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,8 +30,9 @@ from annotator.photos.crops import box_around_joints
 from annotator.quality.metrics import pa_mpjpe
 from annotator.report import write_report
 from annotator.sources.entry import Entry, ListedHand
-from tests.conftest import SHARED, at_work
+from tests.conftest import SHARED
 from tests.fitting.test_fit import drawn
+from tests.support.killed_run import changed_ns, kill_after_first_shard
 from trainer.convert.convert import convert
 
 HAND = load_hand("open")
@@ -213,25 +209,12 @@ def test_running_again_changes_no_file_and_other_settings_are_refused(found, fit
 def test_a_killed_run_resumes_to_the_same_bytes(found, fitted, tmp_path):
     undisturbed, record, _ = fitted
     labels = tmp_path / "labels"
-    program = (
-        "import sys, annotator; from annotator.job.options import ComputeOptions;"
-        "annotator.fit(*sys.argv[1:], compute=ComputeOptions(workers=1, shard_size=4))"
-    )
-    driver = subprocess.Popen(
-        [sys.executable, "-c", program, str(found), str(labels)], cwd=Path(__file__).parents[2]
-    )
-    while not list(labels.glob("data/*.parquet")):
-        assert driver.poll() is None
-        time.sleep(0.01)
-    children = [one for one in psutil.Process(driver.pid).children(recursive=True) if at_work(one)]
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    assert children and not psutil.wait_procs(children, timeout=30)[1]
-    committed = {path.name: path.stat().st_mtime_ns for path in (labels / "data").iterdir()}
+    call = f"annotator.fit({str(found)!r}, {str(labels)!r}, compute=annotator.ComputeOptions(workers=1, shard_size=4))"
+    committed = kill_after_first_shard(call, labels)
     assert 1 <= len(committed) < 5
     again = annotator.fit(str(found), str(labels), compute=SMALL)
     assert again.outcomes == record.outcomes and contents(labels) == contents(undisturbed)
-    assert {name: (labels / "data" / name).stat().st_mtime_ns for name in committed} == committed
+    assert committed.items() <= changed_ns(labels).items()
 
 
 def test_fits_are_reported_filtered_exported_and_converted_as_any_labels(fitted, tmp_path):
