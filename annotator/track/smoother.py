@@ -70,14 +70,16 @@ class Smoothed:
 
 
 @dataclass(frozen=True, eq=False)
-class _Filtered:
-    mean: Floats  # (T, 3, C) after each measurement
-    covariance: Floats  # (T, 3, 3)
-    predicted_mean: Floats  # (T, 3, C) before it
-    predicted: Floats  # (T, 3, 3)
-    misfit: float  # sum over measurements and channels of squared innovation over its variance
-    log_variance: float  # sum over measurements of the log of the innovation's variance
-    count: int  # measurements
+class Gains:
+    """How each state follows from its neighbours and its measurement: the same for all channels, so small."""
+
+    observed: NDArray[np.bool_]  # (T,)
+    move: Floats  # (T, 3, 3) from the time before
+    look: Floats  # (T, 3) the measurement of a state
+    forward: Floats  # (T, 3) of an innovation
+    total: Floats  # (T,) variance of an innovation
+    covariance: Floats  # (T, 3, 3) after each measurement
+    predicted: Floats  # (T, 3, 3) before it
 
 
 def prior(track: Track, noise: Noise) -> tuple[Floats, Floats]:
@@ -105,20 +107,99 @@ def transition(step_s: float, noise: Noise) -> tuple[Floats, Floats]:
     return move, grown
 
 
+def gains(track: Track, noise: Noise) -> Gains:
+    """Return the gains of a filter; they depend on times and variances only."""
+    covariance = prior(track, noise)[1]
+    size = len(track.time_s)
+    made = Gains(
+        observed=track.observed,
+        move=np.empty((size, 3, 3)),
+        look=np.stack([np.ones(size), np.zeros(size), np.sqrt(noise.lasting * track.variance)], 1),
+        forward=np.zeros((size, 3)),
+        total=np.ones(size),
+        covariance=np.empty((size, 3, 3)),
+        predicted=np.empty((size, 3, 3)),
+    )
+    identity = np.eye(3)
+    for k, seen in enumerate(track.observed):
+        if k:
+            move, grown = transition(track.time_s[k] - track.time_s[k - 1], noise)
+            covariance = move @ covariance @ move.T + grown
+            made.move[k] = move
+        made.predicted[k] = covariance
+        if seen:
+            measured, look = noise.own * track.variance[k], made.look[k]
+            across = covariance @ look
+            made.total[k] = float(look @ across) + measured
+            gain = made.forward[k] = across / made.total[k]
+            # Joseph's form stays positive whatever the rounding.
+            keep = identity - np.outer(gain, look)
+            covariance = keep @ covariance @ keep.T + measured * np.outer(gain, gain)
+        made.covariance[k] = covariance
+    return made
+
+
+def filtered(by: Gains, values: Floats, mean: Floats, first: int = 0) -> tuple[Floats, Floats]:
+    """Filter some frames forwards.
+
+    Args:
+        by: of all T times.
+        values: (n, C) of the times from `first` on.
+        mean: (3, C) the state before them: of time `first` - 1, or the prior's for time 0.
+
+    Returns:
+        The states (n, 3, C) after each measurement, and before it.
+    """
+    means = np.empty((len(values), *mean.shape))
+    predicted = np.empty_like(means)
+    for at, k in enumerate(range(first, first + len(values))):
+        if k:
+            mean = by.move[k] @ mean
+        predicted[at] = mean
+        if by.observed[k]:
+            mean = mean + by.forward[k][:, None] * (values[at] - by.look[k] @ mean)
+        means[at] = mean
+    return means, predicted
+
+
+def smoothed_back(
+    by: Gains, means: Floats, predicted: Floats, first: int, after: tuple[Floats, Floats] | None = None
+) -> Floats:
+    """Smooth some filtered frames backwards.
+
+    Args:
+        by: of all T times.
+        means: (n, 3, C) and predicted: as of `filtered`, of the times from `first` on.
+        after: the smoothed state (3, C) of the time behind them, and the predicted one; None at the end.
+
+    Returns:
+        The smoothed states (n, 3, C).
+    """
+    result = means.copy()
+    for at in range(len(means) - 1, -1, -1):
+        if after is not None:
+            result[at] += _backward(by, first + at) @ (after[0] - after[1])
+        after = result[at], predicted[at]
+    return result
+
+
+def _backward(by: Gains, k: int) -> Floats:
+    """Return the gain (3, 3) of time k by the one after it."""
+    gain: Floats = np.linalg.solve(by.predicted[k + 1], by.move[k + 1] @ by.covariance[k]).T
+    return gain
+
+
 def smooth(track: Track, noise: Noise) -> Smoothed:
     """Filter forwards, smooth backwards."""
-    found = _filtered(track, noise)
-    mean, covariance = found.mean[-1], found.covariance[-1]
-    means, variances = [mean], [covariance[0, 0]]
-    for k in range(len(track.time_s) - 2, -1, -1):
-        move, _ = transition(track.time_s[k + 1] - track.time_s[k], noise)
-        gain = np.linalg.solve(found.predicted[k + 1], move @ found.covariance[k]).T
-        mean = found.mean[k] + gain @ (mean - found.predicted_mean[k + 1])
-        covariance = found.covariance[k] + gain @ (covariance - found.predicted[k + 1]) @ gain.T
-        means.append(mean)
-        variances.append(covariance[0, 0])
-    both = np.stack(means[::-1])
-    return Smoothed(both[:, 0], both[:, 1], np.array(variances[::-1]))
+    by = gains(track, noise)
+    states = smoothed_back(by, *filtered(by, track.values, prior(track, noise)[0]), 0)
+    variance = by.covariance[:, 0, 0].copy()
+    covariance = by.covariance[-1]
+    for k in range(len(variance) - 2, -1, -1):
+        gain = _backward(by, k)
+        covariance = by.covariance[k] + gain @ (covariance - by.predicted[k + 1]) @ gain.T
+        variance[k] = covariance[0, 0]
+    return Smoothed(states[:, 0], states[:, 1], variance)
 
 
 def fit_noise(track: Track) -> Noise:
@@ -138,55 +219,22 @@ def fit_noise(track: Track) -> Noise:
         share = float(np.clip(1 / (1 + np.exp(-numbers[1])), *_SHARE))
         return Noise(process * size, (1 - share) * size, share * size)
 
-    def size_of(found: _Filtered) -> float:
-        # The prior takes two measurements of each channel.
-        return max(found.misfit / ((count - 2) * channels), 1e-12)
+    def fit(noise: Noise) -> tuple[float, float]:
+        """Return the best size of all noise, and the sum over measurements of the log of the innovation's variance."""
+        by = gains(part, noise)
+        _, predicted = filtered(by, part.values, prior(part, noise)[0])
+        misfit = log_variance = 0.0
+        for k in np.flatnonzero(part.observed)[2:]:  # the prior takes two measurements of each channel
+            innovation = part.values[k] - by.look[k] @ predicted[k]
+            misfit += float(innovation @ innovation) / by.total[k]
+            log_variance += float(np.log(by.total[k]))
+        return max(misfit / ((count - 2) * channels), 1e-12), log_variance
 
     def cost(numbers: Floats) -> float:
-        found = _filtered(part, noise_of(numbers))
-        return found.log_variance + (count - 2) * float(np.log(size_of(found)))
+        size, log_variance = fit(noise_of(numbers))
+        return log_variance + (count - 2) * float(np.log(size))
 
     simplex = np.array([[-3.0, 0.0], [-5.0, 0.0], [-3.0, 2.0]])
     options = {"initial_simplex": simplex, "xatol": 0.05, "fatol": 0.05, "maxfev": 100}
     best = minimize(cost, simplex[0], method="Nelder-Mead", options=options).x
-    return noise_of(best, size_of(_filtered(part, noise_of(best))))
-
-
-def _filtered(track: Track, noise: Noise) -> _Filtered:
-    mean, covariance = prior(track, noise)
-    means, covariances, predicted_means, predicted = [], [], [], []
-    misfit = log_variance = 0.0
-    count = 0
-    identity = np.eye(3)
-    for k, seen in enumerate(track.observed):
-        if k:
-            move, grown = transition(track.time_s[k] - track.time_s[k - 1], noise)
-            mean, covariance = move @ mean, move @ covariance @ move.T + grown
-        predicted_means.append(mean)
-        predicted.append(covariance)
-        if seen:
-            measured = noise.own * track.variance[k]
-            look = np.array([1.0, 0.0, np.sqrt(noise.lasting * track.variance[k])])
-            innovation = track.values[k] - look @ mean
-            across = covariance @ look
-            total = float(look @ across) + measured
-            gain = across / total
-            mean = mean + gain[:, None] * innovation
-            # Joseph's form stays positive whatever the rounding.
-            keep = identity - np.outer(gain, look)
-            covariance = keep @ covariance @ keep.T + measured * np.outer(gain, gain)
-            count += 1
-            if count > 2:
-                misfit += float(innovation @ innovation) / total
-                log_variance += float(np.log(total))
-        means.append(mean)
-        covariances.append(covariance)
-    return _Filtered(
-        mean=np.stack(means),
-        covariance=np.stack(covariances),
-        predicted_mean=np.stack(predicted_means),
-        predicted=np.stack(predicted),
-        misfit=misfit,
-        log_variance=log_variance,
-        count=count,
-    )
+    return noise_of(best, fit(noise_of(best))[0])
