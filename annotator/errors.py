@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and text for its one line."""
 
 
 class UserError(Exception):
@@ -11,3 +11,9 @@ class UserError(Exception):
 def first_line(error: object) -> str:
     """Return the first line of an error's text that is not empty, or the name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def plain(text: str) -> str:
+    """Return text for a one-line message: unprintable characters escaped, and cut after 200 characters."""
+    printable = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:200])
+    return printable + " ..." * (len(text) > 200)

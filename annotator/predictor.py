@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from annotator import coordinates
 from annotator.coordinates import CropFrame
 from annotator.errors import UserError
-from annotator.job.shard import joined_columns
+from annotator.labels.arrays import joined_columns
 from annotator.labels.crop_hands import CropHands, crop_axes, label_columns
 from annotator.labels.finite import rows_of
 from annotator.model.amvur import Gaussian

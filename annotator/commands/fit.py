@@ -8,23 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from annotator.config import FitConfig, read_config, to_dict
 from annotator.errors import UserError
+from annotator.fitting.listed import ListedHands
 from annotator.hand import HandModel, load_hand
 from annotator.job.dispatcher import Stages
 from annotator.job.options import ComputeOptions
 from annotator.job.record import FitSettings, RunRecord, read_run_record
 from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, label_folder, run_job
-from annotator.job.shard import Shard, joined_columns
+from annotator.job.shard import Shard
 from annotator.job.stages import drop_not_finite, first_row, row_of_error
+from annotator.labels.arrays import joined_columns
 from annotator.labels.folder import fit_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand
 from annotator.sources.entry import Entry, ListedHand
@@ -111,21 +112,6 @@ def fit_id(config: FitConfig, laws: Any) -> str:
     """Return the id of a fit for the column `checkpoint`: a hash of its settings, without the hand model."""
     facts = json.dumps([FIT_VERSION, to_dict(config), asdict(laws)], sort_keys=True)
     return f"fit-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
-
-
-@dataclass(frozen=True, eq=False)
-class ListedHands:
-    """n hands of several photos, with landmarks."""
-
-    hands: Sequence[ListedHand]
-    photo_size_px: NDArray[np.float64]  # (n, 2) width, height
-    focal_px: NDArray[np.float64]  # (n,) NaN where unknown
-
-    def __len__(self) -> int:
-        return len(self.hands)
-
-    def __getitem__(self, rows: slice) -> ListedHands:
-        return ListedHands(self.hands[rows], self.photo_size_px[rows], self.focal_px[rows])
 
 
 def fit_shard(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from annotator.errors import UserError
+from annotator.errors import UserError, plain
 from annotator.hand import HandModel, load_hand
 from annotator.job.dispatcher import Stages
 from annotator.job.options import ComputeOptions
@@ -20,7 +20,7 @@ from annotator.job.run import Job, Progress, label_folder, run_job
 from annotator.job.shard import Shard
 from annotator.labels.folder import write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand
-from annotator.sources.entry import Entry, plain
+from annotator.sources.entry import Entry
 from annotator.sources.sequences import ADDED, SequenceSource, read_sequence
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
 from annotator.storage.remote import patience, shown

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotator.commands.fit import ListedHands
 from annotator.coordinates import assumed_focal_px, square_around
 from annotator.fitting.hand_fit import Fit, HandFitter
 from annotator.fitting.landmarks import Landmarks
+from annotator.fitting.listed import ListedHands
 from annotator.labels.crop_hands import CropHands, label_columns
 from annotator.photos.crops import BOX_PADDING, CropPlaces, box_around_joints
 from annotator.render import nearest_faces, visible_vertices

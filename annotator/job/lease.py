@@ -14,13 +14,13 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from annotator.errors import UserError
-from annotator.sources.entry import plain
+from annotator.errors import UserError, plain
+from annotator.runtime.ray_session import missing_paths
 from annotator.storage.conditional import OvertakenError, put_if_unchanged, version_of
 from annotator.storage.files import is_local, join, local_path, read_whole, remove_file, write_whole
 from annotator.storage.remote import ANSWER_S
@@ -208,6 +208,14 @@ def holder(path: str) -> str | None:
     """Return the run id in a lease file, or None without a file."""
     lease = _read(path)
     return None if lease is None else str(lease.get("run"))
+
+
+def missing_on_this_machine(places: Sequence[str], labels: str, run: str) -> list[str]:
+    """Return the missing ones of local paths, and the label set if its lease here is not that run's."""
+    missing = missing_paths(places)
+    if is_local(labels) and holder(join(labels, FILE)) != run:
+        missing.append(str(local_path(labels)))
+    return missing
 
 
 def _shown(lease: dict[str, Any], name: str) -> str:

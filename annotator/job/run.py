@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Generic
 
 from annotator.errors import UserError
 from annotator.job.dispatcher import Dispatcher, Stages
-from annotator.job.lease import Lease, leased
+from annotator.job.lease import Lease, leased, missing_on_this_machine
 from annotator.job.manifest import DoneShards, Manifest, PlannedShard, shard_file_name
 from annotator.job.options import ComputeOptions
 from annotator.job.record import (
@@ -154,7 +155,8 @@ class _Run(Generic[Settings]):
 
     def _work(self, shards: Iterator[PlannedShard], compute: ComputeOptions) -> None:
         labels, source = self.job.labels, self.job.source
-        check_shared([source.root] if source.root else [], labels, self.lease.run)
+        places = [source.root] if source.root else []
+        check_shared(places, partial(missing_on_this_machine, labels=labels, run=self.lease.run))
         plan = self.job.plan(compute)
         work = Dispatcher(labels, shards, self.job.stages(plan), plan, self.lease.check)
         with closing(work.reports()) as reports:

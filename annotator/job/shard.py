@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from annotator.labels.arrays import joined_columns
 from annotator.photos.crops import Crops
 
 
@@ -31,14 +30,3 @@ class Shard:
         joined.crops = Crops.stack(crops) if crops else None
         joined.hands = joined_columns([part.hands for part in parts if part.hands])
         return joined
-
-
-def joined_columns(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Concatenate label columns of several groups of hands: arrays, None in all parts, or nested mappings."""
-
-    def join(values: list[Any]) -> Any:
-        if values[0] is None:
-            return None
-        return joined_columns(values) if isinstance(values[0], dict) else np.concatenate(values)
-
-    return {name: join([part[name] for part in parts]) for name in parts[0]} if parts else {}

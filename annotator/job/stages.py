@@ -8,8 +8,7 @@ Every entry becomes a row, whether it succeeds or fails.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,7 +16,8 @@ import pyarrow as pa
 from annotator.detection.detector import ENOUGH_PX
 from annotator.detection.following import FrameHands
 from annotator.job.detected import FindHands, Following, detected
-from annotator.job.shard import Shard, joined_columns
+from annotator.job.shard import Shard
+from annotator.labels.arrays import joined_columns
 from annotator.labels.finite import finite_rows, rows_of
 from annotator.labels.schema import labels_to_table, without_hand
 from annotator.photos.camera import camera_of
@@ -259,17 +259,6 @@ def _without_labels(shard: Shard, error: Exception) -> Shard:
 def shard_table(shard: Shard, schema: pa.Schema) -> pa.Table:
     """Return the table of a shard's label file."""
     return labels_to_table(shard.rows, shard.hands, shard.hand_rows, schema)
-
-
-def count_outcomes(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Count photos per outcome: `ok`, or `status: reason`. A photo's further hands are not counted."""
-    return dict(
-        Counter(
-            row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
-            for row in rows
-            if row["hand_index"] <= 0
-        )
-    )
 
 
 def one_line(error: Exception) -> str:

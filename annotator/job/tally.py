@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from annotator.job.manifest import DoneShards, shard_file_name
-from annotator.job.stages import count_outcomes
 from annotator.labels.folder import read_columns
+from annotator.labels.outcomes import count_outcomes
 from annotator.storage.files import join, names_in, read_whole, remove_file, write_whole
 from annotator.storage.remote import shown
 

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from annotator.job.manifest import shard_file_name
-from annotator.job.shard import Shard, joined_columns
+from annotator.job.shard import Shard
 from annotator.job.stages import ModelBrokenError, shard_table
 from annotator.job.tally import OUTCOME_COLUMNS, ShardReport, report_of
+from annotator.labels.arrays import joined_columns
 from annotator.labels.folder import replace_rows
 from annotator.labels.schema import encode_table, without_hand
 from annotator.sources.entry import Entry

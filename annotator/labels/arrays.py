@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,3 +23,14 @@ def array_of(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     padded = np.full((len(array), *shape), np.nan if dense.dtype.kind == "f" else 0, dense.dtype)
     padded[array.is_valid().to_numpy(zero_copy_only=False)] = dense
     return padded
+
+
+def joined_columns(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Concatenate label columns of several groups of hands: arrays, None in all parts, or nested mappings."""
+
+    def join(values: list[Any]) -> Any:
+        if values[0] is None:
+            return None
+        return joined_columns(values) if isinstance(values[0], dict) else np.concatenate(values)
+
+    return {name: join([part[name] for part in parts]) for name in parts[0]} if parts else {}

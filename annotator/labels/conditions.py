@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from annotator.errors import UserError
+from annotator.errors import UserError, plain
 from annotator.labels.schema import label_schema
-from annotator.sources.entry import plain
 
 #: A temporary column; no label column has this name.
 _NUMBER = "number of the row"

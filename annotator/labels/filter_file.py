@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
-from annotator.job.stages import count_outcomes
 from annotator.labels.conditions import Condition
 from annotator.labels.folder import calibration_of, groups_that_stay, label_facts, one_hand, opened_label_file
+from annotator.labels.outcomes import count_outcomes
 from annotator.labels.schema import write_tables
 from annotator.quality.calibration import Calibration
 from annotator.storage.files import join, write_whole

@@ -158,7 +158,7 @@ class Survey:
         self.others.offer(np.where(ok, np.inf, chance), file, scalars)
 
     def _count_outcomes(self, scalars: pa.Table) -> None:
-        # Like `stages.count_outcomes`: each photo counts once, however many hands it has.
+        # Like `annotator.labels.outcomes.count_outcomes`: each photo counts once, however many hands it has.
         first = scalars.filter(pc.less_equal(scalars["hand_index"], 0))
         for group in first.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():
             outcome = outcome_of(group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from annotator.errors import UserError, first_line
@@ -62,11 +62,19 @@ def _join(address: str) -> None:
         ) from None
 
 
-def check_shared(places: Iterable[str], labels: str | None = None, run: str = "") -> None:
-    """Check that every machine of the cluster sees the local paths and the same label set.
+def missing_paths(places: Sequence[str]) -> list[str]:
+    """Return the local paths that this machine does not have."""
+    return [place for place in places if not os.path.exists(place)]  # noqa: PTH110 - may hold surrogates
+
+
+def check_shared(
+    places: Iterable[str], missing: Callable[[Sequence[str]], list[str]] = missing_paths
+) -> None:
+    """Check that every machine of the cluster sees the local paths.
 
     Args:
-        places: paths and URLs. labels: the label set, if a run holds its lease. run: id of that run.
+        places: paths and URLs.
+        missing: function of a module that returns the missing ones of local paths; runs on each machine.
 
     Raises:
         UserError: a machine does not see one of them.
@@ -75,13 +83,12 @@ def check_shared(places: Iterable[str], labels: str | None = None, run: str = ""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    look = ray.remote(num_cpus=0, max_retries=2)(_missing_paths)
+    look = ray.remote(num_cpus=0, max_retries=2)(_call)
     local = [str(local_path(place)) for place in places if is_local(place)]
-    local_labels = str(local_path(labels)) if labels is not None and is_local(labels) else None
     for node in nodes if len(nodes) > 1 else ():
         on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         try:
-            absent = ray.get(look.options(scheduling_strategy=on_node).remote(local, local_labels, run))
+            absent = ray.get(look.options(scheduling_strategy=on_node).remote(missing, local))
         except ray.exceptions.RayError:
             continue  # the machine left the cluster
         for path in absent:
@@ -91,10 +98,5 @@ def check_shared(places: Iterable[str], labels: str | None = None, run: str = ""
             )
 
 
-def _missing_paths(places: list[str], labels: str | None, run: str) -> list[str]:
-    from annotator.job.lease import FILE, holder
-
-    absent = [place for place in places if not os.path.exists(place)]  # noqa: PTH110 - may hold surrogates
-    if labels is not None and holder(f"{labels}/{FILE}") != run:
-        absent.append(labels)
-    return absent
+def _call(missing: Callable[[Sequence[str]], list[str]], places: list[str]) -> list[str]:
+    return missing(places)

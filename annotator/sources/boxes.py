@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from annotator.errors import UserError
+from annotator.errors import UserError, plain
 from annotator.labels.folder import label_files, read_columns
-from annotator.sources.entry import BoxFrame, Entry, Fault, ListedHand, plain, readable
+from annotator.sources.entry import BoxFrame, Entry, Fault, ListedHand, readable
 from annotator.sources.folder import holds_many
 from annotator.sources.label_set import is_unfinished
 from annotator.sources.lists.listed import LIST_SUFFIXES, ListSource

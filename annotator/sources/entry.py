@@ -165,12 +165,6 @@ def path_of(text: str) -> str:
     return os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), os.fsencode(text)))
 
 
-def plain(text: str) -> str:
-    """Return text for a one-line message: unprintable characters escaped, and cut after 200 characters."""
-    printable = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:200])
-    return printable + " ..." * (len(text) > 200)
-
-
 def dumps(entries: list[Entry]) -> str:
     """Return entries as one line of JSON."""
     return json.dumps([entry.to_json() for entry in entries], separators=(",", ":"))

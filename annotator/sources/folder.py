@@ -15,9 +15,9 @@ import fsspec.utils
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from annotator.errors import UserError
+from annotator.errors import UserError, plain
 from annotator.photos.formats import START_BYTES, starts_like_a_photo
-from annotator.sources.entry import Entry, Fault, plain, readable
+from annotator.sources.entry import Entry, Fault, readable
 from annotator.sources.faults import open_existing
 from annotator.sources.parquet import image_columns, list_parquet
 from annotator.sources.source import Source

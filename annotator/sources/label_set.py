@@ -6,9 +6,9 @@ import json
 
 import pyarrow as pa
 
-from annotator.errors import UserError
+from annotator.errors import UserError, plain
 from annotator.labels.folder import label_files, opened_label_file
-from annotator.sources.entry import plain, readable
+from annotator.sources.entry import readable
 from annotator.storage.files import join, read_whole
 from annotator.storage.remote import shown
 

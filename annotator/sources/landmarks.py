@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from annotator.errors import UserError
+from annotator.errors import UserError, plain
 from annotator.labels.folder import read_columns
 from annotator.labels.schema import label_schema
 from annotator.sources.coco import CocoHand, coco_hands, coco_photos
-from annotator.sources.entry import Entry, Fault, ListedHand, plain, readable
+from annotator.sources.entry import Entry, Fault, ListedHand, readable
 from annotator.sources.label_set import LabelSet
 from annotator.sources.source import Source
 from annotator.storage.files import is_local, join, local_path

@@ -10,10 +10,10 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from annotator.errors import UserError
+from annotator.errors import UserError, plain
 from annotator.photos.decode import read_photo
 from annotator.photos.errors import PhotoError
-from annotator.sources.entry import Entry, Fault, plain
+from annotator.sources.entry import Entry, Fault
 from annotator.sources.faults import open_existing, unreadable
 from annotator.storage.files import is_local, join
 

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from annotator.hand.layer import HandLayer
-from annotator.job.shard import Shard, joined_columns
+from annotator.job.shard import Shard
+from annotator.labels.arrays import joined_columns
 from annotator.track.association import Hands, track_ids
 from annotator.track.columns import OF_HANDS, hand_columns, labels_motion, picked_columns, track_columns
 from annotator.track.frames import frame_places

@@ -22,8 +22,8 @@ from scipy.spatial.transform import Rotation
 from annotator import UserError, annotate
 from annotator.coordinates import CropFrame
 from annotator.job.record import RunRecord, RunSettings, write_run_record
-from annotator.job.stages import count_outcomes
 from annotator.labels.folder import read_faces, write_faces
+from annotator.labels.outcomes import count_outcomes
 from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
 from annotator.quality.calibration import UNCALIBRATED_3D
 from annotator.render.std_colours import std_colours

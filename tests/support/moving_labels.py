@@ -18,7 +18,7 @@ from annotator.coordinates import mirror_points
 from annotator.hand import load_hand
 from annotator.hand.layer import HandLayer
 from annotator.job.record import RunRecord, RunSettings, write_run_record
-from annotator.job.shard import joined_columns
+from annotator.labels.arrays import joined_columns
 from annotator.labels.crop_hands import CropHands, label_columns
 from annotator.labels.folder import write_faces
 from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Literal, NamedTuple
 
-from annotator.errors import UserError
-from annotator.sources.entry import plain
+from annotator.errors import UserError, plain
 
 Layout = Literal["corners", "size", "centre"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from annotator.errors import UserError
+from annotator.errors import UserError, plain
 from annotator.labels.schema import label_schema
 from annotator.sources.entry import (
     HAND_LENGTHS,
@@ -27,7 +27,6 @@ from annotator.sources.entry import (
     ListedCamera,
     ListedHand,
     is_hand_length,
-    plain,
     readable,
 )
 from annotator.sources.lists.camera_columns import listed_camera

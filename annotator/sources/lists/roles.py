@@ -18,8 +18,7 @@ from difflib import get_close_matches
 
 import pyarrow as pa
 
-from annotator.errors import UserError
-from annotator.sources.entry import plain
+from annotator.errors import UserError, plain
 from annotator.sources.lists.box_columns import BOX_NAMES, BoxColumns, Layout, find_box
 from annotator.sources.lists.camera_columns import camera_names, check_camera_types
 

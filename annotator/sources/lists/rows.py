@@ -18,8 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from annotator.errors import UserError, first_line
-from annotator.sources.entry import plain
+from annotator.errors import UserError, first_line, plain
 from annotator.sources.lists.roles import PLACE_NAMES, ROLES, check_names
 from annotator.sources.suffixes import PHOTO_SUFFIXES
 from annotator.storage.files import open_file
