@@ -68,7 +68,7 @@ class Figures:
     hits: int = 0
     false: int = 0
     hands: int = 0
-    looks: int = 0
+    detections: int = 0
     wrong_side: int = 0
     detect_s: float = 0.0
     label_s: float = 0.0
@@ -163,7 +163,7 @@ def _measure(
         figures.label_s += time.process_time() - began
         _compare(figures, labelled, truth[first : first + SHARD], video.name)
     figures.detect_s += finder.find.seconds + locate.seconds
-    figures.looks += finder.find.calls
+    figures.detections += finder.find.calls
 
 
 def _compare(figures: Figures, shard: Shard, truth: list[dict[str, Any]], video: str) -> None:
@@ -204,7 +204,7 @@ def _overlap(a: Floats, b: Floats) -> float:
 
 def _print(found: dict[int, Figures]) -> None:
     print(
-        "| detector on | frames looked at, % | missed, % | false per 100 frames | overlap with the true box | "
+        "| detector on | frames with detection, % | missed, % | false per 100 frames | overlap with the true box | "
         "overlap with detection in every frame | PA-MPJPE, mm | wrong side, % | detection, ms per hand | "
         "network, ms per hand | hands/s, of every frame |\n" + "|---" * 11 + "|"
     )
@@ -215,7 +215,7 @@ def _print(found: dict[int, Figures]) -> None:
         agreement = [_overlap(of.boxes[key], each.boxes[key]) for key in of.boxes.keys() & each.boxes.keys()]
         rate = of.hands / (of.detect_s + of.label_s) / base
         values = {
-            "frames looked at, %": 100 * of.looks / of.frames,
+            "frames with detection, %": 100 * of.detections / of.frames,
             "missed, %": 100 * (1 - of.hits / of.frames),
             "false per 100 frames": 100 * of.false / of.frames,
             "overlap": float(np.mean(of.overlaps)),

@@ -1,9 +1,9 @@
-"""Detection in videos: the detector looks at every Nth frame, and the network follows the hands between.
+"""Detection in videos: the detector runs on every Nth frame, and the network follows the hands between.
 
-A hand that two looks share is expected on the line between them, any other hand at the place of its look, forwards or
-backwards. The cheap part of the network (`locator.py`) checks each guess: its joints give the box, and low presence
-means a lost hand. A lost hand is guessed again from nearer frames; then the detector looks for it. All guesses of a
-round are one batch, which takes less than half the time of going from frame to frame.
+A hand in two successive detections is expected on the line between them. Any other hand is expected where it was
+detected, forwards or backwards. The cheap part of the network (`locator.py`) checks each expected hand: its joints give
+the box, and low presence means a lost hand. A lost hand is expected again from nearer frames; then the detector runs.
+All expected hands of a round are one batch, in less than half the time of going from frame to frame.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from annotator.photos.decode import Photo
 
 Floats = NDArray[np.floating]
 
-#: Look at every Nth frame of a video by default.
+#: Run the detector on every Nth frame of a video by default.
 DETECT_EVERY = 8
 
 #: Presence of a hand below which it is lost.
 IS_HAND = 0.5
 
-#: A hand and a guess of it differ in size by at most this factor, and in place by at most this many hand sizes.
+#: A hand and its expectation differ in size by at most this factor, and in place by at most this many hand sizes.
 _MAX_RESIZE, _MAX_MOVE = 2.0, 2.0
 
 #: Cost of another side when hands of two frames are matched, in hand sizes.
@@ -48,7 +48,7 @@ class Hand:
 
 
 @dataclass(frozen=True, eq=False)
-class Guess:
+class ExpectedHand:
     """The expected place of a hand in a frame."""
 
     frame: Photo
@@ -56,11 +56,11 @@ class Guess:
     right_score: float
 
 
-#: Locate the hands of guesses: joints (n, 21, 2) in photo pixels, and the presence (n,) of a hand.
-Locate = Callable[[Sequence[Guess]], tuple[Floats, Floats]]
+#: Locate expected hands: joints (n, 21, 2) in photo pixels, and the presence (n,) of a hand.
+Locate = Callable[[Sequence[ExpectedHand]], tuple[Floats, Floats]]
 
 #: Detect the hands of a photo.
-Look = Callable[[Photo], list[FoundHand]]
+Detect = Callable[[Photo], list[FoundHand]]
 
 
 @dataclass(eq=False)
@@ -71,14 +71,14 @@ class FrameHands:
     error: Exception | None = None
 
 
-def look_at(photo: Photo, look: Look) -> FrameHands:
+def detect_in(photo: Photo, detect: Detect) -> FrameHands:
     """Detect the hands of one photo.
 
     Raises:
         UserError: the detector cannot be used.
     """
     try:
-        return FrameHands([_detected(hand) for hand in look(photo)])
+        return FrameHands([_detected(hand) for hand in detect(photo)])
     except UserError:  # an unusable detector fails for every photo
         raise
     except Exception as error:  # a bug of the detector fails one photo, not the run
@@ -86,25 +86,25 @@ def look_at(photo: Photo, look: Look) -> FrameHands:
 
 
 def follow(
-    frames: Iterable[Photo], look: Look, locate: Locate, every: int, max_hands: int
+    frames: Iterable[Photo], detect: Detect, locate: Locate, every: int, max_hands: int
 ) -> Iterator[FrameHands]:
     """Yield the hands of consecutive frames of one video, in order; `every` + 1 frames are in memory.
 
-    The detector looks at the first frame, every Nth from there, the last, and where a hand is lost.
+    The detector runs on the first frame, every Nth from there, the last, and where a hand is lost.
 
     Raises:
         UserError: the detector cannot be used.
     """
     waiting = iter(frames)
     held = list(islice(waiting, 1))
-    start = look_at(held[0], look) if held else FrameHands()
+    start = detect_in(held[0], detect) if held else FrameHands()
     while held:
         held += islice(waiting, every)
         if len(held) == 1:
             yield start
             return
         try:
-            found = _Segment(held, start, look, locate).found(max_hands)
+            found = _Segment(held, start, detect, locate).found(max_hands)
         except UserError:
             raise
         except Exception as error:  # an internal bug fails these frames, not the run
@@ -118,8 +118,8 @@ class _Chain:
     """One hand over the frames of a segment."""
 
     hands: dict[int, Hand]
-    wanted: set[int]  # frames in which it is looked for
-    step: int = 0  # direction away from the only look that shows it; 0: both do
+    wanted: set[int]  # frames in which it is expected
+    step: int = 0  # direction away from the only end that shows it; 0: both do
     tried: set[tuple[int, int | None, int | None]] = field(default_factory=set)
 
     def around(self, frame: int) -> tuple[int | None, int | None]:
@@ -140,20 +140,20 @@ class _Chain:
         ]
 
     def has(self, frame: int) -> bool:
-        """Return whether the frame has the hand, and so has each frame from its only look on."""
+        """Return whether the frame has the hand, and so has each frame from its only detection on."""
         if not self.step:
             return frame in self.hands
         start = min(self.hands) if self.step > 0 else max(self.hands)
         return all(k in self.hands for k in range(start, frame + self.step, self.step))
 
-    def guess(self, frame: int, photo: Photo) -> Guess:
-        """Return where the hand is expected, by the nearest frames that have it."""
+    def expected(self, frame: int, photo: Photo) -> ExpectedHand:
+        """Return the expected place of the hand, from the nearest frames that have it."""
         before, after = (None if k is None else (k, self.hands[k]) for k in self.around(frame))
         if before is None or after is None:
             hand = (before or after or (0, next(iter(self.hands.values()))))[1]
-            return Guess(photo, hand.box_xyxy, hand.right_score)
+            return ExpectedHand(photo, hand.box_xyxy, hand.right_score)
         share = (frame - before[0]) / (after[0] - before[0])
-        return Guess(
+        return ExpectedHand(
             photo,
             (1 - share) * before[1].box_xyxy + share * after[1].box_xyxy,
             (1 - share) * before[1].right_score + share * after[1].right_score,
@@ -161,31 +161,31 @@ class _Chain:
 
 
 class _Segment:
-    """The frames from one look to the next, both included."""
+    """The frames from one detection to the next, both included."""
 
-    def __init__(self, frames: list[Photo], start: FrameHands, look: Look, locate: Locate) -> None:
-        self._frames, self._look, self._locate = frames, look, locate
+    def __init__(self, frames: list[Photo], start: FrameHands, detect: Detect, locate: Locate) -> None:
+        self._frames, self._detect, self._locate = frames, detect, locate
         self._last = len(frames) - 1
-        self._looks = {0: start, self._last: look_at(frames[-1], look)}
-        self._single: list[tuple[int, Hand]] = []  # hands that a further look alone shows
+        self._detections = {0: start, self._last: detect_in(frames[-1], detect)}
+        self._single: list[tuple[int, Hand]] = []  # hands that only a further detection shows
         self._chains = self._begun()
 
     def found(self, max_hands: int) -> list[FrameHands]:
         """Return the hands of each frame, at most `max_hands`, the largest first."""
         self._locate_missing()
-        while lost := [k for chain in self._chains for k in chain.next_lost() if k not in self._looks]:
-            self._look_again(lost[0])
+        while lost := [k for chain in self._chains for k in chain.next_lost() if k not in self._detections]:
+            self._detect_again(lost[0])
             self._locate_missing()
         return [self._of_frame(k, max_hands) for k in range(len(self._frames))]
 
     def _begun(self) -> list[_Chain]:
-        """Return chains of the hands of both looks."""
-        before, after = self._looks[0].hands, self._looks[self._last].hands
+        """Return chains of the hands of both ends."""
+        before, after = self._detections[0].hands, self._detections[self._last].hands
         pairs = _matched(before, after)
         between = set(range(1, self._last))
         chains = [_Chain({0: before[i], self._last: after[j]}, between) for i, j in pairs.items()]
         for i, hand in enumerate(before):
-            if i not in pairs:  # no further than over one look that misses it
+            if i not in pairs:  # no further than over one detection that misses it
                 end = {self._last} if hand.source == "detector" else set()
                 chains.append(_Chain({0: hand}, between | end, step=1))
         for j, hand in enumerate(after):
@@ -196,26 +196,26 @@ class _Segment:
     def _locate_missing(self) -> None:
         """Locate missing hands, each from the nearest frames that have it, until no frame gains one."""
         while True:
-            tries: list[tuple[_Chain, int, Guess]] = []
+            tries: list[tuple[_Chain, int, ExpectedHand]] = []
             for chain in self._chains:
                 for frame in chain.missing():
                     key = frame, *chain.around(frame)
                     if key not in chain.tried:
                         chain.tried.add(key)
-                        tries.append((chain, frame, chain.guess(frame, self._frames[frame])))
+                        tries.append((chain, frame, chain.expected(frame, self._frames[frame])))
             if not tries:
                 return
-            joints2d_px, presence = self._locate([guess for _, _, guess in tries])
-            for (chain, frame, guess), joints, present in zip(tries, joints2d_px, presence, strict=True):
-                hand = _located(guess, joints, float(present))
+            joints2d_px, presence = self._locate([hand for _, _, hand in tries])
+            for (chain, frame, expected), joints, present in zip(tries, joints2d_px, presence, strict=True):
+                hand = _located(expected, joints, float(present))
                 if hand is not None:
                     chain.hands[frame] = hand
 
-    def _look_again(self, frame: int) -> None:
-        """Look for a lost hand, and add all hands that this look shows."""
+    def _detect_again(self, frame: int) -> None:
+        """Detect a lost hand, and add all other hands of this frame."""
         photo = self._frames[frame]
-        self._looks[frame] = shown = look_at(photo, self._look)
-        expected = [chain.hands.get(frame) or chain.guess(frame, photo) for chain in self._chains]
+        self._detections[frame] = shown = detect_in(photo, self._detect)
+        expected = [chain.hands.get(frame) or chain.expected(frame, photo) for chain in self._chains]
         pairs = _matched(expected, shown.hands)
         for i, j in pairs.items():
             if frame in self._chains[i].missing():
@@ -228,8 +228,8 @@ class _Segment:
         kept = distinct([hand.joints2d_px for hand in hands], [hand.score for hand in hands])
         hands = sorted((hands[k] for k in kept), key=lambda hand: -hand.score)[:max_hands]
         hands.sort(key=lambda hand: -float(np.prod(hand.box_xyxy[2:] - hand.box_xyxy[:2])))
-        look = self._looks.get(frame)
-        return FrameHands(hands, None if look is None or hands else look.error)
+        detection = self._detections.get(frame)
+        return FrameHands(hands, None if detection is None or hands else detection.error)
 
 
 def _detected(hand: FoundHand) -> Hand:
@@ -237,25 +237,25 @@ def _detected(hand: FoundHand) -> Hand:
     return Hand(hand.box_xyxy, right_score, hand.joints2d_px, 1 + hand.detection_score, "detector")
 
 
-def _located(guess: Guess, joints2d_px: Floats, presence: float) -> Hand | None:
-    """Return the hand that the network sees at a guess; None if it is lost, or has left the frame."""
+def _located(expected: ExpectedHand, joints2d_px: Floats, presence: float) -> Hand | None:
+    """Return the hand that the network locates; None if it is lost, or has left the frame."""
     if presence < IS_HAND or not np.isfinite(joints2d_px).all():
         return None
     box = box_around_joints(joints2d_px)
-    resize = _size(box) / _size(guess.box_xyxy)
+    resize = _size(box) / _size(expected.box_xyxy)
     centre = (box[:2] + box[2:]) / 2
-    is_inside = (centre >= 0).all() and (centre <= [guess.frame.width, guess.frame.height]).all()
+    is_inside = (centre >= 0).all() and (centre <= [expected.frame.width, expected.frame.height]).all()
     if not (1 / _MAX_RESIZE <= resize <= _MAX_RESIZE and is_inside):
         return None
-    return Hand(box, guess.right_score, joints2d_px, presence, "followed")
+    return Hand(box, expected.right_score, joints2d_px, presence, "followed")
 
 
 def _size(box_xyxy: Floats) -> float:
     return max(float((box_xyxy[2:] - box_xyxy[:2]).max()), 1e-9)
 
 
-def _matched(some: Sequence[Hand | Guess], others: Sequence[Hand]) -> dict[int, int]:
-    """Return which of the other hands is the same, by index: nearest places, and sides where these are near."""
+def _matched(some: Sequence[Hand | ExpectedHand], others: Sequence[Hand]) -> dict[int, int]:
+    """Return pairs of the same hand, by index: the nearest places; among near ones, the same side."""
     cost = np.array([[_distance(hand, other) for other in others] for hand in some])
     if not cost.size:
         return {}
@@ -269,7 +269,7 @@ def _matched(some: Sequence[Hand | Guess], others: Sequence[Hand]) -> dict[int, 
     }
 
 
-def _distance(hand: Hand | Guess, other: Hand) -> float:
+def _distance(hand: Hand | ExpectedHand, other: Hand) -> float:
     """Return the distance of two boxes in hand sizes, with the cost of another side."""
     move = (hand.box_xyxy[:2] + hand.box_xyxy[2:] - other.box_xyxy[:2] - other.box_xyxy[2:]) / 2
     distance = np.linalg.norm(move) / max(_size(hand.box_xyxy), _size(other.box_xyxy))

@@ -14,7 +14,7 @@ import torch
 from ray.cloudpickle import dumps
 
 from annotator.coordinates import CropFrame, cut, square_around
-from annotator.detection.following import Floats, Guess
+from annotator.detection.following import ExpectedHand, Floats
 from annotator.model.checkpoint import Checkpoint
 from annotator.model.network import Network
 from annotator.model.two_looks import TwoLooks
@@ -43,22 +43,22 @@ class HandLocator:
         self._network.fold_normalisation()
 
     @torch.inference_mode()
-    def __call__(self, guesses: Sequence[Guess]) -> tuple[Floats, Floats]:
-        """Return joints (n, 21, 2), photo pixels, and the presence (n,) of a hand at each of n >= 1 guesses."""
-        parts = [self._batch(guesses[k : k + _BATCH]) for k in range(0, len(guesses), _BATCH)]
+    def __call__(self, expected: Sequence[ExpectedHand]) -> tuple[Floats, Floats]:
+        """Return joints (n, 21, 2), photo pixels, and the presence (n,) of a hand at each of n >= 1 expected hands."""
+        parts = [self._batch(expected[k : k + _BATCH]) for k in range(0, len(expected), _BATCH)]
         joints2d_px, presence = (np.concatenate(values) for values in zip(*parts, strict=True))
         return joints2d_px, presence
 
-    def _batch(self, guesses: Sequence[Guess]) -> tuple[Floats, Floats]:
-        frames = [square_around(guess.box_xyxy, BOX_PADDING) for guess in guesses]
+    def _batch(self, expected: Sequence[ExpectedHand]) -> tuple[Floats, Floats]:
+        frames = [square_around(hand.box_xyxy, BOX_PADDING) for hand in expected]
         size_px = self._network.config.crop_px
         pixels = np.stack(
             [
-                cut(guess.frame.pixels, frame, size_px, guess.frame.width)
-                for guess, frame in zip(guesses, frames, strict=True)
+                cut(hand.frame.pixels, frame, size_px, hand.frame.width)
+                for hand, frame in zip(expected, frames, strict=True)
             ]
         )
-        mirrored = np.array([guess.right_score < 0.5 for guess in guesses])
+        mirrored = np.array([hand.right_score < 0.5 for hand in expected])
         pixels[mirrored] = pixels[mirrored, :, ::-1]
         images = torch.tensor(pixels).permute(0, 3, 1, 2).float().div_(255)
         images = images.contiguous(memory_format=torch.channels_last)

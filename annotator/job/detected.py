@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from annotator.detection.detector import FoundHand, HandDetector
-from annotator.detection.following import Floats, FrameHands, Guess, follow, look_at
+from annotator.detection.following import ExpectedHand, Floats, FrameHands, detect_in, follow
 from annotator.photos.decode import Photo
 from annotator.sources.entry import Entry
 
@@ -22,16 +22,16 @@ FindHands = Callable[[], HandDetector]
 
 @dataclass(frozen=True)
 class Following:
-    """Settings for videos: the detector looks at every `detect_every`-th of their frames."""
+    """Settings for videos: the detector runs on every `detect_every`-th frame."""
 
     locator: Callable[[], Any]  # returns this process's `HandLocator`; the first call loads it
     detect_every: int
     frame_step: int  # from one frame of the source to the next
     max_hands: int
 
-    def locate(self, guesses: Sequence[Guess]) -> tuple[Floats, Floats]:
+    def locate(self, expected: Sequence[ExpectedHand]) -> tuple[Floats, Floats]:
         """Locate hands, see `annotator.detection.following.Locate`."""
-        joints2d_px, presence = self.locator()(guesses)
+        joints2d_px, presence = self.locator()(expected)
         return joints2d_px, presence
 
 
@@ -44,18 +44,18 @@ def detected(
         UserError: the detector cannot be used.
     """
 
-    def look(photo: Photo) -> list[FoundHand]:
+    def detect(photo: Photo) -> list[FoundHand]:
         return find().find(photo.pixels, photo.width, photo.height)
 
     for is_run, run in groupby(photos, _RunOf(following)):
         if not is_run or following is None:
             for entry, row, photo in run:
-                hands = None if photo is None or entry.lists_boxes else look_at(photo, look)
+                hands = None if photo is None or entry.lists_boxes else detect_in(photo, detect)
                 yield entry, row, photo, hands
             continue
         waiting: deque[Opened] = deque()
         frames = _photos(run, waiting)
-        for hands in follow(frames, look, following.locate, following.detect_every, following.max_hands):
+        for hands in follow(frames, detect, following.locate, following.detect_every, following.max_hands):
             yield (*waiting.popleft(), hands)
 
 

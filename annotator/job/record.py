@@ -32,7 +32,7 @@ class RunSettings:
     detector: str | None = None  # id; None: each photo is the crop around one hand
     max_hands: int = 1
     search: str = "quick"  # of the detector
-    detect_every: int = 1  # frames of a video from one look of the detector to the next
+    detect_every: int = 1  # frames of a video from one detection to the next
     every: int = 1  # use every Nth video frame
     boxes: str | None = None  # list or label set with boxes
     boxes_normalised: bool = False  # boxes are fractions of the photo

@@ -1,4 +1,4 @@
-"""`annotate --detector` on a video: hands followed between looks, the same labels from any number of workers."""
+"""`annotate --detector` on a video: hands followed between detections, the same labels from any number of workers."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_labels_are_those_of_detection_in_every_frame(video, followed, tmp_path)
         for labels in (tmp_path / "each", followed)
     )
     assert {row["box_source"] for row in one.values()} == {"detector"}
-    looks = {frame for (frame, _), row in other.items() if row["box_source"] == "detector"}
-    assert {0, 8, 16, 19, 20, 28, 36, 39} <= looks and len(looks) <= 12
+    detections = {frame for (frame, _), row in other.items() if row["box_source"] == "detector"}
+    assert {0, 8, 16, 19, 20, 28, 36, 39} <= detections and len(detections) <= 12
     shared = one.keys() & other.keys()
     assert len(shared) >= 0.95 * max(len(one), len(other))
     moved = [

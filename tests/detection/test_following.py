@@ -1,4 +1,4 @@
-"""Hands followed through videos: between the detector's looks, when they are lost, when they come and go."""
+"""Hands followed through videos: between detections, when they are lost, when they come and go."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from annotator.detection.detector import FoundHand
-from annotator.detection.following import FrameHands, Guess, follow
+from annotator.detection.following import ExpectedHand, FrameHands, follow
 from annotator.errors import UserError
 from annotator.photos.crops import box_around_joints
 from annotator.photos.decode import Photo
@@ -23,36 +23,36 @@ SHAPE = np.random.default_rng(0).uniform(-50, 50, (21, 2))
 
 
 class Scene:
-    """Hands at known places, a detector that misses some frames, and a network that sees a hand near its guess."""
+    """Hands at known places, a detector that misses some frames, and a network that sees a hand near its hand."""
 
     def __init__(self, *ways: dict[int, tuple[float, float]], missed: Sequence[int] = ()) -> None:
-        self.ways, self.missed, self.looks = ways, missed, []
+        self.ways, self.missed, self.detections = ways, missed, []
         count = 1 + max(max(way) for way in ways)
         self.frames = [Photo(np.zeros((1, 1, 3), np.uint8), width=SIZE, height=SIZE) for _ in range(count)]
 
     def number(self, photo: Photo) -> int:
         return next(k for k, frame in enumerate(self.frames) if frame is photo)
 
-    def look(self, photo: Photo) -> list[FoundHand]:
+    def detect(self, photo: Photo) -> list[FoundHand]:
         frame = self.number(photo)
-        self.looks.append(frame)
+        self.detections.append(frame)
         places = [] if frame in self.missed else [way[frame] for way in self.ways if frame in way]
         joints = [SHAPE + place for place in places]
         depth, joints3d = np.zeros(21), np.zeros((21, 3))
         return [FoundHand(box_around_joints(j), True, 0.9, 1.0, j, depth, joints3d) for j in joints]
 
-    def locate(self, guesses: Sequence[Guess]) -> tuple[np.ndarray, np.ndarray]:
-        joints, presence = np.zeros((len(guesses), 21, 2)), np.zeros(len(guesses))
-        for k, guess in enumerate(guesses):
-            centre = (guess.box_xyxy[:2] + guess.box_xyxy[2:]) / 2
-            frame = self.number(guess.frame)
+    def locate(self, expected: Sequence[ExpectedHand]) -> tuple[np.ndarray, np.ndarray]:
+        joints, presence = np.zeros((len(expected), 21, 2)), np.zeros(len(expected))
+        for k, hand in enumerate(expected):
+            centre = (hand.box_xyxy[:2] + hand.box_xyxy[2:]) / 2
+            frame = self.number(hand.frame)
             for way in self.ways:
                 if frame in way and np.abs(centre - way[frame]).max() < 60:  # in the crop
                     joints[k], presence[k] = SHAPE + way[frame], 0.95
         return joints, presence
 
     def follow(self, every: int = 8, max_hands: int = 2) -> list[FrameHands]:
-        found = list(follow(self.frames, self.look, self.locate, every, max_hands))
+        found = list(follow(self.frames, self.detect, self.locate, every, max_hands))
         assert len(found) == len(self.frames)
         return found
 
@@ -73,11 +73,11 @@ def assert_all_found(scene: Scene, found: list[FrameHands]) -> None:
 def test_a_hand_is_in_every_frame_and_looks_are_few(count):
     scene = Scene(straight(range(count)))
     assert_all_found(scene, scene.follow())
-    assert sorted(scene.looks) == sorted({*range(0, count, 8), count - 1})
+    assert sorted(scene.detections) == sorted({*range(0, count, 8), count - 1})
 
 
 def test_a_hand_that_waves_between_looks_is_followed():
-    # Two waves from one look to the next: the line between the looks misses the hand by up to 150 pixels.
+    # Two waves from one detection to the next: the line between them misses the hand by up to 150 pixels.
     way = {k: (300 + 150 * np.sin(k * np.pi / 2), 300.0) for k in range(33)}
     scene = Scene(way)
     assert_all_found(scene, scene.follow())
@@ -99,7 +99,7 @@ def test_a_hand_that_only_the_network_sees_is_dropped_at_the_second_look_without
 def test_a_hand_that_comes_and_goes_is_in_its_frames_alone():
     scene = Scene(straight(range(3, 14)), straight(range(33), start=(100, 500)))
     assert_all_found(scene, scene.follow())
-    assert len(scene.looks) <= 5 + 4  # before it came and after it went
+    assert len(scene.detections) <= 5 + 4  # before it came and after it went
 
 
 def test_a_hand_that_appears_is_found_after_at_most_n_frames():
@@ -122,22 +122,22 @@ def test_at_most_max_hands_per_frame():
 
 def test_no_hand_at_all():
     scene = Scene(straight(range(33)), missed=range(33))
-    assert [hands.hands for hands in scene.follow()] == [[]] * 33 and len(scene.looks) == 5
+    assert [hands.hands for hands in scene.follow()] == [[]] * 33 and len(scene.detections) == 5
 
 
 def test_an_error_of_the_detector_is_that_of_its_frame():
     scene = Scene(straight(range(17)))
 
-    def look(photo):
+    def detect(photo):
         if scene.number(photo) == 16:
             raise ValueError("a bug")
-        return scene.look(photo)
+        return scene.detect(photo)
 
     found = list(
         follow(
             scene.frames,
-            look,
-            lambda guesses: (np.zeros((len(guesses), 21, 2)), np.zeros(len(guesses))),
+            detect,
+            lambda expected: (np.zeros((len(expected), 21, 2)), np.zeros(len(expected))),
             8,
             2,
         )
@@ -174,15 +174,15 @@ def test_hands_of_a_real_photo_are_followed_as_a_camera_pans_over_it(real, hand_
     starts = [60 + round(55 * np.sin(k / 3)) for k in range(18)]
     frames = [Photo(np.ascontiguousarray(wide[:, x : x + 640]), width=640, height=480) for x in starts]
     frames[13:] = [Photo(np.full((480, 640, 3), 180, np.uint8), width=640, height=480)] * 5
-    looks = []
+    detections = []
 
-    def look(photo):
-        looks.append(photo)
+    def detect(photo):
+        detections.append(photo)
         return detector.find(photo.pixels)
 
-    found = list(follow(frames, look, locator, 8, 2))
+    found = list(follow(frames, detect, locator, 8, 2))
     still = [hand.box_xyxy + [starts[0] - 60, 0] * 2 for hand in found[0].hands]
-    assert still and len(looks) < 10
+    assert still and len(detections) < 10
     for start, hands in zip(starts[:13], found, strict=False):
         assert len(hands.hands) == len(still)
         for hand, box in zip(hands.hands, still, strict=True):
