@@ -28,7 +28,7 @@ from annotator.quality.metrics import align, distances
 from trainer.evaluation.evaluate import evaluate
 
 DATA = Path(__file__).parent / "data"
-SAID_OF = {name: json.loads((DATA / f"{name}.json").read_text()) for name in NAMES}
+STATED_OF = {name: json.loads((DATA / f"{name}.json").read_text()) for name in NAMES}
 #: Maximum size of each file, MiB.
 LARGEST = {"default": 18, "fast": 16}
 
@@ -36,10 +36,10 @@ LARGEST = {"default": 18, "fast": 16}
 TOLERANCE = 0.01
 
 
-def check(found: dict, said: dict, *path: str) -> None:
+def check(found: dict, stated: dict, *path: str) -> None:
     for name in path:
-        found, said = found[name], said[name]
-    assert found == pytest.approx(said, rel=TOLERANCE), path
+        found, stated = found[name], stated[name]
+    assert found == pytest.approx(stated, rel=TOLERANCE), path
 
 
 @pytest.fixture(scope="module")
@@ -59,24 +59,26 @@ def test_the_file_is_small_plain_and_the_one_of_the_model_card(name):
     assert {t.dtype for t in tensors.values() if t.ndim > 1} == {torch.float16}
     loaded = load_checkpoint(name)
     assert (
-        loaded.id == SAID_OF[name]["checkpoint"] and loaded.info.trained and loaded.info.calibration.fitted_on
+        loaded.id == STATED_OF[name]["checkpoint"]
+        and loaded.info.trained
+        and loaded.info.calibration.fitted_on
     )
     assert all(torch.isfinite(t).all() for t in loaded.network.state_dict().values())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_held_out_drawn_hands(name, tmp_path):
-    said = SAID_OF[name]
-    found = evaluate(name, "synth", str(tmp_path), first=said["first"], count=said["count"])
-    said = said["synth"]
-    check(found, said, "joints3d", "pa_mpjpe_mm")
-    check(found, said, "joints3d", "mpjpe_mm")
-    check(found, said, "joints2d", "error_share_of_crop")
-    check(found, said, "texture", "psnr_db")
+    stated = STATED_OF[name]
+    found = evaluate(name, "synth", str(tmp_path), first=stated["first"], count=stated["count"])
+    stated = stated["synth"]
+    check(found, stated, "joints3d", "pa_mpjpe_mm")
+    check(found, stated, "joints3d", "mpjpe_mm")
+    check(found, stated, "joints2d", "error_share_of_crop")
+    check(found, stated, "texture", "psnr_db")
     for axis in "xyz":
-        check(found, said, "uncertainty", "joints3d", "axes", axis, "coverage", "68%")
-        check(found, said, "uncertainty", "vertices", "axes", axis, "coverage", "68%")
-    check(found, said, "expected_error", "50%", "expected_mm")
+        check(found, stated, "uncertainty", "joints3d", "axes", axis, "coverage", "68%")
+        check(found, stated, "uncertainty", "vertices", "axes", axis, "coverage", "68%")
+    check(found, stated, "expected_error", "50%", "expected_mm")
 
 
 @pytest.mark.parametrize(("name", "photos"), [("default", "all"), ("fast", "synth")])
@@ -86,18 +88,18 @@ def test_std_of_held_out_hands_matches_errors_along_each_axis(name, photos):
     Of `fast` these are drawn hands. Of `default` they are drawn hands and fits of real ones, which err by their std;
     one law for both leaves the expected error up to a tenth off.
     """
-    said = SAID_OF[name][photos]
+    stated = STATED_OF[name][photos]
     for kind in ("joints3d", "vertices"):
-        for axis in said["uncertainty"][kind]["axes"].values():
+        for axis in stated["uncertainty"][kind]["axes"].values():
             assert axis["coverage"]["68%"] == pytest.approx(0.68, abs=0.03)
-    for kept in said["expected_error"].values():
+    for kept in stated["expected_error"].values():
         assert kept["expected_mm"] == pytest.approx(kept["found_mm"], rel=0.05 if name == "fast" else 0.1)
 
 
 def test_two_looks_are_closer_to_real_hands_than_one():
-    one, two = SAID_OF["fast"], SAID_OF["default"]
+    one, two = STATED_OF["fast"], STATED_OF["default"]
     for name in ("sign-digits", "hand-scenes"):
-        ours, theirs = (said[name]["joints2d"]["error_share_of_crop"] for said in (two, one))
+        ours, theirs = (stated[name]["joints2d"]["error_share_of_crop"] for stated in (two, one))
         assert ours < 0.75 * theirs
         assert two[name]["side"]["right_taken_for_right"] > one[name]["side"]["right_taken_for_right"]
 
@@ -162,7 +164,7 @@ def test_a_hand_that_the_first_look_misplaces_is_found_again(sign_digits, monkey
 @pytest.mark.parametrize("weights", NAMES)
 @pytest.mark.parametrize("name", ["sign-digits", "hand-scenes"])
 def test_held_out_real_hands(name, weights, aside, tmp_path):
-    found, all_said = evaluate(weights, aside[name], str(tmp_path)), SAID_OF[weights]
+    found, all_said = evaluate(weights, aside[name], str(tmp_path)), STATED_OF[weights]
     check(found, all_said[name], "joints2d", "count")
     check(found, all_said[name], "joints2d", "error_share_of_crop")
     check(found, all_said[name], "guess3d", "pa_mpjpe_mm")

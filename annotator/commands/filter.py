@@ -177,8 +177,8 @@ def _check_list(out: str) -> set[str]:
 def _begin_folder(out: str, plan: dict[str, Any]) -> set[str]:
     """Return the files that an earlier run of the same plan wrote."""
     present = {name for name in names_in(out) if not name.startswith(".")}
-    begun = read_whole(join(out, UNFINISHED))
-    if begun is not None and json.loads(begun) == plan:
+    marker = read_whole(join(out, UNFINISHED))
+    if marker is not None and json.loads(marker) == plan:
         return label_files(out)
     if present:
         raise UserError(f"'{out}' is not empty: give a new folder")

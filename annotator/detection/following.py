@@ -168,7 +168,7 @@ class _Segment:
         self._last = len(frames) - 1
         self._detections = {0: start, self._last: detect_in(frames[-1], detect)}
         self._single: list[tuple[int, Hand]] = []  # hands that only a further detection shows
-        self._chains = self._begun()
+        self._chains = self._chains_of_ends()
 
     def found(self, max_hands: int) -> list[FrameHands]:
         """Return the hands of each frame, at most `max_hands`, the largest first."""
@@ -178,7 +178,7 @@ class _Segment:
             self._locate_missing()
         return [self._of_frame(k, max_hands) for k in range(len(self._frames))]
 
-    def _begun(self) -> list[_Chain]:
+    def _chains_of_ends(self) -> list[_Chain]:
         """Return chains of the hands of both ends."""
         before, after = self._detections[0].hands, self._detections[self._last].hands
         pairs = _matched(before, after)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotator.export.exported import Exported
-from annotator.export.places import whole
+from annotator.export.places import atomic_file
 from annotator.export.rows import Labels
 from annotator.hand.model import BONES, JOINT_NAMES
 from annotator.labels.arrays import array_of
@@ -39,19 +39,19 @@ _SCALARS = (
 
 def columns(labels: Labels) -> list[str]:
     """Return the names of the columns to read."""
-    return labels.there(*_SCALARS, "box_xyxy", "joints2d_px", "joint_visible")
+    return labels.present(*_SCALARS, "box_xyxy", "joints2d_px", "joint_visible")
 
 
 def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
     """Write the file; hands are collected in a temporary file until all images are written."""
     exported = Exported()
     images = _Images()
-    with whole(out) as file, tempfile.TemporaryFile() as hands:
+    with atomic_file(out) as file, tempfile.TemporaryFile() as hands:
         head = {"description": "hands labelled by amvur", "hand_model": labels.hand}
         file.write(b'{"info": %s, "licenses": [], ' % _json(head))
         file.write(b'"categories": [%s], "images": [' % _json(_CATEGORY))
         for table in batches:
-            scalars = table.select(labels.there(*_SCALARS)).to_pylist()
+            scalars = table.select(labels.present(*_SCALARS)).to_pylist()
             boxes, joints = array_of(table["box_xyxy"]), array_of(table["joints2d_px"])
             for row, box, points, visible in zip(scalars, boxes, joints, _visible(table), strict=True):
                 image, is_new = images.of(row)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
-from annotator.export.places import whole
+from annotator.export.places import atomic_file
 from annotator.storage.files import join, write_whole
 
 #: LeRobot's defaults.
@@ -47,7 +47,7 @@ class _Numbered:
         self._number += 1
         self.is_open = True
         path = self._path.format(**self._names, **self.place)
-        return self._stack.enter_context(whole(join(self._out, path)))
+        return self._stack.enter_context(atomic_file(join(self._out, path)))
 
     def close(self) -> None:
         """Complete the current file."""
@@ -178,7 +178,7 @@ def write_tasks(out: str, tasks: Iterable[str]) -> None:
     }
     table = pa.table({"task_index": pa.array(range(len(texts)), pa.int64()), index: pa.array(texts)})
     table = table.replace_schema_metadata({"pandas": json.dumps(about)})
-    with whole(join(out, "meta/tasks.parquet")) as file:
+    with atomic_file(join(out, "meta/tasks.parquet")) as file:
         pq.write_table(table, file)
 
 

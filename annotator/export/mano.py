@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.export.exported import Exported
-from annotator.export.places import whole
+from annotator.export.places import atomic_file
 from annotator.export.rows import Labels, camera_of
 from annotator.labels.arrays import array_of
 from annotator.storage.files import join
@@ -54,7 +54,7 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
             name: np.concatenate(values)[:PART_HANDS] for name, values in waiting.items()
         }
         rest = {name: np.concatenate(values)[PART_HANDS:] for name, values in waiting.items()}
-        with whole(join(out, f"mano-{parts:06d}.npz")) as file:
+        with atomic_file(join(out, f"mano-{parts:06d}.npz")) as file:
             np.savez(file, **arrays)
         parts, held = parts + 1, max(held - PART_HANDS, 0)
         waiting.clear()

@@ -56,7 +56,7 @@ def columns(labels: Labels) -> list[str]:
         UserError: the labels have no meshes.
     """
     labels.need_meshes("a mesh file")
-    return labels.there(*_SCALARS, "vertices_mm", "camera", *_COLOUR_COLUMN.values())
+    return labels.present(*_SCALARS, "vertices_mm", "camera", *_COLOUR_COLUMN.values())
 
 
 def columns_with_samples(labels: Labels) -> list[str]:
@@ -106,7 +106,7 @@ def write(
         )
     first = next(batches)
     out = str(local_path(out).absolute()) if is_local(out) else out
-    files = _MeshFiles(kind, out, faces, labels.there(*_SCALARS), _painter(first, colour, exported))
+    files = _MeshFiles(kind, out, faces, labels.present(*_SCALARS), _painter(first, colour, exported))
     for count in labels.spread(_MeshFiles.write, files, _named(chain([first], batches), files.scalars)):
         exported.hands += count
     return exported

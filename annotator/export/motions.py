@@ -33,7 +33,7 @@ def columns(labels: Labels) -> list[str]:
 
 def columns_with_colours(labels: Labels) -> list[str]:
     """Return the names of the columns to read, with those of the texture."""
-    return [*columns(labels), *labels.there("vertex_rgb", "visible_fraction")]
+    return [*columns(labels), *labels.present("vertex_rgb", "visible_fraction")]
 
 
 def write(kind: str, labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:

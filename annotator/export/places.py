@@ -36,7 +36,7 @@ _LONGEST_NAME = 100
 
 
 @contextmanager
-def whole(url: str) -> Iterator[IO[bytes]]:
+def atomic_file(url: str) -> Iterator[IO[bytes]]:
     """Open a seekable file that appears at `url` when it is complete; an error leaves nothing."""
     if is_local(url):
         with whole_file(local_path(url)) as file:
@@ -85,9 +85,9 @@ def check_new_folder(out: str, plan: dict[str, Any]) -> None:
         raise UserError(f"'{out}' is a file: give a new folder")
     with patience(FIRST_ANSWER_S):
         names = {name for name in names_in(out) if not name.startswith(".")}
-        begun = read_whole(join(out, UNFINISHED)) if UNFINISHED in names else None
-    if names and begun != _encoded(plan):
-        raise UserError(f"'{out}' holds something: give a new folder")
+        marker = read_whole(join(out, UNFINISHED)) if UNFINISHED in names else None
+    if names and marker != _encoded(plan):
+        raise UserError(f"'{out}' is not empty: give a new folder")
 
 
 @contextmanager

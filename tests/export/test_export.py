@@ -675,7 +675,7 @@ def test_an_unfinished_folder_is_written_again_by_the_same_command(scene, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         export_labels(str(scene), out, "ply", on_progress=stop)
     assert (tmp_path / "m" / "_export.json").exists()
-    with pytest.raises(UserError, match="holds something"):
+    with pytest.raises(UserError, match="is not empty"):
         export_labels(str(scene), out, "glb")
     assert export_labels(str(scene), out, "ply").hands == 8 == len(list((tmp_path / "m").iterdir()))
     with pytest.raises(KeyboardInterrupt):
@@ -756,7 +756,7 @@ def test_mistakes_are_one_line(scene, tmp_path, monkeypatch, capsys):
         (tmp_path / "hands", "coco", "give a new file whose name ends in .json"),
         (tmp_path / "hands.json", "csv", "give a new file whose name ends in .csv"),
         (tmp_path / "there.json", "glb", "is a file: give a new folder"),
-        (tmp_path / "empty" / ".." / "damaged", "glb", "holds something: give a new folder"),
+        (tmp_path / "empty" / ".." / "damaged", "glb", "is not empty: give a new folder"),
         (tmp_path / "there.json" / "x.csv", "csv", "can't write to"),
     ):
         code, printed, error = run(monkeypatch, capsys, "export", scene, out, "--to", to)
@@ -782,7 +782,7 @@ def test_from_s3_to_s3(scene, tmp_path, monkeypatch):
         s3fs.S3FileSystem().put(str(scene), "bucket/labels", recursive=True)
         for to, out in (("coco", "a.json"), ("csv", "a.csv"), ("webdataset", "wds"), ("glb", "glb")):
             assert export_labels("s3://bucket/labels", f"s3://bucket/{out}", to).hands in (7, 8)
-            with pytest.raises(UserError, match="exists|holds something"):
+            with pytest.raises(UserError, match="exists|is not empty"):
                 export_labels("s3://bucket/labels", f"s3://bucket/{out}", to)
             export_labels(str(scene), str(tmp_path / out), to)
         here = tmp_path / "here"

@@ -85,7 +85,7 @@ def test_training_goes_on_where_it_was(tmp_path, precision):
     for steps in (4, 8):
         config = read_config(TrainConfig, "train", "supervised", [*settings, f"steps={steps}"])
         train(config, str(tmp_path / "run"), "cuda", lambda progress: losses.append(progress.losses))
-    assert len(losses) == 8 and all(np.isfinite(value) for said in losses for value in said.values())
+    assert len(losses) == 8 and all(np.isfinite(value) for output in losses for value in output.values())
     trained = load_checkpoint(str(tmp_path / "run" / "model.safetensors"))
     assert trained.info.trained_steps == 8
     assert all(torch.isfinite(t).all() for t in trained.network.state_dict().values())
@@ -93,6 +93,6 @@ def test_training_goes_on_where_it_was(tmp_path, precision):
 
 def test_the_benchmark_runs_to_its_end():
     command = [sys.executable, str(BENCHMARK), "--count", "64", "--batch-size", "32", "--steps", "2"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    figures = json.loads(said.splitlines()[-1])["figures"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    figures = json.loads(output.splitlines()[-1])["figures"]
     assert len(figures) > 50 and all(np.isfinite(value) and value >= 0 for value in figures.values())

@@ -97,8 +97,8 @@ def elsewhere(labels: str, beat: int = 1) -> None:
 def refused(labels: str, words: str = "is writing to") -> None:
     with pytest.raises(UserError) as raised:
         Lease(labels).take()
-    said = str(raised.value)
-    assert words in said and "run the same command again to resume" in said and said.isprintable()
+    message = str(raised.value)
+    assert words in message and "run the same command again to resume" in message and message.isprintable()
 
 
 def test_a_run_that_goes_on_refuses_a_second_at_once_and_one_killed_does_not(labels):
@@ -183,8 +183,8 @@ def test_of_processes_that_start_together_one_at_most_gets_it(tmp_path):
             time.sleep(1.5 if number == 0 else 0.7)  # that they are all waiting for the line
             for process in together:
                 go(process)
-            said = [process.stdout.readline().split()[0] for process in together]
-            assert sorted(said) == ["mine", "refused", "refused"]
+            message = [process.stdout.readline().split()[0] for process in together]
+            assert sorted(message) == ["mine", "refused", "refused"]
 
 
 def test_of_threads_that_start_together_one_gets_it(labels, monkeypatch):

@@ -64,11 +64,11 @@ class Browser:
         number = next(self._ids)
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
         while True:
-            said = json.loads((await self._socket.receive(timeout=30)).data)
-            if said.get("id") == number:
-                assert "error" not in said, said
-                return said["result"]
-            self.events.append(said)
+            message = json.loads((await self._socket.receive(timeout=30)).data)
+            if message.get("id") == number:
+                assert "error" not in message, message
+                return message["result"]
+            self.events.append(message)
 
     def run(self, script):
         answer = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
@@ -124,14 +124,14 @@ class Browser:
         self.run("1")
         found = []
         for event in self.events:
-            said = event.get("params", {})
+            message = event.get("params", {})
             if (
                 event.get("method") == "Runtime.exceptionThrown"
-                or said.get("entry", {}).get("level") == "error"
+                or message.get("entry", {}).get("level") == "error"
             ):
-                found.append(said)
+                found.append(message)
             if event.get("method") == "Network.requestWillBeSent":
-                url = said["request"]["url"]
+                url = message["request"]["url"]
                 found += [] if url.startswith(("file://", "data:")) else [url]
         return found
 

@@ -36,7 +36,7 @@ def test_a_wrong_row_is_found(corpus):
 
     ok = corpus.Expected("k", frozenset({"ok"}), (4, 3))
     cut = corpus.Expected("k", frozenset({"truncated"}))
-    said = {
+    readable = {
         "status": "unreadable",
         "reason": "truncated",
         "error": "cut short",
@@ -44,7 +44,7 @@ def test_a_wrong_row_is_found(corpus):
         "no_mesh": True,
     }
     assert corpus.fault_of([row()], ok) == ""
-    assert corpus.fault_of([row(**said)], cut) == ""
+    assert corpus.fault_of([row(**readable)], cut) == ""
     assert corpus.fault_of([], cut._replace(optional=True)) == ""
     for rows, expected in [
         ([], ok),
@@ -54,11 +54,11 @@ def test_a_wrong_row_is_found(corpus):
         ([row(duplicate=True)], ok),
         ([row(error="but")], ok),
         ([row()], cut),
-        ([row(**said | {"reason": "corrupt"})], cut),
-        ([row(**said | {"status": "failed"})], cut),
-        ([row(**said | {"no_mesh": False})], cut),
-        ([row(**said | {"error": "two\nlines"})], cut),
-        ([row(**said | {"error": ""})], cut),
-        ([row(**said), row(**said)], cut),
+        ([row(**readable | {"reason": "corrupt"})], cut),
+        ([row(**readable | {"status": "failed"})], cut),
+        ([row(**readable | {"no_mesh": False})], cut),
+        ([row(**readable | {"error": "two\nlines"})], cut),
+        ([row(**readable | {"error": ""})], cut),
+        ([row(**readable), row(**readable)], cut),
     ]:
         assert corpus.fault_of(rows, expected), (rows, expected)

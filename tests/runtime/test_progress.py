@@ -57,7 +57,7 @@ class _Step:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "shown"),
     [
         (0.2, "1 s"),
         (119, "119 s"),
@@ -67,5 +67,5 @@ class _Step:
         (2e6, "23.1 days"),
     ],
 )
-def test_time_left_is_rough(seconds, said):
-    assert progress.time_left(seconds) == said
+def test_time_left_is_rough(seconds, shown):
+    assert progress.time_left(seconds) == shown

@@ -148,7 +148,7 @@ def edited(document: dict[str, Any], edit: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "message"),
     [
         (lambda d: [1], "expected an object with images and annotations"),
         (lambda d: d.pop("annotations") and None, "annotations: expected a list"),
@@ -176,11 +176,11 @@ def edited(document: dict[str, Any], edit: Any) -> Any:
     ],
 )
 def test_a_malformed_file_is_named_with_its_field(
-    edit: Any, said: str, document: dict[str, Any], folder: Path, tmp_path: Path
+    edit: Any, message: str, document: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as error:
         run(edited(document, edit), folder, tmp_path)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert f"{tmp_path.name}.json" in str(error.value)
 
 

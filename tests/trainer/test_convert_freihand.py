@@ -246,7 +246,7 @@ def replaced(values: list[Any], index: int, value: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("file", "edit", "said"),
+    ("file", "edit", "message"),
     [
         ("training_K.json", lambda v: replaced(v, 2, [[1, 2], [3, 4]]), "entry 2: expected 3x3 numbers"),
         ("training_K.json", lambda v: replaced(v, 1, [[1, 2, 3], [4, 5], [6]]), "entry 1: expected 3x3 numbers"),
@@ -263,17 +263,17 @@ def replaced(values: list[Any], index: int, value: Any) -> list[Any]:
     ],
 )  # fmt: skip
 def test_a_malformed_file_is_named_with_its_entry(
-    file: str, edit: Any, said: str, root: Path, tmp_path: Path
+    file: str, edit: Any, message: str, root: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(root, broken)
     change(broken / file, edit)
     with pytest.raises(UserError) as error:
         convert(f"freihand:{broken}", str(tmp_path / "out"))
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
     # Wrong projections are detected when camera and joints are combined.
-    assert (file if "behind" not in said else "training_") in str(error.value)
+    assert (file if "behind" not in message else "training_") in str(error.value)
 
 
 @pytest.mark.parametrize("file", ["training_K.json", "training_verts.json", "training_mano.json"])

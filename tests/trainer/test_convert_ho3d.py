@@ -235,7 +235,7 @@ def write_meta(path: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"camMat": ...}, "camMat: missing field"),
         ({"camMat": np.eye(4)}, "camMat: expected 3x3 numbers"),
@@ -250,13 +250,13 @@ def write_meta(path: Path, **changes: Any) -> None:
     ],
 )
 def test_a_malformed_meta_file_is_named_with_its_field(
-    changes: dict[str, Any], said: str, mano: Any, small: Path, tmp_path: Path
+    changes: dict[str, Any], message: str, mano: Any, small: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(small, tmp_path, dirs_exist_ok=True)
     write_meta(tmp_path / "train" / "MC1" / "meta" / "0000.pkl", **changes)
     with pytest.raises(UserError) as error:
         list(ho3d_examples(str(tmp_path), mano, "train", np.random.default_rng(0)))
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "MC1/meta/0000.pkl: " in str(error.value)
 
 

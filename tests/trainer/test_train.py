@@ -498,14 +498,16 @@ def test_gradients_that_are_never_finite_end_the_run(sticks, tmp_path):
 
 
 def test_a_short_training_beats_its_start(sticks, tmp_path):
-    said = []
+    reported = []
     config = config_for(
         sticks, steps=40, checkpoint_every=100, optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=5)
     )
-    train(config, str(tmp_path), "cpu", said.append)
-    first, last = (np.mean([p.losses["prior_joints3d"] for p in part]) for part in (said[:5], said[-5:]))
+    train(config, str(tmp_path), "cpu", reported.append)
+    first, last = (
+        np.mean([p.losses["prior_joints3d"] for p in part]) for part in (reported[:5], reported[-5:])
+    )
     assert last < 0.95 * first
-    assert all(0 <= p.waiting <= 1 and p.photos_per_s > 0 for p in said)
+    assert all(0 <= p.waiting <= 1 and p.photos_per_s > 0 for p in reported)
 
 
 def double(value):

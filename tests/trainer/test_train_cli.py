@@ -101,13 +101,13 @@ def test_a_run_is_trained_evaluated_calibrated_and_used(amvur, place, local_ray,
     ):
         plane, depth = laws[f"{kind}, image plane"], laws[f"{kind}, depth"]
         scale, exponent = np.transpose([plane, plane, depth])
-        said = np.array([row[column] for row in labels])
+        labelled = np.array([row[column] for row in labels])
         raw = np.array([row[column] for row in plain])
         expected = scale * raw**exponent
         # The laws were printed with four digits and three decimals, and the raw std was rounded.
         slack = step + expected * (0.003 + exponent * step / np.maximum(raw, step))
-        assert (np.abs(said - expected) <= slack).all()
-        assert np.abs(said - raw).mean() > 1
+        assert (np.abs(labelled - expected) <= slack).all()
+        assert np.abs(labelled - raw).mean() > 1
 
 
 def test_a_finished_run_takes_no_step_and_resumes_with_more_steps(amvur, place, capsys):

@@ -180,11 +180,11 @@ def test_a_killed_run_ends_with_the_same_result_and_a_job_finishes_it(run_folder
         assert client.wait(PATIENCE_S) == 2
         what_was_trained_labels_photos(run_folder, address)
         jobs_are_listed_followed_and_stopped(run_folder, address)
-    said = (run_folder / "log.txt").read_text()
-    assert "submission raysubmit_" in said
-    assert f"trained {STEPS} steps" in said
-    assert "amvur: 1000 workers need a " in said
-    assert "Traceback" not in said
+    log_text = (run_folder / "log.txt").read_text()
+    assert "submission raysubmit_" in log_text
+    assert f"trained {STEPS} steps" in log_text
+    assert "amvur: 1000 workers need a " in log_text
+    assert "Traceback" not in log_text
 
     train(config_for(run_folder / "sticks"), str(run_folder / "whole"), "cpu")
     assert steps_of(out) == list(range(1, STEPS + 1))
@@ -222,27 +222,30 @@ def what_was_trained_labels_photos(folder: Path, address: str) -> None:
 
 
 def jobs_are_listed_followed_and_stopped(folder: Path, address: str) -> None:
-    def said_by(*arguments: str, code: int = 0) -> str:
-        said = folder / "submission.txt"
-        said.unlink(missing_ok=True)
-        assert amvur(folder, "jobs", *arguments, "--address", address, log=said.name).wait(PATIENCE_S) == code
-        return said.read_text()
+    def output_of(*arguments: str, code: int = 0) -> str:
+        log_text = folder / "submission.txt"
+        log_text.unlink(missing_ok=True)
+        assert (
+            amvur(folder, "jobs", *arguments, "--address", address, log=log_text.name).wait(PATIENCE_S)
+            == code
+        )
+        return log_text.read_text()
 
-    listed = said_by("list").splitlines()
+    listed = output_of("list").splitlines()
     assert listed[0].split() == ["submission", "state", "began", "command"]
     (of_filter,) = [
         line for line in listed if "amvur filter --address auto labels best --keep-best 0.5" in line
     ]
     submission_id = of_filter.split()[0]
     assert " succeeded " in of_filter
-    assert "rows in best" in said_by("logs", submission_id)
-    assert "had already ended (succeeded)" in said_by("stop", submission_id)
-    assert "has no submission 'raysubmit_none': list them with `amvur jobs list`" in said_by(
+    assert "rows in best" in output_of("logs", submission_id)
+    assert "had already ended (succeeded)" in output_of("stop", submission_id)
+    assert "has no submission 'raysubmit_none': list them with `amvur jobs list`" in output_of(
         "logs", "raysubmit_none", code=2
     )
     # Ctrl-C leaves a submission running, `stop` does not.
     client = amvur(folder, "train", "tiny.yaml", "long", "--set", "steps=100000", "--address", address)
-    while len(listed := said_by("list").splitlines()) < 2 or " running " not in listed[1]:
+    while len(listed := output_of("list").splitlines()) < 2 or " running " not in listed[1]:
         time.sleep(0.5)
     submission_id = listed[1].split()[0]
     client.send_signal(signal.SIGINT)
@@ -251,8 +254,8 @@ def jobs_are_listed_followed_and_stopped(folder: Path, address: str) -> None:
         f"submission {submission_id} keeps running. Its log: amvur jobs logs {submission_id} --address"
         in (folder / "log.txt").read_text()
     )
-    assert " running " in said_by("list").splitlines()[1]
-    assert f"submission {submission_id}: stopped" in said_by("stop", submission_id)
+    assert " running " in output_of("list").splitlines()[1]
+    assert f"submission {submission_id}: stopped" in output_of("stop", submission_id)
 
 
 def wait_for_answer(address: str) -> None:

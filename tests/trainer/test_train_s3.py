@@ -83,8 +83,8 @@ def test_files_of_a_bucket_are_written_listed_read_and_removed(server):
 
 
 def test_a_killed_run_on_s3_resumes_and_ends_like_one_on_disk(server, place, monkeypatch, capsys):
-    said = amvur(capsys, monkeypatch, place, "convert synth:hands s3://bucket/examples")
-    assert said == "24 examples in s3://bucket/examples\n"
+    output = amvur(capsys, monkeypatch, place, "convert synth:hands s3://bucket/examples")
+    assert output == "24 examples in s3://bucket/examples\n"
     with open_file("s3://bucket/examples/data/part-000000.parquet") as file:
         assert pq.read_table(file).num_rows == 24
 
@@ -103,8 +103,8 @@ def test_a_killed_run_on_s3_resumes_and_ends_like_one_on_disk(server, place, mon
     training.wait()
     assert read <= {2, 4, 6}
 
-    said = amvur(capsys, monkeypatch, place, on_s3)
-    assert said == "trained 8 steps; the model is s3://bucket/run/model.safetensors\n"
+    output = amvur(capsys, monkeypatch, place, on_s3)
+    assert output == "trained 8 steps; the model is s3://bucket/run/model.safetensors\n"
     amvur(capsys, monkeypatch, place, train.replace("OUT", "on-disk"))
     one, other = (load_checkpoint(url).network.state_dict() for url in (
         "s3://bucket/run/model.safetensors", str(place / "on-disk/model.safetensors")))  # fmt: skip

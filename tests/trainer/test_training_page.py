@@ -142,9 +142,9 @@ def test_the_list_on_the_page_is_valid(tmp_path):
 
 def test_the_table_of_weights_matches_the_code():
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d.]+) \|", PAGE, re.MULTILINE)
-    said = {name: float(default) for names, default in rows for name in re.findall(r"\w+", names)}
+    documented = {name: float(default) for names, default in rows for name in re.findall(r"\w+", names)}
     weights = {field.name: field.default for field in fields(LossConfig) if field.type == "float"}
-    assert said == weights
+    assert documented == weights
 
 
 def test_every_benchmark_has_its_command_in_the_docs_and_make_bench_runs_those_of_minutes():
