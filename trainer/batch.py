@@ -7,11 +7,13 @@ gradient. Left hands have been mirrored before, photo and labels alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from trainer.config import TARGETS, Target
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Batch:
     has_joint_visible: Tensor  # (B, 21) bool
     ray: Tensor  # (B, 2) x / z and y / z of the ray through the crop's centre; 0 where the camera is unknown
     half_side_tan: Tensor  # (B,) half the crop's side over the focal length; 0 where the camera is unknown
+    features: Tensor  # (B, N) float16, of a frozen backbone (data/features.py); N is 0 unless they come from a cache
 
     def __len__(self) -> int:
         return len(self.key)
@@ -83,4 +86,16 @@ class Batch:
             has_joint_visible=torch.zeros(count, 21, dtype=torch.bool),
             ray=torch.zeros(count, 2),
             half_side_tan=torch.zeros(count),
+            features=torch.zeros(count, 0, dtype=torch.float16),
         )
+
+
+def withhold(batch: Batch, targets: Sequence[Target]) -> Batch:
+    """Return the batch with only these targets."""
+    nothing = Batch.empty(len(batch), batch.image.shape[-1], batch.vertices_mm.shape[1])
+    for target in set(TARGETS) - set(targets):
+        values = target if target in ("joints2d", "hand_mask") else f"{target}_mm"
+        batch = replace(
+            batch, **{name: getattr(nothing, name).to(batch.key.device) for name in (values, f"has_{target}")}
+        )
+    return batch

@@ -111,6 +111,22 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """Held-out examples that decide how long a run takes: it ends when their error has stood still."""
+
+    source: str = ""  # a folder or URL of examples, or a cache; empty = the run takes all its steps
+    first: int = 0  # number of the first example
+    count: int = 0  # number of examples; 0 = all
+    every: int = 100  # steps between two looks
+    patience: int = 5  # looks without a gain before the run ends
+    gain: float = 0.005  # smallest gain that counts, share of the best error so far
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.patience < 1:
+            raise UserError("validation: every and patience must be at least 1")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run."""
 
@@ -119,10 +135,13 @@ class TrainConfig:
     # Checkpoint to start from; or, for the backbone hand_landmark, MediaPipe's hand_landmarker.task or a network
     # that tools/landmarker.py distilled from it.
     start_from: str = ""
+    # Checkpoint whose backbone and read-outs alone to start from; the rest may differ.
+    backbone_from: str = ""
     data: tuple[SourceConfig, ...] = (SourceConfig(),)
     batch_size: int = 32  # over all workers
     steps: int = 100_000
     seed: int = 0
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -150,6 +169,8 @@ class TrainConfig:
             raise UserError(f"seed is {self.seed}, must not be negative")
         if self.inverse_kinematics and not self.network.read_outs:
             raise UserError("inverse_kinematics learns from landmarks: set network.read_outs=true")
+        if self.start_from and self.backbone_from:
+            raise UserError("start_from already includes a backbone: leave out backbone_from")
         if not self.data:
             raise UserError("data is empty: give at least one source")
 

@@ -26,7 +26,7 @@ from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.landmarker import Landmarker
 from annotator.model.landmarker_file import INPUT_PX, read_landmarker
 from annotator.model.landmarker_weights import is_landmarker_file, load_landmarker
-from annotator.model.network import Network
+from annotator.model.network import Network, Prediction
 from annotator.model.pretrained import PretrainedUnreachableError, load_pretrained
 from annotator.runtime.device import device_of
 from annotator.runtime.malloc import keep_freed_memory
@@ -34,11 +34,13 @@ from annotator.storage.files import check_writable, join
 from trainer.augment import prepare
 from trainer.batch import Batch
 from trainer.config import TrainConfig
+from trainer.data.features import unpacked
 from trainer.data.stream import Order, Steps
 from trainer.inverse_kinematics import train_inverse_kinematics
 from trainer.objective import Objective
 from trainer.run_log import RunLog
 from trainer.state import MODEL_FILE, claim_folder, first_look_of, new_state, newest_state, save_state
+from trainer.validation import Validation
 
 if TYPE_CHECKING:
     from trainer.synth.backdrops import Backdrops
@@ -98,6 +100,10 @@ def train(
         del saved
     if state.step >= config.steps:
         return
+    data.check_features(network)
+    validation = Validation(config, hand, out, state.step) if config.validation.source else None
+    if validation is not None and validation.stands_still:
+        return
     first_look = _first_look(config, out, resumes)
     objective = Objective(config.loss, network, hand).to(place)
     model: Any = torch.compile(network) if config.compile else network
@@ -114,7 +120,7 @@ def train(
         _set_mode(network, config)
         _set_rate(state.optimizer, config, state.step)
         with torch.autocast(place.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            prediction = model(images, mirrored_rows(batch))
+            prediction = predicted(model, network, images, batch)
         terms = objective.terms(prediction, batch, images)
         loss, means = objective.total(terms)
         state.optimizer.zero_grad(set_to_none=True)
@@ -135,6 +141,8 @@ def train(
         state.step += 1
         clock.photos += config.batch_size
         last = state.step == config.steps
+        if validation is not None and validation.is_due(state.step, last):
+            last = validation.look(state) or last
         if run_log and (state.step % config.log_every == 0 or last):
             progress = clock.progress(state.step, config, means, _rate(config, state.step))
             run_log.write(progress, float(norm))
@@ -148,6 +156,8 @@ def train(
                 save_state(state, out, config, hand, first_look)
             if workers > 1:
                 dist.barrier()  # no worker runs ahead of the state that a restart resumes from
+        if last:
+            break
     if run_log:
         run_log.close()
 
@@ -186,6 +196,8 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
         if adds_visibility and network.visibility is not None:  # that head alone starts untrained
             tensors = {**tensors, **network.visibility.state_dict(prefix="visibility.")}
         network.load_state_dict(tensors)
+    elif config.backbone_from:
+        _take_backbone(network, config)
     elif config.network.imagenet:
         try:
             load_pretrained(network.backbone, config.network.backbone)
@@ -199,6 +211,36 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
             f"{frozen} would freeze random layers: set network.imagenet=true, start_from, or {frozen}=false"
         )
     return network.train()
+
+
+def _take_backbone(network: Network, config: TrainConfig) -> None:
+    """Give backbone and read-outs the weights of a checkpoint's last look.
+
+    Raises:
+        UserError: the checkpoint can't be read, or has another backbone.
+    """
+    held = load_checkpoint(config.backbone_from, config.hand)
+    if held.info.network.backbone != config.network.backbone:
+        raise UserError(
+            f"backbone_from '{config.backbone_from}' holds the backbone {held.info.network.backbone}: "
+            f"set network.backbone={held.info.network.backbone}"
+        )
+    last = held.network.last_look
+    network.backbone.load_state_dict(last.backbone.state_dict())
+    if network.heads is not None and last.heads is not None:
+        network.heads.load_state_dict(last.heads.state_dict())
+
+
+def predicted(model: Any, network: Network, images: Tensor, batch: Batch) -> Prediction:
+    """Return the prediction for a batch, from its cached features where it has them.
+
+    `model` is the network, or a wrapper of it. Cached features are those of images that are not mirrored.
+    """
+    if batch.features.shape[1]:
+        with torch.no_grad():
+            seen = unpacked(batch.features, images, network.backbone)
+        return model(images, None, seen)
+    return model(images, mirrored_rows(batch))
 
 
 def _first_look(config: TrainConfig, out: str, resumes: bool) -> Checkpoint | None:

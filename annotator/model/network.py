@@ -14,7 +14,7 @@ from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
 from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
 from annotator.model.attention import FeatureMap
-from annotator.model.backbone import build_backbone
+from annotator.model.backbone import BackboneFeatures, build_backbone
 from annotator.model.camera import Camera, CameraHead, fit_camera, joints2d_covariance
 from annotator.model.landmarker import NUMBERS, LandmarkHand, LandmarkHeads
 from annotator.model.landmarks import Landmarks
@@ -128,11 +128,16 @@ class Network(nn.Module):
         self.register_buffer("faces", torch.as_tensor(hand.faces).long(), persistent=False)
         self.register_buffer("R", torch.as_tensor(hand.joint_regressor), persistent=False)
 
-    def forward(self, images: Tensor, also_mirrored: Tensor | None = None) -> Prediction:
+    def forward(
+        self, images: Tensor, also_mirrored: Tensor | None = None, seen: BackboneFeatures | None = None
+    ) -> Prediction:
         """Predict from images (B, 3, crop_px, crop_px), RGB in 0..1.
 
         `also_mirrored` (M,): rows for which the side head, and nothing else, also gets the mirrored image.
+        `seen`: the backbone's output for these images, if it is known already; then there are no mirrored images.
         """
+        if seen is not None:
+            return self.hands(images, self.extract(images, seen))
         shown = images if also_mirrored is None else torch.cat([images, images[also_mirrored].flip(-1)])
         features = self.extract(shown)
         with torch.autocast(images.device.type, enabled=False):
@@ -148,9 +153,14 @@ class Network(nn.Module):
         """Fold batch norms into convolutions, see `Backbone.fold_normalisation`."""
         self.backbone.fold_normalisation()
 
-    def extract(self, images: Tensor) -> Features:
-        """Return features of images (B, 3, crop_px, crop_px). Under autocast only the backbone uses half precision."""
-        g, X, pyramid = self.backbone(images.contiguous(memory_format=torch.channels_last))
+    def extract(self, images: Tensor, seen: BackboneFeatures | None = None) -> Features:
+        """Return features of images (B, 3, crop_px, crop_px). Under autocast only the backbone uses half precision.
+
+        `seen`: the backbone's output, if it is known already.
+        """
+        if seen is None:
+            seen = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        g, X, pyramid = seen
         with torch.autocast(images.device.type, enabled=False):
             g, X, landmark_maps, joints2d, hand = g.float(), X.float(), None, None, None
             if self.landmarks is not None:

@@ -13,9 +13,8 @@ from annotator.config import NetworkConfig, config_folder, read_config
 from annotator.hand import load_hand
 from annotator.hand.model import HandModel
 from annotator.model.network import Network
-from trainer.batch import Batch
+from trainer.batch import Batch, withhold
 from trainer.config import TrainConfig, read_train_config
-from trainer.data.stream import withhold
 from trainer.objective import Objective
 
 NAMES = sorted(

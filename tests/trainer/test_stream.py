@@ -12,11 +12,11 @@ import torch
 from annotator.errors import UserError
 from annotator.hand import anatomy, load_hand
 from tests.support.example_files import stick_photo, write_stick_hands
-from trainer.batch import Batch
+from trainer.batch import Batch, withhold
 from trainer.config import SourceConfig, TrainConfig
 from trainer.data import stream
 from trainer.data.examples import example_schema, write_examples
-from trainer.data.stream import Steps, Stored, shares, withhold
+from trainer.data.stream import Steps, Stored, shares
 
 HAND = load_hand("open")
 

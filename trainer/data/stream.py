@@ -26,10 +26,13 @@ from torch.utils.data import Dataset
 from annotator.errors import UserError, first_line
 from annotator.hand.model import HandModel
 from annotator.labels.schema import SCHEMA_VERSION
+from annotator.model.network import Network
 from annotator.storage.files import join, names_in, open_file, read_whole
-from trainer.batch import Batch
-from trainer.config import SYNTHETIC, TARGETS, SourceConfig, Target, TrainConfig
+from trainer.batch import Batch, withhold
+from trainer.config import SYNTHETIC, SourceConfig, TrainConfig
+from trainer.data.cache import Cached, is_cache, measured_by, read_info
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED
+from trainer.data.features import samples_maps
 from trainer.data.read import COLUMNS, FACTS, Facts, Rows, facts_of, read_example
 from trainer.keyed import keys
 
@@ -191,17 +194,6 @@ class Stored:
         return Rows(file.read_row_group(group, columns=existing, use_threads=False))
 
 
-def withhold(batch: Batch, targets: Sequence[Target]) -> Batch:
-    """Return the batch with only these targets."""
-    nothing = Batch.empty(len(batch), batch.image.shape[-1], batch.vertices_mm.shape[1])
-    for target in set(TARGETS) - set(targets):
-        values = target if target in ("joints2d", "hand_mask") else f"{target}_mm"
-        batch = replace(
-            batch, **{name: getattr(nothing, name).to(batch.key.device) for name in (values, f"has_{target}")}
-        )
-    return batch
-
-
 @dataclass(frozen=True)
 class Order:
     """Examples to be drawn later, on the network's device."""
@@ -223,7 +215,7 @@ class Steps(Dataset[list[Batch | Order]]):
         self.config, self.hand, self.rank, self.workers = config, hand, rank, workers
         self.draw_later = draw_later
         self.counts = shares(config.batch_size, [source.share for source in config.data])
-        self._opened: dict[int, Synthetic | Stored] = {}
+        self._opened: dict[int, Synthetic | Stored | Cached] = {}
 
     def _lanes(self, number: int) -> int:
         return LANES if self._is_drawn_later(number) else self._source(number).lanes
@@ -231,13 +223,16 @@ class Steps(Dataset[list[Batch | Order]]):
     def _is_drawn_later(self, number: int) -> bool:
         return self.draw_later and self.config.data[number].source == SYNTHETIC
 
-    def _source(self, number: int, device: str | torch.device = "cpu") -> Synthetic | Stored:
+    def _source(self, number: int, device: str | torch.device = "cpu") -> Synthetic | Stored | Cached:
         """Return a source, opened at first use, so that each loader process opens its own files."""
         if number not in self._opened:
             source, crop_px = self.config.data[number], self.config.network.crop_px
             seed = self.config.seed + number
             if source.source == SYNTHETIC:
                 self._opened[number] = Synthetic(self.hand, crop_px, source, seed, device)
+            elif is_cache(source.source):
+                features = self.config.freeze_backbone
+                self._opened[number] = Cached(source.source, self.hand, source, seed, features)
             else:
                 self._opened[number] = Stored(source.source, self.hand, round(crop_px * MARGIN), source, seed)
         return self._opened[number]
@@ -262,7 +257,42 @@ class Steps(Dataset[list[Batch | Order]]):
         for number, source in enumerate(self.config.data):
             if source.source != SYNTHETIC and self._source(number).lanes < self.workers:
                 raise UserError(f"'{source.source}' has too few examples for {self.workers} workers")
+        self._check_caches()
         self._opened = {}
+
+    def _check_caches(self) -> None:
+        cached = [source.source for source in self.config.data if is_cache(source.source)]
+        if not cached:
+            return
+        for place in cached:
+            crop_px = read_info(place).crop_px
+            if crop_px != self.config.network.crop_px:
+                raise UserError(f"'{place}' holds crops of {crop_px} px: set network.crop_px={crop_px}")
+        if not self.config.freeze_backbone:
+            return
+        if len(cached) < len(self.config.data):
+            raise UserError("with freeze_backbone, either all sources are caches or none")
+        if self.config.augment.colour or self.config.augment.upright:
+            raise UserError(
+                f"the features in '{cached[0]}' are those of its crops: "
+                "set augment.colour=0 and augment.upright=false"
+            )
+
+    def check_features(self, network: Network) -> None:
+        """Check that cached features are those of this network's backbone, with the maps it reads.
+
+        Raises:
+            UserError: they come from another backbone, or lack maps.
+        """
+        if not self.config.freeze_backbone:
+            return
+        for place in (source.source for source in self.config.data if is_cache(source.source)):
+            if not measured_by(place, network.backbone):
+                raise UserError(
+                    f"'{place}' holds the features of another backbone: make it again, or start from its backbone"
+                )
+            if samples_maps(network.config) and read_info(place).features == network.backbone.feature_dim:
+                raise UserError(f"'{place}' has no maps, which this network reads: make the cache with maps")
 
     def __getitem__(self, step: int) -> list[Batch | Order]:
         """Return this worker's examples of a step."""

@@ -28,6 +28,8 @@ from annotator.runtime.device import device_of
 from annotator.storage.files import check_writable
 from trainer.batch import Batch
 from trainer.config import SYNTHETIC, SourceConfig
+from trainer.data.cache import Cached, is_cache, measured_by
+from trainer.data.features import unpacked
 from trainer.data.read import Facts
 from trainer.data.stream import Stored
 from trainer.evaluation.calibrate import check_enough, fit_calibration, with_label_errors
@@ -62,7 +64,7 @@ def evaluate(
 
     Args:
         checkpoint: as `load_checkpoint` takes it.
-        examples: a folder or URL that `amvur convert` wrote, or `synth`.
+        examples: a folder or URL that `amvur convert` wrote, `synth`, or a cache of drawn hands.
         out: a folder or URL.
         hand: as `load_checkpoint` takes it.
         first: number of the first example. count: number of examples; 0 = all (of `synth` 1,000).
@@ -190,7 +192,11 @@ def run(
         elif checkpoint.cut_margin > 1:
             batch = _tight(batch, checkpoint.cut_margin, checkpoint.info.network.crop_px)
         images = (shown.float() / 255).contiguous(memory_format=torch.channels_last)
-        yield batch, network(images, torch.arange(len(images), device=place)), facts
+        if batch.features.shape[1] and isinstance(network, Network):
+            prediction = network(images, None, unpacked(batch.features, images, network.backbone))
+        else:
+            prediction = network(images, torch.arange(len(images), device=place))
+        yield batch, prediction, facts
         done += len(batch)
         on_progress(done, total)
 
@@ -198,7 +204,16 @@ def run(
 def _examples(
     checkpoint: Checkpoint, examples: str, first: int, count: int
 ) -> tuple[int, Iterator[tuple[Batch, list[Facts]]]]:
-    """Return the number of examples, and their batches; stored ones are as wide as the network's input."""
+    """Return the number of examples, and their batches; stored ones are as wide as the network's input.
+
+    Those of a cache have its features, if they come from the checkpoint's own backbone.
+    """
+    if is_cache(examples):
+        config = SourceConfig(source=examples, first=first, count=count)
+        network = checkpoint.network
+        features = isinstance(network, Network) and measured_by(examples, network.backbone)
+        cached = Cached(examples, checkpoint.hand, config, seed=0, features=features)
+        return len(cached), cached.in_order(BATCH_SIZE)
     if examples != SYNTHETIC:
         config = SourceConfig(source=examples, first=first, count=count)
         stored = Stored(

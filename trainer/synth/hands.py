@@ -97,6 +97,7 @@ class SyntheticHands:
             has_joint_visible=known(21),
             ray=scene.ray,
             half_side_tan=1 / scene.focal,
+            features=torch.zeros(count, 0, dtype=torch.float16, device=self.device),
         )
 
     @torch.no_grad()

@@ -1,0 +1,122 @@
+"""Watch the error on held-out examples during a training, keep the best network, and end a run that stands still.
+
+OUT/validation.jsonl    step and error of each look
+OUT/best.safetensors    the network with the smallest error
+
+The error is that of the strongest target the run trains on: vertices after Procrustes (mm), else 3D joints after
+Procrustes (mm), else 2D joints (crop half-sides). So weak training never sees 3D, not even to end a run.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from annotator.errors import UserError
+from annotator.hand.model import HandModel
+from annotator.model.checkpoint import save_checkpoint
+from annotator.model.network import Network, Prediction
+from annotator.quality import metrics
+from annotator.storage.files import join, read_whole, write_whole
+from trainer.batch import Batch
+from trainer.config import SourceConfig, TrainConfig
+from trainer.data.cache import Cached, is_cache, measured_by
+from trainer.data.features import unpacked
+from trainer.data.stream import Stored
+from trainer.state import TrainingState, as_checkpoint
+
+LOG_FILE, BEST_FILE = "validation.jsonl", "best.safetensors"
+
+BATCH_SIZE = 64
+
+
+class Validation:
+    """The looks of one run, resumed from its log; all workers take the same looks and agree."""
+
+    def __init__(self, config: TrainConfig, hand: HandModel, out: str, step: int) -> None:
+        """Open the examples and the log; looks after `step`, where the run resumes, will be repeated.
+
+        Raises:
+            UserError: the examples are missing.
+        """
+        self.config, self.hand, self.out = config, hand, out
+        self.settings = config.validation
+        lines = (read_whole(join(out, LOG_FILE)) or b"").decode().splitlines()
+        self._looks = [look for look in map(json.loads, lines) if look["step"] <= step]
+        self._source: Stored | Cached | None = None
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether the last looks brought no gain."""
+        best, since = np.inf, 0
+        for look in self._looks:
+            gained = look["error"] < best * (1 - self.settings.gain)
+            since = 0 if gained else since + 1
+            best = min(best, look["error"]) if gained else best
+        return since >= self.settings.patience
+
+    def is_due(self, step: int, last: bool) -> bool:
+        """Return whether to look after this step."""
+        return last or step % self.settings.every == 0
+
+    def look(self, state: TrainingState) -> bool:
+        """Measure and log the error of the running mean, keep the best, and return `stands_still`."""
+        error = self._error(state.best)
+        smallest = min((look["error"] for look in self._looks), default=np.inf)
+        self._looks.append({"step": state.step, "error": error})
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            if error < smallest:
+                checkpoint = as_checkpoint(state, self.config.network, self.hand)
+                save_checkpoint(checkpoint, join(self.out, BEST_FILE))
+            log = "".join(json.dumps(look) + "\n" for look in self._looks)
+            write_whole(join(self.out, LOG_FILE), log.encode())
+        return self.stands_still
+
+    @torch.inference_mode()
+    def _error(self, network: Network) -> float:
+        was_training = network.training
+        network.eval()
+        source = self._source = self._source or self._opened(network)
+        errors = []
+        for batch, _ in source.in_order(BATCH_SIZE):
+            batch = batch.to(network.R.device)
+            images = batch.image.float() / 255
+            seen = unpacked(batch.features, images, network.backbone) if batch.features.shape[1] else None
+            errors.append(_errors(network(images, None, seen), batch))
+        network.train(was_training)
+        known = np.concatenate(errors)
+        if not len(known):
+            raise UserError(f"'{self.settings.source}' has none of the targets that the run trains on")
+        return float(known.mean())
+
+    def _opened(self, network: Network) -> Stored | Cached:
+        settings = self.settings
+        targets = self.config.data[0].targets
+        source = SourceConfig(
+            source=settings.source, targets=targets, first=settings.first, count=settings.count
+        )
+        if is_cache(settings.source):
+            features = measured_by(settings.source, network.backbone)
+            return Cached(settings.source, self.hand, source, 0, features)
+        return Stored(settings.source, self.hand, self.config.network.crop_px, source, 0, margin=1.0)
+
+
+def _errors(prediction: Prediction, batch: Batch) -> np.ndarray:
+    """Return one error per example with a target."""
+    for known, points, target in (
+        (batch.has_vertices, prediction.vertices.mean_mm, batch.vertices_mm),
+        (batch.has_joints3d, prediction.joints3d.mean_mm, batch.joints3d_mm),
+    ):
+        if known.any():
+            return metrics.pa_mpjpe(_numpy(points[known]), _numpy(target[known]))
+    distance = _numpy((prediction.joints2d - batch.joints2d).norm(dim=-1))
+    seen = batch.has_joints2d.cpu().numpy()
+    return np.asarray((distance * seen).sum(1)[seen.any(1)] / seen.sum(1)[seen.any(1)])
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()
