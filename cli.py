@@ -178,6 +178,12 @@ def annotate(
             "bfloat16 by 7 mm."
         ),
     ] = Precisions.float32,
+    tie_sizes: Annotated[
+        bool,
+        typer.Option(
+            help="One length for the only right and only left hand of a photo. Turn it off if people differ."
+        ),
+    ] = True,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Model workers. Default: one per GPU, otherwise one per core.")
     ] = None,
@@ -218,6 +224,7 @@ def annotate(
         "every": every,
         "samples": samples,
         "hand_length_mm": hand_length_mm,
+        "tie_sizes": tie_sizes,
     }
     labelling = options | {"precision": precision.value}
     if dry_run and relabel:
@@ -596,6 +603,10 @@ def export(
         bool,
         typer.Option("--samples", help="Also export drawn meshes (of `annotate --samples`) to glb and ply."),
     ] = False,
+    by_photo: Annotated[
+        bool,
+        typer.Option("--by-photo", help="For glb and ply: one file per photo, all hands before its camera."),
+    ] = False,
     order: Annotated[
         str | None, typer.Option(help="HO3D's evaluation.txt, if it is not beside the photos.")
     ] = None,
@@ -631,6 +642,7 @@ def export(
             limit=limit,
             colour=colour,
             samples=samples,
+            by_photo=by_photo,
             order=order,
             hand=hand,
             photos=photos,

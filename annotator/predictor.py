@@ -22,6 +22,7 @@ from annotator.errors import UserError
 from annotator.labels.arrays import joined_columns
 from annotator.labels.crop_hands import CropHands, crop_axes, label_columns
 from annotator.labels.finite import rows_of
+from annotator.labels.metric import hand_lengths_mm
 from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.network import Prediction
@@ -205,8 +206,12 @@ class Predictor:
         columns["side_score"] = None if right is None else np.maximum(right, 1 - right)
         if samples:
             drawn, axes = self._draw(prediction, crops, samples), crop_axes(crops)[:, None]
+            # Drawn hands scale with a given length, as the mean does.
+            size = columns["hand_length_mm"] / hand_lengths_mm(_numpy(prediction.joints3d.mean_mm))
+            size = np.where(np.isnan(crops.hand_length_mm), 1, size).astype(np.float32)
             for name, points in (("joints3d", self.network.R @ drawn), ("vertices", drawn)):
                 points_mm = _mirror_where(_numpy(points), mirrored)
+                points_mm = points_mm * size[:, None, None, None]
                 columns[f"{name}_samples_mm"] = coordinates.camera_from_crop(points_mm, axes)
         return columns
 

@@ -20,6 +20,7 @@ from annotator.job.shard import Shard
 from annotator.job.stages import open_shard, predict_shard
 from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema
+from annotator.labels.two_hands import join_two_hands
 from annotator.photos.crops import Side
 from annotator.runtime.malloc import keep_freed_memory
 from annotator.runtime.precision import Precision, check_precision
@@ -54,6 +55,7 @@ def annotate(
     samples: int = 0,
     hand_length_mm: float | None = None,
     precision: Precision = "float32",
+    tie_sizes: bool = True,
     compute: ComputeOptions = ComputeOptions(),
     relabel: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -79,6 +81,7 @@ def annotate(
             meshes and camera; default: predicted. A list's column `hand_length_mm` takes precedence.
         precision: of the backbone, as for `annotator.load`. `float16` needs GPUs; `bfloat16` GPUs, or a CPU with its
             instructions.
+        tie_sizes: whether a photo's only right and only left hand are of one person, and get one length.
         compute: workers, threads, sizes and the cluster.
         relabel: a condition such as `status != ok`. Only photos with a matching row are labelled again, by any
             checkpoint with the same hand model and crop.
@@ -107,6 +110,7 @@ def annotate(
         samples=samples,
         hand_length_mm=hand_length_mm,
         precision=precision,
+        tie_sizes=tie_sizes,
         batch_size=compute.batch_size,
     )
     return run_job(job, compute, relabel, on_progress)
@@ -129,6 +133,7 @@ def annotation(
     samples: int = 0,
     hand_length_mm: float | None = None,
     precision: Precision = "float32",
+    tie_sizes: bool = True,
     batch_size: int | None = None,
     is_dry: bool = False,
 ) -> Job[RunSettings]:
@@ -177,6 +182,7 @@ def annotation(
         samples=samples,
         hand_length_mm=hand_length_mm,
         precision=precision,
+        tie_sizes=tie_sizes,
     )
     find = partial(detector_of_process, found, max_hands, search) if found else None
     following = _following(loaded, settings) if settings.detect_every > 1 else None
@@ -194,6 +200,7 @@ def annotation(
             ),
             model=partial(ShardPredictor, loaded, plan.threads, batch_size, side, samples, precision),
             schema=schema,
+            together=partial(join_two_hands, faces=loaded.hand.faces, tie_sizes=tie_sizes),
         )
 
     return Job(

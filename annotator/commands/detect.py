@@ -41,7 +41,10 @@ from annotator.storage.files import FIRST_ANSWER_S, check_writable
 from annotator.storage.remote import patience
 
 #: Columns of labels that need a hand model.
-_MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible", "checkpoint")
+_MESH = (
+    *("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible", "checkpoint"),
+    *("hand_length_mm", "hand_length_std_mm", "cam_t_std_mm", "penetration_mm"),
+)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from annotator.job.stages import drop_not_finite, first_row, row_of_error
 from annotator.labels.arrays import joined_columns
 from annotator.labels.folder import fit_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand
+from annotator.labels.two_hands import join_two_hands
 from annotator.sources.entry import Entry, ListedHand
 from annotator.sources.landmarks import open_landmarks
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
@@ -94,7 +95,12 @@ def fit(
         fit_shard, hand=model, config=weights, checkpoint=checkpoint, box_source=source.box_source
     )
     metadata = fit_metadata(checkpoint, model, to_dict(weights), calibration)
-    stages = Stages(open=stage, model=None, schema=label_schema(model.vertex_count, metadata, source.columns))
+    stages = Stages(
+        open=stage,
+        model=None,
+        schema=label_schema(model.vertex_count, metadata, source.columns),
+        together=partial(join_two_hands, faces=model.faces, tie_sizes=False),
+    )
     job = Job(
         labels,
         source,

@@ -61,6 +61,7 @@ def export_labels(
     limit: int | None = None,
     colour: str | None = None,
     samples: bool = False,
+    by_photo: bool = False,
     order: str | None = None,
     hand: str | None = None,
     photos: str | None = None,
@@ -79,6 +80,7 @@ def export_labels(
         limit: maximum number of hands, from the first; 0: all. Default 1,000 for `glb` and `ply`, otherwise all.
         colour: for `glb` and `ply`: `texture` (default), or `std`, the uncertainty of each vertex.
         samples: for `glb` and `ply`: also write each mesh that `annotate --samples` drew.
+        by_photo: for `glb` and `ply`: one file per photo, with all its hands before its camera.
         order: for `ho3d`: the benchmark's `evaluation.txt`; default: the one beside the photos.
         hand: the labels' hand model, for joint angles and skeletons: `open` (default), or `mano:PATH`.
         photos: for `lerobot`: `video` (default), `frames` or `none`.
@@ -101,6 +103,12 @@ def export_labels(
     most = chosen.limit if limit is None else limit
     as_tasks = chosen.spreads and _as_tasks(labels, most, workers, address)
     source = Labels(labels, where, most, on_progress, hand, as_tasks, workers)
+    if by_photo:
+        if to not in ("glb", "ply"):
+            raise UserError(f"--by-photo is for glb and ply, not for {to}")
+        if samples:
+            raise UserError("--samples writes a file per drawn mesh, and --by-photo one per photo: give one")
+        write = partial(write, by_photo=True)
     columns = meshes.columns_with_samples(source) if samples else chosen.columns(source)
     plan = {
         "labels": labels,
@@ -109,6 +117,7 @@ def export_labels(
         "limit": source.limit,
         "colour": colour,
         "samples": samples,
+        "by_photo": by_photo,
         "order": order,
         "hand": hand,
         "photos": photos,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -91,13 +92,16 @@ def mesh_of(
     }
 
 
-def glb_bytes(
-    vertices: NDArray[np.floating], faces: NDArray[np.integer], rgb: NDArray[np.uint8], extras: dict[str, Any]
-) -> bytes:
-    """Return a file with one mesh; arguments as of `mesh_of`."""
+#: Vertices, faces, colours and extras of a mesh, as `mesh_of` takes them.
+Part = tuple[NDArray[np.floating], NDArray[np.integer], NDArray[np.uint8], dict[str, Any]]
+
+
+def glb_bytes(parts: Sequence[Part]) -> bytes:
+    """Return a file with a scene of meshes, one node each."""
     buffer = GlbBuffer()
-    mesh = mesh_of(buffer, vertices, faces, rgb, extras)
-    return buffer.file({"scenes": [{"nodes": [0]}], "nodes": [{"mesh": 0, "name": "hand"}], "meshes": [mesh]})
+    meshes = [mesh_of(buffer, *part) for part in parts]
+    nodes = [{"mesh": k, "name": f"hand{k}" if k else "hand"} for k in range(len(meshes))]
+    return buffer.file({"scenes": [{"nodes": list(range(len(nodes)))}], "nodes": nodes, "meshes": meshes})
 
 
 def _packed(document: dict[str, Any], data: bytes) -> bytes:

@@ -1,11 +1,11 @@
-"""One glb or ply file per hand or sample: metres, y up, vertex colours, faces outwards for left hands too."""
+"""One glb or ply file per hand, sample or photo: metres, y up, vertex colours, faces outwards for left hands too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ FROM_CAMERA = np.array([1, -1, -1], np.float32)
 #: Colour of hands from a network without texture.
 SKIN = np.array([219, 168, 143], np.uint8)
 
-_SCALARS = ("image_uri", "image_id", "duplicate", "hand_index", "is_right")
+_SCALARS = ("image_uri", "image_id", "duplicate", "frame_index", "hand_index", "is_right")
 _SAMPLES = "vertices_samples_mm"
 _COLOUR_COLUMN = {"texture": "vertex_rgb", "std": "vertices_std_mm"}
 
@@ -37,16 +37,23 @@ _COLOUR_COLUMN = {"texture": "vertex_rgb", "std": "vertices_std_mm"}
 class Mesh:
     """The contents of one file."""
 
-    vertices_m: NDArray[np.float32]  # (V, 3) x right, y up, z towards the viewer; the wrist is the origin
+    vertices_m: NDArray[np.float32]  # (V, 3) x right, y up, z towards the viewer; origin: wrist, or camera
     faces: NDArray[np.int64]  # (F, 3) counter-clockwise seen from outside
     rgb: NDArray[np.uint8]  # (V, 3) sRGB
     facts: dict[str, Any]  # identify the hand
 
 
-_ENCODERS: dict[str, Callable[[Mesh], bytes]] = {
-    "glb": lambda mesh: glb_bytes(mesh.vertices_m, mesh.faces, mesh.rgb, mesh.facts),
-    "ply": lambda mesh: ply_bytes(mesh.vertices_m, mesh.faces, mesh.rgb),
-}
+def _encoded(kind: str, meshes: Sequence[Mesh], of_photo: bool) -> bytes:
+    """Return the file of one hand, or of the hands of a photo in its camera."""
+    if kind == "glb":
+        return glb_bytes([(mesh.vertices_m, mesh.faces, mesh.rgb, mesh.facts) for mesh in meshes])
+    starts = np.cumsum([0, *(len(mesh.vertices_m) for mesh in meshes)])
+    return ply_bytes(
+        np.concatenate([mesh.vertices_m for mesh in meshes]),
+        np.concatenate([mesh.faces + start for mesh, start in zip(meshes, starts, strict=False)]),
+        np.concatenate([mesh.rgb for mesh in meshes]),
+        *(("the hands of a photo", "its camera") if of_photo else ()),
+    )
 
 
 def columns(labels: Labels) -> list[str]:
@@ -80,24 +87,77 @@ class _MeshFiles:
     faces: NDArray[np.int64]
     scalars: list[str]
     paint: _Paint
+    by_photo: bool
 
     def write(self, table: pa.Table, stems: list[str]) -> int:
         """Write a table's hands, several at once, because stores answer slowly; return their number."""
         rows = table.select(self.scalars).to_pylist()
-        meshes = [
-            (join(self.out, f"{stem}{ending}.{self.kind}"), mesh)
-            for stem, of_hand in zip(stems, _meshes(table, rows, self.faces, self.paint), strict=True)
-            for ending, mesh in of_hand.items()
-        ]
+        meshes = _meshes(table, rows, self.faces, self.paint)
+        if self.by_photo:
+            files = _of_photos(rows, stems, meshes)
+        else:
+            files = (
+                (f"{stem}{ending}", [mesh])
+                for stem, of_hand in zip(stems, meshes, strict=True)
+                for ending, mesh in of_hand.items()
+            )
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-            list(pool.map(lambda item: write_whole(item[0], _ENCODERS[self.kind](item[1])), meshes))
+            list(pool.map(lambda file: self._write(*file), files))
         return len(rows)
+
+    def _write(self, stem: str, meshes: Sequence[Mesh]) -> None:
+        data = _encoded(self.kind, meshes, self.by_photo)
+        write_whole(join(self.out, f"{stem}.{self.kind}"), data)
+
+
+def _of_photos(
+    rows: Sequence[dict[str, Any]], stems: Sequence[str], meshes: Iterator[dict[str, Mesh]]
+) -> Iterator[tuple[str, list[Mesh]]]:
+    """Yield a file per photo, whose hands are in adjacent rows; they stand before its camera."""
+    hands = zip(rows, stems, meshes, strict=True)
+    for _, some in groupby(hands, lambda hand: _photo_of(hand[0])):
+        together = list(some)
+        placed = []
+        for row, _, of_hand in together:
+            mesh = of_hand[""]
+            if "wrist_m" not in mesh.facts:
+                raise UserError(
+                    f"'{row['image_uri']}' has no position before its camera: leave out --by-photo"
+                )
+            moved = mesh.vertices_m + np.float32(mesh.facts["wrist_m"])
+            placed.append(replace(mesh, vertices_m=moved))
+        yield together[0][1], placed
+
+
+def _photo_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    # A list may give each hand its own id; duplicates differ in nothing else.
+    own_id = row["image_id"] if row.get("duplicate") else None
+    return row["image_uri"], row.get("frame_index"), own_id
+
+
+def _whole_photos(tables: Iterable[pa.Table], scalars: list[str]) -> Iterator[pa.Table]:
+    """Yield the rows of tables, cut between photos."""
+    kept: pa.Table | None = None
+    for table in tables:
+        rows = table if kept is None else pa.concat_tables([kept, table])
+        photos = [_photo_of(row) for row in rows.select(scalars).to_pylist()]
+        start = next((k for k in range(len(photos) - 1, 0, -1) if photos[k - 1] != photos[-1]), 0)
+        if start:
+            yield rows.slice(0, start)
+        kept = rows.slice(start)
+    if kept is not None:
+        yield kept
 
 
 def write(
-    kind: str, labels: Labels, batches: Iterator[pa.Table], out: str, colour: str = "texture"
+    kind: str,
+    labels: Labels,
+    batches: Iterator[pa.Table],
+    out: str,
+    colour: str = "texture",
+    by_photo: bool = False,
 ) -> Exported:
-    """Write one file per hand and per sample read."""
+    """Write one file per hand and per sample read, or per photo."""
     exported = Exported()
     faces = labels.need_meshes("a mesh file")
     if faces.size and faces.max() >= labels.vertex_count:
@@ -106,8 +166,12 @@ def write(
         )
     first = next(batches)
     out = str(local_path(out).absolute()) if is_local(out) else out
-    files = _MeshFiles(kind, out, faces, labels.present(*_SCALARS), _painter(first, colour, exported))
-    for count in labels.spread(_MeshFiles.write, files, _named(chain([first], batches), files.scalars)):
+    scalars = labels.present(*_SCALARS)
+    files = _MeshFiles(kind, out, faces, scalars, _painter(first, colour, exported), by_photo)
+    tables: Iterable[pa.Table] = chain([first], batches)
+    if by_photo:
+        tables = _whole_photos(tables, scalars)
+    for count in labels.spread(_MeshFiles.write, files, _named(tables, scalars)):
         exported.hands += count
     return exported
 

@@ -11,7 +11,7 @@ _FACE = np.dtype([("count", "u1"), ("corners", "<i4", 3)])
 _HEAD = """\
 ply
 format binary_little_endian 1.0
-comment a hand, metres, x right, y up, z towards the viewer, the wrist at the origin
+comment {what}, metres, x right, y up, z towards the viewer, {origin} at the origin
 element vertex {vertices}
 property float x
 property float y
@@ -25,11 +25,20 @@ end_header
 """
 
 
-def ply_bytes(vertices: NDArray[np.floating], faces: NDArray[np.integer], rgb: NDArray[np.uint8]) -> bytes:
-    """Return a file with one mesh: vertices (V, 3) metres, faces (F, 3), rgb (V, 3) sRGB."""
+def ply_bytes(
+    vertices: NDArray[np.floating],
+    faces: NDArray[np.integer],
+    rgb: NDArray[np.uint8],
+    what: str = "a hand",
+    origin: str = "the wrist",
+) -> bytes:
+    """Return a file with one mesh: vertices (V, 3) metres, faces (F, 3), rgb (V, 3) sRGB.
+
+    `what` and `origin` describe it in a comment.
+    """
     of_vertices = np.empty(len(vertices), _VERTEX)
     of_vertices["xyz"], of_vertices["rgb"] = vertices, rgb
     of_faces = np.empty(len(faces), _FACE)
     of_faces["count"], of_faces["corners"] = 3, faces
-    head = _HEAD.format(vertices=len(vertices), faces=len(faces)).encode()
+    head = _HEAD.format(vertices=len(vertices), faces=len(faces), what=what, origin=origin).encode()
     return head + of_vertices.tobytes() + of_faces.tobytes()

@@ -47,6 +47,7 @@ _NAMES = {
     "landmark_depth_px": [f"{joint}_depth_px" for joint in JOINT_NAMES],
     "pose": _numbered("pose", 48),
     "betas": _numbered("beta", 10),
+    "cam_t_std_mm": [f"cam_t_{axis}_std_mm" for axis in _AXES],
     "camera.rotation": [f"camera_rotation_{axis}" for axis in _AXES],
     "camera.translation": [f"camera_translation_{axis}" for axis in _AXES[:2]],
     "camera.cam_t_mm": [f"cam_t_{axis}_mm" for axis in _AXES],

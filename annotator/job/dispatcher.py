@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from annotator.job.listing import ListingThread
 from annotator.job.manifest import PlannedShard
 from annotator.job.resources import WorkerPlan
 from annotator.job.shard import Shard
-from annotator.job.stages import crashed_shard
+from annotator.job.stages import crashed_shard, shard_table
 from annotator.job.tally import ShardReport
 from annotator.job.tasks import (
     ModelActor,
@@ -57,6 +58,8 @@ class Stages:
     #: Called once in each actor; None for a job without a predict stage.
     model: Callable[[], Callable[[Shard], Shard]] | None
     schema: pa.Schema
+    #: Changes a shard in place once all its hands are labelled.
+    together: Callable[[Shard], None] | None = None
     #: Rows of entries that crashed every process that opened them.
     crashed: Callable[[Sequence[Entry]], Shard] = crashed_shard
 
@@ -90,7 +93,8 @@ class Dispatcher:
         self._give_up_hand = ray.remote(num_cpus=plan.decoder_cpus, **_ONCE)(give_up_hand)
         self._join_hands = ray.remote(num_cpus=plan.decoder_cpus, **_ONCE)(join_hands)
         self._write = ray.remote(num_cpus=plan.decoder_cpus, **_ONCE)(write_labels)
-        self._decode, self._schema = ray.put(stages.open), ray.put(stages.schema)
+        self._decode = ray.put(stages.open)
+        self._table_of: Any = ray.put(partial(shard_table, schema=stages.schema, together=stages.together))
         self._model_factory = None if stages.model is None else ray.put(stages.model)
         self._crashed_rows = stages.crashed
         self._models: list[Model] = []
@@ -328,7 +332,7 @@ class Dispatcher:
 
     def _begin_write(self, in_flight: ShardInFlight) -> None:
         written = self._write.remote(
-            self._labels, in_flight.shard.number, in_flight.shard.all_ids, in_flight.data, self._schema
+            self._labels, in_flight.shard.number, in_flight.shard.all_ids, in_flight.data, self._table_of
         )
         self._waiting[written] = lambda ref: self._end_write(in_flight, ref)
 

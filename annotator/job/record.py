@@ -39,6 +39,7 @@ class RunSettings:
     samples: int = 0  # meshes drawn per hand
     hand_length_mm: float | None = None  # of every hand; None: predicted
     precision: str = "float32"  # of the backbone
+    tie_sizes: bool = False  # one length for the right and left hand of a photo
 
 
 @dataclass(frozen=True)

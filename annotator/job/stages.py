@@ -256,8 +256,10 @@ def _without_labels(shard: Shard, error: Exception) -> Shard:
     return Shard(shard.rows)
 
 
-def shard_table(shard: Shard, schema: pa.Schema) -> pa.Table:
-    """Return the table of a shard's label file."""
+def shard_table(shard: Shard, schema: pa.Schema, together: Callable[[Shard], None] | None = None) -> pa.Table:
+    """Return the table of a shard's label file, after `together` has seen all its hands."""
+    if together is not None and shard.hands:
+        together(shard)
     return labels_to_table(shard.rows, shard.hands, shard.hand_rows, schema)
 
 

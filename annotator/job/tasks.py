@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from annotator.job.manifest import shard_file_name
 from annotator.job.shard import Shard
-from annotator.job.stages import ModelBrokenError, shard_table
+from annotator.job.stages import ModelBrokenError
 from annotator.job.tally import OUTCOME_COLUMNS, ShardReport, report_of
 from annotator.labels.arrays import joined_columns
 from annotator.labels.folder import replace_rows
@@ -73,14 +73,14 @@ def join_hands(shard: Shard, *parts: Shard) -> Shard:
 
 
 def write_labels(
-    labels: str, number: int, all_ids: list[str] | None, shard: Shard, schema: pa.Schema
+    labels: str, number: int, all_ids: list[str] | None, shard: Shard, table_of: Callable[[Shard], pa.Table]
 ) -> tuple[ShardReport, dict[str, int]]:
     """Write a shard's label file, which commits it; return its report and the store's retries by cause.
 
     `all_ids`: None, or the ids of all entries of a file whose rows are replaced in part.
     """
     name = shard_file_name(number)
-    table = shard_table(shard, schema)
+    table = table_of(shard)
     if all_ids is not None:
         table = replace_rows(labels, name, table, all_ids)
     write_whole(join(labels, "data", name), encode_table(table), scratch=join(labels, "_tmp"))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from annotator import coordinates
 from annotator.coordinates import CropFrame
+from annotator.labels.metric import hand_length_stds_mm, hand_lengths_mm, place_covariance
 from annotator.photos.crops import CropPlaces
 from annotator.photos.view import View
 
@@ -49,8 +50,8 @@ def through_lens(places: CropPlaces) -> list[int]:
     return [k for k, view in enumerate(places.view) if view is not None]
 
 
-def seen_through_lens(hands: CropHands, places: CropPlaces, k: int) -> tuple[Floats, Floats, Floats]:
-    """Return 2D joints and their std (21, 2) in the photo, and the wrist's place (3,), of the hand in one view."""
+def seen_through_lens(hands: CropHands, places: CropPlaces, k: int) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return 2D joints and their std (21, 2) in the photo, and the wrist's place (3,) and its covariance (3, 3)."""
     view: View = places.view[k]
     points = (hands.joints2d_px[k] - places.centre_px[k]) / places.half_side_px[k]
     std = hands.joints2d_std_px[k] / places.half_side_px[k]
@@ -59,8 +60,17 @@ def seen_through_lens(hands: CropHands, places: CropPlaces, k: int) -> tuple[Flo
     variance = (slopes**2 @ (std**2)[..., None])[..., 0]
     # The view is the picture of a pinhole camera with focal length 1, in crop axes.
     seen = (points * view.half_tan)[None]
-    wrist = coordinates.camera_translation(hands.joints3d_mm[k : k + 1], seen, np.ones(1), np.zeros((1, 2)))
-    return view.nearest_in_photo(points), np.sqrt(variance), view.axes @ wrist[0]
+    joints = hands.joints3d_mm[k : k + 1]
+    wrist = coordinates.camera_translation(joints, seen, np.ones(1), np.zeros((1, 2)))
+    covariance = place_covariance(
+        joints + wrist[:, None], hands.joints3d_std_mm[k : k + 1], np.ones(1), (std * view.half_tan)[None]
+    )[0]
+    return (
+        view.nearest_in_photo(points),
+        np.sqrt(variance),
+        view.axes @ wrist[0],
+        view.axes @ covariance @ view.axes.T,
+    )
 
 
 def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
@@ -82,8 +92,15 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
         joints3d_mm, hands.joints2d_px, places.focal_px, places.principal_px
     )
     joints2d_px, joints2d_std_px = np.array(hands.joints2d_px), np.array(hands.joints2d_std_px)
+    covariance = place_covariance(
+        joints3d_mm + cam_t_mm[:, None], joints3d_std_mm, places.focal_px, joints2d_std_px
+    )
     for k in through_lens(places):
-        joints2d_px[k], joints2d_std_px[k], cam_t_mm[k] = seen_through_lens(hands, places, k)
+        joints2d_px[k], joints2d_std_px[k], cam_t_mm[k], covariance[k] = seen_through_lens(hands, places, k)
+    length_mm = hand_lengths_mm(hands.joints3d_mm)
+    length_std_mm = np.where(
+        np.isnan(places.hand_length_mm), hand_length_stds_mm(joints3d_mm, joints3d_std_mm), 0
+    )
     per_joint = np.linalg.norm(joints3d_std_mm[:, 1:], axis=-1)
     return {
         "box_xyxy": places.box_xyxy.copy(),  # a copy, because callers may write to columns
@@ -110,14 +127,11 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
         "visible_fraction": hands.visible.mean(1),
         "joint_std_mm": per_joint.mean(1),
         "max_joint_std_mm": per_joint.max(1),
+        "hand_length_mm": length_mm,
+        "hand_length_std_mm": length_std_mm,
+        "cam_t_std_mm": np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)),
         "vertex_std_mm": np.linalg.norm(vertices_std_mm, axis=-1).mean(1),
     }
-
-
-def hand_lengths_mm(joints3d_mm: Floats) -> Floats:
-    """Return the lengths (n,) of hands (n, 21, 3) from wrist to middle fingertip along the bones, for any pose."""
-    path = joints3d_mm[:, [0, *range(9, 13)]]
-    return np.linalg.norm(np.diff(path, axis=1), axis=-1).sum(1)
 
 
 def _resized(hands: CropHands, length_mm: NDArray[np.float64]) -> CropHands:

@@ -74,3 +74,15 @@ def test_a_lists_column_comes_before_the_length_of_all(tmp_path):
 def test_a_length_that_no_hand_has_is_refused(tmp_path):
     with pytest.raises(UserError, match="hand_length_mm is 18: expected 50 to 300 millimetres"):
         annotate(str(tmp_path), str(tmp_path / "labels"), hand_length_mm=18)
+
+
+def test_drawn_hands_have_the_given_length_on_average(lively):
+    photo = np.random.default_rng(1).integers(0, 255, (80, 80, 3), np.uint8)
+    cut_px = lively.checkpoint.cut_px
+    free, given = (
+        lively.predict_crops(crop_photo(photo, 80, 80, cut_px, hand_length_mm=length), "right", 4)
+        for length in (None, 120.0)
+    )
+    factor = 120 / length_mm(free["joints3d_mm"][0])
+    for name in ("joints3d_samples_mm", "vertices_samples_mm"):
+        np.testing.assert_allclose(given[name], factor * free[name], rtol=1e-4, atol=1e-2)

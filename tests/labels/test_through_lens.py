@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from annotator import load
+from annotator import UserError, load
 from annotator.job.stages import open_shard
 from annotator.labels.arrays import array_of
 from annotator.labels.crop_hands import CropHands, label_columns
+from annotator.labels.schema import label_schema
 from annotator.lens import Lens
 from annotator.photos.camera import PhotoCamera
 from annotator.photos.crops import Crops, crop_photo
 from annotator.photos.view import view_of_box
 from annotator.quality.metrics import align
 from annotator.sources import ListSource
+from annotator.sources.lists.camera_columns import has_lens
+from annotator.sources.sequences import SequenceSource
+from trainer.convert.labels import label_tables
 from trainer.synth import write_photos
 
 cv2 = pytest.importorskip("cv2")
@@ -238,3 +244,17 @@ def test_lists_take_the_distortion_as_a_list_or_as_text(tmp_path):
     assert [row["reason"] for row in shard.rows[3:]] == ["bad_row", "bad_row", "box_outside"]
     assert "field of view of the lens" in shard.rows[5]["error"]
     assert shard.rows[0]["distortion"] == "[-0.02, 0.01, -0.004, 0.0005]"
+
+
+def test_labels_behind_a_lens_are_refused_where_a_pinhole_is_assumed(tmp_path):
+    schema = label_schema(4, {"amvur": "{}"}, {"fx": pa.string(), "distortion": pa.string()})
+    assert has_lens(schema.names) and not has_lens(label_schema(4, passed={"distortion": pa.string()}).names)
+    (tmp_path / "data").mkdir()
+    facts = {"schema_version": 2, "hand": "open", "checkpoint": "a", "calibration": None}
+    schema = schema.with_metadata({"amvur": json.dumps(facts)})
+    pq.write_table(schema.empty_table(), tmp_path / "data" / "shard-0000000.parquet")
+    (tmp_path / "_run.json").write_text(json.dumps({"settings": {"source": "a"}, "outcomes": {"ok": 1}}))
+    with pytest.raises(UserError, match="cameras with distortion: undistort the video"):
+        SequenceSource(str(tmp_path))
+    with pytest.raises(UserError, match="cameras with distortion: undistort and label"):
+        label_tables(str(tmp_path))

@@ -24,6 +24,7 @@ from annotator.photos.crops import BOX_PADDING
 from annotator.photos.errors import PhotoError
 from annotator.quality.calibration import UNCALIBRATED_3D
 from annotator.sources.fields import opened
+from annotator.sources.lists.camera_columns import has_lens
 from annotator.storage.files import join, read_whole
 from trainer.convert.photos import photo_columns
 from trainer.data.examples import NO_HAND
@@ -188,6 +189,10 @@ def _tables(files: list[str], folder: str | None) -> LabelTables:
         for name in _NEEDED:
             if name not in schema.names:
                 raise UserError(f"{path}: {name}: missing column; these are not labels")
+        if has_lens(schema.names):
+            raise UserError(
+                f"{path}: these labels are of cameras with distortion: undistort and label the photos"
+            )
         for name in ("joints2d_px", "box_xyxy", "vertices_mm"):
             if name in schema.names and not pa.types.is_fixed_size_list(schema.field(name).type):
                 raise UserError(

@@ -45,6 +45,11 @@ def camera_names(names: Sequence[str], path: str) -> tuple[str, ...]:
     return (*present, *(name for name in (_DISTORTION, _MODEL) if name in names))
 
 
+def has_lens(names: Sequence[str]) -> bool:
+    """Return whether columns of labels describe lenses with distortion."""
+    return "fx" in names and not {_DISTORTION, _MODEL}.isdisjoint(names)
+
+
 def check_camera_types(types: Mapping[str, pa.DataType], names: Sequence[str], path: str) -> None:
     """Check that the camera's columns hold numbers, lists of numbers, or text.
 
