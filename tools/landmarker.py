@@ -39,6 +39,7 @@ from trainer.distil import (
     DistilConfig,
     distil,
     drawn_hands,
+    fit_side,
     read_by,
     shrunk,
     view,
@@ -172,7 +173,8 @@ def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str
 
     crops = read_by(teacher, train, MARGIN).joined(drawn)
     mean = distil(student, crops, MARGIN, out / ("run-8bit" if config.eight_bit else "run"), config, show)
-    print(f"after: {describe(mean)}")
+    share = fit_side(mean, crops, MARGIN, config)
+    print(f"after: {describe(mean)}; side of trained hands {share:.3f}")
     path = out / MODEL_FILE
     write_whole(str(path), landmarker_bytes(mean, config.crop_px))
     return path

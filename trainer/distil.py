@@ -38,6 +38,9 @@ TOLERANCE = (0.03, 0.03, 0.06)
 #: Logit of a drawn hand's presence and side.
 SURE = 6.0
 
+#: Weight decay of the side's read-out, per hand of its mean cost.
+SIDE_DECAY = 1e-4
+
 #: Gradients of all weights together are cut to this length.
 CLIP_NORM = 10.0
 
@@ -217,6 +220,35 @@ def _ungridded(folded: Landmarker) -> Landmarker:
     plain.backbone.take_folded(folded.backbone)
     plain.heads.load_state_dict(folded.heads.state_dict())
     return plain
+
+
+def fit_side(student: Landmarker, crops: Crops, margin: float, config: DistilConfig) -> float:
+    """Fit the side's read-out to views of right hands and their mirror images, and return the share that it gets right.
+
+    The distillation sees right hands alone, so the read-out forgets left ones. It is a logistic regression on g.
+    """
+    found = []
+    with torch.no_grad():
+        for rows in torch.arange(len(crops.image)).split(32):
+            images = shrunk(
+                view(crops.rows(rows), keys(config.seed + 1, rows), margin, config)[0], config.crop_px
+            )
+            found.append([student.backbone(shown).g for shown in (images, images.flip(-1))])
+    g = torch.cat([torch.cat(side) for side in zip(*found, strict=True)])
+    is_right = torch.cat([torch.ones(len(g) // 2), torch.zeros(len(g) // 2)])
+    read_out = student.heads.is_right
+    optimizer = torch.optim.LBFGS(read_out.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def cost() -> Tensor:
+        optimizer.zero_grad()
+        error = F.binary_cross_entropy_with_logits(read_out(g).squeeze(1), is_right)
+        total: Tensor = error + SIDE_DECAY * read_out.weight.square().sum() / 2
+        total.backward()
+        return total
+
+    optimizer.step(cost)
+    with torch.no_grad():
+        return float(((read_out(g).squeeze(1) > 0) == (is_right > 0.5)).float().mean())
 
 
 def _rate(step: int, config: DistilConfig) -> float:

@@ -47,7 +47,7 @@ MOST_TURN_RAD, MOST_RESIZE = math.radians(30), 1.35
 IS_HAND = 0.5
 
 #: Presence in the second look below which its square is searched again, if the first look shows a hand.
-FOUND = 0.9
+FOUND = 0.5
 
 
 @dataclass

@@ -22,6 +22,7 @@ from trainer.distil import (
     distance,
     distil,
     drawn_hands,
+    fit_side,
     read_by,
     view,
 )
@@ -163,3 +164,21 @@ def test_a_run_for_eight_bits_ends_with_weights_that_eight_bits_hold(tmp_path):
     with torch.no_grad():
         moved, size = (result(images).image - start(images).image).std(), start(images).image.std()
     assert 0 < float(moved / size) < 0.2
+
+
+def test_the_side_is_fitted_to_hands_and_their_mirror_images():
+    """Right hands are brighter on one half: a side that any read-out can learn. No other weight changes."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 100, (12, 48, 48, 3), dtype=torch.uint8, generator=generator)
+    images[:, :, :24] += 120
+    student = landmarker(1)
+    before = copy.deepcopy(student.state_dict())
+    config = dataclasses.replace(STILL, crop_px=64)
+    share = fit_side(student, drawn_hands(images, torch.zeros(12, 21, 3)), 1.5, config)
+    assert share == 1
+    with torch.no_grad():
+        shown = images.permute(0, 3, 1, 2).float()[..., 8:40, 8:40] / 255
+        shown = torch.nn.functional.interpolate(shown, size=64, mode="bilinear")
+        assert (student(shown).is_right > 0).all() and (student(shown.flip(-1)).is_right < 0).all()
+    changed = {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"heads.is_right.weight", "heads.is_right.bias"}
