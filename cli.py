@@ -499,7 +499,7 @@ def evaluate(
     """Evaluate accuracy and uncertainty of a checkpoint."""
     _submit_to(address, *_existing(checkpoint, examples), out)
     from trainer.evaluation.evaluate import evaluate as measure
-    from trainer.evaluation.results import table_rows
+    from trainer.evaluation.results_table import table_rows
 
     options: dict[str, Any] = {"hand": hand, "first": first, "count": count, "device": device}
     with counting_bar("evaluating") as on_progress:

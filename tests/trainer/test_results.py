@@ -20,7 +20,8 @@ from trainer.batch import Batch
 from trainer.evaluation import measurements as measured_module
 from trainer.evaluation.calibrate import fit_calibration, with_label_errors
 from trainer.evaluation.measurements import Measured
-from trainer.evaluation.results import summarise, table_rows, write_results
+from trainer.evaluation.results import summarise, write_results
+from trainer.evaluation.results_table import table_rows
 
 HAND = load_hand("open")
 V = HAND.vertex_count

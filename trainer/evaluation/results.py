@@ -1,7 +1,7 @@
 """Summarise an evaluation: the metrics of section 9, and how well std predicts errors.
 
 `summarise` computes the figures from `Measured`, `write_results` writes the files. A metric without a target in any
-photo is None, "n/a" in the table.
+photo is None.
 """
 
 from __future__ import annotations
@@ -22,18 +22,9 @@ from annotator.hand.model import JOINT_NAMES
 from annotator.quality import metrics, uncertainty
 from annotator.storage.files import join, write_whole
 from trainer.evaluation.measurements import PHOTO_COLUMNS, Measured, StdAndError
+from trainer.evaluation.results_table import UNCERTAINTIES, table_text
 
 Floats = NDArray[np.floating]
-
-#: Kinds of uncertainty, with their titles in the table.
-_UNCERTAINTIES = {
-    "joints3d": "std, 3D joints",
-    "joints3d_pa": "std, 3D joints, Procrustes",
-    "guess3d": "std, 3D joints, from a detector's",
-    "vertices": "std, vertices",
-    "vertices_pa": "std, vertices, Procrustes",
-    "joints2d": "std, 2D joints",
-}
 
 #: Reported quantiles over hands.
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -87,9 +78,7 @@ def summarise(measured: Measured) -> dict[str, Any]:
         },
         "visibility": _visibility(measured["joint_visible"], measured["joint_visible_score"]),
         "expected_error": _expected(measured),
-        "uncertainty": {
-            name: _uncertainty(kinds[name]) if name in kinds else None for name in _UNCERTAINTIES
-        },
+        "uncertainty": {name: _uncertainty(kinds[name]) if name in kinds else None for name in UNCERTAINTIES},
     }
 
 
@@ -225,88 +214,6 @@ def _percents(shares: Sequence[float]) -> list[str]:
     return [f"{share:.0%}" for share in shares]
 
 
-def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Format the figures of `summarise` as table rows (topic, measure, value)."""
-    joints3d, vertices, joints2d = summary["joints3d"], summary["vertices"], summary["joints2d"]
-    texture = summary["texture"]
-    rows = [
-        ("photos", "", str(summary["photos"])),
-        ("3D joints", "photos", str(joints3d["count"])),
-        ("", "PA-MPJPE", _shown(joints3d["pa_mpjpe_mm"], "mm")),
-        ("", "PA-MPJPE, median", _shown(joints3d["pa_mpjpe_median_mm"], "mm")),
-        ("", "MPJPE, wrist on wrist", _shown(joints3d["mpjpe_mm"], "mm")),
-        ("", "MPJPE, wrist and scale (HO3D)", _shown(joints3d["scale_aligned_mpjpe_mm"], "mm")),
-        ("", "AUC, Procrustes", _shown(joints3d["pa_auc"])),
-        ("", "AUC, wrist on wrist", _shown(joints3d["auc"])),
-        ("", "AUC, wrist and scale (HO3D)", _shown(joints3d["scale_aligned_auc"])),
-        ("detector's 3D joints", "photos", str(summary["guess3d"]["count"])),
-        ("", "distance after Procrustes", _shown(summary["guess3d"]["pa_mpjpe_mm"], "mm")),
-        ("predicted hands", "wrist to middle fingertip", _shown(summary["size"]["hand_length_mm"], "mm")),
-        ("vertices", "photos", str(vertices["count"])),
-        ("", "PA-MPVPE", _shown(vertices["pa_mpvpe_mm"], "mm")),
-        ("", "MPVPE, wrist on wrist", _shown(vertices["mpvpe_mm"], "mm")),
-        ("", "AUC, Procrustes", _shown(vertices["pa_auc"])),
-        ("", "F@5 mm, Procrustes", _shown(vertices["pa_f5"])),
-        ("", "F@15 mm, Procrustes", _shown(vertices["pa_f15"])),
-        ("2D joints", "photos", str(joints2d["count"])),
-        ("", "error, of the crop's side", _shown(joints2d["error_share_of_crop"], "%")),
-        ("texture", "photos", str(texture["count"])),
-        ("", "SSIM", _shown(texture["ssim"])),
-        ("", "PSNR", _shown(texture["psnr_db"], "dB")),
-        ("side", "right hands classified as right", _shown(summary["side"]["right_taken_for_right"], "%")),
-        ("", "mirror images classified as left", _shown(summary["side"]["mirrored_taken_for_left"], "%")),
-        ("presence", "hands classified as hands", _shown(summary["presence"]["hands_taken_for_hands"], "%")),
-        (
-            "",
-            "squares without a hand, as no hand",
-            _shown(summary["presence"]["nothing_taken_for_nothing"], "%"),
-        ),
-        ("visible joints", "joints", str(summary["visibility"]["count"])),
-        ("", "of all", _shown(summary["visibility"]["visible_share"], "%")),
-        ("", "classified correctly", _shown(summary["visibility"]["accuracy"], "%")),
-        ("", "AUC of the score", _shown(summary["visibility"]["auc"])),
-    ]
-    for share, error in (summary["expected_error"] or {}).items():
-        both = f"{_shown(error['expected_mm'], 'mm')}, actual {_shown(error['found_mm'], 'mm')}"
-        rows.append(("" if share != "25%" else "expected error", f"best {share}, without the wrist", both))
-    for name, title in _UNCERTAINTIES.items():
-        found = summary["uncertainty"][name]
-        rows += [(title, "", "n/a")] if found is None else _uncertainty_rows(title, found)
-    return rows
-
-
-def _uncertainty_rows(title: str, found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    unit = found["unit"]
-    rows = [
-        (title, "Spearman with the error", _shown(found["spearman"])),
-        ("", "AUSE (of random order)", f"{_shown(found['ause'])} ({_shown(found['ause_of_chance'])})"),
-        ("", "error of all", _shown(found["mean_error"], unit)),
-    ]
-    for share, error in found["error_of_best"].items():
-        part = f"{error / found['mean_error']:.0%} of all's" if found["mean_error"] else "n/a"
-        rows.append(("", f"error of the best {share}", f"{_shown(error, unit)}, {part}"))
-    for level, covered in (found.get("coverage") or {}).items():
-        by_axis = ", ".join(
-            f"{axis} {100 * one['coverage'][level]:.1f}" for axis, one in found["axes"].items()
-        )
-        rows.append(("", f"truth within the {level} interval", f"{_shown(covered, '%')} ({by_axis})"))
-    if axes := found.get("axes"):
-        order = ", ".join(f"{axis} {_shown(one['spearman'])}" for axis, one in axes.items())
-        rows.append(("", "Spearman of hands, along each axis", order))
-    if hands := found.get("coverage_of_hands"):
-        shares = ", ".join(f"{100 * hands[name]:.0f}" for name in ("5%", "50%", "95%"))
-        rows.append(("", "per hand, within the 68% interval", f"{shares} % (5, 50, 95 % of hands)"))
-    return rows
-
-
-def _shown(value: float | None, unit: str = "") -> str:
-    if value is None:
-        return "n/a"
-    if unit == "%":
-        return f"{value:.1%}".replace("%", " %")
-    return f"{value:.2f} {unit}" if unit else f"{value:.3f}"
-
-
 def write_results(out: str, measured: Measured, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Write OUT/metrics.json, table.txt, photos.parquet and plots/*.png, and return the figures.
 
@@ -321,7 +228,7 @@ def write_results(out: str, measured: Measured, facts: Mapping[str, Any] | None 
     summary = {**(facts or {}), **summarise(measured)}
     files = {
         "metrics.json": json.dumps(summary, indent=1, allow_nan=False).encode() + b"\n",
-        "table.txt": _table_text(table_rows(summary)).encode(),
+        "table.txt": table_text(summary).encode(),
         "photos.parquet": _photos_file(measured),
         **{f"plots/{name}.png": png for name, png in draw_plots(measured).items()},
     }
@@ -331,11 +238,6 @@ def write_results(out: str, measured: Measured, facts: Mapping[str, Any] | None 
     except OSError as error:
         raise UserError(f"can't write the results to '{out}': {error.strerror or error}") from None
     return summary
-
-
-def _table_text(rows: Sequence[tuple[str, str, str]]) -> str:
-    widths = [max(len(row[k]) for row in rows) for k in range(2)]
-    return "".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}\n" for a, b, c in rows)
 
 
 def _photos_file(measured: Measured) -> bytes:

@@ -6,8 +6,6 @@ from JSON with the types of the first rows. Bytes that are not UTF-8 pass throug
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,10 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from annotator.errors import UserError, plain
-from annotator.labels.schema import label_schema
 from annotator.sources.entry import (
     HAND_LENGTHS,
     Entry,
@@ -31,8 +26,10 @@ from annotator.sources.entry import (
 )
 from annotator.sources.lists.camera_columns import listed_camera
 from annotator.sources.lists.name_index import NameIndex
+from annotator.sources.lists.passed_columns import passed, passed_names, passed_type
 from annotator.sources.lists.roles import ROLE_NAMES, check_types, roles_of
-from annotator.sources.lists.rows import BROKEN, EXACT, FIRST_ROWS, Row, reader_of, separator_of, user_errors
+from annotator.sources.lists.rows import BROKEN, FIRST_ROWS, Row, reader_of, separator_of, user_errors
+from annotator.sources.lists.values import BadRowError, finite_number, is_empty, short
 from annotator.sources.source import Source
 from annotator.storage.files import is_local, join, local_path
 from annotator.storage.remote import shown
@@ -46,10 +43,6 @@ _FARTHEST_PX = 1e7
 _FARTHEST_FRACTION = 2.0
 
 _SIDES = {"right": 1.0, "r": 1.0, "true": 1.0, "1": 1.0, "left": 0.0, "l": 0.0, "false": 0.0, "0": 0.0}
-
-
-class BadRowError(ValueError):
-    """An invalid row of a list, with a message of one line."""
 
 
 class ListSource(Source):
@@ -84,8 +77,9 @@ class ListSource(Source):
         self._by_type = self._path.lower().endswith((".parquet", ".jsonl", ".ndjson", ".json"))
         is_text = self._by_type or self._path.lower().endswith(".txt")
         self._decimal_comma = not is_text and separator_of(self._path) == ";"
-        self._passed = self._names_of_passed()
-        self.columns = {to: _passed_type(self._types[name]) for name, to in self._passed.items()}
+        used = {name for role, names in self._roles.items() if role != "camera" for name in names}
+        self._passed = passed_names(self._types, used)
+        self.columns = {to: passed_type(self._types[name]) for name, to in self._passed.items()}
         self._late = ROLE_NAMES - set(self._types)
         if self.has_boxes:
             self._check_fractions(name)
@@ -110,21 +104,6 @@ class ListSource(Source):
                 f"the boxes in '{name}' are not fractions (every box in the first rows has a coordinate of "
                 f"{min(farthest):g} or more): remove --boxes-normalised"
             )
-
-    def _names_of_passed(self) -> dict[str, str]:
-        """Return the output name of each column that passes through: unique, and different from the label columns."""
-        used = {name for role, names in self._roles.items() if role != "camera" for name in names}
-        labels = set(label_schema(1, samples=1).names)
-        taken = labels | set(self._types)
-        names = {}
-        for name in self._types:
-            if name not in used:
-                to = name
-                while to in taken and (to != name or to in labels):
-                    to = f"list_{to}"
-                taken.add(to)
-                names[name] = to
-        return names
 
     @property
     def has_boxes(self) -> bool:
@@ -199,7 +178,7 @@ class ListSource(Source):
                     "add it to the first row too, as null if necessary"
                 )
             known["extra"] = {
-                to: _passed(row.get(name), self.columns[to]) for name, to in self._passed.items()
+                to: passed(row.get(name), self.columns[to]) for name, to in self._passed.items()
             }
             self._check_place(row, uri)
             known["hands"], known["focal_px"] = self._hands(row), self._focal(row)
@@ -216,7 +195,7 @@ class ListSource(Source):
     def _check_place(self, row: Row, uri: str) -> None:
         given = self._given(row, "uri")
         if given is not None and not isinstance(given, str):
-            raise BadRowError(f"the photo's uri is {_short(given)}: expected text")
+            raise BadRowError(f"the photo's uri is {short(given)}: expected text")
         if not uri:
             raise BadRowError("this row has no photo uri")
         if "\0" in uri:
@@ -225,7 +204,7 @@ class ListSource(Source):
     def _id(self, row: Row) -> str:
         given = self._given(row, "id")
         if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int))):
-            raise BadRowError(f"the id is {_short(given)}: expected text or an integer")
+            raise BadRowError(f"the id is {short(given)}: expected text or an integer")
         return "" if given is None else readable(str(given))
 
     def _hands(self, row: Row) -> tuple[ListedHand, ...] | None:
@@ -258,8 +237,8 @@ class ListSource(Source):
         if isinstance(given, str):
             given = given.strip("[]() ").replace(",", " ").split()
         if given is not None and not isinstance(given, list):
-            raise BadRowError(f"the box is {_short(given)}: expected four numbers")
-        if not given or all(map(_is_empty, given)):
+            raise BadRowError(f"the box is {short(given)}: expected four numbers")
+        if not given or all(map(is_empty, given)):
             return None
         numbers = [self._number(value, "the box") for value in given[:5]]
         if len(numbers) != 4:
@@ -274,22 +253,22 @@ class ListSource(Source):
     def _number(self, value: Any, field: str) -> float:
         if self._decimal_comma and isinstance(value, str) and value.count(",") == 1:
             value = value.replace(",", ".")
-        return _number(value, field)
+        return finite_number(value, field)
 
     def _right(self, row: Row) -> float | None:
         given = self._given(row, "right")
-        if _is_empty(given):
+        if is_empty(given):
             return None
         side = _SIDES.get(str(given).strip().lower())
         if side is None:
             raise BadRowError(
-                f"the hand's side is {_short(given)}: expected left or right, or true or false for is_right"
+                f"the hand's side is {short(given)}: expected left or right, or true or false for is_right"
             )
         return side
 
     def _focal(self, row: Row) -> float | None:
         given = self._given(row, "focal")
-        if _is_empty(given):
+        if is_empty(given):
             return None
         focal_px = self._number(given, "the focal length")
         if not 1e-3 <= focal_px <= 1e9:  # beyond that a hand's position overflows
@@ -306,7 +285,7 @@ class ListSource(Source):
 
     def _hand_length(self, row: Row) -> float | None:
         given = self._given(row, "length")
-        if _is_empty(given):
+        if is_empty(given):
             return None
         length_mm = self._number(given, "the hand's length")
         if not is_hand_length(length_mm):
@@ -318,56 +297,3 @@ def _absolute(path: str) -> str:
     """Return the list's absolute path with symbolic links of its folder resolved, as for photos in a folder."""
     file = local_path(path)
     return str(Path(os.path.realpath(file.parent)) / file.name)
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _number(value: Any, field: str) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise BadRowError(f"{field} has {_short(value)}: expected a finite number")
-    return number
-
-
-def _passed(value: Any, kind: pa.DataType) -> Any:
-    if value is None:
-        return None
-    if pa.types.is_string(kind):
-        return _passed_text(value)
-    if pa.types.is_boolean(kind):
-        fits = isinstance(value, bool)
-    elif pa.types.is_integer(kind):  # JSON has integers of any size
-        fits = type(value) is int and (-(1 << 63) <= value < 1 << 63 or pa.types.is_uint64(kind))
-    else:
-        fits = type(value) is float or (type(value) is int and abs(value) <= EXACT)
-    if not fits:
-        raise BadRowError(f"{_short(value)} among values of type {kind}")
-    return float(value) if pa.types.is_floating(kind) else value
-
-
-def _passed_text(value: Any) -> str:
-    if isinstance(value, str):
-        return readable(value)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
-    if isinstance(value, (bool, int, float, list, dict)):
-        return json.dumps(value, default=str)
-    return str(value)
-
-
-def _passed_type(kind: pa.DataType) -> pa.DataType:
-    """Return the output type of a column that passes through: plain numbers stay, the rest is text (nested: JSON)."""
-    if pa.types.is_float16(kind):
-        return pa.float32()
-    is_plain = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return kind if is_plain else pa.string()

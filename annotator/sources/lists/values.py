@@ -1,0 +1,36 @@
+"""Values of a list's rows, and the error of an invalid row."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+class BadRowError(ValueError):
+    """An invalid row of a list, with a message of one line."""
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether a value is missing, or blank text."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def short(value: Any) -> str:
+    """Return a value for a message, of at most 63 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def finite_number(value: Any, field: str) -> float:
+    """Return a value as a number.
+
+    Raises:
+        BadRowError: it is not a finite number; the message names the field.
+    """
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRowError(f"{field} has {short(value)}: expected a finite number")
+    return number
