@@ -1,7 +1,7 @@
 """The failure policy of a run: plain decisions after a process or a store fails, without Ray.
 
-`Dispatcher._process_died` notices a dead process; this file decides. A process that dies costs the shards it held,
-which are opened again. Two deaths over one shard make the shard a suspect: its photos are decoded one by one, or its
+`Dispatcher._process_died` detects a dead process; these functions return the consequence. The shards that it held
+are opened again. Two deaths over one shard make the shard a suspect: its photos are decoded one by one, or its
 hands labelled one by one (`annotator.job.hand_by_hand`). A photo or hand that crashes three processes gets a row with
 reason `crashed`. Failures without such a culprit end the run.
 """
