@@ -54,7 +54,8 @@ class Faults:
     @classmethod
     def each(cls, probability: float, **others: Any) -> Faults:
         """Return faults of all kinds with equal probability."""
-        return cls(**dict.fromkeys(KINDS, probability), **others)
+        probabilities: dict[str, Any] = dict.fromkeys(KINDS, probability)
+        return cls(**probabilities, **others)
 
     def __post_init__(self) -> None:
         each = [getattr(self, kind) for kind in KINDS]

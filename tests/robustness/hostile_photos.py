@@ -373,7 +373,7 @@ def _bmps(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
         "15 bits",
         bmp(width, height, 16, (five[..., 0] << 10 | five[..., 1] << 5 | five[..., 2])[::-1].tobytes()),
     )
-    grey = np.asarray(picture.convert("L")) & 0xE0
+    grey = np.asarray(picture.convert("L")) & np.uint8(0xE0)
     yield "run lengths", bmp(width, height, 8, _run_lengths(grey), compression=1)
     palette = bytes(value for shade in range(256) for value in (shade, shade, shade))
     old = struct.pack("<IHHHH", 12, width, height, 1, 8) + palette
