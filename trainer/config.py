@@ -117,8 +117,8 @@ class ValidationConfig:
     source: str = ""  # a folder or URL of examples, or a cache; empty = the run takes all its steps
     first: int = 0  # number of the first example
     count: int = 0  # number of examples; 0 = all
-    every: int = 100  # steps between two looks
-    patience: int = 5  # looks without a gain before the run ends
+    every: int = 100  # steps between two measurements
+    patience: int = 5  # measurements without a gain before the run ends
     gain: float = 0.005  # smallest gain that counts, share of the best error so far
 
     def __post_init__(self) -> None:

@@ -142,7 +142,7 @@ def train(
         clock.photos += config.batch_size
         last = state.step == config.steps
         if validation is not None and validation.is_due(state.step, last):
-            last = validation.look(state) or last
+            last = validation.measure(state) or last
         if run_log and (state.step % config.log_every == 0 or last):
             progress = clock.progress(state.step, config, means, _rate(config, state.step))
             run_log.write(progress, float(norm))

@@ -1,6 +1,6 @@
 """Watch the error on held-out examples during a training, keep the best network, and end a run that stands still.
 
-OUT/validation.jsonl    step and error of each look
+OUT/validation.jsonl    step and error of each measurement
 OUT/best.safetensors    the network with the smallest error
 
 The error is that of the strongest target the run trains on: vertices after Procrustes (mm), else 3D joints after
@@ -35,10 +35,10 @@ BATCH_SIZE = 64
 
 
 class Validation:
-    """The looks of one run, resumed from its log; all workers take the same looks and agree."""
+    """The measurements of one run, resumed from its log; all workers make the same ones and agree."""
 
     def __init__(self, config: TrainConfig, hand: HandModel, out: str, step: int) -> None:
-        """Open the examples and the log; looks after `step`, where the run resumes, will be repeated.
+        """Open the examples and the log; measurements after `step`, where the run resumes, are repeated.
 
         Raises:
             UserError: the examples are missing.
@@ -46,33 +46,33 @@ class Validation:
         self.config, self.hand, self.out = config, hand, out
         self.settings = config.validation
         lines = (read_whole(join(out, LOG_FILE)) or b"").decode().splitlines()
-        self._looks = [look for look in map(json.loads, lines) if look["step"] <= step]
+        self._measurements = [one for one in map(json.loads, lines) if one["step"] <= step]
         self._source: Stored | Cached | None = None
 
     @property
     def stands_still(self) -> bool:
-        """Whether the last looks brought no gain."""
+        """Whether the last measurements brought no gain."""
         best, since = np.inf, 0
-        for look in self._looks:
-            gained = look["error"] < best * (1 - self.settings.gain)
+        for measured in self._measurements:
+            gained = measured["error"] < best * (1 - self.settings.gain)
             since = 0 if gained else since + 1
-            best = min(best, look["error"]) if gained else best
+            best = min(best, measured["error"]) if gained else best
         return since >= self.settings.patience
 
     def is_due(self, step: int, last: bool) -> bool:
-        """Return whether to look after this step."""
+        """Return whether to measure after this step."""
         return last or step % self.settings.every == 0
 
-    def look(self, state: TrainingState) -> bool:
+    def measure(self, state: TrainingState) -> bool:
         """Measure and log the error of the running mean, keep the best, and return `stands_still`."""
         error = self._error(state.best)
-        smallest = min((look["error"] for look in self._looks), default=np.inf)
-        self._looks.append({"step": state.step, "error": error})
+        smallest = min((measured["error"] for measured in self._measurements), default=np.inf)
+        self._measurements.append({"step": state.step, "error": error})
         if not dist.is_initialized() or dist.get_rank() == 0:
             if error < smallest:
                 checkpoint = as_checkpoint(state, self.config.network, self.hand)
                 save_checkpoint(checkpoint, join(self.out, BEST_FILE))
-            log = "".join(json.dumps(look) + "\n" for look in self._looks)
+            log = "".join(json.dumps(measured) + "\n" for measured in self._measurements)
             write_whole(join(self.out, LOG_FILE), log.encode())
         return self.stands_still
 
