@@ -795,7 +795,7 @@ def _on_worker(
 
 
 def _annotate(photos: str, labels: str, **settings: Any) -> RunRecord:
-    """`annotator.annotate` with a progress bar."""
+    """Run `annotator.annotate` with a progress bar."""
     from annotator.commands.annotate import annotate as label
 
     with photos_bar("labelling", "a label") as on_progress:

@@ -34,8 +34,8 @@ VERTICES = 64
 class NoiseConfig:
     """How a detector errs on landmarks and crops lie; lengths are those of the hand.
 
-    A network that learns with errors of whole fingers gives up more of what real landmarks show, and is no better on
-    drawn ones that have such errors. So they are off.
+    Errors of whole fingers are off: with them, a network follows real landmarks less closely, and is no better on drawn
+    ones with such errors.
     """
 
     joint_mm: tuple[float, float, float] = (3.0, 3.0, 6.0)  # std of each joint's x, y and depth

@@ -93,7 +93,7 @@ def label_files(labels: str) -> set[str]:
 
 
 def label_file_sizes(labels: str) -> dict[str, int]:
-    """Sizes in bytes of the label files that are there, by their names."""
+    """Return the size in bytes of each label file by name."""
     sizes = sizes_in(join(labels, "data"))
     return {name: size for name, size in sizes.items() if name.endswith(".parquet") and name[0] != "."}
 

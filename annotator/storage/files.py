@@ -126,7 +126,7 @@ def names_in(folder: str) -> set[str]:
 
 
 def sizes_in(folder: str) -> dict[str, int]:
-    """Sizes in bytes of the files of a folder by their names; of a store, all from its listing."""
+    """Return the size in bytes of each file of a folder by name; a store's come from its listing."""
     if is_local(folder):
         here = local_path(folder)
         files = list(os.scandir(here)) if here.is_dir() else []

@@ -201,7 +201,7 @@ def _turns(rotvec: Floats) -> Tensor:
 
 
 def _wander(time_s: Floats, channels: int, period_s: float, chance: np.random.Generator) -> Floats:
-    """A smooth walk (T, channels) of unit variance about 0, its knots `period_s` apart on average."""
+    """Return a smooth walk (T, channels) of unit variance about 0, its knots `period_s` apart on average."""
     knots = [-period_s]
     while knots[-1] < time_s[-1] + period_s:
         knots.append(knots[-1] + period_s * chance.uniform(0.6, 1.4))
