@@ -70,7 +70,7 @@ def kl_to_prior(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: float 
     return (ratio.square() + ((mean - prior_mean) / prior_std).square() - 1) / 2 - ratio.log()
 
 
-def draw(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+def reparameterized(mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
     """Return a reparameterized draw: `noise` is standard normal, gradients reach mean and std."""
     return mean + std * noise
 

@@ -238,7 +238,7 @@ class Objective(nn.Module):
         covariance = joints2d_covariance(q, camera, self.network_config.camera.annotation_noise)
         projected = camera.project(q.mean_mm)[..., :2]
         if draws is not None and (self.config.draw or self.config.draw_all):
-            joints = losses.draw(q.mean_mm, q.std_mm, draws.normal(21, 3))
+            joints = losses.reparameterized(q.mean_mm, q.std_mm, draws.normal(21, 3))
             at_draws = _drawn_camera(camera, draws).project(joints)[..., :2]
             at_means = batch.has_joints3d & (not self.config.draw_all)
             projected = torch.where(at_means[:, None, None], projected, at_draws)
@@ -256,7 +256,7 @@ class Objective(nn.Module):
         mesh_mm, camera = prediction.vertices.mean_mm, prediction.camera
         if self.config.draw_all:
             noise = draws.normal(1 if self._errs_together else mesh_mm.shape[1], 3)
-            mesh_mm = losses.draw(mesh_mm, prediction.vertices.std_mm, noise)
+            mesh_mm = losses.reparameterized(mesh_mm, prediction.vertices.std_mm, noise)
             camera = _drawn_camera(camera, draws)
         points = camera.project(mesh_mm)
         if not self.config.texture_moves_hand:
@@ -273,8 +273,8 @@ def _drawn_camera(camera: Camera, draws: Draws) -> Camera:
     """Draw C from q(C | I), reparameterized."""
     noise = draws.normal(6)
     return Camera(
-        losses.draw(camera.scale_per_mm, camera.std[:, 0] / 100, noise[:, 0]).clamp_min(1e-5),
-        losses.draw(camera.rotvec, camera.std[:, 1:4], noise[:, 1:4]),
-        losses.draw(camera.translation, camera.std[:, 4:], noise[:, 4:]),
+        losses.reparameterized(camera.scale_per_mm, camera.std[:, 0] / 100, noise[:, 0]).clamp_min(1e-5),
+        losses.reparameterized(camera.rotvec, camera.std[:, 1:4], noise[:, 1:4]),
+        losses.reparameterized(camera.translation, camera.std[:, 4:], noise[:, 4:]),
         camera.std,
     )

@@ -33,7 +33,7 @@ from annotator.job.record import RunRecord, read_run_record
 from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, label_folder, run_job
 from annotator.job.shard import Shard
-from annotator.job.stages import opened, row_of_error
+from annotator.job.stages import opened_photos, row_of_error
 from annotator.labels.schema import ROUNDING, SCHEMA_VERSION, label_schema, without_hand
 from annotator.photos.crops import BOX_OVER_JOINTS
 from annotator.sources.entry import Entry
@@ -117,7 +117,7 @@ def detect_shard(entries: Sequence[Entry], find: FindHands, world_joints: bool) 
     """Detect the hands in every photo of a shard."""
     shard = Shard()
     hands: list[FoundHand] = []
-    for _, row, photo in opened(entries, lambda _: ENOUGH_PX):
+    for _, row, photo in opened_photos(entries, lambda _: ENOUGH_PX):
         if photo is None:
             shard.rows.append(row)
             continue

@@ -18,10 +18,10 @@ from annotator.labels.filter_file import (
     FilterPlan,
     Keep,
     Kept,
-    Rows,
+    RowFilter,
     filter_file,
     limits_of,
-    opened,
+    opened_labels,
     weigh_file,
 )
 from annotator.labels.folder import label_file_sizes, label_files
@@ -125,8 +125,8 @@ def filter_labels(
     if not sizes:
         raise UserError(f"'{labels}' holds no labels (data/*.parquet): give a label set")
     first = next(iter(sizes))
-    with opened(labels, first, sizes[first]) as file:
-        rows = Rows(keep, file.names, file.facts.get("hand"))
+    with opened_labels(labels, first, sizes[first]) as file:
+        rows = RowFilter(keep, file.names, file.facts.get("hand"))
     plan = {**asdict(keep), "labels": labels, "sort": sort}
     made = _check_list(out) if as_list else _begin_folder(out, plan)
     filter_plan = FilterPlan(_absolute(labels), None if as_list else _absolute(out), sort, rows)

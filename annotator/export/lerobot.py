@@ -15,7 +15,7 @@ from annotator.export.lerobot_hands import COLUMNS, FEATURES, OF_SIDES, Frames, 
 from annotator.export.lerobot_photos import CAMERA, Photos
 from annotator.export.lerobot_stats import NumberStats
 from annotator.export.rows import Labels
-from annotator.export.tracks import sequences, track_columns
+from annotator.export.tracks import columns_to_read, sequences
 from annotator.track.frames import ASSUMED_RATE_HZ
 
 #: The column of a list with the text of an episode's task, and the text without it.
@@ -37,7 +37,7 @@ def columns(labels: Labels) -> list[str]:
         UserError: the labels hold no tracks or poses, or are of another hand model than the given one.
     """
     labels.hand_model()
-    return track_columns(labels, "lerobot", *COLUMNS, "width", "height", TASK)
+    return columns_to_read(labels, "lerobot", *COLUMNS, "width", "height", TASK)
 
 
 def write(labels: Labels, batches: Iterator[pa.Table], out: str, photos: str = "video") -> Exported:

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from annotator.coordinates import mirror_rotvec
 from annotator.export.exported import Exported
-from annotator.export.rows import camera_of
+from annotator.export.rows import camera_field
 from annotator.export.skeleton import has_skeleton
 from annotator.export.tracks import Sequence
 from annotator.hand.joint_angles import joint_angles_deg
@@ -118,7 +118,7 @@ def _values(
     model: HandModel, table: pa.Table, time_s: Floats, rows: NDArray[np.int64], first: NDArray[np.int64]
 ) -> dict[str, NDArray[Any]]:
     valid = rows >= 0
-    wrist_m = camera_of(table, "cam_t_mm").astype(np.float64) / 1000
+    wrist_m = camera_field(table, "cam_t_mm").astype(np.float64) / 1000
     joints_m = array_of(table["joints3d_mm"]) / 1000 + wrist_m[:, None]
     of_hands = {
         "observation.state": _state(model, table, wrist_m, rows),
@@ -131,7 +131,7 @@ def _values(
         flat = numbers.reshape(len(numbers), -1)[rows]
         values[key] = np.where(valid[..., None], flat, 0).reshape(len(rows), -1)
     source = np.array(table["source"].to_pylist(), object)
-    focal, principal = camera_of(table, "focal_px")[first], camera_of(table, "principal_px")[first]
+    focal, principal = camera_field(table, "focal_px")[first], camera_field(table, "principal_px")[first]
     values |= {
         "observation.valid": valid,
         "observation.interpolated": valid & (source[rows] == "interpolated"),

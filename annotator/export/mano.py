@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from annotator.errors import UserError
 from annotator.export.exported import Exported
 from annotator.export.places import atomic_file
-from annotator.export.rows import Labels, camera_of
+from annotator.export.rows import Labels, camera_field
 from annotator.labels.arrays import array_of
 from annotator.storage.files import join
 
@@ -80,10 +80,10 @@ def _parameters(table: pa.Table) -> dict[str, NDArray[Any]]:
     return {
         "pose": array_of(table["pose"]),
         "betas": array_of(table["betas"]),
-        "cam_t": camera_of(table, "cam_t_mm") / np.float32(1000),
+        "cam_t": camera_field(table, "cam_t_mm") / np.float32(1000),
         "is_right": np.array(table["is_right"].to_pylist(), bool),
-        "focal_px": camera_of(table, "focal_px"),
-        "principal_px": camera_of(table, "principal_px"),
+        "focal_px": camera_field(table, "focal_px"),
+        "principal_px": camera_field(table, "principal_px"),
         "image_id": np.array(table["image_id"].to_pylist(), np.str_),
         "hand_index": array_of(table["hand_index"]).astype(np.int64),
     }

@@ -17,7 +17,7 @@ from annotator.export.exported import Exported
 from annotator.export.glb import glb_bytes
 from annotator.export.places import HandNames
 from annotator.export.ply import ply_bytes
-from annotator.export.rows import Labels, camera_of
+from annotator.export.rows import Labels, camera_field
 from annotator.labels.arrays import array_of
 from annotator.photos.read import REQUESTS_AT_ONCE
 from annotator.storage.files import is_local, join, local_path, write_whole
@@ -198,7 +198,7 @@ def _meshes(
     if _SAMPLES in table.column_names:
         drawn_m = array_of(table[_SAMPLES]) * (FROM_CAMERA / 1000)
         vertices_m = np.concatenate([vertices_m, drawn_m], 1)
-    wrists_m = camera_of(table, "cam_t_mm") * (FROM_CAMERA / 1000)
+    wrists_m = camera_field(table, "cam_t_mm") * (FROM_CAMERA / 1000)
     for row, vertices, rgb, wrist in zip(rows, vertices_m, paint(table), wrists_m, strict=True):
         facts = {name: row[name] for name in ("image_id", "image_uri", "hand_index", "is_right")}
         if np.isfinite(wrist).all():

@@ -15,7 +15,7 @@ from annotator.export.meshes import SKIN
 from annotator.export.places import track_name
 from annotator.export.rows import Labels
 from annotator.export.skeleton import COLUMNS, Skeleton, has_skeleton, joint_distances_mm, skeleton_of
-from annotator.export.tracks import Track, sequences, track_columns
+from annotator.export.tracks import Track, columns_to_read, sequences
 from annotator.hand.model import HandModel
 from annotator.labels.arrays import array_of
 from annotator.storage.files import join, write_whole
@@ -28,7 +28,7 @@ def columns(labels: Labels) -> list[str]:
         UserError: the labels hold no tracks or poses, or are of another hand model than the given one.
     """
     labels.hand_model()
-    return track_columns(labels, "an animated file", *COLUMNS)
+    return columns_to_read(labels, "an animated file", *COLUMNS)
 
 
 def columns_with_colours(labels: Labels) -> list[str]:

@@ -238,6 +238,6 @@ def _facts(path: str, schema: pa.Schema) -> dict[str, Any]:
     return facts
 
 
-def camera_of(table: pa.Table, name: str) -> NDArray[Any]:
+def camera_field(table: pa.Table, name: str) -> NDArray[Any]:
     """Return a field of the camera as `array_of` does."""
     return array_of(pc.struct_field(table["camera"], name))

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from annotator.coordinates import mirror_points, mirror_rotvec
 from annotator.export.meshes import FROM_CAMERA
-from annotator.export.rows import camera_of
+from annotator.export.rows import camera_field
 from annotator.export.tracks import Track
 from annotator.hand.model import FREIHAND_FROM_MANO, JOINT_NAMES, HandModel
 from annotator.labels.arrays import array_of
@@ -73,7 +73,7 @@ class Skeleton:
 
 def has_skeleton(rows: pa.Table) -> NDArray[np.bool_]:
     """Return which rows (n,) have finite pose, shape and place."""
-    parts = (array_of(rows["pose"]), array_of(rows["betas"]), camera_of(rows, "cam_t_mm"))
+    parts = (array_of(rows["pose"]), array_of(rows["betas"]), camera_field(rows, "cam_t_mm"))
     sound: NDArray[np.bool_] = np.logical_and.reduce([np.isfinite(part).all(1) for part in parts])
     return sound
 
@@ -97,7 +97,7 @@ def skeleton_of(model: HandModel, track: Track) -> Skeleton:
         rest_m=rest,
         rest_vertices_m=vertices,
         rotations=Rotation.from_quat(turns.reshape(-1, 4)),
-        wrist_m=camera_of(rows, "cam_t_mm").astype(np.float64) * FROM_CAMERA / 1000,
+        wrist_m=camera_field(rows, "cam_t_mm").astype(np.float64) * FROM_CAMERA / 1000,
         time_s=track.time_s,
     )
 

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from annotator.photos.decode import Photo, as_shown, decode_photo
-from annotator.photos.exif import Shown
+from annotator.photos.exif import Display
 
 #: JPEG quality of photos that were lossy before.
 _QUALITY = 95
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class StoredPhoto:
     """A photo's file; `suffix` is jpg or png, the size is that of the upright photo."""
 
     data: bytes
@@ -26,7 +26,7 @@ class Stored:
     height: int
 
 
-def as_others_read(found: bytes | NDArray[np.uint8]) -> Stored:
+def as_others_read(found: bytes | NDArray[np.uint8]) -> StoredPhoto:
     """Return the result of `photos.stored_at` as a file for readers without EXIF and other formats.
 
     An upright JPEG or PNG with square pixels and 8-bit grey or RGB stays as it is. Any other photo is decoded as for
@@ -49,25 +49,25 @@ def as_others_read(found: bytes | NDArray[np.uint8]) -> Stored:
     return _as_jpeg(pixels) if is_lossy else _as_png(pixels)
 
 
-def _as_it_is(data: bytes) -> Stored | None:
+def _as_it_is(data: bytes) -> StoredPhoto | None:
     try:
         # Reads the header alone: labelling decoded the pixels.
         with Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]) as image:
             plain = image.mode in ("RGB", "L") and "transparency" not in image.info
-            if not plain or as_shown(image) != Shown():
+            if not plain or as_shown(image) != Display():
                 return None
-            return Stored(data, "png" if image.format == "PNG" else "jpg", *image.size)
+            return StoredPhoto(data, "png" if image.format == "PNG" else "jpg", *image.size)
     except Exception:  # Pillow raises many types for a broken header; decoding gives the reason
         return None
 
 
-def _as_jpeg(pixels: NDArray[np.uint8]) -> Stored:
+def _as_jpeg(pixels: NDArray[np.uint8]) -> StoredPhoto:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY, subsampling=0)
-    return Stored(file.getvalue(), "jpg", pixels.shape[1], pixels.shape[0])
+    return StoredPhoto(file.getvalue(), "jpg", pixels.shape[1], pixels.shape[0])
 
 
-def _as_png(pixels: NDArray[np.uint8]) -> Stored:
+def _as_png(pixels: NDArray[np.uint8]) -> StoredPhoto:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return Stored(file.getvalue(), "png", pixels.shape[1], pixels.shape[0])
+    return StoredPhoto(file.getvalue(), "png", pixels.shape[1], pixels.shape[0])

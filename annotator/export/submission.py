@@ -12,7 +12,7 @@ import pyarrow as pa
 from annotator.errors import UserError
 from annotator.export.benchmarks import BENCHMARKS, Benchmark, write_submission
 from annotator.export.exported import Exported
-from annotator.export.rows import Labels, camera_of
+from annotator.export.rows import Labels, camera_field
 from annotator.hand.mano_mesh import check_mano_vertices
 from annotator.labels.arrays import array_of
 from annotator.storage.files import join, read_whole
@@ -142,7 +142,11 @@ class _Hands:
         for first, second in itertools.pairwise(rows):
             if at[first] == at[second]:
                 raise UserError(f"'{ids[first]}' and '{ids[second]}' are the same photo of {benchmark.title}")
-        arrays = array_of(table["joints3d_mm"]), array_of(table["vertices_mm"]), camera_of(table, "cam_t_mm")
+        arrays = (
+            array_of(table["joints3d_mm"]),
+            array_of(table["vertices_mm"]),
+            camera_field(table, "cam_t_mm"),
+        )
         joints3d_mm, vertices_mm, wrist_mm = (values[rows] for values in arrays)
         write_submission(out, benchmark, joints3d_mm, vertices_mm, wrist_mm)
         return Exported(self.count)

@@ -74,7 +74,7 @@ class Track:
         return bool(self.sequence.rows["is_right"][int(self.own[0])].as_py())
 
 
-def track_columns(labels: Labels, to: str, *names: str) -> list[str]:
+def columns_to_read(labels: Labels, to: str, *names: str) -> list[str]:
     """Return the columns to read for tracks: those that place a row, and further ones that exist.
 
     Raises:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from annotator.export.exported import Exported
 from annotator.export.places import atomic_file
-from annotator.export.rows import Labels, camera_of
-from annotator.export.stored import Stored, as_others_read
+from annotator.export.rows import Labels, camera_field
+from annotator.export.stored import StoredPhoto, as_others_read
 from annotator.export.together import At, Found, Place, Positions, stored_photos
 from annotator.labels.arrays import array_of
 from annotator.labels.folder import read_faces
@@ -109,7 +109,7 @@ def _rows(batches: Iterator[pa.Table]) -> Iterator[Hand]:
         valid = {name: table[name].is_valid().to_numpy() for name in heavy}
         if "camera" in table.column_names:
             for name in ("rotation", "translation", "cam_t_mm", "principal_px"):
-                arrays[f"camera_{name}"] = camera_of(table, name)
+                arrays[f"camera_{name}"] = camera_field(table, name)
                 valid[f"camera_{name}"] = table["camera"].is_valid().to_numpy()
         for k, row in enumerate(table.drop_columns(heavy).to_pylist()):
             yield row, {name: values[k] for name, values in arrays.items() if valid[name][k]}
@@ -128,7 +128,7 @@ def _sample(hands: list[Hand], found: Found) -> dict[str, bytes] | str:
     return _files(photo, hands)
 
 
-def _files(photo: Stored, hands: list[Hand]) -> dict[str, bytes]:
+def _files(photo: StoredPhoto, hands: list[Hand]) -> dict[str, bytes]:
     first = hands[0][0]
     about = {name: first[name] for name in _OF_PHOTO if name in first}
     own = [name for name in _OF_PHOTO if name != "image_id" or len({row[name] for row, _ in hands}) == 1]

@@ -101,7 +101,7 @@ def rest_joints(hand: HandModel) -> Array:
 
 
 @dataclass(frozen=True)
-class Axes:
+class JointAxes:
     """Unit axes in the rest frame, and the angles of the rest pose.
 
     `flexion`, `spread`, `twist` are (5, 3, 3): finger, joint, axis. A positive rotation about `flexion` bends
@@ -135,7 +135,7 @@ def _palm_frame(rest_joints: Array) -> tuple[Array, float]:
     return np.stack([along, np.cross(along, across), across]), length
 
 
-def joint_axes(rest_joints: Array) -> Axes:
+def joint_axes(rest_joints: Array) -> JointAxes:
     """Return the anatomical axes of a hand from its 21 rest joints (21, 3)."""
     (along, back, across), _ = _palm_frame(rest_joints)
     bones = _unit(np.diff(rest_joints[1:].reshape(5, 4, 3), axis=1))
@@ -157,10 +157,10 @@ def joint_axes(rest_joints: Array) -> Axes:
             _turn(bones[finger, 1], bones[finger, 2], flexion[finger, 2]),
         ]
     spread = np.broadcast_to(back, (5, 3, 3)).copy()
-    return Axes(flexion, spread, bones, rest)
+    return JointAxes(flexion, spread, bones, rest)
 
 
-def _rotations(axes: Axes, angles: Array) -> torch.Tensor:
+def _rotations(axes: JointAxes, angles: Array) -> torch.Tensor:
     """Return rotation matrices (N, 5, 3, 3, 3) of every finger joint, relative to the rest pose."""
     turn = torch.from_numpy(np.radians(angles - axes.rest_angles))
 
@@ -183,7 +183,7 @@ def pose_from_angles(rest_joints: Array, angles: Array) -> Array:
     return joints[:, 1:].reshape(-1, 45)
 
 
-def pose_joints(rest_joints: Array, angles: Array, axes: Axes | None = None) -> Array:
+def pose_joints(rest_joints: Array, angles: Array, axes: JointAxes | None = None) -> Array:
     """Return the 21 joints (N, 21, 3) for anatomical angles (N, 5, 4), in the unit of `rest_joints`.
 
     `axes`: the result of `joint_axes(rest_joints)`, to avoid computing it again.

@@ -20,7 +20,7 @@ import pyarrow as pa
 from annotator.errors import UserError, first_line
 from annotator.job import failures
 from annotator.job.failures import Action
-from annotator.job.hand_by_hand import Hand, HandByHand
+from annotator.job.hand_by_hand import HandByHand, SingleHand
 from annotator.job.in_flight import Model, Piece, ShardInFlight
 from annotator.job.listing import ListingThread
 from annotator.job.manifest import PlannedShard
@@ -101,7 +101,7 @@ class Dispatcher:
         # Shards that wait for the write stage count too: a slow store must not fill the memory of all machines.
         self._max_in_flight = 2 * plan.decoders + (_AHEAD + 1) * plan.workers + 2
         self._to_open: deque[Piece] = deque()
-        self._to_label: deque[ShardInFlight | Hand] = deque()
+        self._to_label: deque[ShardInFlight | SingleHand] = deque()
         self._in_flight: set[ShardInFlight] = set()
         self._waiting: dict[Any, Callable[[Any], ShardReport | None]] = {}
         self._opening = 0
@@ -247,8 +247,8 @@ class Dispatcher:
         else:
             self._to_label.append(in_flight)
 
-    def _begin_label(self, work: ShardInFlight | Hand, model: Model) -> None:
-        if isinstance(work, Hand):
+    def _begin_label(self, work: ShardInFlight | SingleHand, model: Model) -> None:
+        if isinstance(work, SingleHand):
             call = model.actor.label_hand.options(num_returns=2)
             stats, data = call.remote(work.shard.data, work.number)
         else:
@@ -256,10 +256,10 @@ class Dispatcher:
         model.work.append(work)
         self._waiting[stats] = lambda ref: self._end_label(work, model, ref, data)
 
-    def _end_label(self, work: ShardInFlight | Hand, model: Model, ref: Any, data: Any) -> None:
+    def _end_label(self, work: ShardInFlight | SingleHand, model: Model, ref: Any, data: Any) -> None:
         first = model.work[0]
         model.work.remove(work)
-        in_flight: ShardInFlight = work.shard.in_flight if isinstance(work, Hand) else work
+        in_flight: ShardInFlight = work.shard.in_flight if isinstance(work, SingleHand) else work
         try:
             self._note(in_flight, self._ray.get(ref))
         except Exception as error:
@@ -267,9 +267,9 @@ class Dispatcher:
                 return
             is_model = isinstance(error, self._ray.exceptions.RayActorError)
             if is_model and not model.dead:
-                failures.blame(first if isinstance(first, Hand) else first.failures)
-                self._model_died(model, error, held_hand=isinstance(first, Hand))
-            if isinstance(work, Hand):
+                failures.blame(first if isinstance(first, SingleHand) else first.failures)
+                self._model_died(model, error, held_hand=isinstance(first, SingleHand))
+            if isinstance(work, SingleHand):
                 self._retry_hand(work, error, is_model)
             elif failures.after_label_crash(in_flight.failures) is Action.GIVE_UP:
                 in_flight.data = self._give_up.remote(in_flight.data)
@@ -277,14 +277,14 @@ class Dispatcher:
             else:
                 self._reopen(in_flight, error)
         else:
-            if isinstance(work, Hand):
+            if isinstance(work, SingleHand):
                 self._end_hand(work, data, is_labelled=True)
                 return
             model.done += 1
             in_flight.data = data
             self._begin_write(in_flight)
 
-    def _retry_hand(self, hand: Hand, error: Exception, is_model: bool) -> None:
+    def _retry_hand(self, hand: SingleHand, error: Exception, is_model: bool) -> None:
         """Queue a hand without a result again, or give it or its shard up."""
         shard = hand.shard
         action = failures.after_hand_crash(hand, is_model)
@@ -300,7 +300,7 @@ class Dispatcher:
         elif action is Action.RETRY:
             self._to_label.append(hand)  # after all others
 
-    def _end_hand(self, hand: Hand, data: Any, is_labelled: bool) -> None:
+    def _end_hand(self, hand: SingleHand, data: Any, is_labelled: bool) -> None:
         shard = hand.shard
         if shard.is_over or not shard.ended(hand, data, is_labelled):
             return
@@ -314,7 +314,7 @@ class Dispatcher:
     def _end_hand_by_hand(self, shard: HandByHand) -> None:
         shard.is_over = True
         self._to_label = deque(
-            work for work in self._to_label if not (isinstance(work, Hand) and work.shard is shard)
+            work for work in self._to_label if not (isinstance(work, SingleHand) and work.shard is shard)
         )
 
     def _model_died(self, model: Model, error: Exception, held_hand: bool = False) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from annotator.errors import UserError, first_line
-from annotator.job.hand_by_hand import HAND_DEATHS, Hand
+from annotator.job.hand_by_hand import HAND_DEATHS, SingleHand
 
 #: Crashed processes before a shard is split into single photos or hands, and before a single photo is given up.
 SHARD_CRASHES, PHOTO_CRASHES = 2, 3
@@ -109,9 +109,9 @@ def after_decode_crash(entries: int, crashes: int) -> Action:
     return Action.RETRY
 
 
-def blame(first: ShardFailures | Hand) -> None:
+def blame(first: ShardFailures | SingleHand) -> None:
     """Count the death of a model against the work it held first: a model takes its work in order."""
-    if isinstance(first, Hand):
+    if isinstance(first, SingleHand):
         first.shard.died(first)
     else:
         first.model_deaths += 1
@@ -123,7 +123,7 @@ def after_label_crash(failures: ShardFailures) -> Action:
     return Action.GIVE_UP if failures.model_deaths >= PHOTO_CRASHES else Action.REOPEN
 
 
-def after_hand_crash(hand: Hand, is_model: bool) -> Action:
+def after_hand_crash(hand: SingleHand, is_model: bool) -> Action:
     """Decide about a hand whose labelling ended without a result; `is_model`: its model died, not its data."""
     if hand.shard.is_over:
         return Action.IGNORE

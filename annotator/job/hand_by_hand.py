@@ -18,7 +18,7 @@ FIRST_DEATHS = 4
 
 
 @dataclass(eq=False)
-class Hand:
+class SingleHand:
     """One hand, to be labelled without the others."""
 
     shard: HandByHand
@@ -33,7 +33,7 @@ class HandByHand:
 
     in_flight: Any  # the dispatcher's record of the shard
     data: Any  # reference to the opened shard
-    hands: list[Hand] = field(default_factory=list)  # in the order of the shard
+    hands: list[SingleHand] = field(default_factory=list)  # in the order of the shard
     deaths: int = 0
     labelled: int = 0
     given_up: int = 0
@@ -43,14 +43,14 @@ class HandByHand:
     def of(in_flight: Any, data: Any, count: int) -> HandByHand:
         """Split an opened shard into its `count` hands."""
         shard = HandByHand(in_flight, data)
-        shard.hands = [Hand(shard, number) for number in range(count)]
+        shard.hands = [SingleHand(shard, number) for number in range(count)]
         return shard
 
-    def shuffled(self) -> list[Hand]:
+    def shuffled(self) -> list[SingleHand]:
         """Return the hands in a fixed random order: neighbours often fail together; one success clears the model."""
         return random.Random(len(self.hands)).sample(self.hands, len(self.hands))
 
-    def died(self, hand: Hand) -> None:
+    def died(self, hand: SingleHand) -> None:
         """Count the death of a model that held this hand first."""
         hand.deaths += 1
         self.deaths += 1
@@ -60,7 +60,7 @@ class HandByHand:
         """Whether the model may be at fault, since no hand was labelled."""
         return not self.labelled and self.deaths >= min(FIRST_DEATHS, HAND_DEATHS * len(self.hands))
 
-    def ended(self, hand: Hand, data: Any, is_labelled: bool) -> bool:
+    def ended(self, hand: SingleHand, data: Any, is_labelled: bool) -> bool:
         """Store the result of a hand; return whether it was the last."""
         hand.data = data
         self.labelled += is_labelled

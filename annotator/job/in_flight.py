@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from annotator.job.failures import ShardFailures
-from annotator.job.hand_by_hand import Hand
+from annotator.job.hand_by_hand import SingleHand
 from annotator.job.manifest import PlannedShard
 from annotator.sources.entry import Entry
 
@@ -50,7 +50,7 @@ class Model:
 
     actor: Any
     deaths_before: int  # deaths in a row, without a finished shard, of the models it replaces
-    work: list[ShardInFlight | Hand] = field(default_factory=list)  # in the order it is processed
+    work: list[ShardInFlight | SingleHand] = field(default_factory=list)  # in the order it is processed
     ready: bool = False
     done: int = 0  # finished shards
     dead: bool = False

@@ -33,7 +33,7 @@ from annotator.job.record import (
 from annotator.job.resources import WorkerPlan
 from annotator.job.tally import ShardReport, Tally
 from annotator.labels.conditions import Condition
-from annotator.labels.folder import label_columns, read_columns
+from annotator.labels.folder import column_names, read_columns
 from annotator.runtime.ray_session import check_shared, connected
 from annotator.sources import Source
 from annotator.storage.files import check_writable, is_local, join, local_path, remove_folder
@@ -230,6 +230,6 @@ class _Run(Generic[Settings]):
 def _matching_ids(labels: str, number: int, relabel: str) -> set[str]:
     """Return the ids of photos in a label file with a row that meets a condition."""
     name = shard_file_name(number)
-    condition = Condition(relabel, label_columns(labels, name))
+    condition = Condition(relabel, column_names(labels, name))
     table = read_columns(labels, name, list(dict.fromkeys(["image_id", *condition.columns])))
     return set(condition.meeting(table)["image_id"].to_pylist())

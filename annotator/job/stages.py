@@ -61,7 +61,7 @@ def crashed_shard(entries: Sequence[Entry]) -> Shard:
     return Shard([first_row(entry) | outcome for entry in entries])
 
 
-def opened(
+def opened_photos(
     entries: Sequence[Entry], min_side_px: Callable[[Entry], int]
 ) -> Iterator[tuple[Entry, dict[str, Any], Photo | None]]:
     """Yield each entry with its row and photo; an unreadable photo is None, with the reason in the row."""
@@ -98,7 +98,7 @@ def open_shard(
     shard = Shard()
     cut: list[Crops] = []
     side_px = math.ceil(crop_px / margin)
-    photos = opened(entries, lambda entry: side_px if _is_crop(entry, find) else ENOUGH_PX)
+    photos = opened_photos(entries, lambda entry: side_px if _is_crop(entry, find) else ENOUGH_PX)
     with_hands = detected(photos, find, following) if find else ((*photo, None) for photo in photos)
     for entry, row, photo, found in with_hands:
         if photo is None:

@@ -61,7 +61,7 @@ class FilterPlan:
     labels: str
     out: str | None  # a label set; None: list photos only
     sort: bool
-    rows: Rows
+    rows: RowFilter
 
 
 class Weighed(NamedTuple):
@@ -88,7 +88,7 @@ class Kept:
 
 def weigh_file(plan: FilterPlan, name: str, size: int) -> Weighed:
     """Read the std of one file's rows: 4 bytes per row."""
-    with opened(plan.labels, name, size) as file:
+    with opened_labels(plan.labels, name, size) as file:
         return plan.rows.weigh(file)
 
 
@@ -98,7 +98,7 @@ def filter_file(plan: FilterPlan, name: str, size: int, is_made: bool) -> Kept:
     Raises:
         UserError: the file is damaged, of another hand model than the first, or has one std for all hands.
     """
-    with opened(plan.labels, name, size) as file:
+    with opened_labels(plan.labels, name, size) as file:
         scalars, stay = plan.rows.of(file)
         kept = scalars.filter(pa.array(stay))
         uris: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ def filter_file(plan: FilterPlan, name: str, size: int, is_made: bool) -> Kept:
 
 
 @dataclass
-class Rows:
+class RowFilter:
     """Selects the kept rows of files."""
 
     keep: Keep
@@ -257,7 +257,7 @@ class LabelFile:
 
 
 @contextmanager
-def opened(labels: str, name: str, size: int) -> Iterator[LabelFile]:
+def opened_labels(labels: str, name: str, size: int) -> Iterator[LabelFile]:
     """Open one label file of a folder; raises as `opened_label_file` does."""
     path = join(labels, "data", name)
     with RangedFile(path, size) as raw, opened_label_file(path, cast(IO[bytes], raw)) as file:

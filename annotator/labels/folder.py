@@ -112,7 +112,7 @@ def read_columns(labels: str, file_name: str, columns: list[str] | None = None) 
         raise _damaged(path) from None
 
 
-def label_columns(labels: str, file_name: str) -> list[str]:
+def column_names(labels: str, file_name: str) -> list[str]:
     """Return the column names of a label file.
 
     Raises:

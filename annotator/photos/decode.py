@@ -20,7 +20,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from annotator.errors import UserError
 from annotator.photos import formats, plain_jpeg
 from annotator.photos.errors import PhotoError, reading_error
-from annotator.photos.exif import Shown, shown_as
+from annotator.photos.exif import Display, shown_as
 from annotator.photos.focal import exif_focal_px
 from annotator.photos.formats import MAX_BYTES, MAX_PIXELS, Format
 from annotator.photos.jpeg_end import ends_early
@@ -148,15 +148,15 @@ def _decode(photo_format: Format, data: bytes, min_side_px: int | None) -> Photo
     return _upright_photo(pixels, width, height, shown, exif)
 
 
-def _tiff_as_shown(image: TiffImageFile) -> Shown:
+def _tiff_as_shown(image: TiffImageFile) -> Display:
     """Return how to display a TIFF after loading: Pillow rotates the picture but ignores the shape of its pixels."""
     x, y = image.info.get("dpi") or image.info.get("resolution") or (1, 1)
     aspect = shown_as(b"", b"", (float(x), float(y)), image.size).pixel_aspect
     is_turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    return Shown(1, 1 / aspect if is_turned else aspect)
+    return Display(1, 1 / aspect if is_turned else aspect)
 
 
-def _upright_photo(pixels: NDArray[np.uint8], width: int, height: int, shown: Shown, exif: bytes) -> Photo:
+def _upright_photo(pixels: NDArray[np.uint8], width: int, height: int, shown: Display, exif: bytes) -> Photo:
     """Return the photo with these upright pixels; `width` and `height` are the stored ones."""
     aspect = shown.pixel_aspect
     if shown.orientation >= 5:
@@ -266,7 +266,7 @@ _STORED_VIEW: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 }
 
 
-def as_shown(image: ImageFile.ImageFile) -> Shown:
+def as_shown(image: ImageFile.ImageFile) -> Display:
     """Return how to display an opened image that is not a TIFF."""
     info = image.info
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""

@@ -20,14 +20,14 @@ _MAX_SQUARE, _MAX_ASPECT = 1.01, 4.0
 Density = tuple[float, float]  # pixels along x and y, per the same length
 
 
-class Shown(NamedTuple):
+class Display(NamedTuple):
     """How to display a picture."""
 
     orientation: int = 1  # EXIF's code, 1 to 8
     pixel_aspect: float = 1.0  # width over height of a stored pixel
 
 
-def shown_as(exif: bytes, xmp: bytes, density: Density | None, size: tuple[int, int]) -> Shown:
+def shown_as(exif: bytes, xmp: bytes, density: Density | None, size: tuple[int, int]) -> Display:
     """Return how to display a picture.
 
     Args:
@@ -37,13 +37,13 @@ def shown_as(exif: bytes, xmp: bytes, density: Density | None, size: tuple[int, 
         size: stored width and height. A density equal to them is an error of the writing program, and is ignored.
     """
     if not exif and not xmp and (density is None or density[0] == density[1]):
-        return Shown()
+        return Display()
     orientation, exif_density = _exif_fields(exif)
     if orientation is None:
         match = _XMP_ORIENTATION.search(xmp)
         orientation = int(match[1]) if match else 1
     aspect = _aspect(density, size)
-    return Shown(orientation, aspect if aspect != 1 else _aspect(exif_density, size))
+    return Display(orientation, aspect if aspect != 1 else _aspect(exif_density, size))
 
 
 def _aspect(density: Density | None, size: tuple[int, int]) -> float:

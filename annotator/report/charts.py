@@ -80,11 +80,13 @@ class Axes:
             _, y = self.at(self.x[0], tick)
             self.shapes.append(_path("grid", f"M{self.left} {y:.1f}H{right:.1f}"))
             place: Attributes = {"x": self.left - 8, "y": f"{y + 4:.1f}", "class": "end"}
-            self.shapes.append(Shape("text", place, short(tick)))
+            self.shapes.append(Shape("text", place, axis_number(tick)))
         for tick in ticks(*self.x, 5):
             x, _ = self.at(tick, self.y[0])
             place = {"x": f"{x:.1f}", "y": f"{floor + 17:.1f}", "class": "mid"}
-            self.shapes.append(Shape("text", place, f"{tick * 100:.0f} %" if x_percent else short(tick)))
+            self.shapes.append(
+                Shape("text", place, f"{tick * 100:.0f} %" if x_percent else axis_number(tick))
+            )
         self.shapes.append(_path("axis", f"M{self.left} {floor:.1f}H{right:.1f}"))
         middle = f"translate({(self.left + right) / 2:.1f} {self.height - 5})"
         turned = f"translate(11 {(12 + floor) / 2:.1f}) rotate(-90)"
@@ -101,7 +103,7 @@ class Axes:
         return Chart(self.width, self.height, label, self.shapes)
 
 
-def short(value: float) -> str:
+def axis_number(value: float) -> str:
     """Format a number for an axis."""
     whole = abs(value - round(value)) < 1e-6
     return f"{value:,.0f}" if whole else f"{value:,.2f}".rstrip("0")

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from annotator.errors import UserError
-from annotator.labels.folder import label_columns, label_files, read_columns
+from annotator.labels.folder import column_names, label_files, read_columns
 from annotator.photos.decode import Photo
 from annotator.photos.errors import PhotoError
 from annotator.photos.read import photo_at, photos_of
@@ -70,7 +70,7 @@ class Clips:
     def __init__(self, labels: str) -> None:
         """Read the names of the columns; a set that is not tracked has no clips."""
         self._labels, self._files = labels, sorted(label_files(labels))
-        names = set(label_columns(labels, self._files[0])) if self._files else set()
+        names = set(column_names(labels, self._files[0])) if self._files else set()
         self.columns = [n for n in ("track_id", "source", SEQUENCE, "frame") if n in names]
         self._is_tracked = {"track_id", "source"} <= names
         if not self._is_tracked:

@@ -20,8 +20,8 @@ from annotator.quality.uncertainty import CALIBRATED_LEVEL, LEVELS
 from annotator.render.std_colours import STOPS
 from annotator.report import charts, sections
 from annotator.report.clips import Clip
-from annotator.report.pictures import Gallery, Shown, packed
-from annotator.report.sections import Record, in_words, readable
+from annotator.report.pictures import Gallery, Shown, base64_of
+from annotator.report.sections import Record, display_name, in_words
 from annotator.report.survey import Row, Survey, outcome_of
 from annotator.report.tiles import SKIN
 from annotator.report.timeline import Timeline, timeline
@@ -45,7 +45,7 @@ class Report:
 
 def page_of(report: Report) -> str:
     """Return the HTML of a report with its styles, scripts and data; pictures and meshes are files beside it."""
-    place = readable(report.labels.rstrip("/"))
+    place = display_name(report.labels.rstrip("/"))
     timelines = [timeline(clip) for clip in report.clips]
     ramp = ", ".join(f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in STOPS)
     return (
@@ -97,7 +97,7 @@ def _environment() -> Environment:
         "number": lambda value, digits=0: f"{value:.{digits}f}",
         "share": sections.share,
         "percents": sections.percents,
-        "readable": readable,
+        "readable": display_name,
     }
     return environment
 
@@ -136,7 +136,7 @@ def _card(hand: Shown) -> _Card:
 
 
 def _name(row: Row) -> str:
-    name = readable(str(row.values["image_id"] or row.values["image_uri"]))
+    name = display_name(str(row.values["image_id"] or row.values["image_uri"]))
     index = row.values["hand_index"]
     return f"{name} (hand {index + 1})" if index and index > 0 else name
 
@@ -160,7 +160,7 @@ def _data(report: Report, timelines: Sequence[Timeline]) -> dict[str, Any]:
     ]
     errors = report.comparison.errors if report.comparison else {}
     return {
-        "faces": packed(report.faces, "<u4"),
+        "faces": base64_of(report.faces, "<u4"),
         "range": [round(value, 3) for value in report.range_mm],
         "stops": [[round(float(c) / 255, 4) for c in stop] for stop in STOPS],
         "skin": SKIN,
@@ -183,7 +183,7 @@ def _rows(
             "side": _side(row),
             "outcome": outcome_of(values),
             "words": in_words(outcome_of(values)),
-            "error": readable(values["error"] or ""),
+            "error": display_name(values["error"] or ""),
             "std": _number(values["joint_std_mm"], 2),
             "largest": _number(values["max_joint_std_mm"], 2),
             "score": _number(values["detection_score"], 3),

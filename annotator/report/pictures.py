@@ -178,7 +178,7 @@ def _lengths(hand: dict[str, Any]) -> np.ndarray:
     return np.linalg.norm(np.array(hand["vertices_std_mm"], np.float32), axis=-1)
 
 
-def packed(values: np.ndarray, kind: str) -> str:
+def base64_of(values: np.ndarray, kind: str) -> str:
     """Return numbers as base64 of NumPy type `kind`."""
     return base64.b64encode(np.ascontiguousarray(values).astype(kind).tobytes()).decode()
 
@@ -191,9 +191,9 @@ def _mesh_script(number: int, hand: dict[str, Any]) -> str:
     """Return a script with vertices (V, 3) and lengths of std (V,) in 1/16 mm, like labels; RGB (V, 3) or null."""
     vertices = _finite(np.array(hand["vertices_mm"], np.float32)) * 16
     mesh = {
-        "vertices": packed(vertices.round().clip(-32768, 32767), "<i2"),
-        "std": packed((_finite(_lengths(hand)) * 16).round().clip(0, 65535), "<u2"),
-        "rgb": None if hand["vertex_rgb"] is None else packed(np.array(hand["vertex_rgb"]), "u1"),
+        "vertices": base64_of(vertices.round().clip(-32768, 32767), "<i2"),
+        "std": base64_of((_finite(_lengths(hand)) * 16).round().clip(0, 65535), "<u2"),
+        "rgb": None if hand["vertex_rgb"] is None else base64_of(np.array(hand["vertex_rgb"]), "u1"),
         "left": not hand["is_right"],
     }
     return f"amvurMesh({number}, {json.dumps(mesh)});\n"

@@ -20,7 +20,7 @@ _LONGEST_NAME = 120
 Record = RunRecord[RunSettings] | RunRecord[FitSettings] | RunRecord[TrackSettings]
 
 
-def readable(name: str) -> str:
+def display_name(name: str) -> str:
     """Return a name on one line, not too long, with invisible and direction-changing characters spelt out."""
     if len(name) > _LONGEST_NAME:
         name = f"{name[: _LONGEST_NAME // 2]}…{name[-_LONGEST_NAME // 2 :]}"
@@ -65,7 +65,7 @@ def summary(record: Record, found: Survey) -> list[Tile]:
         Tile("photos with a hand", share(found.outcomes["ok"] / max(found.photos, 1))),
     ]
     if found.std.total:
-        data = readable(found.calibration.fitted_on)
+        data = display_name(found.calibration.fitted_on)
         below = f"calibrated on {data}" if found.calibration.measures_3d else "not calibrated"
         tiles.append(Tile("median std of joints", f"{found.std.quantile(0.5):.1f} mm", below))
     # A filtered set has fewer photos than the run that took the time.

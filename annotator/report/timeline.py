@@ -10,7 +10,7 @@ import numpy as np
 
 from annotator.report.charts import Attributes, Axes, Chart, Shape
 from annotator.report.clips import MOST_FRAMES, Clip
-from annotator.report.sections import readable
+from annotator.report.sections import display_name
 
 #: Maximum points of a line, and tracks with a line and a bar; the style sheet has as many colours as `COLOURS`.
 _POINTS, MOST_TRACKS, COLOURS = 600, 12, 6
@@ -53,9 +53,9 @@ def timeline(clip: Clip) -> Timeline:
         _bar(axes, frames[own], filled[own], place, style, int(track), _gap(frames))
     left, floor = axes.at(first, 0)
     right, top = axes.at(axes.x[1], high)
-    label = f"Std over {last - first + 1} frames of {len(numbers)} tracks in {readable(clip.name)}"
+    label = f"Std over {last - first + 1} frames of {len(numbers)} tracks in {display_name(clip.name)}"
     return Timeline(
-        name=readable(clip.name),
+        name=display_name(clip.name),
         frames=len(np.unique(frames)),
         tracks=len(numbers),
         drawn_tracks=len(drawn),

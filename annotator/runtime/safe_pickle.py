@@ -46,7 +46,7 @@ _ADMITTED_OPCODES = """
 _OPCODE_NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 
 
-class RefusedError(Exception):
+class UnsafePickleError(Exception):
     """The file uses something that is not admitted; the message names it."""
 
 
@@ -69,7 +69,7 @@ class StoredObject:
     def take_state(self, state: object) -> None:
         """Keep the fields that the file sets on the instance; refuse anything else."""
         if type(state) is not dict or not all(type(key) is str for key in state):
-            raise RefusedError("sets the state of an object by something other than named fields")
+            raise UnsafePickleError("sets the state of an object by something other than named fields")
         self.state = state
 
 
@@ -79,7 +79,7 @@ class StoredDtype:
     def __init__(self, code: object, align: object = False, copy: object = False) -> None:
         if type(code) is not str or code not in _DTYPES:
             kind = "objects" if type(code) is str and code.startswith("O") else _plain(code)
-            raise RefusedError(f"holds a NumPy array of {kind}, not of numbers")
+            raise UnsafePickleError(f"holds a NumPy array of {kind}, not of numbers")
         self.dtype = np.dtype(code)
 
     def take_state(self, state: object) -> None:
@@ -88,7 +88,7 @@ class StoredDtype:
             case (int(), "<" | ">" | "|" as order, None, None, None, *_):
                 self.dtype = self.dtype.newbyteorder(order)
             case _:
-                raise RefusedError("holds a NumPy array of structured values, not of numbers")
+                raise UnsafePickleError("holds a NumPy array of structured values, not of numbers")
 
 
 class StoredArray:
@@ -96,7 +96,7 @@ class StoredArray:
 
     def __init__(self, subtype: object, shape: object, code: object) -> None:
         if not (isinstance(subtype, Global) and subtype.name == "ndarray"):
-            raise RefusedError("calls numpy for something that is not a plain array")
+            raise UnsafePickleError("calls numpy for something that is not a plain array")
         self.shape: tuple[int, ...] = (0,)
         self._dtype = np.dtype(float)
         self._fortran = False
@@ -114,13 +114,13 @@ class StoredArray:
             ):
                 pass
             case _:
-                raise RefusedError("holds a NumPy array whose state is not numbers")
+                raise UnsafePickleError("holds a NumPy array whose state is not numbers")
         if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
-            raise RefusedError("holds a NumPy array of an impossible shape")
+            raise UnsafePickleError("holds a NumPy array of an impossible shape")
         # NumPy forbids sizes of 0 beside ones whose product overflows.
         largest = math.prod(n for n in shape if n > 0) * dtype.itemsize
         if largest > MAX_BYTES or math.prod(shape) * dtype.itemsize != len(raw):
-            raise RefusedError(
+            raise UnsafePickleError(
                 f"holds a NumPy array of shape {str(shape)[:80]} with {len(raw):,} bytes of data"
             )
         self.shape, self._dtype, self._fortran, self._raw = shape, dtype, bool(fortran), raw
@@ -138,7 +138,7 @@ class StoredArray:
 
 def never(*_: object) -> None:
     """Stand-in for a global that files name but never call, such as `numpy.ndarray`."""
-    raise RefusedError("calls a class that it may only name")
+    raise UnsafePickleError("calls a class that it may only name")
 
 
 #: A plain array of numbers or bools, as NumPy 1 writes it and as NumPy 2 does.
@@ -166,7 +166,7 @@ class _Admitted(dict[int, Callable[[Any], None]]):
         opcode = _OPCODE_NAMES.get(code)
         if opcode is None:
             raise pickle.UnpicklingError
-        raise RefusedError(f"uses the pickle opcode {opcode}, which is not admitted")
+        raise UnsafePickleError(f"uses the pickle opcode {opcode}, which is not admitted")
 
 
 class _ExactReader(io.BytesIO):
@@ -199,7 +199,7 @@ class _SafeUnpickler(pickle._Unpickler):
         try:
             return Global(module, name, self._admitted[module, name])
         except KeyError:
-            raise RefusedError(
+            raise UnsafePickleError(
                 f"names the global `{_plain(f'{module}.{name}')}`, which is not admitted"
             ) from None
 
@@ -207,14 +207,14 @@ class _SafeUnpickler(pickle._Unpickler):
         arguments = self.stack.pop()
         function = self.stack.pop()
         if not isinstance(function, Global) or type(arguments) is not tuple:
-            raise RefusedError("calls something that is not a global")
+            raise UnsafePickleError("calls something that is not a global")
         self.stack.append(function.stand_in(*arguments))
 
     def load_build(self) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
         if not isinstance(target, StoredObject | StoredDtype | StoredArray):
-            raise RefusedError("sets the state of something that has none")
+            raise UnsafePickleError("sets the state of something that has none")
         target.take_state(state)
 
     def load_setitem(self) -> None:
@@ -233,11 +233,11 @@ class _SafeUnpickler(pickle._Unpickler):
     def _put(self, items: list[Any]) -> None:
         mapping = self.stack[-1]
         if type(mapping) is not dict:
-            raise RefusedError("sets items of something that is not a dict")
+            raise UnsafePickleError("sets items of something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Hashing a nested tuple as a key can take forever.
             if not isinstance(key, str | bytes | int):
-                raise RefusedError("holds a dict whose keys are not names or numbers")
+                raise UnsafePickleError("holds a dict whose keys are not names or numbers")
             mapping[key] = value
 
     dispatch = _Admitted(
@@ -286,7 +286,7 @@ def load(stream: BinaryIO, admitted: Globals, name: str, max_bytes: int = MAX_BY
         raise UserError(f"{name}: not a pickle file")
     try:
         return _SafeUnpickler(_ExactReader(data), admitted).load()
-    except RefusedError as error:
+    except UnsafePickleError as error:
         raise UserError(f"{name}: refused, because it {error}") from None
     except MemoryError:
         raise

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.photos.crops import box_around_joints
-from annotator.sources.fields import numbers, opened
+from annotator.sources.fields import numbers, opened_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ def _optional_box(value: Any, place: str) -> NDArray[np.float64] | None:
 
 
 def _read(path: str) -> dict[str, Any]:
-    with opened(path) as file:
+    with opened_file(path) as file:
         try:
             document = json.load(file)
         except ValueError as error:

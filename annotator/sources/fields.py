@@ -62,7 +62,7 @@ def read_arrays(path: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 def _json_entries(path: str) -> Iterator[Any]:
     """Yield the entries of a JSON list one at a time: parsed at once, a gigabyte of JSON takes five of memory."""
     decoder = json.JSONDecoder()
-    with opened(path) as raw, io.TextIOWrapper(raw, "utf-8", errors="replace") as file:
+    with opened_file(path) as raw, io.TextIOWrapper(raw, "utf-8", errors="replace") as file:
         text = file.read(_CHUNK).lstrip()
         if not text.startswith("["):
             raise UserError(f"{path}: expected a JSON list")
@@ -90,7 +90,7 @@ def _json_entries(path: str) -> Iterator[Any]:
                 return
 
 
-def opened(path: str) -> Any:
+def opened_file(path: str) -> Any:
     """Open a file for reading.
 
     Raises:

@@ -15,7 +15,7 @@ from annotator.job.failures import (
     blame,
     deaths_in_a_row,
 )
-from annotator.job.hand_by_hand import FIRST_DEATHS, HAND_DEATHS, Hand, HandByHand
+from annotator.job.hand_by_hand import FIRST_DEATHS, HAND_DEATHS, HandByHand, SingleHand
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def split_shard(count: int) -> HandByHand:
     return HandByHand.of(None, None, count)
 
 
-def crash(hand: Hand) -> Action:
+def crash(hand: SingleHand) -> Action:
     blame(hand)
     return after_hand_crash(hand, is_model=True)
 

@@ -15,7 +15,7 @@ from annotator.job.stages import listed_box, open_shard
 from annotator.photos.crops import crop_photo
 from annotator.photos.decode import Photo, decode_photo, square_size
 from annotator.photos.errors import PhotoError
-from annotator.photos.exif import Shown, shown_as
+from annotator.photos.exif import Display, shown_as
 from annotator.sources.entry import Entry, ListedHand
 from annotator.sources.video.source import list_video, read_video
 from tests.robustness.hostile_photos import arrow, encoded, exif, noise, png, png_chunk, tiff, turned
@@ -96,14 +96,14 @@ def test_damaged_metadata_is_none():
     size = (40, 30)
     whole = tiff_of(">", (274, 3, b"\0\6\0\0"), (282, 5, struct.pack(">I", 100)), (283, 5, struct.pack(">I", 108)),
                     extra=struct.pack(">4I", 300, 1, 600, 1))  # fmt: skip
-    assert shown_as(whole, b"", None, size) == Shown(6, 2.0)
+    assert shown_as(whole, b"", None, size) == Display(6, 2.0)
     for cut in range(len(whole)):
-        assert shown_as(whole[:cut], b"", None, size) in (Shown(), Shown(6, 1.0))
+        assert shown_as(whole[:cut], b"", None, size) in (Display(), Display(6, 1.0))
     for kind in (0, 1, 2, 5, 7, 9, 12, 999):
-        assert shown_as(tiff_of("<", (274, kind, b"\6\0\0\0")), b"", None, size) == Shown()
+        assert shown_as(tiff_of("<", (274, kind, b"\6\0\0\0")), b"", None, size) == Display()
     for density in ((0, 0), (0, 72), (72, -1), (1, 5), (40, 30), (300, 301), (72, 72)):
-        assert shown_as(b"", b"", density, size) == Shown()
-    assert shown_as(b"", b'tiff:Orientation=9 tiff:Orientation="0"', (1, 2), size) == Shown(1, 2.0)
+        assert shown_as(b"", b"", density, size) == Display()
+    assert shown_as(b"", b'tiff:Orientation=9 tiff:Orientation="0"', (1, 2), size) == Display(1, 2.0)
 
 
 def squeezed(aspect: float, orientation: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -67,11 +67,11 @@ def test_elementwise_losses_have_the_slopes_of_finite_differences():
     std = random(6, seed=5).exp().requires_grad_()
     assert gradcheck(losses.gaussian_nll, (target, mean, std))
     assert gradcheck(losses.kl_to_prior, (mean, std, prior))
-    assert gradcheck(losses.draw, (mean, std, noise))
+    assert gradcheck(losses.reparameterized, (mean, std, noise))
 
 
 def test_draws_have_the_mean_and_std_they_are_drawn_with():
-    drawn = losses.draw(torch.tensor(3.0), torch.tensor(0.5), random(100_000).float())
+    drawn = losses.reparameterized(torch.tensor(3.0), torch.tensor(0.5), random(100_000).float())
     assert abs(drawn.mean() - 3) < 0.01
     assert abs(drawn.std() - 0.5) < 0.01
 

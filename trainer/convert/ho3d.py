@@ -32,7 +32,7 @@ from annotator.hand.layer import HandLayer
 from annotator.hand.mano_mesh import TIP_VERTICES, VERTEX_COUNT
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
 from annotator.runtime import safe_pickle
-from annotator.sources.fields import numbers, opened, read_arrays
+from annotator.sources.fields import numbers, opened_file, read_arrays
 from annotator.storage.files import join, names_in
 from trainer.convert.photos import required_photo
 from trainer.convert.pinhole import camera_columns, hand_columns
@@ -47,7 +47,7 @@ _MAX_META_BYTES = 1 << 20
 def _encoded(text: object, encoding: object) -> bytes:
     """Replace `_codecs.encode`, with which Python 3 writes bytes for Python 2."""
     if type(text) is not str or encoding != "latin1":
-        raise safe_pickle.RefusedError("encodes something other than bytes")
+        raise safe_pickle.UnsafePickleError("encodes something other than bytes")
     return text.encode("latin1")
 
 
@@ -55,7 +55,7 @@ def _scalar(dtype: object, raw: object) -> float:
     """Replace the constructor of a NumPy scalar."""
     data = raw.encode("latin1") if isinstance(raw, str) else raw
     if not isinstance(dtype, safe_pickle.StoredDtype) or type(data) is not bytes:
-        raise safe_pickle.RefusedError("holds an invalid NumPy number")
+        raise safe_pickle.UnsafePickleError("holds an invalid NumPy number")
     return np.frombuffer(data, dtype.dtype, 1)[0].item()
 
 
@@ -191,7 +191,7 @@ def _evaluation_columns(
 def _frames(path: str) -> list[tuple[str, str]]:
     """Read the lines SEQUENCE/FRAME of a split's list."""
     frames = []
-    with opened(path) as file:
+    with opened_file(path) as file:
         for number, line in enumerate(file.read().decode("utf-8", "replace").splitlines(), start=1):
             match = re.fullmatch(r"(\w[\w.-]*)/(\w[\w.-]*)", line.strip())
             if match:
@@ -213,7 +213,7 @@ def _photo_suffix(folder: str) -> str:
 
 
 def _read_meta(path: str) -> dict[str, Any]:
-    with opened(path) as file:
+    with opened_file(path) as file:
         meta = safe_pickle.load(file, _META_GLOBALS, path, _MAX_META_BYTES)
     if type(meta) is not dict:
         raise UserError(f"{path}: holds no named fields")

@@ -23,7 +23,7 @@ from annotator.labels.folder import calibration_of, label_facts, label_files, on
 from annotator.photos.crops import BOX_PADDING
 from annotator.photos.errors import PhotoError
 from annotator.quality.calibration import UNCALIBRATED_3D
-from annotator.sources.fields import opened
+from annotator.sources.fields import opened_file
 from annotator.sources.lists.camera_columns import has_lens
 from annotator.storage.files import join, read_whole
 from trainer.convert.photos import photo_columns
@@ -158,7 +158,7 @@ def with_photo(tables: LabelTables, row: dict[str, Any]) -> dict[str, Any] | str
 def _rows(tables: LabelTables, chance: np.random.Generator) -> Iterator[dict[str, Any]]:
     for number in chance.permutation(len(tables.files)).tolist():
         path = tables.files[number]
-        with opened(path) as file:
+        with opened_file(path) as file:
             try:
                 for batch in pq.ParquetFile(file).iter_batches(_READ_ROWS):
                     columns = {name: _values(batch.column(name)) for name in batch.schema.names}

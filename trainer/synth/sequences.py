@@ -120,7 +120,7 @@ def _moved(wide: Tensor, shift: Tensor, size_px: int) -> Tensor:
 
 
 def _smeared(photo: Tensor, blur: Tensor) -> Tensor:
-    """Return photos (B, 3, S, S) as a shutter sees them that stays open while they move by `blur` (B, 2) half photos."""
+    """Return photos (B, 3, S, S) as seen by a shutter that is open while they move by `blur` (B, 2) half photos."""
     size = photo.shape[-1]
     centre = (torch.arange(size) * 2 + 1) / size - 1
     grid = torch.stack(torch.meshgrid(centre, centre, indexing="xy"), -1)[None]

@@ -37,7 +37,7 @@ def ffmpeg_error() -> type[Exception]:
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+def opened_video(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a video and its main stream.
 
     Raises:

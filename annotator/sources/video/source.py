@@ -16,7 +16,7 @@ from annotator.sources.entry import Entry, Fault
 from annotator.sources.faults import open_existing, unreadable
 from annotator.sources.suffixes import VIDEO_SUFFIXES
 from annotator.sources.video.end import is_cut
-from annotator.sources.video.file import base, ffmpeg_error, is_counted, opened, ticks_of
+from annotator.sources.video.file import base, ffmpeg_error, is_counted, opened_video, ticks_of
 from annotator.sources.video.frames import frames_at
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def list_video(path: str, file_id: str, every: int = 1) -> Iterator[Entry]:
     """
     count, start = 0, 0
     try:
-        with open_existing(path) as file, opened(path) as (container, stream):
+        with open_existing(path) as file, opened_video(path) as (container, stream):
             counted, cut = is_counted(container, stream), is_cut(file)
             for ticks in _times(container, stream, cut):
                 start = start if count else ticks
@@ -116,7 +116,7 @@ def read_video(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[NDArray
     """
     with contextlib.ExitStack() as stack:
         try:
-            container, stream = stack.enter_context(opened(path))
+            container, stream = stack.enter_context(opened_video(path))
         except PhotoError as error:
             yield from [error] * len(places)
             return
