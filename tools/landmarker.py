@@ -39,6 +39,7 @@ from trainer.distil import (
     DistilConfig,
     distil,
     drawn_hands,
+    fit_presence,
     fit_side,
     read_by,
     shrunk,
@@ -173,8 +174,8 @@ def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str
 
     crops = read_by(teacher, train, MARGIN).joined(drawn)
     mean = distil(student, crops, MARGIN, out / ("run-8bit" if config.eight_bit else "run"), config, show)
-    share = fit_side(mean, crops, MARGIN, config)
-    print(f"after: {describe(mean)}; side of trained hands {share:.3f}")
+    side, presence = (fit(mean, crops, MARGIN, config) for fit in (fit_side, fit_presence))
+    print(f"after: {describe(mean)}; read-outs on trained hands: side {side:.3f}, presence {presence:.3f}")
     path = out / MODEL_FILE
     write_whole(str(path), landmarker_bytes(mean, config.crop_px))
     return path

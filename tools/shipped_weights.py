@@ -304,8 +304,8 @@ def main() -> None:
     for name, weights in trained.items():
         calibrated = str(out / "calibrated.safetensors")
         places = {SYNTHETIC: CALIBRATED_ON}
-        if name == "default":  # it learnt from fits, and real hands are to count as much as drawn ones
-            places = {SYNTHETIC: 3 * CALIBRATED_FITS} | {
+        if name == "default":  # it learnt from fits, and real hands are to count more than drawn ones
+            places = {SYNTHETIC: 2 * CALIBRATED_FITS} | {
                 str(out / "fitted_aside" / collection): CALIBRATED_FITS for collection in FITTED
             }
         calibrate(weights, places, calibrated, shares_label_errors=True)

@@ -40,8 +40,12 @@ PADDING = 1.35
 #: The smallest half-side of a square, in half-sides of the tight crop. Joints closer together are no hand.
 SMALLEST = 0.1
 
-#: A second look is repeated with a better square if turn or size of its joints differ from its square by more.
-MOST_TURN_RAD, MOST_RESIZE = math.radians(30), 1.35
+#: A second look is repeated with a better square if its joints' square differs from its own by more: in
+#: turn, in size, or by a shift in half-sides.
+MOST_TURN_RAD, MOST_RESIZE, MOST_SHIFT = math.radians(30), 1.35, 0.25
+
+#: Times that a second look is repeated at most. A hand whose joints still disagree with its square is searched.
+REPEATS = 2
 
 #: Presence above which a second look may be repeated.
 IS_HAND = 0.5
@@ -101,10 +105,15 @@ class Square:
         ).contiguous(memory_format=torch.channels_last)
 
     def is_off(self, other: Square) -> Tensor:
-        """Return where (B,) turn or size of the other squares differ too much from these for one second look."""
+        """Return where (B,) the other squares differ too much from these for one second look."""
         turn = other.turn_rad - self.turn_rad
         resize = (other.half_side / self.half_side).log().abs()
-        return (torch.cos(turn) < math.cos(MOST_TURN_RAD)) | (resize > math.log(MOST_RESIZE))
+        shift = (other.centre - self.centre).norm(dim=-1) / self.half_side
+        return (
+            (torch.cos(turn) < math.cos(MOST_TURN_RAD))
+            | (resize > math.log(MOST_RESIZE))
+            | (shift > MOST_SHIFT)
+        )
 
 
 @dataclass
@@ -193,6 +202,7 @@ class TwoLooks(nn.Module):
         """Return the features of both looks at wide images, given the first.
 
         If the second look's joints differ too much from its square, it is repeated with the square of these joints.
+        Hands that are not found by then are searched.
         """
         with torch.autocast(images.device.type, enabled=False):
             joints2d = first.joints2d
@@ -200,30 +210,44 @@ class TwoLooks(nn.Module):
                 joints2d = self.first.hands(self._tight(images), first).joints2d
             is_hand = self.first.is_hand(first)
         features = self._look(images, first, Square.around(joints2d))
-        better = Square.around(features.square.to_tight(self._joints2d(features)))
-        (again,) = torch.where(features.square.is_off(better) & (is_hand > IS_HAND))
-        if len(again):
+        better, is_off = self._better(features)
+        (again,) = torch.where(is_off & (is_hand > IS_HAND))
+        for _ in range(REPEATS if len(again) else 0):
             features.put(again, self._look(images[again], first[again], better[again]))
+            better, _ = self._better(features)
         if self.second.heads is not None:
-            (lost,) = torch.where((self.second.is_hand(features.second) < FOUND) & (is_hand > IS_HAND))
+            _, is_off = self._better(features)
+            not_found = is_off | (self.second.is_hand(features.second) < FOUND)
+            (lost,) = torch.where(not_found & (is_hand > IS_HAND))
             if len(lost):
                 self._search(images, features, lost)
         return features
 
+    def _better(self, features: TwoLookFeatures) -> tuple[Square, Tensor]:
+        """Return the squares of the joints that the second look predicts, and where (B,) its own differ too much."""
+        better = Square.around(features.square.to_tight(self._joints2d(features)))
+        return better, features.square.is_off(better)
+
     def _search(self, images: Tensor, features: TwoLookFeatures, lost: Tensor) -> None:
         """Replace the second looks of rows in which only the first look finds a hand, in place.
 
-        The whole crop is looked at in four turns. The look with the most certain hand gives a square, along which a
-        last look is taken. The row changes if that look is more certain than its own.
+        The whole crop is looked at in four turns. The look with the most certain and upright hand gives a square, along
+        which last looks are taken. The row changes if the last one is more certain than its own.
         """
         first, seen = features.first[lost], self.second.is_hand(features.second[lost])
         turns = [self._look(images[lost], first, Square.whole(images[lost], quarter)) for quarter in range(4)]
+        upright = torch.stack(
+            [torch.cos(self._better(look)[0].turn_rad - look.square.turn_rad) for look in turns]
+        )
         presence = torch.stack([self.second.is_hand(look.second) for look in turns])
+        chosen = (presence * upright).argmax(0)
         best = turns[0]
         for number in range(1, len(turns)):
-            (rows,) = torch.where(presence.argmax(0) == number)
+            (rows,) = torch.where(chosen == number)
             best.put(rows, turns[number][rows])
-        last = self._look(images[lost], first, Square.around(best.square.to_tight(self._joints2d(best))))
+        last = self._look(images[lost], first, self._better(best)[0])
+        for _ in range(REPEATS - 1):
+            last = self._look(images[lost], first, self._better(last)[0])
         (rows,) = torch.where(self.second.is_hand(last.second) > seen)
         features.put(lost[rows], last[rows])
 

@@ -14,6 +14,7 @@ from PIL import Image
 import annotator
 from annotator import UserError
 from annotator.coordinates import OUTSIDE_RGB
+from annotator.model import two_looks
 from annotator.model.checkpoint import (
     NAMES,
     load_checkpoint,
@@ -144,7 +145,8 @@ def test_an_upright_centred_square_gives_what_one_network_gives_of_the_tight_cro
         torch.testing.assert_close(found.rgb, alone.rgb, atol=1e-3, rtol=0)
 
 
-def test_a_second_look_that_disagrees_with_its_square_is_repeated_if_a_hand_is_present(turning):
+def test_a_second_look_that_disagrees_with_its_square_is_repeated_if_a_hand_is_present(turning, monkeypatch):
+    monkeypatch.setattr(two_looks, "REPEATS", 1)
     images, crop_px = wide_images(turning), turning.config.crop_px
     edge = (turning.input_px - crop_px) // 2
     upside_down = -filling_joints()

@@ -22,6 +22,7 @@ from trainer.distil import (
     distance,
     distil,
     drawn_hands,
+    fit_presence,
     fit_side,
     read_by,
     view,
@@ -182,3 +183,16 @@ def test_the_side_is_fitted_to_hands_and_their_mirror_images():
         assert (student(shown).is_right > 0).all() and (student(shown.flip(-1)).is_right < 0).all()
     changed = {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"heads.is_right.weight", "heads.is_right.bias"}
+
+
+def test_the_presence_is_fitted_to_upright_hands_and_the_same_at_other_turns():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 100, (12, 48, 48, 3), dtype=torch.uint8, generator=generator)
+    images[:, :24] += 120  # bright above
+    student = landmarker(1)
+    config = dataclasses.replace(STILL, crop_px=64)
+    assert fit_presence(student, drawn_hands(images, torch.zeros(12, 21, 3)), 1.5, config) == 1
+    with torch.no_grad():
+        shown = images.permute(0, 3, 1, 2).float()[..., 8:40, 8:40] / 255
+        shown = torch.nn.functional.interpolate(shown, size=64, mode="bilinear")
+        assert (student(shown).presence > 0).all() and (student(shown.flip(-2)).presence < 0).all()
