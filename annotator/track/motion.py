@@ -14,7 +14,7 @@ from annotator.track.gaps import hold_ends
 from annotator.track.posterior import growth, posterior_std, scatter_share
 from annotator.track.rotations import smooth_rotations
 from annotator.track.shape import one_shape
-from annotator.track.smoother import Noise, Smoothed, Track, fit_noise, smooth
+from annotator.track.smoother import Measurements, Noise, Smoothed, fit_noise, smooth
 
 Floats = NDArray[np.floating]
 
@@ -117,9 +117,9 @@ def _smoothed(
     time_s: Floats, values: Floats, variance: Floats, observed: NDArray[np.bool_]
 ) -> tuple[Floats, Smoothed, Noise]:
     """Smooth channels (T, C) that still have to be fitted."""
-    track = Track(time_s, values.astype(np.float64), variance, observed)
-    noise = fit_noise(track)
-    smoothed = smooth(track, noise)
+    measurements = Measurements(time_s, values.astype(np.float64), variance, observed)
+    noise = fit_noise(measurements)
+    smoothed = smooth(measurements, noise)
     return hold_ends(smoothed.position, observed), smoothed, noise
 
 
@@ -131,9 +131,9 @@ def _smoothed_offsets(
     result = np.empty(flat.shape, np.float32)
     for first in range(0, flat.shape[1], _CHANNELS):
         part = slice(first, first + _CHANNELS)
-        track = Track(time_s, flat[:, part].astype(np.float64), variance, observed)
-        noise = noise or fit_noise(track)
-        result[:, part] = hold_ends(smooth(track, noise).position, observed)
+        measurements = Measurements(time_s, flat[:, part].astype(np.float64), variance, observed)
+        noise = noise or fit_noise(measurements)
+        result[:, part] = hold_ends(smooth(measurements, noise).position, observed)
     assert noise is not None
     return result.reshape(offset.shape), noise
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotator.coordinates import rotation_matrices, rotation_vectors
-from annotator.track.smoother import Floats, Noise, Smoothed, Track, fit_noise, smooth
+from annotator.track.smoother import Floats, Measurements, Noise, Smoothed, fit_noise, smooth
 
 #: Rounds after which a smoothed path of rotations moves no more.
 _ROUNDS = 3
@@ -29,9 +29,9 @@ def smooth_rotations(
     for _ in range(_ROUNDS):
         unrolled = _unrolled(path)
         apart = rotation_vectors(path.swapaxes(1, 2) @ np.where(observed[:, None, None], rotations, path))
-        track = Track(time_s, unrolled + apart, variance, observed)
-        noise = noise or fit_noise(track)
-        smoothed = smooth(track, noise)
+        measurements = Measurements(time_s, unrolled + apart, variance, observed)
+        noise = noise or fit_noise(measurements)
+        smoothed = smooth(measurements, noise)
         path = path @ rotation_matrices(smoothed.position - unrolled)
     assert noise is not None
     return path, smoothed, noise

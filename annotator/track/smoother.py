@@ -45,7 +45,7 @@ class Noise(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Track:
+class Measurements:
     """Measurements of C channels at T times."""
 
     time_s: Floats  # (T,) strictly increasing
@@ -53,11 +53,11 @@ class Track:
     variance: Floats  # (T,) predicted, positive
     observed: NDArray[np.bool_]  # (T,) at least one
 
-    def first(self, count: int) -> Track:
+    def first(self, count: int) -> Measurements:
         """Return `count` times from the first observed one on, or fewer."""
         start = int(np.argmax(self.observed))
         rows = slice(start, start + count)
-        return Track(self.time_s[rows], self.values[rows], self.variance[rows], self.observed[rows])
+        return Measurements(self.time_s[rows], self.values[rows], self.variance[rows], self.observed[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,20 +75,20 @@ class Gains:
 
     observed: NDArray[np.bool_]  # (T,)
     move: Floats  # (T, 3, 3) from the time before
-    look: Floats  # (T, 3) the measurement of a state
+    design: Floats  # (T, 3) the measurement of a state
     forward: Floats  # (T, 3) of an innovation
     total: Floats  # (T,) variance of an innovation
     covariance: Floats  # (T, 3, 3) after each measurement
     predicted: Floats  # (T, 3, 3) before it
 
 
-def prior(track: Track, noise: Noise) -> tuple[Floats, Floats]:
+def prior(measurements: Measurements, noise: Noise) -> tuple[Floats, Floats]:
     """Return mean (3, C) and covariance (3, 3) of position, velocity and lasting error at the first time."""
-    seen = track.observed
-    mean = np.zeros((3, track.values.shape[1]))
-    mean[0] = track.values[seen].mean(0)
-    variance = (noise.own + noise.lasting) * float(track.variance[seen].mean())
-    step_s = mean_step(track.time_s)
+    seen = measurements.observed
+    mean = np.zeros((3, measurements.values.shape[1]))
+    mean[0] = measurements.values[seen].mean(0)
+    variance = (noise.own + noise.lasting) * float(measurements.variance[seen].mean())
+    step_s = mean_step(measurements.time_s)
     return mean, np.diag([PRIOR_POSITION * variance, PRIOR_VELOCITY * variance / step_s**2, 1.0])
 
 
@@ -107,33 +107,33 @@ def transition(step_s: float, noise: Noise) -> tuple[Floats, Floats]:
     return move, grown
 
 
-def gains(track: Track, noise: Noise) -> Gains:
+def gains(measurements: Measurements, noise: Noise) -> Gains:
     """Return the gains of a filter; they depend on times and variances only."""
-    covariance = prior(track, noise)[1]
-    size = len(track.time_s)
+    covariance = prior(measurements, noise)[1]
+    size = len(measurements.time_s)
     made = Gains(
-        observed=track.observed,
+        observed=measurements.observed,
         move=np.empty((size, 3, 3)),
-        look=np.stack([np.ones(size), np.zeros(size), np.sqrt(noise.lasting * track.variance)], 1),
+        design=np.stack([np.ones(size), np.zeros(size), np.sqrt(noise.lasting * measurements.variance)], 1),
         forward=np.zeros((size, 3)),
         total=np.ones(size),
         covariance=np.empty((size, 3, 3)),
         predicted=np.empty((size, 3, 3)),
     )
     identity = np.eye(3)
-    for k, seen in enumerate(track.observed):
+    for k, seen in enumerate(measurements.observed):
         if k:
-            move, grown = transition(track.time_s[k] - track.time_s[k - 1], noise)
+            move, grown = transition(measurements.time_s[k] - measurements.time_s[k - 1], noise)
             covariance = move @ covariance @ move.T + grown
             made.move[k] = move
         made.predicted[k] = covariance
         if seen:
-            measured, look = noise.own * track.variance[k], made.look[k]
-            across = covariance @ look
-            made.total[k] = float(look @ across) + measured
+            measured, design = noise.own * measurements.variance[k], made.design[k]
+            across = covariance @ design
+            made.total[k] = float(design @ across) + measured
             gain = made.forward[k] = across / made.total[k]
             # Joseph's form stays positive whatever the rounding.
-            keep = identity - np.outer(gain, look)
+            keep = identity - np.outer(gain, design)
             covariance = keep @ covariance @ keep.T + measured * np.outer(gain, gain)
         made.covariance[k] = covariance
     return made
@@ -157,7 +157,7 @@ def filtered(by: Gains, values: Floats, mean: Floats, first: int = 0) -> tuple[F
             mean = by.move[k] @ mean
         predicted[at] = mean
         if by.observed[k]:
-            mean = mean + by.forward[k][:, None] * (values[at] - by.look[k] @ mean)
+            mean = mean + by.forward[k][:, None] * (values[at] - by.design[k] @ mean)
         means[at] = mean
     return means, predicted
 
@@ -189,10 +189,10 @@ def _backward(by: Gains, k: int) -> Floats:
     return gain
 
 
-def smooth(track: Track, noise: Noise) -> Smoothed:
+def smooth(measurements: Measurements, noise: Noise) -> Smoothed:
     """Filter forwards, smooth backwards."""
-    by = gains(track, noise)
-    states = smoothed_back(by, *filtered(by, track.values, prior(track, noise)[0]), 0)
+    by = gains(measurements, noise)
+    states = smoothed_back(by, *filtered(by, measurements.values, prior(measurements, noise)[0]), 0)
     variance = by.covariance[:, 0, 0].copy()
     covariance = by.covariance[-1]
     for k in range(len(variance) - 2, -1, -1):
@@ -202,14 +202,14 @@ def smooth(track: Track, noise: Noise) -> Smoothed:
     return Smoothed(states[:, 0], states[:, 1], variance)
 
 
-def fit_noise(track: Track) -> Noise:
+def fit_noise(measurements: Measurements) -> Noise:
     """Return the factors under which the measurements are likeliest.
 
     For given ratios, the best size of all noise is the mean squared innovation over its variance, so that two numbers
     are searched for. Fewer than `LEAST_MEASURED` do not determine the motion: the hand then moves as it is measured.
     """
-    part = track.first(FIT_FRAMES)
-    count, channels = int(part.observed.sum()), track.values.shape[1]
+    part = measurements.first(FIT_FRAMES)
+    count, channels = int(part.observed.sum()), measurements.values.shape[1]
     unit = float(part.variance[part.observed].mean()) / mean_step(part.time_s) ** 3
     if count < LEAST_MEASURED:
         return Noise(unit * 10 ** _PROCESS_LOG10[1], 1.0, 0.0)
@@ -225,7 +225,7 @@ def fit_noise(track: Track) -> Noise:
         _, predicted = filtered(by, part.values, prior(part, noise)[0])
         misfit = log_variance = 0.0
         for k in np.flatnonzero(part.observed)[2:]:  # the prior takes two measurements of each channel
-            innovation = part.values[k] - by.look[k] @ predicted[k]
+            innovation = part.values[k] - by.design[k] @ predicted[k]
             misfit += float(innovation @ innovation) / by.total[k]
             log_variance += float(np.log(by.total[k]))
         return max(misfit / ((count - 2) * channels), 1e-12), log_variance
