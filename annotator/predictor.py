@@ -16,11 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotator import coordinates
-from annotator.coordinates import CropFrame
 from annotator.errors import UserError
 from annotator.labels.arrays import joined_columns
-from annotator.labels.crop_hands import CropHands, crop_axes, label_columns
 from annotator.labels.finite import rows_of
 from annotator.labels.metric import hand_lengths_mm
 from annotator.model.amvur import Gaussian
@@ -31,6 +28,7 @@ from annotator.model.two_looks import TwoLooks
 from annotator.photos.camera import exif_camera
 from annotator.photos.crops import Crops, Side, crop_photo
 from annotator.photos.decode import Photo, decode_photo, read_photo
+from annotator.predicted_columns import numpy_of, predicted_columns, sample_columns
 from annotator.runtime.device import device_of
 from annotator.runtime.precision import Precision
 
@@ -202,17 +200,14 @@ class Predictor:
         if right is not None:
             mirrored = right < 0.5
         prediction = self.network.hands(images, features)
-        columns = _label_columns(prediction, crops, mirrored, self.checkpoint)
+        columns = predicted_columns(prediction, crops, mirrored, self.checkpoint)
         columns["side_score"] = None if right is None else np.maximum(right, 1 - right)
         if samples:
-            drawn, axes = self._draw(prediction, crops, samples), crop_axes(crops)[:, None]
+            drawn = self._draw(prediction, crops, samples)
             # Drawn hands scale with a given length, as the mean does.
-            size = columns["hand_length_mm"] / hand_lengths_mm(_numpy(prediction.joints3d.mean_mm))
+            size = columns["hand_length_mm"] / hand_lengths_mm(numpy_of(prediction.joints3d.mean_mm))
             size = np.where(np.isnan(crops.hand_length_mm), 1, size).astype(np.float32)
-            for name, points in (("joints3d", self.network.R @ drawn), ("vertices", drawn)):
-                points_mm = _mirror_where(_numpy(points), mirrored)
-                points_mm = points_mm * size[:, None, None, None]
-                columns[f"{name}_samples_mm"] = coordinates.camera_from_crop(points_mm, axes)
+            columns |= sample_columns(drawn, self.network.R @ drawn, crops, mirrored, size)
         return columns
 
     @cached_property
@@ -223,8 +218,8 @@ class Predictor:
         """Draw meshes (B, count, V, 3) of right hands, crop axes, with the calibrated std."""
         calibration = self.checkpoint.info.calibration
         vertices, joints3d = prediction.vertices, prediction.joints3d
-        vertices_std_mm = torch.from_numpy(calibration.vertices(_numpy(vertices.std_mm)))
-        joints3d_std_mm = torch.from_numpy(calibration.joints3d(_numpy(joints3d.std_mm)))
+        vertices_std_mm = torch.from_numpy(calibration.vertices(numpy_of(vertices.std_mm)))
+        joints3d_std_mm = torch.from_numpy(calibration.joints3d(numpy_of(joints3d.std_mm)))
         noise = keyed_noise(
             [zlib.crc32(pixels.tobytes()) for pixels in crops.pixels], count, self._sampler.parameter_count
         )
@@ -258,7 +253,7 @@ class Predictor:
             # Only the first look, which is cheap, is taken at both sides of a left hand.
             with self._autocast():
                 first = self.network.first_look(images)
-            is_left = np.isnan(listed) & (_numpy(self.network.first.is_right(first)) < 0.5)
+            is_left = np.isnan(listed) & (numpy_of(self.network.first.is_right(first)) < 0.5)
             _flip(images, np.flatnonzero(is_left))
             with self._autocast():
                 if is_left.any():
@@ -278,12 +273,12 @@ class Predictor:
         and both predictions are averaged. The likelier side stays, in `images` and `features`; `is_left` (n,) are
         images that show a mirrored hand.
         """
-        shown = _numpy(self.network.is_right(features)).copy()
+        shown = numpy_of(self.network.is_right(features)).copy()
         turn = np.zeros(len(images), bool)
         unsure = np.flatnonzero(np.isnan(listed) & (shown < SURELY_RIGHT))
         if len(unsure):
             mirrored_features = self._extract(images[unsure].flip(-1))
-            shown[unsure] = (shown[unsure] + 1 - _numpy(self.network.is_right(mirrored_features))) / 2
+            shown[unsure] = (shown[unsure] + 1 - numpy_of(self.network.is_right(mirrored_features))) / 2
             turn[unsure] = shown[unsure] < 0.5
             _flip(images, np.flatnonzero(turn))
             features.put(
@@ -297,58 +292,6 @@ def _flip(images: torch.Tensor, rows: NDArray[np.int64]) -> None:
     """Mirror some images (B, 3, H, W), in place."""
     if len(rows):
         images[rows] = images[rows].flip(-1)
-
-
-def _label_columns(
-    prediction: Prediction, crops: Crops, mirrored: NDArray[np.bool_], checkpoint: Checkpoint
-) -> dict[str, Any]:
-    calibration = checkpoint.info.calibration
-    frame = CropFrame(crops.centre_px, crops.half_side_px, mirrored)
-    joints3d_std_mm = calibration.joints3d(_numpy(prediction.joints3d.std_mm))
-    joints3d_std_mm[:, 0] = 0  # the wrist is the origin by definition
-    variance2d = _numpy(prediction.joints2d_covariance.diagonal(dim1=-2, dim2=-1))
-    camera, prior = prediction.camera, prediction.prior
-    rotvec = _numpy(camera.rotvec)
-    hands = CropHands(
-        is_right=~mirrored,
-        joints3d_mm=_mirror_where(_numpy(prediction.joints3d.mean_mm), mirrored),
-        joints3d_std_mm=joints3d_std_mm,
-        joints2d_px=frame.photo_from_crop(_numpy(prediction.joints2d)),
-        joints2d_std_px=calibration.joints2d(np.sqrt(variance2d)) * crops.half_side_px[:, None, None],
-        vertices_mm=_mirror_where(_numpy(prediction.vertices.mean_mm), mirrored),
-        vertices_std_mm=calibration.vertices(_numpy(prediction.vertices.std_mm)),
-        visible=_numpy(prediction.visible),
-        scale_per_mm=_numpy(camera.scale_per_mm),
-        rotvec=np.where(mirrored[:, None], coordinates.mirror_rotvec(rotvec), rotvec),
-        translation=_mirror_where(_numpy(camera.translation), mirrored),
-        pose=None if prior is None else _numpy(prior.pose()),
-        betas=None if prior is None else _numpy(prior.betas),
-    )
-    rgb = None if prediction.rgb is None else _numpy((prediction.rgb * 255).round())
-    if rgb is not None and np.isfinite(rgb).all():  # a byte has no NaN
-        rgb = rgb.astype(np.uint8)
-    columns = label_columns(hands, crops) | _visibility(prediction)
-    return columns | {"detection_score": _numpy(prediction.is_hand), "vertex_rgb": rgb}
-
-
-def _visibility(prediction: Prediction) -> dict[str, Any]:
-    """Return the columns of visible joints; null from a network that does not predict them."""
-    if prediction.joint_visible_logit is None:
-        return dict.fromkeys(("joint_visible", "joint_visible_score", "hidden_joints"))
-    score = _numpy(prediction.joint_visible_logit.sigmoid())
-    visible = score >= 0.5
-    return {"joint_visible": visible, "joint_visible_score": score, "hidden_joints": (~visible).sum(1)}
-
-
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.cpu().numpy()
-
-
-def _mirror_where(points: np.ndarray, mirrored: NDArray[np.bool_]) -> np.ndarray:
-    if not mirrored.any():
-        return points
-    where = mirrored.reshape(-1, *(1,) * (points.ndim - 1))
-    return np.where(where, coordinates.mirror_points(points), points)
 
 
 def _photo(image: np.ndarray | str | Path, min_side_px: int | None) -> Photo:
