@@ -23,7 +23,6 @@ from scipy.signal import savgol_filter
 import annotator
 from annotator.hand import HandModel, load_hand
 from annotator.hand.layer import HandLayer
-from annotator.job.stages import shard_table
 from annotator.labels.schema import label_schema, labels_to_table
 from annotator.photos.crops import Crops, crop_photo
 from annotator.predictor import Predictor
@@ -33,6 +32,7 @@ from annotator.sources.sequences import ADDED
 from annotator.track.association import Hands, track_ids
 from annotator.track.sequence import tracked
 from annotator.track.side import right_scores
+from annotator.track.wide import WIDE, WideRows
 from trainer.synth.sequences import Sequences
 from trainer.synth.truth import true_columns
 from trainer.synth.write_sequences import SEQUENCE_COLUMNS
@@ -114,9 +114,10 @@ def _sequence(
     schema = label_schema(hand.vertex_count, None, SEQUENCE_COLUMNS)
     before = labels_to_table(rows, labels, range(frames), schema)
     began = time.process_time()
-    shard = tracked(before, layer, MAX_GAP)
+    made = tracked(before.drop(list(WIDE)), WideRows([before], hand.vertex_count), layer, MAX_GAP)
+    tables = made.tables(label_schema(hand.vertex_count, None, SEQUENCE_COLUMNS | ADDED))
+    after = pa.concat_tables(tables)
     seconds = time.process_time() - began
-    after = shard_table(shard, label_schema(hand.vertex_count, None, SEQUENCE_COLUMNS | ADDED))
     true_mm = np.asarray(truth["joints3d_mm"], np.float64)
     return Sequence(drawn.time_s, true_mm, drawn.is_right, labels, before, after), seconds
 

@@ -51,6 +51,7 @@ SLOW = (
         "test_search",
         "test_track",
         "test_track_s3",
+        "test_memory",
         "test_detect_video",
         "test_fit_job",
     ),

@@ -1,14 +1,17 @@
 """`track`: the stage that turns a label set of videos into one whose hands are tracked; `annotator.job` runs it.
 
-sequences of a label set --track_shard (tasks, a core each)--> rows and label columns --shard_table--> a label file
+sequences of a label set --track_shard (tasks, a core each)--> a file of tables in `_tmp/` --write--> a label file
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pyarrow as pa
 
 from annotator.errors import UserError, plain
 from annotator.hand import HandModel, load_hand
@@ -19,10 +22,10 @@ from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, label_folder, run_job
 from annotator.job.shard import Shard
 from annotator.labels.folder import write_faces
-from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand
+from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand, write_tables
 from annotator.sources.entry import Entry
-from annotator.sources.sequences import ADDED, SequenceSource, read_sequence
-from annotator.storage.files import FIRST_ANSWER_S, check_writable
+from annotator.sources.sequences import ADDED, SequenceSource, read_sequence, sequence_batches
+from annotator.storage.files import FIRST_ANSWER_S, atomic_file, check_writable, join
 from annotator.storage.remote import patience, shown
 
 if TYPE_CHECKING:  # planning and writing start seconds sooner without torch
@@ -30,6 +33,9 @@ if TYPE_CHECKING:  # planning and writing start seconds sooner without torch
 
 #: Version of the method: a change that moves hands is another maker of labels.
 TRACKER_VERSION = 1
+
+#: Rows whose wide columns are in memory while they are read.
+READ_ROWS = 256
 
 #: Frames that a hand may be missing for, where nothing is given: a third of a second of most videos.
 MAX_GAP = 10
@@ -83,12 +89,13 @@ def track(
         tracker=TRACKER_VERSION,
     )
     facts = source.facts | {"tracker": TRACKER_VERSION, "max_gap": max_gap}
+    schema = label_schema(
+        model.vertex_count, {"amvur": json.dumps(facts, sort_keys=True)}, source.columns | ADDED
+    )
     stages = Stages(
-        open=partial(track_shard, labels=labels, hand=model, max_gap=max_gap),
+        open=partial(track_shard, labels=labels, out=out, hand=model, max_gap=max_gap, schema=schema),
         model=None,
-        schema=label_schema(
-            model.vertex_count, {"amvur": json.dumps(facts, sort_keys=True)}, source.columns | ADDED
-        ),
+        schema=schema,
         crashed=partial(crashed_sequences, labels=labels),
     )
     job = Job(
@@ -113,15 +120,30 @@ def _model_of(source: SequenceSource, hand: str, labels: str) -> HandModel:
     return model
 
 
-def track_shard(entries: Sequence[Entry], labels: str, hand: HandModel, max_gap: int) -> Shard:
-    """Track each sequence of a shard."""
-    from annotator.track.sequence import tracked, untracked
+def track_shard(
+    entries: Sequence[Entry], labels: str, out: str, hand: HandModel, max_gap: int, schema: pa.Schema
+) -> Shard:
+    """Track each sequence of a shard, into a file in `_tmp/` of the tracked set."""
+    made = join(out, "_tmp", f"sequences-{uuid4().hex}.parquet")
+    with atomic_file(made) as file:
+        write_tables(file, tracked_tables(entries, labels, hand, max_gap, schema), schema)
+    return Shard(file=made)
 
-    parts = []
+
+def tracked_tables(
+    entries: Sequence[Entry], labels: str, hand: HandModel, max_gap: int, schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """Yield the label tables of some sequences, a block of rows at a time."""
+    from annotator.track.sequence import tracked, untracked
+    from annotator.track.wide import WIDE, WideRows
+
     for entry in entries:
-        table = read_sequence(labels, entry)
-        parts.append(untracked(table) if entry.extra["of_none"] else tracked(table, _layer(hand), max_gap))
-    return Shard.join(parts)
+        table = read_sequence(labels, entry, without=WIDE)
+        wide = WideRows(sequence_batches(labels, entry, WIDE, READ_ROWS), hand.vertex_count)
+        made = (
+            untracked(table, wide) if entry.extra["of_none"] else tracked(table, wide, _layer(hand), max_gap)
+        )
+        yield from made.tables(schema)
 
 
 def crashed_sequences(entries: Sequence[Entry], labels: str) -> Shard:

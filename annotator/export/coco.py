@@ -14,11 +14,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotator.export.exported import Exported
-from annotator.export.places import atomic_file
 from annotator.export.rows import Labels
 from annotator.hand.model import BONES, JOINT_NAMES
 from annotator.labels.arrays import array_of
 from annotator.photos.crops import box_around_joints
+from annotator.storage.files import atomic_file
 
 _CATEGORY = {
     "id": 1,

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
-from annotator.export.places import atomic_file
-from annotator.storage.files import join, write_whole
+from annotator.storage.files import atomic_file, join, write_whole
 
 #: LeRobot's defaults.
 CHUNK_FILES = 1000

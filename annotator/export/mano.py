@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.export.exported import Exported
-from annotator.export.places import atomic_file
 from annotator.export.rows import Labels, camera_field
 from annotator.labels.arrays import array_of
-from annotator.storage.files import join
+from annotator.storage.files import atomic_file, join
 
 #: Hands per file: 35 MB.
 PART_HANDS = 100_000

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from annotator.errors import UserError
 from annotator.storage.files import (
@@ -23,30 +21,14 @@ from annotator.storage.files import (
     read_range,
     read_whole,
     remove_file,
-    whole_file,
     write_whole,
 )
-from annotator.storage.remote import patience, with_retries
-from annotator.storage.room import naming
+from annotator.storage.remote import patience
 
 #: Marks an unfinished folder; holds the plan of its command.
 UNFINISHED = "_export.json"
 
 _LONGEST_NAME = 100
-
-
-@contextmanager
-def atomic_file(url: str) -> Iterator[IO[bytes]]:
-    """Open a seekable file that appears at `url` when it is complete; an error leaves nothing."""
-    if is_local(url):
-        with whole_file(local_path(url)) as file:
-            yield file
-        return
-    with tempfile.TemporaryDirectory(prefix="amvur-export-") as folder:
-        path = Path(folder) / "whole"
-        with naming(path), path.open("wb") as file:
-            yield file
-        with_retries(url, lambda filesystem, target: filesystem.put_file(str(path), target))
 
 
 def check_new_file(out: str, suffix: str) -> None:

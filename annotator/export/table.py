@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from annotator.export.exported import Exported
-from annotator.export.places import atomic_file
 from annotator.export.rows import Labels
 from annotator.hand import HandModel, load_hand
 from annotator.hand.model import ANGLE_NAMES, JOINT_NAMES
 from annotator.labels.arrays import array_of
 from annotator.labels.schema import SAMPLES_ROUNDING, label_schema
+from annotator.storage.files import atomic_file
 
 _MESH = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible", *SAMPLES_ROUNDING)
 

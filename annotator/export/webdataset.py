@@ -16,7 +16,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotator.export.exported import Exported
-from annotator.export.places import atomic_file
 from annotator.export.rows import Labels, camera_field
 from annotator.export.stored import StoredPhoto, as_others_read
 from annotator.export.together import At, Found, Place, Positions, stored_photos
@@ -25,7 +24,7 @@ from annotator.labels.folder import read_faces
 from annotator.labels.schema import SAMPLES_ROUNDING
 from annotator.photos.errors import PhotoError
 from annotator.photos.read import place_of
-from annotator.storage.files import is_local, join, local_path, write_whole
+from annotator.storage.files import atomic_file, is_local, join, local_path, write_whole
 
 #: A tar ends with the sample that exceeds this size: large enough to read quickly, small enough for many workers.
 TAR_BYTES = 256 << 20

@@ -18,10 +18,16 @@ class Shard:
     hand_rows: list[int] = field(default_factory=list)  # row index of each crop, then of each labelled hand
     crops: Crops | None = None  # None after prediction
     hands: dict[str, Any] = field(default_factory=dict)  # label columns over hands
+    file: str | None = (
+        None  # path or URL of a label file that holds all of it already, in the label folder's `_tmp/`
+    )
+    parts: list[Shard] = field(default_factory=list)  # instead of all else, if one of them is a file
 
     @staticmethod
     def join(parts: Sequence[Shard]) -> Shard:
         """Join parts that were opened separately, in order."""
+        if any(part.file or part.parts for part in parts):
+            return Shard(parts=list(parts))
         joined = Shard()
         for part in parts:
             joined.hand_rows += [len(joined.rows) + row for row in part.hand_rows]

@@ -19,6 +19,7 @@ from annotator.job.detected import FindHands, Following, detected
 from annotator.job.shard import Shard
 from annotator.labels.arrays import joined_columns
 from annotator.labels.finite import finite_rows, rows_of
+from annotator.labels.folder import opened_label_file
 from annotator.labels.schema import labels_to_table, without_hand
 from annotator.photos.camera import camera_of
 from annotator.photos.crops import Crops, crop_photo
@@ -258,6 +259,11 @@ def _without_labels(shard: Shard, error: Exception) -> Shard:
 
 def shard_table(shard: Shard, schema: pa.Schema, together: Callable[[Shard], None] | None = None) -> pa.Table:
     """Return the table of a shard's label file, after `together` has seen all its hands."""
+    if shard.parts:
+        return pa.concat_tables([shard_table(part, schema) for part in shard.parts])
+    if shard.file:
+        with opened_label_file(shard.file) as opened:
+            return opened.read(use_threads=False)
     if together is not None and shard.hands:
         together(shard)
     return labels_to_table(shard.rows, shard.hands, shard.hand_rows, schema)

@@ -16,10 +16,10 @@ from annotator.job.shard import Shard
 from annotator.job.stages import ModelBrokenError
 from annotator.job.tally import OUTCOME_COLUMNS, ShardReport, report_of
 from annotator.labels.arrays import joined_columns
-from annotator.labels.folder import replace_rows
+from annotator.labels.folder import opened_label_file, replace_rows
 from annotator.labels.schema import encode_table, without_hand
 from annotator.sources.entry import Entry
-from annotator.storage.files import join, write_whole
+from annotator.storage.files import join, move_whole, write_whole
 from annotator.storage.remote import take_retries
 
 
@@ -80,12 +80,19 @@ def write_labels(
     `all_ids`: None, or the ids of all entries of a file whose rows are replaced in part.
     """
     name = shard_file_name(number)
-    table = table_of(shard)
-    if all_ids is not None:
-        table = replace_rows(labels, name, table, all_ids)
-    write_whole(join(labels, "data", name), encode_table(table), scratch=join(labels, "_tmp"))
-    report = report_of(number, table.select(OUTCOME_COLUMNS).to_pylist())
-    return replace(report, written=sum(row["hand_index"] <= 0 for row in shard.rows)), take_retries()
+    if shard.file and all_ids is None:
+        with opened_label_file(shard.file) as opened:
+            rows = written = opened.read(OUTCOME_COLUMNS, use_threads=False).to_pylist()
+        move_whole(shard.file, join(labels, "data", name))
+    else:
+        table = table_of(shard)
+        written = table.select(OUTCOME_COLUMNS).to_pylist()
+        if all_ids is not None:
+            table = replace_rows(labels, name, table, all_ids)
+        write_whole(join(labels, "data", name), encode_table(table), scratch=join(labels, "_tmp"))
+        rows = table.select(OUTCOME_COLUMNS).to_pylist()
+    report = report_of(number, rows)
+    return replace(report, written=sum(row["hand_index"] <= 0 for row in written)), take_retries()
 
 
 class ModelActor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from itertools import groupby
 from typing import Any
@@ -121,17 +121,47 @@ class SequenceSource(Source):
         return None if row["frame_index"] is None else str(row["image_uri"])
 
 
-def read_sequence(labels: str, entry: Entry, columns: list[str] | None = None) -> pa.Table:
-    """Return the rows of an entry of `SequenceSource`, some columns or all but drawn meshes; each file is read once."""
+def read_sequence(
+    labels: str, entry: Entry, columns: list[str] | None = None, without: Collection[str] = ()
+) -> pa.Table:
+    """Return the rows of an entry of `SequenceSource`; each file is read once.
+
+    Args:
+        labels: the label set. entry: the sequence.
+        columns: to read; default: all but drawn meshes.
+        without: columns to leave out.
+    """
     tables = []
     for file, pieces in groupby(entry.extra["pieces"], key=lambda piece: piece[0]):
         with opened_label_file(join(labels, "data", file)) as opened:
-            names = columns or [name for name in opened.schema_arrow.names if name not in SAMPLES_ROUNDING]
+            left_out = {*SAMPLES_ROUNDING, *without}
+            names = columns or [name for name in opened.schema_arrow.names if name not in left_out]
             table = opened.read(names, use_threads=False)
         # Rows are copied, so that the rest of the file leaves memory.
         tables += [table.take(list(range(start, stop))) for _, start, stop in pieces]
     whole = pa.concat_tables(tables, promote_options="default").combine_chunks()
     return whole.rename_columns([_renamed(name) for name in whole.column_names])
+
+
+def sequence_batches(labels: str, entry: Entry, columns: Collection[str], size: int) -> Iterator[pa.Table]:
+    """Yield the rows of an entry in the order of `read_sequence`, up to `size` at a time.
+
+    Args:
+        labels: the label set. entry: the sequence.
+        columns: to read, where a file has them.
+        size: rows in memory.
+    """
+    for file, pieces in groupby(entry.extra["pieces"], key=lambda piece: piece[0]):
+        spans = [(start, stop) for _, start, stop in pieces]
+        with opened_label_file(join(labels, "data", file)) as opened:
+            names = [name for name in opened.schema_arrow.names if name in columns]
+            first = 0
+            for batch in opened.iter_batches(size, columns=names, use_threads=False):
+                here = [(max(start - first, 0), min(stop - first, len(batch))) for start, stop in spans]
+                for start, stop in here:
+                    if start < stop:
+                        yield pa.table(batch.slice(start, stop - start))
+                first += len(batch)
 
 
 def _renamed(name: str) -> str:

@@ -85,6 +85,31 @@ def whole_file(target: Path, scratch: Path | None = None, size: int | None = Non
         raise
 
 
+@contextlib.contextmanager
+def atomic_file(url: str) -> Iterator[IO[bytes]]:
+    """Open a seekable file that appears at `url` when it is complete; an error leaves nothing."""
+    if is_local(url):
+        with whole_file(local_path(url)) as file:
+            yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="amvur-") as folder:
+        path = Path(folder) / "whole"
+        with naming(path), path.open("wb") as file:
+            yield file
+        with_retries(url, lambda filesystem, target: filesystem.put_file(str(path), target))
+
+
+def move_whole(url: str, target: str) -> None:
+    """Move a complete file within its disk or store; `target` appears at once."""
+    if is_local(url):
+        local_path(target).parent.mkdir(parents=True, exist_ok=True)
+        local_path(url).replace(local_path(target))
+        return
+    inside = with_retries(target, lambda filesystem, path: path)
+    with_retries(url, lambda filesystem, path: filesystem.cp_file(path, inside))
+    remove_file(url)
+
+
 def read_range(url: str, start: int, length: int) -> bytes:
     """Return up to `length` bytes of a file from `start`."""
     if is_local(url):
@@ -155,9 +180,12 @@ def remove_file(url: str) -> None:
 
 
 def remove_folder(folder: str) -> None:
-    """Remove a folder on disk with its content, if it exists; do nothing for a URL."""
+    """Remove a folder with its content, if it exists; of a store, the files that lie in it."""
     if is_local(folder):
         shutil.rmtree(local_path(folder), ignore_errors=True)
+        return
+    for name in names_in(folder):
+        remove_file(join(folder, name))
 
 
 def check_writable(folder: str) -> None:

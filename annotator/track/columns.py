@@ -15,19 +15,17 @@ from annotator.track.motion import Motion
 
 Floats = NDArray[np.floating]
 
-#: Columns whose values of a filled frame, or of one of the other side, are the nearest labelled frame's.
-NEAREST = (
-    *("vertex_rgb", "vertex_visible", "visible_fraction"),
-    *("joint_visible", "joint_visible_score", "hidden_joints"),
-)
+#: Columns whose values of a filled frame, or of one of the other side, are the nearest labelled frame's. So are the
+#: wide `vertex_rgb` and `vertex_visible`.
+NEAREST = ("visible_fraction", "joint_visible", "joint_visible_score", "hidden_joints")
 
 _VECTORS = (
     *("box_xyxy", "crop_xyxy", "joints3d_mm", "joints3d_std_mm", "joints2d_px", "joints2d_std_px"),
-    *("vertices_mm", "vertices_std_mm", "pose", "betas"),
+    *("pose", "betas"),
 )
 _SCALARS = ("joint_std_mm", "max_joint_std_mm", "vertex_std_mm")
 
-#: Every column that holds an array for each hand; the others are values of rows.
+#: Every column but the wide ones that holds an array for each hand; the others are values of rows.
 OF_HANDS = (*_VECTORS, *_SCALARS, *NEAREST, "is_right", "camera")
 
 
@@ -82,8 +80,6 @@ def labels_motion(columns: dict[str, Any], rows: NDArray[np.int64]) -> Motion:
         joints3d_mm=columns["joints3d_mm"][rows],
         joints3d_std_mm=columns["joints3d_std_mm"][rows],
         joints2d_std_px=columns["joints2d_std_px"][rows],
-        vertices_mm=columns["vertices_mm"][rows],
-        vertices_std_mm=columns["vertices_std_mm"][rows],
         scale_px=camera["scale"][rows].astype(np.float64) * half_px,
         place_px=(centre_px + camera["translation"][rows] * half_px[:, None]).astype(np.float64),
     )
@@ -96,7 +92,7 @@ def track_columns(
     motion: Motion,
     is_right: bool,
 ) -> dict[str, Any]:
-    """Return the label columns of a track's T frames.
+    """Return the label columns of a track's T frames, but `vertex_std_mm` and the wide ones.
 
     Args:
         columns: of the sequence's labels.
@@ -133,8 +129,6 @@ def track_columns(
         "joints3d_std_mm": motion.joints3d_std_mm,
         "joints2d_px": joints2d_px,
         "joints2d_std_px": motion.joints2d_std_px,
-        "vertices_mm": motion.vertices_mm,
-        "vertices_std_mm": motion.vertices_std_mm,
         "pose": motion.pose,
         "betas": motion.betas,
         "camera": {
@@ -148,6 +142,5 @@ def track_columns(
         },
         "joint_std_mm": per_joint.mean(1),
         "max_joint_std_mm": per_joint.max(1),
-        "vertex_std_mm": np.linalg.norm(motion.vertices_std_mm, axis=-1).mean(1),
     }
     return result | {name: None if columns[name] is None else columns[name][nearest] for name in NEAREST}

@@ -24,6 +24,11 @@ def hold_ends(values: Floats, observed: NDArray[np.bool_]) -> Floats:
 
     Beyond them a constant velocity is a guess that grows without bound.
     """
-    seen = np.flatnonzero(observed)
-    held: Floats = values[np.clip(np.arange(len(values)), seen[0], seen[-1])]
+    held: Floats = values[held_frames(observed)]
     return held
+
+
+def held_frames(observed: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the frame (T,) whose values each frame has: its own, or that of the nearest end."""
+    seen = np.flatnonzero(observed)
+    return np.clip(np.arange(len(observed)), seen[0], seen[-1])

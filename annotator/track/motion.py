@@ -1,25 +1,22 @@
-"""One track smoothed: one shape, and rotation, pose, place and size over time, with the mesh that follows from them."""
+"""One track smoothed: one shape, and rotation, pose, joints, place and size over time; `mesh.py` has its meshes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from annotator.coordinates import mirror_points, rotation_matrices, rotation_vectors
 from annotator.hand.layer import HandLayer
 from annotator.track.gaps import hold_ends
+from annotator.track.mesh import MeshPath, own_axes
 from annotator.track.posterior import growth, posterior_std, scatter_share
 from annotator.track.rotations import smooth_rotations
 from annotator.track.shape import one_shape
 from annotator.track.smoother import Measurements, Noise, Smoothed, fit_noise, smooth
 
 Floats = NDArray[np.floating]
-
-#: Channels that are smoothed together, and hands that are posed together: bounds memory.
-_CHANNELS, _POSED = 256, 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,15 +28,13 @@ class Motion:
     joints3d_mm: Floats  # (T, 21, 3)
     joints3d_std_mm: Floats  # (T, 21, 3)
     joints2d_std_px: Floats  # (T, 21, 2)
-    vertices_mm: Floats  # (T, V, 3)
-    vertices_std_mm: Floats  # (T, V, 3)
     scale_px: Floats  # (T,) of the weak-perspective camera, pixels per millimetre
     place_px: Floats  # (T, 2) its translation
 
 
 def smoothed_motion(
     layer: HandLayer, labels: Motion, time_s: Floats, observed: NDArray[np.bool_], is_right: bool
-) -> Motion:
+) -> tuple[Motion, MeshPath | None]:
     """Smooth a track.
 
     Args:
@@ -47,9 +42,12 @@ def smoothed_motion(
         labels: of T frames; any numbers where not observed.
         time_s: (T,) increasing. observed: (T,) frames whose label is of the track's side, at least one.
         is_right: the track's side.
+
+    Returns:
+        The smoothed track, and the path of its meshes; None for a single frame, which stays as it is.
     """
     if observed.sum() == 1 and len(observed) == 1:
-        return labels
+        return labels, None
     variance = np.square(labels.joints3d_std_mm[:, 1:], dtype=np.float64).mean((1, 2))
     variance = np.where(observed, np.maximum(variance, 1e-6), 1.0)
     usual = float(variance[observed].mean())
@@ -62,20 +60,17 @@ def smoothed_motion(
     grown = (growth(of_turn, turn_noise, usual) + growth(of_fingers, finger_noise, usual)) / 2
 
     # A network's offsets from its parametric hand are kept: they are smoothed in the hand's own axes.
-    before = _own_axes(layer, labels.pose, labels.betas)
     new_pose = np.concatenate([rotation_vectors(turned), fingers], 1)
-    after = _own_axes(layer, new_pose, betas)
-    noise: Noise | None = None
-    new = []
-    for of_labels, parametric, posed in zip(
-        (labels.joints3d_mm, labels.vertices_mm), before, after, strict=True
-    ):
-        shown = of_labels if is_right else mirror_points(of_labels)
-        raw = shown @ rotations.astype(np.float32) - parametric
-        offset, noise = _smoothed_offsets(time_s, raw, variance, observed, noise)
-        points = (posed + offset) @ turned.swapaxes(1, 2).astype(np.float32)
-        new.append(points if is_right else mirror_points(points))
-    joints, vertices = new
+    before, after = (
+        np.concatenate([joints for joints, _ in own_axes(layer, *hand)])
+        for hand in ((labels.pose, labels.betas), (new_pose, betas))
+    )
+    shown = labels.joints3d_mm if is_right else mirror_points(labels.joints3d_mm)
+    raw = (shown @ rotations.astype(np.float32) - before).reshape(len(time_s), -1)
+    offset, _, noise = _smoothed(time_s, raw, variance, observed)
+    offset = offset.astype(np.float32).reshape(after.shape)
+    joints = (after + offset) @ turned.swapaxes(1, 2).astype(np.float32)
+    joints = joints if is_right else mirror_points(joints)
 
     apart = (labels.joints3d_mm - joints)[observed, 1:]
     share = scatter_share(apart, labels.joints3d_std_mm[observed, 1:])
@@ -83,16 +78,28 @@ def smoothed_motion(
     share_px = scatter_share(
         (labels.place_px - of_image.place_px)[observed, None], labels.joints2d_std_px[observed]
     )
-    return Motion(
+    motion = Motion(
         pose=new_pose,
         betas=betas,
         joints3d_mm=joints,
         joints3d_std_mm=posterior_std(time_s, observed, labels.joints3d_std_mm, share, grown),
         joints2d_std_px=posterior_std(time_s, observed, labels.joints2d_std_px, share_px, of_image.grown),
-        vertices_mm=vertices,
-        vertices_std_mm=posterior_std(time_s, observed, labels.vertices_std_mm, share, grown),
         scale_px=of_image.scale_px,
         place_px=of_image.place_px,
+    )
+    return motion, MeshPath(
+        time_s=time_s,
+        observed=observed,
+        variance=variance,
+        noise=noise,
+        is_right=is_right,
+        label_pose=labels.pose,
+        label_betas=labels.betas,
+        pose=new_pose,
+        betas=betas,
+        turn=turned,
+        share=share,
+        grown=grown,
     )
 
 
@@ -121,34 +128,3 @@ def _smoothed(
     noise = fit_noise(measurements)
     smoothed = smooth(measurements, noise)
     return hold_ends(smoothed.position, observed), smoothed, noise
-
-
-def _smoothed_offsets(
-    time_s: Floats, offset: Floats, variance: Floats, observed: NDArray[np.bool_], noise: Noise | None
-) -> tuple[Floats, Noise]:
-    """Smooth offsets of points (T, N, 3), some channels at a time; noise is that of the joints, which come first."""
-    flat = offset.reshape(len(offset), -1)
-    result = np.empty(flat.shape, np.float32)
-    for first in range(0, flat.shape[1], _CHANNELS):
-        part = slice(first, first + _CHANNELS)
-        measurements = Measurements(time_s, flat[:, part].astype(np.float64), variance, observed)
-        noise = noise or fit_noise(measurements)
-        result[:, part] = hold_ends(smooth(measurements, noise).position, observed)
-    assert noise is not None
-    return result.reshape(offset.shape), noise
-
-
-@torch.inference_mode()
-def _own_axes(layer: HandLayer, pose: Floats, betas: Floats) -> tuple[Floats, Floats]:
-    """Return joints (T, 21, 3) and vertices (T, V, 3) of the right hand at its fingers' pose, the wrist not turned."""
-    joints, vertices = [], []
-    for first in range(0, len(pose), _POSED):
-        rows = slice(first, first + _POSED)
-        rotvec = pose[rows].reshape(-1, 16, 3).astype(np.float32).copy()
-        rotvec[:, 0] = 0
-        posed, of_joints = layer(
-            torch.from_numpy(rotation_matrices(rotvec)), torch.from_numpy(betas[rows].astype(np.float32))
-        )
-        joints.append(of_joints.numpy())
-        vertices.append(posed.numpy())
-    return np.concatenate(joints), np.concatenate(vertices)

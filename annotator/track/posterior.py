@@ -8,6 +8,8 @@ own variance does. The rest is the predicted variance of frames near in time, th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +24,7 @@ _REACH_S = 4 * MEMORY_S
 _MOST_SCATTER, _MOST_GROWTH = 0.95, 16.0
 
 #: Frames of one step: bounds memory.
-_BLOCK = 128
+BLOCK = 128
 
 
 def scatter_share(difference: Floats, std: Floats) -> float:
@@ -51,23 +53,40 @@ def posterior_std(
         std: (T, points, axes) predicted; zeros stay zeros.
         share: of the predicted variance, that is scatter. grown: (T,) see `growth`.
     """
+    fixed = (std[observed] == 0).all(0)
+    blocks = posterior_std_blocks(time_s, observed, std.__getitem__, fixed, share, grown)
+    return np.concatenate(list(blocks))
+
+
+def posterior_std_blocks(
+    time_s: Floats,
+    observed: NDArray[np.bool_],
+    std_of: Callable[[NDArray[np.int64]], Floats],
+    fixed: NDArray[np.bool_],
+    share: float,
+    grown: Floats,
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the std (`BLOCK`, points, axes) of a smoothed hand, frame after frame; see `posterior_std`.
+
+    Args:
+        std_of: returns the predicted std (n, points, axes) of some frames.
+        fixed: (points, axes) where the std is zero in all observed frames.
+    """
     seen = np.flatnonzero(observed)
-    flat = std[seen].reshape(len(seen), -1)
-    fixed = (flat == 0).all(0)
-    precision = (1 / np.square(np.where(flat > 0, flat, 1.0), dtype=np.float64)).astype(np.float32)
-    result = np.empty((len(time_s), flat.shape[1]), np.float32)
     factor = np.sqrt((1 - share) + share * grown)
-    for first in range(0, len(time_s), _BLOCK):
-        rows = slice(first, first + _BLOCK)
+    for first in range(0, len(time_s), BLOCK):
+        rows = slice(first, first + BLOCK)
         near = _near(time_s[rows], time_s[seen])
+        std = std_of(seen[near]).reshape(-1, fixed.size)
+        precision = (1 / np.square(np.where(std > 0, std, 1.0), dtype=np.float64)).astype(np.float32)
         away = time_s[rows, None] - time_s[seen][None, near]
         # Relative to the nearest, so that a long gap does not lose all weights.
         log_weight = -0.5 * np.square(away / MEMORY_S)
         weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
         weight = (weight / weight.sum(1, keepdims=True)).astype(np.float32)
-        result[rows] = factor[rows, None] / np.sqrt(weight @ precision[near])
-    result[:, fixed] = 0
-    return result.reshape(len(time_s), *std.shape[1:])
+        result = (factor[rows, None] / np.sqrt(weight @ precision)).astype(np.float32)
+        result[:, fixed.reshape(-1)] = 0
+        yield result.reshape(-1, *fixed.shape)
 
 
 def _near(times: Floats, seen: Floats) -> slice:

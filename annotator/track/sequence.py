@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from annotator.hand.layer import HandLayer
-from annotator.job.shard import Shard
 from annotator.labels.arrays import joined_columns
 from annotator.track.association import Hands, track_ids
 from annotator.track.columns import OF_HANDS, hand_columns, labels_motion, picked_columns, track_columns
 from annotator.track.frames import frame_places
 from annotator.track.gaps import to_fill
+from annotator.track.mesh import track_meshes
 from annotator.track.motion import smoothed_motion
+from annotator.track.outcome import AsLabelled, OfTrack, Outcome
 from annotator.track.side import right_scores, side_of
+from annotator.track.wide import WIDE, WideRows
 
 Floats = NDArray[np.floating]
 
@@ -25,19 +28,23 @@ Floats = NDArray[np.floating]
 LABEL, INTERPOLATED = "label", "interpolated"
 
 
-def untracked(table: pa.Table) -> Shard:
-    """Return rows that are of no sequence as they are."""
-    rows = _rows(table)
-    is_hand = _is_hand(table)
-    hands = hand_columns(table.filter(is_hand)) if is_hand.any() else {}
-    return Shard(rows, np.flatnonzero(is_hand).tolist(), hands=hands)
+def untracked(table: pa.Table, wide: WideRows) -> Outcome:
+    """Return rows that are of no sequence as they are; see `tracked`."""
+    out = _Rows(_rows(table), np.arange(len(table)))
+    is_hand = np.flatnonzero(_is_hand(table))
+    if len(is_hand):
+        columns = hand_columns(table.take(is_hand))
+        std_mm = columns.pop("vertex_std_mm")
+        out.add(is_hand.tolist(), columns, AsLabelled(wide, is_hand, wide.without_gaps(is_hand), std_mm))
+    return out.outcome(as_they_are=True)
 
 
-def tracked(table: pa.Table, layer: HandLayer, max_gap: int) -> Shard:
+def tracked(table: pa.Table, wide: WideRows, layer: HandLayer, max_gap: int) -> Outcome:
     """Track the rows of one sequence.
 
     Args:
-        table: its rows, all columns.
+        table: its rows, without the wide columns.
+        wide: the wide columns of the same rows.
         layer: of the labels' hand model.
         max_gap: frames that a hand may be missing for.
 
@@ -50,11 +57,15 @@ def tracked(table: pa.Table, layer: HandLayer, max_gap: int) -> Shard:
     _, first_row, frame = np.unique(number, return_index=True, return_inverse=True)
     time_s = time_s[first_row]
     is_hand = _is_hand(table)
+    out = _Rows(_rows(table), frame)
     if not is_hand.any():
-        return Shard(_rows(table))
+        return out.outcome(as_they_are=True)
     labelled = table.filter(pa.array(is_hand))
     columns = hand_columns(labelled)
+    std_mm = columns.pop("vertex_std_mm")
     label_rows = np.flatnonzero(is_hand)
+    places = order[label_rows]  # in `wide`
+    whole = wide.without_gaps(places)
     side_score = np.asarray(labelled["side_score"].cast(pa.float64()).fill_null(np.nan))
     hands = Hands(
         frame=frame[label_rows],
@@ -63,15 +74,13 @@ def tracked(table: pa.Table, layer: HandLayer, max_gap: int) -> Shard:
         right=right_scores(columns["is_right"], side_score),
         betas=columns["betas"],
     )
-    sound = _are_finite(columns)
+    sound = _are_finite(columns) & wide.is_finite[places]
     ids = np.full(len(hands), -1)
     ids[sound] = track_ids(hands[sound], time_s, max_gap)
-    out = _Rows(_rows(table), frame)
-    parts: list[dict[str, Any]] = []
     if not sound.all():  # a label that is not a number stays as it is, in no track
         left = np.flatnonzero(~sound)
-        out.hand_rows += label_rows[left].tolist()
-        parts.append(picked_columns(columns, left))
+        kept = AsLabelled(wide, places[left], whole, None if std_mm is None else std_mm[left])
+        out.add(label_rows[left].tolist(), picked_columns(columns, left), kept)
     for track in range(int(ids.max()) + 1):
         own = np.flatnonzero(ids == track)
         side = side_of(columns["is_right"][own], side_score[own])
@@ -81,22 +90,29 @@ def tracked(table: pa.Table, layer: HandLayer, max_gap: int) -> Shard:
         at = np.sort(at)
         observed = (rows >= 0) & (columns["is_right"][rows] == side.is_right)
         nearest = _nearest(time_s[at], time_s[hands.frame[own]], own)
-        motion = smoothed_motion(layer, labels_motion(columns, rows), time_s[at], observed, side.is_right)
-        places = [
+        motion, path = smoothed_motion(
+            layer, labels_motion(columns, rows), time_s[at], observed, side.is_right
+        )
+        made = [
             out.of_label(label_rows[row]) if row >= 0 else out.fill(f, out.rows[label_rows[near]])
             for row, f, near in zip(rows, at, nearest, strict=True)
         ]
-        for place, is_own in zip(places, observed, strict=True):
+        for place, is_own in zip(made, observed, strict=True):
             out.rows[place] |= {"track_id": track, "source": LABEL if is_own else INTERPOLATED}
             out.rows[place]["side_score"] = side.score
-        out.hand_rows += places
-        parts.append(track_columns(columns, rows, nearest, motion, side.is_right))
-    return out.shard(joined_columns(parts))
+        labelled_at = np.where(rows >= 0, places[rows], -1)
+        meshes = None if path is None else partial(track_meshes, layer, path, wide, labelled_at)
+        out.add(
+            made,
+            track_columns(columns, rows, nearest, motion, side.is_right),
+            OfTrack(wide, places[nearest], whole, meshes),
+        )
+    return out.outcome()
 
 
 def _are_finite(columns: dict[str, Any]) -> NDArray[np.bool_]:
     """Return which hands (n,) are numbers throughout."""
-    needed = ("joints3d_mm", "joints3d_std_mm", "joints2d_px", "vertices_mm", "pose", "betas", "box_xyxy")
+    needed = ("joints3d_mm", "joints3d_std_mm", "joints2d_px", "pose", "betas", "box_xyxy")
     finite = [np.isfinite(columns[name]).reshape(len(columns[name]), -1).all(1) for name in needed]
     sound: NDArray[np.bool_] = np.logical_and.reduce(finite)
     return sound
@@ -115,7 +131,7 @@ def _is_hand(table: pa.Table) -> NDArray[np.bool_]:
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    names = [name for name in table.column_names if name not in OF_HANDS]
+    names = [name for name in table.column_names if name not in OF_HANDS and name not in WIDE]
     return [row | {"track_id": None, "source": None} for row in table.select(names).to_pylist()]
 
 
@@ -124,7 +140,9 @@ class _Rows:
 
     def __init__(self, rows: list[dict[str, Any]], frame: NDArray[np.int64]) -> None:
         self.rows = rows
-        self.hand_rows: list[int] = []
+        self._hand_rows: list[int] = []
+        self._columns: list[dict[str, Any]] = []
+        self._wide: list[AsLabelled | OfTrack] = []
         self._frame = frame.tolist()
         self._of_frame: dict[int, list[int]] = {}
         for row, at in enumerate(self._frame):
@@ -161,10 +179,22 @@ class _Rows:
         here.append(len(self.rows) - 1)
         return len(self.rows) - 1
 
-    def shard(self, hands: dict[str, Any]) -> Shard:
-        """Return all rows by frame, with the columns of those that hold a hand in the order of `hand_rows`."""
-        order = sorted(
-            range(len(self.rows)), key=lambda row: (self._frame[row], self.rows[row]["hand_index"])
+    def add(self, rows: list[int], columns: dict[str, Any], wide: AsLabelled | OfTrack) -> None:
+        """Add the columns of the hands in some rows, and their wide ones."""
+        self._hand_rows += rows
+        self._columns.append(columns)
+        self._wide.append(wide)
+
+    def outcome(self, as_they_are: bool = False) -> Outcome:
+        """Return all rows, by frame unless `as_they_are`."""
+        order = list(range(len(self.rows)))
+        if not as_they_are:
+            order.sort(key=lambda row: (self._frame[row], self.rows[row]["hand_index"]))
+        place = np.empty(len(self.rows), np.int64)
+        place[order] = np.arange(len(self.rows))
+        return Outcome(
+            [self.rows[row] for row in order],
+            place[self._hand_rows],
+            joined_columns(self._columns),
+            self._wide,
         )
-        place = {row: k for k, row in enumerate(order)}
-        return Shard([self.rows[row] for row in order], [place[row] for row in self.hand_rows], hands=hands)

@@ -85,11 +85,17 @@ class Gains:
 def prior(measurements: Measurements, noise: Noise) -> tuple[Floats, Floats]:
     """Return mean (3, C) and covariance (3, 3) of position, velocity and lasting error at the first time."""
     seen = measurements.observed
-    mean = np.zeros((3, measurements.values.shape[1]))
-    mean[0] = measurements.values[seen].mean(0)
     variance = (noise.own + noise.lasting) * float(measurements.variance[seen].mean())
     step_s = mean_step(measurements.time_s)
+    mean = prior_mean(measurements.values[seen].mean(0))
     return mean, np.diag([PRIOR_POSITION * variance, PRIOR_VELOCITY * variance / step_s**2, 1.0])
+
+
+def prior_mean(position: Floats) -> Floats:
+    """Return the mean state (3, C) at the first time, of channels whose measurements have this mean (C,)."""
+    mean = np.zeros((3, len(position)))
+    mean[0] = position
+    return mean
 
 
 def mean_step(time_s: Floats) -> float:

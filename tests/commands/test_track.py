@@ -14,11 +14,10 @@ import torch
 from pycocotools.coco import COCO
 
 from annotator.commands.filter import Keep, filter_labels
-from annotator.commands.track import crashed_sequences, track, track_shard
+from annotator.commands.track import crashed_sequences, track, tracked_tables
 from annotator.errors import UserError
 from annotator.export import export_labels
 from annotator.job.options import ComputeOptions
-from annotator.job.stages import shard_table
 from annotator.labels.schema import encode_table, label_schema
 from annotator.report import write_report
 from annotator.sources.sequences import ADDED, SequenceSource, read_sequence
@@ -59,8 +58,8 @@ def tracked_rows(labels: Path, max_gap: int = 5) -> list[dict]:
     """Rows of a tracked label set, made without Ray."""
     source = SequenceSource(str(labels))
     schema = label_schema(HAND.vertex_count, None, source.columns | ADDED)
-    parts = [track_shard([entry], str(labels), HAND, max_gap) for entry in source]
-    return [row for part in parts for row in shard_table(part, schema).to_pylist()]
+    tables = tracked_tables(list(source), str(labels), HAND, max_gap, schema)
+    return [row for table in tables for row in table.to_pylist()]
 
 
 @pytest.fixture(scope="module")

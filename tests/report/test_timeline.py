@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from annotator.commands.track import track_shard
+from annotator.commands.track import tracked_tables
 from annotator.job.record import RunRecord, TrackSettings, write_run_record
-from annotator.job.stages import shard_table
 from annotator.labels.folder import write_faces
 from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema
 from annotator.report import write_report
@@ -58,7 +58,7 @@ def tracked(tmp_path_factory) -> Path:
     out = folder / "set"
     (out / "data").mkdir(parents=True)
     for number, entry in enumerate(source):
-        table = shard_table(track_shard([entry], str(labels), HAND, 5), schema)
+        table = pa.concat_tables(tracked_tables([entry], str(labels), HAND, 5, schema))
         uris = [str(folder / uri) for uri in table["image_uri"].to_pylist()]
         at = table.schema.get_field_index("image_uri")
         table = table.set_column(at, table.schema.field(at), [uris])

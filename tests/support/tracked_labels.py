@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from annotator.commands.track import track_shard
-from annotator.job.stages import shard_table
+from annotator.commands.track import tracked_tables
 from annotator.labels.folder import write_faces
 from annotator.labels.schema import label_schema, write_tables
 from annotator.sources.sequences import ADDED, SequenceSource
@@ -23,9 +22,8 @@ def write_tracked(labels: Path, out: Path, max_gap: int = 5) -> Path:
     (out / "data").mkdir(parents=True)
     write_faces(str(out), HAND.faces)
     for number, entry in enumerate(source):
-        table = shard_table(track_shard([entry], str(labels), HAND, max_gap), schema)
         with (out / "data" / f"shard-{number:07d}.parquet").open("wb") as file:
-            write_tables(file, [table], schema)
+            write_tables(file, tracked_tables([entry], str(labels), HAND, max_gap, schema), schema)
     return out
 
 

@@ -1,0 +1,110 @@
+"""The tracked rows of a sequence as tables of label files, a block of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from annotator.labels.arrays import joined_columns
+from annotator.labels.schema import labels_to_table
+from annotator.track.columns import picked_columns
+from annotator.track.wide import WIDE, WideRows
+
+Floats = NDArray[np.floating]
+
+#: Rows of a table.
+BLOCK_ROWS = 256
+
+
+class AsLabelled:
+    """Wide columns of hands that keep their labels."""
+
+    def __init__(
+        self, wide: WideRows, rows: NDArray[np.int64], names: set[str], vertex_std_mm: Floats | None
+    ) -> None:
+        """Take the columns `names` of `rows` (n,); the others are null. `vertex_std_mm` is of the same hands."""
+        self._wide, self._rows, self._names, self._std_mm = wide, rows, names, vertex_std_mm
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def columns(self, hands: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the wide columns of some hands, and `vertex_std_mm`."""
+        columns = dict.fromkeys(WIDE) | self._wide.read(self._names, self._rows[hands])
+        return columns | {"vertex_std_mm": None if self._std_mm is None else self._std_mm[hands]}
+
+
+class OfTrack:
+    """Wide columns of the T frames of a track, made in order."""
+
+    def __init__(
+        self,
+        wide: WideRows,
+        nearest: NDArray[np.int64],
+        names: set[str],
+        meshes: Callable[[], Iterator[tuple[Floats, Floats]]] | None,
+    ) -> None:
+        """Prepare a track.
+
+        Args:
+            wide: the labels' columns. nearest: (T,) the row there of the label near each frame.
+            names: of columns that are not null.
+            meshes: starts to yield vertices and their std, block after block; None: they are the labels'.
+        """
+        self._wide, self._nearest, self._names, self._meshes = wide, nearest, names, meshes
+        self._blocks: Iterator[tuple[Floats, Floats]] | None = None
+        self._made: list[tuple[Floats, Floats]] = []  # of the frames that come next
+
+    def __len__(self) -> int:
+        return len(self._nearest)
+
+    def columns(self, frames: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the wide columns of the next frames, and `vertex_std_mm`."""
+        rows = self._nearest[frames]
+        columns: dict[str, Any]
+        if self._meshes is None:
+            columns = dict.fromkeys(WIDE) | self._wide.read(self._names, rows)
+        else:
+            colours = {"vertex_rgb", "vertex_visible"}
+            columns = dict.fromkeys(colours) | self._wide.read(self._names & colours, rows)
+            self._blocks = self._blocks or self._meshes()
+            columns["vertices_mm"], columns["vertices_std_mm"] = self._next(self._blocks, len(rows))
+            if frames[-1] == len(self) - 1:
+                self._blocks = None  # its files and arrays go
+        return columns | {"vertex_std_mm": np.linalg.norm(columns["vertices_std_mm"], axis=-1).mean(1)}
+
+    def _next(self, blocks: Iterator[tuple[Floats, Floats]], count: int) -> tuple[Floats, Floats]:
+        while sum(len(vertices) for vertices, _ in self._made) < count:
+            self._made.append(next(blocks))
+        vertices, std = (np.concatenate(parts) for parts in zip(*self._made, strict=True))
+        self._made = [(vertices[count:].copy(), std[count:].copy())] if len(vertices) > count else []
+        return vertices[:count], std[:count]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Rows of a sequence, and the columns of the n hands among them, part after part."""
+
+    rows: list[dict[str, Any]]
+    hand_rows: NDArray[np.int64]  # (n,)
+    columns: dict[str, Any]  # over hands, but the wide ones
+    parts: Sequence[AsLabelled | OfTrack]  # their wide columns
+
+    def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
+        """Yield the tables of a label file, once; `schema` is from `label_schema`."""
+        part = np.repeat(np.arange(len(self.parts)), [len(one) for one in self.parts])
+        within = np.concatenate([np.arange(len(one)) for one in self.parts]) if self.parts else part
+        for first in range(0, len(self.rows), BLOCK_ROWS):
+            rows = self.rows[first : first + BLOCK_ROWS]
+            here = np.flatnonzero((self.hand_rows >= first) & (self.hand_rows < first + len(rows)))
+            wide = [
+                self.parts[number].columns(within[here[part[here] == number]])
+                for number in np.unique(part[here])
+            ]
+            columns = picked_columns(self.columns, here) | joined_columns(wide)
+            yield labels_to_table(rows, columns, (self.hand_rows[here] - first).tolist(), schema)
