@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast lint bench paper clean
 
 demo: $(VENV)/.installed
 	$(BIN)/amvur demo demo
@@ -23,6 +23,12 @@ lint: $(VENV)/.installed-dev
 # make bench PHOTOS=folder MODEL=hand_landmarker.task takes at least half an hour on two cores.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/all.py $(PHOTOS) $(if $(MODEL),--model $(MODEL))
+
+# The paper's six tables, in OUT/ablations.md. Hours on two cores; if stopped, the same command resumes.
+# make paper OUT=paper SHORT=--short takes minutes.
+OUT ?= paper
+paper: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/ablations.py $(OUT) $(SHORT)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

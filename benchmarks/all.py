@@ -4,7 +4,7 @@
 
 PHOTOS is a folder of photos, each a crop around a hand; default: synthetic photos. MODEL is MediaPipe's; without it,
 MediaPipe is left out. Each benchmark's last line is JSON with its figures; OUT has all figures, details and the name of
-the machine. Benchmarks that take hours (training, ablations) or need a GPU run separately.
+the machine. Benchmarks that take hours (training, all of ablations) or need a GPU run separately.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ WITHOUT = (
     "corpus",
     "detector",
     "video",
+    "ablations",
 )
 
 
@@ -66,7 +67,12 @@ def main() -> None:
     for name in names:
         given = [args.photos] if args.photos and name in WITH_PHOTOS else []
         results[name] = run(
-            name, given + (["--model", args.model] if args.model and name == "versus" else [])
+            name,
+            [
+                *given,
+                *(["--model", args.model] if args.model and name == "versus" else []),
+                *(["--short"] if name == "ablations" else []),
+            ],
         )
         args.out.write_text(json.dumps(results, indent=1))
     print(f"\n{results['machine']}\n\n| benchmark | | |\n|---|---|---|")

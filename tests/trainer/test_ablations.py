@@ -4,7 +4,11 @@ import functools
 import importlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import roma
 import torch
@@ -165,26 +169,137 @@ def test_what_tables_5_and_6_switch():
     assert (hand.texture.kind, d.texture.kind) == ("global", "occlusion_aware") and hand.amvur == d.amvur
 
 
-@pytest.fixture
-def ablations(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    return importlib.import_module("ablations")
+@pytest.fixture(scope="module")
+def paper_tables():
+    """The benchmark's modules, by name, imported as the script imports them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+        names = ("rows", "claims", "statistics", "training", "page")
+        modules = {name: importlib.import_module(f"paper_tables.{name}") for name in names}
+        yield SimpleNamespace(command=importlib.import_module("ablations"), **modules)
 
 
-def test_the_benchmark_runs_every_row_and_changes_only_its_size(ablations):
-    assert {row.config for row in ablations.ROWS} == set(TERMS)
-    assert {row.table for row in ablations.ROWS} == {table.name for table in ablations.TABLES}
-    options = ablations._parser().parse_args(["OUT"])
-    for row in ablations.ROWS:
-        short, full = ablations.configuration(row, options), read_train_config(f"paper/{row.config}")
-        assert tiny(short.network) == tiny(full.network) or row.settings
-        assert short.loss == full.loss or row.settings
-        assert short.data[0].targets == full.data[0].targets and short.data[0].source == "synth"
-        assert (short.steps, short.network.crop_px, short.batch_size) == (options.steps, 64, 32)
+def test_the_benchmark_runs_every_row_and_changes_only_its_size(paper_tables):
+    rows = paper_tables.rows.ROWS
+    assert {row.config for row in rows} == set(TERMS)
+    assert {row.table for row in rows} == {table.name for table in paper_tables.rows.TABLES}
+    options = paper_tables.command.options_of(["OUT"])
+    for row in rows:
+        short = paper_tables.training.configuration(row, options, 2)
+        full = read_train_config(f"paper/{row.config}")
+        assert tiny(replace(short.network, read_outs=False, seed=0)) == tiny(
+            replace(full.network, amvur=replace(full.network.amvur, stages=1))
+        )
+        assert replace(short.loss, side=full.loss.side) == full.loss
+        assert short.data[0].targets == full.data[0].targets
+        assert (short.freeze_backbone, short.seed, short.network.seed) == (not row.end_to_end, 2, 2)
 
 
-def test_rows_that_are_one_run_have_one_number_in_the_paper(ablations):
-    of_ho3d_v2 = {}
-    for row in ablations.ROWS:
+def test_rows_that_are_one_run_have_one_number_in_the_paper(paper_tables):
+    of_ho3d_v2: dict[str, tuple[float, ...]] = {}
+    errors = [paper_tables.rows.WITH_AUC.index(name) for name in paper_tables.rows.ERRORS]
+    for row in paper_tables.rows.ROWS:
         if row.table in ("1", "3", "4", "5"):
-            assert of_ho3d_v2.setdefault(row.run, row.paper) == row.paper
+            four = tuple(row.paper[k] for k in errors) if row.table == "1" else row.paper
+            assert of_ho3d_v2.setdefault(row.run, four) == four
+
+
+def test_the_paper_s_own_numbers_bear_out_its_conclusions(paper_tables):
+    """Each claim has the right sign and rows: the paper's numbers satisfy it."""
+    checked = 0
+    for claim in paper_tables.claims.CLAIMS:
+        table = next(one for one in paper_tables.rows.TABLES if one.name == claim.table)
+        rows = {row.run: row for row in paper_tables.rows.ROWS if row.paper}
+        if not set(claim.weights) <= set(rows):
+            assert claim.table == "6"  # without numbers
+            continue
+        total = 0.0
+        for run, weight in claim.weights.items():
+            measures = next(one for one in paper_tables.rows.TABLES if one.name == rows[run].table).measures
+            total += weight * rows[run].paper[measures.index(claim.measure)]
+        assert total > 0, (claim, table)
+        checked += 1
+    assert checked > 20
+
+
+def write_photos(folder: Path, columns: dict[str, np.ndarray]) -> Path:
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table(columns), folder / "photos.parquet")
+    return folder
+
+
+def test_intervals_are_those_of_a_normal_mean(paper_tables, tmp_path):
+    """For one seed the bootstrap of a mean is the textbook's: 1.96 std over the root of n."""
+    errors = np.random.default_rng(0).normal(10, 3, 400)
+    runs = paper_tables.statistics.Runs({"one": [write_photos(tmp_path / "a", {"pa_mpjpe_mm": errors})]})
+    found = runs.interval({"one": 1.0}, "PA-MPJPE")
+    assert found.mean == pytest.approx(errors.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * errors.std() / 20, rel=0.08)
+
+
+def test_runs_are_compared_photo_by_photo(paper_tables, tmp_path):
+    """Photos differ by far more than the runs do, so only paired draws can tell them apart."""
+    errors = np.random.default_rng(0).normal(50, 30, 200)
+    folders = {
+        name: [write_photos(tmp_path / name, {"pa_mpjpe_mm": errors + more})]
+        for name, more in (("one", 0.0), ("worse", 0.5))
+    }
+    runs = paper_tables.statistics.Runs(folders)
+    verdict = paper_tables.statistics.verdict
+    gain = runs.interval({"worse": 1.0, "one": -1.0}, "PA-MPJPE")
+    assert (gain.low, gain.high) == pytest.approx((0.5, 0.5)) and verdict(gain) == "holds"
+    assert verdict(runs.interval({"one": 1.0, "worse": -1.0}, "PA-MPJPE")) == "does not hold"
+
+
+def test_seeds_that_disagree_leave_a_comparison_open(paper_tables, tmp_path):
+    errors = np.full(100, 10.0)
+    seeds = [write_photos(tmp_path / str(k), {"pa_mpjpe_mm": errors + k}) for k in (-1, 0, 1)]
+    base = [write_photos(tmp_path / "base", {"pa_mpjpe_mm": errors})]
+    runs = paper_tables.statistics.Runs({"seeds": seeds, "base": base})
+    assert (
+        paper_tables.statistics.verdict(runs.interval({"seeds": 1.0, "base": -1.0}, "PA-MPJPE"))
+        == "too close"
+    )
+
+
+def test_sparsification_of_a_perfect_and_of_a_constant_std(paper_tables, tmp_path):
+    errors = np.linspace(1, 20, 200)
+    folders = {
+        name: [write_photos(tmp_path / name, {"mpjpe_mm": errors, "joint_std_mm": std})]
+        for name, std in (("perfect", errors), ("constant", np.full(200, 17.3)))
+    }
+    runs = paper_tables.statistics.Runs(folders)
+    assert runs.ause("perfect", "MPJPE").mean == pytest.approx(0)
+    # Of evenly spread errors the best share s has a mean of about (1 + 19 s / 2) / 10.5, so chance scores 1 minus its
+    # mean over s.
+    assert runs.ause("constant", "MPJPE").mean == pytest.approx(1 - (1 + 19 / 4) / 10.5, abs=0.01)
+    half = paper_tables.statistics.KEPT.index(0.5)
+    assert runs.sparsified("perfect", "MPJPE")[half] == pytest.approx((1 + 19 / 4) / 10.5, abs=0.01)
+    assert runs.sparsified("constant", "MPJPE") == pytest.approx(1)
+
+
+def test_a_killed_command_repeats_no_finished_row(paper_tables, tmp_path, monkeypatch):
+    arguments = [str(tmp_path), "--short", "--jobs", "1", "--device", "cpu"]
+    options = paper_tables.command.options_of(arguments)
+    small = {"hands": 16, "validation": 8, "photos": 8, "steps": 2, "every": 2, "crop_px": 64, "tokens": 32}
+    for name, value in small.items():
+        setattr(options, name, value)
+    options.rows = ["supervised-prior-net", "supervised-amvur"]
+    began = []
+    whole = paper_tables.training.train_and_evaluate
+
+    def stopped(row, *rest):
+        began.append(row.run)
+        if len(began) == 2:
+            raise KeyboardInterrupt
+        return whole(row, *rest)
+
+    monkeypatch.setattr(paper_tables.training, "train_and_evaluate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        paper_tables.command.make(options)
+    paper_tables.command.make(options)
+    assert began == ["supervised-prior-net", "supervised-amvur", "supervised-amvur"]
+    text = (tmp_path / "ablations.md").read_text()
+    gains = [line for line in text.splitlines() if line.startswith("| supervised: AMVUR beats prior-net")]
+    assert len(gains) == 2 and all("not run" not in line for line in gains)
+    assert "| weak: final | `paper/weak` | 10.3 / not run |" in text

@@ -110,7 +110,8 @@ def test_cached_features_predict_the_same_hand(cache, network):
     assert (whole.vertices.mean_mm - read.vertices.mean_mm).abs().max() < 0.01 * spread
     assert (whole.joints2d - read.joints2d).abs().max() < 0.01
     assert whole.rgb is not None and read.rgb is not None
-    assert (whole.rgb - read.rgb).abs().max() < 0.01
+    # A rounded vertex may turn visible, so single colours jump.
+    assert (whole.rgb - read.rgb).abs().mean() < 0.002
 
 
 def test_packing_keeps_every_map(network):

@@ -36,8 +36,8 @@ from trainer.keyed import keys
 
 CACHE_FILE = "cache.json"
 
-#: Hands drawn at once; a killed drawing repeats at most this many.
-CHUNK = 100
+#: Hands drawn at once, which bounds memory; a killed drawing repeats at most this many.
+CHUNK = 32
 
 #: Separates the random numbers of cutting and colouring from those of drawing.
 _PREPARATION = 1

@@ -1,0 +1,198 @@
+"""Train and evaluate the rows: heads on cached features, or all of the network on the same cached crops."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from annotator.config import to_dict
+from annotator.hand import load_hand
+from paper_tables.rows import ROWS, Row
+from trainer.config import AugmentConfig, TrainConfig, read_train_config
+from trainer.data.cache import fill_cache
+from trainer.evaluation.evaluate import HELD_OUT_SEED, evaluate
+from trainer.train import Progress, start_network, train
+from trainer.validation import BEST_FILE, LOG_FILE
+
+#: As in configs/shipped/4-upright.yaml: crops as a second look gets them, off by the first look's errors.
+UPRIGHT = AugmentConfig(upright=True, rotation_deg=20, zoom=1.15, shift=0.08)
+
+#: Seed of the drawn hands to train on; validation and report have seeds of their own, so no hand is in two.
+DRAWN_SEED = 77
+
+
+def caches(options: argparse.Namespace) -> dict[str, Path]:
+    """Return the folders of the hands to train on, to stop by, and to report."""
+    return {
+        name: options.out / f"{name}-{count}-{options.crop_px}px"
+        for name, count in (
+            ("hands", options.hands),
+            ("validation", options.validation),
+            ("photos", options.photos),
+        )
+    }
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Draw all hands and run the backbone over them, unless it is done already."""
+    hand = load_hand("open")
+    backbone = start_network(configuration(ROWS[0], options, 0), hand).backbone
+    places = caches(options)
+    for name, count, seed in (
+        ("hands", options.hands, DRAWN_SEED),
+        ("validation", options.validation, HELD_OUT_SEED + 1),
+        ("photos", options.photos, HELD_OUT_SEED),
+    ):
+        began = time.monotonic()
+
+        def report(done: int, total: int, name: str = name, began: float = began) -> None:
+            if done % 1000 == 0 or done == total:
+                print(f"{name}: {done} of {total} drawn, {time.monotonic() - began:.0f} s", flush=True)
+
+        fill_cache(
+            str(places[name]), count, options.crop_px, seed, hand, UPRIGHT, backbone, on_progress=report
+        )
+
+
+def configuration(row: Row, options: argparse.Namespace, seed: int) -> TrainConfig:
+    """Return the row's configuration at reduced size; only its own switches differ between rows."""
+    places = caches(options)
+    steps = options.end_to_end_steps if row.end_to_end else options.steps
+    of_kind = (
+        # A trained backbone moves less than new heads.
+        ["optimizer.backbone_share=0.2", "freeze_normalisation=true"]
+        if row.end_to_end
+        else ["freeze_backbone=true"]
+    )
+    return read_train_config(
+        f"paper/{row.config}",
+        [str(places["hands"])],
+        settings=[
+            "network.backbone=hand_landmark",
+            "network.imagenet=false",
+            f"network.crop_px={options.crop_px}",
+            "network.read_outs=true",
+            f"network.seed={seed}",
+            f"network.amvur.tokens={options.tokens}",
+            f"network.amvur.width={options.width}",
+            "network.amvur.stages=1",
+            f"network.amvur.blocks={options.blocks}",
+            f"network.texture.tokens={options.tokens}",
+            "network.texture.raster_px=64",
+            f"backbone_from={options.backbone_from}",
+            f"seed={seed}",
+            f"steps={steps}",
+            f"optimizer.learning_rate={options.learning_rate}",
+            "optimizer.schedule=constant",  # the run's length is not known beforehand
+            f"optimizer.warmup_steps={min(steps // 10 + 1, 100)}",
+            "optimizer.ema=0.99",
+            "loss.side=0",  # no table has it, and it needs mirror images
+            "augment.colour=0",  # cached crops are coloured already
+            f"validation.source={places['validation']}",
+            f"validation.every={min(options.every, steps)}",
+            f"validation.patience={options.patience}",
+            "loaders=0",
+            f"checkpoint_every={min(options.every, steps)}",
+            "keep=1",
+            f"pictures_every={steps}",
+            *of_kind,
+            *row.settings,
+        ],
+    )
+
+
+def folder_of(row: Row, options: argparse.Namespace, seed: int) -> Path:
+    """Return the folder of one seed of a row."""
+    return Path(options.out) / "runs" / row.run / f"seed-{seed}"
+
+
+def seeds_of(row: Row, options: argparse.Namespace) -> range:
+    """Return the seeds of a row."""
+    return range(options.end_to_end_seeds if row.end_to_end else options.seeds)
+
+
+def is_finished(row: Row, options: argparse.Namespace, seed: int) -> bool:
+    """Return whether a row's results exist, for these settings."""
+    folder = folder_of(row, options, seed)
+    with suppress(OSError, ValueError):
+        config = json.loads((folder / "run/config.json").read_text())
+        found = json.loads((folder / "results/metrics.json").read_text())
+        wanted = json.loads(json.dumps(to_dict(configuration(row, options, seed))))
+        return bool(config == wanted and found["photos"] == options.photos)
+    return False
+
+
+def train_and_evaluate(row: Row, options: argparse.Namespace, seed: int) -> float:
+    """Train or resume one seed of a row, evaluate its best network, and return the seconds taken."""
+    torch.set_num_threads(options.threads)
+    folder, began = folder_of(row, options, seed), time.monotonic()
+    shutil.rmtree(folder / "results", ignore_errors=True)
+
+    def report(progress: Progress) -> None:
+        if progress.step % options.every == 0:
+            print(
+                f"{row.run} seed {seed}: step {progress.step}, {progress.photos_per_s:.0f} photos/s, "
+                f"{time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+
+    train(configuration(row, options, seed), str(folder / "run"), options.device, report)
+    evaluate(
+        str(folder / "run" / BEST_FILE),
+        str(caches(options)["photos"]),
+        str(folder / "results"),
+        device=options.device,
+    )
+    return time.monotonic() - began
+
+
+def run_all(rows: list[Row], options: argparse.Namespace) -> None:
+    """Train and evaluate all rows that are not finished, `options.jobs` at a time."""
+    by_run = {row.run: row for row in rows}
+    waiting = [
+        (row, seed)
+        for row in by_run.values()
+        for seed in seeds_of(row, options)
+        if not is_finished(row, options, seed)
+    ]
+    # The first seed of every row comes first, so that an early stop leaves whole tables.
+    waiting.sort(key=lambda one: (one[1], one[0].end_to_end))
+    if options.jobs == 1:
+        for row, seed in waiting:
+            train_and_evaluate(row, options, seed)
+        return
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        running = {
+            pool.submit(train_and_evaluate, row, options, seed): f"{row.run} seed {seed}"
+            for row, seed in waiting
+        }
+        for number, done in enumerate(as_completed(running), 1):
+            print(
+                f"{running[done]}: finished in {done.result():.0f} s, {number} of {len(running)}", flush=True
+            )
+
+
+def ending(row: Row, options: argparse.Namespace, seed: int) -> tuple[int, bool]:
+    """Return the steps a run took, and whether its validation error stood still before its last step."""
+    log = (folder_of(row, options, seed) / "run" / LOG_FILE).read_text().splitlines()
+    steps = int(json.loads(log[-1])["step"])
+    return steps, steps < (options.end_to_end_steps if row.end_to_end else options.steps)
+
+
+def mean_hand(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of an untrained network, which predicts the mean hand, upright."""
+    folder = Path(options.out) / "mean-hand"
+    file = folder / "metrics.json"
+    if not file.exists() or json.loads(file.read_text())["photos"] != options.photos:
+        evaluate("untrained:default", str(caches(options)["photos"]), str(folder), device=options.device)
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
