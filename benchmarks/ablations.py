@@ -110,6 +110,7 @@ def main() -> None:
     options = options_of()
     try:
         if options.out is not None:
+            options.out = options.out.resolve()
             options.out.mkdir(parents=True, exist_ok=True)
             make(options)
             return

@@ -3,8 +3,9 @@
 OUT/validation.jsonl    step and error of each measurement
 OUT/best.safetensors    the network with the smallest error
 
-The error is that of the strongest target the run trains on: vertices after Procrustes (mm), else 3D joints after
-Procrustes (mm), else 2D joints (crop half-sides). So weak training never sees 3D, not even to end a run.
+The error is that of the strongest target the run trains on: vertices (mm), else 3D joints (mm), else 2D joints (crop
+half-sides). So weak training never sees 3D, not even to end a run. In 3D it is the mean of two errors, wrist on wrist and
+after Procrustes. The latter alone rises while a network learns to turn the hand, and would end the run there.
 """
 
 from __future__ import annotations
@@ -112,7 +113,9 @@ def _errors(prediction: Prediction, batch: Batch) -> np.ndarray:
         (batch.has_joints3d, prediction.joints3d.mean_mm, batch.joints3d_mm),
     ):
         if known.any():
-            return metrics.pa_mpjpe(_numpy(points[known]), _numpy(target[known]))
+            # Both are wrist-relative already.
+            predicted, truth = _numpy(points[known]), _numpy(target[known])
+            return (metrics.distances(predicted, truth).mean(1) + metrics.pa_mpjpe(predicted, truth)) / 2
     distance = _numpy((prediction.joints2d - batch.joints2d).norm(dim=-1))
     seen = batch.has_joints2d.cpu().numpy()
     return np.asarray((distance * seen).sum(1)[seen.any(1)] / seen.sum(1)[seen.any(1)])

@@ -183,11 +183,12 @@ def run(
     total, batches = _examples(checkpoint, examples, first, count)
     if not against_labels:
         batches = _truths(batches, examples)
+    drawn_tight = examples == SYNTHETIC or is_cache(examples)
     done = 0
     for batch, facts in batches:
         batch = batch.to(place)
         shown = batch.image
-        if checkpoint.cut_margin > 1 and examples == SYNTHETIC:
+        if checkpoint.cut_margin > 1 and drawn_tight:
             shown = _resized(shown, checkpoint.cut_margin, checkpoint.cut_px, OUTSIDE)
         elif checkpoint.cut_margin > 1:
             batch = _tight(batch, checkpoint.cut_margin, checkpoint.info.network.crop_px)
