@@ -4,8 +4,8 @@ OUT/validation.jsonl    step and error of each measurement
 OUT/best.safetensors    the network with the smallest error
 
 The error is that of the strongest target the run trains on: vertices (mm), else 3D joints (mm), else 2D joints (crop
-half-sides). So weak training never sees 3D, not even to end a run. In 3D it is the mean of two errors, wrist on wrist and
-after Procrustes. The latter alone rises while a network learns to turn the hand, and would end the run there.
+half-sides). So weak training never sees 3D, not even to end a run. In 3D it is the mean of two errors, wrist on wrist
+and after Procrustes. The latter alone rises while a network learns to turn the hand, and would end the run there.
 """
 
 from __future__ import annotations
