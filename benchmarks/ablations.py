@@ -51,8 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--end-to-end-seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1600, help="maximum steps of a row")
     parser.add_argument("--end-to-end-steps", type=int, default=300, help="the same, end to end")
-    parser.add_argument("--every", type=int, default=100, help="steps between looks at the validation error")
-    parser.add_argument("--patience", type=int, default=5, help="looks without a gain before a row ends")
+    parser.add_argument(
+        "--every", type=int, default=100, help="steps between measurements of the validation error"
+    )
+    parser.add_argument(
+        "--patience", type=int, default=5, help="measurements without a gain before a row ends"
+    )
     parser.add_argument("--crop-px", type=int, default=160)
     parser.add_argument("--tokens", type=int, default=98)
     parser.add_argument("--width", type=int, default=128)

@@ -23,7 +23,7 @@ Ours: {hands:,} drawn hands, off the camera's axis and behind objects too, in up
 The backbone of `{backbone_from}` ran over them once. Heads alone train on its features, {seeds} seeds per row.
 Rows "end to end" train backbone and heads on the same crops, {end_to_end_seeds} seeds. AMVUR has {tokens} tokens,
 width {width}, {blocks} blocks; batch 32, Adam at {learning_rate:g}. A row ends when its error on {validation} other
-hands gained less than 0.5 % in {patience} looks, {every} steps apart; weak rows look at 2D joints alone. A "*"
+hands gained less than 0.5 % in {patience} measurements, {every} steps apart; weak rows look at 2D joints alone. A "*"
 marks rows that took all {steps:,} steps ({end_to_end_steps:,} end to end). The best network of each run predicts
 {photos:,} held-out hands.
 
