@@ -129,6 +129,7 @@ def main() -> None:
     better = [labels[i] for i in np.linspace(0, len(labels) // 2, 8).astype(int)]
     with_texture(better, faces).save(arguments.out / "real.jpg", quality=85)
     if arguments.eye:
+        arguments.eye.mkdir(parents=True, exist_ok=True)
         chosen_rows = np.random.default_rng(EYE_SEED).choice(len(labels), EYE, replace=False)
         for part in range(0, EYE, 15):
             some = sheet([labels[i] for i in chosen_rows[part : part + 15]], faces, 3)
