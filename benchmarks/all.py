@@ -34,6 +34,8 @@ WITHOUT = (
     "corpus",
     "detector",
     "video",
+    "following",
+    "track_memory",
     "ablations",
 )
 
