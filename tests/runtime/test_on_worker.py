@@ -11,8 +11,16 @@ import pytest
 
 from annotator import UserError
 from annotator.runtime.on_worker import on_worker
+from annotator.runtime.ray_session import connected
 from tests.commands.test_cli import run
 from trainer.evaluation.evaluate import evaluate
+
+
+@pytest.fixture(autouse=True)
+def ray_here(local_ray):
+    """Start Ray again if an earlier test of this process has ended it: 'auto' would find another process's."""
+    with connected():
+        yield
 
 
 def dying_once(mark: str, **arguments: Any) -> Any:
