@@ -212,11 +212,11 @@ class TwoLooks(nn.Module):
         features = self._look(images, first, Square.around(joints2d))
         better, is_off = self._better(features)
         (again,) = torch.where(is_off & (is_hand > IS_HAND))
-        for _ in range(REPEATS if len(again) else 0):
-            features.put(again, self._look(images[again], first[again], better[again]))
-            better, _ = self._better(features)
+        if len(again):
+            for _ in range(REPEATS):
+                features.put(again, self._look(images[again], first[again], better[again]))
+                better, is_off = self._better(features)
         if self.second.heads is not None:
-            _, is_off = self._better(features)
             not_found = is_off | (self.second.is_hand(features.second) < FOUND)
             (lost,) = torch.where(not_found & (is_hand > IS_HAND))
             if len(lost):
