@@ -258,7 +258,12 @@ ENTRY = st.builds(
     frame_time_s=st.none() | st.floats(0, 1e9),
     hands=st.none() | st.lists(HAND, max_size=3).map(tuple),
     focal_px=st.none() | st.floats(0, 1e9),
-    camera=st.none() | st.builds(ListedCamera, *[st.floats(1, 1e6)] * 4),
+    camera=st.none() | st.builds(
+        ListedCamera,
+        *[st.floats(1, 1e6)] * 4,
+        model=st.sampled_from(["pinhole", "fisheye"]),
+        distortion=st.lists(NUMBER, max_size=14).map(tuple),
+    ),
     duplicate=st.booleans(),
     fault=st.none() | st.builds(Fault, TEXT, TEXT),
     extra=st.dictionaries(TEXT, st.none() | st.booleans() | st.integers(0, (1 << 64) - 1) | NUMBER | TEXT, max_size=3),

@@ -54,9 +54,10 @@ _JOINT_COLUMNS = {
     "scale_aligned_joint_errors_mm": (21,),
     "joints2d_errors": (21, 2),
     "joints2d_stds": (21, 2),
-    "joint_visible": (21,),  # the truth, 0 or 1
-    "joint_visible_score": (21,),
 }
+
+#: Numbers per joint (21,) of the photos alone whose truth is known for a joint: truth 0 or 1, and probability.
+_VISIBILITY_COLUMNS = ("joint_visible", "joint_visible_score")
 
 # Wrist and middle finger.
 _MIDDLE = [0, 9, 10, 11, 12]
@@ -85,7 +86,9 @@ class Measured:
         """Use std as in labels with a checkpoint's calibration; without it, as the network predicts it."""
         self.calibration = calibration or Calibration()
         self._ids: list[str] = []
-        self._columns: dict[str, list[Floats]] = {name: [] for name in (*PHOTO_COLUMNS, *_JOINT_COLUMNS)}
+        self._columns: dict[str, list[Floats]] = {
+            name: [] for name in (*PHOTO_COLUMNS, *_JOINT_COLUMNS, *_VISIBILITY_COLUMNS)
+        }
         self._vertex_pairs = _Thinned(_VERTEX_PHOTOS)
         self._picks = np.random.default_rng(0)
 
@@ -98,9 +101,13 @@ class Measured:
         return list(self._ids)
 
     def __getitem__(self, name: str) -> Floats:
-        """Return a column over all photos: one of `PHOTO_COLUMNS` (n,), or per joint (n, 21, ...)."""
+        """Return a column over all photos: one of `PHOTO_COLUMNS` (n,), or per joint (n, 21, ...).
+
+        Visibility has rows for the photos alone whose truth is known.
+        """
         parts = self._columns[name]
-        return np.concatenate(parts) if parts else np.zeros((0, *_JOINT_COLUMNS.get(name, ())), np.float32)
+        shapes = _JOINT_COLUMNS | dict.fromkeys(_VISIBILITY_COLUMNS, (21,))
+        return np.concatenate(parts) if parts else np.zeros((0, *shapes.get(name, ())), np.float32)
 
     def vertex_pairs(self) -> tuple[Floats, Floats]:
         """Return std and signed error (m, 24, 3) of some vertices of m photos, mm: a random sample of bounded size."""
@@ -150,8 +157,9 @@ class Measured:
         if prediction.joint_visible_logit is not None:
             known = batch.has_joint_visible.cpu().numpy()
             score = _numpy(prediction.joint_visible_logit.sigmoid())
-            columns["joint_visible"][:] = np.where(known, _numpy(batch.joint_visible), np.nan)
-            columns["joint_visible_score"][:] = np.where(known, score, np.nan)
+            rows = known.any(1)
+            for name, values in zip(_VISIBILITY_COLUMNS, (_numpy(batch.joint_visible), score), strict=True):
+                columns[name] = np.where(known, values, np.nan)[rows].astype(np.float32)
         if rendered is not None and region is not None:
             shown, photo = (_numpy(images).transpose(0, 2, 3, 1) for images in (rendered, batch.image / 255))
             where = region.cpu().numpy().astype(bool)
