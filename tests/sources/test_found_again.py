@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from annotator.export import export_labels
-from annotator.export.together import StoredPhotos
+from annotator.export.together import Positions, stored_photos
 from annotator.hand import load_hand
 from annotator.photos.read import photos_of, place_of, stored_at
 from annotator.sources import open_source
@@ -69,7 +69,7 @@ def test_every_photo_is_found_by_its_uri(everything):
     assert len(entries) > 6 * len(NAMES)
     read = list(photos_of(entries, lambda _: 8))
     places = [(entry.uri, entry.frame_index) for entry in entries]
-    together = list(StoredPhotos().of(places))
+    together = list(stored_photos(places, Positions().of(places)))
     for entry, before, at_once in zip(entries, read, together, strict=True):
         found = stored_at(entry.uri, entry.frame_index)
         if entry.frame_index is not None:
