@@ -186,6 +186,8 @@ def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
         if value not in get_args(hint):
             raise UserError(f"{where}: {key} is {value!r}, may be {', '.join(map(str, get_args(hint)))}")
         return value
+    if hint is str and value is None:  # `--set backbone_from=` and a key without a value
+        return ""
     if hint is float and type(value) is int:
         return float(value)
     if hint is float and isinstance(value, str):

@@ -41,7 +41,7 @@ from trainer.train import Progress, train
 
 #: The training: the paper's backbone and size, the project's own recipe.
 TRAINING = (
-    *("network.backbone=resnet50", "network.crop_px=224", "network.imagenet=false", "freeze_early=false"),
+    *("network.backbone=resnet50", "network.crop_px=224", "backbone_from=", "freeze_early=false"),
     *("precision=bf16", "checkpoint_every=1000000", "pictures_every=1000000"),
 )
 

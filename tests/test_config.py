@@ -6,6 +6,7 @@ import pytest
 
 from annotator.config import NetworkConfig, config_folder, from_dict, read_config, to_dict
 from annotator.errors import UserError
+from trainer.config import TrainConfig
 
 
 def test_dictionaries_round_trip():
@@ -60,3 +61,8 @@ def test_files_that_are_missing_or_not_yaml_are_one_line(tmp_path):
 )
 def test_every_shipped_network_configuration_reads(name):
     assert isinstance(read_config(NetworkConfig, "network", name), NetworkConfig)
+
+
+def test_an_empty_value_of_a_text_setting_is_an_empty_text():
+    config = read_config(TrainConfig, "train", "supervised", ["backbone_from="])
+    assert config.backbone_from == ""

