@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from annotator.export import export_labels
     from annotator.job.options import ComputeOptions
     from annotator.predictor import load
+    from annotator.sources.entry import Camera
 
     __version__: str
 
 __all__ = [
+    "Camera",
     "ComputeOptions",
     "Keep",
     "UserError",
@@ -41,6 +43,7 @@ __all__ = [
 
 #: Public name -> module and name there.
 _PUBLIC = {
+    "Camera": ("annotator.sources.entry", "Camera"),
     "ComputeOptions": ("annotator.job.options", "ComputeOptions"),
     "Keep": ("annotator.labels.filter_file", "Keep"),
     "annotate": ("annotator.commands.annotate", "annotate"),

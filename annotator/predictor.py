@@ -25,12 +25,13 @@ from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.network import Prediction
 from annotator.model.samples import MeshSampler, keyed_noise
 from annotator.model.two_looks import TwoLooks
-from annotator.photos.camera import exif_camera
+from annotator.photos.camera import PhotoCamera, exif_camera, given_camera
 from annotator.photos.crops import Crops, Side, crop_photo
 from annotator.photos.decode import Photo, decode_photo, read_photo
 from annotator.predicted_columns import numpy_of, predicted_columns, sample_columns
 from annotator.runtime.device import device_of
 from annotator.runtime.precision import Precision
+from annotator.sources.entry import Camera
 
 #: Photos per forward pass on a CPU; larger batches are not faster.
 CPU_BATCH = 32
@@ -154,6 +155,7 @@ class Predictor:
         samples: int = 0,
         side: Side = "auto",
         boxes_xyxy: Sequence[Sequence[float]] | None = None,
+        cameras: Sequence[Camera | None] | None = None,
     ) -> list[dict[str, Any]]:
         """Label photos: arrays (H, W, 3) uint8 RGB, or paths. Return one dictionary of label columns per photo.
 
@@ -162,11 +164,20 @@ class Predictor:
             samples: hands to draw from q(V | I) besides its mean, see `predict_crops`.
             side: of the hands; `auto` uses the network's prediction.
             boxes_xyxy: the hand's box in each photo, in pixels. Default: the photo itself is the crop.
+            cameras: of each photo; None where it is not known. Default: from EXIF, else assumed.
 
         Raises:
             annotator.photos.errors.PhotoError: a photo that can't be read.
-            UserError: an array that is not (H, W, 3) uint8.
+            UserError: an array that is not (H, W, 3) uint8, or an impossible camera.
         """
+        cameras = [None] * len(images) if cameras is None else cameras
+        for name, given in (("boxes_xyxy", boxes_xyxy), ("cameras", cameras)):
+            if given is not None and len(given) != len(images):
+                raise UserError(
+                    f"{name} has {len(given)} entries for {len(images)} photos: give one for each"
+                )
+        for camera in cameras:
+            _check_camera(camera)
         cut_px, margin = self.checkpoint.cut_px, self.checkpoint.cut_margin
         cut = []
         for index, image in enumerate(images):
@@ -181,7 +192,7 @@ class Predictor:
                     cut_px,
                     box,
                     margin=margin,
-                    camera=exif_camera(photo),
+                    camera=_camera(cameras[index], photo),
                 )
             )
         if not cut:
@@ -292,6 +303,18 @@ def _flip(images: torch.Tensor, rows: NDArray[np.int64]) -> None:
     """Mirror some images (B, 3, H, W), in place."""
     if len(rows):
         images[rows] = images[rows].flip(-1)
+
+
+def _check_camera(camera: Camera | None) -> None:
+    try:
+        if camera is not None:
+            camera.check()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"a camera is impossible: {error}") from None
+
+
+def _camera(camera: Camera | None, photo: Photo) -> PhotoCamera:
+    return exif_camera(photo) if camera is None else given_camera(camera, photo, photo.stretch_xy)
 
 
 def _photo(image: np.ndarray | str | Path, min_side_px: int | None) -> Photo:

@@ -8,7 +8,7 @@ from annotator.lens import Lens
 from annotator.photos.decode import Photo
 
 if TYPE_CHECKING:
-    from annotator.sources.entry import Entry
+    from annotator.sources.entry import Camera, Entry
 
 
 class PhotoCamera(NamedTuple):
@@ -30,15 +30,19 @@ def camera_of(entry: Entry, photo: Photo) -> PhotoCamera:
         return PhotoCamera(entry.focal_px, None, "given")
     if entry.camera is None:
         return exif_camera(photo)
-    fx, fy, cx, cy, model, distortion = entry.camera
-    across, down = (1.0, 1.0) if entry.boxes_in == "photo" else photo.stretch_xy
+    return given_camera(entry.camera, photo, (1.0, 1.0) if entry.boxes_in == "photo" else photo.stretch_xy)
+
+
+def given_camera(camera: Camera, photo: Photo, stretch_xy: tuple[float, float]) -> PhotoCamera:
+    """Return the camera of a photo whose width and height are `stretch_xy` times those that `camera` is given for."""
+    across, down = stretch_xy
     lens = Lens(
-        fx * across,
-        fy * down,
-        photo.width / 2 if cx is None else cx * across,
-        photo.height / 2 if cy is None else cy * down,
-        model,
-        distortion,
+        camera.fx * across,
+        (camera.fx if camera.fy is None else camera.fy) * down,
+        photo.width / 2 if camera.cx is None else camera.cx * across,
+        photo.height / 2 if camera.cy is None else camera.cy * down,
+        camera.model,
+        tuple(camera.distortion),
     )
     return PhotoCamera((lens.fx + lens.fy) / 2, (lens.cx, lens.cy), "given", None if lens.is_plain else lens)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
-from annotator.lens import LensModel
+from annotator.lens import Lens, LensModel
 
 #: The unit of boxes: pixels of the upright file; square pixels of the photo, as in labels; or fractions of its width
 #: and height.
@@ -17,6 +18,9 @@ BoxFrame = Literal["file", "photo", "fraction"]
 #: The shortest and the longest hand that a user may give, millimetres, and the limits as text.
 _HAND_LENGTHS_MM = (50.0, 300.0)
 HAND_LENGTHS = "50 to 300 millimetres, from wrist to middle fingertip"
+
+#: Limits of focal lengths and coordinates in pixels: beyond them a hand's position overflows.
+_FOCAL_LIMITS_PX, _FARTHEST_PX = (1e-3, 1e9), 1e7
 
 #: x, y in photo pixels and depth in the same unit, each None where unknown.
 Landmark = tuple[float | None, float | None, float | None]
@@ -31,15 +35,32 @@ class ListedHand(NamedTuple):
     detection_score: float | None = None
 
 
-class ListedCamera(NamedTuple):
-    """The camera of a photo, from a list; pixels as the entry's boxes, or of the upright file."""
+class Camera(NamedTuple):
+    """The camera of a photo, as a user gives it; pixels of the upright file, or as the entry's boxes.
+
+    Pixel centres are at half integers: add 0.5 to `cx` and `cy` of OpenCV.
+    """
 
     fx: float
-    fy: float
+    fy: float | None = None  # None: fx
     cx: float | None = None  # None: the photo's centre
     cy: float | None = None
     model: LensModel = "pinhole"
-    distortion: tuple[float, ...] = ()  # of `annotator.lens`
+    distortion: tuple[float, ...] = ()  # OpenCV's coefficients, see `annotator.lens`
+
+    def check(self) -> None:
+        """Raise a ValueError for an impossible camera."""
+        for name in ("fx", "fy"):
+            value = getattr(self, name)
+            if value is not None and not _FOCAL_LIMITS_PX[0] <= value <= _FOCAL_LIMITS_PX[1]:
+                raise ValueError(f"{name} is {value}: expected a positive number of pixels")
+        if (self.cx is None) != (self.cy is None):
+            raise ValueError("only one of cx and cy is given: expected both, or none")
+        if not max(abs(self.cx or 0), abs(self.cy or 0)) <= _FARTHEST_PX:
+            raise ValueError(f"the principal point is {self.cx:g}, {self.cy:g}: expected photo pixels")
+        if not all(map(math.isfinite, self.distortion)):
+            raise ValueError(f"the distortion is {self.distortion}: expected finite numbers")
+        Lens(self.fx, self.fy or self.fx, 0, 0, self.model, tuple(self.distortion))  # checks the coefficients
 
 
 class Fault(NamedTuple):
@@ -64,7 +85,7 @@ class Entry:
     first_hand: int = 0  # `hand_index` of its first hand, if earlier rows have other hands of the photo
     boxes_in: BoxFrame = "file"
     focal_px: float | None = None
-    camera: ListedCamera | None = None  # in place of `focal_px`
+    camera: Camera | None = None  # in place of `focal_px`
     hand_length_mm: float | None = None  # of its hands, wrist to middle fingertip along the bones
     # An earlier entry of the list has the same uri or id, and this entry is not another hand of it.
     duplicate: bool = False
@@ -106,7 +127,7 @@ class Entry:
         if values.get("hands") is not None:
             values["hands"] = tuple(_hand(*hand) for hand in values["hands"])
         if "camera" in values:
-            camera = ListedCamera(*values["camera"])
+            camera = Camera(*values["camera"])
             values["camera"] = camera._replace(distortion=tuple(camera.distortion))
         if "fault" in values:
             values["fault"] = Fault(*values["fault"])

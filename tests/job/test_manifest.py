@@ -24,7 +24,7 @@ from annotator.job.manifest import (
     shard_file_name,
 )
 from annotator.sources import FolderSource, ListSource, Source
-from annotator.sources.entry import Entry, Fault, ListedCamera, ListedHand
+from annotator.sources.entry import Camera, Entry, Fault, ListedHand
 from tests.sources.test_containers import tar_of
 
 
@@ -259,7 +259,7 @@ ENTRY = st.builds(
     hands=st.none() | st.lists(HAND, max_size=3).map(tuple),
     focal_px=st.none() | st.floats(0, 1e9),
     camera=st.none() | st.builds(
-        ListedCamera,
+        Camera,
         *[st.floats(1, 1e6)] * 4,
         model=st.sampled_from(["pinhole", "fisheye"]),
         distortion=st.lists(NUMBER, max_size=14).map(tuple),

@@ -15,7 +15,7 @@ from annotator import UserError
 from annotator.job.stages import open_shard
 from annotator.photos.decode import decode_photo
 from annotator.sources import ListSource
-from annotator.sources.entry import Entry, ListedCamera, ListedHand
+from annotator.sources.entry import Camera, Entry, ListedHand
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "sign-digits" / "images"
 PHONE = {"mm": 4.25, "film": 26, "size": (4032, 3024)}
@@ -157,7 +157,7 @@ def test_a_list_keeps_the_cameras_columns_and_refuses_impossible_ones(tmp_path):
     source = ListSource(str(tmp_path / "hands.csv"))
     assert list(source.columns) == ["fx", "fy", "cx", "cy"]
     first, *others = source
-    assert first.camera == ListedCamera(500, 502, 190, 160) and first.extra["cx"] == "190"
+    assert first.camera == Camera(500, 502, 190, 160) and first.extra["cx"] == "190"
     assert Entry.from_json(first.to_json()) == first
     for entry, words in zip(
         others, ["fx is -1", "fy is given without fx", "one of cx and cy", "principal", "fx has"], strict=True
@@ -188,4 +188,4 @@ def test_cx_and_cy_are_a_boxs_centre_without_fx_and_the_cameras_with_it(tmp_path
     (entry,) = ListSource(str(tmp_path / "box.csv"))
     assert entry.hands == (ListedHand((40, 40, 60, 80)),) and entry.camera is None
     (entry,) = ListSource(str(tmp_path / "both.csv"))
-    assert entry.hands == (ListedHand((40, 40, 60, 80)),) and entry.camera == ListedCamera(500, 500, 320, 240)
+    assert entry.hands == (ListedHand((40, 40, 60, 80)),) and entry.camera == Camera(500, 500, 320, 240)

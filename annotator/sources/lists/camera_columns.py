@@ -17,14 +17,11 @@ from typing import Any
 import pyarrow as pa
 
 from annotator.errors import UserError
-from annotator.lens import Lens, LensModel
-from annotator.sources.entry import ListedCamera
+from annotator.lens import LensModel
+from annotator.sources.entry import Camera
 
 _NUMBERS = ("fx", "fy", "cx", "cy")
 _DISTORTION, _MODEL = "distortion", "camera_model"
-
-#: Limits of focal lengths and coordinates in pixels: beyond them a hand's position overflows.
-_FOCAL_LIMITS_PX, _FARTHEST_PX = (1e-3, 1e9), 1e7
 
 
 def camera_names(names: Sequence[str], path: str) -> tuple[str, ...]:
@@ -68,7 +65,7 @@ def check_camera_types(types: Mapping[str, pa.DataType], names: Sequence[str], p
 
 def listed_camera(
     row: Mapping[str, Any], names: Sequence[str], number: Callable[[Any, str], float]
-) -> ListedCamera | None:
+) -> Camera | None:
     """Return a row's camera; None where it is empty.
 
     Args:
@@ -89,7 +86,7 @@ def listed_camera(
     if ("cx" in given) != ("cy" in given):
         raise ValueError("only one of cx and cy is given: expected both, or none")
     fx = given["fx"]
-    camera = ListedCamera(
+    camera = Camera(
         fx,
         given.get("fy", fx),
         given.get("cx"),
@@ -97,12 +94,7 @@ def listed_camera(
         _model(row.get(_MODEL)) if _MODEL in names else "pinhole",
         _coefficients(row.get(_DISTORTION), number) if _DISTORTION in names else (),
     )
-    for name in ("fx", "fy"):
-        if not _FOCAL_LIMITS_PX[0] <= getattr(camera, name) <= _FOCAL_LIMITS_PX[1]:
-            raise ValueError(f"{name} is {getattr(camera, name)}: expected a positive number of pixels")
-    if max(abs(given.get("cx", 0)), abs(given.get("cy", 0))) > _FARTHEST_PX:
-        raise ValueError(f"the principal point is {given['cx']:g}, {given['cy']:g}: expected photo pixels")
-    Lens(fx, camera.fy, 0, 0, camera.model, camera.distortion)  # checks the number of coefficients
+    camera.check()
     return camera
 
 

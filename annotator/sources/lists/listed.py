@@ -17,9 +17,9 @@ from typing import Any
 from annotator.errors import UserError, plain
 from annotator.sources.entry import (
     HAND_LENGTHS,
+    Camera,
     Entry,
     Fault,
-    ListedCamera,
     ListedHand,
     is_hand_length,
     readable,
@@ -275,7 +275,7 @@ class ListSource(Source):
             raise BadRowError(f"the focal length is {focal_px}: expected a positive number of pixels")
         return focal_px
 
-    def _camera(self, row: Row) -> ListedCamera | None:
+    def _camera(self, row: Row) -> Camera | None:
         try:
             return listed_camera(row, self._roles["camera"], self._number)
         except BadRowError:
