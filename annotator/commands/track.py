@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # planning and writing start seconds sooner without torch
     from annotator.hand.layer import HandLayer
 
 #: Version of the method: a change that moves hands is another maker of labels.
-TRACKER_VERSION = 1
+TRACKER_VERSION = 2
 
 #: Rows whose wide columns are in memory while they are read.
 READ_ROWS = 256

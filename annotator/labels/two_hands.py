@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -26,28 +26,49 @@ def join_two_hands(shard: Shard, faces: NDArray[np.integer], tie_sizes: bool = T
         faces: triangles (F, 3) of the hand model.
         tie_sizes: whether a photo's only right and only left hand are of one person, and so equally long.
     """
-    photos = _photos(shard)
-    if photos and tie_sizes:
+    photos = [(row["image_uri"], row["frame_index"], row["duplicate"]) for row in _rows_of_hands(shard)]
+    several = _together(photos)
+    if several and tie_sizes:
         shard.hands = _writable(shard.hands)  # arrays in shared memory are not
-        for hands in photos:
+        for hands in several:
             tie(shard.hands, hands)
-    for hands in photos:
-        placed = {
-            hand: shard.hands["vertices_mm"][hand] + shard.hands["camera"]["cam_t_mm"][hand] for hand in hands
-        }
-        depths = {(a, b): penetration_mm(placed[a], placed[b], faces) for a, b in combinations(hands, 2)}
-        for hand in hands:
-            deepest = max(depth for pair, depth in depths.items() if hand in pair)
-            shard.rows[shard.hand_rows[hand]]["penetration_mm"] = deepest
+    fill_penetration(shard.rows, shard.hand_rows, photos, shard.hands, faces)
 
 
-def _photos(shard: Shard) -> list[list[int]]:
-    """Return the hands of each photo with several, by their numbers among the shard's hands."""
-    photos: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for hand, row in enumerate(shard.hand_rows):
-        of_row = shard.rows[row]
-        photos[of_row["image_uri"], of_row["frame_index"], of_row["duplicate"]].append(hand)
-    return [hands for hands in photos.values() if len(hands) > 1]
+def _rows_of_hands(shard: Shard) -> list[dict[str, Any]]:
+    return [shard.rows[row] for row in shard.hand_rows]
+
+
+def fill_penetration(
+    rows: list[dict[str, Any]],
+    hand_rows: Sequence[int],
+    photos: Sequence[Hashable],
+    columns: dict[str, Any],
+    faces: NDArray[np.integer],
+) -> None:
+    """Fill `penetration_mm` of the rows of hands whose photo shows another one, in place.
+
+    Args:
+        rows: of a label file.
+        hand_rows: (n) the row of each hand. photos: (n) its photo.
+        columns: the hands' label columns.
+        faces: triangles (F, 3) of the hand model.
+    """
+    for hands in _together(photos):
+        placed = {hand: columns["vertices_mm"][hand] + columns["camera"]["cam_t_mm"][hand] for hand in hands}
+        sound = [hand for hand in hands if np.isfinite(placed[hand]).all()]
+        for pair in combinations(sound, 2):
+            depth = penetration_mm(placed[pair[0]], placed[pair[1]], faces)
+            for of_hand in (rows[hand_rows[hand]] for hand in pair):
+                of_hand["penetration_mm"] = max(depth, of_hand.get("penetration_mm") or 0.0)
+
+
+def _together(photos: Sequence[Hashable]) -> list[list[int]]:
+    """Return the hands of each photo with several, by their numbers."""
+    hands: dict[Hashable, list[int]] = defaultdict(list)
+    for hand, photo in enumerate(photos):
+        hands[photo].append(hand)
+    return [several for several in hands.values() if len(several) > 1]
 
 
 def _writable(columns: dict[str, Any]) -> dict[str, Any]:

@@ -99,6 +99,12 @@ def view_of_box(lens: Lens, box_xyxy: Sequence[float], padding: float) -> View:
     return View(lens, axes, min(half_tan, np.tan(np.radians(_FARTHEST_DEG))))
 
 
+def view_of_square(lens: Lens, centre_px: ArrayLike, half_side_px: float) -> View:
+    """Return the view with this `square_px`; its axes are NaN where the lens shows nothing at the centre."""
+    axes = np.asarray(axes_of_direction(lens.rays(centre_px)), np.float64)
+    return View(lens, axes, half_side_px / View(lens, axes, 1.0).square_px()[1])
+
+
 def _on_plane(rays: Floats) -> Floats:
     """Return where rays (..., 3) meet the plane at distance 1 (..., 2); NaN where that is too far."""
     with np.errstate(all="ignore"):

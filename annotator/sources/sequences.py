@@ -15,7 +15,6 @@ from annotator.labels.folder import label_facts, one_hand, opened_label_file, re
 from annotator.labels.schema import SAMPLES_ROUNDING, label_schema
 from annotator.sources.entry import Entry
 from annotator.sources.label_set import LabelSet
-from annotator.sources.lists.camera_columns import has_lens
 from annotator.sources.source import Source
 from annotator.storage.files import join
 
@@ -53,10 +52,6 @@ class SequenceSource(Source):
             )
         if "track_id" in names:
             raise UserError(f"'{self._set.name}' is tracked already: give the labels that it was made of")
-        if has_lens(names):
-            raise UserError(
-                f"'{self._set.name}' is of cameras with distortion: undistort the video, and track its labels"
-            )
         own = {*label_schema(1).names, *SAMPLES_ROUNDING}
         self.columns = {_renamed(field.name): field.type for field in self.schema if field.name not in own}
         self._has_sequence = SEQUENCE in names

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotator import coordinates as frames
-from annotator.coordinates import CropFrame, square_around
+from annotator.coordinates import square_around
+from annotator.labels.metric import hand_length_stds_mm, hand_lengths_mm, place_covariance
+from annotator.lens import Lens
 from annotator.photos.crops import BOX_PADDING, box_around_joints
+from annotator.photos.errors import PhotoError
+from annotator.photos.view import View, view_of_box
 from annotator.track.motion import Motion
 
 Floats = NDArray[np.floating]
@@ -21,9 +26,16 @@ NEAREST = ("visible_fraction", "joint_visible", "joint_visible_score", "hidden_j
 
 _VECTORS = (
     *("box_xyxy", "crop_xyxy", "joints3d_mm", "joints3d_std_mm", "joints2d_px", "joints2d_std_px"),
-    *("pose", "betas"),
+    *("pose", "betas", "cam_t_std_mm"),
 )
-_SCALARS = ("joint_std_mm", "max_joint_std_mm", "vertex_std_mm")
+_LENGTHS = ("hand_length_mm", "hand_length_std_mm")
+_SCALARS = ("joint_std_mm", "max_joint_std_mm", "vertex_std_mm", *_LENGTHS)
+
+#: Columns that a track has, whether its labels have them or not.
+MADE = (*_LENGTHS, "cam_t_std_mm")
+
+#: Cosine off a view's axis that counts as a place in it: a smoothed one may lie farther off than any view reaches.
+_LEAST_Z = 0.1
 
 #: Every column but the wide ones that holds an array for each hand; the others are values of rows.
 OF_HANDS = (*_VECTORS, *_SCALARS, *NEAREST, "is_right", "camera")
@@ -69,24 +81,68 @@ def picked_columns(columns: dict[str, Any], rows: NDArray[np.int64]) -> dict[str
     return {name: picked(values) for name, values in columns.items()}
 
 
-def labels_motion(columns: dict[str, Any], rows: NDArray[np.int64]) -> Motion:
-    """Return labels at some rows as a motion; row -1 stands for a frame without a label, and gives any numbers."""
+def labels_motion(columns: dict[str, Any], views: NDArray[np.object_], rows: NDArray[np.int64]) -> Motion:
+    """Return labels at some rows as a motion; row -1 stands for a frame without a label, and gives any numbers.
+
+    `views` (n,) are those of the labels behind a lens, None for others.
+    """
     camera, crop = columns["camera"], columns["crop_xyxy"][rows]
     half_px = (crop[:, 2] - crop[:, 0]) / 2
     centre_px = (crop[:, :2] + crop[:, 2:]) / 2
+    scale_px = camera["scale"][rows].astype(np.float64) * half_px
+    place_px = (centre_px + camera["translation"][rows] * half_px[:, None]).astype(np.float64)
+    for k in _through_lens(views[rows]):
+        view, focal_px = views[rows[k]], float(camera["focal_px"][rows[k]])
+        on_plane = view.half_tan * camera["translation"][rows[k]].astype(np.float64)
+        place_px[k] = _even_lens(focal_px, camera["principal_px"][rows[k]]).project(
+            view.axes @ [*on_plane, 1]
+        )
+        scale_px[k] = camera["scale"][rows[k]] * view.half_tan * focal_px
     return Motion(
         pose=columns["pose"][rows].astype(np.float64),
         betas=columns["betas"][rows].astype(np.float64),
         joints3d_mm=columns["joints3d_mm"][rows],
         joints3d_std_mm=columns["joints3d_std_mm"][rows],
         joints2d_std_px=columns["joints2d_std_px"][rows],
-        scale_px=camera["scale"][rows].astype(np.float64) * half_px,
-        place_px=(centre_px + camera["translation"][rows] * half_px[:, None]).astype(np.float64),
+        scale_px=scale_px,
+        place_px=place_px,
+    )
+
+
+def _through_lens(views: NDArray[np.object_]) -> list[int]:
+    return [k for k, view in enumerate(views) if view is not None]
+
+
+def _even_lens(focal_px: float, principal_px: Floats) -> Lens:
+    """Return a fisheye in whose photo distances are angles: it shows every direction, so any place has pixels there."""
+    cx, cy = (float(value) for value in principal_px)
+    return Lens(focal_px, focal_px, cx, cy, "fisheye")
+
+
+def size_factors(columns: dict[str, Any], nearest: NDArray[np.int64], motion: Motion) -> Floats:
+    """Return the factor (T,) on a track's size that keeps a given length; 1 where the length is predicted."""
+    length, std = (columns[name] for name in _LENGTHS)
+    if length is None or std is None:
+        return np.ones(len(nearest))
+    own_mm = np.maximum(hand_lengths_mm(motion.joints3d_mm), 1e-3)
+    factors: Floats = np.where(std[nearest] == 0, length[nearest] / own_mm, 1.0)
+    return factors
+
+
+def resized(motion: Motion, factors: Floats) -> Motion:
+    """Return a track of another size (T,) that looks the same in the photo."""
+    size = factors[:, None, None].astype(motion.joints3d_mm.dtype)
+    return replace(
+        motion,
+        joints3d_mm=motion.joints3d_mm * size,
+        joints3d_std_mm=motion.joints3d_std_mm * size,
+        scale_px=motion.scale_px / factors,
     )
 
 
 def track_columns(
     columns: dict[str, Any],
+    views: NDArray[np.object_],
     rows: NDArray[np.int64],
     nearest: NDArray[np.int64],
     motion: Motion,
@@ -95,32 +151,50 @@ def track_columns(
     """Return the label columns of a track's T frames, but `vertex_std_mm` and the wide ones.
 
     Args:
-        columns: of the sequence's labels.
+        columns: of the sequence's labels. views: (n,) theirs behind a lens, None for others.
         rows: (T,) the label of each frame, -1 where there is none. nearest: (T,) one of the track that is near.
         motion: the smoothed track.
         is_right: its side.
     """
-    labelled = rows >= 0
+    labelled, views = rows >= 0, views[nearest]
     camera = columns["camera"]
     focal_px, principal_px = camera["focal_px"][nearest], camera["principal_px"][nearest]
     box, crop = columns["box_xyxy"][nearest].copy(), columns["crop_xyxy"][nearest].copy()
     rotation = camera["rotation"][nearest].copy()
-    for k in np.flatnonzero(~labelled):
+    for k in np.flatnonzero(~labelled).tolist():
         # Where the hand is in the photo depends little on the crop's axes: the nearest frame's find it.
         turned = motion.joints3d_mm[k] @ frames.rotation_matrices(rotation[k].astype(np.float64)).T
-        box[k] = box_around_joints(motion.scale_px[k] * turned[:, :2] + motion.place_px[k])
-        square = square_around(box[k], BOX_PADDING)
-        crop[k] = np.concatenate(
-            [square.centre_px - square.half_side_px, square.centre_px + square.half_side_px]
-        )
-        axes = CropFrame(square.centre_px, square.half_side_px, np.bool_(False)).axes(
-            principal_px[k], focal_px[k]
-        )
+        if views[k] is not None:
+            weak = _weak_in_view(views[k], motion, k, focal_px[k], principal_px[k])
+            box[k] = box_around_joints(views[k].nearest_in_photo(weak.scale * turned[:, :2] + weak.place))
+            views[k] = _view_around(box[k], views[k])
+            centre_px, half_side_px = views[k].square_px()
+            axes = views[k].axes
+        else:
+            box[k] = box_around_joints(motion.scale_px[k] * turned[:, :2] + motion.place_px[k])
+            centre_px, half_side_px, *_ = square = square_around(box[k], BOX_PADDING)
+            axes = square.axes(principal_px[k], focal_px[k])
+        crop[k] = np.concatenate([centre_px - half_side_px, centre_px + half_side_px])
         rotation[k] = frames.rotation_vectors(axes.T[None])[0]
     half_px, centre_px = (crop[:, 2] - crop[:, 0]) / 2, (crop[:, :2] + crop[:, 2:]) / 2
     turned = motion.joints3d_mm @ frames.rotation_matrices(rotation.astype(np.float64)).swapaxes(1, 2)
     joints2d_px = motion.scale_px[:, None, None] * turned[..., :2] + motion.place_px[:, None]
+    cam_t_mm = frames.camera_translation(motion.joints3d_mm, joints2d_px, focal_px, principal_px)
+    covariance = place_covariance(
+        motion.joints3d_mm + cam_t_mm[:, None], motion.joints3d_std_mm, focal_px, motion.joints2d_std_px
+    )
+    scale, translation = motion.scale_px / half_px, (motion.place_px - centre_px) / half_px[:, None]
+    for k in _through_lens(views):
+        weak = _weak_in_view(views[k], motion, k, focal_px[k], principal_px[k])
+        points = weak.scale * turned[k, :, :2] + weak.place
+        scale[k], translation[k], joints2d_px[k] = weak.scale, weak.place, views[k].nearest_in_photo(points)
+        cam_t_mm[k], covariance[k] = _place_in_view(
+            views[k], points, motion.joints3d_mm[k], motion.joints3d_std_mm[k], motion.joints2d_std_px[k]
+        )
     per_joint = np.linalg.norm(motion.joints3d_std_mm[:, 1:], axis=-1)
+    length_std_mm = hand_length_stds_mm(motion.joints3d_mm, motion.joints3d_std_mm)
+    if (given := columns["hand_length_std_mm"]) is not None:
+        length_std_mm = np.where(given[nearest] == 0, 0, length_std_mm)
     result: dict[str, Any] = {
         "box_xyxy": box,
         "crop_xyxy": crop,
@@ -132,15 +206,60 @@ def track_columns(
         "pose": motion.pose,
         "betas": motion.betas,
         "camera": {
-            "scale": motion.scale_px / half_px,
+            "scale": scale,
             "rotation": rotation,
-            "translation": (motion.place_px - centre_px) / half_px[:, None],
-            "cam_t_mm": frames.camera_translation(motion.joints3d_mm, joints2d_px, focal_px, principal_px),
+            "translation": translation,
+            "cam_t_mm": cam_t_mm,
             "focal_px": focal_px,
             "principal_px": principal_px,
             "focal_source": [camera["focal_source"][row] for row in nearest],
         },
         "joint_std_mm": per_joint.mean(1),
         "max_joint_std_mm": per_joint.max(1),
+        "hand_length_mm": hand_lengths_mm(motion.joints3d_mm),
+        "hand_length_std_mm": length_std_mm,
+        "cam_t_std_mm": np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)),
     }
     return result | {name: None if columns[name] is None else columns[name][nearest] for name in NEAREST}
+
+
+class _Weak(NamedTuple):
+    """A weak-perspective camera in a view."""
+
+    scale: float  # half-sides per millimetre
+    place: Floats  # (2,) half-sides
+
+
+def _weak_in_view(view: View, motion: Motion, k: int, focal_px: float, principal_px: Floats) -> _Weak:
+    """Return the camera of frame k of a smoothed track in a view; see `labels_motion`."""
+    x, y, z = _even_lens(float(focal_px), principal_px).rays(motion.place_px[k]) @ view.axes
+    place = np.array([x, y]) / max(z, _LEAST_Z) / view.half_tan
+    return _Weak(float(motion.scale_px[k]) / (view.half_tan * float(focal_px)), place)
+
+
+def _view_around(box_xyxy: Floats, nearest: View) -> View:
+    """Return the view of a box; `nearest` where the lens shows nothing in its middle."""
+    try:
+        return view_of_box(nearest.lens, box_xyxy.tolist(), BOX_PADDING)
+    except PhotoError:
+        return nearest
+
+
+def _place_in_view(
+    view: View, points: Floats, joints_mm: Floats, std_mm: Floats, std_px: Floats
+) -> tuple[Floats, Floats]:
+    """Return the wrist's place (3,) and its covariance (3, 3), of joints (21, 3) that are at `points` of a view."""
+    # The view is the picture of a pinhole camera with focal length 1, in crop axes.
+    seen = (points * view.half_tan)[None]
+    in_view = (joints_mm @ view.axes)[None]
+    wrist = frames.camera_translation(in_view, seen, np.ones(1), np.zeros((1, 2)))
+    # Joints beyond the lens have no slope; that of the middle is near.
+    areas = np.abs(np.linalg.det(np.nan_to_num(view.slopes(points))))
+    px_per_tan = np.sqrt(np.where(areas > 0, areas, view.square_px()[1] ** 2))[:, None] / view.half_tan
+    covariance = place_covariance(
+        in_view + wrist[:, None],
+        frames.turned_std(std_mm, view.axes.T)[None],
+        np.ones(1),
+        (std_px / px_per_tan)[None],
+    )[0]
+    return view.axes @ wrist[0], view.axes @ covariance @ view.axes.T

@@ -45,6 +45,7 @@ class MeshPath:
     turn: Floats  # (T, 3, 3) the wrist's rotation
     share: float  # of the predicted variance, that is scatter
     grown: Floats  # (T,) the smoother's variance over a usual one
+    size: Floats  # (T,) factor on the smoothed hand, from the wrist
 
 
 @torch.inference_mode()
@@ -70,12 +71,12 @@ def track_meshes(
         path: the smoothed track.
         wide: the labels' meshes. rows: (T,) the row of each frame's label there, -1 where there is none.
     """
-    std = wide.columns["vertices_std_mm"]
+    labelled_std = wide.columns["vertices_std_mm"]
     of_std = posterior_std_blocks(
         path.time_s,
         path.observed,
-        lambda frames: std.read(rows[frames]),
-        _always_zero(std, rows[path.observed]),
+        lambda frames: labelled_std.read(rows[frames]),
+        _always_zero(labelled_std, rows[path.observed]),
         path.share,
         path.grown,
     )
@@ -83,8 +84,10 @@ def track_meshes(
     held = held_frames(path.observed)
     for number, (_, posed) in enumerate(own_axes(layer, path.pose, path.betas)):
         part = slice(number * _POSED, (number + 1) * _POSED)
-        points = (posed + offsets.read(held[part])) @ path.turn[part].swapaxes(1, 2).astype(np.float32)
-        yield points if path.is_right else mirror_points(points), np.concatenate([*islice(of_std, 2)])
+        size = path.size[part, None, None].astype(np.float32)
+        points = size * (posed + offsets.read(held[part])) @ path.turn[part].swapaxes(1, 2).astype(np.float32)
+        std = size * np.concatenate([*islice(of_std, 2)])
+        yield points if path.is_right else mirror_points(points), std
 
 
 def _always_zero(std: Scratch, rows: NDArray[np.int64]) -> NDArray[np.bool_]:

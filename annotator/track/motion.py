@@ -21,7 +21,10 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """A track over T frames as labels hold it: camera axes, wrist-relative. `weak` is in photo pixels."""
+    """A track over T frames as labels hold it: camera axes, wrist-relative.
+
+    Behind a lens, place and size are in the photo of an ideal fisheye (`columns.labels_motion`).
+    """
 
     pose: Floats  # (T, 48)
     betas: Floats  # (T, 10)
@@ -100,6 +103,7 @@ def smoothed_motion(
         turn=turned,
         share=share,
         grown=grown,
+        size=np.ones(len(time_s)),
     )
 
 

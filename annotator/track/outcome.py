@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from annotator.labels.arrays import joined_columns
 from annotator.labels.schema import labels_to_table
+from annotator.labels.two_hands import fill_penetration
 from annotator.track.columns import picked_columns
 from annotator.track.wide import WIDE, WideRows
 
 Floats = NDArray[np.floating]
 
-#: Rows of a table.
+#: Rows of a table, at least: the hands of one frame are in one table.
 BLOCK_ROWS = 256
 
 
@@ -94,17 +95,33 @@ class Outcome:
     hand_rows: NDArray[np.int64]  # (n,)
     columns: dict[str, Any]  # over hands, but the wide ones
     parts: Sequence[AsLabelled | OfTrack]  # their wide columns
+    frame: NDArray[np.int64]  # of each row
+    faces: NDArray[np.integer] | None  # (F, 3) of the hand model; None: the hands of a frame are not compared
 
     def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """Yield the tables of a label file, once; `schema` is from `label_schema`."""
         part = np.repeat(np.arange(len(self.parts)), [len(one) for one in self.parts])
         within = np.concatenate([np.arange(len(one)) for one in self.parts]) if self.parts else part
-        for first in range(0, len(self.rows), BLOCK_ROWS):
-            rows = self.rows[first : first + BLOCK_ROWS]
+        for first, stop in self._blocks():
+            rows = self.rows[first:stop]
             here = np.flatnonzero((self.hand_rows >= first) & (self.hand_rows < first + len(rows)))
             wide = [
                 self.parts[number].columns(within[here[part[here] == number]])
                 for number in np.unique(part[here])
             ]
             columns = picked_columns(self.columns, here) | joined_columns(wide)
-            yield labels_to_table(rows, columns, (self.hand_rows[here] - first).tolist(), schema)
+            hand_rows = (self.hand_rows[here] - first).tolist()
+            if self.faces is not None and columns:
+                photos = [(self.frame[first + row], rows[row]["duplicate"]) for row in hand_rows]
+                fill_penetration(rows, hand_rows, photos, columns, self.faces)
+            yield labels_to_table(rows, columns, hand_rows, schema)
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        """Yield the first row of each block and the one after its last; no frame is in two blocks."""
+        first = 0
+        while first < len(self.rows):
+            stop = min(first + BLOCK_ROWS, len(self.rows))
+            if self.faces is not None:  # rows are in the order of frames
+                stop = int(np.searchsorted(self.frame, self.frame[stop - 1], "right"))
+            yield first, stop
+            first = stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,13 +14,23 @@ from numpy.typing import NDArray
 from annotator.hand.layer import HandLayer
 from annotator.labels.arrays import joined_columns
 from annotator.track.association import Hands, track_ids
-from annotator.track.columns import OF_HANDS, hand_columns, labels_motion, picked_columns, track_columns
+from annotator.track.columns import (
+    MADE,
+    OF_HANDS,
+    hand_columns,
+    labels_motion,
+    picked_columns,
+    resized,
+    size_factors,
+    track_columns,
+)
 from annotator.track.frames import frame_places
 from annotator.track.gaps import to_fill
 from annotator.track.mesh import track_meshes
 from annotator.track.motion import smoothed_motion
 from annotator.track.outcome import AsLabelled, OfTrack, Outcome
 from annotator.track.side import right_scores, side_of
+from annotator.track.views import are_whole, views_of
 from annotator.track.wide import WIDE, WideRows
 
 Floats = NDArray[np.floating]
@@ -49,7 +60,7 @@ def tracked(table: pa.Table, wide: WideRows, layer: HandLayer, max_gap: int) -> 
         max_gap: frames that a hand may be missing for.
 
     Raises:
-        UserError: frames can't be brought into an order.
+        UserError: frames can't be brought into an order, or the lens of one is not known.
     """
     number, time_s = frame_places(table)
     order = np.argsort(number, kind="stable")
@@ -57,7 +68,7 @@ def tracked(table: pa.Table, wide: WideRows, layer: HandLayer, max_gap: int) -> 
     _, first_row, frame = np.unique(number, return_index=True, return_inverse=True)
     time_s = time_s[first_row]
     is_hand = _is_hand(table)
-    out = _Rows(_rows(table), frame)
+    out = _Rows([row | {"penetration_mm": None} for row in _rows(table)], frame)
     if not is_hand.any():
         return out.outcome(as_they_are=True)
     labelled = table.filter(pa.array(is_hand))
@@ -74,13 +85,14 @@ def tracked(table: pa.Table, wide: WideRows, layer: HandLayer, max_gap: int) -> 
         right=right_scores(columns["is_right"], side_score),
         betas=columns["betas"],
     )
-    sound = _are_finite(columns) & wide.is_finite[places]
+    views = views_of(labelled, columns)
+    sound = _are_finite(columns) & wide.is_finite[places] & are_whole(views)
     ids = np.full(len(hands), -1)
     ids[sound] = track_ids(hands[sound], time_s, max_gap)
     if not sound.all():  # a label that is not a number stays as it is, in no track
         left = np.flatnonzero(~sound)
         kept = AsLabelled(wide, places[left], whole, None if std_mm is None else std_mm[left])
-        out.add(label_rows[left].tolist(), picked_columns(columns, left), kept)
+        out.add(label_rows[left].tolist(), _with_made(picked_columns(columns, left), len(left)), kept)
     for track in range(int(ids.max()) + 1):
         own = np.flatnonzero(ids == track)
         side = side_of(columns["is_right"][own], side_score[own])
@@ -90,9 +102,10 @@ def tracked(table: pa.Table, wide: WideRows, layer: HandLayer, max_gap: int) -> 
         at = np.sort(at)
         observed = (rows >= 0) & (columns["is_right"][rows] == side.is_right)
         nearest = _nearest(time_s[at], time_s[hands.frame[own]], own)
-        motion, path = smoothed_motion(
-            layer, labels_motion(columns, rows), time_s[at], observed, side.is_right
-        )
+        labels = labels_motion(columns, views, rows)
+        motion, path = smoothed_motion(layer, labels, time_s[at], observed, side.is_right)
+        factors = size_factors(columns, nearest, motion)
+        motion, path = resized(motion, factors), path and replace(path, size=factors)
         made = [
             out.of_label(label_rows[row]) if row >= 0 else out.fill(f, out.rows[label_rows[near]])
             for row, f, near in zip(rows, at, nearest, strict=True)
@@ -104,10 +117,18 @@ def tracked(table: pa.Table, wide: WideRows, layer: HandLayer, max_gap: int) -> 
         meshes = None if path is None else partial(track_meshes, layer, path, wide, labelled_at)
         out.add(
             made,
-            track_columns(columns, rows, nearest, motion, side.is_right),
+            track_columns(columns, views, rows, nearest, motion, side.is_right),
             OfTrack(wide, places[nearest], whole, meshes),
         )
-    return out.outcome()
+    return out.outcome(faces=layer.faces.numpy())
+
+
+def _with_made(columns: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the columns of hands in no track; NaN where older labels lack a column that tracks have."""
+    lacking = [name for name in MADE if columns[name] is None]
+    return columns | {
+        name: np.full((count, 3) if name == "cam_t_std_mm" else count, np.nan) for name in lacking
+    }
 
 
 def _are_finite(columns: dict[str, Any]) -> NDArray[np.bool_]:
@@ -185,8 +206,8 @@ class _Rows:
         self._columns.append(columns)
         self._wide.append(wide)
 
-    def outcome(self, as_they_are: bool = False) -> Outcome:
-        """Return all rows, by frame unless `as_they_are`."""
+    def outcome(self, as_they_are: bool = False, faces: NDArray[np.integer] | None = None) -> Outcome:
+        """Return all rows, by frame unless `as_they_are`; with `faces` (F, 3), hands of a photo are compared."""
         order = list(range(len(self.rows)))
         if not as_they_are:
             order.sort(key=lambda row: (self._frame[row], self.rows[row]["hand_index"]))
@@ -197,4 +218,6 @@ class _Rows:
             place[self._hand_rows],
             joined_columns(self._columns),
             self._wide,
+            np.array([self._frame[row] for row in order], np.int64),
+            faces,
         )

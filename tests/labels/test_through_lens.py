@@ -25,24 +25,13 @@ from annotator.photos.view import view_of_box
 from annotator.quality.metrics import align
 from annotator.sources import ListSource
 from annotator.sources.lists.camera_columns import has_lens
-from annotator.sources.sequences import SequenceSource
 from trainer.convert.labels import label_tables
 from trainer.synth import write_photos
 
 cv2 = pytest.importorskip("cv2")
+from tests.support.opencv_lens import FISHEYE, by_opencv, matrix, place_errors, through_fisheye  # noqa: E402
 
-FISHEYE = (-0.02, 0.01, -0.004, 0.0005)
 COUNT, SIZE_PX, WIDE_PX = 24, 256, 400
-
-
-def matrix(lens: Lens) -> np.ndarray:
-    return np.array([[lens.fx, 0, lens.cx], [0, lens.fy, lens.cy], [0, 0, 1]], np.float64)
-
-
-def by_opencv(points_mm: np.ndarray, lens: Lens) -> np.ndarray:
-    project = cv2.fisheye.projectPoints if lens.model == "fisheye" else cv2.projectPoints
-    k = np.array(lens.distortion)
-    return project(points_mm[:, None], np.zeros(3), np.zeros(3), matrix(lens), k)[0][:, 0]
 
 
 @pytest.mark.parametrize(
@@ -140,34 +129,10 @@ def drawn(tmp_path_factory) -> tuple[list[np.ndarray], dict[str, Any]]:
     return photos, truth
 
 
-def through_fisheye(
-    photo: np.ndarray, focal_px: float, principal_px: np.ndarray, turn: np.ndarray, lens: Lens
-) -> np.ndarray:
-    """Return what a fisheye camera sees of a photo, turned away by `turn` (3, 3): all of it by OpenCV."""
-    across, down = np.meshgrid(np.arange(WIDE_PX) + 0.5, np.arange(WIDE_PX) + 0.5)
-    pixels = np.stack([across, down], -1).reshape(-1, 1, 2)
-    plane = cv2.fisheye.undistortPoints(pixels, matrix(lens), np.array(lens.distortion))[:, 0]
-    rays = np.concatenate([plane, np.ones((len(plane), 1))], 1) @ turn
-    with np.errstate(all="ignore"):
-        at = np.where(rays[:, 2:] > 0.1, focal_px * rays[:, :2] / rays[:, 2:] + principal_px - 0.5, -1e4)
-    at = at.reshape(WIDE_PX, WIDE_PX, 2).astype(np.float32)
-    return cv2.remap(photo, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderValue=(124, 116, 104))
-
-
 def errors(label: dict[str, Any], joints: np.ndarray, wrists: np.ndarray) -> dict[str, float]:
     found = label["joints3d_mm"].astype(np.float64)
-    aligned = align(found, joints)
-    # Sizes are predicted, so places are compared along the ray and across it.
-    places = label["camera"]["cam_t_mm"]
-    cosine = (places * wrists).sum(1) / np.linalg.norm(places, axis=1) / np.linalg.norm(wrists, axis=1)
-    return {
-        "mpjpe": float(np.linalg.norm(found - joints, axis=-1).mean()),
-        "pa": float(np.linalg.norm(aligned - joints, axis=-1).mean()),
-        "ray_deg": float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean()),
-        "depth": float(
-            np.median(np.abs(np.linalg.norm(places, axis=1) / np.linalg.norm(wrists, axis=1) - 1))
-        ),
-    }
+    pa = float(np.linalg.norm(align(found, joints) - joints, axis=-1).mean())
+    return {"pa": pa} | place_errors(label | {"cam_t_mm": label["camera"]["cam_t_mm"]}, joints, wrists)
 
 
 def test_drawn_hands_through_a_fisheye_come_back_as_from_the_undistorted_photo(drawn, capsys):
@@ -190,7 +155,7 @@ def test_drawn_hands_through_a_fisheye_come_back_as_from_the_undistorted_photo(d
         lens = Lens(lens.fx, lens.fy, float(cx), float(cy), "fisheye", FISHEYE)
         seen = by_opencv(moved, lens)
         assert seen.min() > 0 and seen.max() < WIDE_PX
-        warped = through_fisheye(photo, focal, principal, turn, lens)
+        warped = through_fisheye(photo, focal, principal, turn, lens, WIDE_PX)
         joints.append(truth["joints3d_mm"][k] @ turn.T)
         wrists.append(turn @ truth["cam_t_mm"][k])
         camera = PhotoCamera(focal, tuple(principal), "given")
@@ -253,8 +218,5 @@ def test_labels_behind_a_lens_are_refused_where_a_pinhole_is_assumed(tmp_path):
     facts = {"schema_version": 2, "hand": "open", "checkpoint": "a", "calibration": None}
     schema = schema.with_metadata({"amvur": json.dumps(facts)})
     pq.write_table(schema.empty_table(), tmp_path / "data" / "shard-0000000.parquet")
-    (tmp_path / "_run.json").write_text(json.dumps({"settings": {"source": "a"}, "outcomes": {"ok": 1}}))
-    with pytest.raises(UserError, match="cameras with distortion: undistort the video"):
-        SequenceSource(str(tmp_path))
     with pytest.raises(UserError, match="cameras with distortion: undistort and label"):
         label_tables(str(tmp_path))
