@@ -17,6 +17,7 @@ from annotator.export.skeleton import has_skeleton
 from annotator.export.tracks import Sequence
 from annotator.hand.joint_angles import joint_angles_deg
 from annotator.hand.model import ANGLE_NAMES, JOINT_NAMES, MOVING_ANGLES, HandModel
+from annotator.hand.refit import refit_pose
 from annotator.labels.arrays import array_of
 
 Floats = NDArray[np.floating]
@@ -144,8 +145,9 @@ def _values(
 
 def _state(model: HandModel, table: pa.Table, wrist_m: Floats, rows: NDArray[np.int64]) -> Floats:
     """Return each hand's wrist pose and joint angles (n, 27)."""
-    pose = array_of(table["pose"]).astype(np.float64)
     is_right = np.array(table["is_right"].to_pylist(), bool)
+    pose, betas, joints3d_mm = (array_of(table[name]) for name in ("pose", "betas", "joints3d_mm"))
+    pose = refit_pose(model, pose, betas, joints3d_mm, is_right, np.asarray(table["track_id"]))
     turn = np.where(is_right[:, None], pose[:, :3], mirror_rotvec(pose[:, :3]))
     quaternions = Rotation.from_rotvec(np.nan_to_num(turn)).as_quat()
     for side in range(2):  # one sign along each side's frames

@@ -14,12 +14,19 @@ from annotator.export.meshes import FROM_CAMERA
 from annotator.export.rows import camera_field
 from annotator.export.tracks import Track
 from annotator.hand.model import FREIHAND_FROM_MANO, JOINT_NAMES, HandModel
+from annotator.hand.refit import CHILD, MANO_FROM_FREIHAND, PALM, refit_turns, rest_joints, steadied
 from annotator.labels.arrays import array_of
 
 Floats = NDArray[np.floating]
 
 #: Columns that a skeleton is made of.
 COLUMNS = ("pose", "betas", "camera", "joints3d_mm")
+
+#: The parent of each joint in MANO's order, tips last; -1 for the wrist.
+PARENTS = (-1, *(0 if k in PALM else k - 1 for k in range(1, 16)), 15, 3, 6, 12, 9)
+
+#: How little the palm's mesh is sheared where its five bones do not decide, as a share of their extent.
+_STIFFNESS = 0.02
 
 #: Names of the 16 articulated joints in MANO's order, and of the five tips behind them.
 NAMES = tuple(JOINT_NAMES[FREIHAND_FROM_MANO.index(k)] for k in range(21))
@@ -72,39 +79,79 @@ class Skeleton:
 
 
 def has_skeleton(rows: pa.Table) -> NDArray[np.bool_]:
-    """Return which rows (n,) have finite pose, shape and place."""
-    parts = (array_of(rows["pose"]), array_of(rows["betas"]), camera_field(rows, "cam_t_mm"))
+    """Return which rows (n,) have finite pose, shape, joints and place."""
+    parts = [array_of(rows["pose"]), array_of(rows["betas"]), camera_field(rows, "cam_t_mm")]
+    parts.append(array_of(rows["joints3d_mm"]).reshape(len(rows), -1))
     sound: NDArray[np.bool_] = np.logical_and.reduce([np.isfinite(part).all(1) for part in parts])
     return sound
 
 
 def skeleton_of(model: HandModel, track: Track) -> Skeleton:
-    """Return a track's skeleton; its shape is the mean of the frames' betas, which are equal as `track` writes them."""
+    """Return a track's skeleton, whose pose and bones follow `joints3d_mm`.
+
+    Its shape is the mean of the frames' betas, which are equal as `track` writes them.
+    """
     rows = track.rows
     betas = array_of(rows["betas"]).astype(np.float64).mean(0)
     vertices: Floats = model.v_template + model.shapedirs.astype(np.float64) @ betas
-    rest: Floats = np.concatenate([model.J_regressor @ vertices, vertices[model.tip_vertices]])
-    pose: Floats = array_of(rows["pose"]).astype(np.float64).reshape(-1, 16, 3)
+    own_rest = rest_joints(model, betas[None])[0]
+    pose = array_of(rows["pose"]).astype(np.float64)
+    joints = array_of(rows["joints3d_mm"])[:, list(MANO_FROM_FREIHAND)].astype(np.float64) / 1000
     if not track.is_right:
-        vertices, rest, pose = mirror_points(vertices), mirror_points(rest), mirror_rotvec(pose)
-    rotations = Rotation.from_rotvec(pose.reshape(-1, 3))
+        joints = mirror_points(joints).astype(np.float64)
+    own = Rotation.from_rotvec(pose.reshape(-1, 3)).as_matrix().reshape(-1, 16, 3, 3)
+    turns = steadied(own, refit_turns(own_rest[None], own, joints))
+    rest = _rest_of_joints(own_rest, turns[:, 0], joints)
+    vertices = _stretched(vertices, model, own_rest, rest)
+    rotvecs = Rotation.from_matrix(turns.reshape(-1, 3, 3)).as_rotvec()
+    if not track.is_right:
+        vertices, rest, rotvecs = mirror_points(vertices), mirror_points(rest), mirror_rotvec(rotvecs)
     upright = Rotation.from_matrix(np.diag(FROM_CAMERA).astype(np.float64))
-    turns = rotations.as_quat().reshape(-1, 16, 4)
-    turns[:, 0] = (upright * Rotation.from_quat(turns[:, 0])).as_quat()
-    parents = np.concatenate([np.maximum(model.kintree_table[0], -1), _tip_parents()])
+    quaternions = Rotation.from_rotvec(rotvecs).as_quat().reshape(-1, 16, 4)
+    quaternions[:, 0] = (upright * Rotation.from_quat(quaternions[:, 0])).as_quat()
     return Skeleton(
-        parents=parents,
+        parents=np.array(PARENTS),
         rest_m=rest,
         rest_vertices_m=vertices,
-        rotations=Rotation.from_quat(turns.reshape(-1, 4)),
+        rotations=Rotation.from_quat(quaternions.reshape(-1, 4)),
         wrist_m=camera_field(rows, "cam_t_mm").astype(np.float64) * FROM_CAMERA / 1000,
         time_s=track.time_s,
     )
 
 
-def _tip_parents() -> list[int]:
-    """Return the last articulated joint of each finger, thumb to little, in MANO's order."""
-    return [FREIHAND_FROM_MANO[FREIHAND_FROM_MANO.index(16 + finger) - 1] for finger in range(5)]
+def _rest_of_joints(rest: Floats, wrist_turns: Floats, joints: Floats) -> Floats:
+    """Return the joints (21, 3) at rest with the bones that a track has on average.
+
+    Args:
+        rest: (21, 3) of its shape, which gives the directions of the fingers.
+        wrist_turns: (T, 3, 3). joints: (T, 21, 3) wrist-relative, MANO's order.
+    """
+    found = rest.copy()
+    for child, parent in enumerate(PARENTS):
+        if parent == 0:  # the palm, in the wrist's axes
+            found[child] = found[0] + (joints[:, None, child] @ wrist_turns)[:, 0].mean(0)
+        elif parent > 0:
+            bone = rest[child] - rest[parent]
+            length = np.linalg.norm(joints[:, child] - joints[:, parent], axis=1).mean()
+            found[child] = found[parent] + bone * (length / np.linalg.norm(bone))
+    return found
+
+
+def _stretched(vertices: Floats, model: HandModel, before: Floats, after: Floats) -> Floats:
+    """Return the mesh (V, 3) at rest moved with its joints (21, 3): along each bone, linearly from end to end."""
+    moves = after - before
+    # The palm has five bones: the affine map that moves their ends, and else as little as possible.
+    palm = before[PALM] - before[0]
+    spread = palm.T @ palm
+    affine = np.linalg.solve(spread + _STIFFNESS * np.trace(spread) * np.eye(3), palm.T @ moves[PALM])
+    by_bone = [(vertices - before[0]) @ affine]
+    for joint in range(1, 16):
+        child = CHILD[joint]
+        bone = before[child] - before[joint]
+        along = ((vertices - before[joint]) @ bone / (bone @ bone)).clip(0, 1)[:, None]
+        by_bone.append((1 - along) * moves[joint] + along * moves[child])
+    moved: Floats = vertices + np.einsum("vj,jvc->vc", model.weights.astype(np.float64), np.stack(by_bone))
+    return moved
 
 
 def joint_distances_mm(skeleton: Skeleton, track: Track) -> Floats:

@@ -16,6 +16,7 @@ from annotator.export.exported import Exported
 from annotator.export.rows import Labels
 from annotator.hand import HandModel, load_hand
 from annotator.hand.model import ANGLE_NAMES, JOINT_NAMES
+from annotator.hand.refit import refit_pose
 from annotator.labels.arrays import array_of
 from annotator.labels.schema import SAMPLES_ROUNDING, label_schema
 from annotator.storage.files import atomic_file
@@ -107,15 +108,19 @@ def _flat(table: pa.Table, model: HandModel | None) -> pa.Table:
         else:
             flat |= _spread(name, column)
             if name == "pose" and model is not None:
-                flat |= _angles(model, column)
+                flat |= _angles(model, table)
     return pa.table(flat)
 
 
-def _angles(model: HandModel, pose: pa.ChunkedArray) -> dict[str, Any]:
+def _angles(model: HandModel, table: pa.Table) -> dict[str, Any]:
     from annotator.hand.joint_angles import joint_angles_deg  # imports torch
 
-    degrees = joint_angles_deg(model, array_of(pose)).astype(np.float32)
-    null = ~pose.is_valid().to_numpy()
+    pose = array_of(table["pose"])
+    if {"betas", "joints3d_mm", "is_right"} <= set(table.column_names):
+        is_right = np.asarray(table["is_right"].fill_null(True))
+        pose = refit_pose(model, pose, array_of(table["betas"]), array_of(table["joints3d_mm"]), is_right)
+    degrees = joint_angles_deg(model, pose).astype(np.float32)
+    null = ~table["pose"].is_valid().to_numpy()
     return {name: pa.array(np.ascontiguousarray(degrees[:, k]), mask=null) for k, name in enumerate(_ANGLES)}
 
 

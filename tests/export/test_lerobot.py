@@ -24,6 +24,7 @@ from annotator.export import export_labels
 from annotator.export.lerobot_stats import ColourStats, NumberStats
 from annotator.hand.joint_angles import joint_angles_deg
 from annotator.hand.model import JOINT_NAMES, MOVING_ANGLES
+from annotator.hand.refit import refit_pose
 from tests.sources.test_video import write_video
 from tests.support.moving_labels import (
     HAND,
@@ -93,12 +94,22 @@ def loaded(root: Path) -> datasets.Dataset:
     return datasets.Dataset.from_parquet(paths, features=datasets.Features(features), cache_dir=str(cache))
 
 
+def angles_of(rows: dict[int, dict]) -> dict[int, np.ndarray]:
+    """The joint angles of a track by frame, of the pose that its joints have (tests/hand/test_refit.py)."""
+    ordered = [rows[frame] for frame in sorted(rows)]
+    names = ("pose", "betas", "joints3d_mm", "is_right")
+    numbers = [np.array([row[name] for row in ordered]) for name in names]
+    fitted = refit_pose(HAND, *numbers, np.zeros(len(ordered), int))
+    return dict(zip(sorted(rows), joint_angles_deg(HAND, fitted), strict=True))
+
+
 @pytest.mark.parametrize("form", ["video", "frames", "none"])
 def test_frames_hold_both_hands_of_each_frame(exports, tracked, form):
     frames = loaded(exports[form])
     names = {key: about["names"] for key, about in info_of(exports[form])["features"].items()}
     place = str(tracked.parent / "two.mp4")
     of_side = [{row["frame_index"]: row for row in rows_of(tracked, place, track)} for track in (0, 1)]
+    of_joints = [angles_of(rows) for rows in of_side]
     numbers = [k for k in range(36) if k != 30]
     for number, frame in zip(numbers, frames.select(range(35)), strict=True):
         assert frame["observation.source_time_s"] == pytest.approx(number / 30)
@@ -142,7 +153,7 @@ def test_frames_hold_both_hands_of_each_frame(exports, tracked, form):
             rest = HAND.J_regressor @ (HAND.v_template + HAND.shapedirs @ row["betas"])
             palm = (rest[[1, 4, 7, 10]] - rest[0]) * ([1, 1, 1] if row["is_right"] else [-1, 1, 1]) @ turn.T
             np.testing.assert_allclose(1000 * palm, np.array(row["joints3d_mm"])[[5, 9, 17, 13]], atol=1.2)
-            angles = joint_angles_deg(HAND, np.array([row["pose"]]))[0][list(MOVING_ANGLES)]
+            angles = of_joints[side][number][list(MOVING_ANGLES)]
             found = [value for key, value in state.items() if key.startswith(name) and key.endswith("_rad")]
             np.testing.assert_allclose(np.degrees(found), angles, atol=1e-3)
         focal, principal = frame["observation.intrinsics"][:2], frame["observation.intrinsics"][2:]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import roma
+import torch
 import trimesh
 from scipy.spatial.transform import Rotation
 
@@ -18,6 +21,7 @@ from annotator.hand import JOINT_NAMES
 from annotator.labels.folder import write_faces
 from tests.support.moving_labels import (
     HAND,
+    LAYER,
     LIST_COLUMNS,
     RATE_HZ,
     VIDEO_COLUMNS,
@@ -153,6 +157,36 @@ def test_bvh_moves_the_joints_of_both_hands_as_labels_do(tracked, tmp_path):
         between = found[30 - first]
         before, after = found[29 - first], found[31 - first]
         assert (np.linalg.norm(between - (before + after) / 2, axis=1) < 0.5).all()
+
+
+def test_skeletons_follow_joints_that_are_refined_beyond_the_pose(tmp_path):
+    clip = Clip("refined.mp4", 30, [replace(RIGHT, refined=0.12), replace(LEFT, refined=0.12)])
+    labels = write_labels(tmp_path / "labels", [table_of(clip, VIDEO_COLUMNS)], VIDEO_COLUMNS)
+    tracked = write_tracked(labels, tmp_path / "tracked")
+    export_labels(str(tracked), str(tmp_path / "bvh"), "bvh")
+    export_labels(str(tracked), str(tmp_path / "glb"), "animated-glb")
+    for track_id in (0, 1):
+        rows = rows_of(tracked, "refined.mp4", track_id)
+        joints = np.array([row["joints3d_mm"] for row in rows])
+        rotations = roma.rotvec_to_rotmat(torch.tensor([row["pose"] for row in rows]).view(-1, 16, 3))
+        _, of_pose = LAYER(rotations, torch.tensor([row["betas"] for row in rows]))
+        of_pose = of_pose.numpy() * ([1, 1, 1] if rows[0]["is_right"] else [-1, 1, 1])
+        assert np.linalg.norm(of_pose - joints, axis=-1).mean() > 7
+        (path,) = (tmp_path / "bvh").glob(f"*-track{track_id}.bvh")
+        bvh = Bvh(path)
+        found = np.stack([bvh.joints_cm()[name] for name in JOINT_NAMES], 1) * 10 * CAMERA
+        apart = np.linalg.norm(found - found[:, :1] - joints, axis=-1)
+        assert apart.mean() < 1 and apart.max() < 3
+        # As smooth as the joints themselves are, with whole angles between frames.
+        turns = Rotation.from_euler("ZXY", bvh.frames[:, 3:].reshape(-1, 3), degrees=True).as_matrix()
+        turns = turns.reshape(len(rows), 16, 3, 3)
+        own = Rotation.from_rotvec(np.array([row["pose"] for row in rows]).reshape(-1, 3)).as_matrix()
+        jerk = [np.diff(one, 3, axis=0).std() for one in (turns, own.reshape(turns.shape))]
+        assert jerk[0] < 1.3 * jerk[1]
+        _, nodes, meshes = Gltf(tmp_path / "glb" / f"{path.stem}.glb").animated()
+        mesh = (meshes - nodes["wrist"][:, None]) * CAMERA * 1000
+        vertices = np.array([row["vertices_mm"] for row in rows])
+        assert np.linalg.norm(mesh - vertices, axis=-1).mean() < 2
 
 
 def test_bvh_angles_do_not_jump(tracked, tmp_path):

@@ -42,6 +42,7 @@ class Moving:
     missing: tuple[int, ...] = ()  # frames in which it is not found
     flipped: tuple[int, ...] = ()  # frames in which it is taken for the other hand
     std_mm: float = 8.0
+    refined: float = 0.0  # radians by which joints and meshes differ from the pose, alike in all frames
 
 
 def hands_of(moving: Moving, noise: bool = True) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def hands_of(moving: Moving, noise: bool = True) -> dict[str, Any]:
     # Networks that take a hand for the other one see its mirror image in depth: in the photo it is where it was.
     wrist = Rotation.from_rotvec(pose[flipped, :3])
     pose[flipped, :3] = (Rotation.from_rotvec([0, np.pi, 0]) * wrist).as_rotvec()
-    rotations = roma.rotvec_to_rotmat(torch.from_numpy(pose).float().view(-1, 16, 3))
+    shown = pose + moving.refined * np.random.default_rng(moving.seed + 1).normal(size=48)
+    rotations = roma.rotvec_to_rotmat(torch.from_numpy(shown).float().view(-1, 16, 3))
     vertices, joints = (one.numpy() for one in LAYER(rotations, torch.from_numpy(betas).float()))
     side = right[:, None, None]
     vertices, joints = (np.where(side, one, mirror_points(one)) for one in (vertices, joints))
