@@ -371,6 +371,9 @@ def track(
     max_gap: Annotated[
         int, typer.Option(min=0, help="Maximum number of missing frames in a track; they are filled.")
     ] = 10,
+    one_person: Annotated[
+        bool, typer.Option("--one-person", help="One shape and length for all hands of a sequence.")
+    ] = False,
     hand: Annotated[
         str, typer.Option(help="Hand model of the labels: 'open' or 'mano:PATH' (your MANO_RIGHT.pkl).")
     ] = "open",
@@ -388,6 +391,7 @@ def track(
             labels,
             out,
             max_gap=max_gap,
+            one_person=one_person,
             hand=hand,
             compute=ComputeOptions(workers, shard_size=shard_size, address=address),
             on_progress=on_progress,

@@ -46,6 +46,7 @@ def track(
     out: str,
     *,
     max_gap: int = MAX_GAP,
+    one_person: bool = False,
     hand: str = "open",
     compute: ComputeOptions | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -56,6 +57,8 @@ def track(
         labels: path or URL of a label set of videos, or of a list with a `sequence` column. It is not changed.
         out: path or URL of the tracked set, made if need be.
         max_gap: frames that a hand may be missing for; they are filled where they have a row.
+        one_person: all hands of a sequence are of one person: they share shape and length. A list's column `person`
+            names the owners of hands instead.
         hand: the hand model of the labels: `open`, or `mano:PATH`.
         compute: `workers` are processes, a core each; `shard_size` is how many sequences a file holds, one by
             default.
@@ -87,13 +90,22 @@ def track(
         vertex_count=model.vertex_count,
         max_gap=max_gap,
         tracker=TRACKER_VERSION,
+        one_person=one_person,
     )
-    facts = source.facts | {"tracker": TRACKER_VERSION, "max_gap": max_gap}
+    facts = source.facts | {"tracker": TRACKER_VERSION, "max_gap": max_gap, "one_person": one_person}
     schema = label_schema(
         model.vertex_count, {"amvur": json.dumps(facts, sort_keys=True)}, source.columns | ADDED
     )
     stages = Stages(
-        open=partial(track_shard, labels=labels, out=out, hand=model, max_gap=max_gap, schema=schema),
+        open=partial(
+            track_shard,
+            labels=labels,
+            out=out,
+            hand=model,
+            max_gap=max_gap,
+            schema=schema,
+            one_person=one_person,
+        ),
         model=None,
         schema=schema,
         crashed=partial(crashed_sequences, labels=labels),
@@ -121,17 +133,28 @@ def _model_of(source: SequenceSource, hand: str, labels: str) -> HandModel:
 
 
 def track_shard(
-    entries: Sequence[Entry], labels: str, out: str, hand: HandModel, max_gap: int, schema: pa.Schema
+    entries: Sequence[Entry],
+    labels: str,
+    out: str,
+    hand: HandModel,
+    max_gap: int,
+    schema: pa.Schema,
+    one_person: bool = False,
 ) -> Shard:
     """Track each sequence of a shard, into a file in `_tmp/` of the tracked set."""
     made = join(out, "_tmp", f"sequences-{uuid4().hex}.parquet")
     with atomic_file(made) as file:
-        write_tables(file, tracked_tables(entries, labels, hand, max_gap, schema), schema)
+        write_tables(file, tracked_tables(entries, labels, hand, max_gap, schema, one_person), schema)
     return Shard(file=made)
 
 
 def tracked_tables(
-    entries: Sequence[Entry], labels: str, hand: HandModel, max_gap: int, schema: pa.Schema
+    entries: Sequence[Entry],
+    labels: str,
+    hand: HandModel,
+    max_gap: int,
+    schema: pa.Schema,
+    one_person: bool = False,
 ) -> Iterator[pa.Table]:
     """Yield the label tables of some sequences, a block of rows at a time."""
     from annotator.track.sequence import tracked, untracked
@@ -140,9 +163,10 @@ def tracked_tables(
     for entry in entries:
         table = read_sequence(labels, entry, without=WIDE)
         wide = WideRows(sequence_batches(labels, entry, WIDE, READ_ROWS), hand.vertex_count)
-        made = (
-            untracked(table, wide) if entry.extra["of_none"] else tracked(table, wide, _layer(hand), max_gap)
-        )
+        if entry.extra["of_none"]:
+            made = untracked(table, wide)
+        else:
+            made = tracked(table, wide, _layer(hand), max_gap, one_person)
         yield from made.tables(schema)
 
 

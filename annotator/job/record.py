@@ -67,6 +67,7 @@ class TrackSettings:
     vertex_count: int
     max_gap: int  # maximum number of missing frames in a track
     tracker: int  # version of the method
+    one_person: bool = False  # all hands of a sequence are of one person
 
 
 #: Each kind of job has its own settings.

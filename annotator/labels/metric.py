@@ -18,6 +18,9 @@ Floats = NDArray[np.floating]
 #: Joints from the wrist to the middle fingertip.
 _PATH = [0, *range(9, 13)]
 
+#: The least std of a predicted length, millimetres: a given one has 0.
+_LEAST_STD_MM = 1e-3
+
 #: Columns that scale with a hand.
 _SCALED = (
     *("joints3d_mm", "joints3d_std_mm", "vertices_mm", "vertices_std_mm"),
@@ -44,6 +47,14 @@ def hand_length_stds_mm(joints3d_mm: Floats, joints3d_std_mm: Floats) -> Floats:
     )  # of all joints but the wrist
     std: Floats = np.sqrt(((slopes * joints3d_std_mm[:, _PATH[1:]]) ** 2).sum((1, 2)))
     return std
+
+
+def mean_length(lengths_mm: Floats, stds_mm: Floats) -> tuple[float, float]:
+    """Return the mean of lengths (n,) by inverse variance, and its std; given ones, whose std is 0, count alone."""
+    given = stds_mm == 0
+    weights = given.astype(float) if given.any() else 1 / np.maximum(stds_mm, _LEAST_STD_MM) ** 2
+    mean_mm = float((weights * lengths_mm).sum() / weights.sum())
+    return mean_mm, 0.0 if given.any() else float(weights.sum() ** -0.5)
 
 
 def place_covariance(points_mm: Floats, std_mm: Floats, focal_px: Floats, std_px: Floats) -> Floats:

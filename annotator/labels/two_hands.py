@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 
 from annotator.hand.penetration import penetration_mm
 from annotator.job.shard import Shard
-from annotator.labels.metric import CHANGED, resize
-
-#: The least std of a predicted length, millimetres: a given one has 0.
-_LEAST_STD_MM = 1e-3
+from annotator.labels.metric import CHANGED, mean_length, resize
 
 
 def join_two_hands(shard: Shard, faces: NDArray[np.integer], tie_sizes: bool = True) -> None:
@@ -92,11 +89,8 @@ def tie(columns: dict[str, Any], hands: Sequence[int]) -> None:
         return
     lengths = np.asarray(columns["hand_length_mm"][list(hands)], np.float64)
     stds = np.asarray(columns["hand_length_std_mm"][list(hands)], np.float64)
-    given = stds == 0
-    if given.all():
+    if (stds == 0).all():
         return
-    weights = given.astype(float) if given.any() else 1 / np.maximum(stds, _LEAST_STD_MM) ** 2
-    length_mm = float((weights * lengths).sum() / weights.sum())
-    std_mm = 0.0 if given.any() else float(weights.sum() ** -0.5)
+    length_mm, std_mm = mean_length(lengths, stds)
     for hand in hands:
         resize(columns, hand, length_mm, std_mm)

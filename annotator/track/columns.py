@@ -17,6 +17,7 @@ from annotator.photos.crops import BOX_PADDING, box_around_joints
 from annotator.photos.errors import PhotoError
 from annotator.photos.view import View, view_of_box
 from annotator.track.motion import Motion
+from annotator.track.shape import Shape
 
 Floats = NDArray[np.floating]
 
@@ -119,14 +120,22 @@ def _even_lens(focal_px: float, principal_px: Floats) -> Lens:
     return Lens(focal_px, focal_px, cx, cy, "fisheye")
 
 
-def size_factors(columns: dict[str, Any], nearest: NDArray[np.int64], motion: Motion) -> Floats:
-    """Return the factor (T,) on a track's size that keeps a given length; 1 where the length is predicted."""
+def track_lengths(
+    columns: dict[str, Any], nearest: NDArray[np.int64], motion: Motion, shape: Shape | None
+) -> tuple[Floats, Floats]:
+    """Return the lengths (T,) of a smoothed hand and their std: given ones, its person's, or its own."""
+    own_mm = hand_lengths_mm(motion.joints3d_mm)
+    own_std_mm = hand_length_stds_mm(motion.joints3d_mm, motion.joints3d_std_mm)
+    if shape is not None and shape.length_mm is not None:
+        own_mm, own_std_mm = (
+            np.full(len(nearest), shape.length_mm),
+            np.full(len(nearest), shape.length_std_mm),
+        )
     length, std = (columns[name] for name in _LENGTHS)
     if length is None or std is None:
-        return np.ones(len(nearest))
-    own_mm = np.maximum(hand_lengths_mm(motion.joints3d_mm), 1e-3)
-    factors: Floats = np.where(std[nearest] == 0, length[nearest] / own_mm, 1.0)
-    return factors
+        return own_mm, own_std_mm
+    is_given = std[nearest] == 0
+    return np.where(is_given, length[nearest], own_mm), np.where(is_given, 0, own_std_mm)
 
 
 def resized(motion: Motion, factors: Floats) -> Motion:
@@ -147,6 +156,7 @@ def track_columns(
     nearest: NDArray[np.int64],
     motion: Motion,
     is_right: bool,
+    length_std_mm: Floats,
 ) -> dict[str, Any]:
     """Return the label columns of a track's T frames, but `vertex_std_mm` and the wide ones.
 
@@ -155,6 +165,7 @@ def track_columns(
         rows: (T,) the label of each frame, -1 where there is none. nearest: (T,) one of the track that is near.
         motion: the smoothed track.
         is_right: its side.
+        length_std_mm: (T,) of its length.
     """
     labelled, views = rows >= 0, views[nearest]
     camera = columns["camera"]
@@ -192,9 +203,6 @@ def track_columns(
             views[k], points, motion.joints3d_mm[k], motion.joints3d_std_mm[k], motion.joints2d_std_px[k]
         )
     per_joint = np.linalg.norm(motion.joints3d_std_mm[:, 1:], axis=-1)
-    length_std_mm = hand_length_stds_mm(motion.joints3d_mm, motion.joints3d_std_mm)
-    if (given := columns["hand_length_std_mm"]) is not None:
-        length_std_mm = np.where(given[nearest] == 0, 0, length_std_mm)
     result: dict[str, Any] = {
         "box_xyxy": box,
         "crop_xyxy": crop,

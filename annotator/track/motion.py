@@ -13,7 +13,7 @@ from annotator.track.gaps import hold_ends
 from annotator.track.mesh import MeshPath, own_axes
 from annotator.track.posterior import growth, posterior_std, scatter_share
 from annotator.track.rotations import smooth_rotations
-from annotator.track.shape import one_shape
+from annotator.track.shape import joint_variance, one_shape
 from annotator.track.smoother import Measurements, Noise, Smoothed, fit_noise, smooth
 
 Floats = NDArray[np.floating]
@@ -36,7 +36,12 @@ class Motion:
 
 
 def smoothed_motion(
-    layer: HandLayer, labels: Motion, time_s: Floats, observed: NDArray[np.bool_], is_right: bool
+    layer: HandLayer,
+    labels: Motion,
+    time_s: Floats,
+    observed: NDArray[np.bool_],
+    is_right: bool,
+    shape: Floats | None = None,
 ) -> tuple[Motion, MeshPath | None]:
     """Smooth a track.
 
@@ -45,21 +50,23 @@ def smoothed_motion(
         labels: of T frames; any numbers where not observed.
         time_s: (T,) increasing. observed: (T,) frames whose label is of the track's side, at least one.
         is_right: the track's side.
+        shape: betas (10,) of the hand; None: the track's own.
 
     Returns:
         The smoothed track, and the path of its meshes; None for a single frame, which stays as it is.
     """
     if observed.sum() == 1 and len(observed) == 1:
         return labels, None
-    variance = np.square(labels.joints3d_std_mm[:, 1:], dtype=np.float64).mean((1, 2))
-    variance = np.where(observed, np.maximum(variance, 1e-6), 1.0)
+    variance = np.where(observed, joint_variance(labels.joints3d_std_mm), 1.0)
     usual = float(variance[observed].mean())
     rotations, pose = rotation_matrices(labels.pose[:, :3].astype(np.float64)), labels.pose[:, 3:]
 
     path, of_turn, turn_noise = smooth_rotations(time_s, rotations, variance, observed)
     turned = hold_ends(path, observed)
     fingers, of_fingers, finger_noise = _smoothed(time_s, pose, variance, observed)
-    betas: Floats = np.tile(one_shape(labels.betas[observed], variance[observed]), (len(time_s), 1))
+    if shape is None:
+        shape = one_shape(labels.betas[observed], variance[observed])
+    betas: Floats = np.tile(shape, (len(time_s), 1))
     grown = (growth(of_turn, turn_noise, usual) + growth(of_fingers, finger_noise, usual)) / 2
 
     # A network's offsets from its parametric hand are kept: they are smoothed in the hand's own axes.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from annotator.hand.layer import HandLayer
 from annotator.labels.arrays import joined_columns
+from annotator.labels.metric import hand_lengths_mm
 from annotator.track.association import Hands, track_ids
 from annotator.track.columns import (
     MADE,
@@ -21,14 +22,15 @@ from annotator.track.columns import (
     labels_motion,
     picked_columns,
     resized,
-    size_factors,
     track_columns,
+    track_lengths,
 )
 from annotator.track.frames import frame_places
 from annotator.track.gaps import to_fill
 from annotator.track.mesh import track_meshes
 from annotator.track.motion import smoothed_motion
 from annotator.track.outcome import AsLabelled, OfTrack, Outcome
+from annotator.track.shape import PERSON, people_of, shapes_of_people
 from annotator.track.side import right_scores, side_of
 from annotator.track.views import are_whole, views_of
 from annotator.track.wide import WIDE, WideRows
@@ -50,7 +52,9 @@ def untracked(table: pa.Table, wide: WideRows) -> Outcome:
     return out.outcome(as_they_are=True)
 
 
-def tracked(table: pa.Table, wide: WideRows, layer: HandLayer, max_gap: int) -> Outcome:
+def tracked(
+    table: pa.Table, wide: WideRows, layer: HandLayer, max_gap: int, one_person: bool = False
+) -> Outcome:
     """Track the rows of one sequence.
 
     Args:
@@ -58,6 +62,7 @@ def tracked(table: pa.Table, wide: WideRows, layer: HandLayer, max_gap: int) -> 
         wide: the wide columns of the same rows.
         layer: of the labels' hand model.
         max_gap: frames that a hand may be missing for.
+        one_person: all hands are of one person, and so of one shape and length.
 
     Raises:
         UserError: frames can't be brought into an order, or the lens of one is not known.
@@ -93,9 +98,14 @@ def tracked(table: pa.Table, wide: WideRows, layer: HandLayer, max_gap: int) -> 
         left = np.flatnonzero(~sound)
         kept = AsLabelled(wide, places[left], whole, None if std_mm is None else std_mm[left])
         out.add(label_rows[left].tolist(), _with_made(picked_columns(columns, left), len(left)), kept)
-    for track in range(int(ids.max()) + 1):
-        own = np.flatnonzero(ids == track)
-        side = side_of(columns["is_right"][own], side_score[own])
+    tracks = [np.flatnonzero(ids == track) for track in range(int(ids.max()) + 1)]
+    sides = [side_of(columns["is_right"][own], side_score[own]) for own in tracks]
+    person = labelled[PERSON].to_pylist() if PERSON in labelled.column_names else None
+    of_side = [
+        own[columns["is_right"][own] == side.is_right] for own, side in zip(tracks, sides, strict=True)
+    ]
+    shapes = shapes_of_people(columns, of_side, people_of(person, tracks, one_person))
+    for track, (own, side, shape) in enumerate(zip(tracks, sides, shapes, strict=True)):
         filled = to_fill(hands.frame[own], out.fillable())
         at = np.concatenate([hands.frame[own], filled])
         rows = np.concatenate([own, np.full(len(filled), -1)])[np.argsort(at, kind="stable")]
@@ -103,9 +113,12 @@ def tracked(table: pa.Table, wide: WideRows, layer: HandLayer, max_gap: int) -> 
         observed = (rows >= 0) & (columns["is_right"][rows] == side.is_right)
         nearest = _nearest(time_s[at], time_s[hands.frame[own]], own)
         labels = labels_motion(columns, views, rows)
-        motion, path = smoothed_motion(layer, labels, time_s[at], observed, side.is_right)
-        factors = size_factors(columns, nearest, motion)
-        motion, path = resized(motion, factors), path and replace(path, size=factors)
+        betas = None if shape is None else shape.betas
+        motion, path = smoothed_motion(layer, labels, time_s[at], observed, side.is_right, betas)
+        length_mm, length_std_mm = track_lengths(columns, nearest, motion, None if path is None else shape)
+        if path is not None:
+            factors = length_mm / np.maximum(hand_lengths_mm(motion.joints3d_mm), 1e-3)
+            motion, path = resized(motion, factors), replace(path, size=factors)
         made = [
             out.of_label(label_rows[row]) if row >= 0 else out.fill(f, out.rows[label_rows[near]])
             for row, f, near in zip(rows, at, nearest, strict=True)
@@ -117,7 +130,7 @@ def tracked(table: pa.Table, wide: WideRows, layer: HandLayer, max_gap: int) -> 
         meshes = None if path is None else partial(track_meshes, layer, path, wide, labelled_at)
         out.add(
             made,
-            track_columns(columns, views, rows, nearest, motion, side.is_right),
+            track_columns(columns, views, rows, nearest, motion, side.is_right, length_std_mm),
             OfTrack(wide, places[nearest], whole, meshes),
         )
     return out.outcome(faces=layer.faces.numpy())

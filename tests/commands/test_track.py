@@ -54,11 +54,11 @@ def labels(tmp_path_factory) -> Path:
     return write_labels(tmp_path_factory.mktemp("in") / "labels", tables, VIDEO_COLUMNS)
 
 
-def tracked_rows(labels: Path, max_gap: int = 5) -> list[dict]:
+def tracked_rows(labels: Path, max_gap: int = 5, one_person: bool = False) -> list[dict]:
     """Rows of a tracked label set, made without Ray."""
     source = SequenceSource(str(labels))
     schema = label_schema(HAND.vertex_count, None, source.columns | ADDED)
-    tables = tracked_tables(list(source), str(labels), HAND, max_gap, schema)
+    tables = tracked_tables(list(source), str(labels), HAND, max_gap, schema, one_person)
     return [row for table in tables for row in table.to_pylist()]
 
 
@@ -107,6 +107,44 @@ def test_a_frame_that_was_without_a_hand_is_filled_and_a_long_gap_is_not(rows):
     assert [row["status"] for row in of(rows, "empty.mp4")] == ["no_hand"] * 4
     (damaged,) = [row for row in of(rows, "crossing.mp4") if row["frame_index"] == 30]
     assert damaged["reason"] == "corrupt" and damaged["track_id"] is None
+
+
+def test_hands_of_one_person_have_one_shape_and_length(labels, rows):
+    own = {track: of(rows, "crossing.mp4", track)[0]["betas"] for track in (0, 1)}
+    assert np.abs(np.subtract(own[0], own[1])).max() > 0.2
+    crossing = of(tracked_rows(labels, one_person=True), "crossing.mp4")
+    hands = [row for row in crossing if row["track_id"] is not None]
+    assert len({json.dumps(row["betas"]) for row in hands}) == 1
+    read = pq.read_table(labels / "data").to_pylist()
+    seen = [row for row in read if row["image_uri"] == "crossing.mp4" and row["pose"] is not None]
+    seen = [row for row in seen if row["frame_index"] not in RIGHT.flipped or row["side_score"] > 0.7]
+    # All labels have one std here, so that weights are equal.
+    np.testing.assert_allclose(hands[0]["betas"], np.mean([row["betas"] for row in seen], 0), atol=1e-3)
+    assert len({round(row["hand_length_mm"], 2) for row in hands}) == 1
+    for row in hands:
+        joints = np.array(row["joints3d_mm"])[[0, 9, 10, 11, 12]]
+        assert np.linalg.norm(np.diff(joints, axis=0), axis=1).sum() == pytest.approx(
+            row["hand_length_mm"], abs=0.2
+        )
+    lengths = [
+        np.mean([row["hand_length_mm"] for row in seen if row["is_right"] is side]) for side in (True, False)
+    ]
+    assert min(lengths) < hands[0]["hand_length_mm"] < max(lengths)
+    assert hands[0]["hand_length_std_mm"] < min(row["hand_length_std_mm"] for row in seen)
+
+
+def test_a_lists_column_names_the_owners_of_hands(tmp_path):
+    """Two hands are Ann's, one is Bob's; the names are in the columns of each hand's row."""
+    hands = [
+        Moving(range(12), start_px=(150.0 + 170 * k, 240.0), speed_px=(0.0, 0.0), seed=k) for k in range(3)
+    ]
+    table = table_of(Clip("one", 12, hands, listed=True), LIST_COLUMNS)
+    names = ["ann" if index < 2 else "bob" for index in table["hand_index"].to_pylist()]
+    columns = LIST_COLUMNS | {"person": pa.string()}
+    folder = write_labels(tmp_path / "labels", [table.append_column("person", pa.array(names))], columns)
+    made = tracked_rows(folder, one_person=True)
+    betas = [{json.dumps(row["betas"]) for row in made if row["track_id"] == track} for track in range(3)]
+    assert [len(each) for each in betas] == [1, 1, 1] and betas[0] == betas[1] != betas[2]
 
 
 def test_smoothing_brings_joints_nearer_to_the_true_motion_without_jitter(labels, rows):
