@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
+from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
 
 from annotator.hand import HandModel, anatomy
@@ -165,6 +166,26 @@ def write_freihand(
 
 
 HO3D_K = np.array([[614.6, 0, 322.6], [0, 614.1, 239.0], [0, 0, 1]])
+
+
+def write_segmentations(folder: Path, version: int, frames: dict[tuple[str, str], np.ndarray]) -> None:
+    """HO3D's rendered segmentations at a quarter of 640 x 480: convex hands whose upper third an object covers.
+
+    `frames`: sequence and frame to the hand's 2D points. Hands are red in v2's JPEGs, blue in v3's PNGs.
+    """
+    hand_rgb, object_rgb, suffix = {
+        2: ((255, 0, 0), (0, 0, 255), ".jpg"),
+        3: ((0, 0, 255), (0, 255, 0), ".png"),
+    }[version]
+    for (sequence, frame), points in frames.items():
+        picture = Image.new("RGB", (160, 120))
+        pen = ImageDraw.Draw(picture)
+        hull = points[ConvexHull(points).vertices] / 4
+        pen.polygon([tuple(point) for point in hull], fill=hand_rgb)
+        left, top = hull.min(0)
+        right, bottom = hull.max(0)
+        pen.rectangle([left - 9, top - 9, right + 9, top + (bottom - top) / 3], fill=object_rgb)
+        put(folder / "train" / sequence / "seg" / (frame + suffix), encoded(np.asarray(picture), suffix))
 
 
 def write_ho3d(

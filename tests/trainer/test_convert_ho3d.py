@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import pickle
 import shutil
@@ -13,16 +14,29 @@ import pyarrow.parquet as pq
 import pytest
 import roma
 import torch
+from PIL import Image
 
 from annotator.errors import UserError
 from annotator.export.benchmarks import BENCHMARKS, write_submission
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
 from annotator.hand.layer import HandLayer
-from tests.support.dataset_fixtures import FREIHAND_TIPS, HO3D_TIPS, SIMPLE, dots_found, skinned, write_ho3d
+from tests.support.dataset_fixtures import (
+    FREIHAND_TIPS,
+    HO3D_TIPS,
+    SIMPLE,
+    dots_found,
+    encoded,
+    put,
+    skinned,
+    write_ho3d,
+    write_segmentations,
+)
 from tests.support.mano_file import dump, write_mano_file
+from trainer.config import SourceConfig
 from trainer.convert.convert import ConvertSummary, convert
 from trainer.convert.ho3d import ho3d_examples
+from trainer.data.stream import Stored
 
 NO_TIPS = [joint for joint in range(21) if joint % 4 or not joint]
 TARGETS = ("joints2d_px", "joints3d_mm", "vertices_mm", "pose", "betas")
@@ -172,6 +186,64 @@ def test_with_the_open_hand_there_are_joints_and_no_mesh_or_pose(tmp_path: Path,
                 row["joints2d_px"], seen(meta, meta["handJoints3D"])[SIMPLE], atol=0.05
             )
             assert chirality(np.array(row["joints3d_mm"])) > 0
+
+
+@pytest.mark.parametrize(
+    ("version", "folder"),
+    [(2, "HO3D_v2_segmentations_rendered"), (3, "."), (3, "HO3D_v3_segmentations_rendered")],
+)
+def test_masks_show_the_hand_and_not_the_object_before_it(
+    version: int, folder: str, mano: Any, mano_path: Path, tmp_path: Path
+) -> None:
+    """The colour of hands differs between v2 and v3. The first frame of a sequence has no segmentation."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    frames = [
+        frame for frame in write_ho3d(data, mano, version, frames=5) if frame[1] not in ("0000", "0004")
+    ]
+    meshes = {}
+    for sequence, frame in frames:
+        meta = pickle.loads(
+            (data / "train" / sequence / "meta" / f"{frame}.pkl").read_bytes(), encoding="latin1"
+        )
+        meshes[sequence, frame] = seen(
+            meta, skinned(mano, meta["handPose"], meta["handBeta"])[0] + meta["handTrans"]
+        )
+    write_segmentations(data / folder, version, meshes)
+    convert(f"ho3d:{data}", str(out), f"mano:{mano_path}")
+    counts = np.zeros(2, int)
+    for row in rows_of(out):
+        sequence, frame = row["image_id"].split("/")[1], Path(row["image_id"]).stem
+        if (sequence, frame) not in meshes:
+            assert frame == "0000" and row["hand_mask"] is None
+            continue
+        mask = np.asarray(Image.open(io.BytesIO(row["hand_mask"])))
+        assert mask.shape == (480, 640) and set(np.unique(mask)) == {0, 255}
+        top, bottom = meshes[sequence, frame][:, 1].min(), meshes[sequence, frame][:, 1].max()
+        for x, y in row["joints2d_px"]:
+            below_px = y - (top + (bottom - top) / 3)
+            if abs(below_px) > 12 and abs(y - bottom) > 12:  # pixels of a segmentation have four of the photo
+                assert mask[int(y), int(x)] == 255 * (below_px > 0)
+                counts[int(below_px > 0)] += 1
+    assert counts.min() > 10
+    batches = Stored(str(out), mano, 64, SourceConfig(source=str(out)), seed=0).in_order(8)
+    for batch, facts in batches:
+        for k, fact in enumerate(facts):
+            known = fact.image_id.split("/")[1], Path(fact.image_id).stem
+            assert bool(batch.has_hand_mask[k]) == (known in meshes)
+            if known in meshes:  # L_tex counts pixels of 255
+                assert 0.05 < (batch.hand_mask[k] == 255).float().mean() < 0.6
+
+
+def test_segmentations_without_a_coloured_hand_are_named(mano: Any, tmp_path: Path) -> None:
+    frames = write_ho3d(tmp_path, mano, 3)
+    write_segmentations(tmp_path, 3, {})
+    for sequence, frame in frames:
+        put(
+            tmp_path / "train" / sequence / "seg" / f"{frame}.png",
+            encoded(np.zeros((120, 160, 3), np.uint8), ".png"),
+        )
+    with pytest.raises(UserError, match=r"seg/000\d.png: shows no hand in red, green or blue"):
+        list(ho3d_examples(str(tmp_path), mano, "train", np.random.default_rng(0)))
 
 
 def test_evaluation_frames_have_their_box_and_root_and_nothing_else(

@@ -3,6 +3,7 @@
     train.txt, evaluation.txt          lines SEQUENCE/FRAME
     train/SEQUENCE/rgb/FRAME.png       .jpg in v3
     train/SEQUENCE/meta/FRAME.pkl      a pickle, read by `annotator.runtime.safe_pickle`, which runs no code
+    train/SEQUENCE/seg/FRAME.jpg       optional, rendered segmentations: `ho3d_masks.py`
     evaluation_{xyz,verts}.json        the evaluation's truth, published later; used if present
 
 Units are metres, in OpenGL axes: y up, z backwards. Joints are in MANO's order, followed by the tips, thumb to little.
@@ -34,6 +35,7 @@ from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
 from annotator.runtime import safe_pickle
 from annotator.sources.fields import numbers, opened_file, read_arrays
 from annotator.storage.files import join, names_in
+from trainer.convert.ho3d_masks import HandMasks
 from trainer.convert.photos import required_photo
 from trainer.convert.pinhole import camera_columns, hand_columns
 
@@ -82,6 +84,12 @@ def ho3d_examples(
     suffix = _photo_suffix(join(root, split, frames[0][0], "rgb"))
     layer = HandLayer(hand) if hand.name == "mano" else None
     truth = _Truth.read(root, len(frames)) if split == "evaluation" else None
+    masks = HandMasks(root) if split == "train" else None
+    if masks is not None:
+        masks.find_colour(
+            (frames[index] for index in np.random.default_rng(0).permutation(len(frames))),
+            lambda sequence, frame: _joints_seen(root, sequence, frame, suffix),
+        )
     for index in chance.permutation(len(frames)).tolist():
         sequence, frame = frames[index]
         path = join(root, split, sequence, "meta", f"{frame}.pkl")
@@ -102,6 +110,8 @@ def ho3d_examples(
             joints = _field(meta, "handJoints3D", (21, 3), path)
             mano = None if layer is None else _mano_columns(meta, layer, path)
             row |= _hand_columns(joints, mano, K, path)
+            if masks is not None:
+                row["hand_mask"] = masks.mask(sequence, frame, row["width"], row["height"])
         else:
             row |= _evaluation_columns(meta, truth, index, layer is not None, K, path)
         if meta.get("handBoundingBox") is not None:
@@ -122,6 +132,20 @@ def _hand_columns(
     if mesh_mm is not None:
         joints_mm[4::4] = mesh_mm[list(TIP_VERTICES)]
     return hand_columns(joints_mm, mesh_mm, K, path) | (mano or {})
+
+
+def _joints_seen(
+    root: str, sequence: str, frame: str, suffix: str
+) -> tuple[NDArray[np.float64], int, int] | None:
+    """Return a training frame's 2D joints (21, 2) and its photo's width and height; None without annotation."""
+    path = join(root, "train", sequence, "meta", f"{frame}.pkl")
+    meta = _read_meta(path)
+    if meta.get("handJoints3D") is None:
+        return None
+    photo = required_photo(join(root, "train", sequence, "rgb", frame + suffix))
+    K = _field(meta, "camMat", (3, 3), path)
+    columns = _hand_columns(_field(meta, "handJoints3D", (21, 3), path), None, K, path)
+    return columns["joints2d_px"], photo["width"], photo["height"]
 
 
 def _mano_columns(meta: dict[str, Any], layer: HandLayer, path: str) -> dict[str, Any]:
