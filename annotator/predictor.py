@@ -207,7 +207,8 @@ class Predictor:
         images = torch.tensor(crops.pixels, device=self.device).permute(0, 3, 1, 2).float().div_(255)
         images = images.contiguous(memory_format=torch.channels_last)
         _flip(images, np.flatnonzero(mirrored))
-        features, right = self._features(images, crops.right_score if side == "auto" else None)
+        found2d = crops.found2d * np.where(mirrored[:, None, None], (-1, 1), 1)
+        features, right = self._features(images, crops.right_score if side == "auto" else None, found2d)
         if right is not None:
             mirrored = right < 0.5
         prediction = self.network.hands(images, features)
@@ -250,30 +251,31 @@ class Predictor:
         return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=half)
 
     def _features(
-        self, images: torch.Tensor, listed: NDArray[np.float32] | None
+        self, images: torch.Tensor, listed: NDArray[np.float32] | None, found2d: NDArray[np.float64]
     ) -> tuple[Any, NDArray[np.float32] | None]:
         """Return features of images (n, 3, S, S), and the probability (n,) of a right hand or None without `listed`.
 
         `listed` is that probability, NaN where the network predicts it. Images that it lists as left are mirrored
-        already. Left hands that the network finds are mirrored here, in `images` and in the features.
+        already. Left hands that the network finds are mirrored here, in `images` and in the features. `found2d`
+        (n, 21, 2) are joints of a detector in the images as they are, or NaN.
         """
-        if listed is None:
-            return self._extract(images), None
         is_left = np.zeros(len(images), bool)
         if isinstance(self.network, TwoLooks):
             # Only the first look, which is cheap, is taken at both sides of a left hand.
             with self._autocast():
                 first = self.network.first_look(images)
-            is_left = np.isnan(listed) & (numpy_of(self.network.first.is_right(first)) < 0.5)
+            if listed is not None:
+                is_left = np.isnan(listed) & (numpy_of(self.network.first.is_right(first)) < 0.5)
             _flip(images, np.flatnonzero(is_left))
             with self._autocast():
                 if is_left.any():
                     left = torch.from_numpy(np.flatnonzero(is_left)).to(self.device)
                     first.put(left, self.network.first_look(images[left]))
-                features: Any = self.network.look_twice(images, first)
+                found2d = found2d * np.where(is_left[:, None, None], (-1, 1), 1)
+                features: Any = self.network.look_twice(images, first, torch.from_numpy(found2d).to(images))
         else:
             features = self._extract(images)
-        return features, self._right_scores(listed, is_left, images, features)
+        return features, None if listed is None else self._right_scores(listed, is_left, images, features)
 
     def _right_scores(
         self, listed: NDArray[np.float32], is_left: NDArray[np.bool_], images: torch.Tensor, features: Any

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+import annotator
 from annotator import Camera, UserError
 from annotator.hand.anatomy import chirality
+from annotator.hand.open_hand import open_hand
 from annotator.job.shard import Shard
 from annotator.job.stages import ModelBrokenError, open_shard, predict_shard
 from annotator.photos.crops import Crops, crop_photo
@@ -19,6 +21,7 @@ from annotator.photos.errors import PhotoError
 from annotator.predictor import SURELY_RIGHT, Predictor
 from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 from annotator.sources import ListSource
+from trainer.synth import SyntheticHands
 
 
 @pytest.fixture(scope="module")
@@ -363,3 +366,37 @@ def test_impossible_cameras_are_refused_in_one_line(lively, photos, cameras, wor
     with pytest.raises(UserError, match=words) as error:
         lively.predict(photos, cameras=cameras)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_detectors_joints_lead_the_second_look_where_the_first_look_fails(monkeypatch):
+    """On drawn hands, also mirrored: the joints' truth is within reach of the second look alone."""
+    predictor = annotator.load("default", device="cpu")
+    hands = SyntheticHands(open_hand(), 160, seed=3).batch(torch.arange(6))
+    drawn = hands.image.permute(0, 2, 3, 1).numpy()
+    truth_px = (hands.joints2d.numpy() + 1) * 80
+    look = predictor.network.first_look
+
+    def failing(images):
+        """Find no hand, and joints in a corner."""
+        first = look(images)
+        assert first.joints2d is not None
+        return dataclasses.replace(first, joints2d=first.joints2d * 0.1 + 0.8)
+
+    monkeypatch.setattr(predictor.network, "first_look", failing)
+    monkeypatch.setattr(predictor.network.first, "is_hand", lambda features: torch.zeros(len(features.g)))
+
+    def off_px(photos, joints_px, side, found):
+        places = joints_px if found else [None] * len(photos)
+        crops = [
+            crop_photo(photo, 160, 160, predictor.checkpoint.cut_px, (16, 16, 144, 144), None,
+                       predictor.checkpoint.cut_margin, joints2d_px=joints)
+            for photo, joints in zip(photos, places, strict=True)
+        ]  # fmt: skip
+        labels = predictor.predict_crops(Crops.stack(crops), side)
+        return np.linalg.norm(labels["joints2d_px"] - joints_px, axis=-1).mean(1)
+
+    assert off_px(drawn, truth_px, "right", found=False).mean() > 12
+    assert np.median(off_px(drawn, truth_px, "right", found=True)) < 6
+    mirrored, mirrored_px = drawn[:, :, ::-1], np.stack([160 - truth_px[..., 0], truth_px[..., 1]], -1)
+    assert np.median(off_px(mirrored, mirrored_px, "left", found=True)) < 6

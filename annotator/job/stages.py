@@ -11,7 +11,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from annotator.detection.detector import ENOUGH_PX
 from annotator.detection.following import FrameHands
@@ -142,7 +144,11 @@ def _hands(
     length_mm = entry.hand_length_mm or hand_length_mm
     camera = camera_of(entry, photo)
 
-    def crop(box: Sequence[float] | None, right_score: float | None) -> Crops:
+    def crop(
+        box: Sequence[float] | None,
+        right_score: float | None,
+        joints2d_px: NDArray[np.floating] | None = None,
+    ) -> Crops:
         return crop_photo(
             photo.pixels,
             photo.width,
@@ -153,6 +159,7 @@ def _hands(
             margin,
             length_mm,
             camera,
+            joints2d_px,
         )
 
     hands = entry.hands
@@ -169,7 +176,11 @@ def _hands(
     if found.error is not None:
         raise found.error
     return [hand.source for hand in found.hands], [
-        crop(hand.box_xyxy.tolist(), hand.right_score if listed_score is None else listed_score)
+        crop(
+            hand.box_xyxy.tolist(),
+            hand.right_score if listed_score is None else listed_score,
+            hand.joints2d_px,
+        )
         for hand in found.hands
     ]
 
