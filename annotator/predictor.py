@@ -25,12 +25,13 @@ from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.network import Prediction
 from annotator.model.samples import MeshSampler, keyed_noise
 from annotator.model.two_looks import TwoLooks
-from annotator.photos.camera import PhotoCamera, exif_camera, given_camera
+from annotator.photos.camera import PhotoCamera, exif_camera
 from annotator.photos.crops import Crops, Side, crop_photo
 from annotator.photos.decode import Photo, decode_photo, read_photo
 from annotator.predicted_columns import numpy_of, predicted_columns, sample_columns
 from annotator.runtime.device import device_of
 from annotator.runtime.precision import Precision
+from annotator.sources.camera import given_camera
 from annotator.sources.entry import Camera
 
 #: Photos per forward pass on a CPU; larger batches are not faster.

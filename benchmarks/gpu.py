@@ -36,8 +36,9 @@ from annotator.predictor import Precision
 from annotator.render import nearest_faces
 from annotator.runtime.malloc import keep_freed_memory
 from trainer.config import TrainConfig
+from trainer.progress import Progress
 from trainer.synth import SyntheticHands
-from trainer.train import Progress, train
+from trainer.train import train
 
 #: The training: the paper's backbone and size, the project's own recipe.
 TRAINING = (

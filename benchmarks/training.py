@@ -31,8 +31,9 @@ from trainer.config import TrainConfig
 from trainer.convert.convert import convert
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED
 from trainer.evaluation.evaluate import calibrate, evaluate, run
+from trainer.progress import Progress
 from trainer.synth import write_photos
-from trainer.train import Progress, train
+from trainer.train import train
 
 #: Number of held-out photos for calibration; those for evaluation follow them.
 CALIBRATED_ON, EVALUATED_ON = 1000, 1000

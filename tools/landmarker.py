@@ -29,7 +29,7 @@ from annotator.model.checkpoint import load_checkpoint
 from annotator.model.landmarker import Landmarker
 from annotator.model.landmarker_file import read_landmarker
 from annotator.model.landmarker_weights import is_landmarker_file, landmarker_bytes, load_landmarker
-from annotator.photos.read import photo_at
+from annotator.sources.read import photo_at
 from annotator.storage.files import write_whole
 from trainer.augment import move
 from trainer.distil import (

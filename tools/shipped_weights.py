@@ -50,7 +50,7 @@ from trainer.evaluation.measurements import Measured
 from trainer.evaluation.results import summarise
 from trainer.keyed import keys
 from trainer.launch import run_training
-from trainer.train import Progress
+from trainer.progress import Progress
 
 #: Squares without a hand, as a share of the photos with hands.
 EMPTY = {"sign-digits": 0.0, "hand-scenes": 0.25}

@@ -12,7 +12,8 @@ from annotator.errors import UserError
 from annotator.runtime.submission import is_dashboard_address, submit
 from annotator.storage.files import is_local, local_path
 from trainer.config import SYNTHETIC, TrainConfig
-from trainer.train import Progress, train
+from trainer.progress import Progress
+from trainer.train import train
 
 #: Name of the configuration file that a submission reads.
 SUBMITTED = "submitted"

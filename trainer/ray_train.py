@@ -18,7 +18,8 @@ from annotator.errors import UserError, first_line
 from annotator.runtime.ray_session import connected
 from annotator.storage.files import is_local, local_path
 from trainer.config import TrainConfig
-from trainer.train import Progress, train
+from trainer.progress import Progress
+from trainer.train import train
 
 #: Maximum consecutive deaths of workers without a reported step; each restart resumes from the newest checkpoint.
 PATIENCE = 5

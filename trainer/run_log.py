@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,9 +21,7 @@ from annotator.storage.files import is_local, join, local_path, read_whole, writ
 from annotator.storage.room import naming
 from trainer.batch import Batch
 from trainer.config import TrainConfig
-
-if TYPE_CHECKING:
-    from trainer.train import Progress
+from trainer.progress import Progress
 
 #: Hands per picture, and the side of a tile.
 SHOWN, TILE_PX = 8, 192

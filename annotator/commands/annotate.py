@@ -18,9 +18,9 @@ from annotator.job.resources import WorkerPlan, memory_of_model, plan_workers
 from annotator.job.run import Job, Progress, label_folder, run_job
 from annotator.job.shard import Shard
 from annotator.job.stages import open_shard, predict_shard
+from annotator.job.two_hands import join_two_hands
 from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema
-from annotator.labels.two_hands import join_two_hands
 from annotator.photos.crops import Side
 from annotator.runtime.malloc import keep_freed_memory
 from annotator.runtime.precision import Precision, check_precision
@@ -186,7 +186,7 @@ def annotation(
     )
     find = partial(detector_of_process, found, max_hands, search) if found else None
     following = _following(loaded, settings) if settings.detect_every > 1 else None
-    schema = label_schema(loaded.hand.vertex_count, label_metadata(loaded, samples), photos.columns, samples)
+    schema = label_schema(loaded.hand.vertex_count, _metadata(loaded, samples), photos.columns, samples)
 
     def stages(plan: WorkerPlan) -> Stages:
         return Stages(
@@ -247,6 +247,19 @@ def some_photos(
     if next(iter(listed), None) is None:
         raise UserError(f"there are no photos in '{source}' ({listed.skipped_count} files of other kinds)")
     return photos
+
+
+def _metadata(checkpoint: Checkpoint, samples: int) -> dict[str, str]:
+    info = checkpoint.info
+    return label_metadata(
+        checkpoint.id,
+        checkpoint.hand,
+        info.calibration,
+        samples,
+        trained_steps=info.trained_steps,
+        std_is_constant=info.network.variant == "prior_net",
+        crop_px=checkpoint.cut_px,
+    )
 
 
 def _memory_of(checkpoint: Checkpoint, batch_size: int | None) -> int:

@@ -19,7 +19,7 @@ from annotator.export.places import HandNames
 from annotator.export.ply import ply_bytes
 from annotator.export.rows import Labels, camera_field
 from annotator.labels.arrays import array_of
-from annotator.photos.read import REQUESTS_AT_ONCE
+from annotator.sources.read import REQUESTS_AT_ONCE
 from annotator.storage.files import is_local, join, local_path, write_whole
 
 #: Camera axes (y down, z forward) to mesh axes (y up, z towards the viewer): half a turn about x, no mirroring.

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotator.photos.errors import PhotoError
-from annotator.photos.read import REQUESTS_AT_ONCE, place_of, stored_at
 from annotator.sources.parquet import list_parquet, read_parquet
+from annotator.sources.read import REQUESTS_AT_ONCE, place_of, stored_at
 from annotator.sources.tar import list_tar, read_tar
 from annotator.sources.video.source import list_video, read_video
 

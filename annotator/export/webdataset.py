@@ -23,7 +23,7 @@ from annotator.labels.arrays import array_of
 from annotator.labels.folder import read_faces
 from annotator.labels.schema import SAMPLES_ROUNDING
 from annotator.photos.errors import PhotoError
-from annotator.photos.read import place_of
+from annotator.sources.read import place_of
 from annotator.storage.files import atomic_file, is_local, join, local_path, write_whole
 
 #: A tar ends with the sample that exceeds this size: large enough to read quickly, small enough for many workers.

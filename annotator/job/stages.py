@@ -23,12 +23,12 @@ from annotator.labels.arrays import joined_columns
 from annotator.labels.finite import finite_rows, rows_of
 from annotator.labels.folder import opened_label_file
 from annotator.labels.schema import labels_to_table, without_hand
-from annotator.photos.camera import camera_of
 from annotator.photos.crops import Crops, crop_photo
 from annotator.photos.decode import Photo
 from annotator.photos.errors import PhotoError
-from annotator.photos.read import photos_of
+from annotator.sources.camera import camera_of
 from annotator.sources.entry import Entry
+from annotator.sources.read import photos_of
 
 if TYPE_CHECKING:  # decoders and writers start seconds sooner without torch
     from annotator.predictor import Predictor, Side

@@ -29,33 +29,20 @@ from annotator.storage.files import join, names_in, open_file, sizes_in, write_w
 
 if TYPE_CHECKING:
     from annotator.hand import HandModel
-    from annotator.model.checkpoint import Checkpoint
 
 
-def label_metadata(checkpoint: Checkpoint, samples: int = 0) -> dict[str, str]:
-    """Return the Parquet metadata of label files with `samples` drawn meshes per hand: JSON under the key `amvur`."""
-    info = checkpoint.info
-    return _metadata(
-        checkpoint.id,
-        checkpoint.hand,
-        info.calibration,
-        samples,
-        trained_steps=info.trained_steps,
-        std_is_constant=info.network.variant == "prior_net",
-        crop_px=checkpoint.cut_px,
-    )
-
-
-def fit_metadata(
-    fit: str, hand: HandModel, config: dict[str, Any], calibration: Calibration
-) -> dict[str, str]:
-    """Return the Parquet metadata for labels of `amvur fit`, with `config` instead of a network's facts."""
-    return _metadata(fit, hand, calibration, std_is_constant=False, fit=config)
-
-
-def _metadata(
+def label_metadata(
     maker: str, hand: HandModel, calibration: Calibration, samples: int = 0, **facts: Any
 ) -> dict[str, str]:
+    """Return the Parquet metadata of label files: JSON under the key `amvur`.
+
+    Args:
+        maker: id of the checkpoint or fit.
+        hand: its hand model.
+        calibration: of the std in the labels.
+        samples: drawn meshes per hand.
+        facts: further values, about the network or the fit.
+    """
     drawn = {"joints3d_samples_mm": [samples, 21, 3], "vertices_samples_mm": [samples, hand.vertex_count, 3]}
     common = {
         "schema_version": SCHEMA_VERSION,

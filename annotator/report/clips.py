@@ -24,8 +24,8 @@ from annotator.errors import UserError
 from annotator.labels.folder import column_names, label_files, read_columns
 from annotator.photos.decode import Photo
 from annotator.photos.errors import PhotoError
-from annotator.photos.read import photo_at, photos_of
 from annotator.sources.entry import path_of
+from annotator.sources.read import photo_at, photos_of
 from annotator.sources.sequences import SEQUENCE
 from annotator.sources.video.source import list_video
 from annotator.storage.files import FIRST_ANSWER_S, write_whole

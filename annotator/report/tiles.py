@@ -14,9 +14,9 @@ from PIL import Image
 from annotator.coordinates import CropFrame, cut, project_weak
 from annotator.errors import UserError
 from annotator.photos.errors import PhotoError
-from annotator.photos.read import photo_at
 from annotator.render.shading import draw
 from annotator.render.std_colours import std_colours
+from annotator.sources.read import photo_at
 
 Picture = NDArray[np.uint8]
 

@@ -22,7 +22,6 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-import annotator
 from annotator.config import config_folder
 from annotator.errors import UserError, first_line
 from annotator.storage.files import is_local, local_path
@@ -186,11 +185,11 @@ def _follow_or_leave(client: Any, address: str, submission: str, follow: Callabl
 
 def _stage(folder: Path, files: Mapping[str, str]) -> None:
     """Copy code and configurations, nothing else, from any kind of installation."""
-    code = Path(annotator.__file__).parent
+    code = Path(__file__).parents[2]
     leave = shutil.ignore_patterns("__pycache__", ".*")
     for package in ("annotator", "trainer"):
-        shutil.copytree(code.parent / package, folder / package, ignore=leave)
-    shutil.copy(code.parent / "cli.py", folder / "cli.py")
+        shutil.copytree(code / package, folder / package, ignore=leave)
+    shutil.copy(code / "cli.py", folder / "cli.py")
     shutil.copytree(config_folder(), folder / "annotator" / "configs", ignore=leave, dirs_exist_ok=True)
     for name, text in files.items():
         path = folder / name

@@ -20,7 +20,9 @@ from paper_tables.rows import ROWS, Row
 from trainer.config import AugmentConfig, TrainConfig, read_train_config
 from trainer.data.cache import fill_cache
 from trainer.evaluation.evaluate import HELD_OUT_SEED, evaluate
-from trainer.train import Progress, start_network, train
+from trainer.progress import Progress
+from trainer.start import start_network
+from trainer.train import train
 from trainer.validation import BEST_FILE, LOG_FILE
 
 #: As in configs/shipped/4-upright.yaml: crops as a second look gets them, off by the first look's errors.

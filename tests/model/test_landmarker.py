@@ -25,7 +25,8 @@ from annotator.model.landmarker_file import read_landmarker
 from tests.conftest import SHARED
 from tests.support.example_files import write_stick_hands
 from trainer.config import SourceConfig, TrainConfig
-from trainer.train import start_network, train
+from trainer.start import start_network
+from trainer.train import train
 
 pytest.importorskip("tflite", reason="tflite (extra 'landmarker') is not installed")
 

@@ -17,8 +17,8 @@ from annotator.errors import UserError
 from annotator.photos import formats, heif
 from annotator.photos.decode import decode_photo
 from annotator.photos.errors import PhotoError
-from annotator.photos.read import photos_of
 from annotator.sources import open_source
+from annotator.sources.read import photos_of
 from tests.robustness.hostile_photos import arrow, encoded, exif, noise, turned
 from tests.support.listing import listed
 

@@ -23,10 +23,10 @@ import pytest
 from annotator.errors import UserError
 from annotator.photos.decode import Photo, decode_photo
 from annotator.photos.errors import PhotoError
-from annotator.photos.read import photos_of, stored_at
 from annotator.sources import open_source
 from annotator.sources.entry import Entry
 from annotator.sources.parquet import image_columns, list_parquet, read_parquet, read_row
+from annotator.sources.read import photos_of, stored_at
 from annotator.sources.tar import list_tar, read_tar
 from tests.robustness.hostile_photos import encoded, noise
 

@@ -16,9 +16,9 @@ import pytest
 from annotator.export import export_labels
 from annotator.export.together import Positions, stored_photos
 from annotator.hand import load_hand
-from annotator.photos.read import photos_of, place_of, stored_at
 from annotator.sources import open_source
 from annotator.sources.entry import path_of, readable
+from annotator.sources.read import photos_of, place_of, stored_at
 from annotator.storage.files import local_path
 from tests.export.test_export import label_set
 from tests.robustness.hostile_photos import encoded

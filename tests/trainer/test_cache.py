@@ -19,9 +19,10 @@ from trainer.data.cache import CHUNK, Cached, fill_cache, read_info
 from trainer.data.features import packed, unpacked
 from trainer.evaluation.evaluate import evaluate
 from trainer.objective import Objective
+from trainer.start import start_network
 from trainer.state import saved_states
 from trainer.synth import SyntheticHands
-from trainer.train import predicted, start_network, train
+from trainer.train import predicted, train
 
 HAND = load_hand("open")
 PLAIN = AugmentConfig(colour=0)

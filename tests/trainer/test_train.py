@@ -21,8 +21,9 @@ from tests.support.example_files import write_stick_hands
 from trainer import losses
 from trainer.config import LossConfig, OptimizerConfig, SourceConfig, TrainConfig
 from trainer.objective import Objective
+from trainer.start import start_network
 from trainer.state import saved_states
-from trainer.train import start_network, train
+from trainer.train import train
 
 #: With the switches of the shipped trainings.
 TINY = NetworkConfig(
@@ -140,11 +141,11 @@ def test_unavailable_imagenet_weights_raise_before_the_first_step(sticks, tmp_pa
     with pytest.raises(UserError, match=r"not reachable.*network\.imagenet=false"):
         train(config, str(tmp_path / "run"), "cpu")
     # A resumed run has its own weights.
-    monkeypatch.setattr("trainer.train.load_pretrained", lambda *_: "fake weights")
+    monkeypatch.setattr("trainer.start.load_pretrained", lambda *_: "fake weights")
     train(replace(config, steps=2), str(tmp_path / "run"), "cpu")
     monkeypatch.undo()
     monkeypatch.setattr(
-        "trainer.train.load_pretrained", lambda *_: pytest.fail("loaded ImageNet weights again")
+        "trainer.start.load_pretrained", lambda *_: pytest.fail("loaded ImageNet weights again")
     )
     train(replace(config, steps=3), str(tmp_path / "run"), "cpu")
 
@@ -233,12 +234,12 @@ def test_two_workers_take_the_steps_of_one(sticks, tmp_path, targets):
 
 def objective_and_batch(sticks, **settings):
     from trainer.data.stream import Steps
-    from trainer.train import _prepared
+    from trainer.loader import prepared
 
     config = config_for(sticks, **settings)
     hand = load_hand("open")
     network = start_network(config, hand)
-    images, batch = _prepared(Steps(config, hand)[0], Steps(config, hand), config, torch.device("cpu"))
+    images, batch = prepared(Steps(config, hand)[0], Steps(config, hand), config, torch.device("cpu"))
     return network, Objective(config.loss, network, hand), images, batch
 
 

@@ -33,7 +33,8 @@ from tests.support.example_files import write_stick_hands
 from tests.trainer.test_train import TINY, largest_difference, weights
 from trainer.config import OptimizerConfig, SourceConfig, TrainConfig
 from trainer.ray_train import train_on_ray
-from trainer.train import start_network, train
+from trainer.start import start_network
+from trainer.train import train
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60

@@ -17,8 +17,9 @@ from annotator.render import nearest_faces
 from trainer.augment import move, prepare
 from trainer.config import AugmentConfig, OptimizerConfig, SourceConfig, TrainConfig
 from trainer.losses import visibility_loss
+from trainer.start import start_network
 from trainer.synth import SyntheticHands
-from trainer.train import start_network, train
+from trainer.train import train
 
 NETWORK = NetworkConfig(
     backbone="efficientnet_lite0",

@@ -15,7 +15,7 @@ import numpy as np
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.job.each_file import in_order, tasks
-from annotator.photos.read import REQUESTS_AT_ONCE
+from annotator.sources.read import REQUESTS_AT_ONCE
 from annotator.storage.files import (
     check_writable,
     is_local,

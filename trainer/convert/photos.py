@@ -12,7 +12,7 @@ from PIL import Image
 from annotator.errors import UserError
 from annotator.photos.decode import decode_photo
 from annotator.photos.errors import PhotoError
-from annotator.photos.read import stored_at
+from annotator.sources.read import stored_at
 
 _KEPT = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 

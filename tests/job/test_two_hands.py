@@ -15,10 +15,10 @@ from annotator import coordinates, export_labels
 from annotator.export.meshes import _whole_photos
 from annotator.job.shard import Shard
 from annotator.job.stages import open_shard, predict_shard, shard_table
+from annotator.job.two_hands import join_two_hands
 from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.metric import hand_length_stds_mm, hand_lengths_mm, place_covariance
 from annotator.labels.schema import label_schema
-from annotator.labels.two_hands import join_two_hands
 from annotator.lens import Lens
 from annotator.photos.camera import PhotoCamera
 from annotator.photos.crops import crop_photo
@@ -177,8 +177,10 @@ def test_behind_a_lens_the_std_of_a_place_is_nearly_that_of_the_same_hand_withou
 @pytest.mark.parametrize("kind", ["glb", "ply"])
 def test_a_mesh_file_of_a_photo_holds_both_hands_before_its_camera(lively, tmp_path, kind):
     shard = shard_of(lively, tmp_path, ["right", "left"])
-    schema = label_schema(800, label_metadata(lively.checkpoint, 2), samples=2)
-    faces = lively.checkpoint.hand.faces
+    checkpoint = lively.checkpoint
+    metadata = label_metadata(checkpoint.id, checkpoint.hand, checkpoint.info.calibration, 2)
+    schema = label_schema(800, metadata, samples=2)
+    faces = checkpoint.hand.faces
     table = shard_table(shard, schema, partial(join_two_hands, faces=faces))
     labels = tmp_path / "labels"
     (labels / "data").mkdir(parents=True)
