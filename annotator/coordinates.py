@@ -15,23 +15,16 @@ Functions take NumPy arrays unless the docstring has "tensors"; leading dimensio
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 if TYPE_CHECKING:  # decoders use this file, and start seconds faster without torch
     from torch import Tensor
 
 Floats = NDArray[np.floating]
 Points = TypeVar("Points", Floats, "Tensor")  # either; results have the type of the argument
-
-#: Colour of a crop beyond the photo's edge: ImageNet's mean, which the network normalises to zero.
-OUTSIDE_RGB = (124, 116, 104)
-OUTSIDE = tuple(level / 255 for level in OUTSIDE_RGB)
 
 #: Assumed focal length, as a multiple of the photo's longer side: that of a typical phone for a full scene. It is
 #: longer if the photo itself is the crop, cut from a wider view. At 1.2 a hand that fills the photo would be 25 cm
@@ -109,74 +102,6 @@ def upright_square(joints_px: ArrayLike, padding: float = 1.35) -> Upright:
     low, high = turned_back.min(-2), turned_back.max(-2)
     centre = (rotation @ ((low + high) / 2)[..., None])[..., 0]
     return Upright(centre, (high - low).max(-1) / 2 * padding, turn)
-
-
-def cut(pixels: NDArray[np.uint8], frame: CropFrame, crop_px: int, photo_width: int) -> NDArray[np.uint8]:
-    """Resample one crop: (crop_px, crop_px, 3) uint8, `OUTSIDE_RGB` beyond the photo's edge, upright, never mirrored.
-
-    `pixels` (H, W, 3) may be a scaled-down photo; `frame` is in pixels of the full photo, `photo_width` wide.
-    """
-    scale = pixels.shape[1] / photo_width
-    # Shrinking by an integer factor first limits the canvas for any size and shape of photo.
-    shrink = int(float(frame.half_side_px) * scale / crop_px)
-    if shrink > 1:
-        pixels = np.asarray(Image.fromarray(pixels).reduce(shrink))
-        scale /= shrink
-    height, width = pixels.shape[:2]
-    cx, cy = np.asarray(frame.centre_px) * scale
-    half = float(frame.half_side_px) * scale
-    box = (cx - half, cy - half, cx + half, cy + half)
-    left, top, right, bottom = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
-    inside = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
-    if (left, top, right, bottom) == inside:
-        canvas = Image.fromarray(pixels)
-    else:
-        canvas = Image.new("RGB", (right - left, bottom - top), OUTSIDE_RGB)
-        if inside[0] < inside[2] and inside[1] < inside[3]:
-            part = pixels[inside[1] : inside[3], inside[0] : inside[2]]
-            canvas.paste(Image.fromarray(np.ascontiguousarray(part)), (inside[0] - left, inside[1] - top))
-        box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-    # Pillow's resize widens its filter when it shrinks, so that small crops of big photos don't alias.
-    return np.asarray(canvas.resize((crop_px, crop_px), Image.Resampling.BILINEAR, box=box))
-
-
-def resample(
-    images: Tensor,
-    centre: Tensor,
-    half_side: Tensor,
-    turn_rad: Tensor,
-    mirrored: Tensor,
-    size_px: int,
-    outside: Sequence[float] = OUTSIDE,
-) -> Tensor:
-    """Cut turned, mirrored squares (B, C, size_px, size_px) out of square images (B, C, S, S), bilinearly; tensors.
-
-    A crop's point p shows the image's `centre + half_side * plane_of(turn_rad, mirrored) @ p`, see `CropFrame`. If
-    any crop shrinks its image by more than 1.5, each pixel is the mean of several samples.
-
-    Args:
-        images: in 0..1, e.g. crops cut wider than needed.
-        centre: (B, 2) of the square, in the image's own coordinates, -1 to 1.
-        half_side: (B,), in the same coordinates.
-        turn_rad: (B,).
-        mirrored: (B,) bool.
-        size_px: side of the crops.
-        outside: the colour (C,) beyond the images.
-    """
-    import torch
-    from torch.nn import functional as F
-
-    count, channels, side, _ = images.shape
-    samples = max(1, math.ceil(float(half_side.max()) * side / size_px / 1.5))
-    plane = plane_of(turn_rad, mirrored)[:, :2, :2] * half_side[:, None, None]
-    shape = [count, channels, size_px * samples, size_px * samples]
-    grid = F.affine_grid(torch.cat([plane, centre[..., None]], 2), shape, align_corners=False)
-    # Relative to the colour outside, everything beyond the image is 0, as `grid_sample` pads.
-    colour = images.new_tensor(outside).view(-1, 1, 1)
-    sampled = F.grid_sample(images - colour, grid.to(images), align_corners=False)
-    if samples > 1:  # a pool of one pixel takes longer than the sampling
-        sampled = F.avg_pool2d(sampled, samples)
-    return sampled + colour
 
 
 def plane_of(turn_rad: Points, mirrored: Any) -> Points:

@@ -27,12 +27,11 @@ import psutil
 import pyarrow as pa
 from machine import machine, print_figures
 
-from annotator.job.dispatcher import Stages
 from annotator.job.options import ComputeOptions
 from annotator.job.resources import plan_workers
 from annotator.job.run import Job, run_job
 from annotator.job.shard import Shard
-from annotator.job.stages import first_row
+from annotator.job.stages import Stages, first_row
 from annotator.labels.schema import label_schema
 from annotator.sources import open_source
 from annotator.sources.entry import Entry

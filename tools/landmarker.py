@@ -3,9 +3,9 @@
     python tools/landmarker.py OUT --photos PHOTOS --model hand_landmarker.task
 
 PHOTOS holds folders of photos. The script detects hands, cuts an upright crop per hand, draws hands, and distils a
-small network from MediaPipe's on these crops (`trainer/distil.py`). A stopped run resumes. OUT/landmarker.safetensors
-is a `Landmarker` in half precision. `--start` continues from an earlier one or from a checkpoint such as `default`.
-ASIDE matches the photos for evaluation.
+small network from MediaPipe's on these crops (`trainer/distillation/`). A stopped run resumes. The result,
+OUT/landmarker.safetensors, is a `Landmarker` in half precision. `--start` continues from an earlier one or from a
+checkpoint such as `default`. ASIDE matches the photos for evaluation.
 """
 
 from __future__ import annotations
@@ -23,32 +23,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from annotator.commands.detect import detect
-from annotator.coordinates import CropFrame, cut, resample, upright_square
+from annotator.coordinates import CropFrame, upright_square
 from annotator.hand.open_hand import open_hand
 from annotator.model.checkpoint import load_checkpoint
 from annotator.model.landmarker import Landmarker
 from annotator.model.landmarker_file import read_landmarker
 from annotator.model.landmarker_weights import is_landmarker_file, landmarker_bytes, load_landmarker
+from annotator.photos.cut import cut, resample
 from annotator.sources.read import photo_at
 from annotator.storage.files import write_whole
 from trainer.augment import move
-from trainer.distil import (
-    MODEL_FILE,
+from trainer.distillation.config import DistilConfig
+from trainer.distillation.distil import MODEL_FILE, distil
+from trainer.distillation.examples import (
     TEACHER_PX,
-    Crops,
-    DistilConfig,
-    distil,
-    drawn_hands,
-    fit_presence,
-    fit_side,
-    read_by,
+    LandmarkExamples,
+    drawn_examples,
     shrunk,
+    taught_examples,
     view,
 )
+from trainer.distillation.read_outs import fit_presence, fit_side
 from trainer.keyed import keys
 from trainer.synth import SyntheticHands
 
-#: Crops are this many times as wide as tight ones, for views to turn and shift; side of a crop.
+#: LandmarkExamples are this many times as wide as tight ones, for views to turn and shift; side of a crop.
 MARGIN, CROP_PX = 1.5, 288
 
 #: Side of a tight crop, in sides of the landmarks' upright box.
@@ -63,7 +62,7 @@ ASIDE = re.compile(
 #: Seed and number of drawn hands for training, and number after them for evaluation.
 SEED, DRAWN, DRAWN_ASIDE = 7, 4000, 256
 
-#: Crops for the statistics of batch norms; views for the evaluation.
+#: LandmarkExamples for the statistics of batch norms; views for the evaluation.
 MEASURED, EVALUATED = 96, 256
 
 
@@ -106,7 +105,7 @@ def crops_of(out: Path, photos: Path, model: str) -> tuple[Tensor, Tensor]:
     return loaded["train"], loaded["aside"]
 
 
-def drawn_crops(out: Path) -> tuple[Crops, Crops]:
+def drawn_crops(out: Path) -> tuple[LandmarkExamples, LandmarkExamples]:
     """Return upright crops of drawn hands for training and for evaluation; OUT caches them."""
     kept = out / "drawn.safetensors"
     if not kept.is_file():
@@ -118,7 +117,7 @@ def drawn_crops(out: Path) -> tuple[Crops, Crops]:
         stacked = dict(zip(("image", "landmarks"), map(torch.cat, zip(*parts, strict=True)), strict=True))
         write_whole(str(kept), safetensors.torch.save(stacked))
     loaded = safetensors.torch.load_file(kept)
-    drawn = drawn_hands(loaded["image"], loaded["landmarks"])
+    drawn = drawn_examples(loaded["image"], loaded["landmarks"])
     return drawn.rows(slice(DRAWN)), drawn.rows(slice(DRAWN, None))
 
 
@@ -137,7 +136,7 @@ def _drawn_upright(hands: SyntheticHands, numbers: Tensor) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def evaluate(network: Landmarker, crops: Crops, crop_px: int, config: DistilConfig) -> str:
+def evaluate(network: Landmarker, crops: LandmarkExamples, crop_px: int, config: DistilConfig) -> str:
     """Describe the distance between a network's landmarks and the targets on views that show a hand."""
     views, target = view(crops, keys(2, torch.arange(len(crops.image))), MARGIN, config)
     off = 50 * (network.eval()(shrunk(views, crop_px)).image - target.image)[target.presence > 0]
@@ -157,7 +156,7 @@ def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str
     student = started(start) if start else read_landmarker(model, shrunk(measured, config.crop_px))
     print(f"{len(train)} crops, {len(aside)} held out, {len(drawn.image)} drawn", flush=True)
     evaluation_crops = {
-        "photos": read_by(teacher, aside[:: max(len(aside) // EVALUATED, 1)], MARGIN),
+        "photos": taught_examples(teacher, aside[:: max(len(aside) // EVALUATED, 1)], MARGIN),
         "drawn hands": drawn_aside,
     }
 
@@ -172,7 +171,7 @@ def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str
         if step % 100 == 0:
             print(f"step {step} of {config.steps}, loss {loss:.3f}", flush=True)
 
-    crops = read_by(teacher, train, MARGIN).joined(drawn)
+    crops = taught_examples(teacher, train, MARGIN).joined(drawn)
     mean = distil(student, crops, MARGIN, out / ("run-8bit" if config.eight_bit else "run"), config, show)
     side, presence = (fit(mean, crops, MARGIN, config) for fit in (fit_side, fit_presence))
     print(f"after: {describe(mean)}; read-outs on trained hands: side {side:.3f}, presence {presence:.3f}")

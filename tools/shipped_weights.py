@@ -42,7 +42,8 @@ from trainer.convert.convert import convert
 from trainer.convert.cut_out import outlined
 from trainer.convert.photos import photo_columns
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
-from trainer.distil import DistilConfig, drawn_hands, shrunk, view
+from trainer.distillation.config import DistilConfig
+from trainer.distillation.examples import drawn_examples, shrunk, view
 from trainer.evaluation.calibrate import with_label_errors
 from trainer.evaluation.evaluate import calibrate, evaluate, run
 from trainer.evaluation.machine import machine
@@ -221,7 +222,7 @@ def with_ranges(checkpoint: Checkpoint, out: Path, photos: Path, model: str) -> 
     config = DistilConfig()
     train, _ = crops_of(out / LANDMARKER, photos, model)
     images = train[:: len(train) // RANGED]
-    some = drawn_hands(images, torch.zeros(len(images), 21, 3))  # only the images count here
+    some = drawn_examples(images, torch.zeros(len(images), 21, 3))  # only the images count here
     views, _ = view(some, keys(4, torch.arange(len(some.image))), MARGIN, config)
     backbone = copy.deepcopy(checkpoint.network.last_look.backbone)
     backbone.fold_normalisation()

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from annotator.coordinates import OUTSIDE, axes_of_ray, plane_of, resample, upright_square
+from annotator.coordinates import axes_of_ray, plane_of, upright_square
+from annotator.photos.cut import OUTSIDE, resample
 from trainer.batch import Batch
 from trainer.config import AugmentConfig
 from trainer.keyed import Draws

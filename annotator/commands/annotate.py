@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
@@ -11,20 +10,18 @@ from annotator.detection.detector import Search, check_search, detector_of_proce
 from annotator.detection.following import DETECT_EVERY
 from annotator.errors import UserError
 from annotator.job.detected import Following
-from annotator.job.dispatcher import Stages
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, RunSettings, read_run_record
 from annotator.job.resources import WorkerPlan, memory_of_model, plan_workers
 from annotator.job.run import Job, Progress, label_folder, run_job
-from annotator.job.shard import Shard
-from annotator.job.stages import open_shard, predict_shard
+from annotator.job.shard_predictor import ShardPredictor
+from annotator.job.stages import Stages, open_shard
 from annotator.job.two_hands import join_two_hands
 from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema
 from annotator.photos.crops import Side
-from annotator.runtime.malloc import keep_freed_memory
 from annotator.runtime.precision import Precision, check_precision
-from annotator.sources import Source, WithBoxes, open_source
+from annotator.sources import open_photos
 from annotator.sources.entry import HAND_LENGTHS, is_hand_length
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
 from annotator.storage.remote import patience, shown
@@ -32,7 +29,6 @@ from annotator.storage.remote import patience, shown
 if TYPE_CHECKING:
     from annotator.detection.locator import HandLocator, LocatorModel
     from annotator.model.checkpoint import Checkpoint
-    from annotator.predictor import Predictor
 
 #: Maximum meshes drawn per hand: 160 MB for a shard of 256 hands.
 MAX_SAMPLES = 64
@@ -153,7 +149,7 @@ def annotation(
     if detector and boxes:
         raise UserError("detector and boxes both locate the hands: give one of them")
     with patience(FIRST_ANSWER_S):  # report a wrong name or key before loading a model
-        photos = some_photos(source, labels, every, boxes, boxes_normalised)
+        photos = open_photos(source, labels, every, boxes, boxes_normalised)
         record = read_run_record(labels, RunSettings)
         if record is None and not is_dry:
             check_writable(labels)
@@ -229,26 +225,6 @@ def _locator(model: LocatorModel) -> HandLocator:
     return locator_of_process(model)
 
 
-def some_photos(
-    source: str,
-    labels: str,
-    every: int = 1,
-    boxes: str | None = None,
-    boxes_normalised: bool = False,
-    by_hand: bool = True,
-) -> Source:
-    """Open a source and check that it has photos; arguments are those of `open_source`.
-
-    Raises:
-        UserError: it has no photos.
-    """
-    photos = open_source(source, labels, every, boxes, boxes_normalised, by_hand)
-    listed = photos.photos if isinstance(photos, WithBoxes) else photos
-    if next(iter(listed), None) is None:
-        raise UserError(f"there are no photos in '{source}' ({listed.skipped_count} files of other kinds)")
-    return photos
-
-
 def _metadata(checkpoint: Checkpoint, samples: int) -> dict[str, str]:
     info = checkpoint.info
     return label_metadata(
@@ -267,48 +243,3 @@ def _memory_of(checkpoint: Checkpoint, batch_size: int | None) -> int:
 
     weight_bytes = sum(weights.nbytes for weights in checkpoint.network.state_dict().values())
     return memory_of_model(checkpoint.cut_px, batch_size or CPU_BATCH, weight_bytes)
-
-
-class ShardPredictor:
-    """One model on one device, which labels shard by shard.
-
-    A separate thread runs all of torch. Ray creates an actor in one thread and calls it in another. OpenMP would keep a
-    team of threads for each, more than there are cores, and both would sleep between layers (a third slower).
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        threads: int,
-        batch_size: int | None,
-        side: Side,
-        samples: int = 0,
-        precision: Precision = "float32",
-    ) -> None:
-        """Load the model and warm it up."""
-        self._side, self._samples = side, samples
-        self._thread = ThreadPoolExecutor(1)
-        self._predictor = self._thread.submit(
-            self._start, checkpoint, threads, batch_size, precision
-        ).result()
-
-    @staticmethod
-    def _start(
-        checkpoint: Checkpoint, threads: int, batch_size: int | None, precision: Precision
-    ) -> Predictor:
-        import torch
-
-        from annotator.predictor import CPU_BATCH, Predictor
-
-        keep_freed_memory()
-        torch.set_num_threads(threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        predictor = Predictor(checkpoint, device, batch_size or CPU_BATCH, precision)
-        if batch_size is None and device.type == "cuda":
-            predictor.find_batch_size()
-        predictor.warm_up()
-        return predictor
-
-    def __call__(self, shard: Shard) -> Shard:
-        """Label the hands of a shard."""
-        return self._thread.submit(predict_shard, self._predictor, shard, self._side, self._samples).result()

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from annotator.commands.annotate import some_photos
 from annotator.detection.detector import (
     ENOUGH_PX,
     FoundHand,
@@ -27,15 +26,15 @@ from annotator.detection.detector import (
 )
 from annotator.errors import UserError
 from annotator.job.detected import FindHands
-from annotator.job.dispatcher import Stages
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, read_run_record
 from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, label_folder, run_job
 from annotator.job.shard import Shard
-from annotator.job.stages import opened_photos, row_of_error
+from annotator.job.stages import Stages, opened_photos, row_of_error
 from annotator.labels.schema import ROUNDING, SCHEMA_VERSION, label_schema, without_hand
 from annotator.photos.crops import BOX_OVER_JOINTS
+from annotator.sources import open_photos
 from annotator.sources.entry import Entry
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
 from annotator.storage.remote import patience
@@ -96,7 +95,7 @@ def detect(
     check_search(search)
     out = label_folder(out)
     with patience(FIRST_ANSWER_S):  # report a wrong name or key at once
-        source = some_photos(photos, out, every, by_hand=False)
+        source = open_photos(photos, out, every, by_hand=False)
         detector = read_model(model)
         if read_run_record(out, DetectSettings) is None:
             check_writable(out)

@@ -18,13 +18,12 @@ from annotator.config import FitConfig, read_config, to_dict
 from annotator.errors import UserError
 from annotator.fitting.listed import ListedHands
 from annotator.hand import HandModel, load_hand
-from annotator.job.dispatcher import Stages
 from annotator.job.options import ComputeOptions
 from annotator.job.record import FitSettings, RunRecord, read_run_record
 from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, label_folder, run_job
 from annotator.job.shard import Shard
-from annotator.job.stages import drop_not_finite, first_row, row_of_error
+from annotator.job.stages import Stages, drop_not_finite, first_row, row_of_error
 from annotator.job.two_hands import join_two_hands
 from annotator.labels.arrays import joined_columns
 from annotator.labels.folder import label_metadata, write_faces

@@ -15,12 +15,12 @@ import pyarrow as pa
 
 from annotator.errors import UserError, plain
 from annotator.hand import HandModel, load_hand
-from annotator.job.dispatcher import Stages
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, TrackSettings, read_run_record
 from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, label_folder, run_job
 from annotator.job.shard import Shard
+from annotator.job.stages import Stages
 from annotator.labels.folder import write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand, write_tables
 from annotator.sources.entry import Entry

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from ray.cloudpickle import dumps
 
-from annotator.coordinates import CropFrame, cut, square_around
+from annotator.coordinates import CropFrame, square_around
 from annotator.detection.following import ExpectedHand, Floats
 from annotator.model.checkpoint import Checkpoint
 from annotator.model.network import Network
 from annotator.model.two_looks import TwoLooks
 from annotator.photos.crops import BOX_PADDING
+from annotator.photos.cut import cut
 from annotator.runtime.malloc import keep_freed_memory
 
 #: Crops per forward pass.

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
-
-import pyarrow as pa
 
 from annotator.errors import UserError, first_line
 from annotator.job import failures
@@ -25,8 +23,7 @@ from annotator.job.in_flight import Model, Piece, ShardInFlight
 from annotator.job.listing import ListingThread
 from annotator.job.manifest import PlannedShard
 from annotator.job.resources import WorkerPlan
-from annotator.job.shard import Shard
-from annotator.job.stages import crashed_shard, shard_table
+from annotator.job.stages import Stages, shard_table
 from annotator.job.tally import ShardReport
 from annotator.job.tasks import (
     ModelActor,
@@ -38,7 +35,6 @@ from annotator.job.tasks import (
     open_piece,
     write_labels,
 )
-from annotator.sources.entry import Entry
 
 #: Shards queued per model.
 _AHEAD = 2
@@ -48,20 +44,6 @@ _QUEUED = 2
 
 #: Ray retries nothing: it cannot distinguish a photo that crashes processes from a lost machine.
 _ONCE: dict[str, Any] = {"max_retries": 0, "scheduling_strategy": "SPREAD"}
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Functions of a job's stages. They are pickled and run in other processes."""
-
-    open: Callable[[Sequence[Entry]], Shard]
-    #: Called once in each actor; None for a job without a predict stage.
-    model: Callable[[], Callable[[Shard], Shard]] | None
-    schema: pa.Schema
-    #: Changes a shard in place once all its hands are labelled.
-    together: Callable[[Shard], None] | None = None
-    #: Rows of entries that crashed every process that opened them.
-    crashed: Callable[[Sequence[Entry]], Shard] = crashed_shard
 
 
 class Dispatcher:

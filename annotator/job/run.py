@@ -19,7 +19,7 @@ from itertools import chain
 from typing import Generic
 
 from annotator.errors import UserError
-from annotator.job.dispatcher import Dispatcher, Stages
+from annotator.job.dispatcher import Dispatcher
 from annotator.job.lease import Lease, leased, missing_on_this_machine
 from annotator.job.manifest import DoneShards, Manifest, PlannedShard, shard_file_name
 from annotator.job.options import ComputeOptions
@@ -31,6 +31,7 @@ from annotator.job.record import (
     write_run_record,
 )
 from annotator.job.resources import WorkerPlan
+from annotator.job.stages import Stages
 from annotator.job.tally import ShardReport, Tally
 from annotator.labels.conditions import Condition
 from annotator.labels.folder import column_names, read_columns

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +63,20 @@ def crashed_shard(entries: Sequence[Entry]) -> Shard:
     """Return rows of entries that crashed every process that opened them."""
     outcome = without_hand("crashed", "every process that decoded this photo crashed")
     return Shard([first_row(entry) | outcome for entry in entries])
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Functions of a run's stages. They are pickled and run in other processes."""
+
+    open: Callable[[Sequence[Entry]], Shard]
+    #: Called once in each actor; None for a job without a predict stage.
+    model: Callable[[], Callable[[Shard], Shard]] | None
+    schema: pa.Schema
+    #: Changes a shard in place once all its hands are labelled.
+    together: Callable[[Shard], None] | None = None
+    #: Rows of entries that crashed every process that opened them.
+    crashed: Callable[[Sequence[Entry]], Shard] = crashed_shard
 
 
 def opened_photos(

@@ -1,6 +1,6 @@
 """Run a backbone on a CPU with OpenVINO: the same numbers as in torch, in two thirds of the time; in int8, in a third.
 
-`torch.fx` lists the backbone's operations, and `_Graph` turns each into OpenVINO's. So `backbone.py` stays the only
+`torch.fx` lists the backbone's operations, and `_Graph` turns each into OpenVINO's. So `backbone/` stays the only
 description of the network. OpenVINO's own converter traces the network too, but takes a second per start.
 """
 
@@ -18,7 +18,8 @@ from openvino import opset13 as op
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from annotator.model.backbone import Backbone, BackboneFeatures, same_padding
+from annotator.model.backbone.base import Backbone, BackboneFeatures
+from annotator.model.backbone.efficientnet import same_padding
 from annotator.model.network import Network
 from annotator.model.quantised import INPUT_LEVELS, WEIGHT_LEVELS, Ranges, grid_step
 from annotator.model.two_looks import TwoLooks

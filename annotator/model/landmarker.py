@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from annotator.model.backbone import HandLandmark
+from annotator.model.backbone.hand_landmark import HandLandmark
 
 JOINTS = 21
 

@@ -1,4 +1,4 @@
-"""Save and load a distilled landmark network (`trainer/distil.py`): a start for training, like a `.task` file."""
+"""Save and load a distilled landmark network (`trainer/distillation/`): a start for training, like a `.task` file."""
 
 from __future__ import annotations
 

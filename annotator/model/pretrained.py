@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from annotator.errors import UserError, first_line
-from annotator.model.backbone import Backbone, EfficientNet
+from annotator.model.backbone.base import Backbone
+from annotator.model.backbone.efficientnet import EfficientNet
 from annotator.storage.files import is_local, local_path, write_whole
 
 log = logging.getLogger(__name__)

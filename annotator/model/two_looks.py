@@ -18,18 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from annotator.config import NetworkConfig
-from annotator.coordinates import (
-    covariance_from_plane,
-    from_plane,
-    plane_of,
-    resample,
-    turned_std,
-    upright_square,
-)
+from annotator.coordinates import covariance_from_plane, from_plane, plane_of, turned_std, upright_square
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import Camera
 from annotator.model.network import Features, Network, Prediction
 from annotator.model.prior_net import PriorHand
+from annotator.photos.cut import resample
 
 #: Side of the images divided by the side of the tight crop.
 WIDE = 1.5

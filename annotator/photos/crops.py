@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.coordinates import CropFrame, assumed_focal_px, cut, square_around
+from annotator.coordinates import CropFrame, assumed_focal_px, square_around
 from annotator.photos.camera import UNKNOWN, PhotoCamera
+from annotator.photos.cut import cut
 from annotator.photos.view import cut_view, view_of_box
 
 #: The side of all hands; `auto`: determined per hand by the list, the detector or the network.

@@ -8,13 +8,12 @@ from __future__ import annotations
 import io
 import stat
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from annotator.errors import UserError
@@ -24,20 +23,18 @@ from annotator.photos.exif import Display, shown_as
 from annotator.photos.focal import exif_focal_px
 from annotator.photos.formats import MAX_BYTES, MAX_PIXELS, Format
 from annotator.photos.jpeg_end import ends_early
+from annotator.photos.pixels import STORED_VIEW, square_pixels, square_size, upright_rgb
 from annotator.storage.files import is_local, local_path
 from annotator.storage.remote import read_part
 
 #: A photo with a shorter side below this is too small to show a hand.
 MIN_SIDE_PX = 8
 
-_BACKGROUND = 255
 _ORIENTATION = 274  # TIFF tag
 
 # libjpeg fills missing blocks with middle grey, 128, or 64 in CMYK. Ordinary photos have fewer pixels of exactly these
 # values than this fraction.
 _FILL_GREYS, _MAX_GREY_FRACTION = (128, 64), 0.01
-
-_PIXELS_AT_ONCE = 4_000_000
 
 # Pillow warns about damaged EXIF, which this package reads itself. The filter is set once, here, because
 # `warnings.catch_warnings` is not thread-safe.
@@ -137,10 +134,10 @@ def _decode(photo_format: Format, data: bytes, min_side_px: int | None) -> Photo
     if isinstance(image, TiffImageFile):
         width, height = image.size
         formats.check_tiff_depth(image)
-    pixels = _upright_rgb(image, shown.orientation)
+    pixels = upright_rgb(image, shown.orientation)
     if (
         photo_format is formats.JPEG
-        and _may_lack_blocks(_STORED_VIEW[shown.orientation](pixels))
+        and _may_lack_blocks(STORED_VIEW[shown.orientation](pixels))
         and ends_early(data)
     ):
         raise PhotoError("truncated", "the JPEG's image data stops early")
@@ -180,7 +177,7 @@ def _plain_jpeg(data: bytes, min_side_px: int | None) -> Photo | None:
     if shown.orientation == 1:
         return _upright_photo(stored, width, height, shown, header.exif)
     pixels = np.empty(stored.shape[1::-1] + (3,) if shown.orientation >= 5 else stored.shape, np.uint8)
-    _STORED_VIEW[shown.orientation](pixels)[:] = stored
+    STORED_VIEW[shown.orientation](pixels)[:] = stored
     return _upright_photo(pixels, width, height, shown, header.exif)
 
 
@@ -208,64 +205,6 @@ def _scale_down(image: ImageFile.ImageFile, min_side_px: int | None) -> None:
         image.draft(None, (max(1, width // scale), max(1, height // scale)))
 
 
-def _upright_rgb(image: ImageFile.ImageFile, orientation: int) -> NDArray[np.uint8]:
-    """Return a loaded image as (H, W, 3), rotated by its EXIF orientation; converts strips of rows to save memory."""
-    width, height = image.size
-    pixels = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
-    as_stored = _STORED_VIEW[orientation](pixels)
-    step = max(1, _PIXELS_AT_ONCE // width)
-    used_bits = _used_bits(image, step)
-    if step >= height:
-        as_stored[:] = _rgb(image, used_bits)
-    else:
-        for top in range(0, height, step):
-            bottom = min(top + step, height)
-            as_stored[top:bottom] = _rgb(image.crop((0, top, width, bottom)), used_bits)
-    return pixels
-
-
-def _used_bits(image: ImageFile.ImageFile, step: int) -> int:
-    """Return how many of 16 bits the samples use. Sensors have 10, 12 or 14, and few files state it.
-
-    `step` is the number of rows read at once.
-    """
-    if not image.mode.startswith("I;16"):
-        return 8
-    stated = image.tag_v2.get(formats.BITS_PER_SAMPLE, (16,))[0] if isinstance(image, TiffImageFile) else 16
-    width, height = image.size
-    strips = (image.crop((0, top, width, min(top + step, height))) for top in range(0, height, step))
-    highest = max(int(np.asarray(strip).max()) for strip in strips)
-    return min(stated, next(bits for bits in (10, 12, 14, 16) if highest < 1 << bits))
-
-
-def _rgb(rows: Image.Image, used_bits: int) -> NDArray[np.integer]:
-    """Convert rows of an image in any mode to 8-bit values that broadcast to (h, w, 3)."""
-    if rows.mode == "RGB" and "transparency" not in rows.info:
-        return np.asarray(rows)
-    if rows.mode.startswith("I;16"):
-        return (np.asarray(rows) >> (used_bits - 8))[..., None]
-    if rows.mode in ("I", "F", "LAB", "HSV"):
-        raise PhotoError("unsupported", f"Pillow's pixel mode {rows.mode} has no standard range or colours")
-    if rows.has_transparency_data:
-        rgba = np.asarray(rows.convert("RGBA")).astype(np.uint16)
-        alpha = rgba[..., 3:]
-        return (rgba[..., :3] * alpha + _BACKGROUND * (255 - alpha) + 127) // 255
-    return np.asarray(rows.convert("RGB"))
-
-
-# EXIF orientation -> a view of the upright picture (H, W, 3) that has the stored picture's layout.
-_STORED_VIEW: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
-    1: lambda upright: upright,
-    2: lambda upright: upright[:, ::-1],
-    3: lambda upright: upright[::-1, ::-1],
-    4: lambda upright: upright[::-1],
-    5: lambda upright: upright.swapaxes(0, 1),
-    6: lambda upright: upright[:, ::-1].swapaxes(0, 1),
-    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
-    8: lambda upright: upright[::-1].swapaxes(0, 1),
-}
-
-
 def as_shown(image: ImageFile.ImageFile) -> Display:
     """Return how to display an opened image that is not a TIFF."""
     info = image.info
@@ -284,23 +223,3 @@ def _exif_of(image: ImageFile.ImageFile) -> bytes:
         with suppress(ValueError):
             exif = bytes.fromhex("".join(raw.split("\n")[3:])).removeprefix(b"Exif\0\0")
     return exif
-
-
-def square_pixels(pixels: NDArray[np.uint8], pixel_aspect: float) -> NDArray[np.uint8]:
-    """Stretch a picture (H, W, 3) until its pixels are square; `pixel_aspect` is their width over their height.
-
-    Enlarges one axis, or shrinks the other where enlarging would exceed `MAX_PIXELS`.
-    """
-    height, width = pixels.shape[:2]
-    size = square_size(width, height, pixel_aspect)
-    return pixels if size == (width, height) else np.asarray(Image.fromarray(pixels).resize(size))
-
-
-def square_size(width: int, height: int, pixel_aspect: float) -> tuple[int, int]:
-    """Return the width and height of a picture after stretching its pixels to squares."""
-    if pixel_aspect == 1:
-        return width, height
-    fits = width * height * max(pixel_aspect, 1 / pixel_aspect) <= MAX_PIXELS
-    if (pixel_aspect > 1) == fits:
-        return max(1, round(width * pixel_aspect)), height
-    return width, max(1, round(height / pixel_aspect))

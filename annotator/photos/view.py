@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from annotator.coordinates import OUTSIDE_RGB, axes_of_direction
+from annotator.coordinates import axes_of_direction
 from annotator.lens import Lens
+from annotator.photos.cut import OUTSIDE_RGB
 from annotator.photos.errors import PhotoError
 
 Floats = NDArray[np.float64]

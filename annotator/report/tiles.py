@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from annotator.coordinates import CropFrame, cut, project_weak
+from annotator.coordinates import CropFrame, project_weak
 from annotator.errors import UserError
+from annotator.photos.cut import cut
 from annotator.photos.errors import PhotoError
 from annotator.render.shading import draw
 from annotator.render.std_colours import std_colours

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from annotator.config import AmvurConfig, NetworkConfig, TextureConfig
-from annotator.coordinates import cut, square_around, upright_square
+from annotator.coordinates import square_around, upright_square
 from annotator.errors import UserError
 from annotator.hand import JOINT_NAMES, load_hand
 from annotator.hand.anatomy import chirality
@@ -22,6 +22,7 @@ from annotator.model import landmarker_file
 from annotator.model.landmarker import Landmarker, LandmarkHand
 from annotator.model.landmarker_bundle import MEMBER
 from annotator.model.landmarker_file import read_landmarker
+from annotator.photos.cut import cut
 from tests.conftest import SHARED
 from tests.support.example_files import write_stick_hands
 from trainer.config import SourceConfig, TrainConfig

@@ -13,7 +13,6 @@ from PIL import Image
 
 import annotator
 from annotator import UserError
-from annotator.coordinates import OUTSIDE_RGB
 from annotator.model import two_looks
 from annotator.model.checkpoint import (
     NAMES,
@@ -26,6 +25,7 @@ from annotator.model.checkpoint import (
 from annotator.model.network import Network
 from annotator.model.two_looks import PADDING, WIDE, TwoLooks, without_hands
 from annotator.photos.crops import BOX_PADDING
+from annotator.photos.cut import OUTSIDE_RGB
 from annotator.predictor import Predictor
 from annotator.runtime.device import device_of
 from tests.conftest import SMALL

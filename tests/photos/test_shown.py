@@ -13,9 +13,10 @@ from PIL import Image, ImageOps
 from annotator.export.stored import as_others_read
 from annotator.job.stages import listed_box, open_shard
 from annotator.photos.crops import crop_photo
-from annotator.photos.decode import Photo, decode_photo, square_size
+from annotator.photos.decode import Photo, decode_photo
 from annotator.photos.errors import PhotoError
 from annotator.photos.exif import Display, shown_as
+from annotator.photos.pixels import square_size
 from annotator.sources.entry import Entry, ListedHand
 from annotator.sources.video.source import list_video, read_video
 from tests.robustness.hostile_photos import arrow, encoded, exif, noise, png, png_chunk, tiff, turned
@@ -189,7 +190,7 @@ def test_samples_that_use_fewer_bits_are_not_dark(bits, monkeypatch):
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     for data in (encoded(Image.fromarray(values), "TIFF"), big, png(40, 30, 16, 0, rows)):
         assert np.abs(decode_photo(data).pixels - expected[..., None]).max() <= 1
-        monkeypatch.setattr("annotator.photos.decode._PIXELS_AT_ONCE", 100)
+        monkeypatch.setattr("annotator.photos.pixels._PIXELS_AT_ONCE", 100)
         assert np.abs(decode_photo(data).pixels - expected[..., None]).max() <= 1
         monkeypatch.undo()
 

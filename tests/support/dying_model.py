@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from annotator.job.dispatcher import Stages
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord
 from annotator.job.resources import plan_workers
 from annotator.job.run import Job, run_job
 from annotator.job.shard import Shard
-from annotator.job.stages import open_shard
+from annotator.job.stages import Stages, open_shard
 from annotator.labels.schema import label_schema
 from annotator.sources import open_source
 

@@ -13,20 +13,10 @@ from PIL import Image
 
 from annotator.model.landmarker import Landmarker, LandmarkHand
 from annotator.model.quantised import quantised_convolutions
-from trainer.distil import (
-    MODEL_FILE,
-    SURE,
-    TOLERANCE,
-    Crops,
-    DistilConfig,
-    distance,
-    distil,
-    drawn_hands,
-    fit_presence,
-    fit_side,
-    read_by,
-    view,
-)
+from trainer.distillation.config import DistilConfig
+from trainer.distillation.distil import MODEL_FILE, TOLERANCE, distance, distil
+from trainer.distillation.examples import SURE, LandmarkExamples, drawn_examples, taught_examples, view
+from trainer.distillation.read_outs import fit_presence, fit_side
 from trainer.keyed import keys
 
 STILL = DistilConfig(turn_deg=0, zoom=1, shift=0)
@@ -37,10 +27,10 @@ def landmarker(seed: int) -> Landmarker:
     return Landmarker().eval()
 
 
-def crops(count: int = 4) -> Crops:
+def crops(count: int = 4) -> LandmarkExamples:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 48, 48, 3), dtype=torch.uint8, generator=generator)
-    return read_by(landmarker(0), images, 1.5)
+    return taught_examples(landmarker(0), images, 1.5)
 
 
 def test_a_view_without_randomness_is_the_tight_crop_except_for_colours():
@@ -49,7 +39,7 @@ def test_a_view_without_randomness_is_the_tight_crop_except_for_colours():
         (90, 90), Image.Resampling.BICUBIC
     )
     wide = np.asarray(smooth)
-    wide_crop = drawn_hands(torch.from_numpy(wide.copy())[None], torch.zeros(1, 21, 3))
+    wide_crop = drawn_examples(torch.from_numpy(wide.copy())[None], torch.zeros(1, 21, 3))
     seen = view(wide_crop, keys(0, torch.tensor([3])), 1.5, STILL)[0][0]
     tight = Image.fromarray(wide[15:75, 15:75]).resize((224, 224), Image.Resampling.BILINEAR)
     expected = torch.from_numpy(np.asarray(tight).copy()).permute(2, 0, 1).float().flatten(1)
@@ -90,7 +80,7 @@ def test_the_teacher_reads_the_tight_crop_and_a_still_view_has_its_hand():
         (288, 288), Image.Resampling.BICUBIC
     )
     teacher = landmarker(0)
-    taught = read_by(teacher, torch.from_numpy(np.asarray(smooth).copy())[None], 1.5)
+    taught = taught_examples(teacher, torch.from_numpy(np.asarray(smooth).copy())[None], 1.5)
     tight = np.asarray(smooth.resize((224, 224), Image.Resampling.BILINEAR, box=(48, 48, 240, 240))).copy()
     with torch.no_grad():
         expected = teacher(torch.from_numpy(tight).permute(2, 0, 1)[None].float() / 255)
@@ -105,7 +95,7 @@ def test_true_landmarks_move_with_the_pixels():
     grid = (torch.arange(96) * 2 + 1) / 96 - 1
     dots = ((grid[None] - at[0]) ** 2 + (grid[:, None] - at[1]) ** 2 < 0.08**2)[None, ..., None]
     landmarks = torch.tensor([*at, 0.1]).expand(1, 21, 3)
-    crop = drawn_hands((dots * 255).byte().expand(-1, -1, -1, 3), landmarks)
+    crop = drawn_examples((dots * 255).byte().expand(-1, -1, -1, 3), landmarks)
     for number in range(5):
         images, target = view(crop, keys(0, torch.tensor([number])), 1.5, DistilConfig())
         light = images[0].sum(0)
@@ -175,7 +165,7 @@ def test_the_side_is_fitted_to_hands_and_their_mirror_images():
     student = landmarker(1)
     before = copy.deepcopy(student.state_dict())
     config = dataclasses.replace(STILL, crop_px=64)
-    share = fit_side(student, drawn_hands(images, torch.zeros(12, 21, 3)), 1.5, config)
+    share = fit_side(student, drawn_examples(images, torch.zeros(12, 21, 3)), 1.5, config)
     assert share == 1
     with torch.no_grad():
         shown = images.permute(0, 3, 1, 2).float()[..., 8:40, 8:40] / 255
@@ -191,7 +181,7 @@ def test_the_presence_is_fitted_to_upright_hands_and_the_same_at_other_turns():
     images[:, :24] += 120  # bright above
     student = landmarker(1)
     config = dataclasses.replace(STILL, crop_px=64)
-    assert fit_presence(student, drawn_hands(images, torch.zeros(12, 21, 3)), 1.5, config) == 1
+    assert fit_presence(student, drawn_examples(images, torch.zeros(12, 21, 3)), 1.5, config) == 1
     with torch.no_grad():
         shown = images.permute(0, 3, 1, 2).float()[..., 8:40, 8:40] / 255
         shown = torch.nn.functional.interpolate(shown, size=64, mode="bilinear")

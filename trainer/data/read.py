@@ -12,17 +12,16 @@ import torch
 from PIL import Image
 
 from annotator.coordinates import (
-    OUTSIDE_RGB,
     CropFrame,
     axes_of_ray,
     crop_from_camera,
-    cut,
     mirror_points,
     square_around,
     turned_std,
 )
 from annotator.labels.arrays import array_of
 from annotator.photos.crops import BOX_PADDING, box_around_joints
+from annotator.photos.cut import OUTSIDE_RGB, cut
 from annotator.photos.decode import decode_photo
 from annotator.photos.errors import PhotoError
 from trainer.batch import Batch

@@ -10,18 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from annotator.coordinates import (
-    OUTSIDE,
-    CropFrame,
-    axes_of_ray,
-    camera_from_crop,
-    camera_translation,
-    resample,
-)
+from annotator.coordinates import CropFrame, axes_of_ray, camera_from_crop, camera_translation
 from annotator.errors import UserError
 from annotator.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from annotator.model.network import Network, Prediction
 from annotator.model.two_looks import TwoLooks
+from annotator.photos.cut import OUTSIDE, resample
 from annotator.quality.calibration import Calibration
 from annotator.render import interpolate, rasterize
 from annotator.runtime.device import device_of

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from annotator.coordinates import OUTSIDE_RGB
+from annotator.photos.cut import OUTSIDE_RGB
 from trainer.keyed import Draws
 from trainer.synth.background import papered_with, room_colours
 from trainer.synth.scene import Scene

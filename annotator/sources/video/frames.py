@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.photos.decode import MIN_SIDE_PX, square_pixels
+from annotator.photos.decode import MIN_SIDE_PX
 from annotator.photos.errors import PhotoError
 from annotator.photos.exif import sensible_aspect
 from annotator.photos.formats import MAX_PIXELS
+from annotator.photos.pixels import square_pixels
 from annotator.sources.video.file import base, can_seek, ffmpeg_error, is_counted, ticks_of
 
 if TYPE_CHECKING:
