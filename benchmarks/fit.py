@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from machine import machine, print_figures
 
-from annotator.fitting.drawn import drawn_hands
+from annotator.fitting.drawn import drawn_landmarks
 from annotator.fitting.hand_fit import Fit, HandFitter
 from annotator.fitting.landmarks import Landmarks
 from annotator.hand import load_hand
@@ -30,7 +30,7 @@ def main(count: int) -> None:
     figures: dict[str, float] = {}
     hand = load_hand("open")
     fitter = HandFitter(hand)
-    drawn = drawn_hands(hand, count, np.random.default_rng(7))
+    drawn = drawn_landmarks(hand, count, np.random.default_rng(7))
     truth = drawn.joints3d_mm
     noise = np.random.default_rng(8).normal(size=truth.shape) * INDEPENDENT_MM
     right = drawn.landmarks.is_right

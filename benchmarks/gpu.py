@@ -36,7 +36,7 @@ from annotator.predictor import Precision
 from annotator.render import nearest_faces
 from annotator.runtime.malloc import keep_freed_memory
 from trainer.config import TrainConfig
-from trainer.progress import Progress
+from trainer.progress import TrainingProgress
 from trainer.synth import SyntheticHands
 from trainer.train import train
 
@@ -132,7 +132,7 @@ def predictions(title: str, device: Device, photos: Path, count: int, batch: int
     figures: dict[str, float] = {}
     for precision in get_args(Precision):
         predictor = predictor_of(NETWORKS[title], device.device, batch, precision)
-        network = predictor.network.last_look
+        network = predictor.network.hand_network
         dtype = getattr(torch, precision)
         images = prepared(photos, network.config.crop_px)
         rows = torch.arange(count) % len(images)
@@ -162,7 +162,7 @@ def predictions(title: str, device: Device, photos: Path, count: int, batch: int
 
 def rasterizers(device: Device, photos: Path, count: int) -> dict[str, float]:
     """Measure both backends on meshes that the shipped network predicts, 224 px."""
-    network = predictor_of("default", device.device, count).network.last_look
+    network = predictor_of("default", device.device, count).network.hand_network
     images = prepared(photos, network.config.crop_px)[:count].to(device.device)
     with torch.inference_mode():
         prediction = network(images)
@@ -190,7 +190,7 @@ def training(device: Device, batch_size: int, steps: int) -> dict[str, float]:
     begins: list[float] = []
     waiting = 0.0
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainingProgress) -> None:
         nonlocal waiting
         device.wait()
         ends.append(time.perf_counter())

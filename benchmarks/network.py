@@ -190,7 +190,7 @@ def main() -> None:
     photos = photo_folder(args.photos, args.count)
     table = {}
     for title, name in NETWORKS.items():
-        network = predictor_of(name, torch.device(args.device), args.batch_size).network.last_look
+        network = predictor_of(name, torch.device(args.device), args.batch_size).network.hand_network
         images = prepared(photos, network.config.crop_px)[: args.count].to(args.device)
         ms = parts_ms(network, images, args.batch_size, args.rounds, getattr(torch, args.precision))
         table[title] = ms | {

@@ -31,7 +31,7 @@ STAGES: tuple[tuple[Any, str], ...] = (
     (hands, "painted"),
     (hands, "backgrounds"),
     (flat, "before"),
-    (camera, "through_lens"),
+    (camera, "blurred_by_lens"),
     (camera, "taken"),
     (camera, "jpeg"),
 )

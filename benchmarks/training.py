@@ -31,7 +31,7 @@ from trainer.config import TrainConfig
 from trainer.convert.convert import convert
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED
 from trainer.evaluation.evaluate import calibrate, evaluate, run
-from trainer.progress import Progress
+from trainer.progress import TrainingProgress
 from trainer.synth import write_photos
 from trainer.train import train
 
@@ -117,7 +117,7 @@ def train_here(out: Path, settings: Sequence[str], data: str | None = None, run:
         config = replace(config, data=(replace(config.data[0], source=data),))
     began = time.time()
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainingProgress) -> None:
         if progress.step % 100 == 0:
             left_s = (time.time() - began) / max(progress.step, 1) * (progress.steps - progress.step)
             print(

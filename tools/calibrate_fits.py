@@ -13,7 +13,7 @@ import numpy as np
 
 from annotator.config import FitConfig, to_dict
 from annotator.fitting.calibration import PATH, FitCalibration
-from annotator.fitting.drawn import drawn_hands
+from annotator.fitting.drawn import drawn_landmarks
 from annotator.fitting.hand_fit import HandFitter
 from annotator.quality.calibration import Calibration
 from annotator.quality.uncertainty import fit_axis_laws, fit_mean_error, fit_power_law
@@ -25,7 +25,7 @@ COUNT, SEED = 1000, 20
 def calibrate_fits(count: int = COUNT, seed: int = SEED, config: FitConfig = FitConfig()) -> dict[str, Any]:
     """Fit the laws on drawn hands and return the content of the shipped file."""
     fitter = HandFitter(config=config, calibration=FitCalibration())
-    drawn = drawn_hands(fitter.hand, count, np.random.default_rng(seed))
+    drawn = drawn_landmarks(fitter.hand, count, np.random.default_rng(seed))
     parts = {}
     for name, landmarks in (
         ("with_depth", drawn.landmarks),

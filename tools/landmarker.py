@@ -184,7 +184,7 @@ def started(place: str) -> Landmarker:
     """Return the landmark network of an earlier distillation, or of a checkpoint such as `default`."""
     if is_landmarker_file(place):
         return load_landmarker(place)
-    network = load_checkpoint(place).network.last_look
+    network = load_checkpoint(place).network.hand_network
     landmarker = Landmarker()
     for name, part in landmarker.named_children():
         part.load_state_dict(getattr(network, name).state_dict())

@@ -51,7 +51,7 @@ from trainer.evaluation.measurements import Measured
 from trainer.evaluation.results import summarise
 from trainer.keyed import keys
 from trainer.launch import run_training
-from trainer.progress import Progress
+from trainer.progress import TrainingProgress
 
 #: Squares without a hand, as a share of the photos with hands.
 EMPTY = {"sign-digits": 0.0, "hand-scenes": 0.25}
@@ -205,7 +205,7 @@ def train_stages(
         )
         run = out / path.stem
 
-        def report(progress: Progress, stage: str = path.stem) -> None:
+        def report(progress: TrainingProgress, stage: str = path.stem) -> None:
             if progress.step % 100 == 0:
                 print(
                     f"{stage}: step {progress.step} of {progress.steps}, {progress.photos_per_s:.0f} photos/s",
@@ -218,13 +218,13 @@ def train_stages(
 
 
 def with_ranges(checkpoint: Checkpoint, out: Path, photos: Path, model: str) -> Checkpoint:
-    """Return the checkpoint with the input ranges of its last look's convolutions, for int8, on upright crops."""
+    """Return the checkpoint with the input ranges of its hand network's convolutions, for int8, on upright crops."""
     config = DistilConfig()
     train, _ = crops_of(out / LANDMARKER, photos, model)
     images = train[:: len(train) // RANGED]
     some = drawn_examples(images, torch.zeros(len(images), 21, 3))  # only the images count here
     views, _ = view(some, keys(4, torch.arange(len(some.image))), MARGIN, config)
-    backbone = copy.deepcopy(checkpoint.network.last_look.backbone)
+    backbone = copy.deepcopy(checkpoint.network.hand_network.backbone)
     backbone.fold_normalisation()
     ranges = measure_ranges(backbone, shrunk(views, checkpoint.info.network.crop_px))
     return replace(checkpoint, info=replace(checkpoint.info, ranges=ranges))

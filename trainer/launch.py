@@ -12,7 +12,7 @@ from annotator.errors import UserError
 from annotator.runtime.submission import is_dashboard_address, submit
 from annotator.storage.files import is_local, local_path
 from trainer.config import SYNTHETIC, TrainConfig
-from trainer.progress import Progress
+from trainer.progress import TrainingProgress
 from trainer.train import train
 
 #: Name of the configuration file that a submission reads.
@@ -26,7 +26,7 @@ def run_training(
     address: str | None = None,
     local: bool = False,
     device: str | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[TrainingProgress], None] = lambda _: None,
     follow: Callable[[str], None] = print,
 ) -> int | None:
     """Train with the given number of workers; default: one per GPU, otherwise one.

@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Progress of a run, reported every `log_every` steps."""
 
     step: int
@@ -48,11 +48,13 @@ class Clock:
                 self._waited_s += time.perf_counter() - began
             yield parts
 
-    def progress(self, step: int, config: TrainConfig, means: dict[str, Tensor], rate: float) -> Progress:
+    def progress(
+        self, step: int, config: TrainConfig, means: dict[str, Tensor], rate: float
+    ) -> TrainingProgress:
         """Return progress since the last call."""
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
-        progress = Progress(
+        progress = TrainingProgress(
             step=step,
             steps=config.steps,
             losses={name: float(value) for name, value in means.items()},

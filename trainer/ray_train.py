@@ -18,7 +18,7 @@ from annotator.errors import UserError, first_line
 from annotator.runtime.ray_session import connected
 from annotator.storage.files import is_local, local_path
 from trainer.config import TrainConfig
-from trainer.progress import Progress
+from trainer.progress import TrainingProgress
 from trainer.train import train
 
 #: Maximum consecutive deaths of workers without a reported step; each restart resumes from the newest checkpoint.
@@ -42,7 +42,7 @@ def train_on_ray(
     out: str,
     workers: int | None = None,
     address: str | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[TrainingProgress], None] = lambda _: None,
 ) -> None:
     """Run `train` in `workers` processes, with a GPU each if Ray has GPUs; all of them must reach OUT.
 
@@ -58,7 +58,7 @@ def train_on_ray(
         settings = {"config": config, "out": out, "threads": threads, "folder": str(Path.cwd())}
         reached = -1
 
-        def report(progress: Progress) -> None:
+        def report(progress: TrainingProgress) -> None:
             nonlocal reached
             reached = progress.step
             on_progress(progress)
@@ -93,7 +93,7 @@ def _shared_out(workers: int | None) -> tuple[int, int, bool]:
 
 
 def _attempt(
-    settings: dict[str, Any], workers: int, gpus: bool, on_progress: Callable[[Progress], None]
+    settings: dict[str, Any], workers: int, gpus: bool, on_progress: Callable[[TrainingProgress], None]
 ) -> Exception | None:
     """Train until the end (None), or until workers die, and return their error."""
     import ray
@@ -168,7 +168,7 @@ def _worker(settings: dict[str, Any]) -> None:
     train(settings["config"], settings["out"], str(get_device()), settings["reports"].put)
 
 
-def _listen(reports: Any, on_progress: Callable[[Progress], None]) -> None:
+def _listen(reports: Any, on_progress: Callable[[TrainingProgress], None]) -> None:
     import ray
 
     with contextlib.suppress(ray.exceptions.RayError):

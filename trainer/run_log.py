@@ -21,7 +21,7 @@ from annotator.storage.files import is_local, join, local_path, read_whole, writ
 from annotator.storage.room import naming
 from trainer.batch import Batch
 from trainer.config import TrainConfig
-from trainer.progress import Progress
+from trainer.progress import TrainingProgress
 
 #: Hands per picture, and the side of a tile.
 SHOWN, TILE_PX = 8, 192
@@ -50,7 +50,7 @@ class RunLog:
         # TensorBoard drops later steps too.
         self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
 
-    def write(self, progress: Progress, gradient_norm: float) -> None:
+    def write(self, progress: TrainingProgress, gradient_norm: float) -> None:
         """Log the numbers of a step."""
         numbers = {f"loss/{name}": value for name, value in progress.losses.items()}
         numbers |= {

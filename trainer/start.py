@@ -19,8 +19,8 @@ from annotator.model.pretrained import PretrainedUnreachableError, load_pretrain
 from annotator.storage.files import join
 from trainer.config import TrainConfig
 from trainer.data.stream import Steps
+from trainer.inputs import network_inputs
 from trainer.inverse_kinematics import train_inverse_kinematics
-from trainer.loader import prepared
 from trainer.state import MODEL_FILE, first_look_of
 
 #: Crops of the first steps for the statistics of batch norms, for files without any.
@@ -57,7 +57,7 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
                 f"start_from '{config.start_from}' holds a different network: "
                 "set `network` to the configuration it was trained with"
             )
-        tensors = checkpoint.network.last_look.state_dict()
+        tensors = checkpoint.network.hand_network.state_dict()
         if adds_visibility and network.visibility is not None:  # that head alone starts untrained
             tensors = {**tensors, **network.visibility.state_dict(prefix="visibility.")}
         network.load_state_dict(tensors)
@@ -89,7 +89,7 @@ def kept_first_look(config: TrainConfig, out: str, resumes: bool) -> Checkpoint 
 
 
 def _take_backbone(network: Network, config: TrainConfig) -> None:
-    """Give backbone and read-outs the weights of a checkpoint's last look.
+    """Give backbone and read-outs the weights of a checkpoint's hand network.
 
     Raises:
         UserError: the checkpoint can't be read, or has another backbone.
@@ -100,7 +100,7 @@ def _take_backbone(network: Network, config: TrainConfig) -> None:
             f"backbone_from '{config.backbone_from}' holds the backbone {held.info.network.backbone}: set "
             f"network.backbone={held.info.network.backbone}, or backbone_from= and network.imagenet=true"
         )
-    last = held.network.last_look
+    last = held.network.hand_network
     network.backbone.load_state_dict(last.backbone.state_dict())
     if network.heads is not None and last.heads is not None:
         network.heads.load_state_dict(last.heads.state_dict())
@@ -133,7 +133,7 @@ def _measured_landmarker(config: TrainConfig, hand: HandModel) -> Landmarker:
     at_its_size = replace(config, network=replace(config.network, crop_px=INPUT_PX))
     data = Steps(at_its_size, hand)
     steps = range(math.ceil(MEASURED_CROPS / config.batch_size))
-    crops = [prepared(data[step], data, at_its_size, torch.device("cpu"))[0] for step in steps]
+    crops = [network_inputs(data[step], data, at_its_size, torch.device("cpu"))[0] for step in steps]
     return read_landmarker(config.start_from, torch.cat(crops))
 
 

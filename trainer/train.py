@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
@@ -24,11 +25,11 @@ from annotator.storage.files import check_writable
 from trainer.batch import Batch
 from trainer.config import TrainConfig
 from trainer.data.features import unpacked
-from trainer.data.stream import Steps
-from trainer.loader import backdrops_of, loader, prepared
+from trainer.data.stream import Order, Steps
+from trainer.inputs import backdrops_of, network_inputs
 from trainer.objective import Objective
 from trainer.optimizer import clip_gradients, learning_rate, new_optimizer, set_learning_rate
-from trainer.progress import Clock, Progress
+from trainer.progress import Clock, TrainingProgress
 from trainer.run_log import RunLog
 from trainer.start import kept_first_look, start_network
 from trainer.state import claim_folder, new_state, newest_state, save_state
@@ -45,7 +46,7 @@ def train(
     config: TrainConfig,
     out: str,
     device: str | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[TrainingProgress], None] = lambda _: None,
 ) -> None:
     """Train until `config.steps`; a run in the folder OUT (a path or an fsspec URL) resumes.
 
@@ -89,8 +90,8 @@ def train(
     backdrops = backdrops_of(config, place)
     clock = Clock()
     bad = 0
-    for parts in clock.waited(loader(data, state.step)):
-        images, batch = prepared(parts, data, config, place, backdrops)
+    for parts in clock.waited(_loader(data, state.step)):
+        images, batch = network_inputs(parts, data, config, place, backdrops)
         _set_mode(network, config)
         set_learning_rate(state.optimizer, config, state.step)
         with torch.autocast(place.type, torch.bfloat16, enabled=config.precision == "bf16"):
@@ -146,6 +147,28 @@ def predicted(model: Any, network: Network, images: Tensor, batch: Batch) -> Pre
             seen = unpacked(batch.features, images, network.backbone)
         return model(images, None, seen)
     return model(images, mirrored_rows(batch))
+
+
+def _loader(data: Steps, start: int) -> Iterator[list[Batch | Order]]:
+    """Yield this worker's part of each step from `start` on; other processes read ahead."""
+    loaders = data.config.loaders
+    return iter(
+        DataLoader(
+            data,
+            batch_size=None,
+            sampler=range(start, data.config.steps),
+            num_workers=loaders,
+            prefetch_factor=4 if loaders else None,
+            # A fork would copy locks held by threads of this process.
+            multiprocessing_context="spawn" if loaders else None,
+            worker_init_fn=_start_loader if loaders else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )
+
+
+def _start_loader(_: int) -> None:
+    keep_freed_memory()
 
 
 def mirrored_rows(batch: Batch) -> Tensor:

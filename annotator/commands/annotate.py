@@ -16,9 +16,9 @@ from annotator.job.resources import WorkerPlan, memory_of_model, plan_workers
 from annotator.job.run import Job, Progress, label_folder, run_job
 from annotator.job.shard_predictor import ShardPredictor
 from annotator.job.stages import Stages, open_shard
-from annotator.job.two_hands import join_two_hands
 from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema
+from annotator.labels.two_hands import join_two_hands
 from annotator.photos.crops import Side
 from annotator.runtime.precision import Precision, check_precision
 from annotator.sources import open_photos

@@ -24,10 +24,10 @@ from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, label_folder, run_job
 from annotator.job.shard import Shard
 from annotator.job.stages import Stages, drop_not_finite, first_row, row_of_error
-from annotator.job.two_hands import join_two_hands
 from annotator.labels.arrays import joined_columns
 from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand
+from annotator.labels.two_hands import join_two_hands
 from annotator.sources.entry import Entry, ListedHand
 from annotator.sources.landmarks import open_landmarks
 from annotator.storage.files import FIRST_ANSWER_S, check_writable

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from annotator.export.exported import Exported
 from annotator.export.lerobot_files import DATA_PATH, EPISODES_PATH, Tables, info, write_json, write_tasks
 from annotator.export.lerobot_hands import COLUMNS, FEATURES, OF_SIDES, Frames, frames_of
-from annotator.export.lerobot_photos import CAMERA, Photos
+from annotator.export.lerobot_photos import CAMERA, CameraPhotos
 from annotator.export.lerobot_stats import NumberStats
 from annotator.export.rows import Labels
 from annotator.export.tracks import columns_to_read, sequences
@@ -76,7 +76,7 @@ class DataSet:
     def __init__(self, out: str, photos: str, first: Frames, exported: Exported) -> None:
         self._out, self._exported = out, exported
         self.rate_hz = usual_rate_hz(first.time_s)
-        self._photos = Photos(out, photos, self.rate_hz, first.sizes[0])
+        self._photos = CameraPhotos(out, photos, self.rate_hz, first.sizes[0])
         self._data, self._episodes = Tables(out, DATA_PATH), Tables(out, EPISODES_PATH)
         self._tasks: dict[str, int] = {}
         self._stats = {key: NumberStats(len(names)) for key, (_, names) in FEATURES.items()}

@@ -35,7 +35,7 @@ class EpisodePhotos:
     stats: Summary | None = None
 
 
-class Photos:
+class CameraPhotos:
     """The photos of one camera, all of one size."""
 
     def __init__(self, out: str, form: str, rate_hz: float, size: Size) -> None:

@@ -21,7 +21,7 @@ from annotator.fitting.calibration import FitCalibration, shipped_calibration
 from annotator.fitting.chain import HandParameters, JointChain
 from annotator.fitting.landmarks import Landmarks
 from annotator.fitting.laplace import Laplace, inflation
-from annotator.fitting.objective import Objective, Target
+from annotator.fitting.objective import FitObjective, Target
 from annotator.fitting.solver import Solution, solve
 from annotator.fitting.start import from_palm, from_views, has_palm_depth
 from annotator.hand import HandModel, load_hand
@@ -85,7 +85,7 @@ class HandFitter:
         self.device = torch.device(device)
         # Single precision would save a quarter of the time, but loses a step's last digits where depth is unknown.
         self._chain = JointChain.of(self.hand, torch.float64, self.device)
-        self._objective = Objective(self._chain, config)
+        self._objective = FitObjective(self._chain, config)
         self._layer = HandLayer(self.hand).to(self.device)
         self._laplace = Laplace(self.hand, self._chain)
         self.calibration = calibration or shipped_calibration(self.hand.id, config)

@@ -101,7 +101,7 @@ class Target:
 
 
 @dataclass(frozen=True, eq=False)
-class Objective:
+class FitObjective:
     """The sum of squares over a hand model's joints."""
 
     chain: JointChain

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from annotator.fitting.chain import PosedChain
-from annotator.fitting.objective import Objective, State, Target
+from annotator.fitting.objective import FitObjective, State, Target
 
 #: Damping as a share of the curvature's diagonal: start, factors after a good and a bad step, bounds.
 _START, _BETTER, _WORSE, _LEAST, _MOST = 1e-2, 0.2, 5.0, 1e-7, 1e6
@@ -26,7 +26,7 @@ class Solution:
     curvature: Tensor  # (B, D, D) of the cost: J^T J and the prior
 
 
-def solve(objective: Objective, target: Target, start: State, most_steps: int) -> Solution:
+def solve(objective: FitObjective, target: Target, start: State, most_steps: int) -> Solution:
     """Minimise the objective of each hand in at most `most_steps` steps."""
     state, cost = descend(objective, target, start, most_steps)
     residual, posed = objective.residuals(state, target)
@@ -35,7 +35,7 @@ def solve(objective: Objective, target: Target, start: State, most_steps: int) -
     return Solution(state, cost, curvature)
 
 
-def descend(objective: Objective, target: Target, start: State, most_steps: int) -> tuple[State, Tensor]:
+def descend(objective: FitObjective, target: Target, start: State, most_steps: int) -> tuple[State, Tensor]:
     """Return the state after at most `most_steps` steps and its cost (B,), as `solve` does without the curvature."""
     state = start.rows(torch.arange(len(start.log_scale), device=start.log_scale.device))
     prior = objective.prior_precision(state)
@@ -69,7 +69,7 @@ def descend(objective: Objective, target: Target, start: State, most_steps: int)
 
 
 def _normal(
-    objective: Objective, state: State, target: Target, residual: Tensor, posed: PosedChain, prior: Tensor
+    objective: FitObjective, state: State, target: Target, residual: Tensor, posed: PosedChain, prior: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return curvature (B, D, D) and gradient (B, D) of the cost."""
     rows = objective.derivatives(state, target, posed)

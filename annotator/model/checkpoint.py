@@ -64,7 +64,7 @@ class CheckpointInfo:
     first_look: NetworkConfig | None = None  # `network` is then the second look
     ranges: Ranges = field(
         default_factory=dict
-    )  # of the last look's backbone, for int8; empty = not measured
+    )  # of the hand network's backbone, for int8; empty = not measured
 
     @property
     def trained(self) -> bool:
@@ -186,8 +186,8 @@ def load_checkpoint(name: str = "default", hand: str | None = None) -> Checkpoin
             of_first = {key: tensors.pop(key) for key in list(tensors) if key.startswith(_FIRST_LOOK)}
             first = without_hands(Network(info.first_look, model))
             first.load_state_dict({key.removeprefix(_FIRST_LOOK): of_first[key] for key in of_first})
-            network = TwoLooks(first, network.last_look)
-        network.last_look.load_state_dict(tensors)
+            network = TwoLooks(first, network.hand_network)
+        network.hand_network.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(
@@ -275,6 +275,6 @@ def with_first_look(checkpoint: Checkpoint, first: Checkpoint) -> Checkpoint:
             f"the first look was made with hand model {first.hand.id}, the second with {checkpoint.hand.id}: "
             "give two checkpoints of one hand model"
         )
-    network = TwoLooks(without_hands(first.network), checkpoint.network.last_look).eval()
+    network = TwoLooks(without_hands(first.network), checkpoint.network.hand_network).eval()
     info = replace(checkpoint.info, first_look=first_look_config(first.info.network))
     return Checkpoint(network, checkpoint.hand, info, _id(_to_bytes(network, info)))

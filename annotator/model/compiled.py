@@ -28,11 +28,11 @@ from annotator.model.two_looks import TwoLooks
 def compile_backbones(network: Network | TwoLooks, ranges: Ranges | None = None) -> None:
     """Let OpenVINO run the backbones of a network with folded batch norms, in place; for prediction on a CPU.
 
-    With `ranges` the convolutions of the last look run in int8.
+    With `ranges` the convolutions of the hand network run in int8.
     """
     looks = (network.first, network.second) if isinstance(network, TwoLooks) else (network,)
     for look in looks:
-        own_ranges = ranges if look is network.last_look else None
+        own_ranges = ranges if look is network.hand_network else None
         look.backbone = CompiledBackbone(look.backbone, look.config.crop_px, own_ranges)
 
 

@@ -21,7 +21,7 @@ WIDTH = 64
 LOCAL = 16
 
 
-class Landmarks(nn.Module):
+class LandmarkHead(nn.Module):
     """Map a backbone's pyramid over the crop to 21 positions and a feature of `size` numbers.
 
     Coarse maps identify the joint, the fine map locates it. Each is projected to `WIDTH` channels at the fine map's

@@ -17,7 +17,7 @@ from annotator.model.attention import FeatureMap
 from annotator.model.backbone import BackboneFeatures, build_backbone
 from annotator.model.camera import Camera, CameraHead, fit_camera, joints2d_covariance
 from annotator.model.landmarker import NUMBERS, LandmarkHand, LandmarkHeads
-from annotator.model.landmarks import Landmarks
+from annotator.model.landmarks import LandmarkHead
 from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_hand
 from annotator.model.read_out import ReadOut
 from annotator.model.refinement import Refinement
@@ -91,7 +91,7 @@ class Network(nn.Module):
         self.config = config
         self.backbone = build_backbone(config.backbone)
         feature_dim = self.backbone.feature_dim
-        self.landmarks = Landmarks(self.backbone.pyramid_dims) if config.landmarks else None
+        self.landmarks = LandmarkHead(self.backbone.pyramid_dims) if config.landmarks else None
         if self.landmarks is not None:
             feature_dim += self.landmarks.size
         # The parts are named as in a `Landmarker`, so that its weights load.
@@ -145,7 +145,7 @@ class Network(nn.Module):
         return replace(self.hands(images, features[: len(images)]), mirrored_is_right=mirrored_is_right)
 
     @property
-    def last_look(self) -> Network:
+    def hand_network(self) -> Network:
         """The network that predicts hands: this one. `TwoLooks` has another."""
         return self
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from annotator.config import FitConfig
 from annotator.fitting.chain import HandParameters, JointChain
-from annotator.fitting.objective import Objective, Target
+from annotator.fitting.objective import FitObjective, Target
 from annotator.fitting.solver import descend
 from annotator.fitting.start import at_hands
 from annotator.hand.model import HandModel
@@ -47,7 +47,9 @@ class Refinement(nn.Module):
         start = HandParameters(
             pose.wrist.clone(), pose.coefficients[:, self.moving].clone(), pose.betas.clone()
         )
-        state, _ = descend(Objective(chain, self.config), target, at_hands(chain, start, target), self.steps)
+        state, _ = descend(
+            FitObjective(chain, self.config), target, at_hands(chain, start, target), self.steps
+        )
         coefficients = pose.coefficients.clone()
         coefficients[:, self.moving] = state.hands.coefficients
         return HandPose(

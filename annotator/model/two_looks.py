@@ -158,7 +158,7 @@ class TwoLooks(nn.Module):
         return wide_px(self.second.config)
 
     @property
-    def last_look(self) -> Network:
+    def hand_network(self) -> Network:
         """The network that predicts hands."""
         return self.second
 

@@ -20,7 +20,7 @@ from paper_tables.rows import ROWS, Row
 from trainer.config import AugmentConfig, TrainConfig, read_train_config
 from trainer.data.cache import fill_cache
 from trainer.evaluation.evaluate import HELD_OUT_SEED, evaluate
-from trainer.progress import Progress
+from trainer.progress import TrainingProgress
 from trainer.start import start_network
 from trainer.train import train
 from trainer.validation import BEST_FILE, LOG_FILE
@@ -139,7 +139,7 @@ def train_and_evaluate(row: Row, options: argparse.Namespace, seed: int) -> floa
     folder, began = folder_of(row, options, seed), time.monotonic()
     shutil.rmtree(folder / "results", ignore_errors=True)
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainingProgress) -> None:
         if progress.step % options.every == 0:
             print(
                 f"{row.run} seed {seed}: step {progress.step}, {progress.photos_per_s:.0f} photos/s, "

@@ -10,11 +10,11 @@ import torch
 
 from annotator.config import FitConfig
 from annotator.fitting.chain import HandParameters, JointChain, left_jacobian
-from annotator.fitting.drawn import drawn_hands
+from annotator.fitting.drawn import drawn_landmarks
 from annotator.fitting.hand_fit import HandFitter, fit_landmarks
 from annotator.fitting.landmarks import Landmarks
 from annotator.fitting.laplace import Laplace
-from annotator.fitting.objective import Objective, Target
+from annotator.fitting.objective import FitObjective, Target
 from annotator.fitting.solver import solve
 from annotator.fitting.start import from_palm
 from annotator.hand import anatomy, load_hand
@@ -76,7 +76,7 @@ def test_joints_of_the_chain_are_those_of_the_skinned_hand(hands):
 
 def test_derivatives_are_what_finite_differences_find(noisy_px):
     chain = JointChain.of(HAND)
-    objective = Objective(chain, FitConfig())
+    objective = FitObjective(chain, FitConfig())
     points = torch.from_numpy(noisy_px[:4].copy())
     points[1, 7], points[2, 3:, 2] = torch.nan, torch.nan  # a joint that is hidden, and joints without depth
     target = Target.of(points, FitConfig())
@@ -117,7 +117,7 @@ def test_the_minimum_is_that_of_scipy_for_the_documented_cost(noisy_px):
         span = torch.from_numpy(np.ptp(points[:, :2], 0)).max() * 90 / palm_px
         target = Target.of(torch.from_numpy(points)[None], config)
         start = from_palm(chain, target)
-        solution = solve(Objective(chain, config), target, start, config.most_steps)
+        solution = solve(FitObjective(chain, config), target, start, config.most_steps)
 
         def residuals(numbers, seen=seen, span=span):
             numbers = torch.as_tensor(numbers)
@@ -238,7 +238,7 @@ def test_the_std_is_the_spread_of_hands_drawn_from_the_curvature(noisy_px):
     rng = np.random.default_rng(3)
     for points in noisy_px[:2]:
         target = Target.of(torch.from_numpy(points)[None], FitConfig())
-        solution = solve(Objective(chain, FitConfig()), target, from_palm(chain, target), 50)
+        solution = solve(FitObjective(chain, FitConfig()), target, from_palm(chain, target), 50)
         covariance = np.linalg.inv(solution.curvature[0].numpy())
         steps = rng.multivariate_normal(np.zeros(len(covariance)), small**2 * covariance, count)
         states = solution.state.rows(torch.zeros(count, dtype=torch.int64)).moved(torch.from_numpy(steps))
@@ -259,7 +259,7 @@ def test_the_std_is_the_spread_of_hands_drawn_from_the_curvature(noisy_px):
 @pytest.mark.parametrize("depth", [True, False])
 def test_the_std_has_the_right_coverage_on_held_out_hands(depth):
     """With a detector's errors: 68 % of the errors per axis are within one std, and the surer half has less error."""
-    hands = drawn_hands(HAND, 400, np.random.default_rng(99))
+    hands = drawn_landmarks(HAND, 400, np.random.default_rng(99))
     landmarks = hands.landmarks if depth else hands.landmarks.without_depth()
     fit = HandFitter().fit(landmarks)
     units = fit.units_per_px[:, None, None]

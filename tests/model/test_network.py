@@ -18,7 +18,7 @@ from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
 from annotator.model.attention import Attention, FeatureMap, Tokens
 from annotator.model.camera import Camera, joints2d_covariance
 from annotator.model.landmarker import Landmarker, normalised
-from annotator.model.landmarks import LOCAL, Landmarks
+from annotator.model.landmarks import LOCAL, LandmarkHead
 from annotator.model.network import Network
 from annotator.model.prior_net import REACH
 from annotator.model.texture import OcclusionAwareTexture, fit_colours, reverse_interpolate
@@ -203,7 +203,7 @@ def test_prior_net_stays_within_plausible_hands():
 
 
 def test_landmarks_are_where_their_maps_are_brightest():
-    landmarks = Landmarks((21, 2, 3))
+    landmarks = LandmarkHead((21, 2, 3))
     with torch.no_grad():
         for name, parameter in landmarks.named_parameters():
             if not name.startswith("local"):
@@ -498,7 +498,7 @@ def test_an_untrained_network_lays_the_mean_hand_onto_its_landmarks(variant):
         reading(net, 0.004 * joints + torch.tensor([0.3, -0.2, 0]))
         prediction = net(images())
         off = net.extract(images()).joints2d - prediction.joints2d
-        # Landmarks that no hand in front of a camera gives: the camera is that of a network without landmarks.
+        # LandmarkHead that no hand in front of a camera gives: the camera is that of a network without landmarks.
         upside_down = reading(net, -joints)(images())
     torch.testing.assert_close(prediction.joints3d.mean_mm[0], joints)
     torch.testing.assert_close(off, torch.zeros(2, 21, 2), atol=1e-5, rtol=0)

@@ -220,7 +220,7 @@ def test_a_first_look_must_be_one_network(both, lively):
         with_first_look(lively.checkpoint, both)
     # A checkpoint with two looks gets another first network.
     again = with_first_look(both, untrained("default"))
-    assert again.network.last_look is both.network.last_look and again.id != both.id
+    assert again.network.hand_network is both.network.hand_network and again.id != both.id
 
 
 def test_a_left_hand_in_a_box_is_the_mirrored_photos_right_one(both, photos):

@@ -12,7 +12,7 @@ from annotator.hand.layer import HandLayer
 from annotator.render import nearest_faces
 from trainer.batch import Batch
 from trainer.keyed import Draws, keys
-from trainer.synth import Photos, SyntheticHands
+from trainer.synth import DrawnPhotos, SyntheticHands
 from trainer.synth.camera import jpeg
 from trainer.synth.figure import OBJECT_A
 from trainer.synth.poses import Poses
@@ -27,12 +27,12 @@ def hands() -> SyntheticHands:
 
 
 @pytest.fixture(scope="module")
-def photos(hands: SyntheticHands) -> Photos:
+def photos(hands: SyntheticHands) -> DrawnPhotos:
     return hands.photos(torch.arange(COUNT))
 
 
 @pytest.fixture(scope="module")
-def unhidden_mask(hands: SyntheticHands, photos: Photos) -> Tensor:
+def unhidden_mask(hands: SyntheticHands, photos: DrawnPhotos) -> Tensor:
     """Return the mask (B, S, S) bool of the hand in front of its own arm, away from objects."""
     scene, figure = photos.scene, hands.figure
     moved = (torch.cat([scene.vertices_mm, scene.others_mm], 1) + scene.cam_t_mm[:, None]).double()
@@ -95,7 +95,9 @@ def test_a_batch_has_all_targets(hands: SyntheticHands) -> None:
     assert set(batch.hand_mask.unique().tolist()) == {0, 255}
 
 
-def test_2d_joints_are_a_pinhole_s_projection_of_the_3d_ones(hands: SyntheticHands, photos: Photos) -> None:
+def test_2d_joints_are_a_pinhole_s_projection_of_the_3d_ones(
+    hands: SyntheticHands, photos: DrawnPhotos
+) -> None:
     """A batch has crop axes, rotated by the central ray."""
     batch, scene = hands.batch(torch.arange(16)), photos.scene[:16]
     angles = []
@@ -117,14 +119,14 @@ def test_2d_joints_are_a_pinhole_s_projection_of_the_3d_ones(hands: SyntheticHan
     assert 2 < np.count_nonzero(angles) < 10 and max(angles) > 15
 
 
-def test_pose_and_betas_give_the_mesh(photos: Photos) -> None:
+def test_pose_and_betas_give_the_mesh(photos: DrawnPhotos) -> None:
     layer, scene = HandLayer(load_hand("open")), photos.scene
     vertices, joints = layer(roma.rotvec_to_rotmat(scene.pose.view(-1, 16, 3)), scene.betas)
     torch.testing.assert_close(vertices, scene.vertices_mm, atol=1e-2, rtol=0)
     torch.testing.assert_close(joints, scene.joints3d_mm, atol=1e-2, rtol=0)
 
 
-def test_fingers_stay_within_their_limits_and_out_of_each_other(photos: Photos) -> None:
+def test_fingers_stay_within_their_limits_and_out_of_each_other(photos: DrawnPhotos) -> None:
     angles = photos.scene.angles.double().numpy()
     assert (angles >= anatomy.LIMITS[..., 0] - 1e-3).all()
     # The thumb's abduction is limited by the palm.
@@ -147,12 +149,12 @@ def test_angles_become_the_rotations_of_anatomy() -> None:
     torch.testing.assert_close(poses.rotations(angles).double(), expected, atol=1e-5, rtol=0)
 
 
-def test_all_are_right_hands(photos: Photos) -> None:
+def test_all_are_right_hands(photos: DrawnPhotos) -> None:
     sign = anatomy.chirality(photos.scene.joints3d_mm.numpy())
     assert (sign[np.abs(sign) > 0.1 * np.abs(sign).max()] > 0).all()
 
 
-def test_views_are_from_all_sides(photos: Photos) -> None:
+def test_views_are_from_all_sides(photos: DrawnPhotos) -> None:
     turn = roma.rotvec_to_rotmat(photos.scene.pose[:, :3])
     # The palm's normal and the fingers' direction, in eight octants each.
     for axis in (1, 0):
@@ -160,7 +162,7 @@ def test_views_are_from_all_sides(photos: Photos) -> None:
         assert len(octants.unique()) == 8
 
 
-def test_the_mask_is_the_hand_less_what_covers_it(photos: Photos, unhidden_mask: Tensor) -> None:
+def test_the_mask_is_the_hand_less_what_covers_it(photos: DrawnPhotos, unhidden_mask: Tensor) -> None:
     mask = photos.hand_mask[:, 0] > 0
     grown = torch.nn.functional.max_pool2d(unhidden_mask[:, None].float(), 3, 1, 1)[:, 0] > 0
     assert (mask & ~grown).sum() < 1e-4 * mask.sum()
@@ -173,7 +175,7 @@ def test_the_mask_is_the_hand_less_what_covers_it(photos: Photos, unhidden_mask:
 
 
 def test_hidden_vertices_lie_outside_the_mask_and_visible_ones_within(
-    hands: SyntheticHands, photos: Photos
+    hands: SyntheticHands, photos: DrawnPhotos
 ) -> None:
     seen = hands.visible_vertices(photos)
     at = ((photos.scene.project(photos.scene.vertices_mm) + 1) / 2 * SIZE_PX).long().clamp(0, SIZE_PX - 1)
@@ -183,7 +185,7 @@ def test_hidden_vertices_lie_outside_the_mask_and_visible_ones_within(
     assert 0.25 < seen.float().mean() < 0.55
 
 
-def test_hands_lie_inside_the_photo_at_many_distances(photos: Photos) -> None:
+def test_hands_lie_inside_the_photo_at_many_distances(photos: DrawnPhotos) -> None:
     seen = photos.scene.project(photos.scene.vertices_mm)
     low, high = seen.amin(1), seen.amax(1)
     assert low.min() > -1
@@ -196,7 +198,7 @@ def test_hands_lie_inside_the_photo_at_many_distances(photos: Photos) -> None:
     assert 1200 < distance.max() < 1600
 
 
-def test_photos_are_neither_black_nor_blown_out(photos: Photos) -> None:
+def test_photos_are_neither_black_nor_blown_out(photos: DrawnPhotos) -> None:
     image, mask = photos.image.float(), photos.hand_mask > 0
     level = (image.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1)
     level = level[mask.sum((1, 2, 3)) > 100]
@@ -204,7 +206,7 @@ def test_photos_are_neither_black_nor_blown_out(photos: Photos) -> None:
     assert level.std() > 15
 
 
-def test_skin_is_redder_than_green_than_blue_and_runs_from_light_to_dark(photos: Photos) -> None:
+def test_skin_is_redder_than_green_than_blue_and_runs_from_light_to_dark(photos: DrawnPhotos) -> None:
     tone = photos.vertex_rgb.float().mean(1)
     assert ((tone[:, 0] > tone[:, 1]) & (tone[:, 1] > tone[:, 2] - 3)).all()
     assert tone[:, 0].max() - tone[:, 0].min() > 70
@@ -243,7 +245,7 @@ def test_jpeg_loses_what_pillow_s_loses() -> None:
             assert apart < 0.5 * lost
 
 
-def test_every_mesh_faces_outwards(hands: SyntheticHands, photos: Photos) -> None:
+def test_every_mesh_faces_outwards(hands: SyntheticHands, photos: DrawnPhotos) -> None:
     """Drawing skips clockwise faces, so a mesh inside out would show its back."""
     figure, scene = hands.figure, photos.scene
     points = torch.cat([scene.vertices_mm, scene.others_mm], 1).double()

@@ -234,12 +234,12 @@ def test_two_workers_take_the_steps_of_one(sticks, tmp_path, targets):
 
 def objective_and_batch(sticks, **settings):
     from trainer.data.stream import Steps
-    from trainer.loader import prepared
+    from trainer.inputs import network_inputs
 
     config = config_for(sticks, **settings)
     hand = load_hand("open")
     network = start_network(config, hand)
-    images, batch = prepared(Steps(config, hand)[0], Steps(config, hand), config, torch.device("cpu"))
+    images, batch = network_inputs(Steps(config, hand)[0], Steps(config, hand), config, torch.device("cpu"))
     return network, Objective(config.loss, network, hand), images, batch
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.synth.hands import Photos, SyntheticHands
+from trainer.synth.hands import DrawnPhotos, SyntheticHands
 from trainer.synth.write import write_photos
 
-__all__ = ["Photos", "SyntheticHands", "write_photos"]
+__all__ = ["DrawnPhotos", "SyntheticHands", "write_photos"]

@@ -49,7 +49,7 @@ def exposed(light: Tensor, brightness: Tensor, draws: Draws) -> Tensor:
     return light * (gain[:, None] * balance)[:, :, None, None] * dimmed[:, None].clamp(min=0.1) + haze
 
 
-def through_lens(light: Tensor, draws: Draws) -> Tensor:
+def blurred_by_lens(light: Tensor, draws: Draws) -> Tensor:
     """Apply blur of lens and motion, and sharpening, as one kernel per photo."""
     count, channels, size = light.shape[:3]
     device = light.device

@@ -34,7 +34,7 @@ SEEN_PX = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Photos:
+class DrawnPhotos:
     """B photos of right hands and their true labels."""
 
     scene: Scene
@@ -101,7 +101,7 @@ class SyntheticHands:
         )
 
     @torch.no_grad()
-    def photos(self, indices: Tensor, has_hand: Tensor | None = None) -> Photos:
+    def photos(self, indices: Tensor, has_hand: Tensor | None = None) -> DrawnPhotos:
         """Draw photos (n,) with their labels, without hand and arm where `has_hand` (n,) is false."""
         indices = indices.to(self.device)
 
@@ -126,16 +126,16 @@ class SyntheticHands:
         brightness = figure.mean(1).sum((1, 2)) / (seen.cover > 0).sum((1, 2, 3)).clamp(min=1)
         photo, covered = flat.before(photo, self.patterns, draws(_FLAT))
         shot = draws(_CAMERA)
-        photo = camera.through_lens(camera.exposed(photo, brightness, shot), shot)
+        photo = camera.blurred_by_lens(camera.exposed(photo, brightness, shot), shot)
         image = (camera.taken(photo, self.noise, shot) * 255).round().byte()
         image, outside = flat.beyond_the_photo(image, scene, shot)
         covered = torch.where(outside, 1.0, covered)
         channels = self.skin_map[self.vertex_texel]
         skin_lab = look.base_lab[:, None] + channels @ look.mix
-        return Photos(scene, image, (hand_cover * (1 - covered) > 0.5).byte() * 255, covered, skin_lab)
+        return DrawnPhotos(scene, image, (hand_cover * (1 - covered) > 0.5).byte() * 255, covered, skin_lab)
 
     @torch.no_grad()
-    def visible_vertices(self, photos: Photos) -> Tensor:
+    def visible_vertices(self, photos: DrawnPhotos) -> Tensor:
         """Return (B, V) bool: vertices that neither hand, object nor edge hides."""
         points = photos.scene.raster_points()
         face_ids = nearest_faces(points, self.figure.faces, SEEN_PX)
@@ -146,7 +146,7 @@ class SyntheticHands:
         )
         return seen & (covered[:, 0, 0] < 0.5)
 
-    def visible_joints(self, photos: Photos, visible_vertices: Tensor) -> Tensor:
+    def visible_joints(self, photos: DrawnPhotos, visible_vertices: Tensor) -> Tensor:
         """Return (B, 21) bool: the visible joints, given the visible vertices (B, V)."""
         scene = photos.scene
         return self.joints_seen.visible(scene.vertices_mm, scene.cam_t_mm, visible_vertices)

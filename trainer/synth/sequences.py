@@ -15,7 +15,7 @@ from trainer.keyed import Draws, keys
 from trainer.synth import camera
 from trainer.synth.background import backgrounds
 from trainer.synth.colour import lab_to_linear
-from trainer.synth.hands import Photos, SyntheticHands
+from trainer.synth.hands import DrawnPhotos, SyntheticHands
 from trainer.synth.light import Light, contact_shadow
 from trainer.synth.motion import Motions, Moving
 from trainer.synth.pool import Pool
@@ -34,10 +34,10 @@ _SHUTTER = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class DrawnFrames:
     """Some frames of a sequence."""
 
-    photos: Photos  # of right hands
+    photos: DrawnPhotos  # of right hands
     time_s: NDArray[np.floating]  # (T,)
     is_right: bool  # false where they are to be mirrored
 
@@ -51,7 +51,7 @@ class Sequences:
         self.motions = Motions(scenes.layer, scenes.poses, self.hands.figure, seed)
 
     @torch.no_grad()
-    def sequence(self, number: int, frames: int) -> Drawn:
+    def sequence(self, number: int, frames: int) -> DrawnFrames:
         """Draw a sequence."""
         moving = self.motions.sample(number, frames)
         exposure = self._brightness(number, moving.scene[:1])
@@ -60,7 +60,7 @@ class Sequences:
             self._photos(number, moving, slice(rows.start, min(rows.stop, frames)), exposure)
             for rows in blocks
         ]
-        photos = Photos(
+        photos = DrawnPhotos(
             scene=moving.scene,
             image=torch.cat([part.image for part in parts]),
             hand_mask=torch.cat([part.hand_mask for part in parts]),
@@ -68,7 +68,7 @@ class Sequences:
             skin_lab=parts[0].skin_lab[:1].expand(frames, -1, -1),
         )
         side = Draws(keys(self.hands.seed, _SIDE, number)).chance(0.5)
-        return Drawn(photos, moving.time_s, bool(side))
+        return DrawnFrames(photos, moving.time_s, bool(side))
 
     def _draws(self, number: int, stage: int, count: int = 1) -> Draws:
         """Return draws that are the same for `count` frames."""
@@ -81,7 +81,7 @@ class Sequences:
         brightness: Tensor = figure.mean((1, 2, 3)) / seen.cover.mean((1, 2, 3)).clamp(min=1e-3)
         return brightness
 
-    def _photos(self, number: int, moving: Moving, rows: slice, brightness: Tensor) -> Photos:
+    def _photos(self, number: int, moving: Moving, rows: slice, brightness: Tensor) -> DrawnPhotos:
         hands, count = self.hands, rows.stop - rows.start
         size = hands.size_px
         scene = moving.scene[rows]
@@ -96,14 +96,14 @@ class Sequences:
         behind = _moved(behind.expand(count, -1, -1, -1), moving.background_shift[rows], size) * shadow
         photo = _smeared(behind + (figure - behind) * seen.cover, moving.blur[rows])
         shot = self._draws(number, 5, count)
-        photo = camera.through_lens(camera.exposed(photo, brightness.expand(count), shot), shot)
+        photo = camera.blurred_by_lens(camera.exposed(photo, brightness.expand(count), shot), shot)
         images = []
         for k in range(count):  # each frame has noise of its own, and all else in common
             frame = rows.start + k
             grain = hands.noise.roll((37 * frame, 91 * frame), (0, 1))
             images.append(camera.taken(photo[k : k + 1], grain, self._draws(number, 6)))
         skin_lab = look.base_lab[:, None] + hands.skin_map[hands.vertex_texel] @ look.mix
-        return Photos(
+        return DrawnPhotos(
             scene=scene,
             image=(torch.cat(images) * 255).round().byte(),
             hand_mask=(seen.hand_cover > 0.5).byte() * 255,

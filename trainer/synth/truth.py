@@ -13,10 +13,12 @@ from torch import Tensor
 from annotator.coordinates import axes_of_ray, crop_from_camera, rotation_vectors
 from annotator.hand import HandModel
 from annotator.labels.schema import ROUNDING, SCHEMA_VERSION, labels_to_table
-from trainer.synth.hands import Photos, SyntheticHands
+from trainer.synth.hands import DrawnPhotos, SyntheticHands
 
 
-def true_columns(photos: Photos, hands: SyntheticHands, is_right: Tensor, size_px: int) -> dict[str, Any]:
+def true_columns(
+    photos: DrawnPhotos, hands: SyntheticHands, is_right: Tensor, size_px: int
+) -> dict[str, Any]:
     """Return the true label columns of B hands that `hands` drew."""
     scene, count = photos.scene, len(photos.scene)
     seen = hands.visible_vertices(photos)

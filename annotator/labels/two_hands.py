@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from annotator.hand.penetration import penetration_mm
-from annotator.job.shard import Shard
 from annotator.labels.metric import CHANGED, mean_length, resize
 
 
-def join_two_hands(shard: Shard, faces: NDArray[np.integer], tie_sizes: bool = True) -> None:
+class LabelledRows(Protocol):
+    """Rows of photos, and label columns of their hands, such as those of a shard."""
+
+    rows: list[dict[str, Any]]
+    hand_rows: list[int]  # the row of each hand
+    hands: dict[str, Any]  # label columns over hands
+
+
+def join_two_hands(shard: LabelledRows, faces: NDArray[np.integer], tie_sizes: bool = True) -> None:
     """Tie the sizes of right and left hands, and fill `penetration_mm`, in place.
 
     Args:
@@ -32,7 +39,7 @@ def join_two_hands(shard: Shard, faces: NDArray[np.integer], tie_sizes: bool = T
     fill_penetration(shard.rows, shard.hand_rows, photos, shard.hands, faces)
 
 
-def _rows_of_hands(shard: Shard) -> list[dict[str, Any]]:
+def _rows_of_hands(shard: LabelledRows) -> list[dict[str, Any]]:
     return [shard.rows[row] for row in shard.hand_rows]
 
 

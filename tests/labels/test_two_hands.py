@@ -15,10 +15,10 @@ from annotator import coordinates, export_labels
 from annotator.export.meshes import _whole_photos
 from annotator.job.shard import Shard
 from annotator.job.stages import open_shard, predict_shard, shard_table
-from annotator.job.two_hands import join_two_hands
 from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.metric import hand_length_stds_mm, hand_lengths_mm, place_covariance
 from annotator.labels.schema import label_schema
+from annotator.labels.two_hands import join_two_hands
 from annotator.lens import Lens
 from annotator.photos.camera import PhotoCamera
 from annotator.photos.crops import crop_photo

@@ -1,16 +1,13 @@
-"""Load the steps of a training in other processes and prepare them as augmented crops on the device."""
+"""Turn the examples of a step into the network's input: augmented crops on the device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from annotator.runtime.malloc import keep_freed_memory
 from trainer.augment import prepare
 from trainer.batch import Batch
 from trainer.config import TrainConfig
@@ -18,28 +15,6 @@ from trainer.data.stream import Order, Steps
 
 if TYPE_CHECKING:
     from trainer.synth.backdrops import Backdrops
-
-
-def loader(data: Steps, start: int) -> Iterator[list[Batch | Order]]:
-    """Yield this worker's part of each step from `start` on; other processes read ahead."""
-    loaders = data.config.loaders
-    return iter(
-        DataLoader(
-            data,
-            batch_size=None,
-            sampler=range(start, data.config.steps),
-            num_workers=loaders,
-            prefetch_factor=4 if loaders else None,
-            # A fork would copy locks held by threads of this process.
-            multiprocessing_context="spawn" if loaders else None,
-            worker_init_fn=_start_loader if loaders else None,
-            pin_memory=torch.cuda.is_available(),
-        )
-    )
-
-
-def _start_loader(_: int) -> None:
-    keep_freed_memory()
 
 
 def backdrops_of(config: TrainConfig, device: torch.device) -> Backdrops | None:
@@ -51,7 +26,7 @@ def backdrops_of(config: TrainConfig, device: torch.device) -> Backdrops | None:
     return Backdrops(config.seed, device)
 
 
-def prepared(
+def network_inputs(
     parts: list[Batch | Order],
     data: Steps,
     config: TrainConfig,
