@@ -21,7 +21,7 @@ from annotator.labels.schema import SCHEMA_VERSION, label_schema
 from annotator.labels.two_hands import join_two_hands
 from annotator.photos.crops import Side
 from annotator.runtime.precision import Precision, check_precision
-from annotator.sources import open_photos
+from annotator.sources import check_has_photos, open_source
 from annotator.sources.entry import HAND_LENGTHS, is_hand_length
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
 from annotator.storage.remote import patience, shown
@@ -149,7 +149,8 @@ def annotation(
     if detector and boxes:
         raise UserError("detector and boxes both locate the hands: give one of them")
     with patience(FIRST_ANSWER_S):  # report a wrong name or key before loading a model
-        photos = open_photos(source, labels, every, boxes, boxes_normalised)
+        photos = open_source(source, labels, every, boxes, boxes_normalised)
+        check_has_photos(photos, source)
         record = read_run_record(labels, RunSettings)
         if record is None and not is_dry:
             check_writable(labels)

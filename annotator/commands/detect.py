@@ -34,7 +34,7 @@ from annotator.job.shard import Shard
 from annotator.job.stages import Stages, opened_photos, row_of_error
 from annotator.labels.schema import ROUNDING, SCHEMA_VERSION, label_schema, without_hand
 from annotator.photos.crops import BOX_OVER_JOINTS
-from annotator.sources import open_photos
+from annotator.sources import check_has_photos, open_source
 from annotator.sources.entry import Entry
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
 from annotator.storage.remote import patience
@@ -95,7 +95,8 @@ def detect(
     check_search(search)
     out = label_folder(out)
     with patience(FIRST_ANSWER_S):  # report a wrong name or key at once
-        source = open_photos(photos, out, every, by_hand=False)
+        source = open_source(photos, out, every, by_hand=False)
+        check_has_photos(source, photos)
         detector = read_model(model)
         if read_run_record(out, DetectSettings) is None:
             check_writable(out)

@@ -27,78 +27,72 @@ EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.par
 _CODEC, _OPTIONS = "libx264", {"crf": "23", "g": "2", "bf": "0", "preset": "veryfast"}
 
 
-class _Numbered:
+class NumberedFiles:
     """Files that follow each other: each is closed when it is large enough, between two episodes."""
 
     def __init__(self, out: str, path: str, **names: str) -> None:
         self._out, self._path, self._names = out, path, names
         self._number = -1
         self._stack = ExitStack()
-        self.is_open = False
+        self._is_open = False
 
     @property
     def place(self) -> dict[str, int]:
         """Chunk and number of the current file."""
         return {"chunk_index": self._number // CHUNK_FILES, "file_index": self._number % CHUNK_FILES}
 
-    def open(self) -> Any:
-        """Open the next file."""
+    def close(self) -> None:
+        """Complete the current file, if there is one."""
+        if self._is_open:
+            self._complete()
+            self._is_open = False
+            self._stack.close()
+
+    def abandon(self, error: BaseException) -> None:
+        """Drop the current file, if there is one."""
+        if self._is_open:
+            self._is_open = False
+            self._stack.__exit__(type(error), error, error.__traceback__)
+
+    def _open_next(self) -> Any:
         self._number += 1
-        self.is_open = True
+        self._is_open = True
         path = self._path.format(**self._names, **self.place)
         return self._stack.enter_context(atomic_file(join(self._out, path)))
 
-    def close(self) -> None:
-        """Complete the current file."""
-        self.is_open = False
-        self._stack.close()
-
-    def abandon(self, error: BaseException) -> None:
-        """Drop the current file."""
-        self.is_open = False
-        self._stack.__exit__(type(error), error, error.__traceback__)
+    def _complete(self) -> None:
+        """Write the end of the current file."""
+        raise NotImplementedError
 
 
-class Tables:
+class Tables(NumberedFiles):
     """Parquet files of one schema, a row group per table."""
 
-    def __init__(self, out: str, path: str) -> None:
-        self._files = _Numbered(out, path)
-        self._writer: pq.ParquetWriter | None = None
-        self._bytes = 0
+    _writer: pq.ParquetWriter
+    _bytes: int
 
     def add(self, table: pa.Table) -> dict[str, int]:
         """Write rows that stay in one file, and return its chunk and number."""
-        if self._writer is None:
+        if not self._is_open:
             self._bytes = 0
-            self._writer = pq.ParquetWriter(self._files.open(), table.schema)
+            self._writer = pq.ParquetWriter(self._open_next(), table.schema)
         self._writer.write_table(table)
         self._bytes += table.nbytes
-        place = self._files.place
+        place = self.place
         if self._bytes >= DATA_BYTES:
             self.close()
         return place
 
     def next_place(self) -> dict[str, int]:
         """Return chunk and number of the file that the next rows go to."""
-        number = self._files._number + (self._writer is None)
+        number = self._number + (not self._is_open)
         return {"chunk_index": number // CHUNK_FILES, "file_index": number % CHUNK_FILES}
 
-    def close(self) -> None:
-        """Complete the current file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-            self._files.close()
-
-    def abandon(self, error: BaseException) -> None:
-        """Drop the current file."""
-        if self._writer is not None:
-            self._writer = None
-            self._files.abandon(error)
+    def _complete(self) -> None:
+        self._writer.close()
 
 
-class Videos:
+class Videos(NumberedFiles):
     """MP4 files of one camera, in which episodes follow each other."""
 
     def __init__(self, out: str, key: str, rate_hz: float) -> None:
@@ -113,17 +107,17 @@ class Videos:
             raise UserError(
                 "videos need PyAV: pip install 'amvur[video]', or give --photos frames or --photos none"
             ) from None
+        super().__init__(out, VIDEO_PATH, video_key=key)
         self._av = av
         self._rate = Fraction(rate_hz).limit_denominator(1000)
-        self._files = _Numbered(out, VIDEO_PATH, video_key=key)
         self._container: Any = None
         self._file: Any = None
         self._frames = self._start = 0
 
     def add(self, pixels: NDArray[np.uint8]) -> None:
         """Append a frame (H, W, 3) of even sides."""
-        if self._container is None:
-            self._file = self._files.open()
+        if not self._is_open:
+            self._file = self._open_next()
             self._container = self._av.open(self._file, "w", format="mp4")
             self._stream = self._container.add_stream(_CODEC, rate=self._rate, options=_OPTIONS)
             self._stream.height, self._stream.width = pixels.shape[:2]
@@ -137,7 +131,7 @@ class Videos:
 
     def end_episode(self) -> dict[str, Any]:
         """Return where the episode lies: chunk and number of the file, and seconds in it."""
-        place: dict[str, Any] = dict(self._files.place)
+        place: dict[str, Any] = dict(self.place)
         place["from_timestamp"] = float(self._start / self._rate)
         place["to_timestamp"] = float(self._frames / self._rate)
         self._start = self._frames
@@ -145,19 +139,9 @@ class Videos:
             self.close()
         return place
 
-    def close(self) -> None:
-        """Complete the current file."""
-        if self._container is not None:
-            self._container.mux(self._stream.encode())
-            self._container.close()
-            self._container = None
-            self._files.close()
-
-    def abandon(self, error: BaseException) -> None:
-        """Drop the current file."""
-        if self._container is not None:
-            self._container = None
-            self._files.abandon(error)
+    def _complete(self) -> None:
+        self._container.mux(self._stream.encode())
+        self._container.close()
 
 
 def write_tasks(out: str, tasks: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from annotator.sources.lists.listed import LIST_SUFFIXES, ListSource
 from annotator.sources.source import Source
 from annotator.storage.files import is_local, local_path
 
-__all__ = ["FolderSource", "ListSource", "Source", "WithBoxes", "open_photos", "open_source"]
+__all__ = ["FolderSource", "ListSource", "Source", "WithBoxes", "check_has_photos", "open_source"]
 
 
 def open_source(
@@ -47,24 +47,15 @@ def open_source(
     return photos if boxes is None else WithBoxes(photos, boxes, boxes_normalised)
 
 
-def open_photos(
-    place: str,
-    leave_out: str = "",
-    every: int = 1,
-    boxes: str | None = None,
-    boxes_normalised: bool = False,
-    by_hand: bool = True,
-) -> Source:
-    """Open a source and check that it has photos; arguments are those of `open_source`.
+def check_has_photos(source: Source, name: str) -> None:
+    """Check that a source has photos; `name` is the user's.
 
     Raises:
-        UserError: as `open_source`, or there are no photos.
+        UserError: it has none.
     """
-    source = open_source(place, leave_out, every, boxes, boxes_normalised, by_hand)
     listed = source.photos if isinstance(source, WithBoxes) else source
     if next(iter(listed), None) is None:
-        raise UserError(f"there are no photos in '{place}' ({listed.skipped_count} files of other kinds)")
-    return source
+        raise UserError(f"there are no photos in '{name}' ({listed.skipped_count} files of other kinds)")
 
 
 def _is_list(place: str) -> bool:

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -117,17 +118,29 @@ def write_photos(
             on_progress(done, count)
             yield table
 
+    with writing_to(out), tasks(as_tasks, [plan.out], address):
+        write_truth(out, written(), schema)
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Raise a `UserError` with the folder's name for errors of the disk within the block."""
     try:
-        # An empty truth marks the folder as synthetic until all photos are written.
-        write_whole(str(out / "truth.parquet"), encode_table(schema.empty_table()))
-        (out / "images").mkdir(exist_ok=True)
-        (out / "masks").mkdir(exist_ok=True)
-        with tasks(as_tasks, [plan.out], address), whole_file(out / "truth.parquet") as file:
-            write_tables(file, written(), schema)
+        yield
     except NoRoomError:
         raise
     except OSError as error:
         raise UserError(f"can't write to '{out}': {error.strerror or error}") from None
+
+
+def write_truth(out: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
+    """Write OUT/truth.parquet; each table is taken after its photos are written."""
+    # An empty truth marks the folder as synthetic until all photos are written.
+    write_whole(str(out / "truth.parquet"), encode_table(schema.empty_table()))
+    (out / "images").mkdir(exist_ok=True)
+    (out / "masks").mkdir(exist_ok=True)
+    with whole_file(out / "truth.parquet") as file:
+        write_tables(file, tables, schema)
 
 
 def draws_as_tasks(count: int, workers: int | None, address: str | None) -> bool:

@@ -18,11 +18,11 @@ from PIL import Image
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.job.each_file import in_order, tasks
-from annotator.labels.schema import encode_table, label_schema, labels_to_table, write_tables
-from annotator.storage.files import check_writable, whole_file, write_whole
+from annotator.labels.schema import label_schema, labels_to_table
+from annotator.storage.files import check_writable, write_whole
 from trainer.synth.sequences import Sequences
 from trainer.synth.truth import true_columns, truth_facts
-from trainer.synth.write import check_folder, jpeg_bytes
+from trainer.synth.write import check_folder, jpeg_bytes, write_truth, writing_to
 
 #: Columns of the list of frames beside boxes, and of the truth beside those of labels.
 SEQUENCE_COLUMNS = {"sequence": pa.string(), "frame": pa.int32(), "time_s": pa.float64()}
@@ -78,20 +78,14 @@ def write_sequences(
             on_progress(done, sequences)
             yield table
 
-    try:
-        # A truth without rows marks the folder as ours until its photos are all there.
-        write_whole(str(out / "truth.parquet"), encode_table(schema.empty_table()))
-        (out / "images").mkdir(exist_ok=True)
-        (out / "masks").mkdir(exist_ok=True)
-        with tasks(as_tasks, [plan.out], address), whole_file(out / "truth.parquet") as file:
-            write_tables(file, written(), schema)
+    with writing_to(out):
+        with tasks(as_tasks, [plan.out], address):
+            write_truth(out, written(), schema)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(listed[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(listed)
         write_whole(str(out / "frames.csv"), text.getvalue().encode())
-    except OSError as error:
-        raise UserError(f"can't write to '{out}': {error.strerror or error}") from None
 
 
 _LISTED = ["image_uri", "box_xyxy", *SEQUENCE_COLUMNS]
