@@ -156,8 +156,9 @@ def from_dict(kind: type[Config], values: Any, where: str) -> Config:
         raise UserError(f"{where}: expected keys and values, found {values!r}")
     hints = get_type_hints(kind)
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    renamed = {f.metadata["was"]: f.name for f in known.values() if "was" in f.metadata}
     built = {}
-    for key, value in values.items():
+    for key, value in ((renamed.get(key, key), value) for key, value in values.items()):
         if key not in known:
             near = difflib.get_close_matches(str(key), list(known), n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}"

@@ -107,9 +107,9 @@ def upright_square(joints_px: ArrayLike, padding: float = 1.35) -> Upright:
 def plane_of(turn_rad: Points, mirrored: Any) -> Points:
     """Return the matrices (..., 3, 3) that transform a turned, mirrored crop's axes to those of the upright square.
 
-    `Rz(turn) diag(-1 or 1, 1, 1)`: orthogonal, with determinant -1 where `mirrored` (..., bool). The point p of a crop
-    turned by `turn_rad` (...) and then mirrored is the point `plane @ p` of the upright square with the same centre
-    and side. NumPy or tensors.
+    `Rz(turn) diag(-1 or 1, 1, 1)`: orthogonal, with determinant -1 where `mirrored` (..., bool). The upright
+    square has the crop's centre and side. Its point `plane @ p` is the point p of the crop, which is turned by
+    `turn_rad` (...) and then mirrored. NumPy or tensors.
     """
     if isinstance(turn_rad, np.ndarray):
         cos, sin, sign = np.cos(turn_rad), np.sin(turn_rad), np.where(mirrored, -1.0, 1.0)

@@ -1,10 +1,10 @@
-"""How many hands the detector finds, by their size in the photo and by turn, with `--search quick` and `thorough`.
+"""Count the hands that the detector finds, by size and turn in the photo, with `--search quick` and `thorough`.
 
     python benchmarks/detector.py [--scenes FOLDER] [--model hand_landmarker.task] [--count 60]
 
 FOLDER holds images/ and boxes.csv; scenes and model default to those in ../shared. Each photo is pasted at 1, 1/2, 1/4
-and 1/8 of a canvas, which is the photo itself, blurred, and turned by 0, 90, 180 or 270 degrees, evenly over sizes. A
-hand counts as found where boxes agree with an IoU of 0.5, a find as false where it meets no true box (IoU below 0.1).
+and 1/8 of a canvas: the photo itself, blurred. Turns by 0, 90, 180 and 270 degrees are spread evenly over sizes. A
+hand counts as found where boxes agree with an IoU of 0.5. A find is false where it meets no true box (IoU below 0.1).
 Further pieces of the photos show no hand. Times are of all cores together.
 """
 

@@ -1,8 +1,8 @@
 """Measure the rasterizer in images/s: `python benchmarks/rasterize.py [--help]`.
 
 The mesh is a closed, bumpy ball of about 800 vertices and 1,600 faces that fills the crop like a hand. The script
-prints medians over `--repeats` batches after a warm-up: for visibility alone (needed for every label), for fragments,
-and for the rasterizer's share of a training step (forward to an image, and gradients back to colours).
+prints medians over `--repeats` batches after a warm-up. They are for visibility alone (needed for every label), for
+fragments, and for the share of a training step: forward to an image, and gradients back to colours.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/scale.py [--rows 10000 100000 1000000]
 
 Lists of rows go through `run_job`: lease, listing, manifest, Ray, tasks, actors, label files, outcomes. Stages only
-make rows of scalar columns. Figures per size: rows/s, seconds to the first label file, the driver's peak memory (also
-over that of the smallest size), and seconds of the same command on a finished run. Photos need not exist.
+make rows of scalar columns. Figures per size: rows/s, seconds to the first label file, and the driver's peak memory,
+also over that of the smallest size. The last is seconds of the same command on a finished run. Photos need not exist.
 """
 
 from __future__ import annotations

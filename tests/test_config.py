@@ -66,3 +66,13 @@ def test_every_shipped_network_configuration_reads(name):
 def test_an_empty_value_of_a_text_setting_is_an_empty_text():
     config = read_config(TrainConfig, "train", "supervised", ["backbone_from="])
     assert config.backbone_from == ""
+
+
+def test_settings_of_files_and_runs_from_before_a_rename_are_read(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("loss: {guess: 3, doubt: 0.5}")
+    loss = read_config(TrainConfig, "train", str(path)).loss
+    assert (loss.detector_joints3d, loss.label_std_scale) == (3, 0.5)
+    assert read_config(TrainConfig, "train", "self", ["loss.doubt=2"]).loss.label_std_scale == 2
+    with pytest.raises(UserError, match="unknown key 'was'"):
+        from_dict(TrainConfig, {"loss": {"was": 1}}, "settings")

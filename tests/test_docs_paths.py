@@ -1,4 +1,4 @@
-"""Paths that the documentation names exist in the repository."""
+"""Paths that the documentation names exist in the repository, and its lines wrap."""
 
 from __future__ import annotations
 
@@ -56,3 +56,11 @@ def test_anchors_that_a_page_links_to_exist(page: str) -> None:
     assert [
         link for link in links if link[1] not in headings(here.parent / link[0] if link[0] else here)
     ] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
+def test_prose_of_a_page_wraps_at_100_characters(page: str) -> None:
+    """Tables, code, diagrams and pictures may be wider."""
+    prose = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.M | re.S)
+    wide = [line for line in prose.splitlines() if len(line) > 100]
+    assert [line for line in wide if not line.startswith(("|", "!", "    "))] == []

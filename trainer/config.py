@@ -49,7 +49,8 @@ class LossConfig:
     joints2d: float = 1.0  # L_J2, (6)
     camera: float = 1.0  # L_C, (4)
     aligned: float = 0.0  # squared error of 3D joints after Procrustes, not in the paper
-    guess: float = 0.0  # the same against a detector's 3D joints, where there is no better target
+    # The same against a detector's 3D joints, where there is no better target.
+    detector_joints3d: float = field(default=0.0, metadata={"was": "guess"})
     texture: float = 1.0  # L_tex, (12)
     kl: float = 1.0  # w of (3) and (5), and of the KL terms of (8)
     kl_vertices: float = 1.0  # factors of kl, so that rows of Table 4 can omit each term
@@ -66,14 +67,14 @@ class LossConfig:
     # Errors that std learns in (3) and (5): with aligned wrists, or after Procrustes.
     std: Literal["wrist", "aligned"] = "wrist"
     # Factor on the std of 3D labels; 0 treats labels as truth. Not in the paper.
-    doubt: float = 1.0
+    label_std_scale: float = field(default=1.0, metadata={"was": "doubt"})
     draw: bool = True  # L_J2 at drawn J3 and C where 3D is hidden, as in (8); else at their means
     draw_all: bool = False  # the same where 3D is known, and L_tex at drawn V and C
     texture_moves_hand: bool = False  # L_tex has a gradient into mesh and camera, not into colours alone
 
     def __post_init__(self) -> None:
-        if self.doubt < 0:
-            raise UserError(f"loss: doubt is {self.doubt}, must not be negative")
+        if self.label_std_scale < 0:
+            raise UserError(f"loss: label_std_scale is {self.label_std_scale}, must not be negative")
 
 
 @dataclass(frozen=True)

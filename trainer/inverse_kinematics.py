@@ -100,8 +100,8 @@ class DrawnLandmarks:
 def seen_joints(hands: DrawnHands) -> tuple[Tensor, Tensor]:
     """Return where a camera sees joints, as image landmarks have it, and the axes of crops around them.
 
-    Landmarks (B, 21, 3) have the photo's x and y in millimetres at the wrist's distance, and a depth along the crop's
-    ray, relative to the wrist. Axes (B, 3, 3) are crop axes (`annotator.coordinates`).
+    Landmarks (B, 21, 3) have the photo's x and y in millimetres at the wrist's distance. Their depth is along the
+    crop's ray, relative to the wrist. Axes (B, 3, 3) are crop axes (`annotator.coordinates`).
     """
     moved = hands.joints3d_mm + hands.cam_t_mm[:, None]
     distance = hands.cam_t_mm[:, None, 2:]

@@ -80,8 +80,8 @@ def vertices_loss(q: Gaussian, target_mm: Tensor, label_std_mm: Tensor | None = 
 
     With prior-net's constant std it is half a squared error. Not in the paper: if the target is a prediction with std
     `label_std_mm` (B, V, 3), this is the mean over N(target, label_std^2). Then e^2 becomes e^2 + label_std^2 in the
-    formula for the best sigma above. So a network that learns from labels does not become more certain than they are
-    (as far as w lets sigma go), and each target pulls the mean by 1 / sigma^2.
+    formula for the best sigma above. So a network that learns from labels does not become more certain than they
+    are, as far as w lets sigma go. Each target pulls the mean by 1 / sigma^2.
     """
     values = gaussian_nll(target_mm / CM, q.mean_mm / CM, q.std_mm / CM)
     return values if label_std_mm is None else values + (label_std_mm / q.std_mm).square() / 2

@@ -75,7 +75,7 @@ class Objective(nn.Module):
             "joints2d": config.joints2d,
             "camera": config.camera,
             "aligned": config.aligned,
-            "guess": config.guess,
+            "detector_joints3d": config.detector_joints3d,
             "texture": config.texture,
             "kl_vertices": config.kl * config.kl_vertices * config.vertices,
             "kl_joints3d": config.kl * config.kl_joints3d * config.joints3d,
@@ -85,7 +85,7 @@ class Objective(nn.Module):
             "prior_joints2d": prior * config.joints2d,
             "prior_camera": prior * config.camera,
             "prior_aligned": prior * config.aligned,
-            "prior_guess": prior * config.guess,
+            "prior_detector_joints3d": prior * config.detector_joints3d,
             "landmarks": config.landmarks,
             "landmarks_depth": config.landmarks,
             "limits": config.limits,
@@ -105,11 +105,11 @@ class Objective(nn.Module):
         has_camera = has_camera & batch.has_joints3d
         every = batch.has_hand
         # With weight 0 a detector's joints do not count as a target, so the pose prior still applies.
-        guessed = batch.has_guess3d & ~batch.has_joints3d & (self.config.guess > 0)
+        guessed = batch.has_guess3d & ~batch.has_joints3d & (self.config.detector_joints3d > 0)
         draws = Draws(keys(batch.key, 1))
         q, camera = prediction.joints3d, prediction.camera
-        vertices_std_mm = self.config.doubt * batch.vertices_std_mm
-        joints_std_mm = self.config.doubt * batch.joints3d_std_mm
+        vertices_std_mm = self.config.label_std_scale * batch.vertices_std_mm
+        joints_std_mm = self.config.label_std_scale * batch.joints3d_std_mm
         of_vertices = losses.label_weight(vertices_std_mm) * batch.has_vertices[:, None, None]
         of_joints = losses.label_weight(joints_std_mm[:, 1:]) * batch.has_joints3d[:, None, None]
         # One weight per hand: with a weight per joint, the Procrustes fit would not minimise the sum.
@@ -128,7 +128,7 @@ class Objective(nn.Module):
             "joints2d": self._joints2d(q, camera, batch, draws),
             "camera": self._camera(losses.camera_loss(camera, target_camera), has_camera, every),
             "aligned": _term(losses.aligned_loss(q.mean_mm, batch.joints3d_mm), of_hands),
-            "guess": _term(losses.aligned_loss(q.mean_mm, batch.guess3d_mm), guessed),
+            "detector_joints3d": _term(losses.aligned_loss(q.mean_mm, batch.guess3d_mm), guessed),
         }
         prior, prior_camera = prediction.prior, prediction.prior_camera
         if prior is not None and prior_camera is not None:
@@ -150,7 +150,9 @@ class Objective(nn.Module):
                 terms["prior_aligned"] = _term(
                     losses.aligned_loss(p_joints.mean_mm, batch.joints3d_mm), of_hands
                 )
-                terms["prior_guess"] = _term(losses.aligned_loss(p_joints.mean_mm, batch.guess3d_mm), guessed)
+                terms["prior_detector_joints3d"] = _term(
+                    losses.aligned_loss(p_joints.mean_mm, batch.guess3d_mm), guessed
+                )
                 terms["prior_joints2d"] = self._joints2d(p_joints, prior_camera, batch, None)
                 terms["prior_camera"] = self._camera(
                     losses.camera_loss(prior_camera, target_camera), has_camera, every

@@ -336,8 +336,8 @@ def sample_poses(rest_joints: Array, count: int, generator: np.random.Generator)
 def chirality(joints3d: Array) -> Array:
     """Return the side of hands with joints (..., 21, 3): positive for a right hand, negative for a left, (...).
 
-    The value is the sum over four fingers of their bend, cross(proximal phalanx, rest of the finger), along the line
-    from little to index knuckle. Any unit and any right-handed frame (such as camera axes) will do.
+    The value is the sum over four fingers of their bend along the line from little to index knuckle. A bend is
+    cross(proximal phalanx, rest of the finger). Any unit and any right-handed frame (such as camera axes) will do.
     The value grows with the bend and is meaningless for straight fingers.
     """
     fingers = joints3d[..., 5:, :].reshape(*joints3d.shape[:-2], 4, 4, 3)

@@ -119,7 +119,7 @@ def _damaged(path: str) -> UserError:
 
 @contextmanager
 def opened_label_file(path: str, raw: IO[bytes] | None = None) -> Iterator[pq.ParquetFile]:
-    """A label file to read parts of, by itself or through an open file `raw`.
+    """Open a label file to read parts of it, from its path or through an open file `raw`.
 
     Raises:
         UserError: the file is damaged, or not a label file.

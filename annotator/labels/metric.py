@@ -85,7 +85,7 @@ def place_covariance(points_mm: Floats, std_mm: Floats, focal_px: Floats, std_px
 
 
 def resize(columns: dict[str, Any], hand: int, length_mm: float, length_std_mm: float) -> None:
-    """Give one hand of label columns another length, in place; what the camera sees stays."""
+    """Give one hand of label columns another length, in place; the camera's view of it stays."""
     factor = length_mm / max(columns["hand_length_mm"][hand], 1e-3)
     for name in _SCALED:
         if columns.get(name) is not None:

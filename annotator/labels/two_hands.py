@@ -1,4 +1,4 @@
-"""What the hands of one photo have in common: the size of a person's two hands, and how deep they touch."""
+"""Relate the hands of one photo: one size for a person's two hands, and the depth of their contact."""
 
 from __future__ import annotations
 

@@ -134,8 +134,9 @@ def _before_softplus(scale: Tensor) -> Tensor:
 def joints2d_covariance(joints: Gaussian, camera: Camera, annotation_noise: float) -> Tensor:
     """Return Sigma_2 of formula (6): (B, 21, 2, 2), crop half-sides squared.
 
-    The sum of s^2 [Rot diag(sigma_J^2) Rot^T]_xy, the camera's variance to first order in s and t, and the noise of
-    a 2D label. The variance of r adds nothing here: its target is 0 under a tight prior.
+    It is the sum of s^2 [Rot diag(sigma_J^2) Rot^T]_xy, the camera's variance and the noise of a 2D label. The
+    camera's variance is to first order in s and t. The variance of r adds nothing here: its target is 0 under a tight
+    prior.
     """
     rotation = camera.rotation()
     rows = camera.scale_per_mm[:, None, None] * rotation[:, :2]  # (B, 2, 3)

@@ -127,7 +127,7 @@ def cut_view(
     """
     scale = pixels.shape[1] / photo_width
     per_pixel = 2 * view.square_px()[1] * margin * scale / crop_px
-    if per_pixel >= 2:  # as `coordinates.cut` does: so few samples do not alias
+    if per_pixel >= 2:  # as `photos.cut` does: so few samples do not alias
         pixels = np.asarray(Image.fromarray(pixels).reduce(int(per_pixel)))
         scale /= int(per_pixel)
     samples = 2 * crop_px

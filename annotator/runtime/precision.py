@@ -7,8 +7,8 @@ from typing import Literal, get_args
 from annotator.errors import UserError
 from annotator.runtime.ray_session import connected
 
-#: On drawn hands the vertices of `default` move by 0.4 mm on average in float16 (median hand 0.2), by 7 mm in bfloat16
-#: (1.6), because a hand at the limit of another look moves far. int8 is for CPUs.
+#: On drawn hands the vertices of `default` move by 0.4 mm on average in float16 (median hand 0.2). In bfloat16 it is
+#: 7 mm (1.6), because a hand at the limit of another look moves far. int8 is for CPUs.
 Precision = Literal["float32", "float16", "bfloat16", "int8"]
 
 

@@ -1,8 +1,8 @@
 """Read a pickle that may be hostile: a closed list of globals, none of which is ever run.
 
-A pickle is a program. Here each admitted global is replaced by our own stand-in, which
-checks its arguments and keeps them (`StoredArray` for a NumPy array, `StoredObject` for an instance);
-the real functions never see the file. Even admitted NumPy functions could be abused: an array of any
+A pickle is a program. Here our own stand-in replaces each admitted global, checks its arguments and
+keeps them (`StoredArray` for a NumPy array, `StoredObject` for an instance). The real functions never
+see the file. Even admitted NumPy functions could be abused: an array of any
 subtype, of objects, or of a shape that fills the memory.
 
 Python's own unpickler in C is not used: it takes extension codes from a cache without a check, and
@@ -137,7 +137,7 @@ class StoredArray:
 
 
 def never(*_: object) -> None:
-    """Stand-in for a global that files name but never call, such as `numpy.ndarray`."""
+    """Refuse calls of a global that files may only name, such as `numpy.ndarray`."""
     raise UnsafePickleError("calls a class that it may only name")
 
 
@@ -263,7 +263,7 @@ def load(stream: BinaryIO, admitted: Globals, name: str, max_bytes: int = MAX_BY
     Args:
         stream: binary, read from its current position; at most `max_bytes` are accepted.
         admitted: the stand-in of each global, by its module and name exactly as written in the
-            file (`("__builtin__", "set")` for a file from Python 2). The stand-ins check their arguments.
+            file: `("__builtin__", "set")` for one from Python 2. The stand-ins check their arguments.
         name: of the file, in errors.
         max_bytes: longer files are refused. An object takes one byte in the file and about sixty in memory,
             so keep it near the size of honest files.

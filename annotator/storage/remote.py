@@ -40,7 +40,7 @@ _Answer = TypeVar("_Answer")
 class RefusedError(UserError, PermissionError):
     """A request that a store refuses, so that a retry is useless.
 
-    Also an OSError, so that callers who read many files can skip one.
+    Also an OSError, so that callers that read many files can skip one.
     """
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Frames in which a track has no hand of its own: which of them are filled, and where the track stands still."""
+"""Frames without a hand of the track: gaps to fill, and ends where the track stands still."""
 
 from __future__ import annotations
 

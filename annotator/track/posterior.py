@@ -90,7 +90,7 @@ def posterior_std_blocks(
 
 
 def _near(times: Floats, seen: Floats) -> slice:
-    """Return which of the observed times lie about some frames, the nearest on both sides among them."""
+    """Return the observed times around some frames, with the nearest on both sides."""
     start = int(np.searchsorted(seen, times[0] - _REACH_S))
     stop = int(np.searchsorted(seen, times[-1] + _REACH_S))
     start = min(start, max(int(np.searchsorted(seen, times[0])) - 1, 0))

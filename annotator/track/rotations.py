@@ -17,8 +17,8 @@ def smooth_rotations(
 ) -> tuple[Floats, Smoothed, Noise]:
     """Smooth rotations (T, 3, 3) that turn at nearly constant angular velocity in their own axes.
 
-    The path is unrolled: the small turns from frame to frame, which are vectors of the tangent space, are added up, so
-    that turns of any size have no seam. Measurements lie in the tangent space at the current path, and the path is
+    The path is unrolled: the small turns from frame to frame are vectors of the tangent space, and are added up. So
+    turns of any size have no seam. Measurements lie in the tangent space at the current path, and the path is
     improved until it stays.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Rows of a wide array in a file without a name, which goes with the process: memory holds what is read."""
+"""Rows of a wide array in a file without a name, which ends with the process. Memory holds only the rows read."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from annotator.config import to_dict
+from annotator.config import from_dict, to_dict
+from annotator.errors import UserError
 from annotator.hand import load_hand
 from paper_tables.rows import ROWS, Row
 from trainer.config import AugmentConfig, TrainConfig, read_train_config
@@ -125,8 +126,9 @@ def seeds_of(row: Row, options: argparse.Namespace) -> range:
 def is_finished(row: Row, options: argparse.Namespace, seed: int) -> bool:
     """Return whether a row's results exist, for these settings."""
     folder = folder_of(row, options, seed)
-    with suppress(OSError, ValueError):
-        config = json.loads((folder / "run/config.json").read_text())
+    with suppress(OSError, ValueError, UserError):
+        stored = json.loads((folder / "run/config.json").read_text())
+        config = json.loads(json.dumps(to_dict(from_dict(TrainConfig, stored, str(folder)))))
         found = json.loads((folder / "results/metrics.json").read_text())
         wanted = json.loads(json.dumps(to_dict(configuration(row, options, seed))))
         return bool(config == wanted and found["photos"] == options.photos)

@@ -97,7 +97,7 @@ def smaller(line: str) -> str:
 
 
 def parsed(line: str) -> None:
-    """Raises what the command would say; takes words out of the list it is given."""
+    """Raises the command's error; takes words out of the list it is given."""
     name, *rest = shlex.split(line)[1:]
     command = typer.main.get_command(cli.app).commands[name]
     if name == "jobs":

@@ -45,7 +45,7 @@ OTHER = Moving(range(6, 20), seed=8, start_px=(500.0, 400.0))
 
 
 def picture(number: int) -> np.ndarray:
-    """A frame that tells its number."""
+    """A frame whose colour is its number."""
     return np.full((480, 640, 3), (6 * number, 80, 200 - 4 * number), np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Labels and training on a GPU, without Ray: what a CPU says is the measure."""
+"""Labels and training on a GPU, without Ray: compared with a CPU."""
 
 from __future__ import annotations
 

@@ -313,7 +313,7 @@ def test_a_network_with_read_outs_trains_and_its_checkpoint_loads(sticks, tmp_pa
 
 def test_a_guess_counts_without_better_targets_and_photos_without_a_hand_have_no_targets(sticks):
     network, objective, images, batch = objective_and_batch(
-        sticks, batch_size=6, loss=LossConfig(guess=3, pose=1)
+        sticks, batch_size=6, loss=LossConfig(detector_joints3d=3, pose=1)
     )
     batch = replace(batch, guess3d_mm=batch.joints3d_mm.flip(0), has_guess3d=torch.ones(6, dtype=torch.bool))
     for name in ("has_hand", "has_joints2d", "has_joints3d", "has_vertices", "has_guess3d"):
@@ -326,13 +326,13 @@ def test_a_guess_counts_without_better_targets_and_photos_without_a_hand_have_no
     counted = objective.terms(network(images, torch.tensor([0])), hidden, images)["texture"].count
     assert terms["texture"].count == counted > 0
     counts = {name: int(term.count) for name, term in terms.items()}
-    assert counts["guess"] == counts["prior_guess"] == 2 * 21 * 3
+    assert counts["detector_joints3d"] == counts["prior_detector_joints3d"] == 2 * 21 * 3
     assert counts["pose"] == 0  # a detector's joints replace the pose prior
     assert (counts["presence_hand"], counts["presence_none"], counts["side_right"]) == (5, 1, 5)
     assert counts["kl_vertices"] == 5 * 800 * 3 and counts["limits"] == counts["shape"] / 10 == 5
     q = network(images).joints3d.mean_mm
     expected = losses.aligned_loss(q[:2], batch.guess3d_mm[:2]).sum()
-    torch.testing.assert_close(terms["guess"].sum, expected)
+    torch.testing.assert_close(terms["detector_joints3d"].sum, expected)
     loss, _ = objective.total(terms)
     spoilt = replace(batch, guess3d_mm=batch.guess3d_mm.clone())
     spoilt.guess3d_mm[2:] = 77
@@ -361,9 +361,9 @@ def test_std_may_learn_from_aligned_errors_without_an_effect_on_means(sticks):
 def test_an_uncertain_label_pulls_prior_net_by_its_variance_times_the_setting(sticks):
     """Both hands have the same prior-net error; the second label has a std of 30 mm, so it weighs a tenth."""
     slopes = {}
-    for doubt, share in ((1.0, 1.1), (0.5, 1 + 1 / 3.25), (0.0, 2.0)):
+    for scale, share in ((1.0, 1.1), (0.5, 1 + 1 / 3.25), (0.0, 2.0)):
         network, objective, images, batch = objective_and_batch(
-            sticks, batch_size=2, loss=LossConfig(doubt=doubt)
+            sticks, batch_size=2, loss=LossConfig(label_std_scale=scale)
         )
         for std in (batch.joints3d_std_mm, batch.vertices_std_mm):
             assert not std.any()  # these labels have no std
@@ -383,17 +383,19 @@ def test_an_uncertain_label_pulls_prior_net_by_its_variance_times_the_setting(st
             mean = terms[f"prior_{name}"].sum / terms[f"prior_{name}"].count
             torch.testing.assert_close(mean, torch.tensor(0.245))
         (terms["prior_vertices"].sum + terms["prior_joints3d"].sum).backward()
-        slopes[doubt] = prediction.prior.vertices_mm.grad, prediction.prior.joints3d_mm.grad[:, 1:]
+        slopes[scale] = prediction.prior.vertices_mm.grad, prediction.prior.joints3d_mm.grad[:, 1:]
     for weighted, plain in zip(slopes[1.0], slopes[0.0], strict=True):
         torch.testing.assert_close(weighted[0], plain[0])
         torch.testing.assert_close(weighted[1], plain[1] / 10)
 
 
-@pytest.mark.parametrize("doubt", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("std", ["wrist", "aligned"])
-def test_q_learns_a_labels_std_beside_its_own_error(sticks, std, doubt):
+def test_q_learns_a_labels_std_beside_its_own_error(sticks, std, scale):
     """Compare the gradient of std for a label with a std of 20 mm with that for truth."""
-    network, objective, images, batch = objective_and_batch(sticks, loss=LossConfig(std=std, doubt=doubt))
+    network, objective, images, batch = objective_and_batch(
+        sticks, loss=LossConfig(std=std, label_std_scale=scale)
+    )
     prediction = network(images)
     slopes = []
     for label_std_mm in (0.0, 20.0):
@@ -404,7 +406,7 @@ def test_q_learns_a_labels_std_beside_its_own_error(sticks, std, doubt):
         terms = objective.terms(prediction, batch, images)
         (terms["vertices"].sum + terms["joints3d"].sum).backward()
         slopes.append((prediction.vertices.std_mm.grad, prediction.joints3d.std_mm.grad[:, 1:]))
-    of_label = 0 if std == "aligned" else (20 * doubt) ** 2
+    of_label = 0 if std == "aligned" else (20 * scale) ** 2
     stds = prediction.vertices.std_mm, prediction.joints3d.std_mm[:, 1:]
     for plain, with_label, of in zip(*slopes, stds, strict=True):
         torch.testing.assert_close(with_label, plain - of_label / of.detach() ** 3, rtol=1e-3, atol=1e-5)

@@ -44,7 +44,7 @@ def before(photo: Tensor, bank: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def beyond_the_photo(image: Tensor, scene: Scene, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Let some crops (B, 3, S, S) uint8 reach beyond their photo, into the colour of `coordinates.cut` or black.
+    """Let some crops (B, 3, S, S) uint8 reach beyond their photo, into the colour of `annotator.photos.cut` or black.
 
     Returns the crops and the mask of the outside, (B, 1, S, S) bool.
     """

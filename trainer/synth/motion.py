@@ -98,7 +98,7 @@ class Motions:
         return Moving(scene, time_s, shift, _OPEN * torch.from_numpy(moved))
 
     def _angles(self, sequence: int, time_s: Floats, chance: np.random.Generator) -> Tensor:
-        """Finger angles (T, 5, 4) that rest at one pose after the other and move between them without a jerk."""
+        """Return finger angles (T, 5, 4) that rest at one pose after the other and move between them without a jerk."""
         starts = [0.0]
         while starts[-1] <= time_s[-1]:
             starts.append(starts[-1] + chance.uniform(*_GESTURE_S))

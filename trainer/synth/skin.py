@@ -177,8 +177,8 @@ class SkinLook:
 def _texels(hand: HandModel) -> tuple[Floats, Floats, Floats, Floats]:
     """Return values at the texels' centres.
 
-    These are position (T, 3) mm, how much it faces the back of the hand (T,), skinning weights (T, 16), and distance
-    behind the wrist's edge (T,) mm, negative on the hand.
+    These are position (T, 3) mm, the degree of facing the back of the hand (T,) and skinning weights (T, 16). The
+    last is the distance behind the wrist's edge (T,) mm, negative on the hand.
     """
     vertices = hand.v_template.astype(np.float64) * 1000
     rest = anatomy.rest_joints(hand)

@@ -79,7 +79,7 @@ class Backbone(nn.Module):
 
         The unit is pixels, with pixel centres at half integers. Cell i is centred `stride * i` further on. The
         centre is that of the cell's receptive field, ignoring the photo's edge. A kernel of 2p + 1 with p pixels of
-        padding and stride 2 centres its cell i on cell 2i of the previous map, so the first is on pixel 0.
+        padding and stride 2 centres its cell i on cell 2i of the previous map. So the first is on pixel 0.
         """
         return 0.5
 
