@@ -199,9 +199,9 @@ def claim_folder(out: str, config: TrainConfig) -> None:
     """
     path = join(out, "config.json")
     settings = json.loads(json.dumps(to_dict(config)))
-    there = read_whole(path)
-    if there is not None:
-        before = json.loads(there)
+    stored = read_whole(path)
+    if stored is not None:
+        before = json.loads(stored)
         # Settings that did not exist when the run started have their defaults.
         with suppress(UserError):
             before = json.loads(json.dumps(to_dict(from_dict(TrainConfig, before, path))))

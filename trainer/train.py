@@ -56,16 +56,16 @@ def train(
     """
     keep_freed_memory()
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    place = device_of(device)
+    torch_device = device_of(device)
     hand = load_hand(config.hand)
     # A GPU draws hands itself: loaders on the CPU would not keep up.
-    data = Steps(config, hand, rank, workers, draw_later=place.type == "cuda")
+    data = Steps(config, hand, rank, workers, draw_later=torch_device.type == "cuda")
     data.check()
     if rank == 0:
         check_writable(out)
         claim_folder(out, config)
     saved = newest_state(out, hand)
-    network = start_network(config, hand, resumes=saved is not None).to(place)
+    network = start_network(config, hand, resumes=saved is not None).to(torch_device)
     for module in _frozen(network, config):
         module.requires_grad_(False)
     state = new_state(network, new_optimizer(network, config), config)
@@ -80,21 +80,21 @@ def train(
     if validation is not None and validation.stands_still:
         return
     first_look = kept_first_look(config, out, resumes)
-    objective = Objective(config.loss, network, hand).to(place)
+    objective = Objective(config.loss, network, hand).to(torch_device)
     model: Any = torch.compile(network) if config.compile else network
     if workers > 1:
         # Gradients of depthwise filters may have either of two equivalent memory layouts.
         warnings.filterwarnings("ignore", "Grad strides do not match")
         model = nn.parallel.DistributedDataParallel(model)
     run_log = RunLog(out, config, state.step) if rank == 0 else None
-    backdrops = backdrops_of(config, place)
+    backdrops = backdrops_of(config, torch_device)
     clock = Clock()
     bad = 0
     for parts in clock.waited(_loader(data, state.step)):
-        images, batch = network_inputs(parts, data, config, place, backdrops)
+        images, batch = network_inputs(parts, data, config, torch_device, backdrops)
         _set_mode(network, config)
         set_learning_rate(state.optimizer, config, state.step)
-        with torch.autocast(place.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with torch.autocast(torch_device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             prediction = predicted(model, network, images, batch)
         terms = objective.terms(prediction, batch, images)
         loss, means = objective.total(terms)
@@ -144,8 +144,8 @@ def predicted(model: Any, network: Network, images: Tensor, batch: Batch) -> Pre
     """
     if batch.features.shape[1]:
         with torch.no_grad():
-            seen = unpacked(batch.features, images, network.backbone)
-        return model(images, None, seen)
+            features = unpacked(batch.features, images, network.backbone)
+        return model(images, None, features)
     return model(images, mirrored_rows(batch))
 
 

@@ -86,8 +86,8 @@ class Validation:
         for batch, _ in source.in_order(BATCH_SIZE):
             batch = batch.to(network.R.device)
             images = batch.image.float() / 255
-            seen = unpacked(batch.features, images, network.backbone) if batch.features.shape[1] else None
-            errors.append(_errors(network(images, None, seen), batch))
+            features = unpacked(batch.features, images, network.backbone) if batch.features.shape[1] else None
+            errors.append(_errors(network(images, None, features), batch))
         network.train(was_training)
         known = np.concatenate(errors)
         if not len(known):

@@ -105,7 +105,7 @@ class Videos(NumberedFiles):
             import av
         except ImportError:
             raise UserError(
-                "videos need PyAV: pip install 'amvur[video]', or give --photos frames or --photos none"
+                "videos need PyAV: pip install 'amvur-annotator[video]', or give --photos frames or --photos none"
             ) from None
         super().__init__(out, VIDEO_PATH, video_key=key)
         self._av = av

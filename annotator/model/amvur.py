@@ -174,6 +174,7 @@ class Amvur(nn.Module):
             offsets, log_variance = self.mean(features), self.log_variance(features)
         vertices_mm = start_mm + 10 * combined(self.upsample, offsets.float())
         vertices_mm = vertices_mm - combined(self.R[:1], vertices_mm)  # the wrist is the origin
+        # The head predicts the log of the variance over START_STD_MM^2; here std becomes millimetres.
         # exp(7) is a std of 33 m, exp(-7) one of 18 um: numerical bounds, far outside any real std.
         log_std = combined(self.spread, log_variance.float()).clamp(-14, 14) / 2
         return Gaussian(vertices_mm, START_STD_MM * log_std.exp())

@@ -129,15 +129,18 @@ class Network(nn.Module):
         self.register_buffer("R", torch.as_tensor(hand.joint_regressor), persistent=False)
 
     def forward(
-        self, images: Tensor, also_mirrored: Tensor | None = None, seen: BackboneFeatures | None = None
+        self,
+        images: Tensor,
+        also_mirrored: Tensor | None = None,
+        backbone_features: BackboneFeatures | None = None,
     ) -> Prediction:
         """Predict from images (B, 3, crop_px, crop_px), RGB in 0..1.
 
         `also_mirrored` (M,): rows for which the side head, and nothing else, also gets the mirrored image.
-        `seen`: the backbone's output for these images, if it is known already; then there are no mirrored images.
+        `backbone_features`: the backbone's output for these images, if it exists already; then none are mirrored.
         """
-        if seen is not None:
-            return self.hands(images, self.extract(images, seen))
+        if backbone_features is not None:
+            return self.hands(images, self.extract(images, backbone_features))
         shown = images if also_mirrored is None else torch.cat([images, images[also_mirrored].flip(-1)])
         features = self.extract(shown)
         with torch.autocast(images.device.type, enabled=False):
@@ -153,14 +156,14 @@ class Network(nn.Module):
         """Fold batch norms into convolutions, see `Backbone.fold_normalisation`."""
         self.backbone.fold_normalisation()
 
-    def extract(self, images: Tensor, seen: BackboneFeatures | None = None) -> Features:
+    def extract(self, images: Tensor, backbone_features: BackboneFeatures | None = None) -> Features:
         """Return features of images (B, 3, crop_px, crop_px). Under autocast only the backbone uses half precision.
 
-        `seen`: the backbone's output, if it is known already.
+        `backbone_features`: the backbone's output, if it exists already.
         """
-        if seen is None:
-            seen = self.backbone(images.contiguous(memory_format=torch.channels_last))
-        g, X, pyramid = seen
+        if backbone_features is None:
+            backbone_features = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        g, X, pyramid = backbone_features
         with torch.autocast(images.device.type, enabled=False):
             g, X, landmark_maps, joints2d, hand = g.float(), X.float(), None, None, None
             if self.landmarks is not None:

@@ -210,10 +210,10 @@ class TwoLooks(nn.Module):
             is_hand = self.first.is_hand(first)
         features = self._look(images, first, Square.around(joints2d))
         better, is_off = self._better(features)
-        (again,) = torch.where(is_off & (is_hand > IS_HAND))
-        if len(again):
+        (retried,) = torch.where(is_off & (is_hand > IS_HAND))
+        if len(retried):
             for _ in range(REPEATS):
-                features.put(again, self._look(images[again], first[again], better[again]))
+                features.put(retried, self._look(images[retried], first[retried], better[retried]))
                 better, is_off = self._better(features)
         if self.second.heads is not None:
             not_found = is_off | (self.second.is_hand(features.second) < FOUND)

@@ -34,7 +34,7 @@ class Report:
 
     labels: str
     record: Record
-    found: Survey
+    survey: Survey
     galleries: Sequence[Gallery]
     shown: Sequence[Shown]
     faces: NDArray[np.int64]
@@ -62,13 +62,13 @@ def page_of(report: Report) -> str:
             player=_own_text("player.js"),
             data=_data(report, timelines),
             timelines=timelines,
-            found=report.found,
+            survey=report.survey,
             shown=report.shown,
-            notes=sections.notes(report.record, report.found),
-            tiles=sections.summary(report.record, report.found),
-            outcomes=sections.outcomes(report.found),
-            settings=sections.settings(report.record, report.found),
-            uncertainty=sections.uncertainty(report.found, report.range_mm),
+            notes=sections.notes(report.record, report.survey),
+            tiles=sections.summary(report.record, report.survey),
+            outcomes=sections.outcomes(report.survey),
+            settings=sections.settings(report.record, report.survey),
+            uncertainty=sections.uncertainty(report.survey, report.range_mm),
             fingers=FINGERS,
             truth=report.comparison,
             kept_chart=charts.kept_chart,
@@ -155,7 +155,7 @@ def _data(report: Report, timelines: Sequence[Timeline]) -> dict[str, Any]:
     rows = [hand.row for hand in report.shown]
     rows += [
         row
-        for row in (*report.found.sample.rows, *report.found.others.rows)
+        for row in (*report.survey.sample.rows, *report.survey.others.rows)
         if (row.file, row.index) not in numbers
     ]
     errors = report.comparison.errors if report.comparison else {}
@@ -164,7 +164,7 @@ def _data(report: Report, timelines: Sequence[Timeline]) -> dict[str, Any]:
         "range": [round(value, 3) for value in report.range_mm],
         "stops": [[round(float(c) / 255, 4) for c in stop] for stop in STOPS],
         "skin": SKIN,
-        "of": report.found.rows,
+        "of": report.survey.rows,
         "hands": [{"stem": hand.stem, "kinds": hand.kinds} for hand in report.shown],
         "truth": report.comparison is not None,
         "bones": BONES,

@@ -56,18 +56,18 @@ class Tile:
     below: str = ""
 
 
-def summary(record: Record, found: Survey) -> list[Tile]:
+def summary(record: Record, survey: Survey) -> list[Tile]:
     """Return the large numbers at the top of the page."""
-    left = found.hands - found.right
+    left = survey.hands - survey.right
     tiles = [
-        Tile("photos", f"{found.photos:,}"),
-        Tile("hands", f"{found.hands:,}", f"{found.right:,} right, {left:,} left" if found.hands else ""),
-        Tile("photos with a hand", share(found.outcomes["ok"] / max(found.photos, 1))),
+        Tile("photos", f"{survey.photos:,}"),
+        Tile("hands", f"{survey.hands:,}", f"{survey.right:,} right, {left:,} left" if survey.hands else ""),
+        Tile("photos with a hand", share(survey.outcomes["ok"] / max(survey.photos, 1))),
     ]
-    if found.std.total:
-        data = display_name(found.calibration.fitted_on)
-        below = f"calibrated on {data}" if found.calibration.measures_3d else "not calibrated"
-        tiles.append(Tile("median std of joints", f"{found.std.quantile(0.5):.1f} mm", below))
+    if survey.std.total:
+        data = display_name(survey.calibration.fitted_on)
+        below = f"calibrated on {data}" if survey.calibration.measures_3d else "not calibrated"
+        tiles.append(Tile("median std of joints", f"{survey.std.quantile(0.5):.1f} mm", below))
     # A filtered set has fewer photos than the run that took the time.
     if record.seconds > 0 and not record.filtered and record.photos:
         rate = _rate(record.photos / record.seconds)
@@ -94,30 +94,30 @@ class Note:
     rest: str = ""
 
 
-def notes(record: Record, found: Survey) -> list[Note]:
+def notes(record: Record, survey: Survey) -> list[Note]:
     """Return the remarks that a reader needs before the numbers."""
-    remarks = [_main_note(record, found)]
-    if sum(record.outcomes.values()) != found.photos:
+    remarks = [_main_note(record, survey)]
+    if sum(record.outcomes.values()) != survey.photos:
         remarks.append(Note("The run is not finished: this page shows the photos labelled so far."))
-    if found.hands > found.std.total:
-        missing = f"{found.hands - found.std.total:,}"
+    if survey.hands > survey.std.total:
+        missing = f"{survey.hands - survey.std.total:,}"
         remarks.append(Note(f"{missing} hands have no finite standard deviation; histograms leave them out."))
     return remarks
 
 
-def _main_note(record: Record, found: Survey) -> Note:
-    if found.hands == 0:
+def _main_note(record: Record, survey: Survey) -> Note:
+    if survey.hands == 0:
         return Note("No photo has a labelled hand, so there is nothing to draw. The reasons are below.")
     if isinstance(record.settings, RunSettings) and record.settings.trained_steps == 0:
         return Note(
             "Untrained weights: every hand is the mean hand, with the same uncertainty. "
             "The pictures show that the pipeline works, not what a trained model predicts."
         )
-    if found.is_constant:
+    if survey.is_constant:
         return Note(
             "All hands have one standard deviation: it measures their average error, and does not order them."
         )
-    calibration = found.calibration
+    calibration = survey.calibration
     if not calibration.fitted_on:
         return Note(
             "Standard deviations are not calibrated: they order hands by error, but do not measure it."
@@ -150,11 +150,11 @@ class OutcomeRow:
         return in_words(self.key)
 
 
-def outcomes(found: Survey) -> list[OutcomeRow]:
+def outcomes(survey: Survey) -> list[OutcomeRow]:
     """Return the outcomes of the photos: labelled ones first, then by count."""
     rows = []
-    most = max(found.outcomes.values(), default=1)
-    for key, number in sorted(found.outcomes.items(), key=lambda pair: (pair[0] != "ok", -pair[1])):
+    most = max(survey.outcomes.values(), default=1)
+    for key, number in sorted(survey.outcomes.items(), key=lambda pair: (pair[0] != "ok", -pair[1])):
         status, _, reason = key.partition(": ")
         rows.append(
             OutcomeRow(
@@ -162,15 +162,15 @@ def outcomes(found: Survey) -> list[OutcomeRow]:
                 status,
                 reason.replace("_", " ") or "labelled",
                 number,
-                number / max(found.photos, 1),
+                number / max(survey.photos, 1),
                 max(number / most * 100, 0.5),
-                found.examples.get(key, []),
+                survey.examples.get(key, []),
             )
         )
     return rows
 
 
-def settings(record: Record, found: Survey) -> dict[str, str]:
+def settings(record: Record, survey: Survey) -> dict[str, str]:
     """Return the settings of the run by name; empty values are not shown."""
     made = record.settings
     filtered = [
@@ -180,11 +180,11 @@ def settings(record: Record, found: Survey) -> dict[str, str]:
     labelled_by = "fit" if isinstance(made, FitSettings) else "checkpoint"
     return {
         "photos from": made.source,
-        labelled_by: ", ".join(f"{name} ({n:,} hands)" for name, n in found.checkpoints.most_common(4))
-        if len(found.checkpoints) > 1
+        labelled_by: ", ".join(f"{name} ({n:,} hands)" for name, n in survey.checkpoints.most_common(4))
+        if len(survey.checkpoints) > 1
         else made.checkpoint,
         **_of_maker(made),
-        "calibrated on": found.calibration.fitted_on or "nothing",
+        "calibrated on": survey.calibration.fitted_on or "nothing",
         "hand model": f"{made.hand}, {made.vertex_count} vertices",
         "kept by filter": "; ".join(filtered),
         "relabelled": f"{len(record.relabelled)} times" if record.relabelled else "",
@@ -239,34 +239,34 @@ class Uncertainty:
     span_mm: charts.Range = (0, 0)
 
 
-def uncertainty(found: Survey, range_mm: charts.Range) -> Uncertainty | None:
+def uncertainty(survey: Survey, range_mm: charts.Range) -> Uncertainty | None:
     """Return the predicted standard deviations of all hands; None without any."""
-    if not found.std.total:
+    if not survey.std.total:
         return None
-    median = found.std.quantile(0.5)
-    if found.is_constant:
-        return Uncertainty(found.std.total, median, is_constant=True)
+    median = survey.std.quantile(0.5)
+    if survey.is_constant:
+        return Uncertainty(survey.std.total, median, is_constant=True)
     title = "mean std of joints, mm"
-    span = charts.span_of(found.joints[1:])
+    span = charts.span_of(survey.joints[1:])
     return Uncertainty(
-        found.std.total,
+        survey.std.total,
         median,
         is_constant=False,
-        wide=charts.histogram_chart(found.std, range_mm, title, 36, 640),
-        narrow=charts.histogram_chart(found.std, range_mm, title, 20, 340),
+        wide=charts.histogram_chart(survey.std, range_mm, title, 36, 640),
+        narrow=charts.histogram_chart(survey.std, range_mm, title, 20, 340),
         thresholds=[
-            Threshold(part, found.std.quantile(part), found.largest.quantile(part)) for part in _SHARES
+            Threshold(part, survey.std.quantile(part), survey.largest.quantile(part)) for part in _SHARES
         ],
-        hand=charts.hand_drawing(found.joints, range_mm),
+        hand=charts.hand_drawing(survey.joints, range_mm),
         joints={
-            title: [_joint(found, 4 * finger + level, span, range_mm) for finger in range(5)]
+            title: [_joint(survey, 4 * finger + level, span, range_mm) for finger in range(5)]
             for level, title in ((4, "tip"), (3, "3"), (2, "2"), (1, "1"))
         },
         span_mm=span,
     )
 
 
-def _joint(found: Survey, joint: int, span: charts.Range, range_mm: charts.Range) -> Joint:
+def _joint(survey: Survey, joint: int, span: charts.Range, range_mm: charts.Range) -> Joint:
     name = charts.joint_name(JOINT_NAMES[joint])
-    histogram = found.joints[joint]
+    histogram = survey.joints[joint]
     return Joint(charts.small_histogram(histogram, span, range_mm, name), histogram.quantile(0.5))

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from types import ModuleType
-
-import pytest
-
 from annotator.job.options import ComputeOptions
+from tests.robustness import corpus
+from tests.robustness.hostile import Expected, build
 
 SMALL = ComputeOptions(threads=1, shard_size=64)
 
 
-@pytest.fixture
-def corpus(monkeypatch) -> ModuleType:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    return importlib.import_module("corpus")
-
-
-def test_every_hostile_input_of_a_part_gets_its_one_right_row(corpus, tmp_path, local_ray):
-    runs = corpus.build(tmp_path / "corpus", every=40)
+def test_every_hostile_input_of_a_part_gets_its_one_right_row(tmp_path, local_ray):
+    runs = build(tmp_path / "corpus", every=40)
     wrong = []
     for number, run in enumerate(runs):
         if run.name in ("folder", "list.jsonl", "refused"):
@@ -29,13 +19,13 @@ def test_every_hostile_input_of_a_part_gets_its_one_right_row(corpus, tmp_path, 
     assert sum(len(run.expected) for run in runs) > 600
 
 
-def test_a_wrong_row_is_found(corpus):
+def test_a_wrong_row_is_found():
     def row(**changes: object):
         fine = corpus.Row("ok", None, None, (4, 3), False, True, False)
         return fine._replace(**changes)
 
-    ok = corpus.Expected("k", frozenset({"ok"}), (4, 3))
-    cut = corpus.Expected("k", frozenset({"truncated"}))
+    ok = Expected("k", frozenset({"ok"}), (4, 3))
+    cut = Expected("k", frozenset({"truncated"}))
     readable = {
         "status": "unreadable",
         "reason": "truncated",

@@ -37,9 +37,9 @@ def _map_sizes(backbone: Backbone, size_px: int) -> list[int]:
     ]
 
 
-def packed(seen: BackboneFeatures, maps: bool) -> Tensor:
+def packed(features: BackboneFeatures, maps: bool) -> Tensor:
     """Return rows (B, N) float16 of a backbone's output."""
-    parts = [seen.g, *(level.flatten(1) for level in seen.pyramid if maps)]
+    parts = [features.g, *(level.flatten(1) for level in features.pyramid if maps)]
     return torch.cat(parts, 1).half()
 
 

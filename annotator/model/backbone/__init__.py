@@ -2,8 +2,8 @@
 
 Parameter names and shapes match the public timm weights, so these load unchanged. `landmarker_file.py` reads
 MediaPipe's. No library replaces these files: `timm` needs torchvision, which does not import with every CPU build of
-torch. The ResNet and EfficientNet classes of `transformers` delay the start of every process by 5 s (7.0 s, where
-torch alone takes 2.0 s and these files 0.2 s more). They are two files of 858 lines; these have under 550.
+torch. The ResNet and EfficientNet classes of `transformers` delay the start of every process by 5 s. They take 7.0 s,
+torch alone 2.0 s, and these files 0.2 s more. They are two files of 858 lines; these have under 550.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hostile.expected import BAD_ROW, CUT, EMPTY, MISSING, NO_PHOTO, OK, Expected, Run
+from tests.robustness.hostile.expected import BAD_ROW, CUT, EMPTY, MISSING, NO_PHOTO, OK, Expected, Run
 from tests.robustness.hostile_photos import encoded
 
 

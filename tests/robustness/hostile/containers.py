@@ -15,7 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hostile.expected import BAD_HEADER, CUT, DAMAGED, EMPTY, MISSING, NO_PHOTO, OK, TOO_LARGE, Expected, File
+from tests.robustness.hostile.expected import (
+    BAD_HEADER,
+    CUT,
+    DAMAGED,
+    EMPTY,
+    MISSING,
+    NO_PHOTO,
+    OK,
+    TOO_LARGE,
+    Expected,
+    File,
+)
 from tests.robustness.hostile_photos import encoded
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".heic")

@@ -14,10 +14,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from annotator.photos.decode import MIN_SIDE_PX
-from hostile.expected import BAD_HEADER, CUT, DAMAGED, NO_PHOTO, OK, OTHER_FORMAT, TOO_SMALL, File
+from tests.robustness.hostile.expected import (
+    BAD_HEADER,
+    CUT,
+    DAMAGED,
+    NO_PHOTO,
+    OK,
+    OTHER_FORMAT,
+    TOO_SMALL,
+    File,
+)
 from tests.robustness.hostile_photos import WRITERS, Pixels, encoded
 
-REAL_PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "hand-scenes" / "images"
+REAL_PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "hand-scenes" / "images"
 
 #: JPEG options by variant.
 JPEG_MODES: dict[str, dict[str, Any]] = {

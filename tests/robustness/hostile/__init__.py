@@ -14,15 +14,15 @@ from pathlib import Path
 from PIL import Image
 
 from annotator.runtime.stderr import quiet_stderr
-from hostile.bombs import bombs
-from hostile.containers import write_parquets, write_tars
-from hostile.expected import Expected, File, Run
-from hostile.lists import write_lists
-from hostile.no_photos import other_files
-from hostile.photos import photos, pictures
-from hostile.places import write_places
-from hostile.refused import write_refused
-from hostile.videos import write_videos
+from tests.robustness.hostile.bombs import bombs
+from tests.robustness.hostile.containers import write_parquets, write_tars
+from tests.robustness.hostile.expected import Expected, File, Run
+from tests.robustness.hostile.lists import write_lists
+from tests.robustness.hostile.no_photos import other_files
+from tests.robustness.hostile.photos import photos, pictures
+from tests.robustness.hostile.places import write_places
+from tests.robustness.hostile.refused import write_refused
+from tests.robustness.hostile.videos import write_videos
 from tests.robustness.hostile_photos import encoded
 
 __all__ = ["Expected", "Run", "build"]

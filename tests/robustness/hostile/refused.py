@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hostile.expected import Run
+from tests.robustness.hostile.expected import Run
 from tests.robustness.hostile_photos import encoded
 
 

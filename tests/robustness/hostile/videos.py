@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hostile.expected import CUT, DAMAGED, OK, Expected
+from tests.robustness.hostile.expected import CUT, DAMAGED, OK, Expected
 from tests.robustness.hostile_photos import encoded
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from hostile.expected import CUT, DAMAGED, EMPTY, NO_PHOTO, OK, OTHER_FORMAT, File
+from tests.robustness.hostile.expected import CUT, DAMAGED, EMPTY, NO_PHOTO, OK, OTHER_FORMAT, File
 from tests.robustness.hostile_photos import encoded, tiff
 
 

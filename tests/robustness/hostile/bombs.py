@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from hostile.expected import BAD_HEADER, DAMAGED, OK, TOO_LARGE, File
-from hostile.photos import JPEG_MODES
+from tests.robustness.hostile.expected import BAD_HEADER, DAMAGED, OK, TOO_LARGE, File
+from tests.robustness.hostile.photos import JPEG_MODES
 from tests.robustness.hostile_photos import bmp, encoded, jpeg_claiming, png, png_chunk, tiff, webp_claiming
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hostile.expected import Expected
+from tests.robustness.hostile.expected import Expected
 
 _NAMES = (
     *("with\nnewline.jpg", "手と指 рука.jpg", "quote'\",;.jpg", "#50%?&.jpg", " .jpg", "-rf.jpg"),
