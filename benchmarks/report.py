@@ -22,7 +22,7 @@ from annotator.job.record import RunRecord, RunSettings, write_run_record
 from annotator.labels.folder import write_faces
 from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
 from annotator.report import write_report
-from annotator.storage.files import write_whole
+from annotator.storage.files import write_atomic
 
 PER_FILE = 1024
 
@@ -46,11 +46,11 @@ def write_labels(folder: Path, count: int) -> None:
         hands["camera"] = {name: values[: size - lost.sum()] for name, values in heavy["camera"].items()}
         hands |= _stds(len(hands["is_right"]), rng)
         table = labels_to_table(rows, hands, np.flatnonzero(~lost).tolist(), schema)
-        write_whole(str(folder / "data" / f"shard-{number:07d}.parquet"), encode_table(table))
+        write_atomic(str(folder / "data" / f"shard-{number:07d}.parquet"), encode_table(table))
         truths.append(_truth(table.filter(pa.array(~lost)), hands, rng))
         outcomes["ok"] += int(size - lost.sum())
         outcomes["unreadable: truncated"] += int(lost.sum())
-    write_whole(str(folder / "truth.parquet"), encode_table(pa.concat_tables(truths)))
+    write_atomic(str(folder / "truth.parquet"), encode_table(pa.concat_tables(truths)))
     write_faces(str(folder), hand.faces)
     settings = RunSettings(1, "photos", "0" * 12, 1, hand.id, hand.vertex_count, "auto", 96)
     write_run_record(str(folder), RunRecord(settings, outcomes, seconds=count / 100))

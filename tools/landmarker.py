@@ -31,7 +31,7 @@ from annotator.model.landmarker_file import read_landmarker
 from annotator.model.landmarker_weights import is_landmarker_file, landmarker_bytes, load_landmarker
 from annotator.photos.cut import cut, resample
 from annotator.sources.read import photo_at
-from annotator.storage.files import write_whole
+from annotator.storage.files import write_atomic
 from trainer.augment import move
 from trainer.distillation.config import DistilConfig
 from trainer.distillation.distil import MODEL_FILE, distil
@@ -100,7 +100,7 @@ def crops_of(out: Path, photos: Path, model: str) -> tuple[Tensor, Tensor]:
             for uri, crop in upright_crops(found):
                 parts["aside" if ASIDE.search(uri) else "train"].append(crop)
         stacked = {name: torch.stack(crops) for name, crops in parts.items()}
-        write_whole(str(kept), safetensors.torch.save(stacked))
+        write_atomic(str(kept), safetensors.torch.save(stacked))
     loaded = safetensors.torch.load_file(kept)
     return loaded["train"], loaded["aside"]
 
@@ -115,7 +115,7 @@ def drawn_crops(out: Path) -> tuple[LandmarkExamples, LandmarkExamples]:
             for first in range(0, DRAWN + DRAWN_ASIDE, 50)
         ]
         stacked = dict(zip(("image", "landmarks"), map(torch.cat, zip(*parts, strict=True)), strict=True))
-        write_whole(str(kept), safetensors.torch.save(stacked))
+        write_atomic(str(kept), safetensors.torch.save(stacked))
     loaded = safetensors.torch.load_file(kept)
     drawn = drawn_examples(loaded["image"], loaded["landmarks"])
     return drawn.rows(slice(DRAWN)), drawn.rows(slice(DRAWN, None))
@@ -176,7 +176,7 @@ def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str
     side, presence = (fit(mean, crops, MARGIN, config) for fit in (fit_side, fit_presence))
     print(f"after: {describe(mean)}; read-outs on trained hands: side {side:.3f}, presence {presence:.3f}")
     path = out / MODEL_FILE
-    write_whole(str(path), landmarker_bytes(mean, config.crop_px))
+    write_atomic(str(path), landmarker_bytes(mean, config.crop_px))
     return path
 
 

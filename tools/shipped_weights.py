@@ -36,7 +36,7 @@ from annotator.commands.fit import fit
 from annotator.config import config_folder, read_config
 from annotator.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, with_first_look
 from annotator.model.quantised import measure_ranges
-from annotator.storage.files import read_whole
+from annotator.storage.files import read_if_exists
 from trainer.config import SYNTHETIC, TrainConfig
 from trainer.convert.convert import convert
 from trainer.convert.cut_out import outlined
@@ -90,7 +90,7 @@ def examples(out: Path, photos: Path, model: str) -> None:
         found = out / "found" / name
         detect(str(photos / name / "images"), str(found), model, world_joints=True)
         for part, share in (("examples", empty), ("aside", float(empty > 0))):
-            if read_whole(str(out / part / name / SUMMARY_FILE)) not in (None, UNFINISHED):
+            if read_if_exists(str(out / part / name / SUMMARY_FILE)) not in (None, UNFINISHED):
                 continue
             labels = out / "labels" / part / name
             _keep(found, labels, kept_aside(name, found), part == "aside")
@@ -105,7 +105,7 @@ def fitted_examples(out: Path, photos: Path, model: str) -> None:
         detect(str(photos / name / "images"), str(found), model, world_joints=True)
         fit(str(found), str(fits))
         for part in ("fitted", "fitted_aside"):
-            if read_whole(str(out / part / name / SUMMARY_FILE)) not in (None, UNFINISHED):
+            if read_if_exists(str(out / part / name / SUMMARY_FILE)) not in (None, UNFINISHED):
                 continue
             labels = out / "labels" / part / name
             _keep(fits, labels, kept_aside(name, found), aside=part == "fitted_aside")

@@ -17,7 +17,7 @@ from annotator.model.network import Prediction
 from annotator.render.shading import draw
 from annotator.render.std_colours import std_colours
 from annotator.report.tiles import SKIN, contact_sheet
-from annotator.storage.files import is_local, join, local_path, read_whole, write_whole
+from annotator.storage.files import is_local, join, local_path, read_if_exists, write_atomic
 from annotator.storage.room import naming
 from trainer.batch import Batch
 from trainer.config import TrainConfig
@@ -42,11 +42,11 @@ class RunLog:
         self._folder = Path(self._scratch.name) if self._scratch else local_path(out)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._metrics = self._folder / "metrics.jsonl"
-        if self._scratch and (earlier := read_whole(join(out, "metrics.jsonl"))):
-            write_whole(str(self._metrics), earlier)
+        if self._scratch and (earlier := read_if_exists(join(out, "metrics.jsonl"))):
+            write_atomic(str(self._metrics), earlier)
         if self._metrics.exists():
             lines = [line for line in self._metrics.read_text().splitlines() if _step(line) <= step]
-            write_whole(str(self._metrics), "".join(f"{line}\n" for line in lines).encode())
+            write_atomic(str(self._metrics), "".join(f"{line}\n" for line in lines).encode())
         # TensorBoard drops later steps too.
         self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
 
@@ -81,7 +81,7 @@ class RunLog:
         for path in filter(Path.is_file, self._folder.rglob("*")):
             state = (path.stat().st_size, path.stat().st_mtime_ns)
             if self._kept.get(path) != state:
-                write_whole(join(self.out, path.relative_to(self._folder).as_posix()), path.read_bytes())
+                write_atomic(join(self.out, path.relative_to(self._folder).as_posix()), path.read_bytes())
                 self._kept[path] = state
 
     def close(self) -> None:

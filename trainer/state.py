@@ -34,7 +34,7 @@ from annotator.model.checkpoint import (
 )
 from annotator.model.network import Network
 from annotator.model.two_looks import TwoLooks
-from annotator.storage.files import join, names_in, read_whole, remove_file, write_whole
+from annotator.storage.files import join, names_in, read_if_exists, remove_file, write_atomic
 from trainer.config import TrainConfig
 
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
@@ -131,7 +131,7 @@ def save_state(
     if first_look is not None:
         checkpoint = with_first_look(checkpoint, first_look)
     save_checkpoint(checkpoint, join(out, MODEL_FILE))
-    write_whole(join(folder, f"step-{state.step:08d}.safetensors"), data)
+    write_atomic(join(folder, f"step-{state.step:08d}.safetensors"), data)
     for name in saved_states(out)[: -config.keep]:
         remove_file(join(folder, name))
 
@@ -167,7 +167,7 @@ def newest_state(out: str, hand: HandModel) -> tuple[dict[str, Tensor], int] | N
         UserError: the run has another hand model, or comes from another version.
     """
     for name in reversed(saved_states(out)):
-        data = read_whole(join(out, "checkpoints", name))
+        data = read_if_exists(join(out, "checkpoints", name))
         try:
             tensors = safetensors.torch.load(data or b"")
             header = _header(data or b"")
@@ -199,7 +199,7 @@ def claim_folder(out: str, config: TrainConfig) -> None:
     """
     path = join(out, "config.json")
     settings = json.loads(json.dumps(to_dict(config)))
-    stored = read_whole(path)
+    stored = read_if_exists(path)
     if stored is not None:
         before = json.loads(stored)
         # Settings that did not exist when the run started have their defaults.
@@ -213,7 +213,7 @@ def claim_folder(out: str, config: TrainConfig) -> None:
             )
     elif saved_states(out):
         raise UserError(f"'{out}' holds checkpoints but no config.json: give another folder")
-    write_whole(path, json.dumps(settings, indent=1).encode())
+    write_atomic(path, json.dumps(settings, indent=1).encode())
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], under: str = "") -> list[str]:

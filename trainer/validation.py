@@ -22,7 +22,7 @@ from annotator.hand.model import HandModel
 from annotator.model.checkpoint import save_checkpoint
 from annotator.model.network import Network, Prediction
 from annotator.quality import metrics
-from annotator.storage.files import join, read_whole, write_whole
+from annotator.storage.files import join, read_if_exists, write_atomic
 from trainer.batch import Batch
 from trainer.config import SourceConfig, TrainConfig
 from trainer.data.cache import Cached, is_cache, measured_by
@@ -46,7 +46,7 @@ class Validation:
         """
         self.config, self.hand, self.out = config, hand, out
         self.settings = config.validation
-        lines = (read_whole(join(out, LOG_FILE)) or b"").decode().splitlines()
+        lines = (read_if_exists(join(out, LOG_FILE)) or b"").decode().splitlines()
         self._measurements = [one for one in map(json.loads, lines) if one["step"] <= step]
         self._source: Stored | Cached | None = None
 
@@ -74,7 +74,7 @@ class Validation:
                 checkpoint = as_checkpoint(state, self.config.network, self.hand)
                 save_checkpoint(checkpoint, join(self.out, BEST_FILE))
             log = "".join(json.dumps(measured) + "\n" for measured in self._measurements)
-            write_whole(join(self.out, LOG_FILE), log.encode())
+            write_atomic(join(self.out, LOG_FILE), log.encode())
         return self.stands_still
 
     @torch.inference_mode()

@@ -32,9 +32,9 @@ from annotator.storage.files import (
     join,
     local_path,
     names_in,
-    read_whole,
+    read_if_exists,
     remove_file,
-    write_whole,
+    write_atomic,
 )
 
 __all__ = ["Filtered", "Keep", "filter_labels"]
@@ -157,7 +157,7 @@ def filter_labels(
             remove_file(join(out, UNFINISHED))  # the next filter may use the same folder
         raise UserError(f"none of the {filtered.rows} rows is kept: relax the conditions")
     if as_list:
-        write_whole(out, "".join(f"{uri}\n" for uri in uris).encode())
+        write_atomic(out, "".join(f"{uri}\n" for uri in uris).encode())
     else:
         _end_folder(out, labels, plan, dict(sorted(outcomes.items())))
     return filtered
@@ -169,7 +169,7 @@ def _absolute(place: str) -> str:
 
 
 def _check_list(out: str) -> set[str]:
-    if read_whole(out) is not None:
+    if read_if_exists(out) is not None:
         raise UserError(f"'{out}' exists: give a new file for the list")
     return set()
 
@@ -177,22 +177,22 @@ def _check_list(out: str) -> set[str]:
 def _begin_folder(out: str, plan: dict[str, Any]) -> set[str]:
     """Return the files that an earlier run of the same plan wrote."""
     present = {name for name in names_in(out) if not name.startswith(".")}
-    marker = read_whole(join(out, UNFINISHED))
+    marker = read_if_exists(join(out, UNFINISHED))
     if marker is not None and json.loads(marker) == plan:
         return label_files(out)
     if present:
         raise UserError(f"'{out}' is not empty: give a new folder")
     check_writable(out)
-    write_whole(join(out, UNFINISHED), json.dumps(plan).encode())
+    write_atomic(join(out, UNFINISHED), json.dumps(plan).encode())
     return set()
 
 
 def _end_folder(out: str, labels: str, plan: dict[str, Any], outcomes: dict[str, int]) -> None:
     """Write the files beside the rows: the faces, and the record with the filter's settings."""
-    faces = read_whole(join(labels, "faces.parquet"))
+    faces = read_if_exists(join(labels, "faces.parquet"))
     if faces is not None:
-        write_whole(join(out, "faces.parquet"), faces)
-    record = json.loads(read_whole(join(labels, RUN_FILE)) or b"{}")
+        write_atomic(join(out, "faces.parquet"), faces)
+    record = json.loads(read_if_exists(join(labels, RUN_FILE)) or b"{}")
     record |= {"outcomes": outcomes, "failed": [], "filtered": [*record.get("filtered", []), plan]}
-    write_whole(join(out, RUN_FILE), json.dumps(record, indent=2).encode() + b"\n")
+    write_atomic(join(out, RUN_FILE), json.dumps(record, indent=2).encode() + b"\n")
     remove_file(join(out, UNFINISHED))

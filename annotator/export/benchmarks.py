@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from annotator.errors import UserError
 from annotator.hand.mano_mesh import HO3D_TIP_VERTICES
 from annotator.hand.model import FREIHAND_FROM_MANO
-from annotator.storage.files import join, write_whole
+from annotator.storage.files import join, write_atomic
 
 Floats = NDArray[np.floating]
 
@@ -82,8 +82,8 @@ def write_submission(
         # A fixed date, so that the same hands give the same bytes.
         archive.writestr(zipfile.ZipInfo("pred.json"), text.getbuffer(), zipfile.ZIP_DEFLATED)
     try:
-        write_whole(join(out, "pred.json"), text.getvalue())
-        write_whole(join(out, "pred.zip"), packed.getvalue())
+        write_atomic(join(out, "pred.json"), text.getvalue())
+        write_atomic(join(out, "pred.zip"), packed.getvalue())
     except OSError as error:
         raise UserError(f"can't write the submission to '{out}': {error.strerror or error}") from None
 

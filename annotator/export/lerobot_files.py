@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
-from annotator.storage.files import atomic_file, join, write_whole
+from annotator.storage.files import atomic_file, join, write_atomic
 
 #: LeRobot's defaults.
 CHUNK_FILES = 1000
@@ -167,7 +167,7 @@ def write_tasks(out: str, tasks: Iterable[str]) -> None:
 
 def write_json(out: str, name: str, value: Any) -> None:
     """Write a file of `meta`."""
-    write_whole(join(out, "meta", name), json.dumps(value, indent=4, allow_nan=False).encode())
+    write_atomic(join(out, "meta", name), json.dumps(value, indent=4, allow_nan=False).encode())
 
 
 def info(rate_hz: float, facts: dict[str, Any], features: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from annotator.export.ply import ply_bytes
 from annotator.export.rows import Labels, camera_field
 from annotator.labels.arrays import array_of
 from annotator.sources.read import REQUESTS_AT_ONCE
-from annotator.storage.files import is_local, join, local_path, write_whole
+from annotator.storage.files import is_local, join, local_path, write_atomic
 
 #: Camera axes (y down, z forward) to mesh axes (y up, z towards the viewer): half a turn about x, no mirroring.
 FROM_CAMERA = np.array([1, -1, -1], np.float32)
@@ -107,7 +107,7 @@ class _MeshFiles:
 
     def _write(self, stem: str, meshes: Sequence[Mesh]) -> None:
         data = _encoded(self.kind, meshes, self.by_photo)
-        write_whole(join(self.out, f"{stem}.{self.kind}"), data)
+        write_atomic(join(self.out, f"{stem}.{self.kind}"), data)
 
 
 def _of_photos(

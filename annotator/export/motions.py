@@ -18,7 +18,7 @@ from annotator.export.skeleton import COLUMNS, Skeleton, has_skeleton, joint_dis
 from annotator.export.tracks import Track, columns_to_read, sequences
 from annotator.hand.model import HandModel
 from annotator.labels.arrays import array_of
-from annotator.storage.files import join, write_whole
+from annotator.storage.files import join, write_atomic
 
 
 def columns(labels: Labels) -> list[str]:
@@ -48,7 +48,7 @@ def write(kind: str, labels: Labels, batches: Iterator[pa.Table], out: str) -> E
                 continue
             skeleton = skeleton_of(model, track)
             file = bvh_bytes(skeleton) if kind == "bvh" else _glb(skeleton, model, track)
-            write_whole(join(out, f"{track_name(sequence.name, track.track_id)}.{kind}"), file)
+            write_atomic(join(out, f"{track_name(sequence.name, track.track_id)}.{kind}"), file)
             exported.hands += len(skeleton)
             count += 1
             apart_mm += float(joint_distances_mm(skeleton, track).mean(1).sum())

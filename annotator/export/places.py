@@ -18,10 +18,10 @@ from annotator.storage.files import (
     join,
     local_path,
     names_in,
+    read_if_exists,
     read_range,
-    read_whole,
     remove_file,
-    write_whole,
+    write_atomic,
 )
 from annotator.storage.remote import patience
 
@@ -67,7 +67,7 @@ def check_new_folder(out: str, plan: dict[str, Any]) -> None:
         raise UserError(f"'{out}' is a file: give a new folder")
     with patience(FIRST_ANSWER_S):
         names = {name for name in names_in(out) if not name.startswith(".")}
-        marker = read_whole(join(out, UNFINISHED)) if UNFINISHED in names else None
+        marker = read_if_exists(join(out, UNFINISHED)) if UNFINISHED in names else None
     if names and marker != _encoded(plan):
         raise UserError(f"'{out}' is not empty: give a new folder")
 
@@ -80,7 +80,7 @@ def new_folder(out: str, plan: dict[str, Any]) -> Iterator[None]:
     """
     is_new = is_local(out) and not local_path(out).exists()
     check_writable(out)
-    write_whole(join(out, UNFINISHED), _encoded(plan))
+    write_atomic(join(out, UNFINISHED), _encoded(plan))
     try:
         yield
     except UserError:

@@ -15,7 +15,7 @@ from annotator.export.exported import Exported
 from annotator.export.rows import Labels, camera_field
 from annotator.hand.mano_mesh import check_mano_vertices
 from annotator.labels.arrays import array_of
-from annotator.storage.files import join, read_whole
+from annotator.storage.files import join, read_if_exists
 
 _NEEDED = ("image_uri", "image_id", "is_right", "joints3d_mm", "vertices_mm", "camera")
 
@@ -83,7 +83,7 @@ def write_ho3d(labels: Labels, batches: Iterator[pa.Table], out: str, order: str
 
 
 def _order(path: str) -> dict[str, int]:
-    text = read_whole(path)
+    text = read_if_exists(path)
     if text is None:
         raise UserError(
             f"there is no '{path}', which holds the order of HO3D's hands: give --order PATH of its evaluation.txt"

@@ -24,7 +24,7 @@ from annotator.labels.folder import read_faces
 from annotator.labels.schema import SAMPLES_ROUNDING
 from annotator.photos.errors import PhotoError
 from annotator.sources.read import place_of
-from annotator.storage.files import atomic_file, is_local, join, local_path, write_whole
+from annotator.storage.files import atomic_file, is_local, join, local_path, write_atomic
 
 #: A tar ends with the sample that exceeds this size: large enough to read quickly, small enough for many workers.
 TAR_BYTES = 256 << 20
@@ -71,7 +71,7 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
     if exported.hands and "vertices_mm" in labels.columns:
         file = io.BytesIO()
         np.save(file, read_faces(labels.place).astype(np.int32))
-        write_whole(join(out, "faces.npy"), file.getvalue())
+        write_atomic(join(out, "faces.npy"), file.getvalue())
     return exported
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from annotator.errors import UserError, plain
 from annotator.runtime.ray_session import missing_paths
 from annotator.storage.conditional import OvertakenError, put_if_unchanged, version_of
-from annotator.storage.files import is_local, join, local_path, read_whole, remove_file, write_whole
+from annotator.storage.files import is_local, join, local_path, read_if_exists, remove_file, write_atomic
 from annotator.storage.remote import ANSWER_S
 
 FILE = "_lease.json"
@@ -159,12 +159,12 @@ class Lease:
         self._heartbeats += 1
         data = json.dumps({**self._mine, "beat": self._heartbeats}).encode()
         if is_local(self._url):
-            write_whole(self._url, data)
+            write_atomic(self._url, data)
             return
         try:
             self._version = put_if_unchanged(self._url, data, self._version)
         except OvertakenError:
-            if read_whole(self._url) != data:  # else our own write, whose response was lost
+            if read_if_exists(self._url) != data:  # else our own write, whose response was lost
                 raise
             self._version = None
         if self._version is None:
@@ -196,7 +196,7 @@ def leased(labels: str) -> Iterator[Lease]:
 
 
 def _read(url: str) -> dict[str, Any] | None:
-    data = read_whole(url)
+    data = read_if_exists(url)
     try:
         values = json.loads(data) if data else None
     except ValueError:

@@ -23,7 +23,7 @@ from typing import Any
 from annotator.errors import UserError
 from annotator.sources.entry import Entry, dumps
 from annotator.sources.source import Source
-from annotator.storage.files import join, names_in, read_whole, write_whole
+from annotator.storage.files import join, names_in, read_if_exists, write_atomic
 
 FOLDER = "_entries"
 
@@ -175,7 +175,7 @@ class Manifest:
         ]
         name = f"part-{generation:04d}-{len(self._parts):06d}.jsonl"
         self._confirm()
-        write_whole(join(self.folder, name), ("\n".join(lines) + "\n").encode())
+        write_atomic(join(self.folder, name), ("\n".join(lines) + "\n").encode())
         self._parts.append((generation, len(self._parts), name))
         self.shard_count += len(part)
         self.photo_count += sum(_photos(shard.entries) for shard in part)
@@ -189,7 +189,7 @@ class Manifest:
     def _lines(self, name: str) -> Iterator[tuple[int, int, Callable[[], list[Entry]]]]:
         """Yield per line of a part: shard number, photo count, and a function that parses the entries."""
         damaged = self._damaged(name)
-        data = read_whole(join(self.folder, name))
+        data = read_if_exists(join(self.folder, name))
         if data is None or not data.endswith(b"\n"):
             raise damaged
         for line in data.splitlines():

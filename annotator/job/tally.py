@@ -16,7 +16,7 @@ from typing import Any
 from annotator.job.manifest import DoneShards, shard_file_name
 from annotator.labels.folder import read_columns
 from annotator.labels.outcomes import count_outcomes
-from annotator.storage.files import join, names_in, read_whole, remove_file, write_whole
+from annotator.storage.files import join, names_in, read_if_exists, remove_file, write_atomic
 from annotator.storage.remote import shown
 
 FOLDER = "_outcomes"
@@ -101,7 +101,7 @@ class Tally:
         return True
 
     def _reports(self, name: str) -> list[ShardReport]:
-        lines = (read_whole(join(self._folder, name)) or b"").splitlines()
+        lines = (read_if_exists(join(self._folder, name)) or b"").splitlines()
         return [ShardReport(**json.loads(line)) for line in lines]
 
     def of_labels(self, number: int) -> ShardReport:
@@ -128,7 +128,7 @@ class Tally:
         """Write the outcomes added since the last part."""
         if self._waiting:
             data = "\n".join(self._waiting).encode() + b"\n"
-            write_whole(join(self._folder, f"part-{self._parts:06d}.jsonl"), data)
+            write_atomic(join(self._folder, f"part-{self._parts:06d}.jsonl"), data)
             self._parts += 1
             self._waiting.clear()
         self._written = time.monotonic()

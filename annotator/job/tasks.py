@@ -19,7 +19,7 @@ from annotator.labels.arrays import joined_columns
 from annotator.labels.folder import opened_label_file, replace_rows
 from annotator.labels.schema import encode_table, without_hand
 from annotator.sources.entry import Entry
-from annotator.storage.files import join, move_whole, write_whole
+from annotator.storage.files import join, move_atomic, write_atomic
 from annotator.storage.remote import take_retries
 
 
@@ -83,13 +83,13 @@ def write_labels(
     if shard.file and all_ids is None:
         with opened_label_file(shard.file) as opened:
             rows = written = opened.read(OUTCOME_COLUMNS, use_threads=False).to_pylist()
-        move_whole(shard.file, join(labels, "data", name))
+        move_atomic(shard.file, join(labels, "data", name))
     else:
         table = table_of(shard)
         written = table.select(OUTCOME_COLUMNS).to_pylist()
         if all_ids is not None:
             table = replace_rows(labels, name, table, all_ids)
-        write_whole(join(labels, "data", name), encode_table(table), scratch=join(labels, "_tmp"))
+        write_atomic(join(labels, "data", name), encode_table(table), scratch=join(labels, "_tmp"))
         rows = table.select(OUTCOME_COLUMNS).to_pylist()
     report = report_of(number, rows)
     return replace(report, written=sum(row["hand_index"] <= 0 for row in written)), take_retries()

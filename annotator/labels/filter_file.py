@@ -24,7 +24,7 @@ from annotator.labels.folder import calibration_of, groups_that_stay, label_fact
 from annotator.labels.outcomes import count_outcomes
 from annotator.labels.schema import write_tables
 from annotator.quality.calibration import Calibration
-from annotator.storage.files import join, write_whole
+from annotator.storage.files import join, write_atomic
 from annotator.storage.ranges import RangedFile
 
 #: The column that orders hands, the mean over joints of a joint's std, and the column that limits them, the largest.
@@ -108,7 +108,7 @@ def filter_file(plan: FilterPlan, name: str, size: int, is_made: bool) -> Kept:
         else:
             outcomes = count_outcomes(kept.select(["status", "reason", "hand_index"]).to_pylist())
             if len(kept) and not is_made:
-                write_whole(join(plan.out, "data", name), _encoded(file.rows(stay), plan.sort))
+                write_atomic(join(plan.out, "data", name), _encoded(file.rows(stay), plan.sort))
         return Kept(
             rows=len(stay),
             kept=len(kept),

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from annotator.errors import UserError, first_line
 from annotator.labels.schema import ROUNDING, SAMPLES_ROUNDING, SCHEMA_VERSION, encode_table
 from annotator.quality.calibration import Calibration, read_calibration
-from annotator.storage.files import join, names_in, open_file, sizes_in, write_whole
+from annotator.storage.files import join, names_in, open_file, sizes_in, write_atomic
 
 if TYPE_CHECKING:
     from annotator.hand import HandModel
@@ -63,7 +63,7 @@ def label_metadata(
 def write_faces(labels: str, faces: np.ndarray) -> None:
     """Write the triangles (F, 3) of the hand model."""
     columns = {name: faces[:, k].astype(np.int32) for k, name in enumerate(("a", "b", "c"))}
-    write_whole(join(labels, "faces.parquet"), encode_table(pa.table(columns)))
+    write_atomic(join(labels, "faces.parquet"), encode_table(pa.table(columns)))
 
 
 def read_faces(labels: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from annotator.model.pretrained import try_pretrained
 from annotator.model.quantised import Ranges
 from annotator.model.two_looks import WIDE, TwoLooks, first_look_config, wide_px, without_hands
 from annotator.quality.calibration import Calibration, read_calibration
-from annotator.storage.files import open_file, write_whole
+from annotator.storage.files import open_file, write_atomic
 
 #: 2: bounds on prior-net's hands, landmarks. 3: presence of a hand. 4: blocks in AMVUR. 5: a first look.
 CHECKPOINT_VERSION = 5
@@ -256,7 +256,7 @@ def read_info(name: str, data: bytes) -> CheckpointInfo:
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path, half: bool = False) -> None:
     """Write a checkpoint as one file, atomically; with `half` weights have 16 bits, for half the size."""
-    write_whole(str(path), checkpoint.to_bytes(half))
+    write_atomic(str(path), checkpoint.to_bytes(half))
 
 
 def with_first_look(checkpoint: Checkpoint, first: Checkpoint) -> Checkpoint:

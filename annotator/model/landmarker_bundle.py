@@ -6,7 +6,7 @@ import io
 import zipfile
 
 from annotator.errors import UserError
-from annotator.storage.files import read_whole
+from annotator.storage.files import read_if_exists
 
 #: File name under which MediaPipe distributes the bundle.
 MODEL_NAME = "hand_landmarker.task"
@@ -24,7 +24,7 @@ def read_bundle(uri: str) -> bytes:
         UserError: the file is missing or unreadable, or holds no landmark network.
     """
     try:
-        bundle = read_whole(uri)
+        bundle = read_if_exists(uri)
     except OSError as error:
         raise UserError(f"'{uri}' can't be read ({error.strerror}): give {WHERE_TO_GET}") from None
     if bundle is None:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from annotator.errors import UserError, first_line
 from annotator.model.landmarker import Landmarker
-from annotator.storage.files import read_whole
+from annotator.storage.files import read_if_exists
 
 #: Metadata key of such a file; its value is the side of the crops in its training, pixels.
 KEY = "amvur_landmarker"
@@ -26,7 +26,7 @@ def landmarker_bytes(landmarker: Landmarker, crop_px: int) -> bytes:
 
 def is_landmarker_file(place: str) -> bool:
     """Return whether a path or URL is such a file, by its header."""
-    data = read_whole(place) if place.endswith(".safetensors") else None
+    data = read_if_exists(place) if place.endswith(".safetensors") else None
     if not data or len(data) < 8:
         return False
     try:
@@ -42,7 +42,7 @@ def load_landmarker(place: str) -> Landmarker:
     Raises:
         UserError: the file is missing, damaged or of another kind.
     """
-    data = read_whole(place)
+    data = read_if_exists(place)
     landmarker = Landmarker()
     try:
         tensors = safetensors.torch.load(data or b"")

@@ -25,7 +25,7 @@ from torch import Tensor
 from annotator.errors import UserError, first_line
 from annotator.model.backbone.base import Backbone
 from annotator.model.backbone.efficientnet import EfficientNet
-from annotator.storage.files import is_local, local_path, write_whole
+from annotator.storage.files import is_local, local_path, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def load_pretrained(backbone: Backbone, name: str, source: str | None = None) ->
     data = _read(url, name)
     _put(data, backbone, name, url)
     try:  # only checked weights are cached
-        write_whole(str(cached), data)
+        write_atomic(str(cached), data)
     except OSError as error:
         log.warning("pretrained weights for %s can't be kept in %s (%s)", name, cached.parent, error.strerror)
     return url

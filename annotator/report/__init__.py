@@ -13,7 +13,7 @@ from annotator.report.page import Report, page_of
 from annotator.report.pictures import Pictures, each_row, galleries
 from annotator.report.survey import survey
 from annotator.report.truth import COLUMNS, Truth
-from annotator.storage.files import is_local, local_path, names_in, write_whole
+from annotator.storage.files import is_local, local_path, names_in, write_atomic
 from annotator.storage.room import NoRoomError
 
 __all__ = ["write_report"]
@@ -67,7 +67,7 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
         report = Report(
             *(labels, record, found, parts, shown, pictures.faces, pictures.range_mm, comparison), clips.found
         )
-        write_whole(str(path), page_of(report).encode())
+        write_atomic(str(path), page_of(report).encode())
     except NoRoomError:
         raise
     except OSError as error:

@@ -28,7 +28,7 @@ from annotator.sources.entry import path_of
 from annotator.sources.read import photo_at, photos_of
 from annotator.sources.sequences import SEQUENCE
 from annotator.sources.video.source import list_video
-from annotator.storage.files import FIRST_ANSWER_S, write_whole
+from annotator.storage.files import FIRST_ANSWER_S, write_atomic
 from annotator.storage.remote import patience
 
 #: Maximum sequences with a timeline, hands on one, and frames in its player.
@@ -109,7 +109,7 @@ class Clips:
             (out / "clips").mkdir(exist_ok=True)
         for number, clip in enumerate(self.found):
             script = f"amvurClip({number}, {json.dumps(self._player(clip), allow_nan=False)});\n"
-            write_whole(str(out / "clips" / f"{number:03d}.js"), script.encode())
+            write_atomic(str(out / "clips" / f"{number:03d}.js"), script.encode())
 
     def _player(self, clip: Clip) -> dict[str, Any]:
         """Return the first frames of a clip: pictures, and joints with stds over them."""

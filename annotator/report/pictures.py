@@ -21,7 +21,7 @@ from annotator.labels.folder import read_columns, read_faces
 from annotator.render.std_colours import std_range
 from annotator.report.survey import Row, Survey
 from annotator.report.tiles import Picture, contact_sheet, mesh_tiles, on_paper, photo_tile
-from annotator.storage.files import FIRST_ANSWER_S, write_whole
+from annotator.storage.files import FIRST_ANSWER_S, write_atomic
 from annotator.storage.remote import patience
 from annotator.storage.room import naming
 
@@ -140,7 +140,7 @@ class Pictures:
             path = out / f"{_stem(number)}-{kind}.webp"
             with naming(path):
                 picture.save(path, quality=84)
-        write_whole(str(out / f"{_stem(number)}.js"), _mesh_script(number, hand).encode())
+        write_atomic(str(out / f"{_stem(number)}.js"), _mesh_script(number, hand).encode())
         return tuple(pictures), [tiles[kind] for kind in KINDS]
 
     def _drawn(

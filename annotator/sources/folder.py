@@ -80,8 +80,8 @@ class FolderSource(Source):
 
         A fault of a whole file comes last: the file may be cut short in one pass, and complete or missing in the next.
         """
-        whole_file = entry.fault is not None and holds_many(entry)
-        return entry.file_id, math.inf if whole_file else entry.order
+        atomic_local_file = entry.fault is not None and holds_many(entry)
+        return entry.file_id, math.inf if atomic_local_file else entry.order
 
     def __iter__(self) -> Iterator[Entry]:
         self.forget_skipped()

@@ -40,7 +40,7 @@ def put_if_unchanged(url: str, data: bytes, version: str | None) -> str | None:
 
     Raises:
         OvertakenError: the store has a newer file. It may be our own, after a put whose response was lost.
-        OSError: as for `write_whole`.
+        OSError: as for `write_atomic`.
     """
     condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
 

@@ -44,7 +44,7 @@ def join(folder: str, *parts: str) -> str:
     return "/".join([folder.rstrip("/"), *parts])
 
 
-def write_whole(url: str, data: bytes, scratch: str | None = None) -> None:
+def write_atomic(url: str, data: bytes, scratch: str | None = None) -> None:
     """Write a file atomically: on disk by a rename, in a store by a single put.
 
     Args:
@@ -55,12 +55,14 @@ def write_whole(url: str, data: bytes, scratch: str | None = None) -> None:
     if not is_local(url):
         with_retries(url, lambda filesystem, path: filesystem.pipe_file(path, data))
         return
-    with whole_file(local_path(url), local_path(scratch) if scratch else None, len(data)) as file:
+    with atomic_local_file(local_path(url), local_path(scratch) if scratch else None, len(data)) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def whole_file(target: Path, scratch: Path | None = None, size: int | None = None) -> Iterator[IO[bytes]]:
+def atomic_local_file(
+    target: Path, scratch: Path | None = None, size: int | None = None
+) -> Iterator[IO[bytes]]:
     """Open a temporary file on disk for writing; rename it to `target` on success, delete it on error.
 
     `size` in bytes, if known, appears in the error of a full disk.
@@ -89,7 +91,7 @@ def whole_file(target: Path, scratch: Path | None = None, size: int | None = Non
 def atomic_file(url: str) -> Iterator[IO[bytes]]:
     """Open a seekable file that appears at `url` when it is complete; an error leaves nothing."""
     if is_local(url):
-        with whole_file(local_path(url)) as file:
+        with atomic_local_file(local_path(url)) as file:
             yield file
         return
     with tempfile.TemporaryDirectory(prefix="amvur-") as folder:
@@ -99,7 +101,7 @@ def atomic_file(url: str) -> Iterator[IO[bytes]]:
         with_retries(url, lambda filesystem, target: filesystem.put_file(str(path), target))
 
 
-def move_whole(url: str, target: str) -> None:
+def move_atomic(url: str, target: str) -> None:
     """Move a complete file within its disk or store; `target` appears at once."""
     if is_local(url):
         local_path(target).parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +126,7 @@ def open_file(url: str, ahead: int = 1 << 17) -> IO[bytes]:
     return local_path(url).open("rb") if is_local(url) else open_remote(url, ahead)
 
 
-def read_whole(url: str) -> bytes | None:
+def read_if_exists(url: str) -> bytes | None:
     """Return a file's bytes, or None if it does not exist."""
     try:
         if is_local(url):
@@ -199,7 +201,7 @@ def check_writable(folder: str) -> None:
         if is_local(folder):
             local_path(folder).mkdir(parents=True, exist_ok=True)
         with patience(FIRST_ANSWER_S):
-            write_whole(probe, b"")
+            write_atomic(probe, b"")
             remove_file(probe)
     except NoRoomError:
         raise

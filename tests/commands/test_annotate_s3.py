@@ -18,7 +18,7 @@ from annotator import UserError, annotate
 from annotator.commands.detect import detect
 from annotator.commands.filter import Keep, filter_labels
 from annotator.runtime.ray_session import connected
-from annotator.storage.files import names_in, open_file, write_whole
+from annotator.storage.files import names_in, open_file, write_atomic
 from annotator.storage.remote import take_retries, with_retries
 from tests.conftest import SHARED, SMALL
 from tests.robustness.faulty_proxy import Faults, faulty
@@ -134,7 +134,7 @@ def test_detect_annotate_and_filter_go_from_store_to_store(through, hand_scenes,
         (model, "hand_landmarker.task"),
         (Path(lively_file), "lively.safetensors"),
     ]:
-        write_whole(f"s3://bucket/{name}", path.read_bytes())
+        write_atomic(f"s3://bucket/{name}", path.read_bytes())
     found = detect("s3://bucket/scenes", "s3://bucket/found", "s3://bucket/hand_landmarker.task")
     assert found.outcomes == {"ok": len(scenes)}
     put = written("s3://bucket/found/data")

@@ -21,7 +21,7 @@ from annotator.errors import UserError
 from annotator.job import lease
 from annotator.job.lease import FILE, Lease, leased
 from annotator.storage.conditional import OvertakenError
-from annotator.storage.files import names_in, read_whole, write_whole
+from annotator.storage.files import names_in, read_if_exists, write_atomic
 from tests.support.conditional_server import conditional
 from tests.support.s3_server import rclone, serve
 
@@ -91,7 +91,7 @@ def fast(monkeypatch):
 def elsewhere(labels: str, beat: int = 1) -> None:
     """The lease of a run on an unreachable machine."""
     run = {"run": "r", "host": "far\naway", "boot": "x", "pid": 7, "began": "1", "beat": beat}
-    write_whole(f"{labels}/{FILE}", json.dumps(run).encode())
+    write_atomic(f"{labels}/{FILE}", json.dumps(run).encode())
 
 
 def refused(labels: str, words: str = "is writing to") -> None:
@@ -172,7 +172,7 @@ def test_a_run_that_lost_its_lease_gets_an_error_and_takes_nothing_back(labels, 
                 elsewhere(labels)  # again and again: a heartbeat on its way may replace it once
                 mine.check()
                 time.sleep(0.05)
-    assert json.loads(read_whole(f"{labels}/{FILE}"))["run"] == "r"
+    assert json.loads(read_if_exists(f"{labels}/{FILE}"))["run"] == "r"
 
 
 def test_of_processes_that_start_together_one_at_most_gets_it(tmp_path):
@@ -237,7 +237,7 @@ def test_a_store_with_conditional_writes_refuses_a_run_that_stood_still_after_it
         with pytest.raises(OvertakenError):
             quick._write_heartbeat()
         quick.give_back()
-        assert json.loads(read_whole(f"s3://bucket/labels/{FILE}"))["run"] == "r"
+        assert json.loads(read_if_exists(f"s3://bucket/labels/{FILE}"))["run"] == "r"
     s3fs.S3FileSystem.clear_instance_cache()
 
 
@@ -290,7 +290,7 @@ def test_a_lease_that_is_damaged_keeps_nobody_out(tmp_path, fast, content):
 
 def test_a_heartbeat_on_its_way_when_a_run_ends_does_not_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
-    written = lease.write_whole
+    written = lease.write_atomic
     under_way = threading.Event()
 
     def slowly(url: str, data: bytes) -> None:
@@ -299,7 +299,7 @@ def test_a_heartbeat_on_its_way_when_a_run_ends_does_not_stay(tmp_path, monkeypa
             time.sleep(0.4)
         written(url, data)
 
-    monkeypatch.setattr(lease, "write_whole", slowly)
+    monkeypatch.setattr(lease, "write_atomic", slowly)
     with leased(str(tmp_path)):
         assert under_way.wait(5)
     time.sleep(0.6)

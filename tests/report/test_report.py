@@ -33,7 +33,7 @@ from annotator.report.pictures import each_row, galleries
 from annotator.report.survey import survey
 from annotator.report.tiles import contact_sheet, crop_points, hand_tiles
 from annotator.report.truth import COLUMNS, Truth
-from annotator.storage.files import write_whole
+from annotator.storage.files import write_atomic
 from tests.commands.test_cli import run
 from tests.conftest import SMALL
 from tests.support.s3_server import rclone, serve
@@ -204,7 +204,7 @@ def write_labels(
         kept = np.flatnonzero(is_ok)
         hands = {name: _taken(values, kept) for name, values in hands.items()}
         outcomes.update(count_outcomes({"hand_index": 0, "reason": None} | row for row in rows))
-        write_whole(
+        write_atomic(
             f"{folder}/data/shard-{first // per_file:07d}.parquet",
             encode_table(labels_to_table(rows, hands, kept.tolist(), schema)),
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from annotator.storage.files import whole_file, write_whole
+from annotator.storage.files import atomic_local_file, write_atomic
 from annotator.storage.room import NoRoomError, naming
 
 ROOT = Path(__file__).parents[2]
@@ -36,15 +36,15 @@ def test_a_limit_on_file_sizes_names_the_file_and_its_bytes(tmp_path: Path) -> N
 import sys
 from pathlib import Path
 from annotator.errors import UserError
-from annotator.storage.files import whole_file, write_whole
+from annotator.storage.files import atomic_local_file, write_atomic
 folder = Path(sys.argv[1])
-write_whole(f"{folder}/small", bytes(900))
+write_atomic(f"{folder}/small", bytes(900))
 try:
-    write_whole(f"{folder}/large", bytes(123456), scratch=f"{folder}/scratch")
+    write_atomic(f"{folder}/large", bytes(123456), scratch=f"{folder}/scratch")
 except UserError as error:
     print(error)
 try:
-    with whole_file(folder / "growing") as file:
+    with atomic_local_file(folder / "growing") as file:
         for _ in range(100):
             file.write(bytes(1000))
 except UserError as error:
@@ -72,10 +72,10 @@ def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
 
 
 def test_other_errors_get_the_name_too_but_not_those_of_connections(tmp_path: Path) -> None:
-    with pytest.raises(OSError) as failed, whole_file(tmp_path / "a"):
+    with pytest.raises(OSError) as failed, atomic_local_file(tmp_path / "a"):
         raise OSError(errno.EIO, "Input/output error")
     assert failed.value.filename == str(tmp_path / "a")
-    with pytest.raises(ConnectionResetError) as reset, whole_file(tmp_path / "a"):
+    with pytest.raises(ConnectionResetError) as reset, atomic_local_file(tmp_path / "a"):
         raise ConnectionResetError(errno.ECONNRESET, "reset")
     assert reset.value.filename is None and not list(tmp_path.iterdir())
 
@@ -86,5 +86,5 @@ def test_it_travels_between_processes() -> None:
 
 
 def test_a_file_with_room_is_written(tmp_path: Path) -> None:
-    write_whole(str(tmp_path / "a"), b"whole")
+    write_atomic(str(tmp_path / "a"), b"whole")
     assert (tmp_path / "a").read_bytes() == b"whole"

@@ -11,14 +11,14 @@ import s3fs
 
 from annotator.sources import Source
 from annotator.sources.entry import Entry
-from annotator.storage.files import write_whole
+from annotator.storage.files import write_atomic
 from tests.support.s3_server import Server, rclone, serve
 
 
 def put(url: str, *names: str, data: bytes = b"x") -> None:
     """Write files below a URL, through the server, which may cache its disk."""
     for name in names:
-        write_whole(f"{url}/{name}", data)
+        write_atomic(f"{url}/{name}", data)
 
 
 def listed(source: Source) -> list[Entry]:

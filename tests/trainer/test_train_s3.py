@@ -18,7 +18,7 @@ import safetensors.torch
 
 from annotator.errors import UserError
 from annotator.model.checkpoint import load_checkpoint
-from annotator.storage.files import names_in, open_file, read_range, read_whole, remove_file, write_whole
+from annotator.storage.files import names_in, open_file, read_if_exists, read_range, remove_file, write_atomic
 from tests.commands.test_cli import run
 from tests.support.s3_server import rclone, serve
 from tests.trainer.test_train_cli import TINY
@@ -63,15 +63,15 @@ def trained_steps(data: bytes) -> int:
 
 def test_files_of_a_bucket_are_written_listed_read_and_removed(server):
     folder = "s3://bucket/plain"
-    assert names_in(folder) == set() and read_whole(f"{folder}/a") is None
-    write_whole(f"{folder}/a", b"abc")
-    write_whole(f"{folder}/deep/b", b"")
+    assert names_in(folder) == set() and read_if_exists(f"{folder}/a") is None
+    write_atomic(f"{folder}/a", b"abc")
+    write_atomic(f"{folder}/deep/b", b"")
     assert names_in(folder) == {"a", "deep"}
-    assert read_range(f"{folder}/a", 1, 2) == b"bc" and read_whole(f"{folder}/deep/b") == b""
+    assert read_range(f"{folder}/a", 1, 2) == b"bc" and read_if_exists(f"{folder}/deep/b") == b""
     # Changes by another program are visible.
     code = (
-        f"from annotator.storage import files as s; s.write_whole('{folder}/c', b'longer'); "
-        f"s.write_whole('{folder}/a', b'replaced'); s.remove_file('{folder}/deep/b')"
+        f"from annotator.storage import files as s; s.write_atomic('{folder}/c', b'longer'); "
+        f"s.write_atomic('{folder}/a', b'replaced'); s.remove_file('{folder}/deep/b')"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert names_in(folder) == {"a", "c"}
@@ -95,7 +95,7 @@ def test_a_killed_run_on_s3_resumes_and_ends_like_one_on_disk(server, place, mon
     until = time.monotonic() + 200
     while not read:
         # The model is replaced every other step; a reader gets a complete one, or none.
-        if data := read_whole("s3://bucket/run/model.safetensors"):
+        if data := read_if_exists("s3://bucket/run/model.safetensors"):
             read.add(trained_steps(data))
         assert training.poll() is None and time.monotonic() < until
         time.sleep(0.05)  # leave the training some of the processor
@@ -109,7 +109,9 @@ def test_a_killed_run_on_s3_resumes_and_ends_like_one_on_disk(server, place, mon
     one, other = (load_checkpoint(url).network.state_dict() for url in (
         "s3://bucket/run/model.safetensors", str(place / "on-disk/model.safetensors")))  # fmt: skip
     assert max((one[name].double() - other[name].double()).abs().max() for name in one) < 1e-5
-    steps = [json.loads(line)["step"] for line in read_whole("s3://bucket/run/metrics.jsonl").splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in read_if_exists("s3://bucket/run/metrics.jsonl").splitlines()
+    ]
     assert steps == list(range(1, 9))
     assert len(names_in("s3://bucket/run/checkpoints")) == 3
     assert names_in("s3://bucket/run/pictures") == {"step-00000008.png"}
@@ -123,7 +125,7 @@ def test_results_and_calibration_are_written_to_s3(server, place, monkeypatch, c
     judged = "evaluate s3://bucket/run/model.safetensors s3://bucket/examples s3://bucket/results"
     assert "PA-MPJPE" in amvur(capsys, monkeypatch, place, judged)
     assert names_in("s3://bucket/results") == {"metrics.json", "table.txt", "photos.parquet", "plots"}
-    assert pq.read_table(io.BytesIO(read_whole("s3://bucket/results/photos.parquet"))).num_rows == 24
+    assert pq.read_table(io.BytesIO(read_if_exists("s3://bucket/results/photos.parquet"))).num_rows == 24
     fit = "calibrate s3://bucket/run/model.safetensors s3://bucket/examples s3://bucket/run/calibrated.safetensors"
     amvur(capsys, monkeypatch, place, fit)
     calibration = load_checkpoint("s3://bucket/run/calibrated.safetensors").info.calibration

@@ -22,9 +22,9 @@ from annotator.storage.files import (
     join,
     local_path,
     names_in,
-    read_whole,
+    read_if_exists,
     remove_file,
-    write_whole,
+    write_atomic,
 )
 from trainer.convert import coco, labels
 from trainer.convert.cut_out import outlined
@@ -135,7 +135,7 @@ def convert(
     left_out: Counter[str] = Counter()
     check_writable(out)
     # Training refuses an unfinished conversion.
-    write_whole(join(out, SUMMARY_FILE), UNFINISHED)
+    write_atomic(join(out, SUMMARY_FILE), UNFINISHED)
     schema = example_schema(vertex_count, {"hand": hand_id, "source": kind, "split": split})
     as_tasks = photos is not None and workers != 1 and (workers is not None or address is not None)
     with tasks(as_tasks, [path, *([images] if images else [])], address):
@@ -147,7 +147,7 @@ def convert(
         why = "; ".join(f"{count}: {reason}" for reason, count in summary.left_out.items())
         hint = "; give the photos' folder as --images" if "photo missing" in left_out else ""
         raise UserError(f"'{source}' gives no examples ({why or 'it is empty'}){hint}")
-    write_whole(
+    write_atomic(
         join(out, SUMMARY_FILE), (json.dumps(asdict(summary), indent=2, ensure_ascii=False) + "\n").encode()
     )
     return summary
@@ -159,7 +159,7 @@ def _check_out(out: str) -> None:
     if not existing:
         return
     parts = names_in(join(out, "data")) if "data" in existing else set()
-    is_unfinished = read_whole(join(out, SUMMARY_FILE)) == UNFINISHED
+    is_unfinished = read_if_exists(join(out, SUMMARY_FILE)) == UNFINISHED
     if not is_unfinished or existing - {SUMMARY_FILE, "data"} or any(map(_is_other, parts)):
         raise UserError(f"'{out}' is not empty: delete it, or give a new folder")
     for name in parts:

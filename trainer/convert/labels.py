@@ -25,7 +25,7 @@ from annotator.photos.errors import PhotoError
 from annotator.quality.calibration import UNCALIBRATED_3D
 from annotator.sources.fields import opened_file
 from annotator.sources.lists.camera_columns import has_lens
-from annotator.storage.files import join, read_whole
+from annotator.storage.files import join, read_if_exists
 from trainer.convert.photos import photo_columns
 from trainer.data.examples import NO_HAND
 
@@ -150,7 +150,7 @@ def with_photo(tables: LabelTables, row: dict[str, Any]) -> dict[str, Any] | str
             # A detector's 3D joints have the size of its typical hand: an estimate, not truth.
             row = row | {"joints3d_mm": None, "guess3d_mm": row.get("joints3d_mm")}
         if tables.masks:
-            photo["hand_mask"] = read_whole(join(tables.masks, f"{name.rsplit('.', 1)[0]}.png"))
+            photo["hand_mask"] = read_if_exists(join(tables.masks, f"{name.rsplit('.', 1)[0]}.png"))
         return row | photo
     return f"photo {reason}"
 
@@ -220,6 +220,6 @@ def _of_std(path: str, facts: dict[str, Any]) -> str:
 def _labelled_folder(labels: str) -> str | None:
     """Return the source path of the labelling run."""
     try:
-        return str(json.loads(read_whole(join(labels, RUN_FILE)) or b"")["settings"]["source"])
+        return str(json.loads(read_if_exists(join(labels, RUN_FILE)) or b"")["settings"]["source"])
     except (ValueError, KeyError, TypeError):
         return None  # paths in the rows may still be valid

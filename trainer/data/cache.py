@@ -26,7 +26,7 @@ from annotator.coordinates import CropFrame
 from annotator.errors import UserError
 from annotator.hand.model import HandModel
 from annotator.model.backbone import Backbone
-from annotator.storage.files import is_local, local_path, write_whole
+from annotator.storage.files import is_local, local_path, write_atomic
 from trainer.augment import prepare
 from trainer.batch import Batch, withhold
 from trainer.config import AugmentConfig, SourceConfig
@@ -128,7 +128,7 @@ def fill_cache(
             stored = (images * 255).round().byte()
             seen = None if backbone is None else packed(backbone(stored.float() / 255), maps)
         _put(arrays, rows, stored, batch, seen)
-        write_whole(str(folder / CACHE_FILE), json.dumps(asdict(replace(wanted, done=rows.stop))).encode())
+        write_atomic(str(folder / CACHE_FILE), json.dumps(asdict(replace(wanted, done=rows.stop))).encode())
         on_progress(rows.stop, count)
 
 

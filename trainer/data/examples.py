@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, labels_to_table
-from annotator.storage.files import join, write_whole
+from annotator.storage.files import join, write_atomic
 
 #: Status of an example without a hand; all others are `ok`.
 NO_HAND = "no_hand"
@@ -90,7 +90,7 @@ def write_examples(out: str, rows: Iterable[dict[str, Any]], schema: pa.Schema) 
         sink = io.BytesIO()
         # Photos are already compressed; zstd helps the numbers.
         pq.write_table(example_table(part, schema), sink, compression="zstd", row_group_size=GROUP)
-        write_whole(join(out, "data", f"part-{number:06d}.parquet"), sink.getvalue())
+        write_atomic(join(out, "data", f"part-{number:06d}.parquet"), sink.getvalue())
         count += len(part)
     return count
 

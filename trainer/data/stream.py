@@ -27,7 +27,7 @@ from annotator.errors import UserError, first_line
 from annotator.hand.model import HandModel
 from annotator.labels.schema import SCHEMA_VERSION
 from annotator.model.network import Network
-from annotator.storage.files import join, names_in, open_file, read_whole
+from annotator.storage.files import join, names_in, open_file, read_if_exists
 from trainer.batch import Batch, withhold
 from trainer.config import SYNTHETIC, SourceConfig, TrainConfig
 from trainer.data.cache import Cached, is_cache, measured_by, read_info
@@ -97,7 +97,7 @@ class Stored:
         self.url, self.config, self.seed, self.margin = url, config, seed, margin
         self.size_px, self.vertex_count = size_px, hand.vertex_count
         names = sorted(name for name in names_in(join(url, "data")) if name.endswith(".parquet"))
-        if read_whole(join(url, SUMMARY_FILE)) == UNFINISHED:
+        if read_if_exists(join(url, SUMMARY_FILE)) == UNFINISHED:
             raise UserError(f"'{url}' is an unfinished conversion: delete it and convert again")
         if not names:
             raise UserError(f"'{url}' holds no examples (data/*.parquet): make them with `amvur convert`")

@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from annotator.model.landmarker import Landmarker, LandmarkHand
 from annotator.model.quantised import on_grid, quantised_convolutions
-from annotator.storage.files import write_whole
+from annotator.storage.files import write_atomic
 from trainer.distillation.config import DistilConfig
 from trainer.distillation.examples import LandmarkExamples, shrunk, view
 from trainer.keyed import keys
@@ -96,7 +96,7 @@ def distil(
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             _save(out / STATE_FILE, step + 1, student, mean, optimizer)
             result = _ungridded(mean) if config.eight_bit else mean
-            write_whole(str(out / MODEL_FILE), safetensors.torch.save(result.state_dict()))
+            write_atomic(str(out / MODEL_FILE), safetensors.torch.save(result.state_dict()))
     return (_ungridded(mean) if config.eight_bit else mean).eval()
 
 
@@ -149,7 +149,7 @@ def _save(
             tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(str(path), safetensors.torch.save(contiguous, metadata={"step": str(step)}))
+    write_atomic(str(path), safetensors.torch.save(contiguous, metadata={"step": str(step)}))
 
 
 def _resume(path: Path, student: nn.Module, mean: nn.Module, optimizer: torch.optim.Optimizer) -> int:

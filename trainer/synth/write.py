@@ -25,7 +25,7 @@ from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.job.each_file import in_order, tasks
 from annotator.labels.schema import encode_table, label_schema, write_tables
-from annotator.storage.files import check_writable, is_local, names_in, whole_file, write_whole
+from annotator.storage.files import atomic_local_file, check_writable, is_local, names_in, write_atomic
 from annotator.storage.room import NoRoomError, naming
 from trainer.keyed import Draws, keys
 from trainer.synth.hands import SyntheticHands
@@ -136,10 +136,10 @@ def writing_to(out: Path) -> Iterator[None]:
 def write_truth(out: Path, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
     """Write OUT/truth.parquet; each table is taken after its photos are written."""
     # An empty truth marks the folder as synthetic until all photos are written.
-    write_whole(str(out / "truth.parquet"), encode_table(schema.empty_table()))
+    write_atomic(str(out / "truth.parquet"), encode_table(schema.empty_table()))
     (out / "images").mkdir(exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
-    with whole_file(out / "truth.parquet") as file:
+    with atomic_local_file(out / "truth.parquet") as file:
         write_tables(file, tables, schema)
 
 

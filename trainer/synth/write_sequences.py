@@ -19,7 +19,7 @@ from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.job.each_file import in_order, tasks
 from annotator.labels.schema import label_schema, labels_to_table
-from annotator.storage.files import check_writable, write_whole
+from annotator.storage.files import check_writable, write_atomic
 from trainer.synth.sequences import Sequences
 from trainer.synth.truth import true_columns, truth_facts
 from trainer.synth.write import check_folder, jpeg_bytes, write_truth, writing_to
@@ -85,7 +85,7 @@ def write_sequences(
         writer = csv.DictWriter(text, list(listed[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(listed)
-        write_whole(str(out / "frames.csv"), text.getvalue().encode())
+        write_atomic(str(out / "frames.csv"), text.getvalue().encode())
 
 
 _LISTED = ["image_uri", "box_xyxy", *SEQUENCE_COLUMNS]
