@@ -29,7 +29,8 @@ from annotator.model.checkpoint import load_checkpoint
 from annotator.model.landmarker import Landmarker
 from annotator.model.landmarker_file import read_landmarker
 from annotator.model.landmarker_weights import is_landmarker_file, landmarker_bytes, load_landmarker
-from annotator.photos.cut import cut, resample
+from annotator.photos.cut import OUTSIDE, cut, resample
+from annotator.photos.decode import Photo
 from annotator.sources.read import photo_at
 from annotator.storage.files import write_atomic
 from trainer.augment import move
@@ -47,11 +48,14 @@ from trainer.distillation.read_outs import fit_presence, fit_side
 from trainer.keyed import keys
 from trainer.synth import SyntheticHands
 
-#: LandmarkExamples are this many times as wide as tight ones, for views to turn and shift; side of a crop.
+#: Crops are this many times as wide as tight ones, for views to turn and shift; side of a crop.
 MARGIN, CROP_PX = 1.5, 288
 
 #: Side of a tight crop, in sides of the landmarks' upright box.
 PADDING = 1.35
+
+#: Side of the square that is cut, over that of a turned square inside.
+REACH = 1.42
 
 #: Held-out photos, by their path below PHOTOS: whole people, sequences, or some photos of each letter.
 ASIDE = re.compile(
@@ -62,8 +66,34 @@ ASIDE = re.compile(
 #: Seed and number of drawn hands for training, and number after them for evaluation.
 SEED, DRAWN, DRAWN_ASIDE = 7, 4000, 256
 
-#: LandmarkExamples for the statistics of batch norms; views for the evaluation.
+#: Crops for the statistics of batch norms; views for the evaluation.
 MEASURED, EVALUATED = 96, 256
+
+
+def upright_crop(
+    photo: Photo, joints_px: np.ndarray, is_right: bool, padding: float, side_px: int
+) -> tuple[Tensor, Tensor]:
+    """Return the upright crop of a hand (S, S, 4), RGB and 255 inside the photo, and its joints (21, 2) in the crop.
+
+    The crop is `padding` times as wide as the box of the joints (21, 2), photo pixels. Left hands are mirrored.
+    """
+    square = upright_square(joints_px, padding)
+    frame = CropFrame(np.asarray(square.centre_px, np.float64), square.half_side_px, np.bool_(False))
+    # A turned square fits into one sqrt(2) times as large.
+    reach = frame._replace(half_side_px=frame.half_side_px * REACH)
+    black, white = (np.full_like(photo.pixels, level) for level in (0, 255))
+    shown, outside, inside = (
+        cut(pixels, reach, int(side_px * REACH), photo.width).astype(np.float32)
+        for pixels in (photo.pixels, black, white)
+    )
+    layers = torch.from_numpy(np.dstack([shown, (inside - outside)[..., :1]])).permute(2, 0, 1)[None] / 255
+    turn, mirrored = torch.tensor([float(square.turn_rad)]), torch.tensor([not is_right])
+    image = resample(
+        layers, torch.zeros(1, 2), torch.tensor([1 / REACH]), turn, mirrored, side_px, (*OUTSIDE, 0)
+    )
+    turned = frame._replace(mirrored=np.bool_(not is_right), turn_rad=float(square.turn_rad))
+    joints2d = torch.from_numpy(turned.crop_from_photo(joints_px)).float()
+    return (image[0].permute(1, 2, 0) * 255).round().byte(), joints2d
 
 
 def upright_crops(found: Path) -> Iterator[tuple[str, Tensor]]:
@@ -71,22 +101,9 @@ def upright_crops(found: Path) -> Iterator[tuple[str, Tensor]]:
     for path in sorted((found / "data").glob("*.parquet")):
         for row in pq.read_table(path, filters=[("status", "=", "ok")]).to_pylist():
             photo = photo_at(row["image_uri"], row["frame_index"])
-            square = upright_square(np.array(row["joints2d_px"]), PADDING * MARGIN)
-            # A turned square fits into one sqrt(2) times as large.
-            side_px = int(CROP_PX * 1.42)
-            frame = CropFrame(
-                np.asarray(square.centre_px, np.float64), square.half_side_px * 1.42, np.bool_(False)
-            )
-            wide = torch.from_numpy(cut(photo.pixels, frame, side_px, photo.width).copy())
-            image = resample(
-                (wide.permute(2, 0, 1)[None] / 255),
-                torch.zeros(1, 2),
-                torch.tensor([1 / 1.42]),
-                torch.tensor([float(square.turn_rad)]),
-                torch.tensor([not row["is_right"]]),
-                CROP_PX,
-            )
-            yield row["image_uri"], (image[0].permute(1, 2, 0) * 255).round().byte()
+            joints_px = np.array(row["joints2d_px"])
+            crop, _ = upright_crop(photo, joints_px, row["is_right"], PADDING * MARGIN, CROP_PX)
+            yield row["image_uri"], crop[..., :3]
 
 
 def crops_of(out: Path, photos: Path, model: str) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,9 @@
 
 PHOTOS holds the folders `sign-digits`, `hand-scenes` and `hand-photos`; MODEL is MediaPipe's hand_landmarker.task. The
 script detects hands and fits hands to their landmarks; some people and sequences are held out. Of configs/shipped, the
-first three stages make `fast`, and the fourth the first look; each starts from the end of the previous one. For the
-fifth stage, the second look, MODEL's landmark network is distilled to smaller crops (tools/landmarker.py); its heads
-then learn from the fits. A stopped run resumes.
+first three stages make `fast`; each starts from the end of the previous one. For `default`, MODEL's landmark network is
+distilled to smaller crops (tools/landmarker.py). The first look starts from its backbone (tools/first_look.py). In the
+fourth stage, the second look, its heads learn from the fits. A stopped run resumes.
 
 OUT/fast.safetensors is one look, OUT/default.safetensors two looks: they ship in annotator/weights.
 OUT/NAME.json has the figures of each on drawn hands and on held-out hands. OUT/kept_aside.parquet holds the detections
@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from first_look import first_look
 from landmarker import MARGIN, crops_of, taught
 
 from annotator.commands.detect import detect
@@ -42,7 +43,7 @@ from trainer.convert.convert import convert
 from trainer.convert.cut_out import outlined
 from trainer.convert.photos import photo_columns
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
-from trainer.distillation.config import DistilConfig
+from trainer.distillation.config import DistilConfig, FirstLookConfig
 from trainer.distillation.examples import drawn_examples, shrunk, view
 from trainer.evaluation.calibrate import with_label_errors
 from trainer.evaluation.evaluate import calibrate, evaluate, run
@@ -77,8 +78,8 @@ CALIBRATED_ON, JUDGED_ON = 1000, 500
 #: Held-out fits of each collection for calibration; the others are for evaluation.
 CALIBRATED_FITS = 150
 
-#: Folder of the distilled landmark network; photos for the ranges of int8.
-LANDMARKER, RANGED = "landmarker", 128
+#: Folders of the distilled landmark network and of the first look; photos for the ranges of int8.
+LANDMARKER, FIRST_LOOK, RANGED = "landmarker", "first-look", 128
 
 #: Landmarks of each collection in held_out_landmarks.parquet.
 LANDMARKS = 100
@@ -191,7 +192,10 @@ def _keep(found: Path, labels: Path, is_aside: Callable[[str], bool], aside: boo
 def train_stages(
     out: Path, photos: Path, model: str, workers: int | None, settings: Sequence[str]
 ) -> list[Path]:
-    """Train each file of configs/shipped in turn, from the end of the previous one, and return the stages' models."""
+    """Train each file of configs/shipped in turn, from the end of the previous one, and the first look before the last.
+
+    Return the models in that order.
+    """
     models: list[Path] = []
     for path in sorted((config_folder() / "shipped").glob("*.yaml")):
         config = read_config(TrainConfig, "shipped", str(path), settings)
@@ -199,6 +203,7 @@ def train_stages(
         if config.start_from:  # the second look
             distillation = DistilConfig(crop_px=config.network.crop_px, eight_bit=True)
             start = str(taught(out / LANDMARKER, photos, model, distillation))
+            models.append(first_look(out / FIRST_LOOK, photos, model, start, FirstLookConfig()))
         data = tuple(
             source if source.source == SYNTHETIC else replace(source, source=str(out / source.source))
             for source in config.data

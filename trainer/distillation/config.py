@@ -1,24 +1,35 @@
-"""Settings of a distillation."""
+"""Settings of the distillations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainer.distillation.averaged import Schedule
+
 
 @dataclass(frozen=True)
-class DistilConfig:
-    """A distillation."""
+class DistilConfig(Schedule):
+    """The distillation of a landmark network for upright crops."""
 
     crop_px: int = 160
-    batch_size: int = 32
-    steps: int = 4000
-    learning_rate: float = 3e-4
-    warmup_steps: int = 100
-    ema: float = 0.999  # the running mean of the weights is kept
-    checkpoint_every: int = 100
     # How far views are from upright, tight and centred: as far as a first look may be off.
     turn_deg: float = 40.0
     zoom: float = 1.4
     shift: float = 0.2
-    seed: int = 0
     eight_bit: bool = False  # keep weights on the grid of `annotator/model/quantised.py`
+
+
+@dataclass(frozen=True)
+class FirstLookConfig(Schedule):
+    """The training of a first look, for crops around a hand in any rotation."""
+
+    batch_size: int = 48
+    steps: int = 5000
+    learning_rate: float = 8e-4
+    # How far views are from the crops of boxes: in size, and in half-sides.
+    zoom: float = 1.4
+    shift: float = 0.22
+    # Shares of the collections in each step; of squares without a hand, and of drawn hands.
+    empty: float = 0.2
+    drawn: float = 0.2
+    photos: tuple[float, ...] = (0.42, 0.10, 0.08)

@@ -9,11 +9,9 @@ instead, also where the teacher is wrong.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -23,6 +21,7 @@ from torch.nn.utils import parametrize
 from annotator.model.landmarker import Landmarker, LandmarkHand
 from annotator.model.quantised import on_grid, quantised_convolutions
 from annotator.storage.files import write_atomic
+from trainer.distillation.averaged import train_averaged
 from trainer.distillation.config import DistilConfig
 from trainer.distillation.examples import LandmarkExamples, shrunk, view
 from trainer.keyed import keys
@@ -30,11 +29,8 @@ from trainer.keyed import keys
 #: Crop half-sides: drawn hands' joints differ from MediaPipe's landmarks in definition by up to this much; x and y, z.
 TOLERANCE = (0.03, 0.03, 0.06)
 
-#: Gradients of all weights together are cut to this length.
-CLIP_NORM = 10.0
-
-#: Files of a run: from one it resumes, the other is the running mean of the student's weights.
-STATE_FILE, MODEL_FILE = "state.safetensors", "landmarker.safetensors"
+#: The running mean of the student's weights, in the folder of a run.
+MODEL_FILE = "landmarker.safetensors"
 
 
 def distance(student: LandmarkHand, target: LandmarkHand, drawn: Tensor) -> Tensor:
@@ -72,32 +68,21 @@ def distil(
         config: the run's settings.
         on_step: called after each step with its number and mean loss.
     """
-    student = student.eval()
     if config.eight_bit:
         student = _gridded(student)
-    mean = copy.deepcopy(student)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0.0)
-    start = _resume(out / STATE_FILE, student, mean, optimizer)
-    for step in range(start, config.steps):
-        optimizer.param_groups[0]["lr"] = _rate(step, config)
+
+    def loss(network: nn.Module, step: int) -> Tensor:
         part = crops.rows(_rows_of_step(step, len(crops.image), config))
-        place = torch.arange(config.batch_size) + step * config.batch_size
-        images, target = view(part, keys(config.seed, place), margin, config)
-        loss = distance(student(shrunk(images, config.crop_px)), target, part.drawn).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
-        optimizer.step()
-        decay = min(config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for old, new in zip(mean.parameters(), student.parameters(), strict=True):
-                old.lerp_(new, 1 - decay)
-        on_step(step + 1, float(loss.detach()))
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            _save(out / STATE_FILE, step + 1, student, mean, optimizer)
-            result = _ungridded(mean) if config.eight_bit else mean
-            write_atomic(str(out / MODEL_FILE), safetensors.torch.save(result.state_dict()))
-    return (_ungridded(mean) if config.eight_bit else mean).eval()
+        images, target = view(part, keys(config.seed, config.places(step)), margin, config)
+        return distance(network(shrunk(images, config.crop_px)), target, part.drawn).mean()
+
+    def result(mean: Landmarker) -> Landmarker:
+        return _ungridded(mean) if config.eight_bit else mean
+
+    def save(mean: Landmarker) -> None:
+        write_atomic(str(out / MODEL_FILE), safetensors.torch.save(result(mean).state_dict()))
+
+    return result(train_averaged(student, loss, out, config, save, on_step)).eval()
 
 
 class _Grid(nn.Module):
@@ -124,46 +109,10 @@ def _ungridded(folded: Landmarker) -> Landmarker:
     return plain
 
 
-def _rate(step: int, config: DistilConfig) -> float:
-    """Return the learning rate: a linear warm-up, then half a cosine down to a hundredth."""
-    warm = min((step + 1) / config.warmup_steps, 1.0)
-    return config.learning_rate * warm * (0.505 + 0.495 * math.cos(math.pi * step / config.steps))
-
-
 def _rows_of_step(step: int, count: int, config: DistilConfig) -> Tensor:
     """Return the rows of a step among `count` crops; each epoch has its own order, which follows from the seed."""
-    place = torch.arange(config.batch_size) + step * config.batch_size
+    place = config.places(step)
     order = torch.randperm(
         count, generator=torch.Generator().manual_seed(config.seed + int(place[0]) // count)
     )
     return order[place % count]
-
-
-def _save(
-    path: Path, step: int, student: nn.Module, mean: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    tensors = {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
-    tensors |= {f"mean.{name}": tensor for name, tensor in mean.state_dict().items()}
-    for name, parameter in student.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(str(path), safetensors.torch.save(contiguous, metadata={"step": str(step)}))
-
-
-def _resume(path: Path, student: nn.Module, mean: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the state of an earlier run, if any; return the number of its steps."""
-    if not path.is_file():
-        return 0
-    with safetensors.safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
-        step = int(file.metadata()["step"])
-    for prefix, module in (("student.", student), ("mean.", mean)):
-        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        module.load_state_dict(own)
-    for name, parameter in student.named_parameters():
-        optimizer.state[parameter] = {
-            key: tensors[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-        }
-    return step

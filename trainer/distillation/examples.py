@@ -72,7 +72,7 @@ def view(
     reach = math.log(config.zoom)
     zoom = draws.uniform(low=-reach, high=reach).exp() / margin
     shift = draws.uniform(2, low=-config.shift, high=config.shift) / margin
-    images = _coloured(_cut(crops.image, angle, zoom, shift), draws, AugmentConfig())
+    images = coloured(_cut(crops.image, angle, zoom, shift), draws, AugmentConfig())
     plane = plane_of(angle, torch.zeros_like(angle, dtype=torch.bool))
     image = (crops.target.image - F.pad(shift, (0, 1))[:, None]) @ plane / zoom[:, None, None]
     return images, crops.target._replace(image=image, world_mm=crops.target.world_mm @ plane)
@@ -84,7 +84,7 @@ def _cut(crops: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
     return resample(images, shift, zoom, angle, torch.zeros_like(angle, dtype=torch.bool), TEACHER_PX)
 
 
-def _coloured(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
+def coloured(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
     """Change contrast, brightness and balance, and add noise."""
     reach = config.colour
     contrast, brightness = (draws.uniform(1, 1, 1, low=-reach, high=reach).exp() for _ in range(2))

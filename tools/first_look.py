@@ -1,0 +1,215 @@
+"""Teach the first of two looks: `python tools/first_look.py OUT --photos PHOTOS --model MODEL --start default`.
+
+PHOTOS holds the folders of tools/shipped_weights.py; MODEL is MediaPipe's hand_landmarker.task. The script detects
+hands, cuts a wide crop per hand and squares without a hand, draws hands, and teaches a small network on these crops
+(`trainer/distillation/first_look.py`). Its backbone starts from that of `--start`: a network that tools/landmarker.py
+distilled, or a checkpoint. A stopped run resumes. OUT/first-look.safetensors is a checkpoint of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+from landmarker import ASIDE, PADDING, started, upright_crop
+from torch import Tensor
+
+from annotator.commands.detect import detect
+from annotator.config import NetworkConfig, read_config
+from annotator.coordinates import CropFrame
+from annotator.hand.open_hand import open_hand
+from annotator.model.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
+from annotator.model.network import Network
+from annotator.model.two_looks import without_hands
+from annotator.photos.cut import cut
+from annotator.sources.read import photo_at
+from annotator.storage.files import write_atomic
+from trainer.distillation.config import FirstLookConfig
+from trainer.distillation.first_look import (
+    EMPTY_SHARE,
+    WideExamples,
+    distance,
+    teach_first_look,
+    views_of_step,
+)
+from trainer.synth import SyntheticHands
+
+#: Collections, in the order of `FirstLookConfig.photos`; the one whose photos show more than hands.
+COLLECTIONS = ("hand-photos", "hand-scenes", "sign-digits")
+ROOMS = "hand-scenes"
+
+#: Crops are this many times as wide as tight ones; side of a crop.
+MARGIN, CROP_PX = 2.4, 240
+
+#: Squares without a hand per photo, their sides, and attempts at one that touches no hand.
+EMPTY, EMPTY_SIDES_PX, ATTEMPTS = 2, (60, 260), 40
+
+#: Seed and number of drawn hands for training, and number after them for evaluation.
+SEED, DRAWN, DRAWN_ASIDE = 11, 4000, 256
+
+#: The checkpoint.
+FILE = "first-look.safetensors"
+
+
+def crops_of(out: Path, photos: Path, model: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return crops for training and held-out ones: `image`, `joints2d` and the number of their `kind`; OUT caches them.
+
+    Kinds are the collections, then squares without a hand, then drawn hands.
+    """
+    for part in ("train", "aside"):
+        if not (out / f"{part}.safetensors").is_file():
+            _write_crops(out, photos, model)
+    train, aside = (safetensors.torch.load_file(out / f"{part}.safetensors") for part in ("train", "aside"))
+    return train, aside
+
+
+def _write_crops(out: Path, photos: Path, model: str) -> None:
+    parts: dict[str, list[tuple[Tensor, Tensor, int]]] = {"train": [], "aside": []}
+    for kind, name in enumerate(COLLECTIONS):
+        found = out / "found" / name
+        detect(str(photos / name / "images"), str(found), model)
+        rows = [
+            row
+            for path in sorted((found / "data").glob("*.parquet"))
+            for row in pq.read_table(path).to_pylist()
+        ]
+        chance = np.random.default_rng(kind)
+        for uri, hands in groupby(rows, itemgetter("image_uri")):
+            part = parts["aside" if ASIDE.search(uri) else "train"]
+            of_photo = list(hands)
+            part += [(*crop, kind) for crop in _hand_crops(uri, of_photo)]
+            if name == ROOMS:
+                part += [(*crop, len(COLLECTIONS)) for crop in _empty_crops(uri, of_photo, chance)]
+    drawn = SyntheticHands(open_hand(), CROP_PX, seed=SEED)
+    for first in range(0, DRAWN + DRAWN_ASIDE, 32):
+        batch = drawn.batch(torch.arange(first, first + 32))
+        inside = torch.full_like(batch.image[:, :1], 255)
+        images = torch.cat([batch.image, inside], 1).permute(0, 2, 3, 1)
+        part = parts["train" if first < DRAWN else "aside"]
+        part += [(*crop, len(COLLECTIONS) + 1) for crop in zip(images, batch.joints2d, strict=True)]
+    for name, crops in parts.items():
+        image, joints2d, kinds = zip(*crops, strict=True)
+        stacked = {
+            "image": torch.stack(image),
+            "joints2d": torch.stack(joints2d).float(),
+            "kind": torch.tensor(kinds),
+        }
+        write_atomic(str(out / f"{name}.safetensors"), safetensors.torch.save(stacked))
+
+
+def _hand_crops(uri: str, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a crop (CROP_PX, CROP_PX, 4) and its 2D joints (21, 2) per detected hand; left hands are mirrored."""
+    photo = photo_at(uri, None)
+    for row in rows:
+        if row["status"] == "ok":
+            yield upright_crop(
+                photo, np.array(row["joints2d_px"]), row["is_right"], PADDING * MARGIN, CROP_PX
+            )
+
+
+def _empty_crops(
+    uri: str, rows: Sequence[dict[str, Any]], chance: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield crops of squares that touch no hand's box, with the corners of a square to show."""
+    photo = photo_at(uri, None)
+    boxes = [row["box_xyxy"] for row in rows if row["box_xyxy"] is not None]
+    found = 0
+    for _ in range(ATTEMPTS):
+        half_px = chance.uniform(*EMPTY_SIDES_PX) / 2
+        x, y = (chance.uniform(half_px, side - half_px) for side in (photo.width, photo.height))
+        if found == EMPTY or any(
+            x - half_px < x1 and x + half_px > x0 and y - half_px < y1 and y + half_px > y0
+            for x0, y0, x1, y1 in boxes
+        ):
+            continue
+        found += 1
+        inner_px = round(CROP_PX * EMPTY_SHARE)
+        frame = CropFrame(np.array([x, y]), np.float64(half_px), np.bool_(False))
+        pixels = cut(photo.pixels, frame, inner_px, photo.width)
+        image = np.zeros((CROP_PX, CROP_PX, 4), np.uint8)
+        edge = (CROP_PX - inner_px) // 2
+        image[edge : edge + inner_px, edge : edge + inner_px] = np.dstack(
+            [pixels, np.full_like(pixels[..., :1], 255)]
+        )
+        corners = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]]).repeat(6, 1)[:21]
+        yield torch.from_numpy(image), corners * EMPTY_SHARE / 2
+
+
+def examples(crops: dict[str, Tensor], config: FirstLookConfig) -> WideExamples:
+    """Return the crops as examples with the configuration's shares."""
+    kind = crops["kind"]
+    shares = torch.tensor([*config.photos, config.empty, config.drawn])
+    chance = (shares / kind.bincount(minlength=len(shares)).clamp_min(1))[kind]
+    return WideExamples(crops["image"], crops["joints2d"], kind != len(COLLECTIONS), chance)
+
+
+@torch.no_grad()
+def evaluated(network: Network, aside: WideExamples, config: FirstLookConfig) -> str:
+    """Describe the network on held-out views."""
+    crop_px = network.config.crop_px
+    off, right, hand, empty, loss = [], [], [], [], []
+    for step in range(8):
+        views = views_of_step(aside, step, crop_px, config)
+        features = network.extract(views.image)
+        assert features.joints2d is not None
+        is_hand = network.is_hand(features) > 0.5
+        off.append(50 * (features.joints2d - views.joints2d).norm(dim=-1).mean(1)[views.is_hand])
+        right.append(((network.is_right(features) > 0.5) == views.is_right)[views.is_hand])
+        hand.append(is_hand[views.is_hand])
+        empty.append(~is_hand[~views.is_hand])
+        loss.append(float(distance(network, features, views)))
+    joints = torch.cat(off)
+    shares = ", ".join(
+        f"{name} {torch.cat(values).float().mean():.3f}"
+        for name, values in (("side", right), ("hands", hand), ("squares without a hand", empty))
+    )
+    places = f"joints off by {joints.mean():.1f} % of the crop (median {joints.median():.1f})"
+    return f"loss {np.mean(loss):.2f}; {places}; {shares}"
+
+
+def first_look(out: Path, photos: Path, model: str, start: str, config: FirstLookConfig) -> Path:
+    """Cut crops, teach a first look, evaluate it, and return the path of its checkpoint."""
+    train, aside = crops_of(out, photos, model)
+    hand = open_hand()
+    network_config = read_config(NetworkConfig, "network", "first-look")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = without_hands(Network(network_config, hand))
+    network.backbone.load_state_dict(started(start).backbone.state_dict())
+
+    def save(mean: Network) -> None:
+        save_checkpoint(Checkpoint(mean, hand, CheckpointInfo(network_config, hand.id), ""), out / FILE)
+
+    def show(step: int, loss: float) -> None:
+        if step % 100 == 0:
+            print(f"first look: step {step} of {config.steps}, loss {loss:.3f}", flush=True)
+
+    mean = teach_first_look(network, examples(train, config), out, config, save, show)
+    print(f"held out: {evaluated(mean, examples(aside, config), config)}", flush=True)
+    return out / FILE
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--model", required=True, help="MediaPipe's hand_landmarker.task")
+    parser.add_argument("--start", default="default", help="a distilled landmark network, or a checkpoint")
+    parser.add_argument("--steps", type=int, default=FirstLookConfig.steps)
+    parser.add_argument("--learning-rate", type=float, default=FirstLookConfig.learning_rate)
+    arguments = parser.parse_args()
+    config = FirstLookConfig(steps=arguments.steps, learning_rate=arguments.learning_rate)
+    first_look(arguments.out, arguments.photos, arguments.model, arguments.start, config)
+
+
+if __name__ == "__main__":
+    main()
