@@ -1,10 +1,11 @@
 """Train the weights that ship from scratch: `python tools/shipped_weights.py OUT --photos PHOTOS --model MODEL`.
 
-PHOTOS holds the folders `sign-digits`, `hand-scenes` and `hand-photos`; MODEL is MediaPipe's hand_landmarker.task. The
-script detects hands and fits hands to their landmarks; some people and sequences are held out. Of configs/shipped, the
-first three stages make `fast`; each starts from the end of the previous one. For `default`, MODEL's landmark network is
-distilled to smaller crops (tools/landmarker.py). The first look starts from its backbone (tools/first_look.py). In the
-fourth stage, the second look, its heads learn from the fits. A stopped run resumes.
+PHOTOS holds the folders `sign-digits`, `hand-scenes` and `hand-photos`; MODEL is MediaPipe's hand_landmarker.task.
+Squashed photos get their shape back first (tools/squashed.py). The script detects hands and fits hands to their
+landmarks; some people and sequences are held out. Of configs/shipped, the first three stages make `fast`; each starts
+from the end of the previous one. For `default`, MODEL's landmark network is distilled to smaller crops
+(tools/landmarker.py), and the first look starts from its backbone (tools/first_look.py). In the fourth stage, the
+second look, heads learn from the fits. A stopped run resumes.
 
 OUT/fast.safetensors is one look, OUT/default.safetensors two looks: they ship in annotator/weights.
 OUT/NAME.json has the figures of each on drawn hands and on held-out hands. OUT/kept_aside.parquet holds the detections
@@ -31,6 +32,7 @@ import pyarrow.parquet as pq
 import torch
 from first_look import first_look
 from landmarker import MARGIN, crops_of, taught
+from squashed import unsquashed
 
 from annotator.commands.detect import detect
 from annotator.commands.fit import fit
@@ -292,20 +294,19 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    fitted_examples(out, arguments.photos, arguments.model)
+    photos = unsquashed(arguments.photos, out / "photos")
+    fitted_examples(out, photos, arguments.model)
     if arguments.weights:
-        read_aside(arguments.photos, out / "aside")
+        read_aside(photos, out / "aside")
         trained = {Path(arguments.weights).stem: arguments.weights}
     else:
-        examples(out, arguments.photos, arguments.model)
+        examples(out, photos, arguments.model)
         write_aside(out / "aside", out / "kept_aside.parquet")
         write_landmarks(out)
-        *_, fast, first, second = train_stages(
-            out, arguments.photos, arguments.model, arguments.workers, arguments.set
-        )
+        *_, fast, first, second = train_stages(out, photos, arguments.model, arguments.workers, arguments.set)
         joined = out / "trained.safetensors"
         both = with_first_look(load_checkpoint(str(second)), load_checkpoint(str(first)))
-        save_checkpoint(with_ranges(both, out, arguments.photos, arguments.model), joined)
+        save_checkpoint(with_ranges(both, out, photos, arguments.model), joined)
         trained = {"fast": str(fast), "default": str(joined)}
     for name, weights in trained.items():
         calibrated = str(out / "calibrated.safetensors")

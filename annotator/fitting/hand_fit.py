@@ -111,6 +111,13 @@ class HandFitter:
         return Fit(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
     @torch.inference_mode()
+    def costs(self, landmarks: Landmarks) -> NDArray[np.float64]:
+        """Return the cost (B,) of each fit: half of the squared residuals, and of the prior's terms."""
+        points = torch.as_tensor(landmarks.as_right_hands(), dtype=torch.float64, device=self.device)
+        cost: NDArray[np.float64] = self._solve(Target.of(points, self.config)).cost.cpu().numpy()
+        return cost
+
+    @torch.inference_mode()
     def sides(self, landmarks: Landmarks) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Fit both sides; return whether each is a right hand (B,), and its probability (B,).
 
@@ -120,9 +127,8 @@ class HandFitter:
         costs = []
         for right in (True, False):
             sided = Landmarks(landmarks.joints2d_px, landmarks.depth_px, np.full(len(landmarks), right))
-            points = torch.as_tensor(sided.as_right_hands(), dtype=torch.float64, device=self.device)
-            costs.append(self._solve(Target.of(points, self.config)).cost)
-        probability = (costs[1] - costs[0]).sigmoid().cpu().numpy()
+            costs.append(torch.from_numpy(self.costs(sided)))
+        probability = (costs[1] - costs[0]).sigmoid().numpy()
         return probability >= 0.5, probability
 
     def _fit_batch(self, landmarks: Landmarks) -> Fit:
