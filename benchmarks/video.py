@@ -274,7 +274,9 @@ def _crossing(one: Sequence, other: Sequence) -> tuple[Hands, NDArray[np.bool_]]
         parts[3].append(labels["betas"])
     order = np.argsort(np.tile(np.arange(frames), 2), kind="stable")
     joints, boxes, right, betas = (np.concatenate(part)[order] for part in parts)
-    hands = Hands(np.repeat(np.arange(frames), 2), joints, boxes, right, betas)
+    hands = Hands(
+        np.repeat(np.arange(frames), 2), joints, boxes, right, betas, np.full((2 * frames, 3), np.nan)
+    )
     return hands, np.repeat([False, True], frames)[order]
 
 

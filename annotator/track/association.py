@@ -27,6 +27,11 @@ _COASTS = 3
 #: Distance of two shapes, per coefficient, that costs all of `_SHAPE`.
 _SHAPES_APART = 1.5
 
+#: The jump of a hand's mean colour, levels of a channel, and of its joints about their centre, in sizes of the hand,
+#: that together mean a cut. Colours drift, so that the first grows with the root of the frames between. On drawn
+#: sequences colours jump by up to 16 levels between frames, by 38 behind another hand, and by 49 (median) in cuts.
+_CUT_LEVELS, _CUT_JOINTS = 30.0, 0.1
+
 _FORBIDDEN = 1e6
 
 
@@ -39,6 +44,7 @@ class Hands:
     box_xyxy: Floats  # (n, 4)
     right: Floats  # (n,) probability of a right hand
     betas: Floats  # (n, 10)
+    rgb: Floats  # (n, 3) mean colour of the visible skin, 0 to 255; NaN where it is not known
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -72,7 +78,12 @@ def track_ids(hands: Hands, time_s: Floats, max_gap: int) -> NDArray[np.int64]:
         rows = np.flatnonzero(hands.frame == frame)
         now = time_s[frame]
         tracks = [t for t in tracks if now - time_s[hands.frame[t.last]] < (max_gap + 1.5) * step_s]
-        for track, row in _assigned(tracks, hands, rows, time_s, step_s):
+        pairs = _assigned(tracks, hands, rows, time_s, step_s)
+        if _is_cut(
+            hands, pairs or [(track, row) for track in tracks for row in rows.tolist()], time_s, step_s
+        ):
+            tracks, pairs = [], []
+        for track, row in pairs:
             ids[row] = track.number
             _extend(track, hands, row, time_s)
         for row in rows[ids[rows] < 0]:
@@ -114,6 +125,22 @@ def _costs(track: _Open, hands: Hands, rows: NDArray[np.int64], time_s: Floats, 
     cost = _JOINTS * off + _OVERLAP * (1 - overlap) + _SIDE * other_side + _SHAPE * apart.clip(0, 1)
     reach = min(_REACH + _REACH_PER_FRAME * max(frames - 1, 0), _MOST_REACH)
     return np.where((off < reach) | (overlap > _SAME_PLACE), cost, _FORBIDDEN)
+
+
+def _is_cut(hands: Hands, pairs: list[tuple[_Open, int]], time_s: Floats, step_s: float) -> bool:
+    """Return whether all pairs of a track and a hand differ in colour and in pose: a new shot shows the hands.
+
+    A hand that goes behind another changes likewise, but not both hands at once.
+    """
+    if not pairs:
+        return False
+    last, rows = np.array([track.last for track, _ in pairs]), np.array([row for _, row in pairs])
+    frames = (time_s[hands.frame[rows]] - time_s[hands.frame[last]]) / step_s
+    levels = np.abs(hands.rgb[rows] - hands.rgb[last]).max(1)
+    size = np.maximum(_size(hands.box_xyxy[rows]), _size(hands.box_xyxy[last]))
+    moved = hands.joints2d_px[rows] - hands.joints2d_px[last]
+    off = np.linalg.norm(moved - moved.mean(1, keepdims=True), axis=-1).mean(1) / size
+    return bool(((levels > _CUT_LEVELS * np.sqrt(frames)) & (off > _CUT_JOINTS)).all())
 
 
 def _extend(track: _Open, hands: Hands, row: int, time_s: Floats) -> None:

@@ -89,6 +89,7 @@ def tracked(
         box_xyxy=columns["box_xyxy"],
         right=right_scores(columns["is_right"], side_score),
         betas=columns["betas"],
+        rgb=wide.rgb[places],
     )
     views = views_of(labelled, columns)
     sound = _are_finite(columns) & wide.is_finite[places] & are_whole(views)

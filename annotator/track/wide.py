@@ -29,7 +29,7 @@ class WideRows:
             "vertex_visible": Scratch((vertex_count,), np.dtype(np.bool_)),
         }
         valid: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in WIDE}
-        finite = []
+        finite, rgb = [], []
         count = 0
         for table in tables:
             for name, column in self.columns.items():
@@ -41,8 +41,10 @@ class WideRows:
                     column.write(count, values)
                 if name == "vertices_mm":
                     finite.append(is_valid & np.isfinite(values).all((1, 2)) if is_valid.any() else is_valid)
+            rgb.append(_mean_rgb(table))
             count += len(table)
         self._valid = {name: np.concatenate(parts) for name, parts in valid.items()}
+        self.rgb: NDArray[np.float64] = np.concatenate(rgb)  # (n, 3) of the visible skin; NaN where not known
         self.is_finite: NDArray[np.bool_] = np.concatenate(finite)  # (n,) of vertices
 
     def without_gaps(self, rows: NDArray[np.int64]) -> set[str]:
@@ -52,3 +54,14 @@ class WideRows:
     def read(self, names: Iterable[str], rows: NDArray[np.int64]) -> dict[str, Any]:
         """Return columns (n, ...) of some rows."""
         return {name: self.columns[name].read(rows) for name in names}
+
+
+def _mean_rgb(table: pa.Table) -> NDArray[np.float64]:
+    """Return the mean colour (n, 3) of each row's visible vertices, 0 to 255; NaN where there are none."""
+    if not {"vertex_rgb", "vertex_visible"} <= set(table.column_names) or not len(table):
+        return np.full((len(table), 3), np.nan)
+    seen = array_of(table["vertex_visible"]).astype(np.float64)
+    is_valid = np.asarray(table["vertex_rgb"].is_valid()) & np.asarray(table["vertex_visible"].is_valid())
+    count = np.where(is_valid & (seen.sum(1) > 0), seen.sum(1), np.nan)[:, None]
+    mean: NDArray[np.float64] = np.einsum("nv,nvc->nc", seen, array_of(table["vertex_rgb"])) / count
+    return mean

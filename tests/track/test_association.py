@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from annotator.track.side import right_scores, side_of
 SIZE_PX = 100.0
 
 
-def moving(place_px, right, frames=None, shape=0.0, seed=0):
+def moving(place_px, right, frames=None, shape=0.0, seed=0, rgb=np.nan):
     """One hand whose middle is at (T, 2) pixels; its fingers differ by the seed."""
     place_px = np.asarray(place_px, float)
     count = len(place_px)
@@ -24,6 +26,7 @@ def moving(place_px, right, frames=None, shape=0.0, seed=0):
         box_xyxy=np.concatenate([place_px - SIZE_PX / 2, place_px + SIZE_PX / 2], 1),
         right=np.full(count, right),
         betas=np.full((count, 10), shape),
+        rgb=np.full((count, 3), rgb),
     )
 
 
@@ -31,7 +34,7 @@ def together(*hands):
     """Several hands in one sequence, by frame; and whose each row is."""
     frame = np.concatenate([one.frame for one in hands])
     order = np.argsort(frame, kind="stable")
-    names = ("joints2d_px", "box_xyxy", "right", "betas")
+    names = ("joints2d_px", "box_xyxy", "right", "betas", "rgb")
     fields = [np.concatenate([getattr(one, name) for one in hands])[order] for name in names]
     whose = np.concatenate([np.full(len(one), k) for k, one in enumerate(hands)])[order]
     return Hands(frame[order], *fields), whose
@@ -89,6 +92,44 @@ def test_a_cut_ends_all_tracks():
     assert [set(ids[whose == k].tolist()) for k in range(4)] == [{0}, {1}, {2}, {3}]
 
 
+@pytest.mark.parametrize(
+    "seed, rgb, gap, tracks",
+    [
+        (1, 70.0, 0, [0, 1]),  # another hand, in other light
+        (1, 95.0, 0, [0]),  # fingers that move, in much the same light
+        (0, 70.0, 0, [0]),  # a lamp
+        (1, np.nan, 0, [0]),  # labels without colours
+        (1, 70.0, 6, [0]),  # light may change in a while
+        (1, 10.0, 6, [0, 1]),
+    ],
+)
+def test_a_cut_to_a_hand_at_the_same_place_ends_a_track_if_its_colour_changes_too(seed, rgb, gap, tracks):
+    before = moving(np.full((10, 2), 200.0), 0.8, rgb=120.0)
+    after = moving(np.full((10, 2), 205.0), 0.8, np.arange(10 + gap, 20 + gap), seed=seed, rgb=rgb)
+    hands, whose = together(before, after)
+    ids = track_ids(hands, times(20 + gap), 10)
+    assert sorted(set(ids.tolist())) == tracks and ids[whose == 1].tolist() == [tracks[-1]] * 10
+
+
+def test_a_track_does_not_go_on_after_a_cut_where_the_new_shot_shows_a_hand_elsewhere_first():
+    before = moving(np.full((10, 2), 200.0), 0.8, rgb=120.0)
+    after = moving([(500, 200)] * 4 + [(205, 200)] * 4, 0.8, np.arange(10, 18), seed=1, rgb=60.0)
+    hands, whose = together(before, after)
+    ids = track_ids(hands, times(18), 10)
+    assert ids[whose == 0].tolist() == [0] * 10 and 0 not in ids[whose == 1]
+
+
+def test_a_hand_that_goes_behind_another_stays_the_same():
+    """One hand of two changes in colour and pose for three frames."""
+    one, other = (moving(across(30, (k, 0), (k + 30, 0)), 0.8, seed=k, rgb=120.0) for k in (0, 130))
+    hidden = slice(14, 17)
+    other.rgb[hidden] = 60.0
+    other.joints2d_px[hidden] = moving(np.tile([145.0, 0.0], (3, 1)), 0.8, seed=9).joints2d_px
+    hands, whose = together(one, other)
+    ids = track_ids(hands, times(30), 10)
+    assert ids[whose == 0].tolist() == [0] * 30 and ids[whose == 1].tolist() == [1] * 30
+
+
 def test_one_frame_and_an_empty_sequence_have_tracks_of_their_own():
     assert track_ids(moving([(0, 0)], 0.8), np.zeros(1), 10).tolist() == [0]
     assert track_ids(moving(np.zeros((0, 2)), 0.8), times(3), 10).tolist() == []
@@ -97,7 +138,7 @@ def test_one_frame_and_an_empty_sequence_have_tracks_of_their_own():
 def test_a_side_that_flips_does_not_end_a_track():
     hand = moving(across(30, (0, 0), (90, 0)), 0.9)
     right = np.where(np.arange(30) % 7 == 3, 0.2, 0.9)
-    ids = track_ids(Hands(hand.frame, hand.joints2d_px, hand.box_xyxy, right, hand.betas), times(30), 5)
+    ids = track_ids(replace(hand, right=right), times(30), 5)
     assert set(ids.tolist()) == {0}
 
 
