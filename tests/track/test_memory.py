@@ -15,6 +15,7 @@ import torch
 
 from annotator.track import outcome
 from annotator.track.scratch import Scratch
+from annotator.track.wide import WideRows
 from tests.support.moving_labels import LAYER, VIDEO_COLUMNS, Clip, Moving, table_of, write_labels
 from tests.support.tracked_labels import write_tracked
 
@@ -105,3 +106,20 @@ def test_rows_of_a_scratch_come_back_in_any_order():
     kept.write(0, rows[:20])
     for wanted in (np.arange(50), rng.permutation(50), np.array([7, 7, 8, 3]), np.zeros(0, np.int64)):
         assert np.array_equal(kept.read(wanted), rows[wanted])
+
+
+def test_colours_of_hands_are_the_means_of_their_visible_skin():
+    rgb = np.zeros((3, 4, 3), np.uint8)
+    rgb[0] = [[10, 20, 30], [30, 40, 50], [200, 200, 200], [200, 200, 200]]
+    seen = [[True, True, False, False], [False] * 4, [True] * 4]
+    xyz = np.zeros((3, 4, 3), np.float32).tolist()
+    table = pa.table(
+        {
+            "vertices_mm": pa.array(xyz, pa.list_(pa.list_(pa.float32(), 3), 4)),
+            "vertex_rgb": pa.array([*rgb[:2].tolist(), None], pa.list_(pa.list_(pa.uint8(), 3), 4)),
+            "vertex_visible": pa.array(seen, pa.list_(pa.bool_(), 4)),
+        }
+    )
+    nan = [np.nan] * 3
+    np.testing.assert_allclose(WideRows([table], 4).rgb, [[20, 30, 40], nan, nan])
+    np.testing.assert_allclose(WideRows([table.drop(["vertex_rgb"])], 4).rgb, [nan] * 3)
