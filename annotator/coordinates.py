@@ -208,19 +208,21 @@ def turned_std(std: Points, rotation: Points) -> Points:
 
 def rotation_matrices(rotvec: Floats) -> Floats:
     """Return the matrices (..., 3, 3) of axis-angle vectors (..., 3)."""
-    import roma
     import torch
 
-    matrices: Floats = roma.rotvec_to_rotmat(torch.from_numpy(np.ascontiguousarray(rotvec))).numpy()
+    from annotator.rotations import rotvec_to_rotmat
+
+    matrices: Floats = rotvec_to_rotmat(torch.from_numpy(np.ascontiguousarray(rotvec))).numpy()
     return matrices
 
 
 def rotation_vectors(matrices: Floats) -> Floats:
     """Return the axis-angle vectors (..., 3) of rotation matrices (..., 3, 3)."""
-    import roma
     import torch
 
-    vectors: Floats = roma.rotmat_to_rotvec(torch.from_numpy(np.ascontiguousarray(matrices))).numpy()
+    from annotator.rotations import rotmat_to_rotvec
+
+    vectors: Floats = rotmat_to_rotvec(torch.from_numpy(np.ascontiguousarray(matrices))).numpy()
     return vectors
 
 

@@ -30,12 +30,9 @@ from annotator.photos.crops import Crops, Side, crop_photo
 from annotator.photos.decode import Photo, decode_photo, read_photo
 from annotator.predicted_columns import numpy_of, predicted_columns, sample_columns
 from annotator.runtime.device import device_of
-from annotator.runtime.precision import Precision
+from annotator.runtime.precision import CPU_BATCH, Precision
 from annotator.sources.camera import given_camera
 from annotator.sources.entry import Camera
-
-#: Photos per forward pass on a CPU; larger batches are not faster.
-CPU_BATCH = 32
 
 #: Batch sizes to try on a GPU, and the minimum speed-up that justifies the next one's memory.
 _GPU_BATCHES, _MIN_SPEED_UP = (32, 64, 128, 256, 512, 1024), 1.05

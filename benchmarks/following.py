@@ -23,10 +23,11 @@ from PIL import Image
 
 import annotator
 from annotator.detection.detector import HandDetector
-from annotator.detection.locator import HandLocator, locator_model
+from annotator.detection.locator import HandLocator
 from annotator.job.detected import Following
 from annotator.job.shard import Shard
 from annotator.job.stages import open_shard, predict_shard
+from annotator.model.checkpoint_file import read_checkpoint
 from annotator.photos.crops import box_around_joints
 from annotator.predictor import Predictor
 from annotator.quality.metrics import pa_mpjpe
@@ -103,7 +104,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     predictor = annotator.load(args.checkpoint, device="cpu")
-    locator = HandLocator(locator_model(predictor.checkpoint))
+    locator = HandLocator(read_checkpoint(args.checkpoint))
     found = {every: Figures() for every in sorted({1, *args.every})}
     with tempfile.TemporaryDirectory() as scratch:
         drawn = args.drawn or Path(scratch) / "drawn"

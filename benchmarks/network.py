@@ -24,7 +24,8 @@ from torch import Tensor
 from annotator.config import NetworkConfig, read_config
 from annotator.model import network as network_module
 from annotator.model import texture as texture_module
-from annotator.model.checkpoint import CheckpointInfo, load_checkpoint
+from annotator.model.checkpoint import load_checkpoint
+from annotator.model.checkpoint_file import CheckpointInfo
 from annotator.model.network import Network
 from annotator.predictor import Precision, Predictor
 from annotator.runtime.malloc import keep_freed_memory

@@ -21,7 +21,8 @@ from PIL import Image
 
 from annotator import UserError, load
 from annotator.fitting.hand_fit import fit_landmarks
-from annotator.model.checkpoint import NAMES, load_checkpoint
+from annotator.model.checkpoint import load_checkpoint
+from annotator.model.checkpoint_file import NAMES
 from annotator.model.network import Features
 from annotator.photos.crops import box_around_joints
 from annotator.quality.metrics import align, distances

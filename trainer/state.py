@@ -27,11 +27,11 @@ from annotator.errors import UserError
 from annotator.hand.model import HandModel
 from annotator.model.checkpoint import (
     Checkpoint,
-    CheckpointInfo,
     load_checkpoint,
     save_checkpoint,
     with_first_look,
 )
+from annotator.model.checkpoint_file import CheckpointInfo
 from annotator.model.network import Network
 from annotator.model.two_looks import TwoLooks
 from annotator.storage.files import join, names_in, read_if_exists, remove_file, write_atomic

@@ -19,16 +19,16 @@ from annotator.job.stages import Stages, open_shard
 from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema
 from annotator.labels.two_hands import join_two_hands
+from annotator.model.checkpoint_file import UNTRAINED, CheckpointFile, read_checkpoint
 from annotator.photos.crops import Side
-from annotator.runtime.precision import Precision, check_precision
+from annotator.runtime.precision import CPU_BATCH, Precision, check_precision
 from annotator.sources import check_has_photos, open_source
 from annotator.sources.entry import HAND_LENGTHS, is_hand_length
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
 from annotator.storage.remote import patience, shown
 
 if TYPE_CHECKING:
-    from annotator.detection.locator import HandLocator, LocatorModel
-    from annotator.model.checkpoint import Checkpoint
+    from annotator.detection.locator import HandLocator
 
 #: Maximum meshes drawn per hand: 160 MB for a shard of 256 hands.
 MAX_SAMPLES = 64
@@ -155,20 +155,18 @@ def annotation(
         if record is None and not is_dry:
             check_writable(labels)
         found = read_model(detector) if detector else None
-    from annotator.model.checkpoint import load_checkpoint
-
-    loaded = load_checkpoint(checkpoint, hand)
+    file = _checkpoint_file(checkpoint, hand)
     if detector and detect_every is None:
         detect_every = record.settings.detect_every if record else DETECT_EVERY
     settings = RunSettings(
         schema_version=SCHEMA_VERSION,
         source=photos.place,
-        checkpoint=loaded.id,
-        trained_steps=loaded.info.trained_steps,
-        hand=loaded.hand.id,
-        vertex_count=loaded.hand.vertex_count,
+        checkpoint=file.id,
+        trained_steps=file.info.trained_steps,
+        hand=file.hand.id,
+        vertex_count=file.hand.vertex_count,
         side=side,
-        crop_px=loaded.cut_px,
+        crop_px=file.info.cut_px,
         detector=found.id if found else None,
         max_hands=max_hands if found else 1,
         search=search if found else "quick",
@@ -182,8 +180,8 @@ def annotation(
         tie_sizes=tie_sizes,
     )
     find = partial(detector_of_process, found, max_hands, search) if found else None
-    following = _following(loaded, settings) if settings.detect_every > 1 else None
-    schema = label_schema(loaded.hand.vertex_count, _metadata(loaded, samples), photos.columns, samples)
+    following = _following(file, settings) if settings.detect_every > 1 else None
+    schema = label_schema(file.hand.vertex_count, _metadata(file, samples), photos.columns, samples)
 
     def stages(plan: WorkerPlan) -> Stages:
         return Stages(
@@ -191,13 +189,13 @@ def annotation(
                 open_shard,
                 crop_px=settings.crop_px,
                 find=find,
-                margin=loaded.cut_margin,
+                margin=file.info.cut_margin,
                 hand_length_mm=hand_length_mm,
                 following=following,
             ),
-            model=partial(ShardPredictor, loaded, plan.threads, batch_size, side, samples, precision),
+            model=partial(ShardPredictor, file, plan.threads, batch_size, side, samples, precision),
             schema=schema,
-            together=partial(join_two_hands, faces=loaded.hand.faces, tie_sizes=tie_sizes),
+            together=partial(join_two_hands, faces=file.hand.faces, tie_sizes=tie_sizes),
         )
 
     return Job(
@@ -205,42 +203,46 @@ def annotation(
         photos,
         settings,
         stages,
-        partial(plan_workers, model_bytes=_memory_of(loaded, batch_size)),
-        producer={"checkpoint": loaded.id},
-        begin=lambda: write_faces(labels, loaded.hand.faces),
+        partial(plan_workers, model_bytes=_memory_of(file, batch_size)),
+        producer={"checkpoint": file.id},
+        begin=lambda: write_faces(labels, file.hand.faces),
         may_differ=("checkpoint", "trained_steps"),
     )
 
 
-def _following(checkpoint: Checkpoint, settings: RunSettings) -> Following:
-    from annotator.detection.locator import locator_model
+def _checkpoint_file(name: str, hand: str | None) -> CheckpointFile:
+    """Read a checkpoint; torch loads for an untrained one alone."""
+    if not name.startswith(UNTRAINED):
+        return read_checkpoint(name, hand)
+    from annotator.model.checkpoint import load_checkpoint
 
-    locator = partial(_locator, locator_model(checkpoint))
-    return Following(locator, settings.detect_every, settings.every, settings.max_hands)
+    made = load_checkpoint(name, hand)
+    return CheckpointFile(name, made.to_bytes(), made.info, made.hand, made.id)
 
 
-def _locator(model: LocatorModel) -> HandLocator:
+def _following(file: CheckpointFile, settings: RunSettings) -> Following:
+    return Following(partial(_locator, file), settings.detect_every, settings.every, settings.max_hands)
+
+
+def _locator(file: CheckpointFile) -> HandLocator:
     """Return this process's locator; torch loads with the first video."""
     from annotator.detection.locator import locator_of_process
 
-    return locator_of_process(model)
+    return locator_of_process(file)
 
 
-def _metadata(checkpoint: Checkpoint, samples: int) -> dict[str, str]:
-    info = checkpoint.info
+def _metadata(file: CheckpointFile, samples: int) -> dict[str, str]:
+    info = file.info
     return label_metadata(
-        checkpoint.id,
-        checkpoint.hand,
+        file.id,
+        file.hand,
         info.calibration,
         samples,
         trained_steps=info.trained_steps,
         std_is_constant=info.network.variant == "prior_net",
-        crop_px=checkpoint.cut_px,
+        crop_px=info.cut_px,
     )
 
 
-def _memory_of(checkpoint: Checkpoint, batch_size: int | None) -> int:
-    from annotator.predictor import CPU_BATCH
-
-    weight_bytes = sum(weights.nbytes for weights in checkpoint.network.state_dict().values())
-    return memory_of_model(checkpoint.cut_px, batch_size or CPU_BATCH, weight_bytes)
+def _memory_of(file: CheckpointFile, batch_size: int | None) -> int:
+    return memory_of_model(file.info.cut_px, batch_size or CPU_BATCH, file.weight_bytes)

@@ -5,17 +5,15 @@ Of a checkpoint with two looks, the first is enough. It is a tenth of the labell
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from ray.cloudpickle import dumps
 
 from annotator.coordinates import CropFrame, square_around
 from annotator.detection.following import ExpectedHand, Floats
-from annotator.model.checkpoint import Checkpoint
+from annotator.model.checkpoint import checkpoint_of
+from annotator.model.checkpoint_file import CheckpointFile
 from annotator.model.network import Network
 from annotator.model.two_looks import TwoLooks
 from annotator.photos.crops import BOX_PADDING
@@ -26,21 +24,14 @@ from annotator.runtime.malloc import keep_freed_memory
 _BATCH = 32
 
 
-@dataclass(frozen=True)
-class LocatorModel:
-    """The network of a locator as bytes, so that processes without videos never load torch."""
-
-    id: str  # of the checkpoint
-    network: bytes
-
-
 class HandLocator:
-    """The network of a `LocatorModel` on one thread of the CPU. One per process."""
+    """The network of a checkpoint, or its first look, on one thread of the CPU. One per process."""
 
-    def __init__(self, model: LocatorModel) -> None:
+    def __init__(self, file: CheckpointFile) -> None:
         keep_freed_memory()
         torch.set_num_threads(1)  # a decoder has one core, and threads would change the last digits
-        self._network: Network = pickle.loads(model.network).eval()  # made by `locator_model`
+        network = checkpoint_of(file).network
+        self._network: Network = network.first if isinstance(network, TwoLooks) else network
         self._network.fold_normalisation()
 
     @torch.inference_mode()
@@ -76,17 +67,11 @@ class HandLocator:
         return crops.photo_from_crop(joints2d.double().numpy()), presence
 
 
-def locator_model(checkpoint: Checkpoint) -> LocatorModel:
-    """Return the part of a checkpoint that locates hands."""
-    network = checkpoint.network
-    return LocatorModel(checkpoint.id, dumps(network.first if isinstance(network, TwoLooks) else network))
-
-
 _of_process: dict[str, HandLocator] = {}
 
 
-def locator_of_process(model: LocatorModel) -> HandLocator:
+def locator_of_process(file: CheckpointFile) -> HandLocator:
     """Return this process's locator; the first call loads it."""
-    if model.id not in _of_process:
-        _of_process[model.id] = HandLocator(model)
-    return _of_process[model.id]
+    if file.id not in _of_process:
+        _of_process[file.id] = HandLocator(file)
+    return _of_process[file.id]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import roma
 import torch
 from torch import Tensor
 
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
+from annotator.rotations import rotvec_to_rotmat
 
 
 class HandParameters(NamedTuple):
@@ -29,7 +29,7 @@ class HandParameters(NamedTuple):
         count = self.coefficients.shape[1]
         turn, coefficients, betas = step.split([3, count, 10], -1)
         return HandParameters(
-            roma.rotvec_to_rotmat(turn) @ self.rotation, self.coefficients + coefficients, self.betas + betas
+            rotvec_to_rotmat(turn) @ self.rotation, self.coefficients + coefficients, self.betas + betas
         )
 
 
@@ -92,7 +92,7 @@ class JointChain:
         rest = self.rest_mm + (hands.betas @ self.shape_mm.flatten(0, 1).mT).view(count, 21, 3)
         fingers = rest[:, 1:].view(count, 5, 4, 3)
         rotvecs = self.pose_mean + (hands.coefficients @ self.pose_components.flatten(1)).view(count, 5, 3, 3)
-        local = roma.rotvec_to_rotmat(rotvecs)
+        local = rotvec_to_rotmat(rotvecs)
         turned = [hands.rotation[:, None].expand(-1, 5, -1, -1)]
         points = [fingers[:, :, 0] @ hands.rotation.mT]
         for k in range(3):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from annotator.fitting.landmarks import Landmarks
 from annotator.hand import HandModel, anatomy
 from annotator.hand.layer import HandLayer
+from annotator.rotations import rotvec_to_rotmat
 
 Floats = NDArray[np.floating]
 
@@ -51,9 +52,7 @@ def drawn_landmarks(hand: HandModel, count: int, rng: np.random.Generator) -> Dr
     betas = torch.from_numpy(rng.normal(size=(count, 10))).float()
 
     def posed(angles: Floats, turn: torch.Tensor) -> tuple[Floats, Floats]:
-        fingers = roma.rotvec_to_rotmat(
-            torch.from_numpy(anatomy.pose_from_angles(rest, angles)).view(-1, 15, 3)
-        )
+        fingers = rotvec_to_rotmat(torch.from_numpy(anatomy.pose_from_angles(rest, angles)).view(-1, 15, 3))
         vertices, joints = layer(torch.cat([turn[:, None], fingers], 1).float(), betas)
         return vertices.numpy(), joints.numpy()
 
@@ -61,7 +60,7 @@ def drawn_landmarks(hand: HandModel, count: int, rng: np.random.Generator) -> Dr
     level = np.exp(_LEVEL * rng.normal(size=(count, 1, 1)))
     bent = angles + level * _ANGLES_DEG * rng.normal(size=angles.shape)
     rotvecs = np.radians(level[:, 0] * _TURN_DEG) * rng.normal(size=(count, 3))
-    _, others = posed(bent, roma.rotvec_to_rotmat(torch.from_numpy(rotvecs)) @ turn)
+    _, others = posed(bent, rotvec_to_rotmat(torch.from_numpy(rotvecs)) @ turn)
     off = others - joints
     off = (off - off.mean(1, keepdims=True)) * [_SHARE_2D, _SHARE_2D, 1.0]
     points = joints + off + level * _NOISE_MM * rng.normal(size=joints.shape)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import roma
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -27,6 +26,7 @@ from annotator.fitting.start import from_palm, from_views, has_palm_depth
 from annotator.hand import HandModel, load_hand
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import FREIHAND_FROM_MANO
+from annotator.rotations import rotmat_to_rotvec, rotvec_to_rotmat
 
 Floats = NDArray[np.float32]
 
@@ -160,7 +160,7 @@ class HandFitter:
         coefficients[:, self._moving] = hands.coefficients
         scale = solution.state.log_scale.exp() / target.units_per_px
         wrist = solution.state.shift / target.units_per_px[:, None] + target.centre_px
-        pose = torch.cat([roma.rotmat_to_rotvec(hands.rotation), rotvecs.flatten(1)], 1)
+        pose = torch.cat([rotmat_to_rotvec(hands.rotation), rotvecs.flatten(1)], 1)
         misfit, counted = self._misfit(solution, target)
         spread = self._laplace.spread(solution.state, solution.curvature, vertices)
         wider, has_depth = inflation(misfit, counted), has_palm_depth(target)
@@ -191,7 +191,7 @@ class HandFitter:
     def rotations(self, hands: HandParameters) -> Tensor:
         """Return rotation matrices (B, 16, 3, 3) of fitted hands, as input for `HandLayer`."""
         fingers = self._in_mano_order(self._chain.posed(hands).rotvecs)
-        return torch.cat([hands.rotation[:, None], roma.rotvec_to_rotmat(fingers)], 1)
+        return torch.cat([hands.rotation[:, None], rotvec_to_rotmat(fingers)], 1)
 
     def _in_mano_order(self, rotvecs: Tensor) -> Tensor:
         """Reorder axis-angle by finger and joint (B, 5, 3, 3) to MANO's order (B, 15, 3)."""

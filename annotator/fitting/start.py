@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import roma
 import torch
 from torch import Tensor
 
 from annotator.fitting.chain import HandParameters, JointChain
 from annotator.fitting.objective import State, Target
+from annotator.rotations import rotvec_to_rotmat
 
 #: Wrist, thumb's first joint and the four knuckles: they move little relative to each other.
 _PALM = (0, 1, 5, 9, 13, 17)
@@ -26,6 +26,8 @@ def from_palm(chain: JointChain, target: Target) -> State:
     count, palm = len(target.points), list(_PALM)
     joints = _mean_joints(chain, target)
     weight = (target.weight_3d[:, palm] > 0).to(joints)
+    import roma  # not needed by a network's refinement, and its import takes a second
+
     turn, _, scale = roma.rigid_points_registration(
         joints[palm].expand(count, -1, -1), target.points[:, palm], weight, compute_scaling=True
     )
@@ -79,7 +81,7 @@ def from_views(chain: JointChain, target: Target) -> list[State]:
         chosen = factor.gather(1, view[:, None])[:, 0]
         mean = model_mean.gather(1, view[:, None])[:, 0]
         scale = chosen.abs().clamp(*_SCALE_BOUNDS)
-        turn = roma.rotvec_to_rotmat(chosen.angle()[:, None] * torch.tensor([0.0, 0.0, 1.0]).to(joints))
+        turn = rotvec_to_rotmat(chosen.angle()[:, None] * torch.tensor([0.0, 0.0, 1.0]).to(joints))
         shift = torch.view_as_real(observed_mean[:, 0] - torch.polar(scale, chosen.angle()) * mean)
         states.append(_state(chain, turn @ views[view], scale, shift))
     return states

@@ -16,11 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import roma
 import torch
 from numpy.typing import NDArray
 
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
+from annotator.rotations import rotmat_to_rotvec, rotvec_to_rotmat
 
 Array = NDArray[np.floating]
 
@@ -165,7 +165,7 @@ def _rotations(axes: JointAxes, angles: Array) -> torch.Tensor:
     turn = torch.from_numpy(np.radians(angles - axes.rest_angles))
 
     def about(axis: Array, angle: torch.Tensor) -> torch.Tensor:
-        return roma.rotvec_to_rotmat(angle[..., None] * torch.from_numpy(axis))
+        return rotvec_to_rotmat(angle[..., None] * torch.from_numpy(axis))
 
     rotations = about(axes.flexion, turn[..., 1:])
     thumb_twist = -THUMB_TWIST[0] * turn[:, 0, 1] + THUMB_TWIST[1] * turn[:, 0, 0]
@@ -176,7 +176,7 @@ def _rotations(axes: JointAxes, angles: Array) -> torch.Tensor:
 
 def pose_from_angles(rest_joints: Array, angles: Array) -> Array:
     """Convert anatomical angles (N, 5, 4), degrees, to poses (N, 45): absolute axis-angle, MANO's joint order."""
-    rotvecs = roma.rotmat_to_rotvec(_rotations(joint_axes(rest_joints), angles))
+    rotvecs = rotmat_to_rotvec(_rotations(joint_axes(rest_joints), angles))
     joints = np.zeros((len(angles), 16, 3))
     order = np.array(FREIHAND_FROM_MANO[1:]).reshape(5, 4)[:, :3]
     joints[:, order] = rotvecs.numpy()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import roma
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from annotator.hand import anatomy
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
+from annotator.rotations import rotvec_to_rotmat
 
 
 class JointAngles(nn.Module):
@@ -93,7 +93,5 @@ def joint_angles_deg(hand: HandModel, pose: NDArray[np.floating]) -> NDArray[np.
     """
     reader = JointAngles(hand).double()
     rotvecs = torch.from_numpy(np.asarray(pose, np.float64)).view(-1, 16, 3)
-    degrees: NDArray[np.float64] = np.degrees(
-        reader.angles(roma.rotvec_to_rotmat(rotvecs)).flatten(1).numpy()
-    )
+    degrees: NDArray[np.float64] = np.degrees(reader.angles(rotvec_to_rotmat(rotvecs)).flatten(1).numpy())
     return np.where(np.isfinite(pose).all(1)[:, None], degrees, np.nan)

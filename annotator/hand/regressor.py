@@ -7,16 +7,17 @@ shaped meshes, each target from a few nearby source points.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import roma
 import torch
 from numpy.typing import NDArray
 
 from annotator.hand import anatomy
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
+from annotator.rotations import rotvec_to_rotmat
 
 Array = NDArray[np.floating]
 Indices = NDArray[np.int64]
@@ -58,9 +59,7 @@ def sample_meshes(hand: HandModel, count: int, seed: int) -> tuple[Array, Array]
     betas = torch.from_numpy(generator.normal(size=(count, 10)).clip(-2.5, 2.5)).float()
     rotvecs = torch.from_numpy(np.concatenate([np.zeros((count, 3)), poses], axis=1)).float()
     with torch.no_grad():
-        vertices, joints = HandLayer(hand).articulate(
-            roma.rotvec_to_rotmat(rotvecs.reshape(count, 16, 3)), betas
-        )
+        vertices, joints = HandLayer(hand).articulate(rotvec_to_rotmat(rotvecs.reshape(count, 16, 3)), betas)
     return vertices.numpy(), joints.numpy()
 
 
@@ -114,14 +113,14 @@ def farthest_points(points: Array, count: int, first: Sequence[int]) -> Indices:
     return np.array(chosen, dtype=np.int64)
 
 
+@lru_cache(maxsize=4)  # networks of one hand model have the same tokens, and fitting them takes time
 def coarse_tokens(
     hand: HandModel, count: int, neighbours: int = 12, samples: int = 150, seed: int = 0
-) -> tuple[NDArray[np.int64], NDArray[np.float32], Residual]:
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Choose a coarse subset of the vertices for AMVUR's tokens, and fit the map back to all vertices.
 
     Return `token_vertices (T,)`, sorted, including the fingertips; `upsample (V, T)`, where
-    `upsample @ vertices[token_vertices]` is the full mesh in any pose (a token's own row is one-hot); and the
-    residual on new poses and shapes. Deterministic.
+    `upsample @ vertices[token_vertices]` is the full mesh in any pose (a token's own row is one-hot). Deterministic.
     """
     template = hand.v_template.astype(np.float64)
     tokens = np.sort(farthest_points(template, count, hand.tip_vertices.tolist()))
@@ -132,5 +131,6 @@ def coarse_tokens(
     vertices, _ = sample_meshes(hand, samples, seed)
     upsample = fit_linear_map(vertices[:, tokens], vertices, candidates, noise=5e-4)
     upsample[tokens] = np.eye(count, dtype=np.float32)
-    fresh, _ = sample_meshes(hand, samples // 3, seed + 1)
-    return tokens, upsample, residual(upsample, fresh[:, tokens], fresh)
+    for shared in (tokens, upsample):
+        shared.setflags(write=False)
+    return tokens, upsample

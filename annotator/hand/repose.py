@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import roma
 import torch
 from torch import Tensor, nn
 
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
+from annotator.rotations import rotmat_to_rotvec, rotvec_to_rotmat
 
 #: Share of the hand model's pose variance in the pose components that are kept.
 POSE_SHARE = 0.99
@@ -81,10 +81,12 @@ class Reposer(nn.Module):
         own = self.weights.square() / self.weights.square().sum(0)
         centred_mm = meshes_mm[:, :, None] - torch.einsum("vk,bvc->bkc", own, meshes_mm)[:, None]
         moments = torch.einsum("vk,bvkc,vd->bkcd", own, centred_mm, self.template_mm)
+        import roma  # its import takes a second, and only samples need it
+
         frames = roma.special_procrustes(moments)
         joints_mm = self.R[self._articulated] @ meshes_mm
         local = frames[:, self.parents[1:]].mT @ frames[:, 1:]
-        return Bones(frames, joints_mm, roma.rotmat_to_rotvec(local))
+        return Bones(frames, joints_mm, rotmat_to_rotvec(local))
 
     def skin(self, bones: Bones, meshes_mm: Tensor, rows: Tensor | slice = slice(None)) -> Skin:
         """Return the skinning of the vertices `rows` of meshes (B, V, 3) to their bones."""
@@ -108,13 +110,13 @@ class Reposer(nn.Module):
         """
         turn, coefficients, betas = parameters.split([3, self.pose_count, _BETAS], -1)
         bends = bones.bends[:, None] + (coefficients @ self.pose_components).unflatten(-1, (15, 3))
-        local = roma.rotvec_to_rotmat(bends)
+        local = rotvec_to_rotmat(bends)
         growth = torch.einsum("kcs,bns->bnkc", self.joint_shapes_mm, betas)
         before = bones.frames[:, None]
         # Down the skeleton; `shift` is a joint's offset by betas before any rotation.
         shift = [torch.zeros_like(turn)]
-        after = [roma.rotvec_to_rotmat(turn) @ before[:, :, 0]]
-        change = [roma.rotvec_to_rotmat(turn)]
+        after = [rotvec_to_rotmat(turn) @ before[:, :, 0]]
+        change = [rotvec_to_rotmat(turn)]
         joints_mm = [bones.joints_mm[:, None, 0] + shift[0]]
         for bone, parent in enumerate(self.parents[1:], 1):
             grown = _turned(before[:, :, parent], growth[:, :, bone] - growth[:, :, parent])

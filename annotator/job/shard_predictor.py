@@ -9,10 +9,10 @@ from annotator.job.shard import Shard
 from annotator.job.stages import predict_shard
 from annotator.photos.crops import Side
 from annotator.runtime.malloc import keep_freed_memory
-from annotator.runtime.precision import Precision
+from annotator.runtime.precision import CPU_BATCH, Precision
 
 if TYPE_CHECKING:
-    from annotator.model.checkpoint import Checkpoint
+    from annotator.model.checkpoint_file import CheckpointFile
     from annotator.predictor import Predictor
 
 
@@ -25,35 +25,33 @@ class ShardPredictor:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        file: CheckpointFile,
         threads: int,
         batch_size: int | None,
         side: Side,
         samples: int = 0,
         precision: Precision = "float32",
     ) -> None:
-        """Load the model and warm it up."""
+        """Load the model."""
         self._side, self._samples = side, samples
         self._thread = ThreadPoolExecutor(1)
-        self._predictor = self._thread.submit(
-            self._start, checkpoint, threads, batch_size, precision
-        ).result()
+        self._predictor = self._thread.submit(self._start, file, threads, batch_size, precision).result()
 
     @staticmethod
-    def _start(
-        checkpoint: Checkpoint, threads: int, batch_size: int | None, precision: Precision
-    ) -> Predictor:
+    def _start(file: CheckpointFile, threads: int, batch_size: int | None, precision: Precision) -> Predictor:
         import torch
 
-        from annotator.predictor import CPU_BATCH, Predictor
+        from annotator.model.checkpoint import checkpoint_of
+        from annotator.predictor import Predictor
 
         keep_freed_memory()
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        predictor = Predictor(checkpoint, device, batch_size or CPU_BATCH, precision)
-        if batch_size is None and device.type == "cuda":
-            predictor.find_batch_size()
-        predictor.warm_up()
+        predictor = Predictor(checkpoint_of(file), device, batch_size or CPU_BATCH, precision)
+        if device.type == "cuda":  # on a CPU the first photos would only wait for it
+            if batch_size is None:
+                predictor.find_batch_size()
+            predictor.warm_up()
         return predictor
 
     def __call__(self, shard: Shard) -> Shard:

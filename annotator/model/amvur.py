@@ -96,11 +96,11 @@ class Amvur(nn.Module):
         self.register_buffer("start_mm", start.vertices_mm[0].detach(), persistent=False)
         self.register_buffer("R", torch.as_tensor(hand.joint_regressor), persistent=False)
         self.corrects = config.start == "prior_net"
-        token_vertices, upsample, _ = coarse_tokens(
+        token_vertices, upsample = coarse_tokens(
             hand, min(config.tokens or hand.vertex_count, hand.vertex_count)
         )
-        self.register_buffer("token_vertices", torch.as_tensor(token_vertices), persistent=False)
-        upsample_t = torch.as_tensor(upsample)
+        self.register_buffer("token_vertices", torch.tensor(token_vertices), persistent=False)
+        upsample_t = torch.tensor(upsample)
         # The map of log std has no negative weights, so that it can't overshoot.
         spread = upsample_t.clamp_min(0)
         self.register_buffer("spread", spread / spread.sum(1, keepdim=True), persistent=False)

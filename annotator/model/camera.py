@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import roma
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -18,6 +17,7 @@ from annotator.coordinates import project_weak
 from annotator.model.amvur import Gaussian
 from annotator.model.attention import zero_start
 from annotator.model.prior_net import PriorHand
+from annotator.rotations import rotvec_to_rotmat
 
 #: Std of p(C | I), the 1 of formula (4): a tenth of each of the units above.
 PRIOR_STD = 0.1
@@ -40,7 +40,7 @@ class Camera:
 
     def rotation(self) -> Tensor:
         """Return the rotation matrices (B, 3, 3), by Rodrigues' formula."""
-        return roma.rotvec_to_rotmat(self.rotvec)
+        return rotvec_to_rotmat(self.rotvec)
 
     def project(self, points_mm: Tensor) -> Tensor:
         """Project points in crop axes (B, N, 3) to crop coordinates and depth (B, N, 3)."""

@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import roma
 import torch
 from torch import Tensor, nn
 
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
 from annotator.model.attention import zero_start
+from annotator.rotations import gram_schmidt, rotmat_to_rotvec, rotvec_to_rotmat
 
 #: Rotates the rest frame (fingers -x, palm -y) to an upright hand whose palm faces the camera.
 UPRIGHT = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
@@ -49,7 +49,7 @@ class PriorHand:
 
     def pose(self) -> Tensor:
         """Return the pose (B, 48) in absolute axis-angle, as in labels."""
-        return roma.rotmat_to_rotvec(self.rotations).flatten(1)
+        return rotmat_to_rotvec(self.rotations).flatten(1)
 
 
 class HandPose(NamedTuple):
@@ -124,14 +124,12 @@ class PriorNet(nn.Module):
         turn, coefficients, betas = numbers.float().split([_ROTATION, _POSE, _BETAS], -1)
         coefficients, betas = (REACH * (x / REACH).tanh() for x in (coefficients, betas))
         # Gram-Schmidt on two columns that start as those of the identity.
-        wrist = roma.special_gramschmidt(turn.view(-1, 3, 2) + self.no_turn) @ self.upright
+        wrist = gram_schmidt(turn.view(-1, 3, 2) + self.no_turn) @ self.upright
         return HandPose(wrist, coefficients, betas)
 
     def posed(self, wrist: Tensor, coefficients: Tensor, betas: Tensor) -> PriorHand:
         """Pose hands by global rotations (B, 3, 3), pose coefficients (B, 45) and betas (B, 10)."""
-        fingers = roma.rotvec_to_rotmat(
-            (self.pose_mean + coefficients @ self.pose_components).view(-1, 15, 3)
-        )
+        fingers = rotvec_to_rotmat((self.pose_mean + coefficients @ self.pose_components).view(-1, 15, 3))
         rotations = torch.cat([wrist[:, None], fingers], 1)
         vertices_mm, joints3d_mm = self.layer(rotations, betas)
         return PriorHand(vertices_mm, joints3d_mm, rotations, coefficients, betas)
@@ -139,7 +137,7 @@ class PriorNet(nn.Module):
 
 def mean_hand(layer: HandLayer, hand: HandModel) -> PriorHand:
     """Return the mean hand (B = 1), upright, palm to the camera: the start of every regression."""
-    fingers = roma.rotvec_to_rotmat(torch.as_tensor(hand.hands_mean).view(1, 15, 3))
+    fingers = rotvec_to_rotmat(torch.as_tensor(hand.hands_mean).view(1, 15, 3))
     rotations = torch.cat([torch.tensor(UPRIGHT).view(1, 1, 3, 3), fingers], 1)
     betas = torch.zeros(1, 10)
     vertices_mm, joints3d_mm = layer(rotations, betas)

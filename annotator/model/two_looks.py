@@ -21,12 +21,10 @@ from annotator.config import NetworkConfig
 from annotator.coordinates import covariance_from_plane, from_plane, plane_of, turned_std, upright_square
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import Camera
+from annotator.model.checkpoint_file import WIDE
 from annotator.model.network import Features, Network, Prediction
 from annotator.model.prior_net import PriorHand
 from annotator.photos.cut import resample
-
-#: Side of the images divided by the side of the tight crop.
-WIDE = 1.5
 
 #: Side of the second look's square divided by the side of the 2D joints' box.
 PADDING = 1.35
@@ -155,7 +153,7 @@ class TwoLooks(nn.Module):
     @property
     def input_px(self) -> int:
         """Side of the images, pixels: the tight crop in their middle has the second look's `crop_px`."""
-        return wide_px(self.second.config)
+        return math.ceil(WIDE * self.second.config.crop_px)
 
     @property
     def hand_network(self) -> Network:
@@ -279,11 +277,6 @@ class TwoLooks(nn.Module):
             return features.second.joints2d
         with torch.autocast(features.shown.device.type, enabled=False):
             return self.second.hands(features.shown, features.second).joints2d
-
-
-def wide_px(second: NetworkConfig) -> int:
-    """Return the side of the images that `TwoLooks` takes with this second network."""
-    return math.ceil(WIDE * second.crop_px)
 
 
 def without_hands(network: Network) -> Network:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import roma
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,6 +16,7 @@ from annotator.photos.cut import cut
 from annotator.photos.errors import PhotoError
 from annotator.render.shading import draw
 from annotator.render.std_colours import std_colours
+from annotator.rotations import rotvec_to_rotmat
 from annotator.sources.read import photo_at
 
 Picture = NDArray[np.uint8]
@@ -28,7 +28,7 @@ PAPER = 245  # grey behind meshes without a photo
 def crop_points(label: Mapping[str, Any]) -> torch.Tensor:
     """Return the label's vertices in crop coordinates (V, 3), projected by its weak-perspective camera."""
     camera = label["camera"]
-    rotation = roma.rotvec_to_rotmat(torch.tensor(camera["rotation"], dtype=torch.float32))
+    rotation = rotvec_to_rotmat(torch.tensor(camera["rotation"], dtype=torch.float32))
     vertices = torch.from_numpy(_rows(label["vertices_mm"]))
     scale = torch.tensor([camera["scale"]], dtype=torch.float32)
     translation = torch.tensor(camera["translation"], dtype=torch.float32)

@@ -9,8 +9,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from annotator.errors import UserError, first_line
 from annotator.runtime.stderr import quiet_stderr
@@ -39,6 +40,10 @@ WAITS = {
 
 #: Ray waits 30 s at most for the last of its parts, whatever the environment sets: too short on a busy machine.
 TRIES = 4
+
+#: Parts of Ray that serve clusters and people alone: dashboard, autoscaler and collector of logs. Ray waits for the
+#: first before it starts anything else; together they take 2 s of a core.
+_UNUSED_PARTS = ("start_api_server", "start_monitor", "start_log_monitor")
 
 #: Maximum bytes of a socket's path, and the bytes that Ray adds to its folder's path (a process id has 7 digits).
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
@@ -85,6 +90,7 @@ def _start(folder: str, store_bytes: int) -> None:
             with (
                 same_sigterm(),
                 quiet_stderr(),
+                _without_unused_parts(),
             ):  # Ray's C++ announces its log level there; failures are exceptions
                 ray.init(
                     address="local",  # never a cluster that runs on this machine
@@ -107,6 +113,26 @@ def _start(folder: str, store_bytes: int) -> None:
                 raise
             if attempt == TRIES:
                 raise UserError(_not_started(error)) from error
+
+
+@contextmanager
+def _without_unused_parts() -> Iterator[None]:
+    """Start fewer of Ray's processes within the block; its options start all of them."""
+    from ray._private import node, utils
+
+    replaced: list[tuple[Any, str, Any]] = [(node.Node, name, _nothing) for name in _UNUSED_PARTS]
+    # Otherwise Ray imports the dashboard's libraries to find out whether they are installed.
+    replaced.append((utils, "get_dashboard_dependency_error", lambda: ImportError("not used")))
+    with ExitStack() as undo:
+        for owner, name, ours in replaced:
+            if hasattr(owner, name):  # a later Ray may lack it
+                undo.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, ours)
+        yield
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
 
 
 def _not_started(error: Exception) -> str:

@@ -17,7 +17,7 @@ import pytest
 import typer
 
 import cli
-from annotator.model.checkpoint import SHIPPED
+from annotator.model.checkpoint_file import SHIPPED
 from tests.commands.test_cli import run
 from tests.trainer.test_training_page import FURTHER, ROOT, write_keypoints
 from trainer.convert.convert import convert

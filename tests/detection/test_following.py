@@ -158,11 +158,11 @@ def real():
     if not MODEL.is_file():
         pytest.skip("the hand detector's model is not beside this checkout")
     from annotator.detection.detector import HandDetector
-    from annotator.detection.locator import HandLocator, locator_model
-    from annotator.model.checkpoint import load_checkpoint
+    from annotator.detection.locator import HandLocator
+    from annotator.model.checkpoint_file import read_checkpoint
 
     detector = HandDetector(str(MODEL))
-    yield detector, HandLocator(locator_model(load_checkpoint("default")))
+    yield detector, HandLocator(read_checkpoint("default"))
     detector.close()
 
 

@@ -15,15 +15,14 @@ import annotator
 from annotator import UserError
 from annotator.model import two_looks
 from annotator.model.checkpoint import (
-    NAMES,
     load_checkpoint,
-    read_info,
     save_checkpoint,
     untrained,
     with_first_look,
 )
+from annotator.model.checkpoint_file import NAMES, WIDE, read_info
 from annotator.model.network import Network
-from annotator.model.two_looks import PADDING, WIDE, TwoLooks, without_hands
+from annotator.model.two_looks import PADDING, TwoLooks, without_hands
 from annotator.photos.crops import BOX_PADDING
 from annotator.photos.cut import OUTSIDE_RGB
 from annotator.predictor import Predictor

@@ -83,6 +83,24 @@ local_ray._end_processes = end_and_wait_longer
     assert not (home / ".ray").exists()
 
 
+def test_a_local_run_starts_no_dashboard_no_autoscaler_and_no_collector_of_logs() -> None:
+    code = """
+import psutil, ray
+from annotator.runtime.ray_session import connected
+from ray._private.node import Node
+before = Node.start_monitor
+with connected():
+    ray.get(ray.remote(lambda: 1).remote())
+    print(*(" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)), sep="\\n")
+assert Node.start_monitor is before  # for other users of Ray in this process
+"""
+    done = ran(code)
+    assert done.returncode == 0, done.stderr
+    assert "raylet" in done.stdout
+    for part in ("dashboard.py", "/monitor.py", "log_monitor.py"):
+        assert part not in done.stdout
+
+
 def test_one_that_never_starts_is_one_plain_line(tmp_path: Path, short_folder: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(encoded(noise(), "JPEG"))

@@ -12,7 +12,8 @@ import torch
 from annotator.config import AmvurConfig, NetworkConfig, TextureConfig
 from annotator.errors import UserError
 from annotator.hand import load_hand
-from annotator.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint, save_checkpoint
+from annotator.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from annotator.model.checkpoint_file import CheckpointInfo
 from annotator.model.network import Network
 from trainer.config import AugmentConfig, SourceConfig, TrainConfig, ValidationConfig
 from trainer.data.cache import CHUNK, Cached, fill_cache, read_info
