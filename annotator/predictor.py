@@ -20,6 +20,7 @@ from annotator.errors import UserError
 from annotator.labels.arrays import joined_columns
 from annotator.labels.finite import rows_of
 from annotator.labels.metric import hand_lengths_mm
+from annotator.labels.schema import Columns, check_columns
 from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.network import Prediction
@@ -76,21 +77,26 @@ class Predictor:
             )
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
+    def warm_up(self, columns: Columns = "all") -> None:
         """Run one batch of zeros, to allocate memory and choose kernels before the first photo."""
         cut_px = self.checkpoint.cut_px
         images = torch.zeros(self.batch_size, 3, cut_px, cut_px, device=self.device)
         images = images.contiguous(memory_format=torch.channels_last)
-        self.network.hands(images, self._extract(images))
+        self.network.hands(images, self._extract(images), columns)
 
     @torch.inference_mode()
-    def predict_crops(self, crops: Crops, side: Side = "auto", samples: int = 0) -> dict[str, Any]:
+    def predict_crops(
+        self, crops: Crops, side: Side = "auto", samples: int = 0, columns: Columns = "all"
+    ) -> dict[str, Any]:
         """Return label columns (`labels/schema.py`) of n crops: name to array (n, ...).
 
         With `samples`, also `vertices_samples_mm` (n, samples, V, 3), hands drawn from q(V | I) by `model/samples.py`,
         and `joints3d_samples_mm` (n, samples, 21, 3), R times these. The draws of a row are keyed by its crop's pixels.
         They do not depend on other rows or the batch size, and more samples extend fewer.
+
+        `columns`: `mesh` leaves out the texture, `joints` the mesh too; neither is then computed.
         """
+        check_columns(columns, samples)
         if samples < 0:
             raise UserError(f"samples is {samples}: give 0 or more")
         if side not in get_args(Side):
@@ -99,7 +105,9 @@ class Predictor:
         start = 0
         while start < len(crops):
             try:
-                parts.append(self._predict_batch(crops[start : start + self.batch_size], side, samples))
+                parts.append(
+                    self._predict_batch(crops[start : start + self.batch_size], side, samples, columns)
+                )
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
@@ -129,17 +137,16 @@ class Predictor:
                 return
             best = rate
 
-    def photos_per_s(self) -> float:
+    def photos_per_s(self, columns: Columns = "all") -> float:
         """Measure the network's photos/s, on zeros."""
-        self.warm_up()
-        return self.batch_size / self._seconds_per_batch()
+        return self.batch_size / self._seconds_per_batch(columns)
 
-    def _seconds_per_batch(self, repeat: int = 3) -> float:
-        self.warm_up()
+    def _seconds_per_batch(self, columns: Columns = "all", repeat: int = 3) -> float:
+        self.warm_up(columns)
         self._synchronise()
         began = time.perf_counter()
         for _ in range(repeat):
-            self.warm_up()
+            self.warm_up(columns)
         self._synchronise()
         return (time.perf_counter() - began) / repeat
 
@@ -198,7 +205,7 @@ class Predictor:
         columns = self.predict_crops(Crops.stack(cut), side, samples)
         return [rows_of(columns, index) for index in range(len(cut))]
 
-    def _predict_batch(self, crops: Crops, side: Side, samples: int) -> dict[str, Any]:
+    def _predict_batch(self, crops: Crops, side: Side, samples: int, wanted: Columns) -> dict[str, Any]:
         """Predict crops, with left hands mirrored, and transform results back to the photo's frame."""
         # Unknown sides are NaN, so the comparison is false.
         mirrored = crops.right_score < 0.5 if side == "auto" else np.full(len(crops), side == "left")
@@ -209,7 +216,7 @@ class Predictor:
         features, right = self._features(images, crops.right_score if side == "auto" else None, found2d)
         if right is not None:
             mirrored = right < 0.5
-        prediction = self.network.hands(images, features)
+        prediction = self.network.hands(images, features, wanted)
         columns = predicted_columns(prediction, crops, mirrored, self.checkpoint)
         columns["side_score"] = None if right is None else np.maximum(right, 1 - right)
         if samples:

@@ -17,7 +17,7 @@ from annotator.job.run import Job, Progress, label_folder, run_job
 from annotator.job.shard_predictor import ShardPredictor
 from annotator.job.stages import Stages, open_shard
 from annotator.labels.folder import label_metadata, write_faces
-from annotator.labels.schema import SCHEMA_VERSION, label_schema
+from annotator.labels.schema import SCHEMA_VERSION, Columns, check_columns, label_schema
 from annotator.labels.two_hands import join_two_hands
 from annotator.model.checkpoint_file import UNTRAINED, CheckpointFile, read_checkpoint
 from annotator.photos.crops import Side
@@ -52,6 +52,7 @@ def annotate(
     hand_length_mm: float | None = None,
     precision: Precision = "float32",
     tie_sizes: bool = True,
+    columns: Columns = "all",
     compute: ComputeOptions = ComputeOptions(),
     relabel: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -78,6 +79,7 @@ def annotate(
         precision: of the backbone, as for `annotator.load`. `float16` needs GPUs; `bfloat16` GPUs, or a CPU with its
             instructions.
         tie_sizes: whether a photo's only right and only left hand are of one person, and get one length.
+        columns: `mesh` leaves out the texture, `joints` the mesh too; neither is then computed.
         compute: workers, threads, sizes and the cluster.
         relabel: a condition such as `status != ok`. Only photos with a matching row are labelled again, by any
             checkpoint with the same hand model and crop.
@@ -107,6 +109,7 @@ def annotate(
         hand_length_mm=hand_length_mm,
         precision=precision,
         tie_sizes=tie_sizes,
+        columns=columns,
         batch_size=compute.batch_size,
     )
     return run_job(job, compute, relabel, on_progress)
@@ -130,6 +133,7 @@ def annotation(
     hand_length_mm: float | None = None,
     precision: Precision = "float32",
     tie_sizes: bool = True,
+    columns: Columns = "all",
     batch_size: int | None = None,
     is_dry: bool = False,
 ) -> Job[RunSettings]:
@@ -140,6 +144,7 @@ def annotation(
     check_search(search)
     if not 0 <= samples <= MAX_SAMPLES:
         raise UserError(f"samples is {samples}: give 0 to {MAX_SAMPLES}")
+    check_columns(columns, samples)
     if search != "quick" and not detector:
         raise UserError(f"search {search!r} needs a detector: give one, or use `amvur detect`")
     if hand_length_mm is not None and not is_hand_length(hand_length_mm):
@@ -178,10 +183,11 @@ def annotation(
         hand_length_mm=hand_length_mm,
         precision=precision,
         tie_sizes=tie_sizes,
+        columns=columns,
     )
     find = partial(detector_of_process, found, max_hands, search) if found else None
     following = _following(file, settings) if settings.detect_every > 1 else None
-    schema = label_schema(file.hand.vertex_count, _metadata(file, samples), photos.columns, samples)
+    schema = label_schema(file.hand.vertex_count, _metadata(file, samples), photos.columns, samples, columns)
 
     def stages(plan: WorkerPlan) -> Stages:
         return Stages(
@@ -193,7 +199,7 @@ def annotation(
                 hand_length_mm=hand_length_mm,
                 following=following,
             ),
-            model=partial(ShardPredictor, file, plan.threads, batch_size, side, samples, precision),
+            model=partial(ShardPredictor, file, plan.threads, batch_size, side, samples, precision, columns),
             schema=schema,
             together=partial(join_two_hands, faces=file.hand.faces, tie_sizes=tie_sizes),
         )

@@ -10,6 +10,7 @@ from typing import Any
 from annotator.commands.annotate import annotation
 from annotator.job.manifest import DoneShards, Manifest
 from annotator.job.run import record_of
+from annotator.labels.schema import Columns
 from annotator.runtime.progress import time_left
 from annotator.storage.remote import shown
 
@@ -17,8 +18,8 @@ from annotator.storage.remote import shown
 #: hands (docs/benchmarks.md).
 JOB_EFFICIENCY = 0.6
 
-#: Bytes of a label per hand, and per vertex (docs/benchmarks.md).
-BYTES_PER_HAND, BYTES_PER_VERTEX = 520, 9.5
+#: Bytes of a label per hand, and per vertex by columns (docs/benchmarks.md).
+BYTES_PER_HAND, BYTES_PER_VERTEX = 520, {"all": 9.5, "mesh": 7.7, "joints": 0.0}
 
 #: Bytes per drawn mesh, and per vertex of it (docs/labels.md).
 BYTES_PER_DRAW, BYTES_PER_DRAWN_VERTEX = 100, 4.4
@@ -65,6 +66,7 @@ def estimate(
     *,
     checkpoint: str = "default",
     hand: str | None = None,
+    columns: Columns = "all",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     **others: Any,
 ) -> Estimate:
@@ -76,7 +78,7 @@ def estimate(
 
     from annotator.predictor import load
 
-    job = annotation(source, labels, checkpoint=checkpoint, hand=hand, is_dry=True, **others)
+    job = annotation(source, labels, checkpoint=checkpoint, hand=hand, columns=columns, is_dry=True, **others)
     record_of(job)
     done_shards, manifest = DoneShards(job.labels), Manifest(job.labels)
     done = sum(count for number, count in manifest.counts() if number in done_shards)
@@ -89,9 +91,9 @@ def estimate(
     models = 1 if predictor.device.type == "cuda" else os.cpu_count() or 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each worker of a job has
-    rate = predictor.photos_per_s() * models * JOB_EFFICIENCY
+    rate = predictor.photos_per_s(columns) * models * JOB_EFFICIENCY
     torch.set_num_threads(threads)
-    bytes_per_hand = BYTES_PER_HAND + BYTES_PER_VERTEX * job.settings.vertex_count
+    bytes_per_hand = BYTES_PER_HAND + BYTES_PER_VERTEX[columns] * job.settings.vertex_count
     bytes_per_hand += job.settings.samples * (
         BYTES_PER_DRAW + BYTES_PER_DRAWN_VERTEX * job.settings.vertex_count
     )

@@ -57,7 +57,7 @@ class HandLocator:
         features = self._network.extract(images)
         joints2d = features.joints2d
         if joints2d is None:
-            joints2d = self._network.hands(images, features).joints2d
+            joints2d = self._network.hands(images, features, "joints").joints2d
         crops = CropFrame(
             np.stack([frame.centre_px for frame in frames]),
             np.array([frame.half_side_px for frame in frames]),

@@ -107,7 +107,8 @@ class Labels:
         """
         if "vertices_mm" not in self.columns:
             raise UserError(
-                f"'{self.place}' holds no meshes, which {to} needs: give a folder that `amvur annotate` wrote"
+                f"'{self.place}' holds no meshes (column 'vertices_mm'), which {to} needs: give a folder that "
+                "`amvur annotate` wrote, without --columns joints"
             )
         try:
             return read_faces(self.place)

@@ -40,6 +40,7 @@ class RunSettings:
     hand_length_mm: float | None = None  # of every hand; None: predicted
     precision: str = "float32"  # of the backbone
     tie_sizes: bool = False  # one length for the right and left hand of a photo
+    columns: str = "all"  # `labels.schema.Columns`
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from annotator.job.shard import Shard
 from annotator.job.stages import predict_shard
+from annotator.labels.schema import Columns
 from annotator.photos.crops import Side
 from annotator.runtime.malloc import keep_freed_memory
 from annotator.runtime.precision import CPU_BATCH, Precision
@@ -31,9 +32,10 @@ class ShardPredictor:
         side: Side,
         samples: int = 0,
         precision: Precision = "float32",
+        columns: Columns = "all",
     ) -> None:
         """Load the model."""
-        self._side, self._samples = side, samples
+        self._how = side, samples, columns
         self._thread = ThreadPoolExecutor(1)
         self._predictor = self._thread.submit(self._start, file, threads, batch_size, precision).result()
 
@@ -56,4 +58,4 @@ class ShardPredictor:
 
     def __call__(self, shard: Shard) -> Shard:
         """Label the hands of a shard."""
-        return self._thread.submit(predict_shard, self._predictor, shard, self._side, self._samples).result()
+        return self._thread.submit(predict_shard, self._predictor, shard, *self._how).result()

@@ -23,7 +23,7 @@ from annotator.job.shard import Shard
 from annotator.labels.arrays import joined_columns
 from annotator.labels.finite import finite_rows, rows_of
 from annotator.labels.folder import opened_label_file
-from annotator.labels.schema import labels_to_table, without_hand
+from annotator.labels.schema import Columns, labels_to_table, without_hand
 from annotator.photos.crops import Crops, crop_photo
 from annotator.photos.decode import Photo
 from annotator.photos.errors import PhotoError
@@ -227,8 +227,10 @@ class ModelBrokenError(Exception):
     """A model that fails for every hand, for example after a GPU error that only a new process clears."""
 
 
-def predict_shard(predictor: Predictor, shard: Shard, side: Side, samples: int = 0) -> Shard:
-    """Label the crops of a shard, with `samples` drawn meshes per hand.
+def predict_shard(
+    predictor: Predictor, shard: Shard, side: Side, samples: int = 0, columns: Columns = "all"
+) -> Shard:
+    """Label the crops of a shard; arguments are those of `Predictor.predict_crops`.
 
     Raises:
         ModelBrokenError: all of several hands fail.
@@ -237,7 +239,8 @@ def predict_shard(predictor: Predictor, shard: Shard, side: Side, samples: int =
     if crops is None:
         return Shard(shard.rows, shard.hand_rows)
     try:
-        return _labelled(shard, predictor.predict_crops(crops, side, samples), predictor.checkpoint.id)
+        hands = predictor.predict_crops(crops, side, samples, columns)
+        return _labelled(shard, hands, predictor.checkpoint.id)
     except Exception as error:
         if len(crops) == 1:
             return _without_labels(shard, error)
@@ -246,7 +249,7 @@ def predict_shard(predictor: Predictor, shard: Shard, side: Side, samples: int =
     failed = 0
     for number, row in enumerate(shard.hand_rows):
         alone = Shard([shard.rows[row]], [0], crops[number : number + 1])
-        parts.append(predict_shard(predictor, alone, side, samples))
+        parts.append(predict_shard(predictor, alone, side, samples, columns))
         failed += not parts[-1].hands
     if failed == len(parts):
         raise ModelBrokenError(parts[0].rows[0]["error"])

@@ -26,7 +26,7 @@ class CropHands:
     joints3d_std_mm: Floats  # (n, 21, 3)
     joints2d_px: Floats  # (n, 21, 2) pixels of the photo, or of the square that stands for a view
     joints2d_std_px: Floats  # (n, 21, 2)
-    vertices_mm: Floats  # (n, V, 3)
+    vertices_mm: Floats  # (n, V, 3); without a mesh V is 0
     vertices_std_mm: Floats  # (n, V, 3)
     visible: NDArray[np.bool_]  # (n, V)
     scale_per_mm: Floats  # (n,) crop half-sides per millimetre
@@ -79,7 +79,6 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
     axes = crop_axes(places)
     joints3d_mm = coordinates.camera_from_crop(hands.joints3d_mm, axes)
     joints3d_std_mm = coordinates.turned_std(hands.joints3d_std_mm, axes)
-    vertices_std_mm = coordinates.turned_std(hands.vertices_std_mm, axes)
     camera_rotation = coordinates.rotation_matrices(hands.rotvec) @ axes.swapaxes(1, 2)
     pose = None
     if hands.pose is not None:
@@ -110,8 +109,6 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
         "joints3d_std_mm": joints3d_std_mm,
         "joints2d_px": joints2d_px,
         "joints2d_std_px": joints2d_std_px,
-        "vertices_mm": coordinates.camera_from_crop(hands.vertices_mm, axes),
-        "vertices_std_mm": vertices_std_mm,
         "pose": pose,
         "betas": hands.betas,
         "camera": {
@@ -123,13 +120,22 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
             "principal_px": places.principal_px.copy(),
             "focal_source": places.focal_source,
         },
-        "vertex_visible": hands.visible,
-        "visible_fraction": hands.visible.mean(1),
         "joint_std_mm": per_joint.mean(1),
         "max_joint_std_mm": per_joint.max(1),
         "hand_length_mm": length_mm,
         "hand_length_std_mm": length_std_mm,
         "cam_t_std_mm": np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)),
+        **(_mesh_columns(hands, axes) if hands.vertices_mm.shape[1] else {}),
+    }
+
+
+def _mesh_columns(hands: CropHands, axes: Floats) -> dict[str, Any]:
+    vertices_std_mm = coordinates.turned_std(hands.vertices_std_mm, axes)
+    return {
+        "vertices_mm": coordinates.camera_from_crop(hands.vertices_mm, axes),
+        "vertices_std_mm": vertices_std_mm,
+        "vertex_visible": hands.visible,
+        "visible_fraction": hands.visible.mean(1),
         "vertex_std_mm": np.linalg.norm(vertices_std_mm, axis=-1).mean(1),
     }
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from annotator.errors import UserError
 from annotator.photos.errors import Reason
 
 #: Version 1 has 3D in crop axes; version 2 in camera axes (`annotator.coordinates`), with the principal point.
@@ -32,6 +33,20 @@ REASONS = (
 _STATUS_OF = dict.fromkeys(["no_hand_found", "not_listed", "too_few_joints"], "no_hand")
 #: Reasons that a retry may resolve.
 _STATUS_OF |= dict.fromkeys(["io_error", "crashed", "not_finite", "internal_error"], "failed")
+
+#: Columns to predict: all, all but the texture, or neither texture nor mesh.
+Columns = Literal["all", "mesh", "joints"]
+
+#: Columns of the mesh, which `joints` leaves out.
+MESH_COLUMNS = (
+    *("vertices_mm", "vertices_std_mm", "vertex_visible", "visible_fraction", "vertex_std_mm"),
+    "penetration_mm",
+)
+_LEFT_OUT: dict[Columns, tuple[str, ...]] = {
+    "all": (),
+    "mesh": ("vertex_rgb",),
+    "joints": ("vertex_rgb", *MESH_COLUMNS),
+}
 
 #: The rounding step of each column, a power of two in its unit (mm, px, radians, betas); the error is at most half.
 ROUNDING = {
@@ -71,11 +86,24 @@ def without_hand(reason: str, message: str) -> dict[str, str]:
     return {"status": _STATUS_OF.get(reason, "unreadable"), "reason": reason, "error": message}
 
 
+def check_columns(columns: str, samples: int = 0) -> None:
+    """Check a choice of columns.
+
+    Raises:
+        UserError: there is no such choice, or it leaves out the mesh, of which `samples` are drawn.
+    """
+    if columns not in get_args(Columns):
+        raise UserError(f"columns is {columns!r}, may be {', '.join(get_args(Columns))}")
+    if samples and columns == "joints":
+        raise UserError("samples are meshes, which columns 'joints' leaves out: give 'mesh' or 'all'")
+
+
 def label_schema(
     vertex_count: int,
     metadata: Mapping[str, str] | None = None,
     passed: Mapping[str, pa.DataType] | None = None,
     samples: int = 0,
+    columns: Columns = "all",
 ) -> pa.Schema:
     """Return the columns of a label file, followed by the columns passed through from a list.
 
@@ -84,60 +112,60 @@ def label_schema(
         metadata: Parquet metadata of the file.
         passed: names and types of the columns passed through.
         samples: drawn meshes per hand; with 0 their columns are absent.
+        columns: the others are absent too.
     """
     xyz = pa.list_(pa.float32(), 3)
     joints3d = pa.list_(xyz, 21)
     joints2d = pa.list_(pa.list_(pa.float32(), 2), 21)
     vertices = pa.list_(xyz, vertex_count)
     drawn = [pa.list_(joints3d, samples), pa.list_(vertices, samples)]
-    return pa.schema(
-        [
-            ("image_uri", pa.string()),
-            ("image_id", pa.string()),
-            ("duplicate", pa.bool_()),
-            ("frame_index", pa.int32()),
-            ("frame_time_s", pa.float64()),
-            ("hand_index", pa.int8()),
-            ("status", pa.string()),
-            ("reason", pa.string()),
-            ("error", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("box_xyxy", pa.list_(pa.float32(), 4)),
-            ("box_source", pa.string()),
-            ("crop_xyxy", pa.list_(pa.float32(), 4)),
-            ("is_right", pa.bool_()),
-            ("side_score", pa.float32()),
-            ("detection_score", pa.float32()),
-            ("joints3d_mm", joints3d),
-            ("joints3d_std_mm", joints3d),
-            ("joints2d_px", joints2d),
-            ("joints2d_std_px", joints2d),
-            ("landmark_depth_px", pa.list_(pa.float32(), 21)),
-            ("vertices_mm", vertices),
-            ("vertices_std_mm", vertices),
-            *(zip(SAMPLES_ROUNDING, drawn, strict=True) if samples else ()),
-            ("pose", pa.list_(pa.float32(), 48)),
-            ("betas", pa.list_(pa.float32(), 10)),
-            ("camera", CAMERA),
-            ("vertex_rgb", pa.list_(pa.list_(pa.uint8(), 3), vertex_count)),
-            ("vertex_visible", pa.list_(pa.bool_(), vertex_count)),
-            ("visible_fraction", pa.float32()),
-            ("joint_visible", pa.list_(pa.bool_(), 21)),
-            ("joint_visible_score", pa.list_(pa.float32(), 21)),
-            ("hidden_joints", pa.int8()),
-            ("joint_std_mm", pa.float32()),
-            ("max_joint_std_mm", pa.float32()),
-            ("vertex_std_mm", pa.float32()),
-            ("hand_length_mm", pa.float32()),
-            ("hand_length_std_mm", pa.float32()),
-            ("cam_t_std_mm", pa.list_(pa.float32(), 3)),
-            ("penetration_mm", pa.float32()),
-            ("checkpoint", pa.string()),
-            *(passed or {}).items(),
-        ],
-        metadata=dict(metadata or {}),
-    )
+    fields = [
+        ("image_uri", pa.string()),
+        ("image_id", pa.string()),
+        ("duplicate", pa.bool_()),
+        ("frame_index", pa.int32()),
+        ("frame_time_s", pa.float64()),
+        ("hand_index", pa.int8()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("error", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("box_xyxy", pa.list_(pa.float32(), 4)),
+        ("box_source", pa.string()),
+        ("crop_xyxy", pa.list_(pa.float32(), 4)),
+        ("is_right", pa.bool_()),
+        ("side_score", pa.float32()),
+        ("detection_score", pa.float32()),
+        ("joints3d_mm", joints3d),
+        ("joints3d_std_mm", joints3d),
+        ("joints2d_px", joints2d),
+        ("joints2d_std_px", joints2d),
+        ("landmark_depth_px", pa.list_(pa.float32(), 21)),
+        ("vertices_mm", vertices),
+        ("vertices_std_mm", vertices),
+        *(zip(SAMPLES_ROUNDING, drawn, strict=True) if samples else ()),
+        ("pose", pa.list_(pa.float32(), 48)),
+        ("betas", pa.list_(pa.float32(), 10)),
+        ("camera", CAMERA),
+        ("vertex_rgb", pa.list_(pa.list_(pa.uint8(), 3), vertex_count)),
+        ("vertex_visible", pa.list_(pa.bool_(), vertex_count)),
+        ("visible_fraction", pa.float32()),
+        ("joint_visible", pa.list_(pa.bool_(), 21)),
+        ("joint_visible_score", pa.list_(pa.float32(), 21)),
+        ("hidden_joints", pa.int8()),
+        ("joint_std_mm", pa.float32()),
+        ("max_joint_std_mm", pa.float32()),
+        ("vertex_std_mm", pa.float32()),
+        ("hand_length_mm", pa.float32()),
+        ("hand_length_std_mm", pa.float32()),
+        ("cam_t_std_mm", pa.list_(pa.float32(), 3)),
+        ("penetration_mm", pa.float32()),
+        ("checkpoint", pa.string()),
+        *(passed or {}).items(),
+    ]
+    left_out = _LEFT_OUT[columns]
+    return pa.schema([field for field in fields if field[0] not in left_out], metadata=dict(metadata or {}))
 
 
 def labels_to_table(

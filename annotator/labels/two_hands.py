@@ -23,7 +23,7 @@ class LabelledRows(Protocol):
 
 
 def join_two_hands(shard: LabelledRows, faces: NDArray[np.integer], tie_sizes: bool = True) -> None:
-    """Tie the sizes of right and left hands, and fill `penetration_mm`, in place.
+    """Tie the sizes of right and left hands, and fill `penetration_mm` if there are meshes, in place.
 
     Args:
         shard: with all labelled hands of its photos.
@@ -36,7 +36,8 @@ def join_two_hands(shard: LabelledRows, faces: NDArray[np.integer], tie_sizes: b
         shard.hands = _writable(shard.hands)  # arrays in shared memory are not
         for hands in several:
             tie(shard.hands, hands)
-    fill_penetration(shard.rows, shard.hand_rows, photos, shard.hands, faces)
+    if "vertices_mm" in shard.hands:
+        fill_penetration(shard.rows, shard.hand_rows, photos, shard.hands, faces)
 
 
 def _rows_of_hands(shard: LabelledRows) -> list[dict[str, Any]]:

@@ -90,7 +90,8 @@ class CheckpointFile:
 def read_checkpoint(name: str = "default", hand: str | None = None) -> CheckpointFile:
     """Read a checkpoint by path or URL (`.safetensors`), or by name.
 
-    `default` and `fast` ship with the package (docs/model-card.md). `hand` is required if the checkpoint was made with MANO (`mano:PATH`).
+    `default` and `fast` ship with the package (docs/model-card.md). `hand` is required if the checkpoint was made with
+    MANO (`mano:PATH`).
 
     Raises:
         UserError: the file is missing, damaged, from a newer version, or made with another hand model.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from annotator.config import NetworkConfig
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
+from annotator.labels.schema import Columns
 from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
 from annotator.model.attention import FeatureMap
 from annotator.model.backbone import BackboneFeatures, build_backbone
@@ -186,12 +187,15 @@ class Network(nn.Module):
         hand = features.landmark_hand
         return self.presence(features.g) if hand is None else hand.presence.sigmoid()
 
-    def hands(self, images: Tensor, features: Features) -> Prediction:
-        """Return the hands in images (B, 3, crop_px, crop_px) with these features; `mirrored_is_right` stays empty."""
-        with torch.autocast(images.device.type, enabled=False):
-            return self._hands(images, features)
+    def hands(self, images: Tensor, features: Features, columns: Columns = "all") -> Prediction:
+        """Return the hands in images (B, 3, crop_px, crop_px) with these features; `mirrored_is_right` stays empty.
 
-    def _hands(self, images: Tensor, features: Features) -> Prediction:
+        Without the texture's `columns`, `rgb` is None; without those of the mesh, `vertices` and `visible` are empty.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            return self._hands(images, features, columns)
+
+    def _hands(self, images: Tensor, features: Features, columns: Columns) -> Prediction:
         g, X = features.g, features.X
         variant = self.config.variant
         # The start is prior-net's hand after refinement; without gradient, so training returns prior-net's own.
@@ -236,11 +240,17 @@ class Network(nn.Module):
             camera = self.camera(g, fitted)
         joints2d = camera.project(joints3d.mean_mm)[..., :2]
         covariance = joints2d_covariance(joints3d, camera, self.config.camera.annotation_noise)
-        points = camera.project(vertices.mean_mm)
-        # Colours sampled at the mesh match at any position, so they must not move it.
-        points = points.detach()
-        face_ids = nearest_faces(points, self.faces, self.config.texture.raster_px)
-        visible = visible_vertices(face_ids, self.faces, points.shape[1])
+        rgb = None
+        if columns == "joints":
+            vertices = Gaussian(vertices.mean_mm[:, :0], vertices.std_mm[:, :0])
+            visible = g.new_empty(len(g), 0, dtype=torch.bool)
+        else:
+            # Colours sampled at the mesh match at any position, so they must not move it.
+            points = camera.project(vertices.mean_mm).detach()
+            face_ids = nearest_faces(points, self.faces, self.config.texture.raster_px)
+            visible = visible_vertices(face_ids, self.faces, points.shape[1])
+            if columns == "all":
+                rgb = self._colour(images, X, g, points, visible, face_ids)
         return Prediction(
             vertices=vertices,
             joints3d=joints3d,
@@ -250,7 +260,7 @@ class Network(nn.Module):
             prior=prior,
             prior_camera=prior_camera,
             visible=visible,
-            rgb=self._colour(images, X, g, points, visible, face_ids),
+            rgb=rgb,
             is_right=self.is_right(features),
             mirrored_is_right=g.new_empty(0),
             is_hand=self.is_hand(features),

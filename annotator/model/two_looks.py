@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from annotator.config import NetworkConfig
 from annotator.coordinates import covariance_from_plane, from_plane, plane_of, turned_std, upright_square
+from annotator.labels.schema import Columns
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import Camera
 from annotator.model.checkpoint_file import WIDE
@@ -202,7 +203,7 @@ class TwoLooks(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             joints2d = first.joints2d
             if joints2d is None:
-                joints2d = self.first.hands(self._tight(images), first).joints2d
+                joints2d = self.first.hands(self._tight(images), first, "joints").joints2d
             if found2d is not None:
                 joints2d = torch.where(found2d.isnan(), joints2d, found2d)
             is_hand = self.first.is_hand(first)
@@ -249,10 +250,11 @@ class TwoLooks(nn.Module):
         features.put(lost[rows], last[rows])
 
     @torch.no_grad()
-    def hands(self, images: Tensor, features: TwoLookFeatures) -> Prediction:
-        """Return the hands in wide images with these features; `mirrored_is_right` stays empty."""
+    def hands(self, images: Tensor, features: TwoLookFeatures, columns: Columns = "all") -> Prediction:
+        """Return the hands in wide images with these features, as `Network.hands` does."""
         with torch.autocast(images.device.type, enabled=False):
-            prediction = _carried(self.second.hands(features.shown, features.second), features.square)
+            seen = self.second.hands(features.shown, features.second, columns)
+            prediction = _carried(seen, features.square)
             return replace(
                 prediction, is_right=self.is_right(features), is_hand=self.first.is_hand(features.first)
             )
@@ -276,7 +278,7 @@ class TwoLooks(nn.Module):
         if features.second.joints2d is not None:
             return features.second.joints2d
         with torch.autocast(features.shown.device.type, enabled=False):
-            return self.second.hands(features.shown, features.second).joints2d
+            return self.second.hands(features.shown, features.second, "joints").joints2d
 
 
 def without_hands(network: Network) -> Network:

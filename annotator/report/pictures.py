@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from annotator.errors import UserError
 from annotator.labels.folder import read_columns, read_faces
 from annotator.render.std_colours import std_range
 from annotator.report.survey import Row, Survey
@@ -169,6 +170,11 @@ def _heavy(labels: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
     hands: list[dict[str, Any]] = [{}] * len(rows)
     for name, positions in by_file.items():
         table = read_columns(labels, name, _COLUMNS).take([rows[position].index for position in positions])
+        if "vertices_mm" not in table.column_names:
+            raise UserError(
+                f"'{labels}' holds no meshes (column 'vertices_mm'), which a report shows: label photos without "
+                "--columns joints"
+            )
         for position, hand in zip(positions, table.to_pylist(), strict=True):
             hands[position] = hand
     return hands
@@ -193,7 +199,7 @@ def _mesh_script(number: int, hand: dict[str, Any]) -> str:
     mesh = {
         "vertices": base64_of(vertices.round().clip(-32768, 32767), "<i2"),
         "std": base64_of((_finite(_lengths(hand)) * 16).round().clip(0, 65535), "<u2"),
-        "rgb": None if hand["vertex_rgb"] is None else base64_of(np.array(hand["vertex_rgb"]), "u1"),
+        "rgb": None if hand.get("vertex_rgb") is None else base64_of(np.array(hand["vertex_rgb"]), "u1"),
         "left": not hand["is_right"],
     }
     return f"amvurMesh({number}, {json.dumps(mesh)});\n"

@@ -57,7 +57,7 @@ def mesh_tiles(
         "plain": np.tile(np.array(SKIN, np.float32), (len(std_mm), 1)),
         "uncertainty": std_colours(std_mm, *std_range_mm),
     }
-    if label["vertex_rgb"] is not None:
+    if label.get("vertex_rgb") is not None:  # --columns mesh has no such column
         colours["texture"] = _rows(label["vertex_rgb"]) / 255
     points = crop_points(label)[None].expand(len(colours), -1, -1)
     drawn = draw(points, winding, torch.from_numpy(np.stack(list(colours.values()))).float(), size_px)

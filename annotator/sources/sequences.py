@@ -48,7 +48,8 @@ class SequenceSource(Source):
         names = self.schema.names
         if not {"pose", "vertices_mm", "joints3d_std_mm"} <= set(names):
             raise UserError(
-                f"'{self._set.name}' holds no meshes: give a folder that `amvur annotate` or `amvur fit` wrote"
+                f"'{self._set.name}' holds no meshes: give a folder that `amvur annotate` or `amvur fit` wrote, "
+                "without --columns joints"
             )
         if "track_id" in names:
             raise UserError(f"'{self._set.name}' is tracked already: give the labels that it was made of")
