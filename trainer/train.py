@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
@@ -25,7 +24,8 @@ from annotator.storage.files import check_writable
 from trainer.batch import Batch
 from trainer.config import TrainConfig
 from trainer.data.features import unpacked
-from trainer.data.stream import Order, Steps
+from trainer.data.loaders import read_steps
+from trainer.data.stream import Steps
 from trainer.inputs import backdrops_of, network_inputs
 from trainer.objective import Objective
 from trainer.optimizer import clip_gradients, learning_rate, new_optimizer, set_learning_rate
@@ -90,7 +90,7 @@ def train(
     backdrops = backdrops_of(config, torch_device)
     clock = Clock()
     bad = 0
-    for parts in clock.waited(_loader(data, state.step)):
+    for parts in clock.waited(read_steps(data, state.step)):
         images, batch = network_inputs(parts, data, config, torch_device, backdrops)
         _set_mode(network, config)
         set_learning_rate(state.optimizer, config, state.step)
@@ -147,28 +147,6 @@ def predicted(model: Any, network: Network, images: Tensor, batch: Batch) -> Pre
             features = unpacked(batch.features, images, network.backbone)
         return model(images, None, features)
     return model(images, mirrored_rows(batch))
-
-
-def _loader(data: Steps, start: int) -> Iterator[list[Batch | Order]]:
-    """Yield this worker's part of each step from `start` on; other processes read ahead."""
-    loaders = data.config.loaders
-    return iter(
-        DataLoader(
-            data,
-            batch_size=None,
-            sampler=range(start, data.config.steps),
-            num_workers=loaders,
-            prefetch_factor=4 if loaders else None,
-            # A fork would copy locks held by threads of this process.
-            multiprocessing_context="spawn" if loaders else None,
-            worker_init_fn=_start_loader if loaders else None,
-            pin_memory=torch.cuda.is_available(),
-        )
-    )
-
-
-def _start_loader(_: int) -> None:
-    keep_freed_memory()
 
 
 def mirrored_rows(batch: Batch) -> Tensor:

@@ -2,8 +2,8 @@
 
 A step's examples depend only on the configuration, the seed and the step number. So a resumed run, or a run on more
 workers, reads the same examples as one worker without a stop. A collection is cut into lanes of equal length; example
-number n of a source comes from lane n % LANES. Worker r of W reads the lanes l with l % W = r. Workers share only the
-row groups at the edges of lanes.
+number n of a source comes from lane n % LANES. Worker r of W reads the lanes l with l % W = r; its loaders
+(`loaders.py`) share those out again. Workers and loaders share only the row groups at the edges of lanes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,9 @@ from trainer.keyed import keys
 
 #: Lanes of a collection: the maximum number of workers. Each lane holds one row group in memory.
 LANES = 48
+
+#: Files kept open at least, or one per lane: opening one reads its footer, whose size is that of five photos.
+OPEN_FILES = 8
 
 #: Width of a real photo's crop over that of the network's crop, for augmentation to rotate and shift.
 MARGIN = 1.4
@@ -117,9 +120,21 @@ class Stored:
         self._ends = np.cumsum([stop - start for _, _, start, stop in groups])
         self.total = int(self._ends[-1])
         self.lanes = min(LANES, self.total)
+        self._close()
+
+    def _close(self) -> None:
         self._order: dict[int, tuple[int, list[_Piece]]] = {}  # per lane: the epoch, and its pieces in order
         self._held: OrderedDict[tuple[str, int], Rows] = OrderedDict()
-        self._files: dict[str, pq.ParquetFile] = {}
+        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs to read on: not the footers again, nor open files."""
+        own = {"_order", "_held", "_files"}
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._close()
 
     def _pieces(self, lane: int) -> list[_Piece]:
         """Return the row ranges of a lane; lanes differ by one row at most."""
@@ -174,7 +189,7 @@ class Stored:
         """Return the row group of a piece from a cache of the last used ones, shared by lanes."""
         key = piece.file, piece.group
         if key not in self._held:
-            while len(self._held) > self.lanes:
+            while len(self._held) > len(self._order):
                 self._held.popitem(last=False)
             self._held[key] = self._rows(*key)
         self._held.move_to_end(key)
@@ -186,9 +201,10 @@ class Stored:
 
     def _rows(self, name: str, group: int, columns: Sequence[str] = COLUMNS) -> Rows:
         if name not in self._files:
-            while len(self._files) > 8:
-                self._files.pop(next(iter(self._files))).close()
+            while len(self._files) > max(len(self._order), OPEN_FILES):
+                self._files.popitem(last=False)[1].close()
             self._files[name] = pq.ParquetFile(open_file(join(self.url, "data", name)))
+        self._files.move_to_end(name)
         file = self._files[name]
         existing = [column for column in columns if column in file.schema_arrow.names]
         return Rows(file.read_row_group(group, columns=existing, use_threads=False))
@@ -258,7 +274,11 @@ class Steps(Dataset[list[Batch | Order]]):
             if source.source != SYNTHETIC and self._source(number).lanes < self.workers:
                 raise UserError(f"'{source.source}' has too few examples for {self.workers} workers")
         self._check_caches()
-        self._opened = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a loader's process needs; it maps caches and draws hands itself."""
+        stored = {number: one for number, one in self._opened.items() if isinstance(one, Stored)}
+        return {**vars(self), "_opened": stored}
 
     def _check_caches(self) -> None:
         cached = [source.source for source in self.config.data if is_cache(source.source)]
@@ -296,16 +316,46 @@ class Steps(Dataset[list[Batch | Order]]):
 
     def __getitem__(self, step: int) -> list[Batch | Order]:
         """Return this worker's examples of a step."""
-        parts: list[Batch | Order] = []
-        for number, count in enumerate(self.counts):
-            lanes = self._lanes(number)
-            wanted = range(step * count, (step + 1) * count)
-            mine = [n for n in wanted if n % lanes % self.workers == self.rank]
-            if not mine:
+        return self.joined(step, [self.part(step)])
+
+    def _numbers(self, source: int, step: int, loader: int = 0, loaders: int = 1) -> list[int]:
+        """Return the numbers of a step's examples that a loader of this worker reads, in order."""
+        count, lanes = self.counts[source], self._lanes(source)
+        return [
+            number
+            for number in range(step * count, (step + 1) * count)
+            for place, rank in [divmod(number % lanes, self.workers)]
+            if rank == self.rank and place % loaders == loader
+        ]
+
+    def part(self, step: int, loader: int = 0, loaders: int = 1) -> list[Batch | Order | None]:
+        """Return a loader's examples of a step by source; None where it has none."""
+        return [self._read(source, step, loader, loaders) for source in range(len(self.counts))]
+
+    def _read(self, source: int, step: int, loader: int, loaders: int) -> Batch | Order | None:
+        numbers = self._numbers(source, step, loader, loaders)
+        if not numbers:
+            return None
+        order = Order(source, numbers, keys(self.config.seed, source, step, torch.tensor(numbers)))
+        return order if self._is_drawn_later(source) else self._filled(order, "cpu")
+
+    def joined(self, step: int, parts: Sequence[Sequence[Batch | Order | None]]) -> list[Batch | Order]:
+        """Return the examples of a step from the parts of all loaders, in the order of one loader's."""
+        whole: list[Batch | Order] = []
+        for source, found in enumerate(zip(*parts, strict=True)):
+            batches = [part for part in found if isinstance(part, Batch)]
+            orders = [part for part in found if isinstance(part, Order)]
+            if len(batches) == 1 or len(orders) == 1:
+                whole += batches or orders
                 continue
-            order = Order(number, mine, keys(self.config.seed, number, step, torch.tensor(mine)))
-            parts.append(order if self._is_drawn_later(number) else self._filled(order, "cpu"))
-        return parts
+            numbers = [n for i in range(len(parts)) for n in self._numbers(source, step, i, len(parts))]
+            places = torch.tensor(numbers).argsort()
+            if batches:
+                whole.append(Batch.join(batches)[places])
+            elif orders:
+                key = torch.cat([order.key for order in orders])
+                whole.append(Order(source, sorted(numbers), key[places]))
+        return whole
 
     def filled(self, parts: Sequence[Batch | Order], device: torch.device) -> list[Batch]:
         """Move a step's parts to a device and draw the orders there."""
