@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from machine import print_figures
-from paper_tables.page import page
+from paper_tables.figure import sparsification
+from paper_tables.page import finished_runs, page
 from paper_tables.rows import ROWS, SHORT
 from paper_tables.training import draw, is_finished, run_all
 
@@ -23,7 +24,8 @@ from annotator.errors import UserError
 
 #: Options of `--short`.
 _SHORT = {
-    "hands": 600, "validation": 64, "photos": 100, "seeds": 1, "steps": 40, "every": 20, "rows": list(SHORT),
+    "hands": 600, "validation": 64, "photos": 100, "seeds": 1, "steps": 40, "end_to_end_steps": 4, "every": 20,
+    "rows": list(SHORT),
 }  # fmt: skip
 
 #: Options that change the numbers, as the page shows them.
@@ -92,18 +94,24 @@ def make(options: argparse.Namespace) -> None:
     if unknown:
         raise UserError(f"unknown row '{unknown[0]}': give one of {', '.join(by_run)}")
     began = time.monotonic()
-    draw(options)
+    drawn = draw(options)
     drawn_s = time.monotonic() - began
     rows = [by_run[name] for name in options.rows or by_run]
     run_all(rows, options)
     target = options.page or options.out / "ablations.md"
-    target.write_text(page(options), encoding="utf-8")
+    runs = finished_runs(options)
+    picture = target.parent / "images" / "sparsification.png"
+    if curves := sparsification(runs):
+        picture.parent.mkdir(exist_ok=True)
+        picture.write_bytes(curves)
+    shown = picture.relative_to(target.parent).as_posix()
+    target.write_text(page(options, runs, shown), encoding="utf-8")
     print(target.read_text() if not options.short else f"tables in {target}")
     finished = sum(is_finished(row, options, 0) for row in rows)
     print_figures(
         {
-            "hands drawn and seen by the backbone": options.hands + options.validation + options.photos,
-            "of these per s": (options.hands + options.validation + options.photos) / max(drawn_s, 1e-9),
+            "hands drawn and seen by the backbone": drawn,
+            **({"of these per s": drawn / max(drawn_s, 1e-9)} if drawn else {}),
             "rows trained and evaluated": finished,
             "all, s": time.monotonic() - began,
         }

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from machine import machine
 
-from paper_tables.claims import CLAIMS
+from paper_tables.claims import CLAIMS, Claim
+from paper_tables.figure import ERRORS
 from paper_tables.rows import ROOT_ALIGNED, ROWS, TABLES, UNCERTAIN, Row, Table
-from paper_tables.statistics import KEPT, Interval, Runs, verdict
+from paper_tables.statistics import FAILS, HOLDS, KEPT, OPEN, Interval, Runs, verdict
 from paper_tables.training import ending, folder_of, is_finished, mean_hand, seeds_of
+
+_SHORT_NOTE = "**A short run: it shows that every part works. Its numbers mean nothing.**"
 
 _INTRODUCTION = """\
 Every row of the paper's tables, from its own file in `configs/paper`, beside the paper's numbers. The two sides use
@@ -19,13 +24,13 @@ different photos and networks: compare rows, not sides.
 
     python benchmarks/ablations.py OUT{changed}
 
-Ours: {hands:,} drawn hands, off the camera's axis and behind objects too, in upright crops of {crop_px} px.
-The backbone of `{backbone_from}` ran over them once. Heads alone train on its features, {seeds} seeds per row.
-Rows "end to end" train backbone and heads on the same crops, {end_to_end_seeds} seeds. AMVUR has {tokens} tokens,
-width {width}, {blocks} blocks; batch 32, Adam at {learning_rate:g}. A row ends when its error on {validation} other
-hands gained less than 0.5 % in {patience} measurements, {every} steps apart; weak rows look at 2D joints alone. A "*"
-marks rows that took all {steps:,} steps ({end_to_end_steps:,} end to end). The best network of each run predicts
-{photos:,} held-out hands.
+Ours: {hands:,} drawn hands, off the camera's axis and behind objects too, in upright crops of {crop_px} px. The
+backbone of `{backbone_from}` ran over them once. Heads alone train on its features; seeds per row: {seeds}. Rows "end
+to end" train backbone and heads on the same crops; seeds: {end_to_end_seeds}. AMVUR has {tokens} tokens, width {width},
+{blocks} blocks; batch 32, Adam at {learning_rate:g}. A row ends when its error on {validation} other hands gained less
+than 0.5 % in {patience} measurements, {every} steps apart; weak rows look at 2D joints alone. A "*" marks rows that
+took all {steps:,} steps ({end_to_end_steps:,} end to end). The best network of each run predicts {photos:,} held-out
+hands.
 
 Intervals hold 95 % of bootstrap draws of photos and seeds. Meshes are the open hand's. Errors are mm; PA: after
 Procrustes; else wrist on wrist.
@@ -33,13 +38,19 @@ Procrustes; else wrist on wrist.
 Machine: {machine}.
 """
 
+_UNCERTAINTY = """\
+Not in the paper. Std as the networks give it, not calibrated. Prior-net's is a constant of 10 mm, so it orders nothing,
+and its AUSE is that of chance. Errors are means over the joints of a photo, relative to the mean of all photos. An AUSE
+of 0 is the order of the errors themselves.
+"""
+
 #: Format of a measure; errors in mm and PSNR have one digit.
 _FORMATS = {"AUC": ".3f", "F@": ".3f", "SSIM": ".3f"}
 
 
-def page(options: argparse.Namespace) -> str:
-    """Return the whole page; rows that are not finished are marked."""
-    runs = Runs(
+def finished_runs(options: argparse.Namespace) -> Runs:
+    """Return the results of all finished runs."""
+    return Runs(
         {
             row.run: [
                 folder_of(row, options, seed) / "results"
@@ -49,22 +60,55 @@ def page(options: argparse.Namespace) -> str:
             for row in ROWS
         }
     )
+
+
+def page(options: argparse.Namespace, runs: Runs, picture: str) -> str:
+    """Return the whole page; rows that are not finished are marked.
+
+    `picture`: place of the sparsification curves, relative to the page.
+    """
     known = {**vars(options), "changed": options.changed, "machine": machine()}
-    lines = ["# Ablations", "", *_INTRODUCTION.format(**known).splitlines()]
+    lines = ["# Ablations", *(["", _SHORT_NOTE] if options.short else [])]
+    lines += _wrapped(_INTRODUCTION.format(**known))
+    lines += _summary(runs)
     for table in TABLES:
         lines += _table(table, runs, options)
-    lines += _uncertainty(runs)
+    lines += _uncertainty(runs, picture)
     lines += _weak(runs, options)
     return "\n".join(lines) + "\n"
 
 
+def _wrapped(text: str) -> Iterator[str]:
+    """Yield the lines of paragraphs, each after an empty one."""
+    for paragraph in text.strip().split("\n\n"):
+        yield from ["", *([paragraph] if paragraph.startswith(" ") else textwrap.wrap(paragraph, 100))]
+
+
+def _summary(runs: Runs) -> Iterator[str]:
+    found = Counter(_judged(claim, runs)[1] for claim in CLAIMS if _has_run(claim, runs))
+    yield from _wrapped(
+        f"Of the paper's {len(CLAIMS)} conclusions in the tables below, {found[HOLDS]} hold, {found[FAILS]} do not "
+        f"hold, {found[OPEN]} are too close to tell, and {len(CLAIMS) - found.total()} have not run."
+    )
+
+
+def _has_run(claim: Claim, runs: Runs) -> bool:
+    return all(run in runs for run in claim.weights)
+
+
+def _judged(claim: Claim, runs: Runs) -> tuple[Interval, str]:
+    found = runs.interval(claim.weights, claim.measure)
+    return found, verdict(found)
+
+
 def _table(table: Table, runs: Runs, options: argparse.Namespace) -> Iterator[str]:
     rows = [row for row in ROWS if row.table == table.name]
-    yield from ("", f"## Table {table.name}", "", table.about)
+    yield from ("", f"## Table {table.name}", "", table.about, "")
+    if sum(row.run in runs for row in rows) < 2:
+        yield "Too few of its rows have run to compare any."
+        return
     if any(row.paper for row in rows):
-        yield from ("", "Paper / ours:", "")
-    else:
-        yield ""
+        yield from ("Paper / ours:", "")
     yield from _lines(["row", "configuration", *table.measures])
     for row in rows:
         cells = [_cell(row, k, measure, runs) for k, measure in enumerate(table.measures)]
@@ -73,18 +117,16 @@ def _table(table: Table, runs: Runs, options: argparse.Namespace) -> Iterator[st
         yield from ("", "Ours, wrist on wrist:", "")
         yield from _lines(["row", *ROOT_ALIGNED])
         for row in rows:
-            yield _line([row.title, *(_ours(row.run, measure, runs) for measure in ROOT_ALIGNED)])
-    claims = [claim for claim in CLAIMS if claim.table == table.name]
+            if row.run in runs:
+                yield _line([row.title, *(_ours(row.run, measure, runs) for measure in ROOT_ALIGNED)])
+    claims = [claim for claim in CLAIMS if claim.table == table.name and _has_run(claim, runs)]
     if claims:
         yield from ("", "Conclusions; the gain is positive where one holds:", "")
         yield from _lines(["conclusion", "measure", "gain", "95 % interval", "verdict"])
     for claim in claims:
-        cells = ["not run"] * 3
-        if all(run in runs for run in claim.weights):
-            found = runs.interval(claim.weights, claim.measure)
-            shown = _format(claim.measure, extra=True)
-            cells = [format(found.mean, shown), _between(found, shown), verdict(found)]
-        yield _line([claim.text, claim.measure, *cells])
+        found, judged = _judged(claim, runs)
+        shown = _format(claim.measure, extra=True)
+        yield _line([claim.text, claim.measure, format(found.mean, shown), _between(found, shown), judged])
 
 
 def _mark(row: Row, runs: Runs, options: argparse.Namespace) -> str:
@@ -107,60 +149,65 @@ def _ours(run: str, measure: str, runs: Runs) -> str:
     return f"{format(found.mean, shown)} ± {format((found.high - found.low) / 2, shown)}"
 
 
-def _uncertainty(runs: Runs) -> Iterator[str]:
-    yield from ("", "## Uncertainty", "")
-    yield "Not in the paper. Std as the networks give it, not calibrated. Prior-net's is a constant of 10 mm, so it"
-    yield "ranks nothing: its AUSE is that of chance. Joints; AUSE relative to the mean error of all photos."
+def _uncertainty(runs: Runs, picture: str) -> Iterator[str]:
+    rows = [row for row in UNCERTAIN if row.run in runs]
+    if not rows:
+        return
+    yield from ("", "## Uncertainty", *_wrapped(_UNCERTAINTY))
+    yield from ("", f"![Sparsification curves of the rows below]({picture})", "")
+    yield "Area under the sparsification error (AUSE), in brackets its interval, then that of chance:"
     yield ""
-    error_names = {"MPJPE": "wrist on wrist", "PA-MPJPE": "Procrustes"}
-    yield from _lines(
-        ["row", *(f"AUSE, {name} (chance)" for name in error_names.values()), "Spearman",
-         *(f"within 68 %: {kind}, {axis}" for kind in ("joints", "vertices") for axis in "xyz")]
-    )  # fmt: skip
-    finished = [row for row in UNCERTAIN if row.run in runs]
-    for row in finished:
+    yield from _lines(["row", *(f"AUSE, {name}" for name in ERRORS.values()), "Spearman, wrist on wrist"])
+    for row in rows:
         figures = runs.figures(row.run)
         cells = []
         for error, kind in (("MPJPE", "joints3d"), ("PA-MPJPE", "joints3d_pa")):
             found = runs.ause(row.run, error)
             chance = np.mean([one["uncertainty"][kind]["ause_of_chance"] for one in figures])
-            assert found is not None
-            cells.append(f"{found.mean:.3f} [{_between(found, '.3f')}] ({chance:.3f})")
-        orders = [one["uncertainty"]["joints3d"]["spearman"] for one in figures]
-        cells.append("none" if None in orders else f"{np.mean(orders):.2f}")
-        for kind in ("joints3d", "vertices"):
-            for axis in "xyz":
-                covered = [one["uncertainty"][kind]["axes"][axis]["coverage"]["68%"] for one in figures]
-                cells.append(f"{np.mean(covered):.2f}")
+            cells.append(f"{found.mean:.3f} ({_between(found, '.3f')}), chance {chance:.3f}")
+        yield _line([row.title, *cells, _spearman(row, runs)])
+    yield from ("", "Share of coordinates within the 68 % interval, wrist on wrist:", "")
+    yield from _lines(["row", *(f"{kind}, {axis}" for kind in ("joints", "vertices") for axis in "xyz")])
+    for row in rows:
+        cells = [
+            f"{np.mean([one['uncertainty'][kind]['axes'][axis]['coverage']['68%'] for one in figures]):.2f}"
+            for figures in [runs.figures(row.run)]
+            for kind in ("joints3d", "vertices")
+            for axis in "xyz"
+        ]
         yield _line([row.title, *cells])
-    yield from (
-        "",
-        "Sparsification: mean joint error of the most certain photos, relative to all (wrist on wrist):",
-    )
-    yield ""
+    yield from ("", "Mean joint error of the most certain photos, relative to all, wrist on wrist:", "")
     shown = [k for k, share in enumerate(KEPT) if round(share * 20) % 2 == 0]
-    yield from _lines(["row", *(f"{KEPT[k]:.0%}" for k in shown)])
-    for row in finished:
+    yield from _lines(["row", *(_share(KEPT[k]) for k in shown)])
+    for row in rows:
         curve = runs.sparsified(row.run, "MPJPE")
         yield _line([row.title, *(f"{curve[k]:.2f}" for k in shown)])
 
 
+def _spearman(row: Row, runs: Runs) -> str:
+    orders = [one["uncertainty"]["joints3d"]["spearman"] for one in runs.figures(row.run)]
+    return "constant std" if None in orders else f"{np.mean(orders):.2f}"
+
+
 def _weak(runs: Runs, options: argparse.Namespace) -> Iterator[str]:
     mean = mean_hand(options)["joints3d"]["pa_mpjpe_mm"]
-    yield from ("", "## Weak training against the mean hand", "")
-    yield f"The mean hand has a PA-MPJPE of {mean:.1f} mm."
+    yield from ("", "## Against the mean hand", "")
+    yield f"The mean hand has a PA-MPJPE of {mean:.1f} mm. Shares of it:"
     yield ""
-    yield from _lines(["row", "share of the mean hand's error", "Spearman"])
+    yield from _lines(["row", "share", "95 % interval"])
     for row in UNCERTAIN:
         if row.run in runs:
             found = runs.interval({row.run: 1.0}, "PA-MPJPE")
-            orders = [one["uncertainty"]["joints3d"]["spearman"] for one in runs.figures(row.run)]
-            order = "none" if None in orders else f"{np.mean(orders):.2f}"
-            yield _line([row.title, f"{found.mean / mean:.0%}", order])
+            between = f"{_share(found.low / mean)} to {_share(found.high / mean)}"
+            yield _line([row.title, _share(found.mean / mean), between])
 
 
 def _between(found: Interval, shown: str) -> str:
     return f"{format(found.low, shown)} to {format(found.high, shown)}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def _format(measure: str, extra: bool = False) -> str:

@@ -96,5 +96,5 @@ ROWS = (
 #: Rows with an uncertainty, weak and supervised: prior-net's constant, AMVUR's alone, and both.
 UNCERTAIN = tuple(row for row in ROWS if row.table == "1")
 
-#: Rows of the short form: one of each kind of heads, without end-to-end training.
-SHORT = ("supervised-prior-net", "supervised-amvur", "supervised", "weak-prior-net", "weak")
+#: Rows of the short form: Table 1 whole, and Table 6 for training end to end.
+SHORT = tuple(dict.fromkeys(row.run for row in ROWS if row.table in ("1", "6")))

@@ -67,11 +67,14 @@ class Interval:
     high: float
 
 
+HOLDS, FAILS, OPEN = "holds", "does not hold", "too close"
+
+
 def verdict(difference: Interval) -> str:
     """Return whether a claim holds, whose difference is positive if it does."""
     if difference.low > 0:
-        return "holds"
-    return "does not hold" if difference.high < 0 else "too close"
+        return HOLDS
+    return FAILS if difference.high < 0 else OPEN
 
 
 class Runs:
@@ -111,16 +114,19 @@ class Runs:
         low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Interval(mean, float(low), float(high))
 
-    def sparsified(self, run: str, error: str) -> Floats:
-        """Return the mean error of the most certain photos, per share `KEPT`, relative to all: mean over seeds."""
+    def sparsified(self, run: str, error: str, order: str = "joint std") -> Floats:
+        """Return the mean error of the first photos in an order, per share `KEPT`, relative to all: mean over seeds.
+
+        By `joint std` the most certain come first; by the error itself, the order is the oracle's.
+        """
         curves = []
-        for std, errors in zip(self.values(run, "joint std"), self.values(run, error), strict=True):
-            means = uncertainty.mean_error_of_kept(std, errors)
+        for rank, errors in zip(self.values(run, order), self.values(run, error), strict=True):
+            means = uncertainty.mean_error_of_kept(rank, errors)
             at = [max(round(share * len(means)), 1) - 1 for share in KEPT]
             curves.append(means[at] / means[-1])
         return np.asarray(np.mean(curves, 0))
 
-    def ause(self, run: str, error: str) -> Interval | None:
+    def ause(self, run: str, error: str) -> Interval:
         """Return the area under the sparsification error, with its bootstrap interval."""
         random = np.random.default_rng(0)
         stds, errors = self.values(run, "joint std"), self.values(run, error)

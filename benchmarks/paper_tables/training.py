@@ -19,7 +19,7 @@ from annotator.errors import UserError
 from annotator.hand import load_hand
 from paper_tables.rows import ROWS, Row
 from trainer.config import AugmentConfig, TrainConfig, read_train_config
-from trainer.data.cache import fill_cache
+from trainer.data.cache import fill_cache, is_cache, read_info
 from trainer.evaluation.evaluate import HELD_OUT_SEED, evaluate
 from trainer.progress import TrainingProgress
 from trainer.start import start_network
@@ -45,17 +45,18 @@ def caches(options: argparse.Namespace) -> dict[str, Path]:
     }
 
 
-def draw(options: argparse.Namespace) -> None:
-    """Draw all hands and run the backbone over them, unless it is done already."""
+def draw(options: argparse.Namespace) -> int:
+    """Draw all hands and run the backbone over them, unless it is done already; return the number drawn now."""
     hand = load_hand("open")
     backbone = start_network(configuration(ROWS[0], options, 0), hand).backbone
-    places = caches(options)
+    places, drawn = caches(options), 0
     for name, count, seed in (
         ("hands", options.hands, DRAWN_SEED),
         ("validation", options.validation, HELD_OUT_SEED + 1),
         ("photos", options.photos, HELD_OUT_SEED),
     ):
         began = time.monotonic()
+        drawn += count - (read_info(str(places[name])).done if is_cache(str(places[name])) else 0)
 
         def report(done: int, total: int, name: str = name, began: float = began) -> None:
             if done % 1000 == 0 or done == total:
@@ -64,6 +65,7 @@ def draw(options: argparse.Namespace) -> None:
         fill_cache(
             str(places[name]), count, options.crop_px, seed, hand, UPRIGHT, backbone, on_progress=report
         )
+    return drawn
 
 
 def configuration(row: Row, options: argparse.Namespace, seed: int) -> TrainConfig:

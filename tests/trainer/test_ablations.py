@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import roma
 import torch
+from PIL import Image
 
 from annotator.config import NetworkConfig, config_folder, read_config
 from annotator.hand import load_hand
@@ -276,6 +278,7 @@ def test_sparsification_of_a_perfect_and_of_a_constant_std(paper_tables, tmp_pat
     half = paper_tables.statistics.KEPT.index(0.5)
     assert runs.sparsified("perfect", "MPJPE")[half] == pytest.approx((1 + 19 / 4) / 10.5, abs=0.01)
     assert runs.sparsified("constant", "MPJPE") == pytest.approx(1)
+    assert runs.sparsified("constant", "MPJPE", "MPJPE") == pytest.approx(runs.sparsified("perfect", "MPJPE"))
 
 
 def test_a_killed_command_repeats_no_finished_row(paper_tables, tmp_path, monkeypatch):
@@ -303,3 +306,8 @@ def test_a_killed_command_repeats_no_finished_row(paper_tables, tmp_path, monkey
     gains = [line for line in text.splitlines() if line.startswith("| supervised: AMVUR beats prior-net")]
     assert len(gains) == 2 and all("not run" not in line for line in gains)
     assert "| weak: final | `paper/weak` | 10.3 / not run |" in text
+    assert "37 have not run" in text  # two compare AMVUR with prior-net
+    assert max(len(line) for line in text.splitlines() if not line.startswith(("|", " "))) <= 100
+    (shown,) = re.findall(r"!\[.*\]\((.*)\)", text)
+    with Image.open(tmp_path / shown) as picture:
+        assert picture.format == "PNG" and picture.height > picture.width > 400  # supervised alone
