@@ -31,7 +31,7 @@ from tests.conftest import SHARED, at_work
 from tests.robustness.hostile_photos import encoded, noise
 from tests.support.example_files import write_stick_hands
 from tests.trainer.test_train import TINY, largest_difference, weights
-from trainer.config import OptimizerConfig, SourceConfig, TrainConfig
+from trainer.config import OptimizerConfig, SourceConfig, TrainConfig, read_train_config
 from trainer.ray_train import train_on_ray
 from trainer.start import start_network
 from trainer.train import train
@@ -268,6 +268,40 @@ def wait_for_answer(address: str) -> None:
                 return
         assert time.monotonic() < until
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize("name", ["weak", "paper/weak"])
+def test_two_workers_on_2d_joints_alone_take_the_steps_of_one(local_ray, run_folder, tmp_path, name):
+    """Batch norms keep their statistics, which are per worker otherwise."""
+    config = read_train_config(
+        name,
+        [str(run_folder / "sticks")],
+        settings=["batch_size=8", "steps=6", "loaders=0", "log_every=1", "freeze_normalisation=true"],
+    )
+    assert config.data[0].targets == ("joints2d",)
+    config = replace(
+        config,
+        network=replace(TINY, landmarks=name == "weak"),
+        freeze_early=False,  # random layers
+        # Adam would divide the rounding of gradients near zero by itself.
+        optimizer=replace(config.optimizer, kind="sgd", learning_rate=1e-3, warmup_steps=1, ema=0),
+    )
+    train(config, str(tmp_path / "one"), "cpu")
+    train_on_ray(config, str(tmp_path / "two"), 2)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert largest_difference(one, two) < 1e-4
+    start = start_network(config, load_hand("open")).state_dict()
+    assert largest_difference(one, start) > 1e-3
+    of_one, of_two = (
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("one", "two")
+    )
+    assert len(of_one) == 6
+    for first, second in zip(of_one, of_two, strict=True):
+        losses = {key: value for key, value in first.items() if key.startswith("loss/")}
+        assert losses["loss/joints2d"] and losses["loss/kl_vertices"]
+        assert not any(losses.get(f"loss/{name}") for name in ("vertices", "joints3d", "camera", "aligned"))
+        assert losses == pytest.approx({key: second[key] for key in losses}, rel=1e-4, abs=1e-5)
 
 
 def test_a_user_error_is_reported_at_once(local_ray, run_folder, tmp_path):
