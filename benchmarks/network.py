@@ -46,7 +46,7 @@ MODULES = {
 RASTERIZER = (
     (network_module, "nearest_faces"),
     (network_module, "visible_vertices"),
-    (texture_module, "barycentrics"),
+    (texture_module, "cover"),
 )
 
 #: Heads of the paper.

@@ -16,8 +16,10 @@ from torch import Tensor
 from annotator.errors import UserError
 from annotator.render import torch_backend
 from annotator.render.fragments import (
+    Covered,
     Fragments,
     barycentrics,
+    cover,
     covered,
     interpolate,
     reverse_interpolate,
@@ -25,8 +27,10 @@ from annotator.render.fragments import (
 )
 
 __all__ = [
+    "Covered",
     "Fragments",
     "barycentrics",
+    "cover",
     "covered",
     "interpolate",
     "nearest_faces",

@@ -39,17 +39,8 @@ def barycentrics(points: Tensor, faces: Tensor, face_ids: Tensor) -> Tensor:
     sixteenth of a pixel). Its weights are still non-negative and sum to 1. No gradient passes through `face_ids`, so
     none comes from a moving silhouette.
     """
-    size_px = face_ids.shape[-1]
-    pixel, corners = _covered(faces, face_ids, points.shape[1])
-    centre = (torch.arange(size_px, device=points.device, dtype=points.dtype) * 2 + 1) / size_px - 1
-    at = pixel % max(size_px**2, 1)
-    x0, x1, x2 = _at_corners(points[..., 0], corners) - centre.repeat(size_px).index_select(0, at)
-    y0, y1, y2 = _at_corners(points[..., 1], corners) - centre.repeat_interleave(size_px).index_select(0, at)
-    areas = torch.stack([x1 * y2 - x2 * y1, x2 * y0 - x0 * y2, x0 * y1 - x1 * y0])
-    # The floor is far below any visible area; a face without area gets three equal weights.
-    areas = (areas * areas.detach().sum(0).sign()).clamp(min=1e-30)
-    weights = areas / areas.sum(0)
-    image = weights.new_zeros(3, face_ids.numel()).index_copy(1, pixel, weights)
+    seen = cover(points, faces, face_ids)
+    image = seen.weights.new_zeros(3, face_ids.numel()).index_copy(1, seen.pixel, seen.weights)
     return image.reshape(3, *face_ids.shape).permute(1, 2, 3, 0)
 
 
@@ -79,9 +70,22 @@ class Covered(NamedTuple):
         return vertices
 
 
+def cover(points: Tensor, faces: Tensor, face_ids: Tensor) -> Covered:
+    """Return the covered pixels of nearest faces (B, H, W) of meshes with points (B, V, 3) and `faces` (F, 3)."""
+    size_px = face_ids.shape[-1]
+    pixel, at, corners = _covered(faces, face_ids, points.shape[1])
+    centre = (torch.arange(size_px, device=points.device, dtype=points.dtype) * 2 + 1) / size_px - 1
+    x0, x1, x2 = _at_corners(points[..., 0], corners) - centre.repeat(size_px).index_select(0, at)
+    y0, y1, y2 = _at_corners(points[..., 1], corners) - centre.repeat_interleave(size_px).index_select(0, at)
+    areas = torch.stack([x1 * y2 - x2 * y1, x2 * y0 - x0 * y2, x0 * y1 - x1 * y0])
+    # The floor is far below any visible area; a face without area gets three equal weights.
+    areas = (areas * areas.detach().sum(0).sign()).clamp(min=1e-30)
+    return Covered(pixel, corners, areas / areas.sum(0))
+
+
 def covered(fragments: Fragments, faces: Tensor, vertex_count: int) -> Covered:
     """Return the covered pixels of `fragments`, for meshes with `vertex_count` vertices and `faces` (F, 3)."""
-    pixel, corners = _covered(faces, fragments.face_ids, vertex_count)
+    pixel, _, corners = _covered(faces, fragments.face_ids, vertex_count)
     weights = fragments.barycentrics.permute(3, 0, 1, 2).reshape(3, -1).index_select(1, pixel)
     return Covered(pixel, corners, weights)
 
@@ -120,13 +124,16 @@ def visible_vertices(face_ids: Tensor, faces: Tensor, vertex_count: int) -> Tens
     return visible
 
 
-def _covered(faces: Tensor, face_ids: Tensor, vertex_count: int) -> tuple[Tensor, Tensor]:
-    """Return flat indices of the N covered pixels (N,) and of their faces' corners, among B * V vertices (3, N)."""
-    ids = face_ids.reshape(-1)
-    pixel = (ids >= 0).nonzero().squeeze(1)
-    image = pixel // max(face_ids.shape[-1] ** 2, 1)
-    corners = faces.t().contiguous().index_select(1, ids.index_select(0, pixel))
-    return pixel, corners + image * vertex_count
+def _covered(faces: Tensor, face_ids: Tensor, vertex_count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return flat indices of the N covered pixels (N,), the same within their images, and those of their corners.
+
+    Corners (3, N) are flat among B * V vertices.
+    """
+    ids = face_ids.flatten(1)
+    image, at = (ids >= 0).nonzero(as_tuple=True)
+    pixel = image * ids.shape[1] + at
+    corners = faces.t().contiguous().index_select(1, ids.reshape(-1).index_select(0, pixel))
+    return pixel, at, corners + image * vertex_count
 
 
 def _at_corners(values: Tensor, corners: Tensor) -> Tensor:

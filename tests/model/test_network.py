@@ -21,8 +21,8 @@ from annotator.model.landmarker import Landmarker, normalised
 from annotator.model.landmarks import LOCAL, LandmarkHead
 from annotator.model.network import Network
 from annotator.model.prior_net import REACH
-from annotator.model.texture import OcclusionAwareTexture, fit_colours, reverse_interpolate
-from annotator.render import interpolate, rasterize
+from annotator.model.texture import OcclusionAwareTexture, _resized, fit_colours, reverse_interpolate
+from annotator.render import cover, interpolate, rasterize
 from trainer import losses
 
 HAND = load_hand("open")
@@ -328,6 +328,12 @@ def test_a_hidden_vertex_does_not_take_the_colour_of_what_covers_it():
     assert not torch.allclose(colours(red, X), colours(blue, X))
 
 
+def test_photos_are_resized_as_torch_does_it():
+    photos = images(2)
+    expected = torch.nn.functional.interpolate(photos, size=40, mode="bilinear", antialias=True)
+    torch.testing.assert_close(_resized(photos, 40).view(2, 40, 40, 3).permute(0, 3, 1, 2), expected)
+
+
 def test_fitted_colours_come_close_to_the_least_squares_ones():
     """Compare with scipy's solver: a mesh in random colours, drawn with noise; hidden vertices keep their colours."""
     net, generator = network(), torch.Generator().manual_seed(0)
@@ -340,7 +346,7 @@ def test_fitted_colours_come_close_to_the_least_squares_ones():
     painted = interpolate(fragments, true, net.faces)
     photo = (painted + 0.05 * torch.randn(painted.shape, generator=generator)).permute(0, 3, 1, 2)
     start = reverse_interpolate(photo, points[..., :2]).clamp(0, 1)
-    fitted = fit_colours(start, photo, fragments, net.faces)
+    fitted = fit_colours(start, photo, cover(points, net.faces, fragments.face_ids), 64)
 
     corners = HAND.faces[fragments.face_ids[0][covered].numpy()]
     rows = np.repeat(np.arange(len(corners)), 3)
