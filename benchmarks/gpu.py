@@ -5,8 +5,9 @@ photos/s of the bare network and of the whole predictor (crops in host memory to
 texture). Beside them are two upper limits. Arithmetic: operations counted by torch, at the speed of a large matrix
 product. Memory: bytes that layers read and write in this precision, at the speed of a large copy.
 
-Then follow parts in milliseconds, both rasterizers on predicted meshes, the synthetic generator, and training in
-photos/s with the device's busy share. `--device cpu --count 8 --steps 2` tries the script itself.
+Then follow parts in milliseconds, backbones replayed as CUDA graphs, JPEGs decoded by the device, both rasterizers on
+predicted meshes, the synthetic generator, and training in photos/s with the device's busy share.
+`--device cpu --count 8 --steps 2` tries the script itself.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from machine import machine, photo_folder, prepared, print_figures
-from network import HEADS, NETWORKS, parts_ms, predictor_of
+from network import HEADS, NETWORKS, PRECISIONS, parts_ms, predictor_of
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,7 +33,7 @@ from annotator.config import read_config
 from annotator.hand import load_hand
 from annotator.model.network import Network
 from annotator.photos.crops import Crops, crop_photo
-from annotator.predictor import Precision
+from annotator.photos.decode import decode_photo
 from annotator.render import nearest_faces
 from annotator.runtime.malloc import keep_freed_memory
 from trainer.config import TrainConfig
@@ -130,7 +131,7 @@ def forward(network: Network, images: Tensor, batch: int, precision: torch.dtype
 def predictions(title: str, device: Device, photos: Path, count: int, batch: int) -> dict[str, float]:
     """Measure one of `NETWORKS`."""
     figures: dict[str, float] = {}
-    for precision in get_args(Precision):
+    for precision in PRECISIONS:
         predictor = predictor_of(NETWORKS[title], device.device, batch, precision)
         network = predictor.network.hand_network
         dtype = getattr(torch, precision)
@@ -157,7 +158,56 @@ def predictions(title: str, device: Device, photos: Path, count: int, batch: int
             f"{what}: rasterizer over whole predictor": ms["rasterizer"] * whole / 1000,
             **{f"{what}: {part}, ms a photo": value for part, value in ms.items()},
         }
+        if device.is_gpu:
+            for size in (1, 32, batch):
+                eager, replay = graphed(network, images[:size], dtype)
+                gain = device.seconds(eager) / device.seconds(replay)
+                figures[f"{what}: backbone, batch of {size}, CUDA graph over eager"] = gain
     return figures
+
+
+def graphed(
+    network: Network, images: Tensor, precision: torch.dtype
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return two calls of the backbone on these images: eager, and the replay of its CUDA graph."""
+
+    def eager() -> None:
+        # Casts must not be cached outside a graph that replays them.
+        half = torch.autocast("cuda", precision, enabled=precision != torch.float32, cache_enabled=False)
+        with torch.no_grad(), half:
+            network.backbone(images)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # kernels are chosen and memory is allocated before the capture
+        for _ in range(3):
+            eager()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        eager()
+    return eager, graph.replay
+
+
+def jpegs(device: Device, photos: Path, count: int) -> dict[str, float]:
+    """Measure decoding by one core, and by the device if torchvision is installed."""
+    data = [
+        path.read_bytes() for path in sorted(photos.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")
+    ]
+    data = (data * (1 + count // max(1, len(data))))[:count]
+    if not data:
+        return {}
+    figures = {
+        "JPEGs, one core, photos/s": count / device.seconds(lambda: [decode_photo(each) for each in data], 3)
+    }
+    if not device.is_gpu or find_spec("torchvision") is None:
+        print("JPEGs by the device are left out: they need a GPU and torchvision")
+        return figures
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    tensors = [torch.frombuffer(bytearray(each), dtype=torch.uint8) for each in data]
+    spent = device.seconds(lambda: decode_jpeg(tensors, ImageReadMode.RGB, device=device.device), 3)
+    return figures | {"JPEGs, the device, photos/s": count / spent}
 
 
 def rasterizers(device: Device, photos: Path, count: int) -> dict[str, float]:
@@ -234,7 +284,7 @@ def main() -> None:
     )
     parser.add_argument("photos", nargs="?", help="folder of photos, each a crop; default: synthetic ones")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--count", type=int, default=8192, help="photos per measurement")
+    parser.add_argument("--count", type=int, default=2048, help="photos per measurement")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=30, help="of training")
     args = parser.parse_args()
@@ -252,6 +302,7 @@ def main() -> None:
 
     add(generator(device, batch))
     add(rasterizers(device, photos, batch))
+    add(jpegs(device, photos, batch))
     for title in NETWORKS:
         add(predictions(title, device, photos, args.count, batch))
     add(training(device, batch, args.steps))
