@@ -500,6 +500,13 @@ Examples = Annotated[str, typer.Argument(help="Examples of `amvur convert`, or '
 First = Annotated[int, typer.Option(min=0, help="Index of the first example.")]
 Count = Annotated[int, typer.Option(min=0, help="Number of examples; 0 = all (1000 for synth).")]
 Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1. Default: a GPU if available.")]
+ExampleWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Ray tasks at once. Default: this process, or with --address all GPUs or cores of the cluster.",
+    ),
+]
 
 
 @app.command(epilog="Example: amvur evaluate run/model.safetensors synth results/")
@@ -514,6 +521,7 @@ def evaluate(
     submission: Annotated[
         str | None, typer.Option(help="Also write submission files: freihand, ho3d_v2 or ho3d_v3.")
     ] = None,
+    workers: ExampleWorkers = None,
     address: Address = None,
 ) -> None:
     """Evaluate accuracy and uncertainty of a checkpoint."""
@@ -521,10 +529,17 @@ def evaluate(
     from trainer.evaluation.evaluate import evaluate as measure
     from trainer.evaluation.results_table import table_rows
 
-    options: dict[str, Any] = {"hand": hand, "first": first, "count": count, "device": device}
+    options: dict[str, Any] = {
+        "hand": hand,
+        "first": first,
+        "count": count,
+        "device": device,
+        "workers": workers,
+        "address": address,
+    }
     with counting_bar("evaluating") as on_progress:
-        summary = _on_worker(
-            measure, address, on_progress, checkpoint, examples, out, submission=submission, **options
+        summary = measure(
+            checkpoint, examples, out, submission=submission, on_progress=on_progress, **options
         )
     if summary is None:
         typer.echo("these examples have no targets: nothing to measure")
@@ -542,15 +557,23 @@ def calibrate(
     first: First = 0,
     count: Count = 0,
     device: Device = None,
+    workers: ExampleWorkers = None,
     address: Address = None,
 ) -> None:
     """Calibrate uncertainties on held-out examples."""
     _submit_to(address, *_existing(checkpoint, examples), out)
     from trainer.evaluation.evaluate import calibrate as fit
 
-    options: dict[str, Any] = {"hand": hand, "first": first, "count": count, "device": device}
+    options: dict[str, Any] = {
+        "hand": hand,
+        "first": first,
+        "count": count,
+        "device": device,
+        "workers": workers,
+        "address": address,
+    }
     with counting_bar("predicting") as on_progress:
-        calibration = _on_worker(fit, address, on_progress, checkpoint, examples, out, **options)
+        calibration = fit(checkpoint, examples, out, on_progress=on_progress, **options)
     for name, formula in calibration.table():
         typer.echo(f"{name:<22}  {formula}")
     typer.echo(f"calibrated on {calibration.fitted_on}: {out}")
@@ -796,22 +819,6 @@ def _submit_to(address: str | None, *places: str | None) -> None:
         raise typer.Exit(
             submit(address, arguments, _print_piece, places=[place for place in places if place])
         )
-
-
-def _on_worker(
-    do: Any, address: str | None, on_progress: Any, checkpoint: str, examples: str, out: str, **options: Any
-) -> Any:
-    """Call a function on examples here, or with an address in a process of that cluster."""
-    if address is None:
-        return do(checkpoint, examples, out, on_progress=on_progress, **options)
-    from annotator.runtime.on_worker import on_worker
-
-    places = _existing(checkpoint, examples)
-    checkpoint, examples = (
-        str(Path(name).absolute()) if Path(name).exists() else name for name in (checkpoint, examples)
-    )
-    out = out if "://" in out else str(Path(out).absolute())
-    return on_worker(do, address, places, checkpoint=checkpoint, examples=examples, out=out, **options)
 
 
 def _annotate(photos: str, labels: str, **settings: Any) -> RunRecord:

@@ -48,9 +48,10 @@ from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, writ
 from trainer.distillation.config import DistilConfig, FirstLookConfig
 from trainer.distillation.examples import drawn_examples, shrunk, view
 from trainer.evaluation.calibrate import with_label_errors
-from trainer.evaluation.evaluate import calibrate, evaluate, run
+from trainer.evaluation.evaluate import calibrate, evaluate
 from trainer.evaluation.machine import machine
 from trainer.evaluation.measurements import Measured
+from trainer.evaluation.predictions import run
 from trainer.evaluation.results import summarise
 from trainer.keyed import keys
 from trainer.launch import run_training

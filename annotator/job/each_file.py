@@ -51,6 +51,7 @@ def in_order(
     items: Iterable[tuple[Any, ...]],
     as_tasks: bool,
     workers: int | None = None,
+    gpus: int = 0,
 ) -> Iterator[Result]:
     """Yield `do(shared, *item)` per item; a call may be repeated.
 
@@ -59,24 +60,27 @@ def in_order(
         items: further arguments per call, taken a few calls ahead.
         as_tasks: as Ray tasks, within `tasks`; otherwise in this process.
         workers: maximum of tasks at once; default `_AHEAD` per core.
+        gpus: GPUs per task, on a cluster that has them.
 
     Raises:
         UserError: `do` raised it, or processes died too often.
     """
     if as_tasks:
-        yield from _as_tasks(do, shared, items, workers)
+        yield from _as_tasks(do, shared, items, workers, gpus)
     else:
         for item in items:
             yield do(shared, *item)
 
 
 def _as_tasks(
-    do: Callable[..., Result], shared: Any, items: Iterable[tuple[Any, ...]], workers: int | None
+    do: Callable[..., Result], shared: Any, items: Iterable[tuple[Any, ...]], workers: int | None, gpus: int
 ) -> Iterator[Result]:
     import ray
 
-    task: Any = ray.remote(num_cpus=1, max_retries=_TRIES, scheduling_strategy="SPREAD")(do)
-    max_submitted = workers or _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    present = ray.cluster_resources()
+    gpus = gpus if present.get("GPU", 0) >= gpus else 0
+    task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_TRIES, scheduling_strategy="SPREAD")(do)
+    max_submitted = workers or _AHEAD * max(1, int(present.get("CPU", 1)))
     common, rest, submitted = ray.put(shared), iter(items), deque[Any]()
     try:
         while True:

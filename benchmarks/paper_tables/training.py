@@ -20,7 +20,8 @@ from annotator.hand import load_hand
 from paper_tables.rows import ROWS, Row
 from trainer.config import AugmentConfig, TrainConfig, read_train_config
 from trainer.data.cache import fill_cache, is_cache, read_info
-from trainer.evaluation.evaluate import HELD_OUT_SEED, evaluate
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.predictions import HELD_OUT_SEED
 from trainer.progress import TrainingProgress
 from trainer.start import start_network
 from trainer.train import train

@@ -23,7 +23,7 @@ from annotator.predictor import Predictor
 from trainer.batch import Batch
 from trainer.data.examples import example_schema, example_table
 from trainer.data.read import Rows, facts_of, read_example
-from trainer.evaluation.evaluate import before_cameras
+from trainer.evaluation.predictions import before_cameras
 
 WIDTH_PX, HEIGHT_PX, FOCAL_PX = 1600, 1200, 800.0
 PRINCIPAL_PX = np.array([WIDTH_PX / 2, HEIGHT_PX / 2])

@@ -30,7 +30,8 @@ from annotator.runtime.device import device_of
 from tests.conftest import SMALL
 from tests.support.example_files import hands as open_hands
 from tests.support.example_files import write_stick_hands
-from trainer.evaluation.evaluate import evaluate, run
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.predictions import run
 
 
 @pytest.fixture(scope="module")

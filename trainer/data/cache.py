@@ -187,14 +187,26 @@ class Cached:
             raise UserError(
                 f"'{place}' holds no features, which freeze_backbone reads: make it with a backbone"
             )
-        names = ("image", "hand_mask", *_FLOATS, *_FLAGS, *(["features"] if features else []))
-        folder = local_path(place)
-        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+        self.places = (str(local_path(place).absolute()),)
+        self._names = ("image", "hand_mask", *_FLOATS, *_FLAGS, *(["features"] if features else []))
+        self._arrays = self._mapped()
         self.total = max(min(config.count or self.info.count, self.info.count - config.first), 0)
         if not self.total:
             raise UserError(f"'{place}' has no hands from number {config.first} on")
         self.lanes = self.total
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, int))
+
+    def _mapped(self) -> dict[str, np.memmap[Any, Any]]:
+        return {name: np.load(f"{self.places[0]}/{name}.npy", mmap_mode="r") for name in self._names}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what other processes need: they map the files themselves."""
+        return vars(self) | {"_arrays": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the files."""
+        vars(self).update(state)
+        self._arrays = self._mapped()
 
     def __len__(self) -> int:
         return self.total
@@ -203,14 +215,15 @@ class Cached:
         """Return the examples with these numbers."""
         return self._rows([self._row(number) for number in numbers])
 
-    def in_order(self, size: int) -> Iterator[tuple[Batch, list[Facts]]]:
-        """Yield all hands once in batches with their facts."""
+    def in_order(self, size: int, rows: range | None = None) -> Iterator[tuple[Batch, list[Facts]]]:
+        """Yield hands once in batches with their facts; `rows` are their places in the window, default all."""
         side = self.info.crop_px / 2
         whole = CropFrame(np.full(2, side), np.float64(side), np.bool_(False))
-        first = self.config.first
-        for start in range(first, first + self.total, size):
-            rows = list(range(start, min(start + size, first + self.total)))
-            yield self._rows(rows), [Facts(f"hand-{row}", whole, row, None, None) for row in rows]
+        numbers = range(self.config.first, self.config.first + self.total)
+        numbers = numbers if rows is None else numbers[rows.start : rows.stop]
+        for start in range(0, len(numbers), size):
+            part = list(numbers[start : start + size])
+            yield self._rows(part), [Facts(f"hand-{row}", whole, row, None, None) for row in part]
 
     def _row(self, number: int) -> int:
         epoch, place = divmod(number, self.total)

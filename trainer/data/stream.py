@@ -27,7 +27,7 @@ from annotator.errors import UserError, first_line
 from annotator.hand.model import HandModel
 from annotator.labels.schema import SCHEMA_VERSION
 from annotator.model.network import Network
-from annotator.storage.files import join, names_in, open_file, read_if_exists
+from annotator.storage.files import is_local, join, local_path, names_in, open_file, read_if_exists
 from trainer.batch import Batch, withhold
 from trainer.config import SYNTHETIC, SourceConfig, TrainConfig
 from trainer.data.cache import Cached, is_cache, measured_by, read_info
@@ -130,15 +130,25 @@ class Stored:
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs to read on: not the footers again, nor open files."""
         own = {"_order", "_held", "_files"}
-        return {name: value for name, value in vars(self).items() if name not in own}
+        return {name: value for name, value in vars(self).items() if name not in own} | {
+            "url": self.places[0]
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._close()
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Return the folder or URL, as other processes find it."""
+        return (str(local_path(self.url).absolute()) if is_local(self.url) else self.url,)
+
     def _pieces(self, lane: int) -> list[_Piece]:
         """Return the row ranges of a lane; lanes differ by one row at most."""
-        first, last = (edge * self.total // self.lanes for edge in (lane, lane + 1))
+        return self._between(*(edge * self.total // self.lanes for edge in (lane, lane + 1)))
+
+    def _between(self, first: int, last: int) -> list[_Piece]:
+        """Return the row ranges of the examples from `first` until before `last`, in the order of the files."""
         found = []
         for i in range(bisect_right(self._ends, first), len(self._groups)):
             name, group, start, stop = self._groups[i]
@@ -157,13 +167,17 @@ class Stored:
         """Return the examples with these numbers."""
         return Batch.join([self._example(number) for number in numbers])
 
-    def in_order(self, size: int) -> Iterator[tuple[Batch, list[Facts]]]:
-        """Yield all examples once in batches with their facts, in the order of the files."""
+    def in_order(self, size: int, rows: range | None = None) -> Iterator[tuple[Batch, list[Facts]]]:
+        """Yield examples once in batches with their facts, in the order of the files.
+
+        `rows` are their places in the window; default all.
+        """
+        rows = rows or range(self.total)
         part: list[tuple[Batch, Facts]] = []
-        for name, group, start, stop in self._groups:
-            rows = self._rows(name, group, (*COLUMNS, *FACTS))
+        for name, group, start, stop in self._between(rows.start, rows.stop):
+            held = self._rows(name, group, (*COLUMNS, *FACTS))
             for row in range(start, stop):
-                part.append((self._read(rows, row), facts_of(rows, row)))
+                part.append((self._read(held, row), facts_of(held, row)))
                 if len(part) == size:
                     yield Batch.join([batch for batch, _ in part]), [facts for _, facts in part]
                     part = []

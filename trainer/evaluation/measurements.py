@@ -82,15 +82,18 @@ class StdAndError:
 class Measured:
     """Per-photo errors of predictions: about 1 KB per photo, for any hand model."""
 
-    def __init__(self, calibration: Calibration | None = None) -> None:
-        """Use std as in labels with a checkpoint's calibration; without it, as the network predicts it."""
+    def __init__(self, calibration: Calibration | None = None, seed: int = 0) -> None:
+        """Use std as in labels with a checkpoint's calibration; without it, as the network predicts it.
+
+        `seed` chooses the vertices of `vertex_pairs`.
+        """
         self.calibration = calibration or Calibration()
         self._ids: list[str] = []
         self._columns: dict[str, list[Floats]] = {
             name: [] for name in (*PHOTO_COLUMNS, *_JOINT_COLUMNS, *_VISIBILITY_COLUMNS)
         }
         self._vertex_pairs = _Thinned(_VERTEX_PHOTOS)
-        self._picks = np.random.default_rng(0)
+        self._picks = np.random.default_rng(seed)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -169,6 +172,14 @@ class Measured:
         self._ids += ids
         for name, values in columns.items():
             self._columns[name].append(values)
+
+    def extend(self, other: Measured) -> None:
+        """Add the photos of other measurements, of at most 16,384 photos."""
+        self._ids += other._ids
+        for name, parts in other._columns.items():
+            self._columns[name] += parts
+        for pairs in other._vertex_pairs.parts:
+            self._vertex_pairs.add(pairs)
 
     def _stds(
         self, prediction: Prediction, ids: list[str], columns: dict[str, Floats]
@@ -285,18 +296,18 @@ class _Thinned:
     """Every kth row of a stream; k doubles whenever more than `limit` rows are held."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._step, self._seen, self._parts = limit, 1, 0, list[Floats]()
+        self._limit, self._step, self._seen, self.parts = limit, 1, 0, list[Floats]()
 
     def add(self, rows: Floats) -> None:
         number = self._seen + np.arange(len(rows))
         self._seen += len(rows)
-        self._parts.append(rows[number % self._step == 0])
-        while sum(map(len, self._parts)) > self._limit:
-            self._parts = [np.concatenate(self._parts)[::2]]
+        self.parts.append(rows[number % self._step == 0])
+        while sum(map(len, self.parts)) > self._limit:
+            self.parts = [np.concatenate(self.parts)[::2]]
             self._step *= 2
 
     def rows(self, shape: tuple[int, ...]) -> Floats:
-        return np.concatenate(self._parts) if self._parts else np.zeros((0, *shape), np.float32)
+        return np.concatenate(self.parts) if self.parts else np.zeros((0, *shape), np.float32)
 
 
 def _numpy(tensor: Tensor) -> Floats:
