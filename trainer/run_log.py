@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from annotator.hand.model import BONES
@@ -17,7 +22,14 @@ from annotator.model.network import Prediction
 from annotator.render.shading import draw
 from annotator.render.std_colours import std_colours
 from annotator.report.tiles import SKIN, contact_sheet
-from annotator.storage.files import is_local, join, local_path, read_if_exists, write_atomic
+from annotator.storage.files import (
+    is_local,
+    join,
+    local_path,
+    read_if_exists,
+    write_atomic,
+    write_in_place,
+)
 from annotator.storage.room import naming
 from trainer.batch import Batch
 from trainer.config import TrainConfig
@@ -26,8 +38,45 @@ from trainer.progress import TrainingProgress
 #: Hands per picture, and the side of a tile.
 SHOWN, TILE_PX = 8, 192
 
+#: Interval in which TensorBoard sees new entries.
+FLUSH_EVERY_S = 30.0
+
 #: Range of the uncertainty colours.
 STD_RANGE_MM = (2.0, 25.0)
+
+
+class _Board:
+    """TensorBoard's file of events, written in this thread.
+
+    The writer thread of tensorboardX ends on a full disk, and its queue then blocks the training.
+    """
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        """Open a new file; TensorBoard drops entries of other files from `purge_step` on."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with naming(folder):
+            self._writer = EventsWriter(str(folder / "events"))
+        self._path = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        self._flushed_s = time.monotonic()
+        self.write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, **event: Any) -> None:
+        """Write an event, with the fields of TensorBoard's `Event`."""
+        with naming(self._path):
+            self._writer.write_event(Event(wall_time=time.time(), **event))
+        if time.monotonic() > self._flushed_s + FLUSH_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write buffered events to the disk."""
+        with naming(self._path):
+            self._writer.flush()
+        self._flushed_s = time.monotonic()
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        with naming(self._path):
+            self._writer.close()
 
 
 class RunLog:
@@ -47,8 +96,7 @@ class RunLog:
         if self._metrics.exists():
             lines = [line for line in self._metrics.read_text().splitlines() if _step(line) <= step]
             write_atomic(str(self._metrics), "".join(f"{line}\n" for line in lines).encode())
-        # TensorBoard drops later steps too.
-        self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
+        self._board = _Board(self._folder / "tensorboard", step + 1)
 
     def write(self, progress: TrainingProgress, gradient_norm: float) -> None:
         """Log the numbers of a step."""
@@ -59,8 +107,8 @@ class RunLog:
             "learning_rate": progress.learning_rate,
             "gradient_norm": gradient_norm,
         }
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, progress.step)
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        self._board.write(step=progress.step, summary=Summary(value=values))
         with naming(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps({"step": progress.step, **numbers}) + "\n")
 
@@ -69,9 +117,13 @@ class RunLog:
         sheet = picture(images, batch, prediction, faces)
         (self._folder / "pictures").mkdir(exist_ok=True)
         path = self._folder / "pictures" / f"step-{step:08d}.png"
-        with naming(path):
-            sheet.save(path)
-        self._board.add_image("predictions", np.asarray(sheet), step, dataformats="HWC")
+        png = io.BytesIO()
+        sheet.save(png, "PNG")
+        write_in_place(path, png.getvalue())
+        image = Summary.Image(
+            height=sheet.height, width=sheet.width, colorspace=3, encoded_image_string=png.getvalue()
+        )
+        self._board.write(step=step, summary=Summary(value=[Summary.Value(tag="predictions", image=image)]))
 
     def keep(self) -> None:
         """Flush the log, and upload new or changed files if OUT is remote."""
@@ -86,8 +138,8 @@ class RunLog:
 
     def close(self) -> None:
         """Flush, upload and close the log."""
-        self._board.close()
         self.keep()
+        self._board.close()
         if self._scratch:
             self._scratch.cleanup()
 

@@ -19,6 +19,7 @@ from annotator.hand.model import BONES, JOINT_NAMES
 from annotator.labels.arrays import array_of
 from annotator.photos.crops import box_around_joints
 from annotator.storage.files import atomic_file
+from annotator.storage.room import naming, unnamed_path
 
 _CATEGORY = {
     "id": 1,
@@ -59,10 +60,12 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
                     _append(file, image, images.count == 1)
                 flags = _flags(points, row["width"], row["height"], visible)
                 annotation = _annotation(row, box, points, flags, image["id"], exported.hands + 1)
-                _append(hands, annotation, not exported.hands)
+                with naming(unnamed_path(), written=hands.tell):
+                    _append(hands, annotation, not exported.hands)
                 exported.hands += 1
         file.write(b'\n], "annotations": [')
-        hands.seek(0)
+        with naming(unnamed_path(), written=hands.tell):
+            hands.seek(0)
         shutil.copyfileobj(hands, file)
         file.write(b"\n]}\n")
     return exported

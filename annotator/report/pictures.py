@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 from collections import defaultdict
@@ -22,9 +23,8 @@ from annotator.labels.folder import read_columns, read_faces
 from annotator.render.std_colours import std_range
 from annotator.report.survey import Row, Survey
 from annotator.report.tiles import Picture, contact_sheet, mesh_tiles, on_paper, photo_tile
-from annotator.storage.files import FIRST_ANSWER_S, write_atomic
+from annotator.storage.files import FIRST_ANSWER_S, write_atomic, write_in_place
 from annotator.storage.remote import patience
-from annotator.storage.room import naming
 
 TILE_PX = 256
 KINDS = ("photo", "overlay", "uncertainty", "texture")
@@ -128,8 +128,9 @@ class Pictures:
         if sheet:
             columns = 2 if len(sheet) > 6 else 1
             lines = [list(chain(*sheet[i : i + columns])) for i in range(0, len(sheet), columns)]
-            with naming(out / "contact_sheet.png"):
-                contact_sheet(lines).save(out / "contact_sheet.png")
+            sheet_file = io.BytesIO()
+            contact_sheet(lines).save(sheet_file, "PNG")
+            write_in_place(out / "contact_sheet.png", sheet_file.getvalue())
         return shown
 
     def _write_hand(
@@ -138,9 +139,9 @@ class Pictures:
         """Write a hand's files; return the kinds of its pictures, and all four tiles on grey."""
         tiles, pictures = self._drawn(hand, photo)
         for kind, picture in pictures.items():
-            path = out / f"{_stem(number)}-{kind}.webp"
-            with naming(path):
-                picture.save(path, quality=84)
+            file = io.BytesIO()
+            picture.save(file, "WEBP", quality=84)
+            write_in_place(out / f"{_stem(number)}-{kind}.webp", file.getvalue())
         write_atomic(str(out / f"{_stem(number)}.js"), _mesh_script(number, hand).encode())
         return tuple(pictures), [tiles[kind] for kind in KINDS]
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from annotator.errors import UserError, first_line
 from annotator.storage.remote import open_remote, patience, read_all, read_part, shown, with_retries
-from annotator.storage.room import NoRoomError, naming
+from annotator.storage.room import NoRoomError, naming, written
 
 #: Timeout of the first successful request to a store that a command names, in seconds.
 FIRST_ANSWER_S = 10.0
@@ -59,6 +59,16 @@ def write_atomic(url: str, data: bytes, scratch: str | None = None) -> None:
         file.write(data)
 
 
+def write_in_place(path: Path, data: bytes) -> None:
+    """Write a file on disk without the delay of an atomic write; remove it on error."""
+    try:
+        with naming(path, len(data)):
+            path.write_bytes(data)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
 @contextlib.contextmanager
 def atomic_local_file(
     target: Path, scratch: Path | None = None, size: int | None = None
@@ -72,10 +82,8 @@ def atomic_local_file(
         folder.mkdir(parents=True, exist_ok=True)
         handle, unfinished = tempfile.mkstemp(dir=folder, prefix=f".{target.name}-")
     try:
-        with naming(target, size, Path(unfinished)), os.fdopen(handle, "wb") as file:
+        with written(open(handle, "wb"), target, size, Path(unfinished)) as file:  # noqa: PTH123 - a descriptor
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         # mkstemp gives access to the owner only; labels get the default permissions.
         umask = os.umask(0)
         os.umask(umask)
@@ -96,7 +104,7 @@ def atomic_file(url: str) -> Iterator[IO[bytes]]:
         return
     with tempfile.TemporaryDirectory(prefix="amvur-") as folder:
         path = Path(folder) / "whole"
-        with naming(path), path.open("wb") as file:
+        with written(path.open("wb"), path) as file:
             yield file
         with_retries(url, lambda filesystem, target: filesystem.put_file(str(path), target))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedWriter
 from pathlib import Path
 
 from annotator.errors import UserError
@@ -20,13 +22,24 @@ class NoRoomError(UserError, OSError):
         return f"'{self.filename}': {self.strerror}"
 
 
+def unnamed_path() -> Path:
+    """Return a path that stands for temporary files without a name, in the folder that `TMPDIR` chooses."""
+    return Path(tempfile.gettempdir(), "amvur-*")
+
+
 @contextmanager
-def naming(path: Path, size: int | None = None, unfinished: Path | None = None) -> Iterator[None]:
+def naming(
+    path: Path,
+    size: int | None = None,
+    unfinished: Path | None = None,
+    written: Callable[[], int] | None = None,
+) -> Iterator[None]:
     """Name the file in errors of writing it.
 
     Args:
         path: the file. size: its final bytes, if known.
         unfinished: where it is written first; default `path`.
+        written: returns the bytes given to it so far, if `size` is unknown; default: those that fitted.
 
     Raises:
         NoRoomError: it exceeds the disk, a quota or the shell's limit.
@@ -34,22 +47,44 @@ def naming(path: Path, size: int | None = None, unfinished: Path | None = None) 
     """
     try:
         yield
+    except NoRoomError:  # of another file, written within
+        raise
     except OSError as error:
+        if isinstance(error.__context__, NoRoomError):  # this file failed too, while it was closed
+            raise error.__context__ from None
         if error.errno in _NO_ROOM:
             raise NoRoomError(
-                error.errno, _shortage(error.errno, size, unfinished or path), str(path)
+                error.errno, _shortage(error.errno, size, unfinished or path, written), str(path)
             ) from None
         if error.errno is not None and error.filename is None and not isinstance(error, ConnectionError):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
-def _shortage(number: int, size: int | None, path: Path) -> str:
+@contextmanager
+def written(
+    file: BufferedWriter, path: Path, size: int | None = None, unfinished: Path | None = None
+) -> Iterator[BufferedWriter]:
+    """Write a new file to the disk and close it after the block; arguments and errors are those of `naming`."""
+    try:
+        with naming(path, size, unfinished, file.tell):
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        file.raw.close()  # first, because its buffer would fail again
+        raise
+    finally:
+        file.close()
+
+
+def _shortage(number: int, size: int | None, path: Path, written: Callable[[], int] | None) -> str:
     """Return the missing space and the fix."""
     if size is None:
-        with suppress(OSError):
-            size = path.stat().st_size
-        needed = f"it needs more than {size or 0:,} bytes"
+        known = 0
+        with suppress(OSError, ValueError):  # ValueError: the file is closed
+            known = written() if written else path.stat().st_size
+        needed = f"it needs more than {known:,} bytes"
     else:
         needed = f"it needs {size:,} bytes"
     if number == errno.EFBIG:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.storage.room import naming
+from annotator.storage.room import naming, unnamed_path
 
 
 class Scratch:
@@ -27,7 +26,7 @@ class Scratch:
             NoRoomError: the folder for temporary files is full.
         """
         self._file.seek(first * self._row_bytes)
-        with naming(Path(tempfile.gettempdir())):
+        with naming(unnamed_path(), first * self._row_bytes + rows.nbytes):
             self._file.write(np.ascontiguousarray(rows, self._dtype).reshape(-1).view(np.uint8).data)
             self._file.flush()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 import resource
 import subprocess
 import sys
@@ -88,3 +89,44 @@ def test_it_travels_between_processes() -> None:
 def test_a_file_with_room_is_written(tmp_path: Path) -> None:
     write_atomic(str(tmp_path / "a"), b"whole")
     assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_a_file_that_holds_others_up_is_not_blamed(tmp_path: Path) -> None:
+    """A photo without room ends a table that is open meanwhile, whose own end then fails too."""
+    with (
+        pytest.raises(NoRoomError, match=r"photo\.jpg': it needs 7 bytes"),
+        atomic_local_file(tmp_path / "table"),
+    ):
+        try:
+            raise NoRoomError(errno.ENOSPC, "it needs 7 bytes", "photo.jpg")
+        finally:
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+COMMANDS = {
+    "coco": (["export", "{labels}", "{out}.json", "--to", "coco"], r"amvur-\*': it needs more than [1-9]"),
+    "csv": (["export", "{labels}", "{out}.csv", "--to", "csv"], r"{out}\.csv': it needs more than [1-9]"),
+    "webdataset": (
+        ["export", "{labels}", "{out}", "--to", "webdataset"],
+        r"\.tar': it needs more than [1-9]",
+    ),
+    "glb": (["export", "{labels}", "{out}", "--to", "glb"], r"\.glb': it needs [\d,]+ bytes"),
+    "filter": (["filter", "{labels}", "{out}", "--keep-best", "0.9"], r"\.parquet': it needs [\d,]+ bytes"),
+    "convert": (["convert", "labels:{labels}", "{out}"], r"{out}/data/.*\.parquet': it needs [\d,]+ bytes"),
+    "report": (["report", "{labels}", "--out", "{out}"], r"{out}/contact_sheet.png': it needs [\d,]+ bytes"),
+    "synth": (["synth", "{out}", "--count", "1"], r"{out}/images/000000\.jpg': it needs [\d,]+ bytes"),
+    "annotate": (["annotate", "{photos}", "{out}"], r"files may have at most 4,096 bytes here"),
+}
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_each_command_names_its_file_under_a_limit(command, labelled, photos, tmp_path) -> None:
+    arguments, message = COMMANDS[command]
+    places = {"labels": str(labelled[0]), "photos": str(photos), "out": str(tmp_path / "out")}
+    code = "import sys, cli; sys.argv[0] = 'amvur'; cli.main()"
+    limit_bytes = 40_960 if command == "report" else 4_096
+    done = limited(code, limit_bytes, *(argument.format(**places) for argument in arguments))
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(message.replace("{out}", re.escape(places["out"])), last) and "ulimit -f" in last

@@ -25,8 +25,15 @@ from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.job.each_file import in_order, tasks
 from annotator.labels.schema import encode_table, label_schema, write_tables
-from annotator.storage.files import atomic_local_file, check_writable, is_local, names_in, write_atomic
-from annotator.storage.room import NoRoomError, naming
+from annotator.storage.files import (
+    atomic_local_file,
+    check_writable,
+    is_local,
+    names_in,
+    write_atomic,
+    write_in_place,
+)
+from annotator.storage.room import NoRoomError
 from trainer.keyed import Draws, keys
 from trainer.synth.hands import SyntheticHands
 from trainer.synth.truth import true_columns, truth_facts, truth_row
@@ -160,11 +167,7 @@ def write_part(plan: PhotosPlan, numbers: range) -> pa.Table:
     out, schema, tables = Path(plan.out), _drawer(plan.seed, plan.size_px).schema, []
     for index, (photo, mask, columns) in zip(numbers, _photos(plan, numbers), strict=True):
         name = _name(index)
-        data, mask_path = jpeg_bytes(photo), (out / "masks" / name).with_suffix(".png")
-        with naming(out / "images" / name, len(data)):
-            (out / "images" / name).write_bytes(data)
-        with naming(mask_path):
-            Image.fromarray(mask).save(mask_path)
+        write_photo(out, name, photo, mask)
         tables.append(truth_row(name, columns, plan.size_px, schema))
     return pa.concat_tables(tables).combine_chunks()
 
@@ -232,11 +235,13 @@ def _row(values: Any, i: int) -> Any:
     return None if values is None else values[i : i + 1]
 
 
-def jpeg_bytes(photo: NDArray[np.uint8]) -> bytes:
-    """Return a photo (H, W, 3) as a JPEG file."""
-    file = io.BytesIO()
-    Image.fromarray(photo).save(file, "JPEG", quality=JPEG_QUALITY)
-    return file.getvalue()
+def write_photo(out: Path, name: str, photo: NDArray[np.uint8], mask: NDArray[np.uint8]) -> None:
+    """Write a photo (H, W, 3) to OUT/images and its hand's mask (H, W) to OUT/masks."""
+    jpeg, png = io.BytesIO(), io.BytesIO()
+    Image.fromarray(photo).save(jpeg, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(mask).save(png, "PNG")
+    write_in_place(out / "images" / name, jpeg.getvalue())
+    write_in_place((out / "masks" / name).with_suffix(".png"), png.getvalue())
 
 
 def check_folder(out: Path, names: set[str]) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
@@ -22,7 +21,7 @@ from annotator.labels.schema import label_schema, labels_to_table
 from annotator.storage.files import check_writable, write_atomic
 from trainer.synth.sequences import Sequences
 from trainer.synth.truth import true_columns, truth_facts
-from trainer.synth.write import check_folder, jpeg_bytes, write_truth, writing_to
+from trainer.synth.write import check_folder, write_photo, write_truth, writing_to
 
 #: Columns of the list of frames beside boxes, and of the truth beside those of labels.
 SEQUENCE_COLUMNS = {"sequence": pa.string(), "frame": pa.int32(), "time_s": pa.float64()}
@@ -120,8 +119,7 @@ def write_sequence(plan: SequencesPlan, number: int) -> pa.Table:
     if not drawn.is_right:
         images, masks = images.flip(-1), masks.flip(-1)
     for name, image, mask in zip(names, images.permute(0, 2, 3, 1).numpy(), masks[:, 0].numpy(), strict=True):
-        (out / "images" / name).write_bytes(jpeg_bytes(np.ascontiguousarray(image)))
-        Image.fromarray(mask).save((out / "masks" / name).with_suffix(".png"))
+        write_photo(out, name, np.ascontiguousarray(image), mask)
     rows = [
         {
             "image_uri": f"images/{name}",
