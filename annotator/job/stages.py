@@ -213,12 +213,18 @@ def listed_box(box_xyxy: Sequence[float], entry: Entry, photo: Photo) -> tuple[f
     }[entry.boxes_in]
     x0, y0, x1, y1 = box_xyxy
     box = x0 * across, y0 * down, x1 * across, y1 * down
+    size = f"{photo.width} x {photo.height} pixels"
     if box[2] <= 0 or box[3] <= 0 or box[0] >= photo.width or box[1] >= photo.height:
-        size = f"{photo.width} x {photo.height} pixels"
         raise PhotoError("box_outside", f"the listed box {box} lies outside the photo of {size}")
     if max(box[2] - box[0], box[3] - box[1]) < MIN_BOX_PX:
         raise PhotoError(
             "too_small", f"the listed box {box} is smaller than {MIN_BOX_PX} pixels: too small to show a hand"
+        )
+    inside = max(box[0], 0), max(box[1], 0), min(box[2], photo.width), min(box[3], photo.height)
+    if inside != box and min(inside[2] - inside[0], inside[3] - inside[1]) < MIN_BOX_PX:
+        raise PhotoError(
+            "box_outside",
+            f"of the listed box {box}, less than {MIN_BOX_PX} pixels lie inside the photo of {size}",
         )
     return box
 

@@ -234,6 +234,9 @@ _UNSUPPORTED = (
 )
 
 
+#: The length of the usual header of a BMP, which follows the file header if there is one.
+_START_OF_DIB = b"(\0\0\0"
+
 #: TGA has no mark at its start; since version 2 files end with this one.
 _END_OF_TGA = b"TRUEVISION-XFILE.\0"
 
@@ -293,6 +296,10 @@ def format_of(data: bytes) -> Format:
     for offset, start, other in _UNSUPPORTED:
         if data.startswith(start, offset):
             raise PhotoError("unsupported", f"{other} is not supported; convert it to JPEG")
+    if data.startswith(_START_OF_DIB) and data[12:14] == b"\1\0":  # one plane
+        raise PhotoError(
+            "unsupported", "a BMP without its file header (DIB) is not supported; convert it to JPEG"
+        )
     if data.endswith(_END_OF_TGA):
         raise PhotoError("unsupported", "TGA is not supported; convert it to JPEG")
     raise PhotoError("not_a_photo", "not a photo: the first bytes match no supported image format")

@@ -222,6 +222,14 @@ def test_a_photo_too_small_to_show_a_hand_has_that_reason(size):
     assert decode_photo(encoded(Image.new("RGB", (8, 500)), "PNG")).width == 8
 
 
+def test_a_bmp_without_its_file_header_is_unsupported():
+    image = Image.new("RGB", (64, 48))
+    with pytest.raises(PhotoError, match="DIB") as raised:
+        decode_photo(encoded(image, "DIB"))
+    assert raised.value.reason == "unsupported"
+    assert decode_photo(encoded(image, "BMP")).width == 64
+
+
 def test_whole_files_of_rare_kinds_are_unsupported_not_damaged():
     for name, words in (("jpegls.jls", "JPEG-LS"), ("t_webp.tif", "TIFF with WebP")):
         with pytest.raises(PhotoError, match=words) as raised:

@@ -137,6 +137,19 @@ def test_mixed_units_never_give_a_crop_of_a_few_pixels(photos):
         open_source(str(photos), boxes_normalised=True)
 
 
+def test_a_box_that_leaves_almost_nothing_of_the_photo_is_outside(photos):
+    boxes = [
+        "319.9,239.9,400,400",
+        "313,10,400,200",
+        "311,10,400,200",
+        "-50,-50,90,90",
+        "-9000,-9000,9000,9000",
+    ]
+    text = "path,x1,y1,x2,y2\n" + "".join(f"a.jpg,{box}\n" for box in boxes)
+    rows = open_shard(entries_of(photos, text), 64).rows
+    assert [row.get("reason") for row in rows] == ["box_outside", "box_outside", None, None, None]
+
+
 HANDS = """path,x1,y1,x2,y2,side,subject
 a.jpg,10,10,120,200,right,p1
 a.jpg,130,10,310,200,left,p2
