@@ -282,7 +282,9 @@ def test_two_workers_on_2d_joints_alone_take_the_steps_of_one(local_ray, run_fol
     config = replace(
         config,
         network=replace(TINY, landmarks=name == "weak"),
-        freeze_early=False,  # random layers
+        # From random layers, which must not be frozen.
+        backbone_from="",
+        freeze_early=False,
         # Adam would divide the rounding of gradients near zero by itself.
         optimizer=replace(config.optimizer, kind="sgd", learning_rate=1e-3, warmup_steps=1, ema=0),
     )
@@ -301,7 +303,9 @@ def test_two_workers_on_2d_joints_alone_take_the_steps_of_one(local_ray, run_fol
         losses = {key: value for key, value in first.items() if key.startswith("loss/")}
         assert losses["loss/joints2d"] and losses["loss/kl_vertices"]
         assert not any(losses.get(f"loss/{name}") for name in ("vertices", "joints3d", "camera", "aligned"))
-        assert losses == pytest.approx({key: second[key] for key in losses}, rel=1e-4, abs=1e-5)
+        # The first step has the same weights; rounding grows from there.
+        close = 1e-5 if first["step"] == 1 else 1e-4
+        assert losses == pytest.approx({key: second[key] for key in losses}, rel=close, abs=close)
 
 
 def test_a_user_error_is_reported_at_once(local_ray, run_folder, tmp_path):
