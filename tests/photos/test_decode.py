@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from annotator.labels.schema import REASONS
-from annotator.photos import decode
+from annotator.photos import decode, pixels
 from annotator.photos.decode import decode_photo, read_photo
 from annotator.photos.errors import PhotoError
 from annotator.photos.jpeg_end import ends_early
@@ -277,9 +277,9 @@ def test_a_jpeg_beyond_the_limit_is_halved(monkeypatch):
 def test_converting_in_strips_changes_nothing(monkeypatch):
     names = ("jpeg_named.png", "alpha.png", "palette.png", "grey_16_bit.png", "cmyk.jpg", "orientation_6.jpg")
     whole = [decode_photo(PHOTOS[name][0]).pixels for name in names]
-    monkeypatch.setattr(decode, "_PIXELS_AT_ONCE", 200)
-    for name, pixels in zip(names, whole, strict=True):
-        assert np.array_equal(decode_photo(PHOTOS[name][0]).pixels, pixels), name
+    monkeypatch.setattr(pixels, "_PIXELS_AT_ONCE", 200)
+    for name, expected in zip(names, whole, strict=True):
+        assert np.array_equal(decode_photo(PHOTOS[name][0]).pixels, expected), name
 
 
 def test_pixels_of_ordinary_photos_are_pillows():
