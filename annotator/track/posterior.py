@@ -20,8 +20,9 @@ Floats = NDArray[np.floating]
 #: Frames farther away than this in time do not count for a frame's variance, unless they are the nearest.
 _REACH_S = 4 * MEMORY_S
 
-#: Of the scatter's share, at most; and how many times a frame's predicted variance a gap may have.
-_MOST_SCATTER, _MOST_GROWTH = 0.95, 16.0
+#: Of the scatter's share, at most: a track that scatters more than predicted also errs more than predicted. On drawn
+#: sequences three quarters of the squared error last. And how many times a frame's predicted variance a gap may have.
+_MOST_SCATTER, _MOST_GROWTH = 0.5, 16.0
 
 #: Frames of one step: bounds memory.
 BLOCK = 128

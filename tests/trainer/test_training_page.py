@@ -152,7 +152,7 @@ def test_every_benchmark_has_its_command_in_the_docs_and_make_bench_runs_those_o
     pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
     assert [name for name in names if f"python benchmarks/{name}.py" not in pages] == []
     run_by_all = set(re.findall(r'"(\w+)"[,)]', (ROOT / "benchmarks/all.py").read_text())) & names
-    alone = {"training", "gpu", "heads"}
+    alone = {"training", "gpu", "heads", "full_size", "long_video"}
     assert run_by_all == names - alone
     recipes = {path.stem for path in (ROOT / "tools").glob("*.py")} - {
         "collapse",
