@@ -35,7 +35,7 @@ SMALLEST = 0.1
 
 #: A second look is repeated with a better square if its joints' square differs from its own by more: in
 #: turn, in size, or by a shift in half-sides.
-MOST_TURN_RAD, MOST_RESIZE, MOST_SHIFT = math.radians(30), 1.35, 0.25
+MOST_TURN_RAD, MOST_RESIZE, MOST_SHIFT = math.radians(20), 1.35, 0.25
 
 #: Times that a second look is repeated at most. A hand whose joints still disagree with its square is searched.
 REPEATS = 2
