@@ -84,7 +84,7 @@ def _shortage(number: int, size: int | None, path: Path, written: Callable[[], i
         known = 0
         with suppress(OSError, ValueError):  # ValueError: the file is closed
             known = written() if written else path.stat().st_size
-        needed = f"it needs more than {known:,} bytes"
+        needed = f"it needs at least {known:,} bytes"
     else:
         needed = f"it needs {size:,} bytes"
     if number == errno.EFBIG:
