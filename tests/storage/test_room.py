@@ -116,7 +116,7 @@ COMMANDS = {
     "convert": (["convert", "labels:{labels}", "{out}"], r"{out}/data/.*\.parquet': it needs [\d,]+ bytes"),
     "report": (["report", "{labels}", "--out", "{out}"], r"{out}/contact_sheet.png': it needs [\d,]+ bytes"),
     "synth": (["synth", "{out}", "--count", "1"], r"{out}/truth\.parquet': it needs [\d,]+ bytes"),
-    "annotate": (["annotate", "{photos}", "{out}"], r"files may have at most 4,096 bytes here"),
+    "annotate": (["annotate", "{photos}", "{out}"], r"files may have at most 40,960 bytes here"),
 }
 
 
@@ -125,7 +125,7 @@ def test_each_command_names_its_file_under_a_limit(command, labelled, photos, tm
     arguments, message = COMMANDS[command]
     places = {"labels": str(labelled[0]), "photos": str(photos), "out": str(tmp_path / "out")}
     code = "import sys, cli; sys.argv[0] = 'amvur'; cli.main()"
-    limit_bytes = 40_960 if command == "report" else 4_096
+    limit_bytes = 40_960 if command in ("report", "annotate") else 4_096
     done = limited(code, limit_bytes, *(argument.format(**places) for argument in arguments))
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and "Traceback" not in done.stderr
