@@ -123,7 +123,7 @@ class Perfect(torch.nn.Module):
     def extract(self, images: torch.Tensor) -> Any:
         return self.network.extract(images)
 
-    def hands(self, images: torch.Tensor, features: Any) -> Prediction:
+    def hands(self, images: torch.Tensor, features: Any, columns: str = "all") -> Prediction:
         like, truth = self.network.hands(images, features), self.truth
         left = ~truth.is_right[:, None, None]
         back = self.turns.inv().as_matrix()
