@@ -59,8 +59,8 @@ def grey_shard(predictor: Predictor, count: int) -> Shard:
     return Shard([{"image_id": str(k), "hand_index": 0} for k in range(count)], list(range(count)), crops)
 
 
-def overflowing_at_one(lively: Predictor, shard: Shard) -> tuple[Predictor, int]:
-    """A predictor whose camera overflows for one crop of a shard, which is returned, by its finite weights."""
+def overflowing_at_one(lively: Predictor, shard: Shard) -> tuple[Predictor, Predictor, int]:
+    """Return a predictor whose camera overflows for one crop, a similar one that never does, and the crop's number."""
     network = copy.deepcopy(lively.checkpoint.network)
     hidden = []
     hook = network.camera.mlp[0].register_forward_hook(lambda _, __, out: hidden.append(out))
@@ -76,15 +76,19 @@ def overflowing_at_one(lively: Predictor, shard: Shard) -> tuple[Predictor, int]
         first.weight[unit] *= 1e6
         first.bias[unit] *= 1e6
         last.weight[:, unit] = 0
+        calm = copy.deepcopy(network)
         last.weight[4, unit] = 3e38
         assert all(values.isfinite().all() for values in network.parameters())
-    checkpoint = dataclasses.replace(lively.checkpoint, network=network)
-    return Predictor(checkpoint, torch.device("cpu")), int(which[0, unit])
+    overflowing, without = (
+        Predictor(dataclasses.replace(lively.checkpoint, network=one), torch.device("cpu"))
+        for one in (network, calm)
+    )
+    return overflowing, without, int(which[0, unit])
 
 
 def test_one_crop_that_overflows_takes_no_other_along(lively):
     shard = grey_shard(lively, 8)
-    overflowing, number = overflowing_at_one(lively, shard)
+    overflowing, calm, number = overflowing_at_one(lively, shard)
     assert np.isinf(overflowing.predict_crops(shard.crops, "right")["camera"]["translation"][number]).any()
     found = predict_shard(overflowing, shard, "right")
     expected = ["ok"] * 8
@@ -92,7 +96,7 @@ def test_one_crop_that_overflows_takes_no_other_along(lively):
     assert [row["status"] for row in found.rows] == expected
     assert found.rows[number]["reason"] == "not_finite"
     assert found.hand_rows == [k for k in range(8) if k != number]
-    whole = lively.predict_crops(shard.crops, "right")
+    whole = calm.predict_crops(shard.crops, "right")
     for name in ("vertices_mm", "vertex_rgb"):
         others = np.delete(whole[name], number, 0)
         np.testing.assert_allclose(found.hands[name].astype(float), others.astype(float), atol=2)
