@@ -899,7 +899,7 @@ def main() -> None:
 
 
 def _main() -> None:
-    from annotator.runtime.termination import TERMINATED_CODE, Terminated, stop_on_sigterm
+    from annotator.runtime.termination import TERMINATED_CODE, stop_on_sigterm, was_terminated
 
     stop_on_sigterm()
     # Recent versions of Typer bundle their own Click; this is the exception class in all versions.
@@ -914,9 +914,9 @@ def _main() -> None:
         _fail(error.format_message().replace("Value error, ", ""))  # drop Pydantic's prefix
     except OSError as error:  # a path that cannot be read or written
         _fail(f"{error.filename or 'operating system'}: {error.strerror or error}")
-    except (Stopped, KeyboardInterrupt, typer.Abort) as stop:
+    except (Stopped, KeyboardInterrupt, typer.Abort):
         typer.echo("amvur: stopped; run the same command again to resume", err=True)
-        sys.exit(TERMINATED_CODE if isinstance(stop.__cause__, Terminated) else 130)
+        sys.exit(TERMINATED_CODE if was_terminated() else 130)
 
 
 def _fail(message: str) -> None:

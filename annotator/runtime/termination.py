@@ -12,8 +12,16 @@ from types import FrameType
 TERMINATED_CODE = 128 + signal.SIGTERM
 
 
+_received = threading.Event()
+
+
 class Terminated(KeyboardInterrupt):
     """This process received SIGTERM."""
+
+
+def was_terminated() -> bool:
+    """Return whether this process received SIGTERM. Ray may raise a plain `KeyboardInterrupt` in its place."""
+    return _received.is_set()
 
 
 def stop_on_sigterm() -> None:
@@ -23,6 +31,7 @@ def stop_on_sigterm() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    _received.set()
     raise Terminated
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,6 +50,40 @@ def test_sequences_as_tasks_are_the_same_files(local_ray, tmp_path):
     write_sequences(tmp_path / "one", 2, 5, 2, 64)
     write_sequences(tmp_path / "tasks", 2, 5, 2, 64, workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "tasks")
+
+
+@pytest.mark.slow
+def test_sigterm_while_tasks_draw_has_its_own_exit_code(tmp_path):
+    """Ray turns the signal into an interrupt like that of Ctrl-C, whose code is 130."""
+    out = tmp_path / "hands"
+    with tempfile.TemporaryFile("w+") as stderr:  # a pipe stays open as long as Ray's processes
+        driver = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "cli",
+                "synth",
+                str(out),
+                "--count",
+                "100000",
+                "--size-px",
+                "64",
+                "--workers",
+                "2",
+            ],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        while not any(out.rglob("*.jpg")) and not any(out.rglob("*.png")):
+            assert driver.poll() is None
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGTERM)
+        code = driver.wait()
+        stderr.seek(0)
+        assert stderr.read().splitlines()[-1] == "amvur: stopped; run the same command again to resume"
+    assert code == 143
 
 
 def test_an_interrupted_run_repeats_to_the_same_files(tmp_path, monkeypatch):
