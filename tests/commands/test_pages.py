@@ -153,7 +153,9 @@ def test_every_command_works_when_pasted(group, place, sign_digits, local_ray, m
         assert code == 0, f"{line}: {error}"
     if "docs/tutorial.md" in group:
         found = tutorial.numbers(place)
-        assert found["labels"]["best"]["hands"] == -(-found["labels"]["labels"]["hands"] // 2)
+        # Half of the hands, and those with the std of the last one: after three steps some are equal.
+        count = found["labels"]["labels"]["hands"]
+        assert -(-count // 2) <= found["labels"]["best"]["hands"] < count
         assert all(network["joints2d_percent"] > 1 for network in found["networks"].values())
 
 
