@@ -28,7 +28,6 @@ from annotator.coordinates import CropFrame
 from annotator.hand.open_hand import open_hand
 from annotator.model.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
 from annotator.model.network import Network
-from annotator.model.two_looks import without_hands
 from annotator.photos.cut import cut
 from annotator.sources.read import photo_at
 from annotator.storage.files import write_atomic
@@ -182,7 +181,9 @@ def first_look(out: Path, photos: Path, model: str, start: str, config: FirstLoo
     network_config = read_config(NetworkConfig, "network", "first-look")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = without_hands(Network(network_config, hand))
+        network = Network(
+            network_config, hand
+        )  # also what a first look leaves out, so that its checkpoint loads
     network.backbone.load_state_dict(started(start).backbone.state_dict())
 
     def save(mean: Network) -> None:

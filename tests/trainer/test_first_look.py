@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -11,6 +13,7 @@ import torch
 
 from annotator.config import NetworkConfig, read_config
 from annotator.hand.open_hand import open_hand
+from annotator.model.checkpoint import load_checkpoint, with_first_look
 from annotator.model.network import Network
 from annotator.model.two_looks import without_hands
 from annotator.photos.crops import BOX_PADDING
@@ -159,3 +162,20 @@ def test_a_stopped_run_resumes_with_the_same_result(tmp_path) -> None:
         start["backbone.conv_stem.weight"], whole.state_dict()["backbone.conv_stem.weight"]
     )
     assert safetensors.torch.load_file(tmp_path / "parts" / "state.safetensors")
+
+
+def test_the_recipe_writes_a_checkpoint_that_leads_a_second_look(tmp_path, monkeypatch) -> None:
+    """Its crops are random here; without them the recipe detects hands in photos for minutes."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    recipe = importlib.import_module("first_look")
+    image, joints2d, *_ = examples()
+    crops = {"image": image, "joints2d": joints2d, "kind": torch.tensor([0, 1, 2, 4, 3, 3])}
+    monkeypatch.setattr(recipe, "crops_of", lambda *_: (crops, crops))
+    config = FirstLookConfig(batch_size=4, steps=2, checkpoint_every=1)
+    path = recipe.first_look(tmp_path, tmp_path, "", "default", config)
+    first = load_checkpoint(str(path))
+    joined = with_first_look(load_checkpoint("default"), first)
+    assert joined.info.first_look == load_checkpoint("default").info.first_look
+    taught = first.network.state_dict()
+    for name, tensor in joined.network.first.state_dict().items():
+        assert torch.equal(tensor, taught[name]), name

@@ -32,6 +32,9 @@ JOINTS_UNIT = 0.05
 #: Sides of the views before they shrink, and of what they show beyond photos, over the network's crops.
 _VIEWED, _BEYOND = 1.5, 0.75
 
+#: Side of the photo inside a crop without a hand, over the crop's.
+EMPTY_SHARE = 0.6
+
 #: Batches that measure the statistics of batch norms at the network's crop size.
 _MEASURED = 16
 
@@ -146,10 +149,6 @@ def views_of_step(crops: WideExamples, step: int, crop_px: int, config: FirstLoo
     edge = round(crops.image.shape[1] * (1 - EMPTY_SHARE) / 2)
     beyond = crops.image[chosen, edge:-edge, edge:-edge, :3]
     return turned_views(part, beyond, keys(config.seed, config.places(step)), crop_px, config)
-
-
-#: Side of the photo inside a crop without a hand, over the crop's.
-EMPTY_SHARE = 0.6
 
 
 def _unit(images: Tensor) -> Tensor:
