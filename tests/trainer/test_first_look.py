@@ -89,9 +89,8 @@ def test_another_place_or_a_colour_shows_beyond_the_photo() -> None:
     """Outside pixels of the crop never show, though they are bright."""
     crops = dotted(inside=0)
     crops = crops._replace(image=torch.where(torch.arange(4) < 3, 255, 0).byte().expand(1, 240, 240, 4))
-    nothing = crops._replace(image=torch.zeros_like(crops.image))
     green = torch.tensor([0, 200, 0], dtype=torch.uint8).expand(40, 144, 144, 3)
-    many = nothing.rows(torch.zeros(40, dtype=torch.long))
+    many = crops.rows(torch.zeros(40, dtype=torch.long))
     views = turned_views(many, green, keys(0, torch.arange(40)), CROP_PX, STILL)
     middle = views.image[:, :, 24:40, 24:40].mean((2, 3))
     from_place = (middle[:, 1] > middle[:, 0] + 0.3) & (middle[:, 1] > middle[:, 2] + 0.3)

@@ -95,7 +95,8 @@ def turned_views(
     other = F.interpolate(other, size=viewed_px, mode="bilinear")
     plain = draws.uniform(3, 1, 1).expand_as(other)
     other = torch.where(draws.uniform(1, 1, 1) < 0.5, other, plain)
-    images = coloured(shown[:, :3] + (1 - shown[:, 3:]) * other, draws, AugmentConfig())
+    inside = shown[:, 3:]
+    images = coloured(shown[:, :3] * inside + other * (1 - inside), draws, AugmentConfig())
     plane = plane_of(angle, mirrored)[:, :2, :2]
     joints2d = (crops.joints2d - centre[:, None]) / half_side[:, None, None] @ plane
     return TurnedViews(shrunk(images, crop_px), joints2d, crops.is_hand, ~mirrored)
