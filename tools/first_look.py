@@ -2,8 +2,9 @@
 
 PHOTOS holds the folders of tools/shipped_weights.py; MODEL is MediaPipe's hand_landmarker.task. The script detects
 hands, cuts a wide crop per hand and squares without a hand, draws hands, and teaches a small network on these crops
-(`trainer/distillation/first_look.py`). Its backbone starts from that of `--start`: a network that tools/landmarker.py
-distilled, or a checkpoint. A stopped run resumes. OUT/first-look.safetensors is a checkpoint of its own.
+(`trainer/distillation/first_look.py`). A checkpoint with a first look, as `--start`, gives all weights; a network that
+tools/landmarker.py distilled, or another checkpoint, gives its backbone. A stopped run resumes.
+OUT/first-look.safetensors is a checkpoint of its own.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ from torch import Tensor
 from annotator.commands.detect import detect
 from annotator.config import NetworkConfig, read_config
 from annotator.coordinates import CropFrame
+from annotator.hand.model import HandModel
 from annotator.hand.open_hand import open_hand
 from annotator.model.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
+from annotator.model.landmarker_weights import is_landmarker_file
 from annotator.model.network import Network
+from annotator.model.two_looks import first_look_config
 from annotator.photos.cut import cut
 from annotator.sources.read import photo_at
 from annotator.storage.files import write_atomic
@@ -39,6 +43,7 @@ from trainer.distillation.first_look import (
     teach_first_look,
     views_of_step,
 )
+from trainer.state import first_look_of
 from trainer.synth import SyntheticHands
 
 #: Collections, in the order of `FirstLookConfig.photos`; the one whose photos show more than hands.
@@ -52,7 +57,7 @@ MARGIN, CROP_PX = 2.4, 240
 EMPTY, EMPTY_SIDES_PX, ATTEMPTS = 2, (60, 260), 40
 
 #: Seed and number of drawn hands for training, and number after them for evaluation.
-SEED, DRAWN, DRAWN_ASIDE = 11, 4000, 256
+SEED, DRAWN, DRAWN_ASIDE = 11, 10_000, 256
 
 #: The checkpoint.
 FILE = "first-look.safetensors"
@@ -174,20 +179,29 @@ def evaluated(network: Network, aside: WideExamples, config: FirstLookConfig) ->
     return f"loss {np.mean(loss):.2f}; {places}; {shares}"
 
 
+def start_first_look(start: str, hand: HandModel, seed: int) -> Network:
+    """Return the network before its first step, with the layers that a first look leaves out: its checkpoint loads."""
+    config = read_config(NetworkConfig, "network", "first-look")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Network(config, hand)
+    earlier = None if is_landmarker_file(start) else first_look_of(start, hand="open")
+    if earlier is not None and earlier.info.network == first_look_config(config):
+        network.load_state_dict(earlier.network.state_dict(), strict=False)
+    else:
+        network.backbone.load_state_dict(started(start).backbone.state_dict())
+    return network
+
+
 def first_look(out: Path, photos: Path, model: str, start: str, config: FirstLookConfig) -> Path:
     """Cut crops, teach a first look, evaluate it, and return the path of its checkpoint."""
     train, aside = crops_of(out, photos, model)
     hand = open_hand()
-    network_config = read_config(NetworkConfig, "network", "first-look")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = Network(
-            network_config, hand
-        )  # also what a first look leaves out, so that its checkpoint loads
-    network.backbone.load_state_dict(started(start).backbone.state_dict())
+    network = start_first_look(start, hand, config.seed)
 
     def save(mean: Network) -> None:
-        save_checkpoint(Checkpoint(mean, hand, CheckpointInfo(network_config, hand.id), ""), out / FILE)
+        info = CheckpointInfo(network.config, hand.id)
+        save_checkpoint(Checkpoint(mean, hand, info, ""), out / FILE)
 
     def show(step: int, loss: float) -> None:
         if step % 100 == 0:

@@ -178,3 +178,12 @@ def test_the_recipe_writes_a_checkpoint_that_leads_a_second_look(tmp_path, monke
     taught = first.network.state_dict()
     for name, tensor in joined.network.first.state_dict().items():
         assert torch.equal(tensor, taught[name]), name
+
+
+def test_the_recipe_continues_the_first_look_of_a_checkpoint(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    recipe = importlib.import_module("first_look")
+    shipped = load_checkpoint("default").network.first.state_dict()
+    started = recipe.start_first_look("default", open_hand(), seed=0).state_dict()
+    for name, tensor in shipped.items():
+        assert torch.equal(tensor, started[name]), name
