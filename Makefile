@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast lint bench paper clean
+.PHONY: demo test test-fast robustness lint bench paper clean
 
 demo: $(VENV)/.installed
 	$(BIN)/amvur demo demo
@@ -14,6 +14,11 @@ test: $(VENV)/.installed-dev
 # Everything but the files that conftest.py marks as slow.
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# All hostile files, then two dozen random kills; `make test` has a few of both.
+robustness: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.robustness.run_corpus
+	$(BIN)/python -m tests.robustness.run_chaos $(PHOTOS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

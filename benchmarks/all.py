@@ -23,7 +23,7 @@ from machine import machine, shown
 HERE = Path(__file__).parent
 
 #: Benchmarks in order; the first ones get PHOTOS.
-WITH_PHOTOS = ("startup", "versus", "network", "growth", "decode", "chaos")
+WITH_PHOTOS = ("startup", "versus", "network", "growth", "decode")
 WITHOUT = (
     "rasterize",
     "skinning",
@@ -32,7 +32,6 @@ WITHOUT = (
     "filter",
     "report",
     "scale",
-    "corpus",
     "detector",
     "video",
     "following",

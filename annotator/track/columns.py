@@ -42,7 +42,7 @@ _LEAST_Z = 0.1
 OF_HANDS = (*_VECTORS, *_SCALARS, *NEAREST, "is_right", "camera")
 
 
-def hand_columns(table: pa.Table) -> dict[str, Any]:
+def columns_of_hands(table: pa.Table) -> dict[str, Any]:
     """Return the columns `OF_HANDS` of a table of hands: arrays (n, ...), None where one is null, the camera's a
     mapping.
     """

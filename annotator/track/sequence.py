@@ -18,7 +18,7 @@ from annotator.track.association import Hands, track_ids
 from annotator.track.columns import (
     MADE,
     OF_HANDS,
-    hand_columns,
+    columns_of_hands,
     labels_motion,
     picked_columns,
     resized,
@@ -46,7 +46,7 @@ def untracked(table: pa.Table, wide: WideRows) -> Outcome:
     out = _Rows(_rows(table), np.arange(len(table)))
     is_hand = np.flatnonzero(_is_hand(table))
     if len(is_hand):
-        columns = hand_columns(table.take(is_hand))
+        columns = columns_of_hands(table.take(is_hand))
         std_mm = columns.pop("vertex_std_mm")
         out.add(is_hand.tolist(), columns, AsLabelled(wide, is_hand, wide.without_gaps(is_hand), std_mm))
     return out.outcome(as_they_are=True)
@@ -77,7 +77,7 @@ def tracked(
     if not is_hand.any():
         return out.outcome(as_they_are=True)
     labelled = table.filter(pa.array(is_hand))
-    columns = hand_columns(labelled)
+    columns = columns_of_hands(labelled)
     std_mm = columns.pop("vertex_std_mm")
     label_rows = np.flatnonzero(is_hand)
     places = order[label_rows]  # in `wide`

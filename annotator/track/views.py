@@ -26,7 +26,7 @@ def views_of(table: pa.Table, columns: Mapping[str, Any]) -> NDArray[np.object_]
     """Return the view (n,) in which each hand of a table was labelled; None where its photo is a pinhole camera's.
 
     Args:
-        table: of n labelled hands. columns: the same as arrays (`columns.hand_columns`).
+        table: of n labelled hands. columns: the same as arrays (`columns.columns_of_hands`).
 
     Raises:
         UserError: the lens can't be told from the columns.

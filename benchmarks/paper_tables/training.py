@@ -19,7 +19,7 @@ from annotator.errors import UserError
 from annotator.hand import load_hand
 from paper_tables.rows import ROWS, Row
 from trainer.config import AugmentConfig, TrainConfig, read_train_config
-from trainer.data.cache import fill_cache, is_cache, read_info
+from trainer.data.cache import fill_cache, is_cache, read_cache_info
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.predictions import HELD_OUT_SEED
 from trainer.progress import TrainingProgress
@@ -57,7 +57,7 @@ def draw(options: argparse.Namespace) -> int:
         ("photos", options.photos, HELD_OUT_SEED),
     ):
         began = time.monotonic()
-        drawn += count - (read_info(str(places[name])).done if is_cache(str(places[name])) else 0)
+        drawn += count - (read_cache_info(str(places[name])).done if is_cache(str(places[name])) else 0)
 
         def report(done: int, total: int, name: str = name, began: float = began) -> None:
             if done % 1000 == 0 or done == total:

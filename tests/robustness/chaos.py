@@ -1,6 +1,6 @@
 """Random kills of a run on two machines simulated by Ray, with S3 behind a proxy that breaks requests.
 
-The labels must equal those of an undisturbed run. `benchmarks/chaos.py` runs it for longer.
+The labels must equal those of an undisturbed run. `run_chaos.py` runs it for longer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The short version of `benchmarks/chaos.py`: a few random kills of all parts of a run."""
+"""The short version of `run_chaos.py`: a few random kills of all parts of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Label a part of the hostile corpus, and check that wrong rows are found. `benchmarks/corpus.py` runs all of it."""
+"""Label a part of the hostile corpus, and check that wrong rows are found. `run_corpus.py` runs all of it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from annotator.model.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from annotator.model.checkpoint_file import CheckpointInfo
 from annotator.model.network import Network
 from trainer.config import AugmentConfig, SourceConfig, TrainConfig, ValidationConfig
-from trainer.data.cache import CHUNK, Cached, fill_cache, read_info
+from trainer.data.cache import CHUNK, Cached, fill_cache, read_cache_info
 from trainer.data.features import packed, unpacked
 from trainer.evaluation.evaluate import evaluate
 from trainer.objective import Objective
@@ -154,7 +154,7 @@ def test_a_stopped_cache_resumes_with_the_same_hands(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         fill_cache(str(tmp_path / "stopped"), count, 32, 3, HAND, AugmentConfig(), on_progress=stop)
-    assert read_info(str(tmp_path / "stopped")).done == CHUNK
+    assert read_cache_info(str(tmp_path / "stopped")).done == CHUNK
     with pytest.raises(UserError, match=f"unfinished cache, {CHUNK} of {count}"):
         cached(str(tmp_path / "stopped"), features=False)
     done = []

@@ -65,7 +65,7 @@ def is_cache(place: str) -> bool:
     return is_local(place) and (local_path(place) / CACHE_FILE).is_file()
 
 
-def read_info(place: str) -> CacheInfo:
+def read_cache_info(place: str) -> CacheInfo:
     """Read the header of a cache.
 
     Raises:
@@ -109,7 +109,7 @@ def fill_cache(
         raise UserError(f"'{place}' is not a local folder, which a memory-mapped cache needs")
     size = 0 if backbone is None else row_size(backbone, crop_px, maps)
     wanted = CacheInfo(count, crop_px, seed, hand.id, digest(backbone) if backbone else "", size)
-    info = read_info(place) if is_cache(place) else wanted
+    info = read_cache_info(place) if is_cache(place) else wanted
     if replace(info, done=0) != wanted:
         raise UserError(f"'{place}' holds a cache of another kind: give another folder, or delete it")
     folder = local_path(place)
@@ -176,7 +176,7 @@ class Cached:
             UserError: the cache is unfinished, of another hand model, or lacks features.
         """
         self.place, self.config, self.seed = place, config, seed
-        self.info = read_info(place)
+        self.info = read_cache_info(place)
         if self.info.done < self.info.count:
             raise UserError(
                 f"'{place}' is an unfinished cache, {self.info.done} of {self.info.count} hands: make it again"
@@ -252,5 +252,5 @@ class Cached:
 def measured_by(place: str, backbone: Backbone) -> bool:
     """Return whether a cache's features come from this backbone."""
     with suppress(UserError):
-        return read_info(place).backbone == digest(backbone)
+        return read_cache_info(place).backbone == digest(backbone)
     return False

@@ -30,7 +30,7 @@ from annotator.model.network import Network
 from annotator.storage.files import is_local, join, local_path, names_in, open_file, read_if_exists
 from trainer.batch import Batch, withhold
 from trainer.config import SYNTHETIC, SourceConfig, TrainConfig
-from trainer.data.cache import Cached, is_cache, measured_by, read_info
+from trainer.data.cache import Cached, is_cache, measured_by, read_cache_info
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED
 from trainer.data.features import samples_maps
 from trainer.data.read import COLUMNS, FACTS, Facts, Rows, facts_of, read_example
@@ -299,7 +299,7 @@ class Steps(Dataset[list[Batch | Order]]):
         if not cached:
             return
         for place in cached:
-            crop_px = read_info(place).crop_px
+            crop_px = read_cache_info(place).crop_px
             if crop_px != self.config.network.crop_px:
                 raise UserError(f"'{place}' holds crops of {crop_px} px: set network.crop_px={crop_px}")
         if not self.config.freeze_backbone:
@@ -325,7 +325,10 @@ class Steps(Dataset[list[Batch | Order]]):
                 raise UserError(
                     f"'{place}' holds the features of another backbone: make it again, or start from its backbone"
                 )
-            if samples_maps(network.config) and read_info(place).features == network.backbone.feature_dim:
+            if (
+                samples_maps(network.config)
+                and read_cache_info(place).features == network.backbone.feature_dim
+            ):
                 raise UserError(f"'{place}' has no maps, which this network reads: make the cache with maps")
 
     def __getitem__(self, step: int) -> list[Batch | Order]:
