@@ -4,8 +4,8 @@
 
 PHOTOS is a folder of photos, each a crop around a hand; default: synthetic photos. MODEL is MediaPipe's; without it,
 MediaPipe is left out. Each benchmark's last line is JSON with its figures; OUT has all figures, details and the name of
-the machine. Benchmarks that take longer (training, heads, all of ablations, full_size, long_video) or need
-a GPU run separately.
+the machine. Benchmarks that take longer (training, all of ablations, full_size, long_video) or need a GPU
+run separately.
 """
 
 from __future__ import annotations

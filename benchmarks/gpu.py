@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from machine import machine, photo_folder, prepared, print_figures
-from network import HEADS, NETWORKS, PRECISIONS, parts_ms, predictor_of
+from network import NETWORKS, PRECISIONS, heads_ms, parts_ms, predictor_of
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -154,7 +154,7 @@ def predictions(title: str, device: Device, photos: Path, count: int, batch: int
             f"{what}: floor of arithmetic, photos/s": arithmetic,
             f"{what}: floor of memory, photos/s": memory,
             f"{what}: bare network over the lower floor": bare / min(arithmetic, memory),
-            f"{what}: heads over backbone": sum(ms[part] for part in HEADS) / ms["backbone"],
+            f"{what}: heads over backbone": heads_ms(ms) / ms["backbone"],
             f"{what}: rasterizer over whole predictor": ms["rasterizer"] * whole / 1000,
             **{f"{what}: {part}, ms a photo": value for part, value in ms.items()},
         }

@@ -1,9 +1,10 @@
 """Measure the time of a prediction per part: `python benchmarks/network.py [PHOTOS]`.
 
-Milliseconds per photo of the shipped network at its own size, and of the paper's (ResNet-50, random weights) at 224 px.
-Parts are backbone, landmarks, prior-net, AMVUR, cameras, texture, the rasterizer (ids, visibility, barycentrics), and
-the rest (read-outs, joints, projection). Figures are medians over batches, after a warm-up. A GPU is timed by events on
-its stream, without synchronisation in between. The last line is the table as JSON.
+Milliseconds per photo of both looks of the shipped checkpoint, and of the paper's network (ResNet-50, random weights)
+at 224 px. Parts are the backbones, the heads (landmarks, prior-net, its refinement, AMVUR, cameras, texture, the
+rasterizer, joints and projection), and the rest: the cuts of the second look, and the passes that repeat it. Figures
+are medians over batches, after a warm-up. A GPU is timed by events on its stream, without synchronisation in between.
+The last line is the table as JSON.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ from annotator.model import texture as texture_module
 from annotator.model.checkpoint import load_checkpoint
 from annotator.model.checkpoint_file import CheckpointInfo
 from annotator.model.network import Network
+from annotator.model.two_looks import TwoLooks
 from annotator.predictor import Precision, Predictor
 from annotator.runtime.malloc import keep_freed_memory
 
@@ -36,6 +40,7 @@ MODULES = {
     "landmarks": "landmarks",
     "heads": "landmarks",
     "prior_net": "prior-net",
+    "refinement": "refinement",
     "amvur": "AMVUR",
     "prior_camera": "cameras",
     "camera": "cameras",
@@ -49,8 +54,8 @@ RASTERIZER = (
     (texture_module, "cover"),
 )
 
-#: Heads of the paper.
-HEADS = ("prior-net", "AMVUR", "texture")
+#: Parts that are no head.
+NOT_HEADS = ("backbone", "rest", "whole")
 
 
 class Stopwatch:
@@ -92,40 +97,45 @@ class Stopwatch:
 
 
 @contextmanager
-def watched(network: Network, watch: Stopwatch) -> Iterator[None]:
-    """Time the parts of a network while the block runs."""
+def watched(network: Network | TwoLooks, watch: Stopwatch) -> Iterator[None]:
+    """Time the parts of a network, or of both looks together, while the block runs."""
     handles = []
-    for name, part in MODULES.items():
-        module = getattr(network, name, None)
+    looks = [network.first, network.second] if isinstance(network, TwoLooks) else [network]
+    for look, (name, part) in product(looks, MODULES.items()):
+        module = getattr(look, name, None)
         if module is not None:
             handles.append(module.register_forward_pre_hook(lambda *_, part=part: watch.begin(part)))
             handles.append(module.register_forward_hook(lambda *_: watch.end()))
 
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(function: Callable[..., Any], part: str) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            watch.begin("rasterizer")
+            watch.begin(part)
             found = function(*args, **kwargs)
             watch.end()
             return found
 
         return run
 
-    plain = [(module, name, getattr(module, name)) for module, name in RASTERIZER]
-    for module, name, function in plain:
-        setattr(module, name, timed(function))
+    rasterizer = [(module, name, "rasterizer") for module, name in RASTERIZER]
+    plain = [
+        (owner, name, getattr(owner, name), part)
+        for owner, name, part in (*rasterizer, (Network, "hands", "joints and projection"))
+    ]
+    for owner, name, function, part in plain:
+        setattr(owner, name, timed(function, part))
     try:
         yield
     finally:
-        for module, name, function in plain:
-            setattr(module, name, function)
+        for owner, name, function, _ in plain:
+            setattr(owner, name, function)
         for handle in handles:
             handle.remove()
 
 
 def parts_ms(
-    network: Network, images: Tensor, batch_size: int, rounds: int, precision: torch.dtype
+    network: Network | TwoLooks, images: Tensor, batch_size: int, rounds: int, precision: torch.dtype
 ) -> dict[str, float]:
-    """Return milliseconds per photo by part; `rest` is in no part, `whole` is from passes without timing of parts."""
+    """Return milliseconds per photo by part: `rest` is in no other; `whole` is measured without timing of parts."""
     device = images.device
     watch = Stopwatch(device)
     batches = images.split(batch_size)
@@ -173,6 +183,16 @@ def predictor_of(
     return Predictor(checkpoint, device, batch_size, precision)
 
 
+def images_for(predictor: Predictor, photos: Path) -> Tensor:
+    """Return the network's input for all readable photos."""
+    return prepared(photos, predictor.checkpoint.cut_px, predictor.checkpoint.cut_margin)
+
+
+def heads_ms(ms: Mapping[str, float]) -> float:
+    """Return the time of all heads together, from that of all parts."""
+    return sum(spent for part, spent in ms.items() if part not in NOT_HEADS)
+
+
 def main() -> None:
     """Print the table, then one line of JSON."""
     parser = argparse.ArgumentParser(
@@ -194,11 +214,11 @@ def main() -> None:
     photos = photo_folder(args.photos, args.count)
     table = {}
     for title, name in NETWORKS.items():
-        network = predictor_of(name, torch.device(args.device), args.batch_size).network.hand_network
-        images = prepared(photos, network.config.crop_px)[: args.count].to(args.device)
-        ms = parts_ms(network, images, args.batch_size, args.rounds, getattr(torch, args.precision))
+        predictor = predictor_of(name, torch.device(args.device), args.batch_size)
+        images = images_for(predictor, photos)[: args.count].to(args.device)
+        ms = parts_ms(predictor.network, images, args.batch_size, args.rounds, getattr(torch, args.precision))
         table[title] = ms | {
-            "heads over backbone": sum(ms[part] for part in HEADS) / ms["backbone"],
+            "heads over backbone": heads_ms(ms) / ms["backbone"],
             "rasterizer over whole": ms["rasterizer"] / ms["whole"],
         }
     rows = list(dict.fromkeys(row for column in table.values() for row in column))

@@ -210,10 +210,12 @@ class TwoLooks(nn.Module):
         features = self._look(images, first, Square.around(joints2d))
         better, is_off = self._better(features)
         (retried,) = torch.where(is_off & (is_hand > IS_HAND))
-        if len(retried):
-            for _ in range(REPEATS):
-                features.put(retried, self._look(images[retried], first[retried], better[retried]))
-                better, is_off = self._better(features)
+        for _ in range(REPEATS):
+            if not len(retried):
+                break
+            features.put(retried, self._look(images[retried], first[retried], better[retried]))
+            better, is_off = self._better(features)
+            retried = retried[is_off[retried]]
         if self.second.heads is not None:
             not_found = is_off | (self.second.is_hand(features.second) < FOUND)
             (lost,) = torch.where(not_found & (is_hand > IS_HAND))
