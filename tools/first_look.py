@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
-from landmarker import ASIDE, PADDING, started, upright_crop
+from held_out import COLLECTIONS, is_held_out
+from landmarker import PADDING, started, upright_crop
 from torch import Tensor
 
 from annotator.commands.detect import detect
@@ -46,8 +47,7 @@ from trainer.distillation.first_look import (
 from trainer.state import first_look_of
 from trainer.synth import SyntheticHands
 
-#: Collections, in the order of `FirstLookConfig.photos`; the one whose photos show more than hands.
-COLLECTIONS = ("hand-photos", "hand-scenes", "sign-digits")
+#: The collection whose photos show more than hands.
 ROOMS = "hand-scenes"
 
 #: Crops are this many times as wide as tight ones; side of a crop.
@@ -57,7 +57,7 @@ MARGIN, CROP_PX = 2.4, 240
 EMPTY, EMPTY_SIDES_PX, ATTEMPTS = 2, (60, 260), 40
 
 #: Seed and number of drawn hands for training, and number after them for evaluation.
-SEED, DRAWN, DRAWN_ASIDE = 11, 10_000, 256
+SEED, DRAWN, DRAWN_HELD_OUT = 11, 10_000, 256
 
 #: The checkpoint.
 FILE = "first-look.safetensors"
@@ -86,14 +86,14 @@ def _write_crops(out: Path, photos: Path, model: str) -> None:
             for row in pq.read_table(path).to_pylist()
         ]
         chance = np.random.default_rng(kind)
-        for uri, hands in groupby(rows, itemgetter("image_uri")):
-            part = parts["aside" if ASIDE.search(uri) else "train"]
+        for (uri, image_id), hands in groupby(rows, itemgetter("image_uri", "image_id")):
+            part = parts["aside" if is_held_out(name, image_id) else "train"]
             of_photo = list(hands)
             part += [(*crop, kind) for crop in _hand_crops(uri, of_photo)]
             if name == ROOMS:
                 part += [(*crop, len(COLLECTIONS)) for crop in _empty_crops(uri, of_photo, chance)]
     drawn = SyntheticHands(open_hand(), CROP_PX, seed=SEED)
-    for first in range(0, DRAWN + DRAWN_ASIDE, 32):
+    for first in range(0, DRAWN + DRAWN_HELD_OUT, 32):
         batch = drawn.batch(torch.arange(first, first + 32))
         inside = torch.full_like(batch.image[:, :1], 255)
         images = torch.cat([batch.image, inside], 1).permute(0, 2, 3, 1)

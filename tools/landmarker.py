@@ -5,13 +5,12 @@
 PHOTOS holds folders of photos. The script detects hands, cuts an upright crop per hand, draws hands, and distils a
 small network from MediaPipe's on these crops (`trainer/distillation/`). A stopped run resumes. The result,
 OUT/landmarker.safetensors, is a `Landmarker` in half precision. `--start` continues from an earlier one or from a
-checkpoint such as `default`. ASIDE matches the photos for evaluation.
+checkpoint such as `default`. Photos of tools/held_out.py are for evaluation.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from held_out import COLLECTIONS, is_held_out
 from torch import Tensor
 
 from annotator.commands.detect import detect
@@ -57,14 +57,8 @@ PADDING = 1.35
 #: Side of the square that is cut, over that of a turned square inside.
 REACH = 1.42
 
-#: Held-out photos, by their path below PHOTOS: whole people, sequences, or some photos of each letter.
-ASIDE = re.compile(
-    r"hand-photos/images/(webcam-0[258]/|asl-letters/\d*[07]_)|hand-scenes/images/(996_|96_|5_|Hand)"
-    r"|sign-digits/images/\d/IMG_5[6-9]"
-)
-
 #: Seed and number of drawn hands for training, and number after them for evaluation.
-SEED, DRAWN, DRAWN_ASIDE = 7, 4000, 256
+SEED, DRAWN, DRAWN_HELD_OUT = 7, 4000, 256
 
 #: Crops for the statistics of batch norms; views for the evaluation.
 MEASURED, EVALUATED = 96, 256
@@ -97,13 +91,13 @@ def upright_crop(
 
 
 def upright_crops(found: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield photo path and upright crop (CROP_PX, CROP_PX, 3) uint8 per detected hand; left hands are mirrored."""
+    """Yield image id and upright crop (CROP_PX, CROP_PX, 3) uint8 per detected hand; left hands are mirrored."""
     for path in sorted((found / "data").glob("*.parquet")):
         for row in pq.read_table(path, filters=[("status", "=", "ok")]).to_pylist():
             photo = photo_at(row["image_uri"], row["frame_index"])
             joints_px = np.array(row["joints2d_px"])
             crop, _ = upright_crop(photo, joints_px, row["is_right"], PADDING * MARGIN, CROP_PX)
-            yield row["image_uri"], crop[..., :3]
+            yield row["image_id"], crop[..., :3]
 
 
 def crops_of(out: Path, photos: Path, model: str) -> tuple[Tensor, Tensor]:
@@ -111,11 +105,11 @@ def crops_of(out: Path, photos: Path, model: str) -> tuple[Tensor, Tensor]:
     kept = out / "crops.safetensors"
     if not kept.is_file():
         parts: dict[str, list[Tensor]] = {"train": [], "aside": []}
-        for folder in sorted(path for path in photos.iterdir() if path.is_dir()):
-            found = out / "found" / folder.name
-            detect(str(folder), str(found), model)
-            for uri, crop in upright_crops(found):
-                parts["aside" if ASIDE.search(uri) else "train"].append(crop)
+        for name in COLLECTIONS:
+            found = out / "found" / name
+            detect(str(photos / name / "images"), str(found), model)
+            for image_id, crop in upright_crops(found):
+                parts["aside" if is_held_out(name, image_id) else "train"].append(crop)
         stacked = {name: torch.stack(crops) for name, crops in parts.items()}
         write_atomic(str(kept), safetensors.torch.save(stacked))
     loaded = safetensors.torch.load_file(kept)
@@ -129,7 +123,7 @@ def drawn_crops(out: Path) -> tuple[LandmarkExamples, LandmarkExamples]:
         hands = SyntheticHands(open_hand(), CROP_PX, seed=SEED)
         parts = [
             _drawn_upright(hands, torch.arange(first, first + 50))
-            for first in range(0, DRAWN + DRAWN_ASIDE, 50)
+            for first in range(0, DRAWN + DRAWN_HELD_OUT, 50)
         ]
         stacked = dict(zip(("image", "landmarks"), map(torch.cat, zip(*parts, strict=True)), strict=True))
         write_atomic(str(kept), safetensors.torch.save(stacked))

@@ -19,9 +19,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from first_look import first_look
+from held_out import is_held_out
 from landmarker import MARGIN, crops_of, taught
 from squashed import unsquashed
 
@@ -63,14 +63,8 @@ EMPTY = {"sign-digits": 0.0, "hand-scenes": 0.25}
 #: Photos in front of a plain wall, from which hands can be cut out.
 PLAIN = "sign-digits"
 
-#: Held out: at least the last 300 digit photos (numbered; ten in a row, 0 to 9, show one person), and these sequences
-#: of the scenes.
-LAST_DIGITS, ASIDE_SCENES = 300, re.compile(r"(996_|96_|5_|Hand)")
-
-#: Collections whose fitted hands train the second look. Held out of `hand-photos`: three people and some photos of each
-#: letter.
+#: Collections whose fitted hands train the second look.
 FITTED = ("hand-photos", "sign-digits", "hand-scenes")
-ASIDE_PHOTOS = re.compile(r"webcam-0[258]/|asl-letters/\d*[07]_")
 
 #: Detections in the held-out photos.
 ASIDE = Path(__file__).parents[1] / "tests/data/kept_aside.parquet"
@@ -97,7 +91,7 @@ def examples(out: Path, photos: Path, model: str) -> None:
             if read_if_exists(str(out / part / name / SUMMARY_FILE)) not in (None, UNFINISHED):
                 continue
             labels = out / "labels" / part / name
-            _keep(found, labels, kept_aside(name, found), part == "aside")
+            _keep(found, labels, name, aside=part == "aside")
             shutil.rmtree(out / part / name, ignore_errors=True)
             convert(f"labels:{labels}", str(out / part / name), empty=share, outline=name == PLAIN)
 
@@ -112,7 +106,7 @@ def fitted_examples(out: Path, photos: Path, model: str) -> None:
             if read_if_exists(str(out / part / name / SUMMARY_FILE)) not in (None, UNFINISHED):
                 continue
             labels = out / "labels" / part / name
-            _keep(fits, labels, kept_aside(name, found), aside=part == "fitted_aside")
+            _keep(fits, labels, name, aside=part == "fitted_aside")
             shutil.rmtree(out / part / name, ignore_errors=True)
             convert(f"labels:{labels}", str(out / part / name))
 
@@ -122,11 +116,10 @@ def write_landmarks(out: Path) -> None:
     columns = ["image_id", "is_right", "joints2d_px", "landmark_depth_px"]
     tables = []
     for name in FITTED:
-        is_aside = kept_aside(name, out / "found" / name)
         paths = sorted((out / "found" / name / "data").glob("*.parquet"))
         table = pa.concat_tables(pq.read_table(path, columns=[*columns, "status"]) for path in paths)
         keep = [
-            status == "ok" and is_aside(image_id)
+            status == "ok" and is_held_out(name, image_id)
             for status, image_id in zip(*(table[c].to_pylist() for c in ("status", "image_id")), strict=True)
         ]
         table = table.filter(pa.array(keep)).select(columns).replace_schema_metadata(None)
@@ -163,31 +156,14 @@ def read_aside(photos: Path, out: Path) -> None:
         write_examples(str(folder), rows, example_schema(1, {"hand": None}))
 
 
-def kept_aside(name: str, found: Path) -> Callable[[str], bool]:
-    """Return a function from image id to whether that photo is held out of training."""
-    if name in ("hand-scenes", "hand-photos"):
-        pattern = ASIDE_SCENES if name == "hand-scenes" else ASIDE_PHOTOS
-        return lambda image_id: bool(pattern.match(image_id))
-    table = pq.ParquetDataset(found / "data").read(columns=["image_id", "status"]).to_pylist()
-    numbers = sorted(photo_number(row["image_id"]) for row in table if row["status"] == "ok")
-    zeros = (photo_number(row["image_id"]) for row in table if row["image_id"].startswith("0/"))
-    first = max(number for number in zeros if number <= numbers[-LAST_DIGITS])
-    return lambda image_id: photo_number(image_id) >= first
-
-
-def photo_number(image_id: str) -> int:
-    """Return the number in the file name of a digit photo."""
-    return int(image_id.rpartition("_")[2].partition(".")[0])
-
-
-def _keep(found: Path, labels: Path, is_aside: Callable[[str], bool], aside: bool) -> None:
+def _keep(found: Path, labels: Path, collection: str, aside: bool) -> None:
     """Write the label set of the held-out photos, or of all others."""
     shutil.rmtree(labels, ignore_errors=True)
     (labels / "data").mkdir(parents=True)
     shutil.copy(found / "_run.json", labels)
     for path in sorted((found / "data").glob("*.parquet")):
         table = pq.read_table(path)
-        chosen = [is_aside(image_id) == aside for image_id in table["image_id"].to_pylist()]
+        chosen = [is_held_out(collection, image_id) == aside for image_id in table["image_id"].to_pylist()]
         if any(chosen):
             pq.write_table(table.filter(pa.array(chosen)), labels / "data" / path.name)
 

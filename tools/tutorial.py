@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from held_out import digit_number, is_held_out
 from PIL import Image
-from shipped_weights import ASIDE_SCENES, LAST_DIGITS, photo_number
 
 import annotator
 from annotator.report.tiles import contact_sheet, hand_tiles
@@ -51,12 +51,15 @@ def commands() -> list[str]:
 
 def write_lists(photos: Path, out: Path, every: int = 1) -> None:
     """Write OUT/photos.txt, and OUT/aside.txt with other people and places: every Nth photo of both."""
-    scenes = sorted((photos / "hand-scenes" / "images").glob("*.jpg"))
-    digits = sorted((photos / "sign-digits" / "images").glob("*/*.JPG"), key=lambda p: photo_number(p.name))
-    # Ten in a row, 0 to 9, show one person.
-    last = max(n for n, path in enumerate(digits[: -LAST_DIGITS + 1]) if path.parent.name == "0")
-    aside = [*digits[last:], *(path for path in scenes if ASIDE_SCENES.match(path.name))]
-    others = [*digits[:last], *(path for path in scenes if not ASIDE_SCENES.match(path.name))]
+    folders = {name: photos / name / "images" for name in ("sign-digits", "hand-scenes")}
+    digits = sorted(folders["sign-digits"].glob("*/*.JPG"), key=lambda path: digit_number(path.name))
+    scenes = sorted(folders["hand-scenes"].glob("*.jpg"))
+    aside: list[Path] = []
+    others: list[Path] = []
+    for name, paths in (("sign-digits", digits), ("hand-scenes", scenes)):
+        for path in paths:
+            held_out = is_held_out(name, path.relative_to(folders[name]).as_posix())
+            (aside if held_out else others).append(path)
     for name, chosen in (("photos", others), ("aside", aside)):
         (out / f"{name}.txt").write_text("".join(f"{path.absolute()}\n" for path in chosen[::every]))
 

@@ -29,7 +29,8 @@ class FirstLookConfig(Schedule):
     # How far views are from the crops of boxes: in size, and in half-sides.
     zoom: float = 1.4
     shift: float = 0.22
-    # Shares of the collections in each step; of squares without a hand, and of drawn hands.
+    # Shares of the collections in each step, in the order of tools/held_out.py; of squares without a hand, and of
+    # drawn hands.
     empty: float = 0.2
     drawn: float = 0.2
     photos: tuple[float, ...] = (0.42, 0.10, 0.08)
