@@ -18,6 +18,9 @@ FEED_FORWARD = 2
 #: Octaves of sines in the positional encoding, from one wave per 20 cm to one per 2.5 cm: half a finger's width.
 OCTAVES = 4
 
+#: Cells of a map per point up to which a layer is faster on the map than on its samples, measured at 1,152 channels.
+CELLS_PER_POINT = 2.5
+
 
 def zero_start(linear: nn.Linear) -> nn.Linear:
     """Set a layer to zero, so that a sum with its output starts unchanged, and return it."""
@@ -165,11 +168,10 @@ class Tokens(nn.Module):
 def _sampled(layer: nn.Linear, features: FeatureMap, points: Tensor) -> Tensor:
     """Return the layer's output (B, N, width) for a map's values at points (B, N, 2).
 
-    Sampling and a layer without bias are both linear in the map, so the cheaper order is taken: the layer first
-    where the map has fewer cells than there are points.
+    Sampling and a layer without bias are both linear in the map, so the cheaper order is taken.
     """
     values, places = features.values.float(), features.in_map(points)
-    if values[0, 0].numel() >= points.shape[1]:
+    if values[0, 0].numel() > CELLS_PER_POINT * points.shape[1]:
         sampled: Tensor = layer(reverse_interpolate(values, places))
         return sampled
     cells = values.permute(0, 2, 3, 1) @ layer.weight.T

@@ -56,7 +56,8 @@ def _resized(images: Tensor, size_px: int) -> Tensor:
     unit = torch.eye(side_px, dtype=images.dtype, device=images.device)[None, None]
     weights = interpolate(unit, size=(size_px, side_px), mode="bilinear", antialias=True)[0, 0]
     rows = weights @ images.permute(0, 2, 3, 1).reshape(count, side_px, side_px * 3)
-    columns = rows.view(count, size_px, side_px, 3).transpose(2, 3) @ weights.T
+    # One product for all photos: with the colours last, torch makes a small one per row.
+    columns = rows.view(count, size_px, side_px, 3).transpose(2, 3).contiguous() @ weights.T
     return columns.transpose(2, 3).reshape(-1, 3)
 
 
