@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Stopped(BaseException):
-    """A command was interrupted. Typer would end silently after a `KeyboardInterrupt`."""
+    """Replace `KeyboardInterrupt`, after which Typer would exit silently."""
 
 
 class Commands(typer.core.TyperGroup):
@@ -189,14 +189,15 @@ def annotate(
     columns: Annotated[
         LabelColumns,
         typer.Option(
-            help="'joints' leaves out mesh and texture, for an eighth of the bytes and a seventh less time; 'mesh' the "
-            "texture alone."
+            help="'joints' omits mesh and texture: an eighth of the bytes, a seventh less time. 'mesh' omits the "
+            "texture only."
         ),
     ] = LabelColumns.all,
     tie_sizes: Annotated[
         bool,
         typer.Option(
-            help="One length for the only right and only left hand of a photo. Turn it off if people differ."
+            help="Give a photo's right and left hand one length if it shows exactly one of each. Turn it off if they "
+            "belong to different people."
         ),
     ] = True,
     workers: Annotated[
@@ -428,14 +429,17 @@ def convert(
     ] = "open",
     split: Annotated[str | None, typer.Option(help="'train' (default) or 'evaluation'.")] = None,
     images: Annotated[
-        str | None, typer.Option(help="Folder of the photos, if coco or labels do not hold their paths.")
+        str | None,
+        typer.Option(help="Folder of the photos, if the paths in coco or labels do not lead to them."),
     ] = None,
     empty: Annotated[
-        float, typer.Option(help="Also cut squares without a hand from this share of the photos (labels).")
+        float, typer.Option(help="For labels: share of photos that also give a square without a hand.")
     ] = 0.0,
     outline: Annotated[
         bool,
-        typer.Option(help="Find masks of hands in front of a plain wall by colour, for augment.backdrop."),
+        typer.Option(
+            help="Find hand masks by colour, for photos in front of a plain wall (used by augment.backdrop)."
+        ),
     ] = False,
     workers: Annotated[
         int | None,
@@ -596,7 +600,7 @@ def filter_(
     ] = None,
     as_list: Annotated[bool, typer.Option("--list", help="Write the photos' uris, one per line.")] = False,
     sort: Annotated[
-        bool, typer.Option(help="Sort each file by std in small row groups, so that later filters read less.")
+        bool, typer.Option(help="Sort each file by std in small row groups, to speed up later filters.")
     ] = False,
     workers: Annotated[
         int | None,
@@ -644,7 +648,7 @@ def export(
     ] = None,
     samples: Annotated[
         bool,
-        typer.Option("--samples", help="Also export drawn meshes (of `annotate --samples`) to glb and ply."),
+        typer.Option("--samples", help="Also export the samples of `annotate --samples` to glb and ply."),
     ] = False,
     by_photo: Annotated[
         bool,
@@ -856,14 +860,14 @@ def _print_outcomes(record: RunRecord) -> None:
         if record.skipped_files > len(some):
             some.append("...")
         typer.echo(
-            f"{record.skipped_files} files skipped, not photos or unreadable folders: {', '.join(some)}"
+            f"{record.skipped_files} files skipped (not photos, or unreadable folders): {', '.join(some)}"
         )
 
 
 def _print_record(labels: str, record: RunRecord) -> None:
     _print_outcomes(record)
     if record.settings.trained_steps == 0:
-        typer.echo("untrained weights: every hand is the mean hand, with one std for all")
+        typer.echo("untrained weights: every hand is the mean hand, and all stds are equal")
     typer.echo(f"{record.photos} photos labelled in {labels}")
 
 

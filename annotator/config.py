@@ -54,7 +54,7 @@ class AmvurConfig:
 class CameraConfig:
     """Weak perspective, section 3.1."""
 
-    # Off: V and J3 are in camera axes already, so r would be a second global rotation.
+    # Off: V and J3 are in crop axes already, so r would be a second global rotation.
     rotation: bool = False
     annotation_noise: float = 0.01  # std of a 2D label, crop half-sides; the floor of Sigma_2
 
@@ -95,7 +95,7 @@ class NetworkConfig:
         if self.landmarks and self.read_outs:
             raise UserError("landmarks and read_outs both predict joint positions: set one of them to false")
         if self.joint_visibility and not (self.landmarks or self.read_outs):
-            raise UserError("joint_visibility looks at landmarks: set read_outs or landmarks to true")
+            raise UserError("joint_visibility needs landmarks: set read_outs or landmarks to true")
         _at_least("refine_steps", self.refine_steps, 0)
         if self.refine_steps and (not self.read_outs or self.variant == "amvur"):
             raise UserError("refine_steps needs read_outs: true and a variant with prior-net")
@@ -164,7 +164,7 @@ def from_dict(kind: type[Config], values: Any, where: str) -> Config:
             hint = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}"
             raise UserError(f"{where}: unknown key '{key}'; {hint}")
         group = known[key].metadata.get("group")
-        if group and isinstance(value, str):  # a part may be given by the name of a shipped file
+        if group and isinstance(value, str):  # a section may name a shipped file
             built[key] = read_config(hints[key], group, value)
         else:
             built[key] = _checked(hints[key], value, key, where)

@@ -55,7 +55,7 @@ def sample_columns(
     mirrored: NDArray[np.bool_],
     size: NDArray[np.float32],
 ) -> dict[str, Any]:
-    """Return the label columns of drawn hands.
+    """Return the label columns of samples.
 
     Args:
         vertices_mm: (n, S, V, 3) crop axes, mirrored for left hands. joints3d_mm: (n, S, 21, 3) likewise.

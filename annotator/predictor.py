@@ -221,7 +221,7 @@ class Predictor:
         columns["side_score"] = None if right is None else np.maximum(right, 1 - right)
         if samples:
             drawn = self._draw(prediction, crops, samples)
-            # Drawn hands scale with a given length, as the mean does.
+            # Samples scale with a given length, as the mean does.
             size = columns["hand_length_mm"] / hand_lengths_mm(numpy_of(prediction.joints3d.mean_mm))
             size = np.where(np.isnan(crops.hand_length_mm), 1, size).astype(np.float32)
             columns |= sample_columns(drawn, self.network.R @ drawn, crops, mirrored, size)

@@ -1,9 +1,9 @@
 """Print the paper's six tables, beside the paper's numbers: `make paper`, or `python benchmarks/ablations.py OUT`.
 
 Hands are drawn once and one backbone runs over them once. Each row then trains its heads on the cached features until
-its validation error stands still; rows about backbone or texture train end to end on the same crops. A stopped command
-resumes: it repeats no finished row, and at most a few steps of an unfinished one. `--short` proves in minutes that
-every part runs; its numbers mean nothing.
+its validation error stops improving; rows about backbone or texture train end to end on the same crops. A stopped
+command resumes: it repeats no finished row, and at most a few steps of an unfinished one. `--short` proves in minutes
+that every part runs; its numbers mean nothing.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 SIZES = (1, 2, 4, 8)
 SEARCHES: tuple[Search, ...] = ("quick", "thorough")
 
-#: A piece without a hand has sides of at least so many pixels.
+#: Minimum side of a piece without a hand, pixels.
 PIECE_PX = 200
 
 Boxes = NDArray[np.float64]  # (n, 4) xyxy, pixels

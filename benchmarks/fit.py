@@ -44,7 +44,7 @@ def main(count: int) -> None:
     }
     fitter.fit(exact[:8])
     print(
-        "| landmarks | error | fit | its vertices | hands/s | within 1 std: x, y, z | Spearman | surer half |"
+        "| landmarks | error | fit | its vertices | hands/s | within 1 std: x, y, z | Spearman | half with lower std |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for name, landmarks in kinds.items():

@@ -96,7 +96,7 @@ def supervised(out: Path, settings: Sequence[str]) -> dict[str, Any]:
 def uncertainty(found: dict[str, Any], spearman: float) -> dict[str, Any]:
     """Return the figures of 3D joints' std, root-relative and after Procrustes."""
     figures: dict[str, Any] = {}
-    for name, title in (("joints3d", "wrist on wrist"), ("joints3d_pa", "Procrustes")):
+    for name, title in (("joints3d", "root-relative"), ("joints3d_pa", "Procrustes")):
         part = found["uncertainty"][name]
         figures[f"Spearman, {title} (target: {spearman} or more)"] = part["spearman"]
         figures[f"error of best half over all, {title} (target: 0.8 or less)"] = (

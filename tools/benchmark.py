@@ -25,7 +25,7 @@ from trainer.state import MODEL_FILE
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Convert, train and evaluate what is not done yet.
+    """Convert, train and evaluate: the steps that are not finished.
 
     Raises:
         UserError: as any of the three; or the benchmark's name is unknown.

@@ -1,9 +1,9 @@
 """Train the weights that ship from scratch: `python tools/shipped_weights.py OUT --photos PHOTOS --model MODEL`.
 
 PHOTOS holds the folders `sign-digits`, `hand-scenes` and `hand-photos`; MODEL is MediaPipe's hand_landmarker.task.
-Squashed photos get their shape back first (tools/squashed.py). The script detects hands and fits hands to their
-landmarks; some people and sequences are held out. Of configs/shipped, the first three stages make `fast`; each starts
-from the end of the previous one. For `default`, MODEL's landmark network is distilled to smaller crops
+Photos with a wrong aspect ratio are corrected first (tools/squashed.py). The script detects hands and fits hands to
+their landmarks; some people and sequences are held out. Of configs/shipped, the first three stages make `fast`; each
+starts from the end of the previous one. For `default`, MODEL's landmark network is distilled to smaller crops
 (tools/landmarker.py), and the first look starts from its backbone (tools/first_look.py). In the fourth stage, the
 second look, heads learn from the fits. A stopped run resumes.
 

@@ -1,10 +1,10 @@
-"""Find the true shape of squashed photos, and give it back to them.
+"""Find the true aspect ratio of squashed photos, and restore it.
 
     python tools/squashed.py FOUND
 
-FOUND holds what `amvur detect` wrote for hand-photos. The script scales the landmarks' width by several factors, fits
-hands to them, and prints the mean cost of the fits. Where photos have their true shape, a factor near 1 fits best. The
-photos of `phone-gestures` came as squares; their hands fit best at 3:4 (docs/model-card.md).
+FOUND is the output of `amvur detect` for hand-photos. The script scales the landmarks' width by several factors, fits
+hands to them, and prints the mean cost of the fits. Where photos have their true aspect ratio, a factor near 1 fits
+best. The photos of `phone-gestures` came as squares; their hands fit best at 3:4 (docs/model-card.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FACTORS, HANDS = (0.5, 0.5625, 0.65, 0.75, 0.87, 1.0, 1.15, 1.33), 150
 
 
 def unsquashed(images: Path, out: Path) -> Path:
-    """Return a copy of a folder of photos in OUT, in which squashed photos have their true shape."""
+    """Return a copy of a folder of photos in OUT, in which squashed photos have their true aspect ratio."""
     for path in sorted(images.rglob("*.*")):
         copy = out / path.relative_to(images)
         if copy.is_file() or not path.is_file():

@@ -1,1 +1,1 @@
-"""."""
+"""Training: examples, losses, the loop, conversion of data sets, synthetic hands, evaluation."""

@@ -113,7 +113,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Held-out examples that decide how long a run takes: it ends when their error has stood still."""
+    """Held-out examples that decide how long a run takes: it ends when their error stops improving."""
 
     source: str = ""  # a folder or URL of examples, or a cache; empty = the run takes all its steps
     first: int = 0  # number of the first example
@@ -169,7 +169,7 @@ class TrainConfig:
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}, must not be negative")
         if self.inverse_kinematics and not self.network.read_outs:
-            raise UserError("inverse_kinematics learns from landmarks: set network.read_outs=true")
+            raise UserError("inverse_kinematics needs landmarks: set network.read_outs=true")
         if not self.data:
             raise UserError("data is empty: give at least one source")
 

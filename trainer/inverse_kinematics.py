@@ -32,14 +32,14 @@ VERTICES = 64
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """How a detector errs on landmarks and crops lie; lengths are those of the hand.
+    """Simulated errors of a detector's landmarks and of crops; lengths are those of the hand.
 
     Errors of whole fingers are off: with them, a network follows real landmarks less closely, and is no better on drawn
     ones with such errors.
     """
 
     joint_mm: tuple[float, float, float] = (3.0, 3.0, 6.0)  # std of each joint's x, y and depth
-    # A finger may also err as a whole: not at all at the palm and so many times `joint_mm` at its tip.
+    # A finger may also err as a whole: not at all at the palm, with a std of `finger` times `joint_mm` at its tip.
     finger: float = 0.0
     wrong: float = 0.0  # share of hands with one finger that errs `wrong_times` as much
     wrong_times: float = 5.0
@@ -98,7 +98,7 @@ class DrawnLandmarks:
 
 
 def seen_joints(hands: DrawnHands) -> tuple[Tensor, Tensor]:
-    """Return where a camera sees joints, as image landmarks have it, and the axes of crops around them.
+    """Project joints as image landmarks, and return them with the axes of crops around them.
 
     Landmarks (B, 21, 3) have the photo's x and y in millimetres at the wrist's distance. Their depth is along the
     crop's ray, relative to the wrist. Axes (B, 3, 3) are crop axes (`annotator.coordinates`).

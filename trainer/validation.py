@@ -1,10 +1,10 @@
-"""Watch the error on held-out examples during a training, keep the best network, and end a run that stands still.
+"""Watch the error on held-out examples during a training, keep the best network, and end a run that stops improving.
 
 OUT/validation.jsonl    step and error of each measurement
 OUT/best.safetensors    the network with the smallest error
 
 The error is that of the strongest target the run trains on: vertices (mm), else 3D joints (mm), else 2D joints (crop
-half-sides). So weak training never sees 3D, not even to end a run. In 3D it is the mean of two errors, wrist on wrist
+half-sides). So weak training never sees 3D, not even to end a run. In 3D it is the mean of two errors, root-relative
 and after Procrustes. The latter alone rises while a network learns to turn the hand, and would end the run there.
 """
 

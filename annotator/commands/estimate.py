@@ -21,8 +21,8 @@ JOB_EFFICIENCY = 0.6
 #: Bytes of a label per hand, and per vertex by columns (docs/benchmarks.md).
 BYTES_PER_HAND, BYTES_PER_VERTEX = 520, {"all": 9.5, "mesh": 7.7, "joints": 0.0}
 
-#: Bytes per drawn mesh, and per vertex of it (docs/labels.md).
-BYTES_PER_DRAW, BYTES_PER_DRAWN_VERTEX = 100, 4.4
+#: Bytes per sample, and per vertex of it (docs/labels.md).
+BYTES_PER_SAMPLE, BYTES_PER_SAMPLE_VERTEX = 100, 4.4
 
 #: Entries between two progress reports.
 _REPORT_EVERY = 1000
@@ -95,6 +95,6 @@ def estimate(
     torch.set_num_threads(threads)
     bytes_per_hand = BYTES_PER_HAND + BYTES_PER_VERTEX[columns] * job.settings.vertex_count
     bytes_per_hand += job.settings.samples * (
-        BYTES_PER_DRAW + BYTES_PER_DRAWN_VERTEX * job.settings.vertex_count
+        BYTES_PER_SAMPLE + BYTES_PER_SAMPLE_VERTEX * job.settings.vertex_count
     )
     return Estimate(count, done, rate, bytes_per_hand, job.labels)

@@ -107,7 +107,7 @@ def export_labels(
         if to not in ("glb", "ply"):
             raise UserError(f"--by-photo is for glb and ply, not for {to}")
         if samples:
-            raise UserError("--samples writes a file per drawn mesh, and --by-photo one per photo: give one")
+            raise UserError("--samples writes a file per sample, and --by-photo one per photo: give one")
         write = partial(write, by_photo=True)
     columns = meshes.columns_with_samples(source) if samples else chosen.columns(source)
     plan = {

@@ -21,7 +21,7 @@ from annotator.track.frames import ASSUMED_RATE_HZ
 #: The column of a list with the text of an episode's task, and the text without it.
 TASK, NO_TASK = "task", "move the hands"
 
-#: The longest episode: beyond it float32 timestamps, which LeRobot has, are no longer true to its 0.1 ms.
+#: Maximum episode length, seconds: beyond it float32 timestamps are less exact than LeRobot's tolerance of 0.1 ms.
 MOST_S = 600
 
 #: Columns that LeRobot has in every data set.
@@ -89,7 +89,7 @@ class DataSet:
         steps = np.diff(frames.time_s)
         if len(steps) and abs(float(np.median(steps)) / step_s - 1) > 0.01:
             self._leave_out(
-                frames, slice(None), f"hand in a video of other than {self.rate_hz:g} frames per second"
+                frames, slice(None), f"hand in a video with a frame rate other than {self.rate_hz:g}"
             )
             return
         ends = np.flatnonzero(np.abs(steps / step_s - 1) > 0.5) + 1

@@ -75,11 +75,11 @@ class Frames:
 def frames_of(model: HandModel, sequence: Sequence, exported: Exported) -> Frames:
     """Return the frames of a sequence, with one hand per side; count the hands left out.
 
-    Where tracks of one side are in a frame together, as with two people, the longest has the place.
+    Where several tracks of one side share a frame, as with two people, only the longest is kept.
     """
     sound = has_skeleton(sequence.rows)
     if lost := int((~sound).sum()):
-        exported.left_out["hand without pose, shape or place"] += lost
+        exported.left_out["hand without pose, betas or position"] += lost
     numbers, frame = np.unique(sequence.frame, return_inverse=True)
     rows = _rows_of_frames(sequence, sound, frame, len(numbers))
     kept = rows.max(1) >= 0
@@ -88,7 +88,7 @@ def frames_of(model: HandModel, sequence: Sequence, exported: Exported) -> Frame
     placed = int(valid.sum())
     exported.hands += placed
     if beside := int(sound.sum()) - placed:
-        exported.left_out["hand beside a longer track of its side"] += beside
+        exported.left_out["hand of a shorter track of the same side"] += beside
     first = np.where(valid[:, 0], rows[:, 0], rows[:, 1])
     table = sequence.rows
     places = table.select(["image_uri", "frame_index", "width", "height"]).take(first).to_pylist()

@@ -67,7 +67,7 @@ class CameraPhotos:
         if found is None:
             return None
         if size != self._size:
-            return f"hand in a photo of other than {self._size[0]} x {self._size[1]} pixels"
+            return f"hand in a photo whose size is not {self._size[0]} x {self._size[1]} pixels"
         try:
             if isinstance(found, PhotoError):
                 raise found

@@ -1,4 +1,4 @@
-"""Statistics of a LeRobot data set, of each episode and of all, as its loaders normalise by them."""
+"""Statistics of a LeRobot data set, of each episode and of all, for normalisation by its loaders."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def columns_with_samples(labels: Labels) -> list[str]:
     """
     found = columns(labels)
     if _SAMPLES not in labels.columns:
-        raise UserError(f"'{labels.place}' holds no drawn meshes: label with `amvur annotate --samples N`")
+        raise UserError(f"'{labels.place}' holds no samples: label with `amvur annotate --samples N`")
     return [*found, _SAMPLES]
 
 

@@ -62,7 +62,7 @@ def write(kind: str, labels: Labels, batches: Iterator[pa.Table], out: str) -> E
 def _sound(track: Track, exported: Exported) -> Track:
     sound = has_skeleton(track.rows)
     if lost := int((~sound).sum()):
-        exported.left_out["frame without pose, shape or place"] += lost
+        exported.left_out["frame without pose, betas or position"] += lost
     return Track(track.sequence, track.track_id, track.own[sound])
 
 

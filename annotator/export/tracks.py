@@ -91,14 +91,14 @@ def sequences(labels: Labels, batches: Iterator[pa.Table], exported: Exported) -
     """Yield each sequence; count rows of no track in `exported`. One sequence is in memory at a time.
 
     Raises:
-        UserError: the rows of a sequence lie apart, or its frames have no order.
+        UserError: the rows of a sequence are not adjacent, or its frames have no order.
     """
     seen: set[str] = set()
     for name, parts in groupby(_runs(batches, exported), key=lambda run: run[0]):
         if name in seen:
             raise UserError(
-                f"the frames of '{name}' lie apart in '{labels.place}': give the set that `amvur track` wrote, or "
-                "one filtered without --sort"
+                f"the rows of '{name}' are not adjacent in '{labels.place}': give the label set that `amvur track` "
+                "wrote, or one filtered without --sort"
             )
         seen.add(name)
         rows = pa.concat_tables([table for _, table in parts]).combine_chunks()

@@ -19,7 +19,7 @@ MIN_BYTES, MIN_STORE_FILES = 1 << 29, 64
 _AHEAD = 3
 
 #: Retries of a task whose process or machine died.
-_TRIES = 3
+_RETRIES = 3
 
 Result = TypeVar("Result")
 
@@ -79,7 +79,7 @@ def _as_tasks(
 
     present = ray.cluster_resources()
     gpus = gpus if present.get("GPU", 0) >= gpus else 0
-    task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_TRIES, scheduling_strategy="SPREAD")(do)
+    task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES, scheduling_strategy="SPREAD")(do)
     max_submitted = workers or _AHEAD * max(1, int(present.get("CPU", 1)))
     common, rest, submitted = ray.put(shared), iter(items), deque[Any]()
     try:
@@ -93,7 +93,7 @@ def _as_tasks(
     except ray.exceptions.RayError as error:
         first = first_line(error)
         raise UserError(
-            f"a process died {_TRIES + 1} times over one part of the work ({first}): if memory ran out, "
+            f"processes died {_RETRIES + 1} times on one part of the work ({first}): if memory ran out, "
             "lower --workers; run the same command again to resume"
         ) from None
     finally:

@@ -66,7 +66,7 @@ class ShardFailures:
         self.losses += 1
         if self.losses > MAX_DATA_LOSSES:
             raise UserError(
-                f"processes died {self.losses} times over one shard ({first_line(error)}): if memory ran out, "
+                f"processes died {self.losses} times on one shard ({first_line(error)}): if memory ran out, "
                 "lower --shard-size or --workers; run the same command again to resume"
             )
 

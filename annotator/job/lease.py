@@ -70,11 +70,11 @@ class Lease:
         """Raise if the lease is lost.
 
         Raises:
-            UserError: another run took it over while this run stood still.
+            UserError: another run took it over while this run was paused.
         """
         if self._lost:
             raise UserError(
-                f"another run took over '{self._labels}' while this run stood still; finished labels are kept"
+                f"another run took over '{self._labels}' while this run was paused; finished labels are kept"
             )
 
     def confirm(self) -> None:

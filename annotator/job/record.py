@@ -36,7 +36,7 @@ class RunSettings:
     every: int = 1  # use every Nth video frame
     boxes: str | None = None  # list or label set with boxes
     boxes_normalised: bool = False  # boxes are fractions of the photo
-    samples: int = 0  # meshes drawn per hand
+    samples: int = 0  # per hand
     hand_length_mm: float | None = None  # of every hand; None: predicted
     precision: str = "float32"  # of the backbone
     tie_sizes: bool = False  # one length for the right and left hand of a photo

@@ -57,10 +57,10 @@ def plan_workers_on(
     share = compute.gpus_per_worker if any(node.get("GPU") for node in nodes) else 0.0
     room = _models_on_gpus(nodes, share) if share else _models_on_cpus(nodes, compute, model_bytes)
     workers = compute.workers or sum(count for _, count in room)
-    if workers > sum(count for _, count in room):
+    if workers > (most := sum(count for _, count in room)):
         raise UserError(
-            f"{workers} workers requested, but {sum(count for _, count in room)} fit on the GPUs: give so many, "
-            "or a fraction such as --gpus-per-worker 0.5"
+            f"{workers} workers requested, but {most} fit on the GPUs: give --workers {most}, or a fraction such as "
+            "--gpus-per-worker 0.5"
         )
     threads = worker_cpus = 0.0
     for cpus, count in room:  # a plan for the smallest machine fits all

@@ -224,7 +224,7 @@ def listed_box(box_xyxy: Sequence[float], entry: Entry, photo: Photo) -> tuple[f
     if inside != box and min(inside[2] - inside[0], inside[3] - inside[1]) < MIN_BOX_PX:
         raise PhotoError(
             "box_outside",
-            f"of the listed box {box}, less than {MIN_BOX_PX} pixels lie inside the photo of {size}",
+            f"less than {MIN_BOX_PX} pixels of the listed box {box} lie inside the photo of {size}",
         )
     return box
 

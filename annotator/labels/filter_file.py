@@ -171,8 +171,8 @@ class RowFilter:
         keep = self.keep
         if keep.keep_best is not None and file.facts.get("std_is_constant"):
             raise UserError(
-                f"'{file.path}' has one std for all hands, because its network is a prior-net alone: none are "
-                "best; filter by another column with --where"
+                f"'{file.path}' has one std for all hands (its network is prior-net alone), so std cannot rank them: "
+                "filter by another column with --where"
             )
         scalars = file.scalars(columns)
         stay = np.ones(len(scalars), bool)

@@ -40,7 +40,7 @@ def label_metadata(
         maker: id of the checkpoint or fit.
         hand: its hand model.
         calibration: of the std in the labels.
-        samples: drawn meshes per hand.
+        samples: samples per hand.
         facts: further values, about the network or the fit.
     """
     drawn = {"joints3d_samples_mm": [samples, 21, 3], "vertices_samples_mm": [samples, hand.vertex_count, 3]}

@@ -1,9 +1,9 @@
-"""The metric size of hands and their place before the camera, with the std of both.
+"""The metric size of hands and their position in front of the camera, with the std of both.
 
-A photo shows a hand's angle, not its length: with another length, everything metric scales and nothing in the photo
-moves. The std of the wrist's place comes from the stds of 2D and 3D joints, through the least squares that place it.
-2D joints err independently there. The 3D errors of a finger's four joints are alike, so they count as one: then 59 to
-71 % of the errors of 320 drawn hands are within one std along each axis, and 88 to 97 % within two.
+A photo determines a hand's angular size, not its length: scaling all lengths changes nothing in the photo. The std
+of the wrist's position comes from the stds of 2D and 3D joints, through the least squares that locate it. 2D joints err
+independently there. The 3D errors of a finger's four joints are alike, so they count as one: then 59 to 71 % of the
+errors of 320 drawn hands are within one std along each axis, and 88 to 97 % within two.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def place_covariance(points_mm: Floats, std_mm: Floats, focal_px: Floats, std_px
     """Return the covariance (n, 3, 3) of the wrist's place in `coordinates.camera_translation`, to first order.
 
     Args:
-        points_mm: joints (n, 21, 3) before the camera.
+        points_mm: joints (n, 21, 3) in front of the camera.
         std_mm: (n, 21, 3) of the joints, wrist-relative.
         focal_px: (n,).
         std_px: (n, 21, 2) of their 2D positions.

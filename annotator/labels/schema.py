@@ -22,8 +22,6 @@ from annotator.photos.errors import Reason
 #: Version 1 has 3D in crop axes; version 2 in camera axes (`annotator.coordinates`), with the principal point.
 SCHEMA_VERSION = 2
 
-STATUSES = ("ok", "no_hand", "unreadable", "failed")
-
 #: The closed list of `reason`, the cause of a row without a hand; null for status `ok`.
 REASONS = (
     *get_args(Reason),
@@ -61,7 +59,7 @@ ROUNDING = {
     "betas": 1 / 32768,
 }
 
-#: The rounding steps of drawn meshes; finer steps only make files larger, because samples are random.
+#: The rounding steps of samples; finer steps only make files larger, because samples are random.
 SAMPLES_ROUNDING = {"joints3d_samples_mm": 1 / 16, "vertices_samples_mm": 1 / 8}
 
 #: The zstd level: files 2 % smaller than at 1, for 0.06 ms per hand; level 9 saves 1 % more for 0.14 ms
@@ -111,7 +109,7 @@ def label_schema(
         vertex_count: vertices of the hand model.
         metadata: Parquet metadata of the file.
         passed: names and types of the columns passed through.
-        samples: drawn meshes per hand; with 0 their columns are absent.
+        samples: samples per hand; with 0 their columns are absent.
         columns: the others are absent too.
     """
     xyz = pa.list_(pa.float32(), 3)

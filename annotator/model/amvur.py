@@ -38,7 +38,7 @@ RESIDUAL_SCALE = 10.0
 
 @dataclass
 class Gaussian:
-    """N(mean, std^2) per coordinate, millimetres, camera axes, wrist-relative."""
+    """N(mean, std^2) per coordinate, millimetres, crop axes, wrist-relative."""
 
     mean_mm: Tensor  # (B, N, 3)
     std_mm: Tensor  # (B, N, 3)

@@ -54,7 +54,7 @@ def fit_camera(joints3d_mm: Tensor, joints2d: Tensor, has_joints2d: Tensor) -> t
     The least-squares solution in closed form. For true joints it is C* of (4). No gradient passes.
 
     Args:
-        joints3d_mm: (B, 21, 3) camera axes.
+        joints3d_mm: (B, 21, 3) crop axes.
         joints2d: (B, 21, 2) crop coordinates.
         has_joints2d: (B, 21) bool; the other joints may hold anything.
 

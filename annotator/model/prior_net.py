@@ -37,7 +37,7 @@ _ROTATION, _POSE, _BETAS = 6, 45, 10
 
 @dataclass
 class PriorHand:
-    """Prior-net's prediction of B hands; camera axes, wrist-relative."""
+    """Prior-net's prediction of B hands; crop axes, wrist-relative."""
 
     vertices_mm: Tensor  # (B, V, 3), V_p
     joints3d_mm: Tensor  # (B, 21, 3), J_p = R V_p

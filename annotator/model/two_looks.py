@@ -30,20 +30,21 @@ from annotator.photos.cut import resample
 #: Side of the second look's square divided by the side of the 2D joints' box.
 PADDING = 1.35
 
-#: The smallest half-side of a square, in half-sides of the tight crop. Joints closer together are no hand.
+#: Minimum half-side of a square around joints, in half-sides of the tight crop; joints closer together are no hand.
 SMALLEST = 0.1
 
-#: A second look is repeated with a better square if its joints' square differs from its own by more: in
-#: turn, in size, or by a shift in half-sides.
+#: Maximum difference between the square of a second look and that of its joints: in rotation, in size, and a shift in
+#: half-sides. Beyond it, the look is repeated with the square of its joints.
 MOST_TURN_RAD, MOST_RESIZE, MOST_SHIFT = math.radians(20), 1.35, 0.25
 
-#: Times that a second look is repeated at most. A hand whose joints still disagree with its square is searched.
+#: Maximum repeats of a second look. If its joints still disagree with its square, four rotations of the crop are tried.
 REPEATS = 2
 
-#: Presence above which a second look may be repeated.
+#: Presence in the first look above which a second look may be repeated.
 IS_HAND = 0.5
 
-#: Presence in the second look below which its square is searched again, if the first look shows a hand.
+#: Minimum presence in the second look; below it the whole crop is tried in four rotations, if the first look finds a
+#: hand.
 FOUND = 0.5
 
 
@@ -198,7 +199,7 @@ class TwoLooks(nn.Module):
         look still gives the presence, so that one number means the same with and without a detector.
 
         If the second look's joints differ too much from its square, it is repeated with the square of these joints.
-        Hands that are not found by then are searched.
+        If that fails, or the second look finds no hand, the whole crop is tried in four rotations.
         """
         with torch.autocast(images.device.type, enabled=False):
             joints2d = first.joints2d
@@ -231,8 +232,8 @@ class TwoLooks(nn.Module):
     def _search(self, images: Tensor, features: TwoLookFeatures, lost: Tensor) -> None:
         """Replace the second looks of rows in which only the first look finds a hand, in place.
 
-        The whole crop is looked at in four turns. The look with the most certain and upright hand gives a square, along
-        which last looks are taken. The row changes if the last one is more certain than its own.
+        The whole crop is tried in four rotations. The look with the highest presence of an upright hand gives the
+        square of the last looks. A row is replaced if its presence increases.
         """
         first, seen = features.first[lost], self.second.is_hand(features.second[lost])
         turns = [self._look(images[lost], first, Square.whole(images[lost], quarter)) for quarter in range(4)]

@@ -17,7 +17,7 @@ class PhotoCamera(NamedTuple):
     lens: Lens | None = None  # None: a pinhole camera with one focal length
 
 
-#: A camera that nothing is known of.
+#: An unknown camera.
 UNKNOWN = PhotoCamera()
 
 

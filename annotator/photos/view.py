@@ -57,10 +57,6 @@ class View:
         rays = np.concatenate([plane, np.ones_like(plane[..., :1])], -1)
         return self.lens.project_nearest(rays @ self.axes.T)
 
-    def view_from_photo(self, points_px: ArrayLike) -> Floats:
-        """Convert photo pixels (..., 2) to points of the square (..., 2); NaN where it can't show them."""
-        return _on_plane(self.lens.rays(points_px) @ self.axes) / self.half_tan
-
     def slopes(self, points: ArrayLike) -> Floats:
         """Return the Jacobians (..., 2, 2) of `photo_from_view`: photo pixels per half-side."""
         points = np.asarray(points, np.float64)

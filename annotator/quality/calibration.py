@@ -1,8 +1,8 @@
 """Calibration: laws from a network's std to a std that matches its errors, and the data behind them.
 
 A checkpoint has one in its header, and every label file has a copy in its metadata, both in the form of `asdict`.
-`annotator/quality/uncertainty.py` fits one map, `trainer/evaluation/calibrate.py` all of them; `predictor.py`
-applies them.
+`annotator/quality/uncertainty.py` fits one map, `trainer/evaluation/calibrate.py` all of them.
+`predicted_columns.py` applies them to labels, `predictor.py` to samples.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ GAUSSIAN_MEAN_ERROR = math.sqrt(8 / (3 * math.pi))
 
 #: The caveat for calibration on 2D joints alone.
 UNCALIBRATED_3D = (
-    "3D std is as the network gives it; if training had no 3D either, depth's is a prior's, which orders no errors: "
-    "don't filter by it"
+    "3D std is the network's own; if training had no 3D targets, std along depth is nearly a constant of the prior and "
+    "does not rank errors: do not filter by it"
 )
 
 

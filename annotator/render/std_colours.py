@@ -10,7 +10,7 @@ STOPS = np.array([[38, 70, 132], [44, 140, 153], [131, 196, 118], [246, 205, 82]
 
 
 def std_colours(std_mm: np.ndarray, low_mm: float, high_mm: float) -> np.ndarray:
-    """Map std in millimetres (...) to RGB in 0..1 (..., 3); `low_mm` and less has the surest colour, NaN the least."""
+    """Map std in millimetres (...) to RGB in 0..1 (..., 3); `low_mm` and less has the first colour, NaN the last."""
     std_mm = np.nan_to_num(std_mm, nan=high_mm)
     position = np.clip((std_mm - low_mm) / max(high_mm - low_mm, 1e-6), 0, 1) * (len(STOPS) - 1)
     below = np.minimum(position.astype(int), len(STOPS) - 2)

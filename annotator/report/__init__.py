@@ -27,7 +27,7 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
     Args:
         labels: path or URL of a label set; all rows are read once, meshes only for the hands shown.
         out: folder on disk; default LABELS/report, or NAME-report in the working directory for labels in a store.
-        count: number of hands: a third the surest, a third the least sure, a third in between.
+        count: number of hands: a third of lowest std, a third of highest std, a third in between.
         truth: table of true joints, such as truth.parquet of `amvur synth`, to measure errors.
 
     Returns:

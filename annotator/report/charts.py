@@ -250,14 +250,15 @@ def joint_name(name: str) -> str:
 
 
 def kept_chart(panel: Panel) -> Chart:
-    """Return mean error against the share of hands kept, surest first, beside the best possible order."""
+    """Return mean error against the share of hands kept, lowest std first, beside the best possible order."""
     axes = Axes((0, 1), (0, max(float(panel.by_std.max()), panel.mean_mm, 0.1) * 1.1))
-    axes.frame("hands kept, surest first", "mean error, mm", x_percent=True)
+    axes.frame("hands kept, lowest std first", "mean error, mm", x_percent=True)
     axes.line([panel.kept[0], 1], [panel.mean_mm] * 2, "chance")
     axes.line(panel.kept.tolist(), panel.by_error.tolist(), "oracle")
     axes.line(panel.kept.tolist(), panel.by_std.tolist(), "ours")
     return axes.chart(
-        f"{panel.title}: mean error of all hands {panel.mean_mm:.1f} mm, of the surest half {panel.best_half_mm:.1f} mm"
+        f"{panel.title}: mean error of all hands {panel.mean_mm:.1f} mm, "
+        f"of the half with the lowest std {panel.best_half_mm:.1f} mm"
     )
 
 

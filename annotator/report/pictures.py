@@ -66,14 +66,14 @@ def _stem(number: int) -> str:
 
 
 def galleries(found: Survey, most: int) -> list[Gallery]:
-    """Return up to `most` hands: the surest, the least sure and some in between, or all of a small set."""
+    """Return up to `most` hands: those of lowest and of highest std and some between, or all of a small set."""
     surest, least = found.surest.rows, found.least_sure.rows
     if found.is_constant or not surest:
         rows = sorted(found.sample.rows[:most], key=_place)
         note = "A random sample: all have the same standard deviation."
         return [Gallery("A sample of hands", note, rows)] if rows else []
     if len(surest) < most or found.std.total == most:
-        return [Gallery("All hands", "Surest first.", surest)]
+        return [Gallery("All hands", "Lowest std first.", surest)]
     third = max(most // 3, 1)
     ends = surest[:third] + (least[:third] if most > 1 else [])
     taken = {_place(row) for row in ends}
@@ -82,9 +82,9 @@ def galleries(found: Survey, most: int) -> list[Gallery]:
     wanted = np.linspace(0, len(between) - 1, max(most - len(ends), 0) + 2)[1:-1]
     middle = [between[i] for i in np.unique(wanted.round().astype(int))] if between else []
     parts = [
-        Gallery("Surest", "The smallest predicted standard deviations.", ends[:third]),
-        Gallery("Least sure", "The largest predicted standard deviations.", ends[third:]),
-        Gallery("In between", "Spread evenly over the rest, surest first.", middle),
+        Gallery("Lowest std", "The smallest predicted standard deviations.", ends[:third]),
+        Gallery("Highest std", "The largest predicted standard deviations.", ends[third:]),
+        Gallery("In between", "Spread evenly over the rest, lowest std first.", middle),
     ]
     return [gallery for gallery in parts if gallery.rows]
 

@@ -111,11 +111,11 @@ def _main_note(record: Record, survey: Survey) -> Note:
     if isinstance(record.settings, RunSettings) and record.settings.trained_steps == 0:
         return Note(
             "Untrained weights: every hand is the mean hand, with the same uncertainty. "
-            "The pictures show that the pipeline works, not what a trained model predicts."
+            "The pictures show that the pipeline works, not the predictions of a trained model."
         )
     if survey.is_constant:
         return Note(
-            "All hands have one standard deviation: it measures their average error, and does not order them."
+            "All hands have one standard deviation: it measures their average error, and does not rank them."
         )
     calibration = survey.calibration
     if not calibration.fitted_on:

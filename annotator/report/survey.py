@@ -110,7 +110,7 @@ class Survey:
     """Counts, histograms and samples of a label set."""
 
     def __init__(self, count: int) -> None:
-        """Keep `count` of the surest and of the least sure hands."""
+        """Keep `count` of the hands with the lowest and with the highest std."""
         self.rows = self.hands = self.right = 0
         self.outcomes: Counter[str] = Counter()  # of photos: "ok", or "status: reason"
         self.checkpoints: Counter[str] = Counter()  # of hands
@@ -206,7 +206,7 @@ def survey(
 
     Args:
         labels: path or URL.
-        count: number of surest and of least sure hands to keep.
+        count: number of hands with the lowest, and with the highest std, to keep.
         more: further columns for `look`.
         look: called with the table of each file.
 

@@ -11,7 +11,7 @@ from annotator.runtime.ray_session import connected
 CPU_BATCH = 32
 
 #: On drawn hands the vertices of `default` move by 0.4 mm on average in float16 (median hand 0.2). In bfloat16 it is
-#: 7 mm (1.6), because a hand at the limit of another look moves far. int8 is for CPUs.
+#: 7 mm (1.6), because for some hands it changes whether the second look is repeated. int8 is for CPUs.
 Precision = Literal["float32", "float16", "bfloat16", "int8"]
 
 

@@ -35,12 +35,12 @@ class SequenceSource(Source):
         """Check the first label file.
 
         Raises:
-            UserError: the set is not finished, holds no meshes or stds, no sequence, or is tracked already.
+            UserError: the set is unfinished, holds no meshes or stds, no sequence, or is tracked already.
         """
         super().__init__()
         self._set = LabelSet(
             labels,
-            unfinished="is not finished: run the command that makes it to its end first",
+            unfinished="is unfinished: run the same `amvur annotate` or `amvur fit` command again first",
             empty="holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote",
         )
         self.schema = self._set.schema
@@ -52,7 +52,7 @@ class SequenceSource(Source):
                 "without --columns joints"
             )
         if "track_id" in names:
-            raise UserError(f"'{self._set.name}' is tracked already: give the labels that it was made of")
+            raise UserError(f"'{self._set.name}' is tracked already: give the label set that was tracked")
         own = {*label_schema(1).names, *SAMPLES_ROUNDING}
         self.columns = {_renamed(field.name): field.type for field in self.schema if field.name not in own}
         self._has_sequence = SEQUENCE in names
@@ -124,7 +124,7 @@ def read_sequence(
 
     Args:
         labels: the label set. entry: the sequence.
-        columns: to read; default: all but drawn meshes.
+        columns: to read; default: all but samples.
         without: columns to leave out.
     """
     tables = []

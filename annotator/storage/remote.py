@@ -22,7 +22,7 @@ import fsspec
 
 from annotator.errors import UserError, first_line
 
-#: Total time for retries of a failing request, and timeout of one answer, in seconds.
+#: Total time for retries of a failing request, and timeout of one response, in seconds.
 PATIENCE_S = 90.0
 ANSWER_S = 20.0
 
@@ -181,7 +181,7 @@ def read_part(url: str, start: int, end: int) -> bytes:
         try:
             return filesystem.cat_file(path, start=start, end=end)
         except OSError as error:
-            if _cause(error) in ("InvalidRange", "416"):  # S3's answer for an empty file
+            if _cause(error) in ("InvalidRange", "416"):  # S3's response for an empty file
                 return b""
             raise
 
@@ -206,7 +206,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 def _problem(url: str, error: Exception) -> OSError:
     message = shown(first_line(error))
-    # NoSuchUpload: the last answer to an upload of a large file was lost, but the file is complete.
+    # NoSuchUpload: the last response to an upload of a large file was lost, but the file is complete.
     if isinstance(error, FileNotFoundError) and _cause(error) != "NoSuchUpload":
         return FileNotFoundError(errno.ENOENT, message, shown(url))
     refused = getattr(error, "status", None) in (400, 401, 403, 410)  # HTTP status

@@ -13,7 +13,7 @@ from paper_tables.statistics import KEPT, Runs
 
 _COLOURS = {"prior-net": "#7f7f7f", "AMVUR": "#d9772b", "final": "#2a6fb0"}
 
-ERRORS = {"MPJPE": "wrist on wrist", "PA-MPJPE": "after Procrustes"}
+ERRORS = {"MPJPE": "root-relative", "PA-MPJPE": "after Procrustes"}
 
 
 def sparsification(runs: Runs) -> bytes | None:

@@ -33,7 +33,7 @@ took all {steps:,} steps ({end_to_end_steps:,} end to end). The best network of 
 hands.
 
 Intervals hold 95 % of bootstrap draws of photos and seeds. Meshes are the open hand's. Errors are mm; PA: after
-Procrustes; else wrist on wrist.
+Procrustes; else root-relative.
 
 Machine: {machine}.
 """
@@ -114,7 +114,7 @@ def _table(table: Table, runs: Runs, options: argparse.Namespace) -> Iterator[st
         cells = [_cell(row, k, measure, runs) for k, measure in enumerate(table.measures)]
         yield _line([row.title + _mark(row, runs, options), f"`paper/{row.config}`", *cells])
     if table.name not in ("2", "6"):
-        yield from ("", "Ours, wrist on wrist:", "")
+        yield from ("", "Ours, root-relative:", "")
         yield from _lines(["row", *ROOT_ALIGNED])
         for row in rows:
             if row.run in runs:
@@ -157,7 +157,7 @@ def _uncertainty(runs: Runs, picture: str) -> Iterator[str]:
     yield from ("", f"![Sparsification curves of the rows below]({picture})", "")
     yield "Area under the sparsification error (AUSE), in brackets its interval, then that of chance:"
     yield ""
-    yield from _lines(["row", *(f"AUSE, {name}" for name in ERRORS.values()), "Spearman, wrist on wrist"])
+    yield from _lines(["row", *(f"AUSE, {name}" for name in ERRORS.values()), "Spearman, root-relative"])
     for row in rows:
         figures = runs.figures(row.run)
         cells = []
@@ -166,7 +166,7 @@ def _uncertainty(runs: Runs, picture: str) -> Iterator[str]:
             chance = np.mean([one["uncertainty"][kind]["ause_of_chance"] for one in figures])
             cells.append(f"{found.mean:.3f} ({_between(found, '.3f')}), chance {chance:.3f}")
         yield _line([row.title, *cells, _spearman(row, runs)])
-    yield from ("", "Share of coordinates within the 68 % interval, wrist on wrist:", "")
+    yield from ("", "Share of coordinates within the 68 % interval, root-relative:", "")
     yield from _lines(["row", *(f"{kind}, {axis}" for kind in ("joints", "vertices") for axis in "xyz")])
     for row in rows:
         cells = [
@@ -176,7 +176,7 @@ def _uncertainty(runs: Runs, picture: str) -> Iterator[str]:
             for axis in "xyz"
         ]
         yield _line([row.title, *cells])
-    yield from ("", "Mean joint error of the most certain photos, relative to all, wrist on wrist:", "")
+    yield from ("", "Mean joint error of the photos with the lowest std, relative to all, root-relative:", "")
     shown = [k for k, share in enumerate(KEPT) if round(share * 20) % 2 == 0]
     yield from _lines(["row", *(_share(KEPT[k]) for k in shown)])
     for row in rows:

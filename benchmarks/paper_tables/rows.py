@@ -36,7 +36,7 @@ class Table:
 ERRORS = ("PA-MPJPE", "PA-MPVPE", "PA-F@5", "PA-F@15")
 WITH_AUC = ("PA-MPJPE", "PA-AUC, joints", "PA-MPVPE", "PA-AUC, vertices", "PA-F@5", "PA-F@15")
 
-#: Not in the paper's main text, but in its supplement: wrist on wrist.
+#: Root-relative; not in the paper's main text, but in its supplement.
 ROOT_ALIGNED = ("MPJPE", "AUC, joints", "MPVPE", "AUC, vertices", "F@5", "F@15")
 
 TABLES = (

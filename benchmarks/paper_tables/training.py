@@ -189,7 +189,7 @@ def run_all(rows: list[Row], options: argparse.Namespace) -> None:
 
 
 def ending(row: Row, options: argparse.Namespace, seed: int) -> tuple[int, bool]:
-    """Return the steps a run took, and whether its validation error stood still before its last step."""
+    """Return the steps a run took, and whether its validation error stopped improving before its last step."""
     log = (folder_of(row, options, seed) / "run" / LOG_FILE).read_text().splitlines()
     steps = int(json.loads(log[-1])["step"])
     return steps, steps < (options.end_to_end_steps if row.end_to_end else options.steps)

@@ -307,7 +307,9 @@ def test_labels_without_tracks_are_refused_in_one_line(labels, tmp_path):
     half = tmp_path / "half"
     half.mkdir()
     (half / "_run.json").write_text('{"settings": {}}')
-    with pytest.raises(UserError, match="is not finished: run the command that makes it"):
+    with pytest.raises(
+        UserError, match="is unfinished: run the same `amvur annotate` or `amvur fit` command again first"
+    ):
         track(str(half), out)
     with pytest.raises(UserError, match="holds no labels"):
         track(str(tmp_path / "nowhere"), out)

@@ -103,7 +103,7 @@ def label_set(
     samples: int = 0,
     **facts,
 ):
-    """Write a label set; rows with `is_right` are hands, with `samples` drawn meshes each (2 or none)."""
+    """Write a label set; rows with `is_right` are hands, with `samples` samples each (2 or none)."""
     placed = [k for k, row in enumerate(rows) if "is_right" in row]
     hands = hands_of(model, [rows[k]["is_right"] for k in placed], mano)
     rows = [
@@ -755,7 +755,7 @@ def test_mistakes_are_one_line(scene, tmp_path, monkeypatch, capsys):
         (scene, "coco", ("--colour", "std"), "--colour is for glb and ply"),
         (scene, "glb", ("--colour", "blue"), "no colour 'blue'"),
         (scene, "coco", ("--samples",), "--samples is for glb and ply"),
-        (scene, "ply", ("--samples",), "holds no drawn meshes: label with `amvur annotate --samples N`"),
+        (scene, "ply", ("--samples",), "holds no samples: label with `amvur annotate --samples N`"),
         (scene, "coco", ("--order", "x"), "--order is for ho3d"),
         (scene, "obj", (), "'obj' is not one of"),
     ):

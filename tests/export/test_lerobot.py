@@ -70,7 +70,7 @@ def exports(tracked, tmp_path_factory) -> dict[str, Path]:
     for form in ("video", "frames", "none"):
         exported = export_labels(str(tracked), str(out / form), "lerobot", photos=form)
         assert exported.hands == 35 + 29 + 6
-        assert dict(exported.left_out) == {"hand beside a longer track of its side": 14}
+        assert dict(exported.left_out) == {"hand of a shorter track of the same side": 14}
         assert exported.notes == ["3 episodes, 41 frames at 30 per second"]
     return {form: out / form for form in ("video", "frames", "none")}
 
@@ -308,7 +308,7 @@ def test_photos_of_lists_with_tasks_and_faults(listed, tmp_path):
     assert dict(exported.left_out) == {
         "hand without its photo: missing": 1,
         "hand in a photo of another size than the label": 1,
-        "hand in a video of other than 30 frames per second": 8,
+        "hand in a video with a frame rate other than 30": 8,
         "hand without its photo: not_a_photo": 1,
     }
     frames = loaded(tmp_path / "out")

@@ -328,7 +328,7 @@ def test_sets_without_tracks_or_order_are_refused_in_one_line(labels, tracked, t
     write_faces(str(one_file), HAND.faces)
     table = pq.read_table(tracked / "data")
     pq.write_table(table.take(np.arange(len(table)) * 29 % len(table)), one_file / "data" / "shard-0.parquet")
-    with pytest.raises(UserError, match="frames of '.*' lie apart in .*filtered without --sort"):
+    with pytest.raises(UserError, match="rows of '.*' are not adjacent in .*filtered without --sort"):
         export_labels(str(one_file), out, "bvh")
 
 

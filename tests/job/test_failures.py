@@ -122,7 +122,7 @@ def test_lost_data_is_decoded_again_twenty_times():
     shard = ShardFailures()
     for _ in range(failures.MAX_DATA_LOSSES):
         shard.lose(OSError("gone"))
-    with pytest.raises(UserError, match=r"died 21 times over one shard \(gone\)"):
+    with pytest.raises(UserError, match=r"died 21 times on one shard \(gone\)"):
         shard.lose(OSError("gone"))
 
 

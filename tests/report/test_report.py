@@ -277,11 +277,11 @@ def test_a_page_of_many_labels_is_small_and_says_that_it_samples(tmp_path):
         f"select count(*) filter (status = 'ok'), count(*) filter (reason = 'crashed') from '{labels}/data/*.parquet'"
     ).fetchall()[0]
     assert f"48 of {ok:,} hands" in page.text and f"{bad:,}" in page.text and "200,000" in page.text
-    for title, order in (("Surest", "asc"), ("Least sure", "desc")):
+    for title, order in (("Lowest std", "asc"), ("Highest std", "desc")):
         wanted = duckdb.execute(
             f"select image_id from '{labels}/data/*.parquet' where status = 'ok' order by joint_std_mm {order} limit 16"
         ).fetchall()
-        first = {"Surest": 0, "Least sure": 16}[title]
+        first = {"Lowest std": 0, "Highest std": 16}[title]
         assert [row["name"] for row in data["rows"][first : first + 16]] == [name for (name,) in wanted]
 
 
@@ -415,7 +415,7 @@ def test_labels_without_a_hand_or_with_one_std_for_all_have_a_note(tmp_path):
     page = Page(
         write_report(str(write_labels(tmp_path / "same", 30, constant=True)), tmp_path / "same/report", 6)
     )
-    assert "A sample of hands" in page.text and "Surest" not in page.text and len(page.data["hands"]) == 6
+    assert "A sample of hands" in page.text and "Lowest std" not in page.text and len(page.data["hands"]) == 6
     assert "All hands have one standard deviation" in page.text
     empty = write_labels(tmp_path / "empty", 0)
     with pytest.raises(UserError, match="has no labels yet"):

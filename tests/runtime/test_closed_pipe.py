@@ -65,4 +65,4 @@ def test_dots_stand_for_more_names_only(count: int, end: str, capsys: pytest.Cap
     settings = RunSettings.__new__(RunSettings)
     cli._print_outcomes(RunRecord(settings, skipped_files=count, skipped_names=["a.txt", "b.txt"]))
     printed = capsys.readouterr().out
-    assert printed.endswith(f"{count} files skipped, not photos or unreadable folders: {end}\n")
+    assert printed.endswith(f"{count} files skipped (not photos, or unreadable folders): {end}\n")

@@ -15,6 +15,7 @@ from annotator.labels.schema import label_schema, labels_to_table, without_hand
 from annotator.lens import Lens
 from annotator.photos.camera import PhotoCamera
 from annotator.photos.crops import crop_photo
+from annotator.photos.view import View
 from annotator.sources.sequences import ADDED
 from annotator.track.sequence import tracked
 from annotator.track.wide import WIDE, WideRows
@@ -27,6 +28,12 @@ FRAMES = 30
 MISSING = (11, 12)
 COLUMNS = {"sequence": pa.string(), "frame": pa.int32(), "fx": pa.float64(), "fy": pa.float64()}
 COLUMNS |= {"cx": pa.float64(), "cy": pa.float64(), "camera_model": pa.string(), "distortion": pa.string()}
+
+
+def view_from_photo(view: View, points_px: np.ndarray) -> np.ndarray:
+    """Convert photo pixels (..., 2) to points of a view's square (..., 2)."""
+    rays = view.lens.rays(points_px) @ view.axes
+    return rays[..., :2] / rays[..., 2:] / view.half_tan
 
 
 def listed(lens: Lens) -> dict[str, Any]:
@@ -92,7 +99,7 @@ def table_of(
         # The best weak-perspective camera of the true picture.
         true = joints[k] @ axes
         half, centre = crop.half_side_px[0], crop.centre_px[0]
-        plane = (seen - centre) / half if lens.is_plain else crop.view[0].view_from_photo(seen)
+        plane = (seen - centre) / half if lens.is_plain else view_from_photo(crop.view[0], seen)
         flat, at = true[:, :2] - true[:, :2].mean(0), plane - plane.mean(0)
         scale = (flat * at).sum() / (flat**2).sum()
         place = plane.mean(0) - scale * true[:, :2].mean(0)

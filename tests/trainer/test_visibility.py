@@ -143,5 +143,5 @@ def test_a_checkpoint_without_the_head_loads_and_may_start_a_training_with_it(tm
 
 
 def test_the_head_needs_landmarks() -> None:
-    with pytest.raises(UserError, match="joint_visibility looks at landmarks"):
+    with pytest.raises(UserError, match="joint_visibility needs landmarks"):
         replace(NETWORK, read_outs=False, joint_visibility=True)

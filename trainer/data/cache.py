@@ -200,7 +200,7 @@ class Cached:
         return {name: np.load(f"{self.places[0]}/{name}.npy", mmap_mode="r") for name in self._names}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what other processes need: they map the files themselves."""
+        """Return the state for other processes, which map the files themselves."""
         return vars(self) | {"_arrays": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ class Stored:
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process needs to read on: not the footers again, nor open files."""
+        """Return the state for another process: it includes the footers' contents, but no open files."""
         own = {"_order", "_held", "_files"}
         return {name: value for name, value in vars(self).items() if name not in own} | {
             "url": self.places[0]
@@ -290,7 +290,7 @@ class Steps(Dataset[list[Batch | Order]]):
         self._check_caches()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a loader's process needs; it maps caches and draws hands itself."""
+        """Return the state for a loader's process, which maps caches and draws hands itself."""
         stored = {number: one for number, one in self._opened.items() if isinstance(one, Stored)}
         return {**vars(self), "_opened": stored}
 

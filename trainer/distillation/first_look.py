@@ -1,8 +1,8 @@
 """Teach a first look: 2D joints, side and presence of a hand in any rotation. Not in the paper.
 
-The network sees the crops that boxes give, off by chance in size and position and turned by any angle, of right and
-left hands alike. 2D joints of a detector are the target: the second look corrects what they are off. Beyond the edge of
-a photo, views show another place without a hand or a plain colour, so that edges do not tell the rotation.
+The network sees the crops that boxes give, of right and left hands alike, with random errors in size and position and
+rotated by any angle. 2D joints of a detector are the target; the second look corrects their errors. Beyond the edge of
+a photo, views show another place without a hand or a plain colour, so that edges do not reveal the rotation.
 """
 
 from __future__ import annotations

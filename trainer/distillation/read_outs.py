@@ -18,7 +18,7 @@ READ_OUT_DECAY = 1e-4
 def fit_side(student: Landmarker, crops: LandmarkExamples, margin: float, config: DistilConfig) -> float:
     """Fit the side's read-out to views of right hands and their mirror images, and return the share that it gets right.
 
-    The distillation sees right hands alone, so the read-out forgets left ones.
+    The distillation uses right hands only, so the read-out must be refitted for left ones.
     """
     images = crops.image
     parts = [(images, False), (images, True)]
@@ -26,10 +26,10 @@ def fit_side(student: Landmarker, crops: LandmarkExamples, margin: float, config
 
 
 def fit_presence(student: Landmarker, crops: LandmarkExamples, margin: float, config: DistilConfig) -> float:
-    """Fit the presence's read-out to hands as the network reads them, against the same at other turns.
+    """Fit the presence's read-out to upright hands against rotated ones, and return the share that it gets right.
 
-    Return the share that it gets right. The distillation sees upright hands alone, so the read-out takes any turn for
-    one that it can read; but only a low presence starts a search.
+    The distillation uses upright hands only, so the read-out also accepts rotated hands. Only a low presence makes the
+    second look try other rotations.
     """
     turned = torch.stack(
         [torch.rot90(image, 1 + number % 3, (0, 1)) for number, image in enumerate(crops.image)]

@@ -72,7 +72,7 @@ def _pck(measured: Measured) -> bytes:
     kinds = (
         ("Procrustes", measured["pa_joint_errors_mm"], _BLUE, "-"),
         ("wrist and scale", measured["scale_aligned_joint_errors_mm"], _ORANGE, "--"),
-        ("wrist on wrist", np.linalg.norm(measured["joints3d_error_mm"], axis=-1), _INK, ":"),
+        ("root-relative", np.linalg.norm(measured["joints3d_error_mm"], axis=-1), _INK, ":"),
     )
     for name, errors, colour, style in kinds:
         known = errors[~np.isnan(errors)]

@@ -1,4 +1,4 @@
-"""Motion of a drawn hand and its camera: gestures, turns, places, objects that pass before the hand. No pixels."""
+"""Motion of a drawn hand and its camera: gestures, rotations, positions, objects in front of the hand. No pixels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PAN_DEG, _TREMOR_DEG = 3.0, 0.08
 #: Box of the hand over the photo's side, and focal length over it.
 _FILL, _FOCAL = (0.38, 0.55), (1.05, 1.35)
 
-#: Shares of sequences in which something passes before the hand, or is held; seconds of passing.
+#: Shares of sequences in which an object passes in front of the hand, or is held; seconds of passing.
 _PASSES, _HOLDS, _PASS_S = 0.75, 0.2, (0.25, 0.8)
 
 # The share of the time between frames in which the shutter is open.
@@ -98,7 +98,7 @@ class Motions:
         return Moving(scene, time_s, shift, _OPEN * torch.from_numpy(moved))
 
     def _angles(self, sequence: int, time_s: Floats, chance: np.random.Generator) -> Tensor:
-        """Return finger angles (T, 5, 4) that rest at one pose after the other and move between them without a jerk."""
+        """Return finger angles (T, 5, 4) that rest at one pose after the other and move smoothly between them."""
         starts = [0.0]
         while starts[-1] <= time_s[-1]:
             starts.append(starts[-1] + chance.uniform(*_GESTURE_S))
@@ -125,7 +125,7 @@ class Motions:
         focal: float,
         chance: np.random.Generator,
     ) -> Scene:
-        """Put forearm, sleeve and objects to the hand."""
+        """Add forearm, sleeve and objects."""
         frames, turn = len(vertices), rotations[:, 0]
         sleeve = chance.choice([math.inf, chance.uniform(5, 90)], p=[0.6, 0.4])
         forearm = (turn @ roma.rotvec_to_rotmat(bend))[:, :, 0]
@@ -163,7 +163,7 @@ class Motions:
 
 
 def _passing(there: Tensor, size_mm: Tensor, chance: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Return where (T,) an object is that passes before the hand for a while, and how far (T, 3) it is moved."""
+    """Return where (T,) an object passes in front of the hand, and its offset (T, 3)."""
     frames = len(there)
     length = max(2, round(chance.uniform(*_PASS_S) * RATE_HZ))
     start = chance.integers(0, max(frames - length, 1))
@@ -191,7 +191,7 @@ def _places(
     centre = np.clip(centre + focal * 0.4 * camera.numpy()[:, :2, 2], -room.clip(0), room.clip(0))
     middle = (low + high) / 2
     cam_t = np.concatenate([centre / focal * depth[:, None], depth[:, None]], 1) - middle * [1, 1, 0]
-    # A hand's middle may move by a vertex at a time: its place must not.
+    # The hand's extent may switch from one vertex to another; the position must stay smooth.
     spline = CubicSpline(time_s[::6], cam_t[::6]) if len(time_s) > 12 else None
     return focal, torch.from_numpy(cam_t if spline is None else spline(time_s)).float()
 

@@ -98,7 +98,7 @@ class Sequences:
         shot = self._draws(number, 5, count)
         photo = camera.blurred_by_lens(camera.exposed(photo, brightness.expand(count), shot), shot)
         images = []
-        for k in range(count):  # each frame has noise of its own, and all else in common
+        for k in range(count):  # each frame has its own noise; everything else is shared
             frame = rows.start + k
             grain = hands.noise.roll((37 * frame, 91 * frame), (0, 1))
             images.append(camera.taken(photo[k : k + 1], grain, self._draws(number, 6)))
