@@ -121,14 +121,14 @@ MaxHands = Annotated[int, typer.Option(min=1, help="Maximum hands per photo, for
 SearchOption = Annotated[
     Search,
     typer.Option(
-        help="'thorough': search photos with fewer than --max-hands hands again, turned and in tiles, for small, "
+        help="'thorough': search photos with fewer than --max-hands hands again, rotated and in tiles, for small, "
         "sideways and upside-down hands. Only these photos take longer."
     ),
 ]
 Relabel = Annotated[
     str | None,
     typer.Option(
-        help='Label only photos with a matching row again, for example "status != ok" or "reason == missing".'
+        help='Label again only photos with a matching row, for example "status != ok" or "reason == missing".'
     ),
 ]
 ShardSize = Annotated[int, typer.Option(min=1, help="Photos per label file.")]
@@ -155,7 +155,7 @@ def annotate(
         int | None,
         typer.Option(
             min=1,
-            help="Run the detector on every Nth frame of a video; between, the network follows the hands. 1: every "
+            help="Run the detector on every Nth frame of a video; in between, the network follows the hands. 1: every "
             "frame. Default: 8.",
         ),
     ] = None,
@@ -170,7 +170,7 @@ def annotate(
     every: EveryFrames = 1,
     samples: Annotated[
         int,
-        typer.Option(min=0, help="Meshes to draw per hand from its predicted distribution, 3.6 KB each."),
+        typer.Option(min=0, help="Samples per hand from its predicted distribution, 3.6 KB each."),
     ] = 0,
     hand_length_mm: Annotated[
         float | None,
@@ -652,7 +652,9 @@ def export(
     ] = False,
     by_photo: Annotated[
         bool,
-        typer.Option("--by-photo", help="For glb and ply: one file per photo, all hands before its camera."),
+        typer.Option(
+            "--by-photo", help="For glb and ply: one file per photo, all hands in front of its camera."
+        ),
     ] = False,
     order: Annotated[
         str | None, typer.Option(help="HO3D's evaluation.txt, if it is not beside the photos.")
@@ -719,7 +721,7 @@ def report(
         typer.Option(help="True joints to measure errors, such as the truth.parquet of `amvur synth`."),
     ] = None,
 ) -> None:
-    """Write an HTML page: outcomes, uncertainty, best and worst hands, meshes to rotate."""
+    """Write an HTML page: outcomes, uncertainty, hands of lowest and highest std, meshes to rotate."""
     from annotator.report import write_report
 
     typer.echo(f"report: {write_report(labels, out, count, truth)}")

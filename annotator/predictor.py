@@ -317,7 +317,7 @@ def _check_camera(camera: Camera | None) -> None:
         if camera is not None:
             camera.check()
     except (ValueError, TypeError) as error:
-        raise UserError(f"a camera is impossible: {error}") from None
+        raise UserError(f"invalid camera: {error}") from None
 
 
 def _camera(camera: Camera | None, photo: Photo) -> PhotoCamera:

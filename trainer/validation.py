@@ -91,7 +91,9 @@ class Validation:
         network.train(was_training)
         known = np.concatenate(errors)
         if not len(known):
-            raise UserError(f"'{self.settings.source}' has none of the targets that the run trains on")
+            raise UserError(
+                f"'{self.settings.source}' has none of the targets that the run trains on: change validation.source"
+            )
         return float(known.mean())
 
     def _opened(self, network: Network) -> Stored | Cached:

@@ -80,7 +80,7 @@ def export_labels(
         limit: maximum number of hands, from the first; 0: all. Default 1,000 for `glb` and `ply`, otherwise all.
         colour: for `glb` and `ply`: `texture` (default), or `std`, the uncertainty of each vertex.
         samples: for `glb` and `ply`: also write each mesh that `annotate --samples` drew.
-        by_photo: for `glb` and `ply`: one file per photo, with all its hands before its camera.
+        by_photo: for `glb` and `ply`: one file per photo, with all its hands in front of its camera.
         order: for `ho3d`: the benchmark's `evaluation.txt`; default: the one beside the photos.
         hand: the labels' hand model, for joint angles and skeletons: `open` (default), or `mano:PATH`.
         photos: for `lerobot`: `video` (default), `frames` or `none`.
@@ -107,7 +107,9 @@ def export_labels(
         if to not in ("glb", "ply"):
             raise UserError(f"--by-photo is for glb and ply, not for {to}")
         if samples:
-            raise UserError("--samples writes a file per sample, and --by-photo one per photo: give one")
+            raise UserError(
+                "--samples writes a file per sample, and --by-photo one per photo: give one of them"
+            )
         write = partial(write, by_photo=True)
     columns = meshes.columns_with_samples(source) if samples else chosen.columns(source)
     plan = {

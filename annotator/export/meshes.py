@@ -113,7 +113,7 @@ class _MeshFiles:
 def _of_photos(
     rows: Sequence[dict[str, Any]], stems: Sequence[str], meshes: Iterator[dict[str, Mesh]]
 ) -> Iterator[tuple[str, list[Mesh]]]:
-    """Yield a file per photo, whose hands are in adjacent rows; they stand before its camera."""
+    """Yield a file per photo, whose hands are in adjacent rows, in front of its camera."""
     hands = zip(rows, stems, meshes, strict=True)
     for _, some in groupby(hands, lambda hand: _photo_of(hand[0])):
         together = list(some)
@@ -122,7 +122,7 @@ def _of_photos(
             mesh = of_hand[""]
             if "wrist_m" not in mesh.facts:
                 raise UserError(
-                    f"'{row['image_uri']}' has no position before its camera: leave out --by-photo"
+                    f"'{row['image_uri']}' has no position in front of its camera: leave out --by-photo"
                 )
             moved = mesh.vertices_m + np.float32(mesh.facts["wrist_m"])
             placed.append(replace(mesh, vertices_m=moved))

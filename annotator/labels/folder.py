@@ -148,7 +148,7 @@ def label_facts(path: str, schema: pa.Schema) -> dict[str, Any]:
     except (KeyError, ValueError, TypeError):
         raise UserError(
             f"'{path}' is not a label file (its metadata has no valid key 'amvur'): give a folder from "
-            "`amvur annotate`, `detect`, `fit` or `filter`"
+            "`amvur annotate`, `detect`, `fit`, `track` or `filter`"
         ) from None
     if facts.get("examples"):
         raise UserError(f"'{path}' holds training examples, not labels: give the labels they were made from")

@@ -24,7 +24,7 @@ LEVELS = (0.50, 0.68, 0.95)
 #: The level at which the coverage of a calibrated std is exact.
 CALIBRATED_LEVEL = 0.68
 
-#: Parts of a collection, the most certain first, whose mean error is reported.
+#: Parts of a collection, the lowest std first, whose mean error is reported.
 KEPT = (0.25, 0.50, 0.75)
 
 #: Bounds of a fitted exponent. Below 0 a smaller std would mean a larger error: then std is useless, and a constant
@@ -59,7 +59,7 @@ def _ranks(values: Floats) -> Floats:
 
 
 def mean_error_of_kept(std: Floats, error: Floats) -> NDArray[np.float64]:
-    """Return the mean error of the k most certain hands, for k = 1..n: (n,); the last is the mean of all.
+    """Return the mean error of the k hands with the lowest std, for k = 1..n: (n,); the last is the mean of all.
 
     Hands of equal std have no order: each counts as their mean, so a constant std gives a constant line.
     """
@@ -75,7 +75,7 @@ class Sparsification:
     """Mean error by the share kept, 1/n, 2/n .. 1, relative to the mean error of all."""
 
     kept: NDArray[np.float64]  # (n,)
-    by_std: NDArray[np.float64]  # (n,) the most certain kept
+    by_std: NDArray[np.float64]  # (n,) the lowest std kept
     by_error: NDArray[np.float64]  # (n,) the oracle: the least wrong kept
 
     @property
@@ -105,7 +105,7 @@ def sparsify(std: Floats, error: Floats) -> Sparsification | None:
 
 
 def error_of_best(std: Floats, error: Floats, shares: Sequence[float] = KEPT) -> list[float]:
-    """Return the mean error of the most certain part of (n,) hands, per share; at least one hand is kept."""
+    """Return the mean error of the part of (n,) hands with the lowest std, per share; at least one hand is kept."""
     means = mean_error_of_kept(std, error)
     return [float(means[max(round(share * len(means)), 1) - 1]) for share in shares]
 

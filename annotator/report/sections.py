@@ -120,7 +120,7 @@ def _main_note(record: Record, survey: Survey) -> Note:
     calibration = survey.calibration
     if not calibration.fitted_on:
         return Note(
-            "Standard deviations are not calibrated: they order hands by error, but do not measure it."
+            "Standard deviations are not calibrated: they rank hands by error, but do not measure it."
         )
     if not calibration.measures_3d:
         text = "Only the standard deviations in 2D were calibrated, on "

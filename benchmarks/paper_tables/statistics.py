@@ -117,7 +117,7 @@ class Runs:
     def sparsified(self, run: str, error: str, order: str = "joint std") -> Floats:
         """Return the mean error of the first photos in an order, per share `KEPT`, relative to all: mean over seeds.
 
-        By `joint std` the most certain come first; by the error itself, the order is the oracle's.
+        By `joint std` the lowest std comes first; by the error itself, the order is the oracle's.
         """
         curves = []
         for rank, errors in zip(self.values(run, order), self.values(run, error), strict=True):

@@ -252,7 +252,7 @@ def replaced(values: list[Any], index: int, value: Any) -> list[Any]:
         ("training_K.json", lambda v: replaced(v, 1, [[1, 2, 3], [4, 5], [6]]), "entry 1: expected 3x3 numbers"),
         ("training_K.json", lambda v: replaced(v, 0, [["1", "2", "3"]] * 3), "entry 0: expected 3x3 numbers"),
         ("training_K.json", lambda v: replaced(v, 3, np.eye(3).tolist()[::-1]), "entry 3: expected a camera matrix"),
-        ("training_xyz.json", lambda v: v[:-1], "holds 3 entries, training_K.json 4"),
+        ("training_xyz.json", lambda v: v[:-1], "holds 3 entries, expected 4 as in training_K.json"),
         ("training_xyz.json", lambda v: replaced(v, 3, None), "entry 3: expected 21x3 numbers"),
         ("training_xyz.json", lambda v: replaced(v, 0, [[0.0, 0.0, -1.0]] * 21), "entry 0: the hand lies behind"),
         ("training_verts.json", lambda v: replaced(v, 1, v[1][:777]), "entry 1: expected 778x3 numbers"),

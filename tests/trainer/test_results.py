@@ -386,7 +386,7 @@ def test_the_expected_error_of_kept_hands_is_that_of_other_photos(judged_by_axis
     for one in expected.values():
         assert one["expected_mm"] == pytest.approx(one["found_mm"], rel=0.06)
     titles = {row[:2] for row in table_rows(summarise(found))}
-    assert ("expected error", "best 25%, without the wrist") in titles
+    assert ("expected error", "25% of lowest std, without the wrist") in titles
     assert summarise(before)["expected_error"] is None
 
 

@@ -109,7 +109,7 @@ def _annotations(root: str, name: str) -> dict[str, NDArray[np.float32]]:
         if len(values) != len(fields["K"]):
             raise UserError(
                 f"{join(root, f'{name}_{field}.json')}: holds {len(values)} entries, "
-                f"{name}_K.json {len(fields['K'])}"
+                f"expected {len(fields['K'])} as in {name}_K.json"
             )
     return fields
 

@@ -184,7 +184,8 @@ class _Truth:
         for name, values in (("xyz", xyz), ("verts", verts)):
             if values is not None and len(values) != count:
                 raise UserError(
-                    f"{join(root, f'evaluation_{name}.json')}: holds {len(values)} entries, evaluation.txt {count}"
+                    f"{join(root, f'evaluation_{name}.json')}: holds {len(values)} entries, "
+                    f"expected {count} as in evaluation.txt"
                 )
         return None if xyz is None else _Truth(xyz, verts)
 

@@ -61,7 +61,8 @@ def required_mask(url: str, width: int, height: int) -> bytes:
     pixels = decode_photo(data).pixels
     if pixels.shape[:2] != (height, width):
         raise UserError(
-            f"{url}: the mask has {pixels.shape[1]} x {pixels.shape[0]} pixels, its photo {width} x {height}"
+            f"{url}: the mask has {pixels.shape[1]} x {pixels.shape[0]} pixels, "
+            f"expected {width} x {height} as its photo"
         )
     # JPEG blurs edges to grey.
     return png(np.where(pixels[..., 0] > 127, np.uint8(255), np.uint8(0)))

@@ -182,7 +182,9 @@ class Cached:
                 f"'{place}' is an unfinished cache, {self.info.done} of {self.info.count} hands: make it again"
             )
         if self.info.hand != hand.id:
-            raise UserError(f"'{place}' was made with hand model {self.info.hand}, not {hand.id}")
+            raise UserError(
+                f"'{place}' was made with hand model {self.info.hand}, not {hand.id}: give its --hand, or make it again"
+            )
         if features and not self.info.features:
             raise UserError(
                 f"'{place}' holds no features, which freeze_backbone reads: make it with a backbone"
@@ -192,7 +194,7 @@ class Cached:
         self._arrays = self._mapped()
         self.total = max(min(config.count or self.info.count, self.info.count - config.first), 0)
         if not self.total:
-            raise UserError(f"'{place}' has no hands from number {config.first} on")
+            raise UserError(f"'{place}' has no hands from number {config.first} on: lower `first`")
         self.lanes = self.total
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, int))
 

@@ -114,7 +114,7 @@ class Stored:
         ]
         groups = _window(counted, config.first, config.count)
         if not groups:
-            raise UserError(f"'{url}' has no examples from number {config.first} on")
+            raise UserError(f"'{url}' has no examples from number {config.first} on: lower `first`")
         self._groups = groups
         # Row number at the end of each group.
         self._ends = np.cumsum([stop - start for _, _, start, stop in groups])
@@ -276,7 +276,8 @@ class Steps(Dataset[list[Batch | Order]]):
         for source, count in zip(self.config.data, self.counts, strict=True):
             if not count:
                 raise UserError(
-                    f"'{source.source}' has too small a share of a batch of {self.config.batch_size}"
+                    f"'{source.source}' has too small a share of a batch of {self.config.batch_size}: raise its share "
+                    "or batch_size"
                 )
         # Numbers alternate between workers, and may skip one where lanes wrap around.
         if self.workers > 1 and max(self.counts) < 2 * self.workers:
@@ -286,7 +287,9 @@ class Steps(Dataset[list[Batch | Order]]):
             )
         for number, source in enumerate(self.config.data):
             if source.source != SYNTHETIC and self._source(number).lanes < self.workers:
-                raise UserError(f"'{source.source}' has too few examples for {self.workers} workers")
+                raise UserError(
+                    f"'{source.source}' has too few examples for {self.workers} workers: lower --workers"
+                )
         self._check_caches()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -191,7 +191,7 @@ def _spread(shares: Floats) -> dict[str, float] | None:
 
 
 def _expected(measured: Measured) -> dict[str, dict[str, float]] | None:
-    """Return expected and true mean joint error of the most certain hands, per share of hands kept.
+    """Return expected and true mean joint error of the hands with the lowest std, per share of hands kept.
 
     `amvur filter` reports the same expected error. None without a calibration of 3D joints, or without their truth.
     """

@@ -66,7 +66,9 @@ def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
     for share, error in (summary["expected_error"] or {}).items():
         both = f"{_shown(error['expected_mm'], 'mm')}, actual {_shown(error['found_mm'], 'mm')}"
-        rows.append(("" if share != "25%" else "expected error", f"best {share}, without the wrist", both))
+        rows.append(
+            ("" if share != "25%" else "expected error", f"{share} of lowest std, without the wrist", both)
+        )
     for name, title in UNCERTAINTIES.items():
         found = summary["uncertainty"][name]
         rows += [(title, "", "n/a")] if found is None else _uncertainty_rows(title, found)
@@ -82,7 +84,7 @@ def _uncertainty_rows(title: str, found: Mapping[str, Any]) -> list[tuple[str, s
     ]
     for share, error in found["error_of_best"].items():
         part = f"{error / found['mean_error']:.0%} of all's" if found["mean_error"] else "n/a"
-        rows.append(("", f"error of the best {share}", f"{_shown(error, unit)}, {part}"))
+        rows.append(("", f"error of the {share} of lowest std", f"{_shown(error, unit)}, {part}"))
     for level, covered in (found.get("coverage") or {}).items():
         by_axis = ", ".join(
             f"{axis} {100 * one['coverage'][level]:.1f}" for axis, one in found["axes"].items()
