@@ -226,7 +226,7 @@ def annotate(
     """Label every photo of a collection. Run it again to resume."""
     from annotator.job.options import ComputeOptions
 
-    _submit_to(address, photos, labels, *_existing(checkpoint, detector, boxes))
+    _submit_and_exit(address, photos, labels, *_existing(checkpoint, detector, boxes))
     options: dict[str, Any] = {
         "checkpoint": checkpoint,
         "hand": hand,
@@ -281,7 +281,7 @@ def synth(
     """Draw photos of synthetic hands, or sequences of moving hands."""
     from trainer.synth import write_photos
 
-    _submit_to(address, str(out))
+    _submit_and_exit(address, str(out))
     with counting_bar("drawing") as on_progress:
         draw: dict[str, Any] = {"workers": workers, "address": address, "on_progress": on_progress}
         if sequences:
@@ -322,7 +322,7 @@ def detect(
     from annotator.commands.detect import detect as find
     from annotator.job.options import ComputeOptions
 
-    _submit_to(address, photos, out, *_existing(model))
+    _submit_and_exit(address, photos, out, *_existing(model))
     with photos_bar("detecting", "hands") as on_progress:
         record = find(
             photos,
@@ -362,7 +362,7 @@ def fit(
     from annotator.commands.fit import fit as fit_hands
     from annotator.job.options import ComputeOptions
 
-    _submit_to(address, found, labels, *_existing(images))
+    _submit_and_exit(address, found, labels, *_existing(images))
     with photos_bar("fitting", "hands") as on_progress:
         record = fit_hands(
             found,
@@ -402,7 +402,7 @@ def track(
     from annotator.commands.track import track as track_hands
     from annotator.job.options import ComputeOptions
 
-    _submit_to(address, labels, out)
+    _submit_and_exit(address, labels, out)
     with photos_bar("tracking", "hands") as on_progress:
         record = track_hands(
             labels,
@@ -452,7 +452,7 @@ def convert(
     """Convert a data set, labels or synthetic photos to training examples."""
     from trainer.convert.convert import convert as to_examples
 
-    _submit_to(address, source.partition(":")[2], out, *_existing(images))
+    _submit_and_exit(address, source.partition(":")[2], out, *_existing(images))
     summary = to_examples(source, out, hand, split, images, empty, outline, workers, address)
     for reason, count in summary.left_out.items():
         typer.echo(f"left out  {count}  {reason}")
@@ -494,7 +494,7 @@ def train(
 
     chosen = read_train_config(config, data or [], hand, settings or [])
     with training_bar() as on_progress:
-        job_code = run_training(chosen, out, workers, address, local, device, on_progress, _print_piece)
+        job_code = run_training(chosen, out, workers, address, local, device, on_progress, _print_text)
     if job_code is not None:  # a submission prints its own log
         raise typer.Exit(job_code)
     typer.echo(f"trained {chosen.steps} steps; the model is {out.rstrip('/')}/model.safetensors")
@@ -529,7 +529,7 @@ def evaluate(
     address: Address = None,
 ) -> None:
     """Evaluate accuracy and uncertainty of a checkpoint."""
-    _submit_to(address, *_existing(checkpoint, examples), out)
+    _submit_and_exit(address, *_existing(checkpoint, examples), out)
     from trainer.evaluation.evaluate import evaluate as measure
     from trainer.evaluation.results_table import table_rows
 
@@ -565,7 +565,7 @@ def calibrate(
     address: Address = None,
 ) -> None:
     """Calibrate uncertainties on held-out examples."""
-    _submit_to(address, *_existing(checkpoint, examples), out)
+    _submit_and_exit(address, *_existing(checkpoint, examples), out)
     from trainer.evaluation.evaluate import calibrate as fit
 
     options: dict[str, Any] = {
@@ -611,7 +611,7 @@ def filter_(
     """Keep the best labels, as a new label set or a list of photos."""
     from annotator.commands.filter import Keep, filter_labels
 
-    _submit_to(address, labels, out)
+    _submit_and_exit(address, labels, out)
     keep = Keep(max_joint_std_mm, keep_best, per, where)
     with counting_bar("filtering") as on_progress:
         filtered = filter_labels(
@@ -681,7 +681,7 @@ def export(
     """Export labels for other tools: keypoints, meshes, tables, submissions."""
     from annotator.export import export_labels
 
-    _submit_to(address, labels, out, order)
+    _submit_and_exit(address, labels, out, order)
     with counting_bar("exporting") as on_progress:
         exported = export_labels(
             labels,
@@ -793,7 +793,7 @@ def jobs_logs(submission: SubmissionId, address: Dashboard = LOCAL_DASHBOARD) ->
     """Follow a submission's log. Ctrl-C leaves it running. The exit code is the submission's."""
     from annotator.runtime.submission import follow_submission
 
-    raise typer.Exit(follow_submission(address, submission, _print_piece))
+    raise typer.Exit(follow_submission(address, submission, _print_text))
 
 
 @jobs_app.command("stop", epilog="Example: amvur jobs stop raysubmit_abc --address http://head:8265")
@@ -805,7 +805,7 @@ def jobs_stop(submission: SubmissionId, address: Dashboard = LOCAL_DASHBOARD) ->
 
 
 #: Commands that use the workers of the cluster that they are submitted to.
-JOINING = (
+CLUSTER_COMMANDS = (
     *("annotate", "detect", "fit", "track", "filter", "export"),
     *("synth", "convert", "evaluate", "calibrate"),
 )
@@ -816,15 +816,13 @@ def _existing(*names: str | None) -> list[str]:
     return [name for name in names if name and ("://" in name or Path(name).exists())]
 
 
-def _submit_to(address: str | None, *places: str | None) -> None:
+def _submit_and_exit(address: str | None, *places: str | None) -> None:
     """Submit this command if the address is a dashboard, and exit with the submission's exit code."""
     from annotator.runtime.submission import is_dashboard_address, submit, without_address
 
     if address and is_dashboard_address(address):
-        arguments = without_address(sys.argv[1:], "auto" if sys.argv[1] in JOINING else None)
-        raise typer.Exit(
-            submit(address, arguments, _print_piece, places=[place for place in places if place])
-        )
+        arguments = without_address(sys.argv[1:], "auto" if sys.argv[1] in CLUSTER_COMMANDS else None)
+        raise typer.Exit(submit(address, arguments, _print_text, places=[place for place in places if place]))
 
 
 def _annotate(photos: str, labels: str, **settings: Any) -> RunRecord:
@@ -835,7 +833,7 @@ def _annotate(photos: str, labels: str, **settings: Any) -> RunRecord:
         return label(photos, labels, **settings, on_progress=on_progress)
 
 
-def _print_piece(text: str) -> None:
+def _print_text(text: str) -> None:
     typer.echo(text, nl=False)
 
 

@@ -13,7 +13,7 @@ def first_line(error: object) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def plain(text: str) -> str:
+def printable(text: str) -> str:
     """Return text for a one-line message: unprintable characters escaped, and cut after 200 characters."""
     printable = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:200])
     return printable + " ..." * (len(text) > 200)

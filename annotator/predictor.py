@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from annotator.errors import UserError
 from annotator.labels.arrays import joined_columns
 from annotator.labels.finite import rows_of
-from annotator.labels.metric import hand_lengths_mm
+from annotator.labels.hand_length import hand_lengths_mm
 from annotator.labels.schema import Columns, check_columns
 from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
@@ -277,7 +277,7 @@ class Predictor:
                     left = torch.from_numpy(np.flatnonzero(is_left)).to(self.device)
                     first.put(left, self.network.first_look(images[left]))
                 found2d = found2d * np.where(is_left[:, None, None], (-1, 1), 1)
-                features: Any = self.network.look_twice(images, first, torch.from_numpy(found2d).to(images))
+                features: Any = self.network.second_look(images, first, torch.from_numpy(found2d).to(images))
         else:
             features = self._extract(images)
         return features, None if listed is None else self._right_scores(listed, is_left, images, features)

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import print_figures
+from common import print_figures
 from paper_tables.figure import sparsification
 from paper_tables.page import finished_runs, page
 from paper_tables.rows import ROWS, SHORT

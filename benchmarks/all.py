@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import machine, shown
+from common import machine, shown
 
 HERE = Path(__file__).parent
 

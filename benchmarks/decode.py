@@ -15,7 +15,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-from machine import machine, photo_folder, print_figures
+from common import machine, photo_folder, print_figures
 from PIL import Image
 
 from annotator.photos import decode

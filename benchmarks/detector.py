@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from machine import machine, print_figures
+from common import machine, print_figures
 from numpy.typing import NDArray
 from PIL import Image
 

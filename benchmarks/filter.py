@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from machine import machine, print_figures
+from common import machine, print_figures
 
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, write_tables
 

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import torch
-from machine import machine, print_figures
+from common import machine, print_figures
 
 from annotator.fitting.drawn import drawn_landmarks
 from annotator.fitting.hand_fit import Fit, HandFitter

@@ -17,7 +17,7 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from machine import machine, print_figures
+from common import machine, print_figures
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,7 +26,7 @@ from annotator.detection.detector import HandDetector
 from annotator.detection.locator import HandLocator
 from annotator.job.detected import Following
 from annotator.job.shard import Shard
-from annotator.job.stages import open_shard, predict_shard
+from annotator.job.stages import decode_shard, predict_shard
 from annotator.model.checkpoint_file import read_checkpoint
 from annotator.photos.crops import box_around_joints
 from annotator.predictor import Predictor
@@ -152,7 +152,7 @@ def _measure(
     checkpoint = predictor.checkpoint
     for first in range(0, len(entries), SHARD):
         part = entries[first : first + SHARD]
-        shard = open_shard(
+        shard = decode_shard(
             part,
             checkpoint.cut_px,
             lambda: finder,  # type: ignore[arg-type, return-value]

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import machine, print_figures, shown
+from common import machine, print_figures, shown
 from PIL import Image
 
 from annotator.hand import load_hand
@@ -60,7 +60,7 @@ from growth import tree_pss
 from annotator.hand import load_hand
 from trainer.config import SourceConfig, TrainConfig
 from trainer.data.loaders import read_steps
-from trainer.data.stream import Steps
+from trainer.data.steps import Steps
 
 def read_bytes():
     return sum(child.io_counters().read_chars for child in psutil.Process().children(recursive=True))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine, photo_folder, prepared, print_figures
+from common import machine, photo_folder, prepared, print_figures
 from network import NETWORKS, PRECISIONS, heads_ms, parts_ms, predictor_of
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile

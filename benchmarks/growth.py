@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from machine import machine, photo_folder, print_figures
+from common import machine, photo_folder, print_figures
 
 import annotator
 from annotator.job.options import ComputeOptions

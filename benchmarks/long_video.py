@@ -19,8 +19,8 @@ from pathlib import Path
 import av
 import numpy as np
 import psutil
+from common import machine, print_figures
 from following import SHARED
-from machine import machine, print_figures
 from numpy.typing import NDArray
 
 from annotator.hand import load_hand
@@ -33,7 +33,7 @@ _EVERY_S = 1.0
 _CLI = Path(__file__).parents[1] / "cli.py"
 
 #: Kinds of processes by the start of Ray's titles; others are Ray's own.
-_KINDS = {"ray::ModelActor": "model", "ray::": "task"}
+_KINDS = {"ray::WorkerActor": "model", "ray::": "task"}
 
 
 @dataclass

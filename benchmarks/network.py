@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine, photo_folder, prepared, print_figures
+from common import machine, photo_folder, prepared, print_figures
 from torch import Tensor
 
 from annotator.config import NetworkConfig, read_config

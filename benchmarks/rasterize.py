@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from machine import machine, print_figures
+from common import machine, print_figures
 from scipy.spatial import ConvexHull
 from torch import Tensor
 

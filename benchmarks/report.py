@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from machine import machine, print_figures
+from common import machine, print_figures
 
 from annotator.hand import load_hand
 from annotator.job.record import RunRecord, RunSettings, write_run_record

@@ -25,7 +25,7 @@ from typing import Any
 import duckdb
 import psutil
 import pyarrow as pa
-from machine import machine, print_figures
+from common import machine, print_figures
 
 from annotator.job.options import ComputeOptions
 from annotator.job.resources import plan_workers

@@ -11,7 +11,7 @@ import time
 
 import roma
 import torch
-from machine import machine, print_figures
+from common import machine, print_figures
 from torch import nn
 
 from annotator.hand import load_hand

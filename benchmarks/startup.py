@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from machine import machine, photo_folder, print_figures
+from common import machine, photo_folder, print_figures
 
 from annotator.sources import FolderSource
 

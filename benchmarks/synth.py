@@ -15,22 +15,22 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from machine import machine, print_figures
+from common import machine, print_figures
 
 from annotator.hand import load_hand
 from annotator.runtime.malloc import keep_freed_memory
-from trainer.synth import SyntheticHands, camera, flat, hands, sample
+from trainer.synth import SyntheticHands, camera, hands, occluders, surface_samples
 
 #: Timed functions by the module that calls them; functions below another's line are part of it.
 STAGES: tuple[tuple[Any, str], ...] = (
     (hands.Scenes, "sample"),
     (SyntheticHands, "_drawn"),
     (hands, "samples"),
-    (sample, "nearest_faces"),
+    (surface_samples, "nearest_faces"),
     (hands, "reached"),
     (hands, "painted"),
     (hands, "backgrounds"),
-    (flat, "before"),
+    (occluders, "before"),
     (camera, "blurred_by_lens"),
     (camera, "taken"),
     (camera, "jpeg"),

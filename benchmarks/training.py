@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from machine import machine
+from common import machine
 from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import lsqr
 

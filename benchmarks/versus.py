@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from common import machine, photo_folder, prepared, print_figures
 from growth import linked, pace_ms
-from machine import machine, photo_folder, prepared, print_figures
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from machine import machine, print_figures
+from common import machine, print_figures
 from numpy.typing import NDArray
 from scipy.signal import savgol_filter
 

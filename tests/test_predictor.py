@@ -15,7 +15,7 @@ from annotator import Camera, UserError
 from annotator.hand.anatomy import chirality
 from annotator.hand.open_hand import open_hand
 from annotator.job.shard import Shard
-from annotator.job.stages import ModelBrokenError, open_shard, predict_shard
+from annotator.job.stages import ModelBrokenError, decode_shard, predict_shard
 from annotator.photos.crops import Crops, crop_photo
 from annotator.photos.errors import PhotoError
 from annotator.predictor import SURELY_RIGHT, Predictor
@@ -334,7 +334,7 @@ def test_cameras_give_the_labels_of_a_lists_columns(lively, photos, tmp_path):
         rows.append(",".join([f"{k}.png", "30", "20", "80", "75", "right", *numbers]))
     (tmp_path / "list.csv").write_text("\n".join(rows))
     checkpoint = lively.checkpoint
-    shard = open_shard(
+    shard = decode_shard(
         list(ListSource(str(tmp_path / "list.csv"))), checkpoint.cut_px, margin=checkpoint.cut_margin
     )
     listed = lively.predict_crops(shard.crops)

@@ -49,7 +49,7 @@ def aside(tmp_path_factory, sign_digits, hand_scenes) -> dict[str, str]:
     out = tmp_path_factory.mktemp("aside")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(DATA.parents[1] / "tools")
-        importlib.import_module("shipped_weights").read_aside(hand_scenes.parent, out)
+        importlib.import_module("shipped_weights").read_held_out(hand_scenes.parent, out)
     return {folder.name: str(folder) for folder in out.iterdir()}
 
 

@@ -37,7 +37,7 @@ def test_it_holds_all_configurations_the_hand_and_nothing_else(installed):
         "trainer",
     ]
     assert list(installed.glob("*.dist-info/licenses/LICENSE"))
-    recipes = ("build_open_hand.py", "draw_open_hand.py", "collapse.py")
+    recipes = ("build_open_hand.py", "draw_open_hand.py", "simplify_mesh.py")
     assert not [path for path in installed.rglob("*.py") if path.name in recipes]
 
 

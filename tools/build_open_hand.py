@@ -21,8 +21,8 @@ import anny
 import numpy as np
 import roma
 import torch
-from collapse import collapse_edges
 from numpy.typing import NDArray
+from simplify_mesh import collapse_edges
 
 from annotator.hand import anatomy
 from annotator.hand.model import HandModel

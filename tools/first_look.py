@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 from held_out import COLLECTIONS, is_held_out
-from landmarker import PADDING, started, upright_crop
+from landmarker import PADDING, load_start, upright_crop
 from torch import Tensor
 
 from annotator.commands.detect import detect
@@ -40,7 +40,7 @@ from trainer.distillation.config import FirstLookConfig
 from trainer.distillation.first_look import (
     EMPTY_SHARE,
     WideExamples,
-    distance,
+    first_look_loss,
     teach_first_look,
     views_of_step,
 )
@@ -169,7 +169,7 @@ def evaluated(network: Network, aside: WideExamples, config: FirstLookConfig) ->
         right.append(((network.is_right(features) > 0.5) == views.is_right)[views.is_hand])
         hand.append(is_hand[views.is_hand])
         empty.append(~is_hand[~views.is_hand])
-        loss.append(float(distance(network, features, views)))
+        loss.append(float(first_look_loss(network, features, views)))
     joints = torch.cat(off)
     shares = ", ".join(
         f"{name} {torch.cat(values).float().mean():.3f}"
@@ -189,7 +189,7 @@ def start_first_look(start: str, hand: HandModel, seed: int) -> Network:
     if earlier is not None and earlier.info.network == first_look_config(config):
         network.load_state_dict(earlier.network.state_dict(), strict=False)
     else:
-        network.backbone.load_state_dict(started(start).backbone.state_dict())
+        network.backbone.load_state_dict(load_start(start).backbone.state_dict())
     return network
 
 

@@ -45,7 +45,7 @@ from trainer.distillation.examples import (
     view,
 )
 from trainer.distillation.read_outs import fit_presence, fit_side
-from trainer.keyed import keys
+from trainer.keyed_random import keys
 from trainer.synth import SyntheticHands
 
 #: Crops are this many times as wide as tight ones, for views to turn and shift; side of a crop.
@@ -155,7 +155,9 @@ def evaluate(network: Landmarker, crops: LandmarkExamples, crop_px: int, config:
     return f"{across.mean():.2f} (median {across.median():.2f}), depth {along.mean():.2f} % of the crop"
 
 
-def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str | None = None) -> Path:
+def distil_landmarker(
+    out: Path, photos: Path, model: str, config: DistilConfig, start: str | None = None
+) -> Path:
     """Detect, cut, draw, distil from `start` if given, evaluate, and return the path of the network."""
     train, aside = crops_of(out, photos, model)
     drawn, drawn_aside = drawn_crops(out)
@@ -164,7 +166,7 @@ def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str
     teacher = read_landmarker(
         model, F.interpolate(measured, size=TEACHER_PX, mode="bilinear", antialias=True)
     )
-    student = started(start) if start else read_landmarker(model, shrunk(measured, config.crop_px))
+    student = load_start(start) if start else read_landmarker(model, shrunk(measured, config.crop_px))
     print(f"{len(train)} crops, {len(aside)} held out, {len(drawn.image)} drawn", flush=True)
     evaluation_crops = {
         "photos": taught_examples(teacher, aside[:: max(len(aside) // EVALUATED, 1)], MARGIN),
@@ -191,7 +193,7 @@ def taught(out: Path, photos: Path, model: str, config: DistilConfig, start: str
     return path
 
 
-def started(place: str) -> Landmarker:
+def load_start(place: str) -> Landmarker:
     """Return the landmark network of an earlier distillation, or of a checkpoint such as `default`."""
     if is_landmarker_file(place):
         return load_landmarker(place)
@@ -220,7 +222,7 @@ def main() -> None:
         learning_rate=arguments.learning_rate,
         eight_bit=arguments.eight_bit,
     )
-    taught(arguments.out, arguments.photos, arguments.model, config, arguments.start)
+    distil_landmarker(arguments.out, arguments.photos, arguments.model, config, arguments.start)
 
 
 if __name__ == "__main__":

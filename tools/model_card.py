@@ -36,7 +36,7 @@ COLLECTIONS = ("hand-photos", "sign-digits")
 EYE, EYE_SEED = 60, 60
 
 
-def rows_aside(photos: Path) -> list[dict[str, Any]]:
+def held_out_rows(photos: Path) -> list[dict[str, Any]]:
     """Read the landmarks of held-out photos, with each photo's path and the box around them."""
     rows = pq.read_table(ROOT / "tests/data/held_out_landmarks.parquet").to_pylist()
     rows = [row for row in rows if row["collection"] in COLLECTIONS]
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--eye", type=Path)
     arguments = parser.parse_args()
     predictor = annotator.load(arguments.checkpoint, device="cpu")
-    rows = rows_aside(arguments.photos)
+    rows = held_out_rows(arguments.photos)
     labels = sorted(labels_of(predictor, rows), key=lambda label: label["off"])
     faces = predictor.checkpoint.hand.faces
     chosen = [labels[i] for i in np.linspace(0, len(labels) - 1, 20).astype(int)]

@@ -1,7 +1,7 @@
 """Train the weights that ship from scratch: `python tools/shipped_weights.py OUT --photos PHOTOS --model MODEL`.
 
 PHOTOS holds the folders `sign-digits`, `hand-scenes` and `hand-photos`; MODEL is MediaPipe's hand_landmarker.task.
-Photos with a wrong aspect ratio are corrected first (tools/squashed.py). The script detects hands and fits hands to
+Photos with a wrong aspect ratio are corrected first (tools/aspect_ratio.py). The script detects hands and fits hands to
 their landmarks; some people and sequences are held out. Of configs/shipped, the first three stages make `fast`; each
 starts from the end of the previous one. For `default`, MODEL's landmark network is distilled to smaller crops
 (tools/landmarker.py), and the first look starts from its backbone (tools/first_look.py). In the fourth stage, the
@@ -29,10 +29,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from aspect_ratio import with_true_aspect
 from first_look import first_look
 from held_out import is_held_out
-from landmarker import MARGIN, crops_of, taught
-from squashed import unsquashed
+from landmarker import MARGIN, crops_of, distil_landmarker
 
 from annotator.commands.detect import detect
 from annotator.commands.fit import fit
@@ -47,13 +47,13 @@ from trainer.convert.photos import photo_columns
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
 from trainer.distillation.config import DistilConfig, FirstLookConfig
 from trainer.distillation.examples import drawn_examples, shrunk, view
-from trainer.evaluation.calibrate import with_label_errors
 from trainer.evaluation.evaluate import calibrate, evaluate
+from trainer.evaluation.fit_calibration import with_label_errors
 from trainer.evaluation.machine import machine
 from trainer.evaluation.measurements import Measured
 from trainer.evaluation.predictions import run
 from trainer.evaluation.results import summarise
-from trainer.keyed import keys
+from trainer.keyed_random import keys
 from trainer.launch import run_training
 from trainer.progress import TrainingProgress
 
@@ -128,7 +128,7 @@ def write_landmarks(out: Path) -> None:
     pq.write_table(pa.concat_tables(tables), out / "held_out_landmarks.parquet", compression="zstd")
 
 
-def write_aside(aside: Path, out: Path) -> None:
+def write_held_out(aside: Path, out: Path) -> None:
     """Write the held-out examples without their photos: detected hands, and squares without a hand."""
     columns = ["image_id", "hand_index", "status", "width", "height", "box_xyxy", "box_source", "is_right"]
     columns += ["joints2d_px", "guess3d_mm"]
@@ -140,7 +140,7 @@ def write_aside(aside: Path, out: Path) -> None:
     pq.write_table(pa.concat_tables(tables), out, compression="zstd")
 
 
-def read_aside(photos: Path, out: Path) -> None:
+def read_held_out(photos: Path, out: Path) -> None:
     """Write OUT/NAME per collection: the rows of tests/data/kept_aside.parquet, joined with their photos."""
     for name in EMPTY:
         folder = out / name
@@ -181,7 +181,7 @@ def train_stages(
         start = str(models[-1]) if models else ""
         if config.start_from:  # the second look
             distillation = DistilConfig(crop_px=config.network.crop_px, eight_bit=True)
-            start = str(taught(out / LANDMARKER, photos, model, distillation))
+            start = str(distil_landmarker(out / LANDMARKER, photos, model, distillation))
             models.append(first_look(out / FIRST_LOOK, photos, model, start, FirstLookConfig()))
         data = tuple(
             source if source.source == SYNTHETIC else replace(source, source=str(out / source.source))
@@ -271,14 +271,14 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    photos = unsquashed(arguments.photos, out / "photos")
+    photos = with_true_aspect(arguments.photos, out / "photos")
     fitted_examples(out, photos, arguments.model)
     if arguments.weights:
-        read_aside(photos, out / "aside")
+        read_held_out(photos, out / "aside")
         trained = {Path(arguments.weights).stem: arguments.weights}
     else:
         examples(out, photos, arguments.model)
-        write_aside(out / "aside", out / "kept_aside.parquet")
+        write_held_out(out / "aside", out / "kept_aside.parquet")
         write_landmarks(out)
         *_, fast, first, second = train_stages(out, photos, arguments.model, arguments.workers, arguments.set)
         joined = out / "trained.safetensors"

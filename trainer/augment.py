@@ -17,7 +17,7 @@ from annotator.coordinates import axes_of_ray, plane_of, upright_square
 from annotator.photos.cut import OUTSIDE, resample
 from trainer.batch import Batch
 from trainer.config import AugmentConfig
-from trainer.keyed import Draws
+from trainer.keyed_random import Draws
 
 if TYPE_CHECKING:  # only needed to change backgrounds
     from trainer.synth.backdrops import Backdrops

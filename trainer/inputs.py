@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.augment import prepare
 from trainer.batch import Batch
 from trainer.config import TrainConfig
-from trainer.data.stream import Order, Steps
+from trainer.data.steps import DeferredExamples, Steps
 
 if TYPE_CHECKING:
     from trainer.synth.backdrops import Backdrops
@@ -27,7 +27,7 @@ def backdrops_of(config: TrainConfig, device: torch.device) -> Backdrops | None:
 
 
 def network_inputs(
-    parts: list[Batch | Order],
+    parts: list[Batch | DeferredExamples],
     data: Steps,
     config: TrainConfig,
     device: torch.device,

@@ -21,7 +21,7 @@ from annotator.hand.model import HandModel
 from annotator.model.landmarker import normalised
 from annotator.model.prior_net import PriorHand, PriorNet
 from trainer import losses
-from trainer.keyed import Draws, keys
+from trainer.keyed_random import Draws, keys
 from trainer.synth.pool import Pool
 from trainer.synth.poses import Poses
 from trainer.synth.scene import DrawnHands, draw_hands
@@ -75,7 +75,7 @@ class LandmarkBatch:
     betas: Tensor  # (B, 10)
 
 
-class DrawnLandmarks:
+class LandmarkSource:
     """An endless source: hand i depends on the seed and i alone."""
 
     def __init__(self, hand: HandModel, seed: int, noise: NoiseConfig = NoiseConfig()) -> None:
@@ -167,7 +167,7 @@ def train_inverse_kinematics(
         on_step: is called after each step with its number and mean loss.
     """
     few = few_vertices(hand, VERTICES)
-    source = DrawnLandmarks(few, seed, config.noise)
+    source = LandmarkSource(few, seed, config.noise)
     with torch.random.fork_rng(devices=[]):
         solver = PriorNet(1, few, source.layer, landmarks=True)
     solver.ik = ik = prior_net.ik

@@ -43,7 +43,7 @@ from torch.nn.functional import softplus
 from annotator.hand import HandModel, anatomy
 from annotator.hand.joint_angles import JointAngles
 from annotator.model.amvur import Gaussian
-from annotator.model.camera import PRIOR_STD, Camera
+from annotator.model.camera import PRIOR_STD, WeakCamera
 from annotator.model.prior_net import PRIOR_STD_MM
 
 #: Millimetres in the losses' unit of length.
@@ -154,12 +154,12 @@ def _without_wrist(q: Gaussian) -> Gaussian:
     return Gaussian(q.mean_mm[:, 1:], q.std_mm[:, 1:])
 
 
-def camera_numbers(camera: Camera) -> Tensor:
+def camera_numbers(camera: WeakCamera) -> Tensor:
     """Return the mean of C = (s per decimetre, r, t), (B, 6), in the order and units of `Camera.std`."""
     return torch.cat([camera.scale_per_mm[:, None] * 100, camera.rotvec, camera.translation], 1)
 
 
-def camera_loss(camera: Camera, target: Tensor) -> Tensor:
+def camera_loss(camera: WeakCamera, target: Tensor) -> Tensor:
     """Return L_C, formula (4), against C* `target` (B, 6) from `annotator.model.camera.fit_camera`: (B, 6).
 
     s and t have a likelihood. r is always 0, so its likelihood would be unbounded: it has the KL from q(r) to the tight
@@ -172,7 +172,7 @@ def camera_loss(camera: Camera, target: Tensor) -> Tensor:
     return torch.cat([nll[:, :1], turn, nll[:, 1:]], 1)
 
 
-def camera_kl(q: Camera, p: Camera) -> Tensor:
+def camera_kl(q: WeakCamera, p: WeakCamera) -> Tensor:
     """Return KL( q(C) || p(C) ) of (8), (B, 6), with p(C) = N(prior-net's camera, PRIOR_STD^2); zero if r is off."""
     return _kl_where_std(camera_numbers(q), q.std, camera_numbers(p))
 

@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate
 
 from annotator.hand.model import HandModel
 from annotator.model.amvur import Gaussian
-from annotator.model.camera import Camera, fit_camera, joints2d_covariance
+from annotator.model.camera import WeakCamera, fit_camera, joints2d_covariance
 from annotator.model.network import Network, Prediction
 from annotator.model.prior_net import PRIOR_STD_MM
 from annotator.render import interpolate as paint
@@ -32,7 +32,7 @@ from annotator.render import rasterize
 from trainer import losses
 from trainer.batch import Batch
 from trainer.config import LossConfig
-from trainer.keyed import Draws, keys
+from trainer.keyed_random import Draws, keys
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Objective(nn.Module):
         is_rotation = torch.tensor([0, 1, 1, 1, 0, 0], dtype=torch.bool, device=values.device)
         return _term(values, known[:, None] | (is_rotation & has_hand[:, None]))
 
-    def _joints2d(self, q: Gaussian, camera: Camera, batch: Batch, draws: Draws | None) -> Term:
+    def _joints2d(self, q: Gaussian, camera: WeakCamera, batch: Batch, draws: Draws | None) -> Term:
         """Return L_J2: (6) at the means; with `draws`, at drawn J3 and C where 3D is hidden (8), or everywhere.
 
         V enters only through J3 = R V, so J3 is drawn from its own marginal.
@@ -271,10 +271,10 @@ class Objective(nn.Module):
         return Term(losses.texture_loss(photo, painted, mask).sum(), mask.sum())
 
 
-def _drawn_camera(camera: Camera, draws: Draws) -> Camera:
+def _drawn_camera(camera: WeakCamera, draws: Draws) -> WeakCamera:
     """Draw C from q(C | I), reparameterized."""
     noise = draws.normal(6)
-    return Camera(
+    return WeakCamera(
         losses.reparameterized(camera.scale_per_mm, camera.std[:, 0] / 100, noise[:, 0]).clamp_min(1e-5),
         losses.reparameterized(camera.rotvec, camera.std[:, 1:4], noise[:, 1:4]),
         losses.reparameterized(camera.translation, camera.std[:, 4:], noise[:, 4:]),

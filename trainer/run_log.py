@@ -22,6 +22,7 @@ from annotator.model.network import Prediction
 from annotator.render.shading import draw
 from annotator.render.std_colours import std_colours
 from annotator.report.tiles import SKIN, contact_sheet
+from annotator.storage.disk_space import name_in_errors
 from annotator.storage.files import (
     is_local,
     join,
@@ -30,7 +31,6 @@ from annotator.storage.files import (
     write_atomic,
     write_in_place,
 )
-from annotator.storage.room import naming
 from trainer.batch import Batch
 from trainer.config import TrainConfig
 from trainer.progress import TrainingProgress
@@ -54,7 +54,7 @@ class _Board:
     def __init__(self, folder: Path, purge_step: int) -> None:
         """Open a new file; TensorBoard drops entries of other files from `purge_step` on."""
         folder.mkdir(parents=True, exist_ok=True)
-        with naming(folder):
+        with name_in_errors(folder):
             self._writer = EventsWriter(str(folder / "events"))
         self._path = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         self._flushed_s = time.monotonic()
@@ -62,20 +62,20 @@ class _Board:
 
     def write(self, **event: Any) -> None:
         """Write an event, with the fields of TensorBoard's `Event`."""
-        with naming(self._path):
+        with name_in_errors(self._path):
             self._writer.write_event(Event(wall_time=time.time(), **event))
         if time.monotonic() > self._flushed_s + FLUSH_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
         """Write buffered events to the disk."""
-        with naming(self._path):
+        with name_in_errors(self._path):
             self._writer.flush()
         self._flushed_s = time.monotonic()
 
     def close(self) -> None:
         """Flush and close the file."""
-        with naming(self._path):
+        with name_in_errors(self._path):
             self._writer.close()
 
 
@@ -109,7 +109,7 @@ class RunLog:
         }
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         self._board.write(step=progress.step, summary=Summary(value=values))
-        with naming(self._metrics), self._metrics.open("a") as file:
+        with name_in_errors(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps({"step": progress.step, **numbers}) + "\n")
 
     def draw(self, step: int, images: Tensor, batch: Batch, prediction: Prediction, faces: Tensor) -> None:

@@ -18,7 +18,7 @@ from annotator.model.network import Network
 from annotator.model.pretrained import PretrainedUnreachableError, load_pretrained
 from annotator.storage.files import join
 from trainer.config import TrainConfig
-from trainer.data.stream import Steps
+from trainer.data.steps import Steps
 from trainer.inputs import network_inputs
 from trainer.inverse_kinematics import train_inverse_kinematics
 from trainer.state import MODEL_FILE, first_look_of

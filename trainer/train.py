@@ -25,7 +25,7 @@ from trainer.batch import Batch
 from trainer.config import TrainConfig
 from trainer.data.features import unpacked
 from trainer.data.loaders import read_steps
-from trainer.data.stream import Steps
+from trainer.data.steps import Steps
 from trainer.inputs import backdrops_of, network_inputs
 from trainer.objective import Objective
 from trainer.optimizer import clip_gradients, learning_rate, new_optimizer, set_learning_rate

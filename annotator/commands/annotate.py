@@ -15,17 +15,17 @@ from annotator.job.record import RunRecord, RunSettings, read_run_record
 from annotator.job.resources import WorkerPlan, memory_of_model, plan_workers
 from annotator.job.run import Job, Progress, label_folder, run_job
 from annotator.job.shard_predictor import ShardPredictor
-from annotator.job.stages import Stages, open_shard
+from annotator.job.stages import Stages, decode_shard
 from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, Columns, check_columns, label_schema
-from annotator.labels.two_hands import join_two_hands
+from annotator.labels.two_hands import relate_two_hands
 from annotator.model.checkpoint_file import UNTRAINED, CheckpointFile, read_checkpoint
 from annotator.photos.crops import Side
 from annotator.runtime.precision import CPU_BATCH, Precision, check_precision
 from annotator.sources import check_has_photos, open_source
 from annotator.sources.entry import HAND_LENGTHS, is_hand_length
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
-from annotator.storage.remote import patience, shown
+from annotator.storage.remote import retry_limit, without_secrets
 
 if TYPE_CHECKING:
     from annotator.detection.locator import HandLocator
@@ -92,7 +92,7 @@ def annotate(
         UserError: a mistake in the arguments, before any work; or any error of `run_job`.
     """
     check_precision(precision, compute.address)
-    job = annotation(
+    job = annotate_job(
         source,
         labels,
         checkpoint=checkpoint,
@@ -115,7 +115,7 @@ def annotate(
     return run_job(job, compute, relabel, on_progress)
 
 
-def annotation(
+def annotate_job(
     source: str,
     labels: str,
     *,
@@ -153,7 +153,7 @@ def annotation(
         raise UserError(f"detect_every is {detect_every}: give 1 or more frames, and a detector")
     if detector and boxes:
         raise UserError("detector and boxes both locate the hands: give one of them")
-    with patience(FIRST_ANSWER_S):  # report a wrong name or key before loading a model
+    with retry_limit(FIRST_ANSWER_S):  # report a wrong name or key before loading a model
         photos = open_source(source, labels, every, boxes, boxes_normalised)
         check_has_photos(photos, source)
         record = read_run_record(labels, RunSettings)
@@ -177,7 +177,7 @@ def annotation(
         search=search if found else "quick",
         detect_every=detect_every or 1,
         every=every,
-        boxes=shown(label_folder(boxes)) if boxes else None,
+        boxes=without_secrets(label_folder(boxes)) if boxes else None,
         boxes_normalised=boxes_normalised,
         samples=samples,
         hand_length_mm=hand_length_mm,
@@ -191,8 +191,8 @@ def annotation(
 
     def stages(plan: WorkerPlan) -> Stages:
         return Stages(
-            open=partial(
-                open_shard,
+            decode=partial(
+                decode_shard,
                 crop_px=settings.crop_px,
                 find=find,
                 margin=file.info.cut_margin,
@@ -201,7 +201,7 @@ def annotation(
             ),
             model=partial(ShardPredictor, file, plan.threads, batch_size, side, samples, precision, columns),
             schema=schema,
-            together=partial(join_two_hands, faces=file.hand.faces, tie_sizes=tie_sizes),
+            finish_shard=partial(relate_two_hands, faces=file.hand.faces, tie_sizes=tie_sizes),
         )
 
     return Job(

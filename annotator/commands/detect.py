@@ -31,13 +31,13 @@ from annotator.job.record import RunRecord, read_run_record
 from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, label_folder, run_job
 from annotator.job.shard import Shard
-from annotator.job.stages import Stages, opened_photos, row_of_error
+from annotator.job.stages import Stages, decoded_photos, row_of_error
 from annotator.labels.schema import ROUNDING, SCHEMA_VERSION, label_schema, without_hand
 from annotator.photos.crops import BOX_OVER_JOINTS
 from annotator.sources import check_has_photos, open_source
 from annotator.sources.entry import Entry
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
-from annotator.storage.remote import patience
+from annotator.storage.remote import retry_limit
 
 #: Columns of labels that need a hand model.
 _MESH = (
@@ -94,7 +94,7 @@ def detect(
     """
     check_search(search)
     out = label_folder(out)
-    with patience(FIRST_ANSWER_S):  # report a wrong name or key at once
+    with retry_limit(FIRST_ANSWER_S):  # report a wrong name or key at once
         source = open_source(photos, out, every, by_hand=False)
         check_has_photos(source, photos)
         detector = read_model(model)
@@ -105,7 +105,7 @@ def detect(
     )
     find = partial(detector_of_process, detector, max_hands, search)
     stages = Stages(
-        open=partial(detect_shard, find=find, world_joints=world_joints),
+        decode=partial(detect_shard, find=find, world_joints=world_joints),
         model=None,
         schema=detection_schema(settings, source.columns),
     )
@@ -117,7 +117,7 @@ def detect_shard(entries: Sequence[Entry], find: FindHands, world_joints: bool) 
     """Detect the hands in every photo of a shard."""
     shard = Shard()
     hands: list[FoundHand] = []
-    for _, row, photo in opened_photos(entries, lambda _: ENOUGH_PX):
+    for _, row, photo in decoded_photos(entries, lambda _: ENOUGH_PX):
         if photo is None:
             shard.rows.append(row)
             continue

@@ -186,14 +186,14 @@ def _mano(hand: str | None) -> str:
 
 def _store(store: str | None) -> str:
     from annotator.storage.files import FIRST_ANSWER_S, check_writable, names_in
-    from annotator.storage.remote import patience, shown
+    from annotator.storage.remote import retry_limit, without_secrets
 
     if store is None:
         raise _AbsentError("not tested (--store s3://bucket/folder)")
-    with patience(FIRST_ANSWER_S):
+    with retry_limit(FIRST_ANSWER_S):
         count = len(names_in(store))
         check_writable(store)
-    return f"'{shown(store)}' can be read and written, {count} names in it"
+    return f"'{without_secrets(store)}' can be read and written, {count} names in it"
 
 
 def _has(module: str) -> bool:

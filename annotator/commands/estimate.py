@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from annotator.commands.annotate import annotation
+from annotator.commands.annotate import annotate_job
 from annotator.job.manifest import DoneShards, Manifest
-from annotator.job.run import record_of
+from annotator.job.run import checked_record
 from annotator.labels.schema import Columns
 from annotator.runtime.progress import time_left
-from annotator.storage.remote import shown
+from annotator.storage.remote import without_secrets
 
 #: Throughput of a job over that of one model times the number of cores, including the second pass for possible left
 #: hands (docs/benchmarks.md).
@@ -56,7 +56,7 @@ class Estimate:
                 f"at {self.photos_per_s:.0f} photos/s, all cores of this machine; less on a cluster",
             ),
             ("labels", size, f"{self.bytes_per_hand / 1000:.1f} KB per hand, one hand per photo"),
-            ("written to", shown(self.labels), ""),
+            ("written to", without_secrets(self.labels), ""),
         ]
 
 
@@ -78,8 +78,10 @@ def estimate(
 
     from annotator.predictor import load
 
-    job = annotation(source, labels, checkpoint=checkpoint, hand=hand, columns=columns, is_dry=True, **others)
-    record_of(job)
+    job = annotate_job(
+        source, labels, checkpoint=checkpoint, hand=hand, columns=columns, is_dry=True, **others
+    )
+    checked_record(job)
     done_shards, manifest = DoneShards(job.labels), Manifest(job.labels)
     done = sum(count for number, count in manifest.counts() if number in done_shards)
     count = manifest.photo_count

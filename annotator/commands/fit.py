@@ -27,11 +27,11 @@ from annotator.job.stages import Stages, drop_not_finite, first_row, row_of_erro
 from annotator.labels.arrays import joined_columns
 from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand
-from annotator.labels.two_hands import join_two_hands
+from annotator.labels.two_hands import relate_two_hands
 from annotator.sources.entry import Entry, ListedHand
 from annotator.sources.landmarks import open_landmarks
 from annotator.storage.files import FIRST_ANSWER_S, check_writable
-from annotator.storage.remote import patience, shown
+from annotator.storage.remote import retry_limit, without_secrets
 
 if TYPE_CHECKING:  # planning and writing start seconds sooner without torch
     from annotator.fitting.hand_fit import HandFitter
@@ -71,7 +71,7 @@ def fit(
     """
     labels = label_folder(labels)
     weights = read_config(FitConfig, "fit", config)
-    with patience(FIRST_ANSWER_S):  # a wrong name or key is reported before a model is loaded
+    with retry_limit(FIRST_ANSWER_S):  # a wrong name or key is reported before a model is loaded
         source = open_landmarks(label_folder(found), images)
         if read_run_record(labels, FitSettings) is None:
             check_writable(labels)
@@ -84,7 +84,7 @@ def fit(
     settings = FitSettings(
         schema_version=SCHEMA_VERSION,
         source=source.place,
-        landmarks=shown(label_folder(found)),
+        landmarks=without_secrets(label_folder(found)),
         checkpoint=checkpoint,
         hand=model.id,
         vertex_count=model.vertex_count,
@@ -95,10 +95,10 @@ def fit(
     )
     metadata = label_metadata(checkpoint, model, calibration, std_is_constant=False, fit=to_dict(weights))
     stages = Stages(
-        open=stage,
+        decode=stage,
         model=None,
         schema=label_schema(model.vertex_count, metadata, source.columns),
-        together=partial(join_two_hands, faces=model.faces, tie_sizes=False),
+        finish_shard=partial(relate_two_hands, faces=model.faces, tie_sizes=False),
     )
     job = Job(
         labels,
@@ -123,7 +123,7 @@ def fit_shard(
     entries: Sequence[Entry], hand: HandModel, config: FitConfig, checkpoint: str, box_source: str
 ) -> Shard:
     """Fit every hand of a shard. A photo without a hand becomes a row with its reason."""
-    from annotator.fitting.hand_fit import LEAST_LANDMARKS
+    from annotator.fitting.hand_fit import MIN_LANDMARKS
 
     shard = Shard()
     hands: list[ListedHand] = []
@@ -134,8 +134,8 @@ def fit_shard(
             shard.rows.append(row | without_hand(*entry.fault))
         for index, listed in enumerate(entry.hands or ()):
             known = sum(x is not None for x, _, _ in listed.landmarks or ())
-            if known < LEAST_LANDMARKS:
-                message = f"{known} of 21 joints are known, a fit needs {LEAST_LANDMARKS}"
+            if known < MIN_LANDMARKS:
+                message = f"{known} of 21 joints are known, a fit needs {MIN_LANDMARKS}"
                 shard.rows.append(row | without_hand("too_few_joints", message) | {"hand_index": index})
                 continue
             shard.hand_rows.append(len(shard.rows))

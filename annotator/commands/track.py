@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from annotator.errors import UserError, plain
+from annotator.errors import UserError, printable
 from annotator.hand import HandModel, load_hand
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, TrackSettings, read_run_record
@@ -26,7 +26,7 @@ from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand, 
 from annotator.sources.entry import Entry
 from annotator.sources.sequences import ADDED, SequenceSource, read_sequence, sequence_batches
 from annotator.storage.files import FIRST_ANSWER_S, atomic_file, check_writable, join
-from annotator.storage.remote import patience, shown
+from annotator.storage.remote import retry_limit, without_secrets
 
 if TYPE_CHECKING:  # planning and writing start seconds sooner without torch
     from annotator.hand.layer import HandLayer
@@ -74,9 +74,11 @@ def track(
     if max_gap < 0:
         raise UserError(f"max-gap is {max_gap}: give 0 or more frames")
     if labels == out:
-        raise UserError(f"'{plain(shown(out))}' holds the labels: give a new folder for the tracked ones")
+        raise UserError(
+            f"'{printable(without_secrets(out))}' holds the labels: give a new folder for the tracked ones"
+        )
     compute = compute or ComputeOptions(shard_size=1)
-    with patience(FIRST_ANSWER_S):  # a wrong name or key is reported before a model is loaded
+    with retry_limit(FIRST_ANSWER_S):  # a wrong name or key is reported before a model is loaded
         source = SequenceSource(labels)
         if read_run_record(out, TrackSettings) is None:
             check_writable(out)
@@ -84,7 +86,7 @@ def track(
     settings = TrackSettings(
         schema_version=SCHEMA_VERSION,
         source=source.place,
-        tracked_labels=shown(labels),
+        tracked_labels=without_secrets(labels),
         checkpoint=source.facts["checkpoint"],
         hand=model.id,
         vertex_count=model.vertex_count,
@@ -97,7 +99,7 @@ def track(
         model.vertex_count, {"amvur": json.dumps(facts, sort_keys=True)}, source.columns | ADDED
     )
     stages = Stages(
-        open=partial(
+        decode=partial(
             track_shard,
             labels=labels,
             out=out,
@@ -126,8 +128,8 @@ def _model_of(source: SequenceSource, hand: str, labels: str) -> HandModel:
     model = load_hand(hand)
     if model.id != source.facts["hand"]:
         raise UserError(
-            f"'{plain(shown(labels))}' is of hand model {source.facts['hand']}, this one is {model.id}: give the "
-            "labels' own (--hand open, or --hand mano:PATH)"
+            f"'{printable(without_secrets(labels))}' is of hand model {source.facts['hand']}, this one is {model.id}: "
+            "give the labels' own (--hand open, or --hand mano:PATH)"
         )
     return model
 

@@ -37,7 +37,7 @@ _OTHER_SIDE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class Hand:
+class FollowedHand:
     """One hand of one frame."""
 
     box_xyxy: Floats  # (4,) photo pixels
@@ -67,7 +67,7 @@ Detect = Callable[[Photo], list[FoundHand]]
 class FrameHands:
     """The hands of a frame, or the detector's error."""
 
-    hands: list[Hand] = field(default_factory=list)
+    hands: list[FollowedHand] = field(default_factory=list)
     error: Exception | None = None
 
 
@@ -117,7 +117,7 @@ def follow(
 class _Chain:
     """One hand over the frames of a segment."""
 
-    hands: dict[int, Hand]
+    hands: dict[int, FollowedHand]
     wanted: set[int]  # frames in which it is expected
     step: int = 0  # direction away from the only end that shows it; 0: both do
     tried: set[tuple[int, int | None, int | None]] = field(default_factory=set)
@@ -167,7 +167,7 @@ class _Segment:
         self._frames, self._detect, self._locate = frames, detect, locate
         self._last = len(frames) - 1
         self._detections = {0: start, self._last: detect_in(frames[-1], detect)}
-        self._single: list[tuple[int, Hand]] = []  # hands that only a further detection shows
+        self._single: list[tuple[int, FollowedHand]] = []  # hands that only a further detection shows
         self._chains = self._chains_of_ends()
 
     def found(self, max_hands: int) -> list[FrameHands]:
@@ -232,12 +232,12 @@ class _Segment:
         return FrameHands(hands, None if detection is None or hands else detection.error)
 
 
-def _detected(hand: FoundHand) -> Hand:
+def _detected(hand: FoundHand) -> FollowedHand:
     right_score = hand.side_score if hand.is_right else 1 - hand.side_score
-    return Hand(hand.box_xyxy, right_score, hand.joints2d_px, 1 + hand.detection_score, "detector")
+    return FollowedHand(hand.box_xyxy, right_score, hand.joints2d_px, 1 + hand.detection_score, "detector")
 
 
-def _located(expected: ExpectedHand, joints2d_px: Floats, presence: float) -> Hand | None:
+def _located(expected: ExpectedHand, joints2d_px: Floats, presence: float) -> FollowedHand | None:
     """Return the hand that the network locates; None if it is lost, or has left the frame."""
     if presence < IS_HAND or not np.isfinite(joints2d_px).all():
         return None
@@ -247,14 +247,14 @@ def _located(expected: ExpectedHand, joints2d_px: Floats, presence: float) -> Ha
     is_inside = (centre >= 0).all() and (centre <= [expected.frame.width, expected.frame.height]).all()
     if not (1 / _MAX_RESIZE <= resize <= _MAX_RESIZE and is_inside):
         return None
-    return Hand(box, expected.right_score, joints2d_px, presence, "followed")
+    return FollowedHand(box, expected.right_score, joints2d_px, presence, "followed")
 
 
 def _size(box_xyxy: Floats) -> float:
     return max(float((box_xyxy[2:] - box_xyxy[:2]).max()), 1e-9)
 
 
-def _matched(some: Sequence[Hand | ExpectedHand], others: Sequence[Hand]) -> dict[int, int]:
+def _matched(some: Sequence[FollowedHand | ExpectedHand], others: Sequence[FollowedHand]) -> dict[int, int]:
     """Return pairs of the same hand, by index: the nearest places; among near ones, the same side."""
     cost = np.array([[_distance(hand, other) for other in others] for hand in some])
     if not cost.size:
@@ -269,7 +269,7 @@ def _matched(some: Sequence[Hand | ExpectedHand], others: Sequence[Hand]) -> dic
     }
 
 
-def _distance(hand: Hand | ExpectedHand, other: Hand) -> float:
+def _distance(hand: FollowedHand | ExpectedHand, other: FollowedHand) -> float:
     """Return the distance of two boxes in hand sizes, with the cost of another side."""
     move = (hand.box_xyxy[:2] + hand.box_xyxy[2:] - other.box_xyxy[:2] - other.box_xyxy[2:]) / 2
     distance = np.linalg.norm(move) / max(_size(hand.box_xyxy), _size(other.box_xyxy))

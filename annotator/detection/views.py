@@ -26,7 +26,7 @@ MIN_TILE_PX = 64
 
 
 @dataclass(frozen=True)
-class Part:
+class SearchView:
     """A part of a photo, turned counterclockwise by `quarter_turns` * 90 degrees."""
 
     left: int
@@ -67,20 +67,20 @@ class Part:
         )
 
 
-def search_rounds(width: int, height: int) -> Iterator[list[Part]]:
+def search_rounds(width: int, height: int) -> Iterator[list[SearchView]]:
     """Yield the views of each round for a photo of `width` x `height` pixels, the most productive round first."""
     sides_px = [side for share in TILE_SIDES if (side := round(share * min(width, height))) >= MIN_TILE_PX]
-    yield [Part(0, 0, width, height, turns) for turns in (1, 2, 3)]
+    yield [SearchView(0, 0, width, height, turns) for turns in (1, 2, 3)]
     for side in sides_px:
         yield _tiles(width, height, side, (0,))
     if sides_px:  # turned small tiles would take longer than all other views and detect almost no hands
         yield _tiles(width, height, sides_px[0], (1, 2, 3))
 
 
-def _tiles(width: int, height: int, side: int, turns: Sequence[int]) -> list[Part]:
+def _tiles(width: int, height: int, side: int, turns: Sequence[int]) -> list[SearchView]:
     """Return overlapping square tiles of the photo, each at all turns."""
     corners = [(left, top) for top in _starts(height, side) for left in _starts(width, side)]
-    return [Part(*corner, side, side, turn) for corner in corners for turn in turns]
+    return [SearchView(*corner, side, side, turn) for corner in corners for turn in turns]
 
 
 def _starts(length: int, side: int) -> list[int]:

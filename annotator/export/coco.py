@@ -14,12 +14,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotator.export.exported import Exported
-from annotator.export.rows import Labels
+from annotator.export.exported_labels import Labels
 from annotator.hand.model import BONES, JOINT_NAMES
 from annotator.labels.arrays import array_of
 from annotator.photos.crops import box_around_joints
+from annotator.storage.disk_space import name_in_errors, unnamed_path
 from annotator.storage.files import atomic_file
-from annotator.storage.room import naming, unnamed_path
 
 _CATEGORY = {
     "id": 1,
@@ -60,11 +60,11 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
                     _append(file, image, images.count == 1)
                 flags = _flags(points, row["width"], row["height"], visible)
                 annotation = _annotation(row, box, points, flags, image["id"], exported.hands + 1)
-                with naming(unnamed_path(), written=hands.tell):
+                with name_in_errors(unnamed_path(), written=hands.tell):
                     _append(hands, annotation, not exported.hands)
                 exported.hands += 1
         file.write(b'\n], "annotations": [')
-        with naming(unnamed_path(), written=hands.tell):
+        with name_in_errors(unnamed_path(), written=hands.tell):
             hands.seek(0)
         shutil.copyfileobj(hands, file)
         file.write(b"\n]}\n")

@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 
 from annotator.errors import UserError
-from annotator.export import coco, lerobot, mano, meshes, motions, submission, table, webdataset
+from annotator.export import animations, coco, csv_table, lerobot, mano, meshes, submission, webdataset
 from annotator.export.exported import Exported
+from annotator.export.exported_labels import Labels
 from annotator.export.lerobot_photos import FORMS as PHOTO_FORMS
-from annotator.export.places import check_new_file, check_new_folder, new_folder
-from annotator.export.rows import Labels
+from annotator.export.output_paths import check_new_file, check_new_folder, new_folder
 from annotator.job.each_file import tasks, tasks_are_faster
 from annotator.labels.folder import label_file_sizes
 
@@ -44,10 +44,10 @@ FORMATS: dict[str, _Format] = {
     # One file per hand: limited, so that no folder gets a million by accident.
     "glb": _Format(meshes.columns, partial(meshes.write, "glb"), limit=1000, spreads=True),
     "ply": _Format(meshes.columns, partial(meshes.write, "ply"), limit=1000, spreads=True),
-    "animated-glb": _Format(motions.columns_with_colours, partial(motions.write, "glb")),
-    "bvh": _Format(motions.columns, partial(motions.write, "bvh")),
+    "animated-glb": _Format(animations.columns_with_colours, partial(animations.write, "glb")),
+    "bvh": _Format(animations.columns, partial(animations.write, "bvh")),
     "lerobot": _Format(lerobot.columns, lerobot.write),
-    "csv": _Format(table.columns, table.write, suffix=".csv"),
+    "csv": _Format(csv_table.columns, csv_table.write, suffix=".csv"),
     "mano": _Format(mano.columns, mano.write),
 }
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotator.export.exported import Exported
+from annotator.export.exported_labels import Labels
 from annotator.export.lerobot_files import DATA_PATH, EPISODES_PATH, Tables, info, write_json, write_tasks
 from annotator.export.lerobot_hands import COLUMNS, FEATURES, OF_SIDES, Frames, frames_of
 from annotator.export.lerobot_photos import CAMERA, CameraPhotos
 from annotator.export.lerobot_stats import NumberStats
-from annotator.export.rows import Labels
 from annotator.export.tracks import columns_to_read, sequences
 from annotator.track.frames import ASSUMED_RATE_HZ
 
@@ -22,7 +22,7 @@ from annotator.track.frames import ASSUMED_RATE_HZ
 TASK, NO_TASK = "task", "move the hands"
 
 #: Maximum episode length, seconds: beyond it float32 timestamps are less exact than LeRobot's tolerance of 0.1 ms.
-MOST_S = 600
+MAX_S = 600
 
 #: Columns that LeRobot has in every data set.
 _COUNTERS = {"timestamp": "float32"} | dict.fromkeys(
@@ -93,7 +93,7 @@ class DataSet:
             )
             return
         ends = np.flatnonzero(np.abs(steps / step_s - 1) > 0.5) + 1
-        most = int(MOST_S * self.rate_hz)
+        most = int(MAX_S * self.rate_hz)
         for part in np.split(np.arange(len(frames)), ends):
             for start in range(0, len(part), most):
                 self._stretch(frames, part[start : start + most], name, task)

@@ -12,9 +12,9 @@ from scipy.spatial.transform import Rotation
 
 from annotator.coordinates import mirror_rotvec
 from annotator.export.exported import Exported
-from annotator.export.rows import camera_field
+from annotator.export.exported_labels import camera_field
 from annotator.export.skeleton import has_skeleton
-from annotator.export.tracks import Sequence
+from annotator.export.tracks import TrackedSequence
 from annotator.hand.joint_angles import joint_angles_deg
 from annotator.hand.model import ANGLE_NAMES, JOINT_NAMES, MOVING_ANGLES, HandModel
 from annotator.hand.refit import refit_pose
@@ -72,7 +72,7 @@ class Frames:
         return len(self.time_s)
 
 
-def frames_of(model: HandModel, sequence: Sequence, exported: Exported) -> Frames:
+def frames_of(model: HandModel, sequence: TrackedSequence, exported: Exported) -> Frames:
     """Return the frames of a sequence, with one hand per side; count the hands left out.
 
     Where several tracks of one side share a frame, as with two people, only the longest is kept.
@@ -102,7 +102,7 @@ def frames_of(model: HandModel, sequence: Sequence, exported: Exported) -> Frame
 
 
 def _rows_of_frames(
-    sequence: Sequence, sound: NDArray[np.bool_], frame: NDArray[np.int64], count: int
+    sequence: TrackedSequence, sound: NDArray[np.bool_], frame: NDArray[np.int64], count: int
 ) -> NDArray[np.int64]:
     """Return the row (F, 2) of each frame's right and left hand, -1 where there is none."""
     rows = np.full((count, 2), -1)

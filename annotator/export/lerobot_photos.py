@@ -12,8 +12,8 @@ from PIL import Image
 
 from annotator.export.lerobot_files import DATA_BYTES, Videos
 from annotator.export.lerobot_stats import ColourStats, Summary
-from annotator.export.stored import as_others_read
-from annotator.export.together import Found, Place, Positions, stored_photos
+from annotator.export.photo_encoding import as_others_read
+from annotator.export.stored_photos import Found, Place, Positions, stored_photos
 from annotator.photos.decode import decode_photo
 from annotator.photos.errors import PhotoError
 

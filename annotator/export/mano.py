@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.export.exported import Exported
-from annotator.export.rows import Labels, camera_field
+from annotator.export.exported_labels import Labels, camera_field
 from annotator.labels.arrays import array_of
 from annotator.storage.files import atomic_file, join
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.export.exported import Exported
+from annotator.export.exported_labels import Labels, camera_field
 from annotator.export.glb import glb_bytes
-from annotator.export.places import HandNames
+from annotator.export.output_paths import HandNames
 from annotator.export.ply import ply_bytes
-from annotator.export.rows import Labels, camera_field
 from annotator.labels.arrays import array_of
 from annotator.sources.read import REQUESTS_AT_ONCE
 from annotator.storage.files import is_local, join, local_path, write_atomic

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from annotator.coordinates import mirror_points, mirror_rotvec
+from annotator.export.exported_labels import camera_field
 from annotator.export.meshes import FROM_CAMERA
-from annotator.export.rows import camera_field
 from annotator.export.tracks import Track
 from annotator.hand.model import FREIHAND_FROM_MANO, JOINT_NAMES, HandModel
 from annotator.hand.refit import CHILD, MANO_FROM_FREIHAND, PALM, refit_turns, rest_joints, steadied

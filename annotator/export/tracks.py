@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.export.exported import Exported
-from annotator.export.rows import Labels
+from annotator.export.exported_labels import Labels
 from annotator.track.frames import FRAME, TIME, frame_places
 
 #: The columns that identify a track and order its frames.
@@ -31,7 +31,7 @@ _OF_LISTS = ("sequence", FRAME, TIME)
 
 
 @dataclass(frozen=True, eq=False)
-class Sequence:
+class TrackedSequence:
     """The tracked hands of a video, or of a list's sequence, ordered by frame."""
 
     name: str
@@ -53,7 +53,7 @@ class Sequence:
 class Track:
     """One hand over the frames of a sequence."""
 
-    sequence: Sequence
+    sequence: TrackedSequence
     track_id: int
     own: NDArray[np.int64]  # (T,) its rows among the sequence's
 
@@ -87,7 +87,7 @@ def columns_to_read(labels: Labels, to: str, *names: str) -> list[str]:
     return labels.present(*dict.fromkeys((*PLACE, *_OF_LISTS, *names)))
 
 
-def sequences(labels: Labels, batches: Iterator[pa.Table], exported: Exported) -> Iterator[Sequence]:
+def sequences(labels: Labels, batches: Iterator[pa.Table], exported: Exported) -> Iterator[TrackedSequence]:
     """Yield each sequence; count rows of no track in `exported`. One sequence is in memory at a time.
 
     Raises:
@@ -104,7 +104,7 @@ def sequences(labels: Labels, batches: Iterator[pa.Table], exported: Exported) -
         rows = pa.concat_tables([table for _, table in parts]).combine_chunks()
         number, time_s = frame_places(rows)
         order = np.argsort(number, kind="stable")
-        yield Sequence(name, rows.take(order), number[order], time_s[order])
+        yield TrackedSequence(name, rows.take(order), number[order], time_s[order])
 
 
 def _runs(batches: Iterator[pa.Table], exported: Exported) -> Iterator[tuple[str, pa.Table]]:

@@ -16,9 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotator.export.exported import Exported
-from annotator.export.rows import Labels, camera_field
-from annotator.export.stored import StoredPhoto, as_others_read
-from annotator.export.together import At, Found, Place, Positions, stored_photos
+from annotator.export.exported_labels import Labels, camera_field
+from annotator.export.photo_encoding import StoredPhoto, as_others_read
+from annotator.export.stored_photos import At, Found, Place, Positions, stored_photos
 from annotator.labels.arrays import array_of
 from annotator.labels.folder import read_faces
 from annotator.labels.schema import SAMPLES_ROUNDING
@@ -32,7 +32,7 @@ TAR_BYTES = 256 << 20
 #: Photos prepared together, by one task; they and their hands wait in memory.
 _PHOTOS_AT_ONCE = 128
 
-Hand = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # its scalars, its arrays
+HandArrays = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # its scalars, its arrays
 
 #: Arrays of a photo's hands, one row each, in `hands.npz`; columns that the labels lack are left out.
 _ARRAYS = (
@@ -75,7 +75,7 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
     return exported
 
 
-def _parts(batches: Iterator[pa.Table]) -> Iterator[tuple[list[list[Hand]], list[At | None]]]:
+def _parts(batches: Iterator[pa.Table]) -> Iterator[tuple[list[list[HandArrays]], list[At | None]]]:
     """Yield the hands of each photo (adjacent rows), some photos at a time, and the photos' positions."""
     positions = Positions()
     photos = (list(hands) for _, hands in groupby(_rows(batches), key=lambda hand: _place(hand[0])))
@@ -84,14 +84,14 @@ def _parts(batches: Iterator[pa.Table]) -> Iterator[tuple[list[list[Hand]], list
 
 
 def _samples(
-    _: None, photos: list[list[Hand]], positions: list[At | None]
+    _: None, photos: list[list[HandArrays]], positions: list[At | None]
 ) -> list[tuple[dict[str, bytes] | str, int]]:
     """Return the files of each photo's sample by extension, or why it is left out, and its number of hands."""
     found = stored_photos([_stored_at(hands) for hands in photos], positions)
     return [(_sample(hands, photo), len(hands)) for hands, photo in zip(photos, found, strict=True)]
 
 
-def _stored_at(hands: list[Hand]) -> Place:
+def _stored_at(hands: list[HandArrays]) -> Place:
     return hands[0][0]["image_uri"], hands[0][0].get("frame_index")
 
 
@@ -100,7 +100,7 @@ def _place(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["image_uri"], row.get("frame_index"), row["image_id"] if row.get("duplicate") else None
 
 
-def _rows(batches: Iterator[pa.Table]) -> Iterator[Hand]:
+def _rows(batches: Iterator[pa.Table]) -> Iterator[HandArrays]:
     """Yield each hand: its scalars, and its arrays that are not null."""
     for table in batches:
         heavy = [name for name in _ARRAYS if name in table.column_names]
@@ -114,7 +114,7 @@ def _rows(batches: Iterator[pa.Table]) -> Iterator[Hand]:
             yield row, {name: values[k] for name, values in arrays.items() if valid[name][k]}
 
 
-def _sample(hands: list[Hand], found: Found) -> dict[str, bytes] | str:
+def _sample(hands: list[HandArrays], found: Found) -> dict[str, bytes] | str:
     first = hands[0][0]
     try:
         if isinstance(found, PhotoError):
@@ -127,7 +127,7 @@ def _sample(hands: list[Hand], found: Found) -> dict[str, bytes] | str:
     return _files(photo, hands)
 
 
-def _files(photo: StoredPhoto, hands: list[Hand]) -> dict[str, bytes]:
+def _files(photo: StoredPhoto, hands: list[HandArrays]) -> dict[str, bytes]:
     first = hands[0][0]
     about = {name: first[name] for name in _OF_PHOTO if name in first}
     own = [name for name in _OF_PHOTO if name != "image_id" or len({row[name] for row, _ in hands}) == 1]

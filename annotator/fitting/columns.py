@@ -13,7 +13,7 @@ from annotator.fitting.hand_fit import Fit, HandFitter
 from annotator.fitting.landmarks import Landmarks
 from annotator.fitting.listed import ListedHands
 from annotator.labels.crop_hands import CropHands, label_columns
-from annotator.photos.crops import BOX_PADDING, CropPlaces, box_around_joints
+from annotator.photos.crops import BOX_PADDING, CropGeometry, box_around_joints
 from annotator.render import nearest_faces, visible_vertices
 
 #: Side of the image in which vertex visibility is computed.
@@ -53,7 +53,7 @@ def fitted_columns(fitter: HandFitter, hands: ListedHands) -> dict[str, Any]:
     return label_columns(fitted, places) | {"side_score": np.maximum(right, 1 - right), "vertex_rgb": None}
 
 
-def _places(hands: ListedHands, landmarks: Landmarks) -> CropPlaces:
+def _places(hands: ListedHands, landmarks: Landmarks) -> CropGeometry:
     """Return the crops around n hands as `annotate` cuts them; without a box, around the known joints."""
     boxes = np.stack(
         [
@@ -64,7 +64,7 @@ def _places(hands: ListedHands, landmarks: Landmarks) -> CropPlaces:
     squares = [square_around(box, BOX_PADDING) for box in boxes]
     given = np.isfinite(hands.focal_px)
     assumed = [assumed_focal_px(int(w), int(h), photo_is_crop=False) for w, h in hands.photo_size_px]
-    return CropPlaces(
+    return CropGeometry(
         centre_px=np.stack([square.centre_px for square in squares]),
         half_side_px=np.array([square.half_side_px for square in squares]),
         box_xyxy=boxes,

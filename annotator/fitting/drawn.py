@@ -34,7 +34,7 @@ _NOISE_MM, _LEVEL = 2.5, 0.35
 
 
 @dataclass(frozen=True, eq=False)
-class DrawnLandmarks:
+class SimulatedDetections:
     """B right hands and their landmarks; a pixel is a millimetre."""
 
     vertices_mm: Floats  # (B, V, 3) wrist-relative, camera axes
@@ -42,7 +42,7 @@ class DrawnLandmarks:
     landmarks: Landmarks
 
 
-def drawn_landmarks(hand: HandModel, count: int, rng: np.random.Generator) -> DrawnLandmarks:
+def drawn_landmarks(hand: HandModel, count: int, rng: np.random.Generator) -> SimulatedDetections:
     """Draw hands in plausible poses, of any shape, at any rotation, and a detector's landmarks of them."""
     rest = anatomy.rest_joints(hand)
     layer = HandLayer(hand)
@@ -64,4 +64,6 @@ def drawn_landmarks(hand: HandModel, count: int, rng: np.random.Generator) -> Dr
     off = others - joints
     off = (off - off.mean(1, keepdims=True)) * [_SHARE_2D, _SHARE_2D, 1.0]
     points = joints + off + level * _NOISE_MM * rng.normal(size=joints.shape)
-    return DrawnLandmarks(vertices, joints, Landmarks(points[..., :2], points[..., 2], np.ones(count, bool)))
+    return SimulatedDetections(
+        vertices, joints, Landmarks(points[..., :2], points[..., 2], np.ones(count, bool))
+    )

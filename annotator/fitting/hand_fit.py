@@ -37,7 +37,7 @@ BATCH = 256
 _TRIAL_STEPS = 6
 
 #: Minimum number of landmarks per hand.
-LEAST_LANDMARKS = 6
+MIN_LANDMARKS = 6
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ class HandFitter:
         depends on the prior, and is worse.
 
         Raises:
-            ValueError: a hand with fewer than `LEAST_LANDMARKS` known landmarks.
+            ValueError: a hand with fewer than `MIN_LANDMARKS` known landmarks.
         """
         known = np.isfinite(landmarks.joints2d_px).all(-1).sum(-1)
-        if (known < LEAST_LANDMARKS).any():
-            raise ValueError(f"a hand has {known.min()} landmarks, a fit needs at least {LEAST_LANDMARKS}")
+        if (known < MIN_LANDMARKS).any():
+            raise ValueError(f"a hand has {known.min()} landmarks, a fit needs at least {MIN_LANDMARKS}")
         parts = [
             self._fit_batch(landmarks[first : first + BATCH]) for first in range(0, len(landmarks), BATCH)
         ]
@@ -229,7 +229,7 @@ def fit_landmarks(
         config: weights and tolerances of the cost.
 
     Raises:
-        ValueError: wrong shapes, or a hand with fewer than `LEAST_LANDMARKS` known landmarks.
+        ValueError: wrong shapes, or a hand with fewer than `MIN_LANDMARKS` known landmarks.
     """
     count = len(joints2d_px)
     depth = np.full((count, 21), np.nan) if depth_px is None else np.asarray(depth_px)

@@ -28,7 +28,7 @@ PALM_MM = 90.0
 _WRIST, _MIDDLE_KNUCKLE = 0, 9
 
 #: Minimum length of a palm, which may point at the camera, relative to the landmarks' extent.
-_LEAST_PALM = 0.25
+_MIN_PALM = 0.25
 
 
 class State(NamedTuple):
@@ -84,7 +84,7 @@ class Target:
         palm_px = (points[:, _WRIST] - points[:, _MIDDLE_KNUCKLE]).norm(dim=-1)
         # Without depth, or without these two joints, the palm is assumed to be half of the visible extent.
         known = has_3d[:, _WRIST] & has_3d[:, _MIDDLE_KNUCKLE]
-        palm_px = torch.where(known, palm_px.maximum(_LEAST_PALM * span_px), span_px / 2)
+        palm_px = torch.where(known, palm_px.maximum(_MIN_PALM * span_px), span_px / 2)
         units_per_px = PALM_MM / palm_px
         tolerance_2d = config.tolerance_2d * span_px * units_per_px
         return Target(

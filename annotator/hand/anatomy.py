@@ -80,9 +80,9 @@ GESTURES: dict[str, Array] = {
     }.items()
 }
 # Minimum `clearance` in `sample_angles`.
-_LEAST_APART, _LEAST_HEIGHT = 0.12, 0.2
+_MIN_APART, _MIN_HEIGHT = 0.12, 0.2
 # Minimum sum of the thumb's spread and its palmar abduction, degrees.
-_LEAST_THUMB_SUM = 62.0
+_MIN_THUMB_SUM = 62.0
 # Target of the thumb's tip in a gesture, solved for each hand: a finger, a number of bones from its knuckle
 # (3 is its tip), and an offset in palm lengths (towards the tips, the palm's back, the thumb's side).
 _THUMB_AT: dict[str, tuple[int, float, tuple[float, float, float]]] = {
@@ -321,9 +321,9 @@ def sample_angles(rest_joints: Array, count: int, generator: np.random.Generator
             [_synergy_angles(batch, generator), _gesture_blends(gestures, batch, generator)]
         ).clip(LIMITS[..., 0], LIMITS[..., 1])
         # A thumb folded over the palm lies on it, not in it.
-        angles[:, 0, 1] = np.maximum(angles[:, 0, 1], _LEAST_THUMB_SUM - angles[:, 0, 0])
+        angles[:, 0, 1] = np.maximum(angles[:, 0, 1], _MIN_THUMB_SUM - angles[:, 0, 0])
         apart, height = clearance(rest_joints, pose_joints(rest_joints, angles, axes))
-        free = (apart > _LEAST_APART) & (height > _LEAST_HEIGHT)
+        free = (apart > _MIN_APART) & (height > _MIN_HEIGHT)
         kept.append(generator.permutation(angles[free]))
     return np.concatenate(kept)[:count]
 

@@ -14,7 +14,7 @@ from annotator.photos.decode import Photo
 from annotator.sources.entry import Entry
 
 #: An entry with its row, and its photo unless it is unreadable.
-Opened = tuple[Entry, dict[str, Any], Photo | None]
+DecodedEntry = tuple[Entry, dict[str, Any], Photo | None]
 
 #: Return this process's detector; the first call loads it.
 FindHands = Callable[[], HandDetector]
@@ -36,7 +36,7 @@ class Following:
 
 
 def detected(
-    photos: Iterable[Opened], find: FindHands, following: Following | None = None
+    photos: Iterable[DecodedEntry], find: FindHands, following: Following | None = None
 ) -> Iterator[tuple[Entry, dict[str, Any], Photo | None, FrameHands | None]]:
     """Yield photos with their hands, in order. No hands where the photo is unreadable or its list has boxes.
 
@@ -47,32 +47,32 @@ def detected(
     def detect(photo: Photo) -> list[FoundHand]:
         return find().find(photo.pixels, photo.width, photo.height)
 
-    for is_run, run in groupby(photos, _RunOf(following)):
+    for is_run, run in groupby(photos, _VideoRunKey(following)):
         if not is_run or following is None:
             for entry, row, photo in run:
                 hands = None if photo is None or entry.lists_boxes else detect_in(photo, detect)
                 yield entry, row, photo, hands
             continue
-        waiting: deque[Opened] = deque()
+        waiting: deque[DecodedEntry] = deque()
         frames = _photos(run, waiting)
         for hands in follow(frames, detect, following.locate, following.detect_every, following.max_hands):
             yield (*waiting.popleft(), hands)
 
 
-def _photos(run: Iterable[Opened], waiting: deque[Opened]) -> Iterator[Photo]:
+def _photos(run: Iterable[DecodedEntry], waiting: deque[DecodedEntry]) -> Iterator[Photo]:
     for opened in run:
         waiting.append(opened)
         if opened[2] is not None:
             yield opened[2]
 
 
-class _RunOf:
+class _VideoRunKey:
     """A key that is equal for consecutive frames of a video, and 0 for all other photos."""
 
     def __init__(self, following: Following | None) -> None:
         self._following, self._run, self._next = following, 0, ("", -1)
 
-    def __call__(self, opened: Opened) -> int:
+    def __call__(self, opened: DecodedEntry) -> int:
         entry, _, photo = opened
         if self._following is None or photo is None or entry.frame_index is None or entry.lists_boxes:
             return 0

@@ -21,7 +21,7 @@ SHARD_CRASHES, PHOTO_CRASHES = 2, 3
 MAX_DATA_LOSSES = 20
 
 #: Maximum deaths of models in a row without a finished shard.
-MODEL_DEATHS = 5
+WORKER_DEATHS = 5
 
 #: Attempts per shard when a disk or store does not respond, and the base of the doubling pause between them.
 MAX_ATTEMPTS, PAUSE_S = 4, 1.0
@@ -38,7 +38,7 @@ class Action(Enum):
 
     RETRY = auto()  # the same work
     SPLIT = auto()  # each photo alone
-    REOPEN = auto()  # decode the shard again
+    DECODE_AGAIN = auto()  # decode the shard again
     GIVE_UP = auto()  # record the photo, or all hands of the shard, as crashed
     GIVE_UP_HAND = auto()  # record this hand as crashed
     IGNORE = auto()  # the shard has already moved on
@@ -120,7 +120,7 @@ def blame(first: ShardFailures | SingleHand) -> None:
 def after_label_crash(failures: ShardFailures) -> Action:
     """Decide about a shard whose labelling ended without a result."""
     # Only a single hand gets that far: a suspect shard with several is labelled hand by hand.
-    return Action.GIVE_UP if failures.model_deaths >= PHOTO_CRASHES else Action.REOPEN
+    return Action.GIVE_UP if failures.model_deaths >= PHOTO_CRASHES else Action.DECODE_AGAIN
 
 
 def after_hand_crash(hand: SingleHand, is_model: bool) -> Action:
@@ -128,8 +128,8 @@ def after_hand_crash(hand: SingleHand, is_model: bool) -> Action:
     if hand.shard.is_over:
         return Action.IGNORE
     if not is_model:
-        return Action.REOPEN
-    if hand.shard.is_hopeless:
+        return Action.DECODE_AGAIN
+    if hand.shard.model_is_suspect:
         return Action.GIVE_UP
     return Action.GIVE_UP_HAND if hand.deaths >= HAND_DEATHS else Action.RETRY
 
@@ -144,10 +144,10 @@ def deaths_in_a_row(before: int, shards_done: int, held_hand: bool, error: Excep
         error: of the death.
 
     Raises:
-        UserError: `MODEL_DEATHS` are reached.
+        UserError: `WORKER_DEATHS` are reached.
     """
     deaths = 0 if shards_done else before + (not held_hand)
-    if deaths >= MODEL_DEATHS:
+    if deaths >= WORKER_DEATHS:
         raise UserError(
             f"models died {deaths} times without finishing a shard ({first_line(error)}): if memory ran out, "
             "lower --batch-size or --workers; run the same command again to resume"

@@ -56,7 +56,7 @@ class HandByHand:
         self.deaths += 1
 
     @property
-    def is_hopeless(self) -> bool:
+    def model_is_suspect(self) -> bool:
         """Whether the model may be at fault, since no hand was labelled."""
         return not self.labelled and self.deaths >= min(FIRST_DEATHS, HAND_DEATHS * len(self.hands))
 
@@ -68,6 +68,6 @@ class HandByHand:
         return self.labelled + self.given_up == len(self.hands)
 
     @property
-    def has_culprit(self) -> bool:
+    def clears_models(self) -> bool:
         """Whether some hands crashed models and others did not, which clears the models."""
         return self.labelled > 0 and self.given_up > 0

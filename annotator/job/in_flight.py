@@ -39,13 +39,13 @@ class Piece:
     in_flight: ShardInFlight
     entries: list[Entry]
     crashes: int = 0  # of its decoders
-    is_open: bool = False
+    is_decoded: bool = False
     data: Any = None  # reference to the opened piece
     hands: int = 0  # to be labelled
 
 
 @dataclass(eq=False)
-class Model:
+class Worker:
     """A model actor and its queue."""
 
     actor: Any

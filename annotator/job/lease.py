@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from annotator.errors import UserError, plain
+from annotator.errors import UserError, printable
 from annotator.runtime.ray_session import missing_paths
 from annotator.storage.conditional import OvertakenError, put_if_unchanged, version_of
 from annotator.storage.files import is_local, join, local_path, read_if_exists, remove_file, write_atomic
@@ -219,7 +219,7 @@ def missing_on_this_machine(places: Sequence[str], labels: str, run: str) -> lis
 
 
 def _shown(lease: dict[str, Any], name: str) -> str:
-    return plain(str(lease.get(name)))
+    return printable(str(lease.get(name)))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from itertools import groupby
 from typing import Any
 
 from annotator.errors import UserError
-from annotator.sources.entry import Entry, dumps
+from annotator.sources.entry import Entry, entries_to_json
 from annotator.sources.source import Source
 from annotator.storage.files import join, names_in, read_if_exists, write_atomic
 
@@ -171,7 +171,8 @@ class Manifest:
         if not part:
             return part
         lines = [
-            f'{{"shard":{s.number},"count":{_photos(s.entries)},"entries":{dumps(s.entries)}}}' for s in part
+            f'{{"shard":{s.number},"count":{_photos(s.entries)},"entries":{entries_to_json(s.entries)}}}'
+            for s in part
         ]
         name = f"part-{generation:04d}-{len(self._parts):06d}.jsonl"
         self._confirm()

@@ -91,10 +91,10 @@ def run_job(
             or written, or a step keeps failing.
     """
     labels = job.labels
-    record_of(job, relabel)  # report mistakes before waiting for the lease of a killed run
+    checked_record(job, relabel)  # report mistakes before waiting for the lease of a killed run
     check_writable(labels)
     with leased(labels) as lease:
-        record = record_of(job, relabel)
+        record = checked_record(job, relabel)
         if record is None:
             job.begin()
             record = RunRecord(job.settings)
@@ -107,7 +107,7 @@ def run_job(
     return record
 
 
-def record_of(job: Job[Settings], relabel: str | None = None) -> RunRecord[Settings] | None:
+def checked_record(job: Job[Settings], relabel: str | None = None) -> RunRecord[Settings] | None:
     """Return the record of a job's label set, or None for a new folder.
 
     Raises:

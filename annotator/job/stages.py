@@ -1,6 +1,6 @@
 """The stages of a shard: decode, predict, write. Plain functions on one shard, without Ray.
 
-    entries --open_shard--> Shard with crops --predict_shard--> Shard with hands --shard_table--> a label file
+    entries --decode_shard--> Shard with crops --predict_shard--> Shard with hands --shard_table--> a label file
 
 Every entry becomes a row, whether it succeeds or fails.
 """
@@ -69,17 +69,17 @@ def crashed_shard(entries: Sequence[Entry]) -> Shard:
 class Stages:
     """Functions of a run's stages. They are pickled and run in other processes."""
 
-    open: Callable[[Sequence[Entry]], Shard]
+    decode: Callable[[Sequence[Entry]], Shard]
     #: Called once in each actor; None for a job without a predict stage.
     model: Callable[[], Callable[[Shard], Shard]] | None
     schema: pa.Schema
     #: Changes a shard in place once all its hands are labelled.
-    together: Callable[[Shard], None] | None = None
+    finish_shard: Callable[[Shard], None] | None = None
     #: Rows of entries that crashed every process that opened them.
     crashed: Callable[[Sequence[Entry]], Shard] = crashed_shard
 
 
-def opened_photos(
+def decoded_photos(
     entries: Sequence[Entry], min_side_px: Callable[[Entry], int]
 ) -> Iterator[tuple[Entry, dict[str, Any], Photo | None]]:
     """Yield each entry with its row and photo; an unreadable photo is None, with the reason in the row."""
@@ -96,7 +96,7 @@ def opened_photos(
             yield entry, row | {"width": photo.width, "height": photo.height}, photo
 
 
-def open_shard(
+def decode_shard(
     entries: Sequence[Entry],
     crop_px: int,
     find: FindHands | None = None,
@@ -116,7 +116,7 @@ def open_shard(
     shard = Shard()
     cut: list[Crops] = []
     side_px = math.ceil(crop_px / margin)
-    photos = opened_photos(entries, lambda entry: side_px if _is_crop(entry, find) else ENOUGH_PX)
+    photos = decoded_photos(entries, lambda entry: side_px if _is_crop(entry, find) else ENOUGH_PX)
     with_hands = detected(photos, find, following) if find else ((*photo, None) for photo in photos)
     for entry, row, photo, found in with_hands:
         if photo is None:
@@ -292,15 +292,17 @@ def _without_labels(shard: Shard, error: Exception) -> Shard:
     return Shard(shard.rows)
 
 
-def shard_table(shard: Shard, schema: pa.Schema, together: Callable[[Shard], None] | None = None) -> pa.Table:
+def shard_table(
+    shard: Shard, schema: pa.Schema, finish_shard: Callable[[Shard], None] | None = None
+) -> pa.Table:
     """Return the table of a shard's label file, after `together` has seen all its hands."""
     if shard.parts:
         return pa.concat_tables([shard_table(part, schema) for part in shard.parts])
     if shard.file:
         with opened_label_file(shard.file) as opened:
             return opened.read(use_threads=False)
-    if together is not None and shard.hands:
-        together(shard)
+    if finish_shard is not None and shard.hands:
+        finish_shard(shard)
     return labels_to_table(shard.rows, shard.hands, shard.hand_rows, schema)
 
 

@@ -17,7 +17,7 @@ from annotator.job.manifest import DoneShards, shard_file_name
 from annotator.labels.folder import read_columns
 from annotator.labels.outcomes import count_outcomes
 from annotator.storage.files import join, names_in, read_if_exists, remove_file, write_atomic
-from annotator.storage.remote import shown
+from annotator.storage.remote import without_secrets
 
 FOLDER = "_outcomes"
 
@@ -46,7 +46,7 @@ class ShardReport:
 def report_of(shard: int, rows: Iterable[dict[str, Any]]) -> ShardReport:
     """Return the report of a shard's rows."""
     rows = list(rows)
-    failed = [[shown(row["image_uri"]), row["error"]] for row in rows if row["status"] == "failed"]
+    failed = [[without_secrets(row["image_uri"]), row["error"]] for row in rows if row["status"] == "failed"]
     return ShardReport(shard, count_outcomes(rows), failed[:FAILED_OF_SHARD])
 
 

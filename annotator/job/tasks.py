@@ -31,7 +31,7 @@ class TaskStats(NamedTuple):
     hands: int = 0  # to be labelled
 
 
-def open_piece(
+def decode_piece(
     decode: Callable[[Sequence[Entry]], Shard], entries: list[Entry], limit_s: float
 ) -> tuple[TaskStats, Shard]:
     """Decode some entries; end the process if it takes longer than `limit_s`."""
@@ -95,7 +95,7 @@ def write_labels(
     return replace(report, written=sum(row["hand_index"] <= 0 for row in written)), take_retries()
 
 
-class ModelActor:
+class WorkerActor:
     """One model, which labels one shard at a time."""
 
     def start(self, make: Callable[[], Callable[[Shard], Shard]]) -> None:
@@ -110,7 +110,7 @@ class ModelActor:
         except ModelBrokenError:
             os._exit(1)  # a new process may work again
 
-    def label_hand(self, shard: Shard, number: int) -> tuple[TaskStats, Shard]:
+    def predict_hand(self, shard: Shard, number: int) -> tuple[TaskStats, Shard]:
         """Label one hand of a shard without the others; return a shard with its row alone."""
         crops = None if shard.crops is None else shard.crops[number : number + 1]
         stats, part = self.label(Shard([shard.rows[shard.hand_rows[number]]], [0], crops))

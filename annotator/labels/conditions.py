@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from annotator.errors import UserError, plain
+from annotator.errors import UserError, printable
 from annotator.labels.schema import label_schema
 
 #: A temporary column; no label column has this name.
@@ -43,7 +43,7 @@ class Condition:
         Raises:
             UserError: the text is not a condition, has an unknown column, or compares incompatible types.
         """
-        self.text = plain(text)
+        self.text = printable(text)
         self._known = columns
         self.columns: list[str] = []  # the columns in the condition
         try:
@@ -143,7 +143,7 @@ class Condition:
 
     def _unknown(self, name: str) -> UserError:
         return UserError(
-            f"there is no column '{plain(name)}'; the columns are {', '.join(map(plain, self._known))}"
+            f"there is no column '{printable(name)}'; the columns are {', '.join(map(printable, self._known))}"
         )
 
     def _column(self, name: str) -> Any:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from annotator import coordinates
 from annotator.coordinates import CropFrame
-from annotator.labels.metric import hand_length_stds_mm, hand_lengths_mm, place_covariance
-from annotator.photos.crops import CropPlaces
+from annotator.labels.hand_length import hand_length_stds_mm, hand_lengths_mm, position_covariance
+from annotator.photos.crops import CropGeometry
 from annotator.photos.view import View
 
 Floats = NDArray[np.floating]
@@ -36,7 +36,7 @@ class CropHands:
     betas: Floats | None = None  # (n, 10)
 
 
-def crop_axes(places: CropPlaces) -> NDArray[np.float32]:
+def crop_axes(places: CropGeometry) -> NDArray[np.float32]:
     """Return the crop axes (n, 3, 3) of each crop."""
     frame = CropFrame(places.centre_px, places.half_side_px, np.zeros(len(places), bool))
     axes = frame.axes(places.principal_px, places.focal_px)
@@ -45,12 +45,14 @@ def crop_axes(places: CropPlaces) -> NDArray[np.float32]:
     return axes.astype(np.float32)
 
 
-def through_lens(places: CropPlaces) -> list[int]:
+def through_lens(places: CropGeometry) -> list[int]:
     """Return the numbers of crops that are views through a lens."""
     return [k for k, view in enumerate(places.view) if view is not None]
 
 
-def seen_through_lens(hands: CropHands, places: CropPlaces, k: int) -> tuple[Floats, Floats, Floats, Floats]:
+def seen_through_lens(
+    hands: CropHands, places: CropGeometry, k: int
+) -> tuple[Floats, Floats, Floats, Floats]:
     """Return 2D joints and their std (21, 2) in the photo, and the wrist's place (3,) and its covariance (3, 3)."""
     view: View = places.view[k]
     points = (hands.joints2d_px[k] - places.centre_px[k]) / places.half_side_px[k]
@@ -62,7 +64,7 @@ def seen_through_lens(hands: CropHands, places: CropPlaces, k: int) -> tuple[Flo
     seen = (points * view.half_tan)[None]
     joints = hands.joints3d_mm[k : k + 1]
     wrist = coordinates.camera_translation(joints, seen, np.ones(1), np.zeros((1, 2)))
-    covariance = place_covariance(
+    covariance = position_covariance(
         joints + wrist[:, None], hands.joints3d_std_mm[k : k + 1], np.ones(1), (std * view.half_tan)[None]
     )[0]
     return (
@@ -73,7 +75,7 @@ def seen_through_lens(hands: CropHands, places: CropPlaces, k: int) -> tuple[Flo
     )
 
 
-def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
+def label_columns(hands: CropHands, places: CropGeometry) -> dict[str, Any]:
     """Return the columns of `annotator.labels.schema` that depend only on the hands and their crops."""
     hands = _resized(hands, places.hand_length_mm)
     axes = crop_axes(places)
@@ -91,7 +93,7 @@ def label_columns(hands: CropHands, places: CropPlaces) -> dict[str, Any]:
         joints3d_mm, hands.joints2d_px, places.focal_px, places.principal_px
     )
     joints2d_px, joints2d_std_px = np.array(hands.joints2d_px), np.array(hands.joints2d_std_px)
-    covariance = place_covariance(
+    covariance = position_covariance(
         joints3d_mm + cam_t_mm[:, None], joints3d_std_mm, places.focal_px, joints2d_std_px
     )
     for k in through_lens(places):

@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.labels.conditions import Condition
-from annotator.labels.folder import calibration_of, groups_that_stay, label_facts, one_hand, opened_label_file
+from annotator.labels.folder import (
+    calibration_of,
+    check_hand_model,
+    groups_that_stay,
+    label_facts,
+    opened_label_file,
+)
 from annotator.labels.outcomes import count_outcomes
 from annotator.labels.schema import write_tables
 from annotator.quality.calibration import Calibration
@@ -159,7 +165,7 @@ class RowFilter:
         Raises:
             UserError: the file is of another hand model than the first, or has one std for all hands.
         """
-        one_hand(file.path, file.facts, self.hand)
+        check_hand_model(file.path, file.facts, self.hand)
         scalars, stay = self._meeting(file, self._columns)
         if self.keep.keep_best is not None:
             std_mm = _floats(scalars, MEAN_STD)

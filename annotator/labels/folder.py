@@ -169,7 +169,7 @@ def calibration_of(path: str, facts: dict[str, Any]) -> Calibration:
     return read_calibration(facts.get("calibration", {}), f"'{path}': calibration")
 
 
-def one_hand(path: str, facts: dict[str, Any], hand: str | None) -> None:
+def check_hand_model(path: str, facts: dict[str, Any], hand: str | None) -> None:
     """Check that a file's meshes use the given hand model (None: no meshes).
 
     Raises:

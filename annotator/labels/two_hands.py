@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotator.hand.penetration import penetration_mm
-from annotator.labels.metric import CHANGED, mean_length, resize
+from annotator.labels.hand_length import CHANGED, mean_length, resize
 
 
 class LabelledRows(Protocol):
@@ -22,7 +22,7 @@ class LabelledRows(Protocol):
     hands: dict[str, Any]  # label columns over hands
 
 
-def join_two_hands(shard: LabelledRows, faces: NDArray[np.integer], tie_sizes: bool = True) -> None:
+def relate_two_hands(shard: LabelledRows, faces: NDArray[np.integer], tie_sizes: bool = True) -> None:
     """Tie the sizes of right and left hands, and fill `penetration_mm` if there are meshes, in place.
 
     Args:

@@ -30,7 +30,7 @@ _FITTED_SCALES = (1e-3, 20.0)
 
 
 @dataclass
-class Camera:
+class WeakCamera:
     """B weak-perspective cameras, Gaussian in each of their six parameters."""
 
     scale_per_mm: Tensor  # (B,) crop half-sides per millimetre
@@ -103,7 +103,7 @@ class CameraHead(nn.Module):
         raw = torch.cat([_before_softplus(scale).view(1), torch.zeros(3), translation])
         self.register_buffer("start", raw.detach(), persistent=False)
 
-    def forward(self, g: Tensor, fitted: tuple[Tensor, Tensor] | None = None) -> Camera:
+    def forward(self, g: Tensor, fitted: tuple[Tensor, Tensor] | None = None) -> WeakCamera:
         """Return B cameras.
 
         Args:
@@ -123,7 +123,7 @@ class CameraHead(nn.Module):
             std = std * (out[:, 6:].clamp(-14, 14) / 2).exp()
         if not self.with_rotation:
             std = std * torch.tensor([1.0, 0, 0, 0, 1, 1], device=std.device)
-        return Camera(softplus(mean[:, 0]) / 100, rotvec, mean[:, 4:], std)
+        return WeakCamera(softplus(mean[:, 0]) / 100, rotvec, mean[:, 4:], std)
 
 
 def _before_softplus(scale: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def _before_softplus(scale: Tensor) -> Tensor:
     return scale.expm1().log()
 
 
-def joints2d_covariance(joints: Gaussian, camera: Camera, annotation_noise: float) -> Tensor:
+def joints2d_covariance(joints: Gaussian, camera: WeakCamera, annotation_noise: float) -> Tensor:
     """Return Sigma_2 of formula (6): (B, 21, 2, 2), crop half-sides squared.
 
     It is the sum of s^2 [Rot diag(sigma_J^2) Rot^T]_xy, the camera's variance and the noise of a 2D label. The

@@ -20,7 +20,7 @@ JOINTS = 21
 NUMBERS = 3 * 3 * JOINTS
 
 #: Crop half-sides: a numerical bound, smaller than any legible hand.
-_LEAST_SIZE = 1e-3
+_MIN_SIZE = 1e-3
 
 
 class LandmarkHand(NamedTuple):
@@ -55,7 +55,7 @@ class LandmarkHand(NamedTuple):
 def normalised(points: Tensor) -> Tensor:
     """Return hands (B, 21, 3), in any unit, with the wrist at 0 and joints at a distance of 1 from it (RMS)."""
     from_wrist = points - points[:, :1]
-    size = from_wrist.square().sum(-1).mean(1).clamp_min(_LEAST_SIZE**2).sqrt()
+    size = from_wrist.square().sum(-1).mean(1).clamp_min(_MIN_SIZE**2).sqrt()
     return from_wrist / size[:, None, None]
 
 

@@ -16,9 +16,9 @@ from annotator.labels.schema import Columns
 from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
 from annotator.model.attention import FeatureMap
 from annotator.model.backbone import BackboneFeatures, build_backbone
-from annotator.model.camera import Camera, CameraHead, fit_camera, joints2d_covariance
+from annotator.model.camera import CameraHead, WeakCamera, fit_camera, joints2d_covariance
+from annotator.model.landmark_maps import LandmarkHead
 from annotator.model.landmarker import NUMBERS, LandmarkHand, LandmarkHeads
-from annotator.model.landmarks import LandmarkHead
 from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_hand
 from annotator.model.read_out import ReadOut
 from annotator.model.refinement import Refinement
@@ -33,11 +33,11 @@ class Prediction:
 
     vertices: Gaussian  # q(V | I), (B, V, 3); prior-net's own with its constant std in the prior_net variant
     joints3d: Gaussian  # q(J3 | I), (B, 21, 3)
-    camera: Camera  # q(C | I)
+    camera: WeakCamera  # q(C | I)
     joints2d: Tensor  # (B, 21, 2) crop
     joints2d_covariance: Tensor  # (B, 21, 2, 2), Sigma_2, crop half-sides squared
     prior: PriorHand | None  # p(V | I), p(J3 | I); None in the amvur variant
-    prior_camera: Camera | None  # p(C | I)
+    prior_camera: WeakCamera | None  # p(C | I)
     visible: Tensor  # (B, V) bool, not hidden by the hand itself
     rgb: Tensor | None  # (B, V, 3) in 0..1; None without a texture
     is_right: Tensor  # (B,) probability that the crop shows a right hand
@@ -201,8 +201,8 @@ class Network(nn.Module):
         # The start is prior-net's hand after refinement; without gradient, so training returns prior-net's own.
         prior: PriorHand | None = None
         start: PriorHand | None = None
-        prior_camera: Camera | None = None
-        start_camera: Camera | None = None
+        prior_camera: WeakCamera | None = None
+        start_camera: WeakCamera | None = None
         fitted: tuple[Tensor, Tensor] | None = None
         size_px = images.shape[-2], images.shape[-1]
         feature_maps = [
@@ -226,7 +226,7 @@ class Network(nn.Module):
         if prior is not None and prior_camera is not None and variant == "prior_net":
             vertices = Gaussian(prior.vertices_mm, torch.full_like(prior.vertices_mm, PRIOR_STD_MM))
             joints3d = Gaussian(prior.joints3d_mm, torch.full_like(prior.joints3d_mm, PRIOR_STD_MM))
-            camera: Camera = prior_camera
+            camera: WeakCamera = prior_camera
         else:
             prior_mm = prior_points = None
             if start is not None and start_camera is not None:

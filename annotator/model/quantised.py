@@ -43,7 +43,7 @@ def grid_step(weight: Tensor) -> Tensor:
     return weight.detach().abs().flatten(1).amax(1).clamp_min(1e-9).view(-1, 1, 1, 1) / WEIGHT_LEVELS
 
 
-def on_grid(weight: Tensor) -> Tensor:
+def round_to_grid(weight: Tensor) -> Tensor:
     """Return the nearest weights on the grid; the gradient passes as if nothing was rounded."""
     step = grid_step(weight)
     return weight + ((weight.detach() / step).round() * step - weight.detach())

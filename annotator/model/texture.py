@@ -26,7 +26,7 @@ from annotator.render import Covered, cover, reverse_interpolate
 FIT_STEPS = 2
 
 #: Weight, in pixels, below which a vertex keeps its colour.
-LEAST_WEIGHT = 0.01
+MIN_WEIGHT = 0.01
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def fit_colours(colours: Tensor, images: Tensor, coverage: Covered, size_px: int
     photo = _resized(images, size_px).index_select(0, coverage.pixel)
     fitted = colours.reshape(-1, 3)
     weight = coverage.collect(torch.ones_like(photo[:, :1]), len(fitted))
-    rate = torch.where(weight > LEAST_WEIGHT, 1 / weight.clamp_min(LEAST_WEIGHT), 0.0)
+    rate = torch.where(weight > MIN_WEIGHT, 1 / weight.clamp_min(MIN_WEIGHT), 0.0)
     for _ in range(FIT_STEPS):
         fitted = fitted + rate * coverage.collect(photo - coverage.paint(fitted), len(fitted))
     return fitted.reshape(colours.shape).clamp(0, 1)

@@ -21,7 +21,7 @@ from annotator.config import NetworkConfig
 from annotator.coordinates import covariance_from_plane, from_plane, plane_of, turned_std, upright_square
 from annotator.labels.schema import Columns
 from annotator.model.amvur import Gaussian
-from annotator.model.camera import Camera
+from annotator.model.camera import WeakCamera
 from annotator.model.checkpoint_file import WIDE
 from annotator.model.network import Features, Network, Prediction
 from annotator.model.prior_net import PriorHand
@@ -35,7 +35,7 @@ SMALLEST = 0.1
 
 #: Maximum difference between the square of a second look and that of its joints: in rotation, in size, and a shift in
 #: half-sides. Beyond it, the look is repeated with the square of its joints.
-MOST_TURN_RAD, MOST_RESIZE, MOST_SHIFT = math.radians(20), 1.35, 0.25
+MAX_TURN_RAD, MAX_RESIZE, MAX_SHIFT = math.radians(20), 1.35, 0.25
 
 #: Maximum repeats of a second look. If its joints still disagree with its square, four rotations of the crop are tried.
 REPEATS = 2
@@ -104,9 +104,7 @@ class Square:
         resize = (other.half_side / self.half_side).log().abs()
         shift = (other.centre - self.centre).norm(dim=-1) / self.half_side
         return (
-            (torch.cos(turn) < math.cos(MOST_TURN_RAD))
-            | (resize > math.log(MOST_RESIZE))
-            | (shift > MOST_SHIFT)
+            (torch.cos(turn) < math.cos(MAX_TURN_RAD)) | (resize > math.log(MAX_RESIZE)) | (shift > MAX_SHIFT)
         )
 
 
@@ -185,14 +183,14 @@ class TwoLooks(nn.Module):
 
     def extract(self, images: Tensor) -> TwoLookFeatures:
         """Return the features of both looks at wide images. Under autocast only the backbones use half precision."""
-        return self.look_twice(images, self.first_look(images))
+        return self.second_look(images, self.first_look(images))
 
     def first_look(self, images: Tensor) -> Features:
         """Return the features of the first look at wide images."""
         return self.first.extract(self._tight(images))
 
     @torch.no_grad()
-    def look_twice(self, images: Tensor, first: Features, found2d: Tensor | None = None) -> TwoLookFeatures:
+    def second_look(self, images: Tensor, first: Features, found2d: Tensor | None = None) -> TwoLookFeatures:
         """Return the features of both looks at wide images, given the first.
 
         Where a detector found joints `found2d` (B, 21, 2), not NaN, the second look is taken around them. The first
@@ -308,7 +306,7 @@ def _carried(prediction: Prediction, square: Square) -> Prediction:
     def gaussian(points: Gaussian) -> Gaussian:
         return Gaussian(from_plane(points.mean_mm, plane), turned_std(points.std_mm, plane))
 
-    def camera(in_square: Camera) -> Camera:
+    def camera(in_square: WeakCamera) -> WeakCamera:
         # J2 = h P (s Rot(r) J3 + t) + c = h s Rot(P r) (P J3) + (h P t + c)
         scale_std, rotation_std, translation_std = in_square.std[:, None].split([1, 3, 2], -1)
         std = [
@@ -316,7 +314,7 @@ def _carried(prediction: Prediction, square: Square) -> Prediction:
             turned_std(rotation_std, plane),
             turned_std(translation_std, plane) * size[:, 0],
         ]
-        return Camera(
+        return WeakCamera(
             in_square.scale_per_mm * square.half_side,
             from_plane(in_square.rotvec[:, None], plane)[:, 0],
             square.to_tight(in_square.translation[:, None])[:, 0],

@@ -25,7 +25,7 @@ BOX_OVER_JOINTS = 1.1
 
 
 @dataclass
-class CropPlaces:
+class CropGeometry:
     """The positions of n square crops in their photos, and the photos' cameras."""
 
     centre_px: NDArray[np.float64]  # (n, 2) photo pixels
@@ -43,7 +43,7 @@ class CropPlaces:
 
 
 @dataclass
-class Crops(CropPlaces):
+class Crops(CropGeometry):
     """n square crops of one size, none mirrored.
 
     `pixels` may cover more than the crop that the other fields and labels refer to: `margin` times its side.

@@ -1,7 +1,7 @@
 """Calibration: laws from a network's std to a std that matches its errors, and the data behind them.
 
 A checkpoint has one in its header, and every label file has a copy in its metadata, both in the form of `asdict`.
-`annotator/quality/uncertainty.py` fits one map, `trainer/evaluation/calibrate.py` all of them.
+`annotator/quality/uncertainty.py` fits one map, `trainer/evaluation/fit_calibration.py` all of them.
 `predicted_columns.py` applies them to labels, `predictor.py` to samples.
 """
 

@@ -32,7 +32,7 @@ KEPT = (0.25, 0.50, 0.75)
 EXPONENTS = (0.0, 3.0)
 
 #: Pairs below which a power law can't be fitted.
-LEAST_PAIRS = 100
+MIN_PAIRS = 100
 
 
 def half_width(level: float) -> float:
@@ -187,14 +187,14 @@ def fit_power_law(std: Floats, error: Floats, bins: int = 25) -> PowerLaw:
     hands have, do not inflate it. Pairs without a std are ignored; a constant std is only scaled.
 
     Raises:
-        ValueError: fewer than `LEAST_PAIRS` pairs with a positive, finite std, or no error in them.
+        ValueError: fewer than `MIN_PAIRS` pairs with a positive, finite std, or no error in them.
     """
     std, error = np.ravel(std).astype(np.float64), np.abs(np.ravel(error)).astype(np.float64)
     known = (std > 0) & np.isfinite(std) & np.isfinite(error)
     std, error = std[known], error[known]
-    if len(std) < LEAST_PAIRS:
+    if len(std) < MIN_PAIRS:
         raise ValueError(
-            f"{len(std)} errors with a predicted std are too few to calibrate: at least {LEAST_PAIRS} are needed"
+            f"{len(std)} errors with a predicted std are too few to calibrate: at least {MIN_PAIRS} are needed"
         )
     exponent = _exponent(np.log(std), error, min(bins, len(std) // 20))
     scale = _std_that_covers(error / std**exponent)

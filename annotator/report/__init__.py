@@ -13,8 +13,8 @@ from annotator.report.page import Report, page_of
 from annotator.report.pictures import Pictures, each_row, galleries
 from annotator.report.survey import survey
 from annotator.report.truth import COLUMNS, Truth
+from annotator.storage.disk_space import DiskFullError
 from annotator.storage.files import is_local, local_path, names_in, write_atomic
-from annotator.storage.room import NoRoomError
 
 __all__ = ["write_report"]
 
@@ -68,7 +68,7 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
             *(labels, record, found, parts, shown, pictures.faces, pictures.range_mm, comparison), clips.found
         )
         write_atomic(str(path), page_of(report).encode())
-    except NoRoomError:
+    except DiskFullError:
         raise
     except OSError as error:
         raise UserError(f"can't write the report to '{out}': {error.strerror or error}") from None

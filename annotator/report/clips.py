@@ -29,10 +29,10 @@ from annotator.sources.read import photo_at, photos_of
 from annotator.sources.sequences import SEQUENCE
 from annotator.sources.video.source import list_video
 from annotator.storage.files import FIRST_ANSWER_S, write_atomic
-from annotator.storage.remote import patience
+from annotator.storage.remote import retry_limit
 
 #: Maximum sequences with a timeline, hands on one, and frames in its player.
-MOST_CLIPS, MOST_HANDS, MOST_FRAMES = 4, 100_000, 240
+MAX_CLIPS, MAX_HANDS, MAX_FRAMES = 4, 100_000, 240
 
 #: Longer side of a player's pictures, pixels.
 PICTURE_PX = 480
@@ -41,7 +41,7 @@ _COLUMNS = ("image_uri", "frame_index", "width", "height", "joints2d_px", "joint
 
 
 @dataclass
-class Clip:
+class SequenceSummary:
     """The tracked hands of one sequence, in the order of the set."""
 
     name: str
@@ -76,10 +76,10 @@ class Clips:
         if not self._is_tracked:
             self.columns = []
         self._file = -1
-        self._found: dict[str, Clip] = {}
+        self._found: dict[str, SequenceSummary] = {}
 
     @property
-    def found(self) -> list[Clip]:
+    def found(self) -> list[SequenceSummary]:
         """The sequences, in the order of the set."""
         return list(self._found.values())
 
@@ -93,14 +93,14 @@ class Clips:
             name = pc.coalesce(table[SEQUENCE].cast(pa.string()), name)
         name = pc.if_else(pc.is_valid(table["track_id"]), name, None)
         for new in pc.unique(name).drop_null().to_pylist():
-            if len(self._found) < MOST_CLIPS:
-                self._found.setdefault(new, Clip(new))
+            if len(self._found) < MAX_CLIPS:
+                self._found.setdefault(new, SequenceSummary(new))
         (rows,) = np.nonzero(np.asarray(pc.is_in(name, pa.array(self._found, pa.string()))))
         columns = [*self.columns, "image_uri", "frame_index", "joint_std_mm"]
         names = name.take(rows).to_pylist()
         values = table.select(columns).take(rows).to_pylist()
         for clip, number, row in zip(map(self._found.get, names), rows, values, strict=True):
-            if clip is not None and len(clip.frames) < MOST_HANDS:
+            if clip is not None and len(clip.frames) < MAX_HANDS:
                 clip.add(row, (self._file, int(number)))
 
     def write(self, out: Path) -> None:
@@ -111,9 +111,9 @@ class Clips:
             script = f"amvurClip({number}, {json.dumps(self._player(clip), allow_nan=False)});\n"
             write_atomic(str(out / "clips" / f"{number:03d}.js"), script.encode())
 
-    def _player(self, clip: Clip) -> dict[str, Any]:
+    def _player(self, clip: SequenceSummary) -> dict[str, Any]:
         """Return the first frames of a clip: pictures, and joints with stds over them."""
-        frames = sorted(set(clip.frames))[:MOST_FRAMES]
+        frames = sorted(set(clip.frames))[:MAX_FRAMES]
         shown = [k for k, frame in enumerate(clip.frames) if frame <= frames[-1]]
         hands: dict[int, list[dict[str, Any]]] = {frame: [] for frame in frames}
         rows = self._rows([clip.places[k] for k in shown])
@@ -157,7 +157,7 @@ def _rounded(values: np.ndarray) -> list[float]:
 
 def _pictures(rows: Sequence[dict[str, Any]]) -> Iterator[str | None]:
     """Yield the picture of each frame as a data URI; None where the photo is missing."""
-    with patience(FIRST_ANSWER_S):  # an unreachable store must not delay the page
+    with retry_limit(FIRST_ANSWER_S):  # an unreachable store must not delay the page
         try:
             photos = list(map(_encoded, _photos(rows)))
         except (UserError, OSError):  # from stores, and for videos without PyAV

@@ -19,7 +19,7 @@ from annotator.hand.model import FINGERS
 from annotator.quality.uncertainty import CALIBRATED_LEVEL, LEVELS
 from annotator.render.std_colours import STOPS
 from annotator.report import charts, sections
-from annotator.report.clips import Clip
+from annotator.report.clips import SequenceSummary
 from annotator.report.pictures import Gallery, Shown, base64_of
 from annotator.report.sections import Record, display_name, in_words
 from annotator.report.survey import Row, Survey, outcome_of
@@ -40,7 +40,7 @@ class Report:
     faces: NDArray[np.int64]
     range_mm: tuple[float, float]
     comparison: Comparison | None
-    clips: Sequence[Clip] = ()  # of a tracked set
+    clips: Sequence[SequenceSummary] = ()  # of a tracked set
 
 
 def page_of(report: Report) -> str:

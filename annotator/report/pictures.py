@@ -24,7 +24,7 @@ from annotator.render.std_colours import std_range
 from annotator.report.survey import Row, Survey
 from annotator.report.tiles import Picture, contact_sheet, mesh_tiles, on_paper, photo_tile
 from annotator.storage.files import FIRST_ANSWER_S, write_atomic, write_in_place
-from annotator.storage.remote import patience
+from annotator.storage.remote import retry_limit
 
 TILE_PX = 256
 KINDS = ("photo", "overlay", "uncertainty", "texture")
@@ -159,7 +159,7 @@ class Pictures:
 
 
 def _photo(hand: dict[str, Any]) -> Picture | None:
-    with patience(FIRST_ANSWER_S):  # an unreachable store must not delay the page
+    with retry_limit(FIRST_ANSWER_S):  # an unreachable store must not delay the page
         return photo_tile(hand, TILE_PX)
 
 

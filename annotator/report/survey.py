@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from annotator.hand import JOINT_NAMES
 from annotator.labels.arrays import array_of
-from annotator.labels.folder import calibration_of, label_facts, label_files, one_hand, read_columns
+from annotator.labels.folder import calibration_of, check_hand_model, label_facts, label_files, read_columns
 from annotator.quality.calibration import Calibration
 from annotator.storage.files import join
 
@@ -218,7 +218,7 @@ def survey(
     for name, table in _tables(labels, [*COLUMNS, "joints3d_std_mm", *more]):
         facts = label_facts(join(labels, "data", name), table.schema)
         hands.append(facts.get("hand"))
-        one_hand(join(labels, "data", name), facts, hands[0])
+        check_hand_model(join(labels, "data", name), facts, hands[0])
         found.add(name, table)
         look(table)
     return found

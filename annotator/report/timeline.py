@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from annotator.report.charts import Attributes, Axes, Chart, Shape
-from annotator.report.clips import MOST_FRAMES, Clip
+from annotator.report.clips import MAX_FRAMES, SequenceSummary
 from annotator.report.sections import display_name
 
 #: Maximum points of a line, and tracks with a line and a bar; the style sheet has as many colours as `COLOURS`.
-_POINTS, MOST_TRACKS, COLOURS = 600, 12, 6
+_POINTS, MAX_TRACKS, COLOURS = 600, 12, 6
 
 _WIDTH, _PLOT_PX, _BAR_PX = 1100, 220, 14
 
@@ -32,12 +32,12 @@ class Timeline:
     data: dict[str, Any]
 
 
-def timeline(clip: Clip) -> Timeline:
+def timeline(clip: SequenceSummary) -> Timeline:
     """Return the timeline of a sequence with at least one tracked hand."""
     frames, tracks = np.array(clip.frames), np.array(clip.tracks)
     std_mm, filled = np.array(clip.std_mm), np.array(clip.filled)
     numbers = np.unique(tracks)
-    drawn = numbers[:MOST_TRACKS]
+    drawn = numbers[:MAX_TRACKS]
     first, last = int(frames.min()), int(frames.max())
     finite = std_mm[np.isfinite(std_mm)]
     high = max(float(finite.max()) if len(finite) else 0.0, 0.1) * 1.1
@@ -60,7 +60,7 @@ def timeline(clip: Clip) -> Timeline:
         tracks=len(numbers),
         drawn_tracks=len(drawn),
         filled=int(filled.sum()),
-        in_player=min(len(np.unique(frames)), MOST_FRAMES),
+        in_player=min(len(np.unique(frames)), MAX_FRAMES),
         chart=axes.chart(label),
         data={"left": left, "right": right, "top": top, "bottom": floor + 22 + _BAR_PX * len(drawn)}
         | {"span": [first, axes.x[1]], "tracks": drawn.tolist()},

@@ -21,7 +21,7 @@ from annotator.runtime.termination import same_sigterm
 STORE_BYTES, STORE_BYTES_A_CORE = 1 << 30, 1 << 26
 
 #: Ray's minimum is 75 MiB. Its file is larger than the store; twice the bytes are enough.
-LEAST_STORE_BYTES = 96 << 20
+MIN_STORE_BYTES = 96 << 20
 
 #: How long idle processes are kept. Ray's default of a second is less than a shard takes: each task would start a new
 #: process, which costs a second of a core.
@@ -169,10 +169,10 @@ def _store_bytes() -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit == resource.RLIM_INFINITY:
         return wanted
-    if limit < 2 * LEAST_STORE_BYTES:
+    if limit < 2 * MIN_STORE_BYTES:
         raise UserError(
             f"files may have at most {limit:,} bytes here (`ulimit -f`), and Ray's object store needs "
-            f"{2 * LEAST_STORE_BYTES:,}: raise the limit to that, or `ulimit -f unlimited`"
+            f"{2 * MIN_STORE_BYTES:,}: raise the limit to that, or `ulimit -f unlimited`"
         )
     return min(wanted, limit // 2)
 

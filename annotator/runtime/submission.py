@@ -25,7 +25,7 @@ from urllib.request import urlopen
 from annotator.config import config_folder
 from annotator.errors import UserError, first_line
 from annotator.storage.files import is_local, local_path
-from annotator.storage.remote import shown
+from annotator.storage.remote import without_secrets
 
 #: Maximum time for a first response of an address.
 ANSWER_S = 5.0
@@ -87,7 +87,7 @@ def submit(
     client = _client(address)
     here = [place for place in places if is_local(place)]
     if here and urlsplit(address).hostname not in ("localhost", "127.0.0.1", "::1"):
-        names = ", ".join(f"'{shown(place)}'" for place in here)
+        names = ", ".join(f"'{without_secrets(place)}'" for place in here)
         follow(f"{names}: give URLs, unless all machines of the cluster share this folder\n")
     with tempfile.TemporaryDirectory(prefix="amvur-job-") as folder:
         _stage(Path(folder), {"job.sh": _SCRIPT, **(files or {})})
@@ -126,7 +126,7 @@ def submissions_table(address: str) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("submission", "state", "began", "command")]
     for job in jobs:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((job.start_time or 0) / 1000))
-        command = shown(shlex.join(["amvur", *shlex.split(job.entrypoint)[4:]]))
+        command = without_secrets(shlex.join(["amvur", *shlex.split(job.entrypoint)[4:]]))
         rows.append((job.submission_id, str(job.status.value).lower(), began, command))
     return rows
 

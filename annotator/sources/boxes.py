@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from annotator.errors import UserError, plain
+from annotator.errors import UserError, printable
 from annotator.labels.folder import label_files, read_columns
-from annotator.sources.entry import BoxFrame, Entry, Fault, ListedHand, readable
+from annotator.sources.entry import BoxFrame, Entry, Fault, ListedHand, path_as_utf8
 from annotator.sources.folder import holds_many
 from annotator.sources.label_set import is_unfinished
 from annotator.sources.lists.listed import LIST_SUFFIXES, ListSource
 from annotator.sources.source import Source
 from annotator.storage.files import is_local, local_path
-from annotator.storage.remote import shown
+from annotator.storage.remote import without_secrets
 
 _COLUMNS = [
     *("image_uri", "image_id", "status", "reason", "error", "hand_index", "box_xyxy", "is_right"),
@@ -52,15 +52,16 @@ class WithBoxes(Source):
         if self._is_list:
             if not ListSource(boxes, normalised).has_boxes:
                 raise UserError(
-                    f"'{plain(shown(boxes))}' has no boxes: give columns x1, y1, x2, y2, or box_xyxy"
+                    f"'{printable(without_secrets(boxes))}' has no boxes: give columns x1, y1, x2, y2, or box_xyxy"
                 )
         elif is_unfinished(boxes):
             raise UserError(
-                f"'{plain(shown(boxes))}' is unfinished: run the same `amvur detect` command again first"
+                f"'{printable(without_secrets(boxes))}' is unfinished: run the same `amvur detect` command again first"
             )
         elif not label_files(boxes):
             raise UserError(
-                f"'{plain(shown(boxes))}' has no boxes: give a list with boxes, or the output of `amvur detect`"
+                f"'{printable(without_secrets(boxes))}' has no boxes: give a list with boxes, or the output of "
+                "`amvur detect`"
             )
 
     def key(self, entry: Entry) -> tuple[Any, ...]:
@@ -107,7 +108,7 @@ class WithBoxes(Source):
             boxes = ListSource(self._boxes, self._normalised)
             for given, entry in boxes.rows():
                 # Without a column of ids, an entry's id is only its row number.
-                names = {f"id {readable(given)}", f"uri {_normal(entry)}"}
+                names = {f"id {path_as_utf8(given)}", f"uri {_normal(entry)}"}
                 names |= {f"id {entry.id}"} if boxes.has_ids else set()
                 yield names, entry.fault or next(iter(entry.hands or ()), None)
             return
@@ -156,7 +157,7 @@ def _normal(entry: Entry) -> str:
     """Return an entry's uri without `.` and `..` parts, which a list may contain."""
     if not is_local(entry.path):
         return entry.uri
-    path = readable(os.path.normpath(local_path(entry.path))) if entry.path else ""
+    path = path_as_utf8(os.path.normpath(local_path(entry.path))) if entry.path else ""
     return path + (f"#{entry.inside}" if entry.inside is not None else "")
 
 

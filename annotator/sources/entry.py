@@ -96,7 +96,7 @@ class Entry:
     @property
     def uri(self) -> str:
         """Return the photo's location as valid UTF-8: the file, and after `#` the name inside it."""
-        return readable(self.path) + (f"#{self.inside}" if self.inside is not None else "")
+        return path_as_utf8(self.path) + (f"#{self.inside}" if self.inside is not None else "")
 
     @property
     def file_id(self) -> str:
@@ -170,7 +170,7 @@ _LOOKS_ESCAPED = re.compile(rb"\\(?=x[0-9a-f]{2})")
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
-def readable(path: str) -> str:
+def path_as_utf8(path: str) -> str:
     r"""Return a path as valid UTF-8, unique per path; other bytes become `\xNN`."""
     try:
         data = os.fsencode(path)
@@ -186,6 +186,6 @@ def path_of(text: str) -> str:
     return os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), os.fsencode(text)))
 
 
-def dumps(entries: list[Entry]) -> str:
+def entries_to_json(entries: list[Entry]) -> str:
     """Return entries as one line of JSON."""
     return json.dumps([entry.to_json() for entry in entries], separators=(",", ":"))

@@ -15,9 +15,9 @@ import fsspec.utils
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from annotator.errors import UserError, plain
+from annotator.errors import UserError, printable
 from annotator.photos.formats import START_BYTES, starts_like_a_photo
-from annotator.sources.entry import Entry, Fault, readable
+from annotator.sources.entry import Entry, Fault, path_as_utf8
 from annotator.sources.faults import open_existing
 from annotator.sources.parquet import image_columns, list_parquet
 from annotator.sources.source import Source
@@ -26,7 +26,7 @@ from annotator.sources.tar import list_tar
 from annotator.sources.video.end import is_transport_stream
 from annotator.sources.video.source import list_video
 from annotator.storage.files import is_local, join, local_path, open_file
-from annotator.storage.remote import files_below, shown
+from annotator.storage.remote import files_below, without_secrets
 
 _WILD = re.compile(r"[*?\[]")
 
@@ -57,7 +57,9 @@ class FolderSource(Source):
             path = _existing(str(local_path(folder)))
             if not path.is_dir():
                 if pattern:
-                    raise UserError(f"'{plain(folder)}' is a file, not a folder: a glob can't match below it")
+                    raise UserError(
+                        f"'{printable(folder)}' is a file, not a folder: a glob can't match below it"
+                    )
                 # Keep the file's own name: it may be a link to a file without a suffix.
                 path, self._only = path.parent, path.name
             self._folder = str(path.resolve())
@@ -71,9 +73,11 @@ class FolderSource(Source):
             if leave_out.startswith(self._folder + "/"):
                 self._leave_out = leave_out.rstrip("/")[len(self._folder) + 1 :] + "/"
         if self._only and self._only.lower().endswith(ARCHIVE_SUFFIXES):
-            raise UserError(f"'{plain(shown(place))}': an archive {_UNPACK}")
+            raise UserError(f"'{printable(without_secrets(place))}': an archive {_UNPACK}")
         self.root = self._folder
-        self.place = shown(readable(join(self._folder, pattern or self._only or "").rstrip("/")))
+        self.place = without_secrets(
+            path_as_utf8(join(self._folder, pattern or self._only or "").rstrip("/"))
+        )
 
     def key(self, entry: Entry) -> tuple[str, float]:
         """Sort files by path, and entries within a file by their position.
@@ -86,7 +90,7 @@ class FolderSource(Source):
     def __iter__(self) -> Iterator[Entry]:
         self.forget_skipped()
         for name in self._names():
-            if self._matches is None or self._matches(readable(name)):
+            if self._matches is None or self._matches(path_as_utf8(name)):
                 yield from self._entries(name)
 
     def _names(self) -> Iterator[str]:
@@ -98,7 +102,9 @@ class FolderSource(Source):
             try:
                 yield from filter(self._is_included, files_below(self._folder, self._start))
             except FileNotFoundError as error:
-                raise UserError(f"'{plain(shown(self._folder))}' does not exist: {error.strerror}") from None
+                raise UserError(
+                    f"'{printable(without_secrets(self._folder))}' does not exist: {error.strerror}"
+                ) from None
 
     def _is_included(self, name: str) -> bool:
         hidden = name.startswith(".") or "/." in name
@@ -130,14 +136,14 @@ class FolderSource(Source):
                     elif item.path != self._leave_out and self._may_hold(prefix + item.name):
                         names.append(f"{prefix}{item.name}/")
         except OSError as error:
-            self.skip(f"{readable(prefix)} ({error.strerror})")
+            self.skip(f"{path_as_utf8(prefix)} ({error.strerror})")
             return []
-        names.sort(key=readable, reverse=True)
+        names.sort(key=path_as_utf8, reverse=True)
         return names
 
     def _may_hold(self, folder: str) -> bool:
         """Return whether the pattern, if any, can match anything below a folder."""
-        names = readable(folder).split("/")
+        names = path_as_utf8(folder).split("/")
         for name, part in zip(names, self._parts, strict=False):
             if part is None:
                 return True
@@ -146,7 +152,7 @@ class FolderSource(Source):
         return not self._parts or len(names) < len(self._parts)
 
     def _entries(self, name: str) -> Iterator[Entry]:
-        path, file_id = join(self._folder, name), readable(name)
+        path, file_id = join(self._folder, name), path_as_utf8(name)
         suffix = Path(name).suffix.lower()
         other = _other_kind(path) if is_local(path) else ""
         if other and (suffix not in PHOTO_SUFFIXES or other == _LINK):
@@ -203,7 +209,7 @@ def _glob(pattern: str) -> Callable[[str], Any]:
         return re.compile(fsspec.utils.glob_translate(pattern)).match
     except ValueError:
         raise UserError(
-            f"'{plain(pattern)}' is not a valid glob: '**' must stand alone between slashes, as in '**/*.jpg'"
+            f"'{printable(pattern)}' is not a valid glob: '**' must stand alone between slashes, as in '**/*.jpg'"
         ) from None
 
 
@@ -212,11 +218,11 @@ def _existing(folder: str) -> Path:
     try:
         exists = path.exists()
     except OSError as error:
-        raise UserError(f"'{plain(folder)}' can't be read: {error.strerror}") from None
+        raise UserError(f"'{printable(folder)}' can't be read: {error.strerror}") from None
     if not exists:
-        raise UserError(f"'{plain(folder)}' does not exist: give a folder of photos, a list or a glob")
+        raise UserError(f"'{printable(folder)}' does not exist: give a folder of photos, a list or a glob")
     if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
-        raise UserError(f"'{plain(folder)}' can't be read: check its permissions")
+        raise UserError(f"'{printable(folder)}' can't be read: check its permissions")
     return path
 
 
@@ -226,7 +232,7 @@ def _check_exists(url: str) -> None:
         open_file(url).close()
     except FileNotFoundError:
         raise UserError(
-            f"'{plain(shown(url))}' does not exist: give a folder of photos, a list or a glob"
+            f"'{printable(without_secrets(url))}' does not exist: give a folder of photos, a list or a glob"
         ) from None
 
 

@@ -6,11 +6,11 @@ import json
 
 import pyarrow as pa
 
-from annotator.errors import UserError, plain
+from annotator.errors import UserError, printable
 from annotator.labels.folder import label_files, opened_label_file
-from annotator.sources.entry import readable
+from annotator.sources.entry import path_as_utf8
 from annotator.storage.files import join, read_if_exists
-from annotator.storage.remote import shown
+from annotator.storage.remote import without_secrets
 
 
 class LabelSet:
@@ -26,7 +26,7 @@ class LabelSet:
         Raises:
             UserError: the set is unfinished or has no label files.
         """
-        self.labels, self.name = labels, plain(shown(labels))
+        self.labels, self.name = labels, printable(without_secrets(labels))
         if is_unfinished(labels):
             raise UserError(f"'{self.name}' {unfinished}")
         if not self.files():
@@ -46,7 +46,7 @@ class LabelSet:
         """Return the source of the photos, which relative uris start from; without a record, the set itself."""
         record = read_if_exists(join(self.labels, "_run.json"))
         source = None if record is None else json.loads(record)["settings"].get("source")
-        return source or shown(readable(self.labels))
+        return source or without_secrets(path_as_utf8(self.labels))
 
 
 def is_unfinished(labels: str) -> bool:

@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from annotator.errors import UserError, plain
+from annotator.errors import UserError, printable
 from annotator.labels.folder import read_columns
 from annotator.labels.schema import label_schema
 from annotator.sources.coco import CocoHand, coco_hands, coco_photos
-from annotator.sources.entry import Entry, Fault, ListedHand, readable
+from annotator.sources.entry import Entry, Fault, ListedHand, path_as_utf8
 from annotator.sources.label_set import LabelSet
 from annotator.sources.source import Source
 from annotator.storage.files import is_local, join, local_path
-from annotator.storage.remote import shown
+from annotator.storage.remote import without_secrets
 
 _OF_PHOTO = ("image_uri", "image_id", "duplicate", "frame_index", "frame_time_s", "width", "height")
 _OF_HAND = (
@@ -141,7 +141,7 @@ class CocoLandmarks(LandmarkSource):
         for hand in coco_hands(path):
             self._hands[hand.photo["id"]].append(hand)
         if not self._hands:
-            raise UserError(f"'{plain(shown(path))}' has no annotated hand")
+            raise UserError(f"'{printable(without_secrets(path))}' has no annotated hand")
         for number, photo in enumerate(self._photos):
             if any(not isinstance(photo.get(side), int) or photo[side] < 1 for side in ("width", "height")):
                 raise UserError(f"{path}: image {number}: width, height: expected pixels")
@@ -165,7 +165,7 @@ class CocoLandmarks(LandmarkSource):
             hands = tuple(_annotated(hand) for hand in self._hands.get(photo["id"], ()))
             yield Entry(
                 path=join(self._folder, name),
-                id=readable(name),
+                id=path_as_utf8(name),
                 order=order,
                 hands=hands or None,
                 duplicate=name in names,

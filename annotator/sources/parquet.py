@@ -10,7 +10,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from annotator.errors import UserError, plain
+from annotator.errors import UserError, printable
 from annotator.photos.decode import read_photo
 from annotator.photos.errors import PhotoError
 from annotator.sources.entry import Entry, Fault
@@ -229,7 +229,7 @@ def _followed(photo: bytes | str | None, table: str) -> bytes | PhotoError | Non
         except PhotoError as error:
             if error.reason != "missing" or number + 1 == len(places):
                 return PhotoError(
-                    error.reason, f"the row has no bytes, and its path '{plain(photo)}' failed: {error}"
+                    error.reason, f"the row has no bytes, and its path '{printable(photo)}' failed: {error}"
                 )
     return None
 

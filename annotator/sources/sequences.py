@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from annotator.errors import UserError
-from annotator.labels.folder import label_facts, one_hand, opened_label_file, read_columns
+from annotator.labels.folder import check_hand_model, label_facts, opened_label_file, read_columns
 from annotator.labels.schema import SAMPLES_ROUNDING, label_schema
 from annotator.sources.entry import Entry
 from annotator.sources.label_set import LabelSet
@@ -102,7 +102,7 @@ class SequenceSource(Source):
         for file in self._set.files():
             path = self._set.path_of(file)
             with opened_label_file(path) as opened:
-                one_hand(path, label_facts(path, opened.schema_arrow), self.facts.get("hand"))
+                check_hand_model(path, label_facts(path, opened.schema_arrow), self.facts.get("hand"))
             rows = read_columns(self._set.labels, file, names).to_pylist()
             start = 0
             for name, group in groupby(rows, key=self._sequence_of):

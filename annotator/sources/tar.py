@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from annotator.photos.formats import MAX_BYTES
-from annotator.sources.entry import Entry, Fault, readable
+from annotator.sources.entry import Entry, Fault, path_as_utf8
 from annotator.sources.faults import open_existing, unreadable
 from annotator.sources.suffixes import PHOTO_SUFFIXES
 
@@ -52,7 +52,7 @@ def _entries(path: str, file_id: str, file: IO[bytes], skip: Callable[[str], Non
     counts: dict[int, int] = {}  # hash of a name -> count; the names themselves would take more memory
     order = 0
     for member in _members(file):
-        name = readable(member.name)
+        name = path_as_utf8(member.name)
         if not _is_photo(member):
             if skip:
                 skip(f"{file_id}#{name}")

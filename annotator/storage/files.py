@@ -12,8 +12,15 @@ from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
 from annotator.errors import UserError, first_line
-from annotator.storage.remote import open_remote, patience, read_all, read_part, shown, with_retries
-from annotator.storage.room import NoRoomError, naming, written
+from annotator.storage.disk_space import DiskFullError, name_in_errors, written
+from annotator.storage.remote import (
+    open_remote,
+    read_all,
+    read_part,
+    retry_limit,
+    with_retries,
+    without_secrets,
+)
 
 #: Timeout of the first successful request to a store that a command names, in seconds.
 FIRST_ANSWER_S = 10.0
@@ -62,7 +69,7 @@ def write_atomic(url: str, data: bytes, scratch: str | None = None) -> None:
 def write_in_place(path: Path, data: bytes) -> None:
     """Write a file on disk without the delay of an atomic write; remove it on error."""
     try:
-        with naming(path, len(data)):
+        with name_in_errors(path, len(data)):
             path.write_bytes(data)
     except OSError:
         path.unlink(missing_ok=True)
@@ -78,7 +85,7 @@ def atomic_local_file(
     `size` in bytes, if known, appears in the error of a full disk.
     """
     folder = scratch or target.parent
-    with naming(target, size, folder):
+    with name_in_errors(target, size, folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle, unfinished = tempfile.mkstemp(dir=folder, prefix=f".{target.name}-")
     try:
@@ -208,11 +215,13 @@ def check_writable(folder: str) -> None:
     try:
         if is_local(folder):
             local_path(folder).mkdir(parents=True, exist_ok=True)
-        with patience(FIRST_ANSWER_S):
+        with retry_limit(FIRST_ANSWER_S):
             write_atomic(probe, b"")
             remove_file(probe)
-    except NoRoomError:
+    except DiskFullError:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(f"can't write to '{shown(folder)}': {reason}; give a writable folder") from None
+        raise UserError(
+            f"can't write to '{without_secrets(folder)}': {reason}; give a writable folder"
+        ) from None

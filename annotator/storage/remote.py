@@ -1,7 +1,7 @@
 """Access files at URLs (S3 and everything else fsspec supports), with retries, two kinds of errors and paged listings.
 
 A store may be slow, overloaded or briefly unavailable. Requests that may still succeed are retried with growing pauses
-for `PATIENCE_S` seconds. The libraries' own retries are off, so that each retry is counted once (`take_retries`).
+for `RETRY_LIMIT_S` seconds. The libraries' own retries are off, so that each retry is counted once (`take_retries`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import fsspec
 from annotator.errors import UserError, first_line
 
 #: Total time for retries of a failing request, and timeout of one response, in seconds.
-PATIENCE_S = 90.0
+RETRY_LIMIT_S = 90.0
 ANSWER_S = 20.0
 
 _S3 = ("s3://", "s3a://")
 
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 
-_patience_s: ContextVar[float] = ContextVar("patience_s", default=PATIENCE_S)
+_patience_s: ContextVar[float] = ContextVar("patience_s", default=RETRY_LIMIT_S)
 _retries: Counter[str] = Counter()
 _counting = threading.Lock()
 
@@ -64,7 +64,7 @@ def with_retries(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
         except (UserError, MemoryError):
             raise
         except ImportError as error:
-            raise UserError(f"'{shown(url)}': {shown(first_line(error))}") from None
+            raise UserError(f"'{without_secrets(url)}': {without_secrets(first_line(error))}") from None
         except Exception as error:
             problem = _problem(url, error)
             if isinstance(problem, (FileNotFoundError, RefusedError)):
@@ -78,7 +78,7 @@ def with_retries(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
 
 
 @contextlib.contextmanager
-def patience(seconds: float) -> Iterator[None]:
+def retry_limit(seconds: float) -> Iterator[None]:
     """Set the total time for retries in this thread and block, in seconds; short where a user waits."""
     before = _patience_s.set(seconds)
     try:
@@ -95,7 +95,7 @@ def take_retries() -> dict[str, int]:
     return taken
 
 
-def shown(text: str) -> str:
+def without_secrets(text: str) -> str:
     """Return a URL, or a text with URLs, for messages: without passwords, keys and signatures."""
     return re.sub(r"(?<=://)[^/@\s'\"]*@|(?<=\w)\?[^\s'\"]*=[^\s'\"]*", "", text) if "://" in text else text
 
@@ -205,14 +205,14 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _problem(url: str, error: Exception) -> OSError:
-    message = shown(first_line(error))
+    message = without_secrets(first_line(error))
     # NoSuchUpload: the last response to an upload of a large file was lost, but the file is complete.
     if isinstance(error, FileNotFoundError) and _cause(error) != "NoSuchUpload":
-        return FileNotFoundError(errno.ENOENT, message, shown(url))
+        return FileNotFoundError(errno.ENOENT, message, without_secrets(url))
     refused = getattr(error, "status", None) in (400, 401, 403, 410)  # HTTP status
     if refused or isinstance(error, (PermissionError, ValueError)) or "Credential" in type(error).__name__:
-        return RefusedError(errno.EACCES, message, shown(url))
-    return OSError(getattr(error, "errno", None) or errno.EIO, message, shown(url))
+        return RefusedError(errno.EACCES, message, without_secrets(url))
+    return OSError(getattr(error, "errno", None) or errno.EIO, message, without_secrets(url))
 
 
 def _cause(error: BaseException) -> str:

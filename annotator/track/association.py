@@ -16,7 +16,7 @@ _JOINTS, _OVERLAP, _SIDE, _SHAPE = 1.0, 0.5, 0.5, 0.2
 
 #: How far joints may lie from where a track is expected, in sizes of the hand: after one frame, and for each frame
 #: more. A hand farther off begins a track of its own, so that a cut ends all tracks.
-_REACH, _REACH_PER_FRAME, _MOST_REACH = 0.6, 0.1, 1.5
+_REACH, _REACH_PER_FRAME, _MAX_REACH = 0.6, 0.1, 1.5
 
 #: Overlap of boxes from which a hand is within reach whatever its joints do.
 _SAME_PLACE = 0.4
@@ -123,7 +123,7 @@ def _costs(track: _Open, hands: Hands, rows: NDArray[np.int64], time_s: Floats, 
     other_side = right * (1 - hands.right[rows]) + (1 - right) * hands.right[rows]
     apart = np.sqrt(np.square(hands.betas[rows] - hands.betas[last]).mean(1)) / _SHAPES_APART
     cost = _JOINTS * off + _OVERLAP * (1 - overlap) + _SIDE * other_side + _SHAPE * apart.clip(0, 1)
-    reach = min(_REACH + _REACH_PER_FRAME * max(frames - 1, 0), _MOST_REACH)
+    reach = min(_REACH + _REACH_PER_FRAME * max(frames - 1, 0), _MAX_REACH)
     return np.where((off < reach) | (overlap > _SAME_PLACE), cost, _FORBIDDEN)
 
 

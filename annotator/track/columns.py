@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from annotator import coordinates as frames
 from annotator.coordinates import square_around
-from annotator.labels.metric import hand_length_stds_mm, hand_lengths_mm, place_covariance
+from annotator.labels.hand_length import hand_length_stds_mm, hand_lengths_mm, position_covariance
 from annotator.lens import Lens
 from annotator.photos.crops import BOX_PADDING, box_around_joints
 from annotator.photos.errors import PhotoError
@@ -36,7 +36,7 @@ _SCALARS = ("joint_std_mm", "max_joint_std_mm", "vertex_std_mm", *_LENGTHS)
 MADE = (*_LENGTHS, "cam_t_std_mm")
 
 #: Cosine off a view's axis that counts as a place in it: a smoothed one may lie farther off than any view reaches.
-_LEAST_Z = 0.1
+_MIN_Z = 0.1
 
 #: Every column but the wide ones that holds an array for each hand; the others are values of rows.
 OF_HANDS = (*_VECTORS, *_SCALARS, *NEAREST, "is_right", "camera")
@@ -191,7 +191,7 @@ def track_columns(
     turned = motion.joints3d_mm @ frames.rotation_matrices(rotation.astype(np.float64)).swapaxes(1, 2)
     joints2d_px = motion.scale_px[:, None, None] * turned[..., :2] + motion.place_px[:, None]
     cam_t_mm = frames.camera_translation(motion.joints3d_mm, joints2d_px, focal_px, principal_px)
-    covariance = place_covariance(
+    covariance = position_covariance(
         motion.joints3d_mm + cam_t_mm[:, None], motion.joints3d_std_mm, focal_px, motion.joints2d_std_px
     )
     scale, translation = motion.scale_px / half_px, (motion.place_px - centre_px) / half_px[:, None]
@@ -241,7 +241,7 @@ class _Weak(NamedTuple):
 def _weak_in_view(view: View, motion: Motion, k: int, focal_px: float, principal_px: Floats) -> _Weak:
     """Return the camera of frame k of a smoothed track in a view; see `labels_motion`."""
     x, y, z = _even_lens(float(focal_px), principal_px).rays(motion.place_px[k]) @ view.axes
-    place = np.array([x, y]) / max(z, _LEAST_Z) / view.half_tan
+    place = np.array([x, y]) / max(z, _MIN_Z) / view.half_tan
     return _Weak(float(motion.scale_px[k]) / (view.half_tan * float(focal_px)), place)
 
 
@@ -264,7 +264,7 @@ def _place_in_view(
     # Joints beyond the lens have no slope; that of the middle is near.
     areas = np.abs(np.linalg.det(np.nan_to_num(view.slopes(points))))
     px_per_tan = np.sqrt(np.where(areas > 0, areas, view.square_px()[1] ** 2))[:, None] / view.half_tan
-    covariance = place_covariance(
+    covariance = position_covariance(
         in_view + wrist[:, None],
         frames.turned_std(std_mm, view.axes.T)[None],
         np.ones(1),

@@ -22,7 +22,7 @@ _REACH_S = 4 * MEMORY_S
 
 #: Of the scatter's share, at most: a track that scatters more than predicted also errs more than predicted. On drawn
 #: sequences three quarters of the squared error last. And how many times a frame's predicted variance a gap may have.
-_MOST_SCATTER, _MOST_GROWTH = 0.5, 16.0
+_MAX_SCATTER, _MAX_GROWTH = 0.5, 16.0
 
 #: Frames of one step: bounds memory.
 BLOCK = 128
@@ -35,13 +35,13 @@ def scatter_share(difference: Floats, std: Floats) -> float:
         difference: (n, points, axes) labels less path. std: likewise, predicted.
     """
     predicted = float(np.square(std, dtype=np.float64).mean())
-    return float(np.clip(np.square(difference).mean() / max(predicted, 1e-12), 0, _MOST_SCATTER))
+    return float(np.clip(np.square(difference).mean() / max(predicted, 1e-12), 0, _MAX_SCATTER))
 
 
 def growth(smoothed: Smoothed, noise: Noise, usual_variance: float) -> Floats:
     """Return the smoother's variance (T,) over that of a usual measurement."""
     ratio: Floats = smoothed.variance / ((noise.own + noise.lasting) * usual_variance)
-    return ratio.clip(0, _MOST_GROWTH)
+    return ratio.clip(0, _MAX_GROWTH)
 
 
 def posterior_std(

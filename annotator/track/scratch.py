@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.storage.room import naming, unnamed_path
+from annotator.storage.disk_space import name_in_errors, unnamed_path
 
 
 class Scratch:
@@ -23,10 +23,10 @@ class Scratch:
         """Write rows (n, ...) from number `first` on.
 
         Raises:
-            NoRoomError: the folder for temporary files is full.
+            DiskFullError: the folder for temporary files is full.
         """
         self._file.seek(first * self._row_bytes)
-        with naming(unnamed_path(), first * self._row_bytes + rows.nbytes):
+        with name_in_errors(unnamed_path(), first * self._row_bytes + rows.nbytes):
             self._file.write(np.ascontiguousarray(rows, self._dtype).reshape(-1).view(np.uint8).data)
             self._file.flush()
 

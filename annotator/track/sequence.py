@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from annotator.hand.layer import HandLayer
 from annotator.labels.arrays import joined_columns
-from annotator.labels.metric import hand_lengths_mm
+from annotator.labels.hand_length import hand_lengths_mm
 from annotator.track.association import Hands, track_ids
 from annotator.track.columns import (
     MADE,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.labels.metric import mean_length
+from annotator.labels.hand_length import mean_length
 
 Floats = NDArray[np.floating]
 

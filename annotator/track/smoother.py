@@ -23,7 +23,7 @@ Floats = NDArray[np.floating]
 PRIOR_POSITION, PRIOR_VELOCITY = 1e6, 1e4
 
 #: Measurements below which noise is not fitted.
-LEAST_MEASURED = 6
+MIN_MEASURED = 6
 
 #: Frames from which noise is fitted, at most: a longer sequence is no surer of three numbers.
 FIT_FRAMES = 600
@@ -212,12 +212,12 @@ def fit_noise(measurements: Measurements) -> Noise:
     """Return the factors under which the measurements are likeliest.
 
     For given ratios, the best size of all noise is the mean squared innovation over its variance, so that two numbers
-    are searched for. Fewer than `LEAST_MEASURED` do not determine the motion: the hand then moves as it is measured.
+    are searched for. Fewer than `MIN_MEASURED` do not determine the motion: the hand then moves as it is measured.
     """
     part = measurements.first(FIT_FRAMES)
     count, channels = int(part.observed.sum()), measurements.values.shape[1]
     unit = float(part.variance[part.observed].mean()) / mean_step(part.time_s) ** 3
-    if count < LEAST_MEASURED:
+    if count < MIN_MEASURED:
         return Noise(unit * 10 ** _PROCESS_LOG10[1], 1.0, 0.0)
 
     def noise_of(numbers: Floats, size: float = 1.0) -> Noise:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from machine import machine
+from common import machine
 
 from paper_tables.claims import CLAIMS, Claim
 from paper_tables.figure import ERRORS

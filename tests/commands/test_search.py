@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from annotator.detection.duplicates import distinct, landmark_distance
-from annotator.detection.views import OVERLAP, TILE_SIDES, Part, search_rounds
+from annotator.detection.views import OVERLAP, TILE_SIDES, SearchView, search_rounds
 from annotator.errors import UserError
 from annotator.hand.anatomy import chirality
 from tests.conftest import SHARED
@@ -84,7 +84,7 @@ def shrunk(pixels: np.ndarray, by: int, left: int, top: int) -> np.ndarray:
 def test_a_point_of_a_view_lies_in_the_photo_where_its_pixel_came_from(place):
     rows, columns = np.mgrid[:120, :240]
     photo = np.stack([columns, rows, np.zeros_like(rows)], -1).astype(np.uint8)
-    view = Part(*place)
+    view = SearchView(*place)
     seen = view.cut(photo)
     v, u = np.mgrid[: seen.shape[0], : seen.shape[1]]
     points = np.stack([u.ravel() + 0.5, v.ravel() + 0.5, np.arange(u.size)], 1)
@@ -119,7 +119,7 @@ def test_small_photos_have_no_tiles():
 
 
 def test_a_view_does_not_hold_a_hand_that_its_edge_cuts_unless_the_photo_ends_there():
-    view = Part(100, 0, 200, 200, 0)
+    view = SearchView(100, 0, 200, 200, 0)
     whole, over, above = ([[x, y, 0], [x + 50, y + 80, 0]] for x, y in ((120, 20), (280, 20), (120, -30)))
     assert [view.holds(np.array(hand), 640, 480) for hand in (whole, over, above)] == [True, False, True]
 
@@ -135,7 +135,7 @@ def test_hands_at_a_quarter_of_their_size_are_found_where_they_are_however_turne
         pixels = scene(hand_scenes, name)
         (large,) = quick.find(pixels)
         small = shrunk(pixels, 4, left, top)
-        whole = Part(0, 0, small.shape[1], small.shape[0], turns)
+        whole = SearchView(0, 0, small.shape[1], small.shape[0], turns)
         seen = whole.cut(small)
         found_first += len(quick.find(seen))
         (hand,) = thorough.find(seen)  # though several tiles show it
@@ -188,8 +188,8 @@ def test_a_photo_without_a_hand_has_none_after_the_search(thorough):
 def test_the_hand_that_several_tiles_show_is_one_hand_and_the_surest_stays(quick, hand_scenes):
     pixels = scene(hand_scenes, list(scenes_with_boxes(hand_scenes, 1))[77])
     (large,) = quick.find(pixels)
-    tiles = [Part(left, top, 560, 420, 0) for left in (0, 80) for top in (0, 60)]
-    views = [*tiles, *(Part(0, 0, 640, 480, turns) for turns in (1, 2, 3))]
+    tiles = [SearchView(left, top, 560, 420, 0) for left in (0, 80) for top in (0, 60)]
+    views = [*tiles, *(SearchView(0, 0, 640, 480, turns) for turns in (1, 2, 3))]
     joints, scores = [], []
     for view in views:
         for hand in quick.find(view.cut(pixels)):

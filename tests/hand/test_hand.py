@@ -19,7 +19,7 @@ from annotator.hand.regressor import (
     residual,
     sample_meshes,
 )
-from tools.collapse import collapse_edges
+from tools.simplify_mesh import collapse_edges
 
 HAND = load_hand("open")
 LAYER = HandLayer(HAND)

@@ -19,7 +19,7 @@ import annotator.commands.annotate
 from annotator import UserError, annotate
 from annotator.job.options import ComputeOptions
 from annotator.job.shard import Shard
-from annotator.job.stages import open_shard
+from annotator.job.stages import decode_shard
 from tests.conftest import SMALL
 from tests.robustness.hostile_photos import encoded, noise
 
@@ -32,14 +32,14 @@ def open_or_abort(entries, **settings) -> Shard:
         with suppress(OSError):
             if Path(entry.path).read_bytes().endswith(POISON):
                 os.abort()
-    return open_shard(entries, **settings)
+    return decode_shard(entries, **settings)
 
 
 def open_or_hang(entries, **settings) -> Shard:
     for entry in entries:
         if Path(entry.path).read_bytes().endswith(POISON):
             time.sleep(10_000)
-    return open_shard(entries, **settings)
+    return decode_shard(entries, **settings)
 
 
 def rows_of(labels: Path) -> list[dict]:
@@ -55,7 +55,7 @@ def test_a_photo_that_crashes_its_process_is_recorded_and_costs_no_other_photo(
     for name in ("right/006.jpg", "right/008.jpg", "left/049.jpg"):
         with (poisoned / name).open("ab") as file:
             file.write(POISON)
-    monkeypatch.setattr(annotator.commands.annotate, "open_shard", open_or_abort)
+    monkeypatch.setattr(annotator.commands.annotate, "decode_shard", open_or_abort)
     record = annotate(str(poisoned), str(labels), checkpoint=lively_file, compute=SMALL)
     assert record.outcomes == {"failed: crashed": 3, "ok": 47}
     # The shard twice, then each of the three photos three times.
@@ -90,7 +90,7 @@ def test_a_photo_that_hangs_its_process_is_recorded(photos, lively_file, tmp_pat
     few.mkdir()
     for k in range(3):
         (few / f"{k}.jpg").write_bytes(encoded(noise(), "JPEG") + POISON * (k == 1))
-    monkeypatch.setattr(annotator.commands.annotate, "open_shard", open_or_hang)
+    monkeypatch.setattr(annotator.commands.annotate, "decode_shard", open_or_hang)
     monkeypatch.setattr("annotator.job.failures.HANG_S", 2.0)
     monkeypatch.setattr("annotator.job.failures.HANG_PER_PHOTO_S", 0.2)
     record = annotate(str(few), str(labels), checkpoint=lively_file, compute=SMALL)
@@ -101,7 +101,7 @@ def models() -> list[psutil.Process]:
     actors = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if process.name().startswith("ray::ModelActor"):
+            if process.name().startswith("ray::WorkerActor"):
                 actors.append(process)
     return actors
 

@@ -59,7 +59,7 @@ def test_a_shard_of_one_hand_is_reopened_twice_and_given_up_after_three_models()
     for _ in range(3):
         blame(shard)
         actions.append(after_label_crash(shard))
-    assert actions == [Action.REOPEN, Action.REOPEN, Action.GIVE_UP]
+    assert actions == [Action.DECODE_AGAIN, Action.DECODE_AGAIN, Action.GIVE_UP]
 
 
 def test_two_dead_models_make_a_shard_suspect():
@@ -99,7 +99,7 @@ def test_a_shard_whose_first_hands_all_crash_is_given_up():
 
 def test_a_lost_machine_reopens_the_shard_and_later_results_are_ignored():
     shard = split_shard(3)
-    assert after_hand_crash(shard.hands[0], is_model=False) is Action.REOPEN
+    assert after_hand_crash(shard.hands[0], is_model=False) is Action.DECODE_AGAIN
     assert shard.deaths == 0
     shard.is_over = True
     for is_model in (True, False):

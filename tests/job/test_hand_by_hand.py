@@ -26,7 +26,7 @@ def play(count: int, deadly: set[int]) -> tuple[HandByHand, int]:
             continue
         shard.died(hand)
         deaths += 1
-        if shard.is_hopeless:
+        if shard.model_is_suspect:
             break
         if hand.deaths >= HAND_DEATHS:
             shard.ended(hand, "crashed", is_labelled=False)
@@ -39,20 +39,20 @@ def play(count: int, deadly: set[int]) -> tuple[HandByHand, int]:
 def test_all_but_the_deadly_ones_are_labelled(count, deadly):
     shard, deaths = play(count, deadly)
     assert {hand.number for hand in shard.hands if hand.data == "crashed"} == deadly
-    assert shard.labelled == count - len(deadly) and shard.has_culprit
+    assert shard.labelled == count - len(deadly) and shard.clears_models
     assert deaths == HAND_DEATHS * len(deadly)
 
 
 def test_a_shard_without_a_good_hand_is_given_up_soon():
     for count in (1, 2, 3, 1000):
         shard, deaths = play(count, set(range(count)))
-        assert shard.is_hopeless and not shard.has_culprit
+        assert shard.model_is_suspect and not shard.clears_models
         assert deaths == min(FIRST_DEATHS, HAND_DEATHS * count)
 
 
 def test_a_shard_without_a_crash_does_not_clear_its_models():
     shard, deaths = play(5, set())
-    assert deaths == 0 and shard.labelled == 5 and not shard.has_culprit
+    assert deaths == 0 and shard.labelled == 5 and not shard.clears_models
 
 
 def grey_photos(folder: Path, greys: list[int]) -> Path:

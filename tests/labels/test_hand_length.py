@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from annotator import UserError, annotate
-from annotator.job.stages import open_shard
+from annotator.job.stages import decode_shard
 from annotator.photos.crops import Crops, crop_photo
 from annotator.sources import ListSource
 from tests.robustness.hostile_photos import encoded
@@ -67,7 +67,7 @@ def test_a_lists_column_comes_before_the_length_of_all(tmp_path):
         writer.writerows([["a.png", "own", 172.5], ["a.png", "none", ""], ["a.png", "cm", 17.2]])
     entries = list(ListSource(str(tmp_path / "hands.csv")))
     assert entries[2].fault.reason == "bad_row" and "50 to 300 millimetres" in entries[2].fault.message
-    shard = open_shard(entries, 32, hand_length_mm=150.0)
+    shard = decode_shard(entries, 32, hand_length_mm=150.0)
     assert shard.crops.hand_length_mm.tolist() == [172.5, 150.0]
 
 

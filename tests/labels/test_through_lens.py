@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from annotator import UserError, load
-from annotator.job.stages import open_shard
+from annotator.job.stages import decode_shard
 from annotator.labels.arrays import array_of
 from annotator.labels.crop_hands import CropHands, label_columns
 from annotator.labels.schema import label_schema
@@ -202,7 +202,7 @@ def test_lists_take_the_distortion_as_a_list_or_as_text(tmp_path):
     assert [entry.fault.message[:12] if entry.fault else None for entry in entries] == [
         *(None, None, None, "the distorti", "the camera m", None)
     ]
-    shard = open_shard(entries, 32)
+    shard = decode_shard(entries, 32)
     fisheye, distorted, plain = shard.crops.view
     assert fisheye.lens == Lens(300, 300, 320, 240, "fisheye", FISHEYE)
     assert distorted.lens.distortion == (0.1, 0.2, 0, 0) and plain is None

@@ -14,11 +14,11 @@ import trimesh
 from annotator import coordinates, export_labels
 from annotator.export.meshes import _whole_photos
 from annotator.job.shard import Shard
-from annotator.job.stages import open_shard, predict_shard, shard_table
+from annotator.job.stages import decode_shard, predict_shard, shard_table
 from annotator.labels.folder import label_metadata, write_faces
-from annotator.labels.metric import hand_length_stds_mm, hand_lengths_mm, place_covariance
+from annotator.labels.hand_length import hand_length_stds_mm, hand_lengths_mm, position_covariance
 from annotator.labels.schema import label_schema
-from annotator.labels.two_hands import join_two_hands
+from annotator.labels.two_hands import relate_two_hands
 from annotator.lens import Lens
 from annotator.photos.camera import PhotoCamera
 from annotator.photos.crops import crop_photo
@@ -40,7 +40,7 @@ def shard_of(predictor, tmp_path, sides: list[str], lengths: list[str] | None = 
     ]
     (tmp_path / "hands.csv").write_text("\n".join(["path,side,hand_length_mm,x1,y1,x2,y2", *rows]) + "\n")
     entries = list(ListSource(str(tmp_path / "hands.csv")))
-    return predict_shard(predictor, open_shard(entries, predictor.checkpoint.cut_px), "auto", 2)
+    return predict_shard(predictor, decode_shard(entries, predictor.checkpoint.cut_px), "auto", 2)
 
 
 def read_only(shard: Shard) -> None:
@@ -57,7 +57,7 @@ def test_a_right_and_a_left_hand_get_the_mean_length_and_stay_where_they_are_see
     places = shard.hands["camera"]["cam_t_mm"].copy()
     drawn = shard.hands["vertices_samples_mm"].copy()
     read_only(shard)
-    join_two_hands(shard, lively.checkpoint.hand.faces)
+    relate_two_hands(shard, lively.checkpoint.hand.faces)
     weights = 1 / stds.astype(float) ** 2
     length = (weights * lengths).sum() / weights.sum()
     hands, camera = shard.hands, shard.hands["camera"]
@@ -78,7 +78,7 @@ def test_a_right_and_a_left_hand_get_the_mean_length_and_stay_where_they_are_see
 
 def test_a_tied_hand_is_the_hand_of_that_given_length(lively, tmp_path):
     tied = shard_of(lively, tmp_path, ["right", "left"])
-    join_two_hands(tied, lively.checkpoint.hand.faces)
+    relate_two_hands(tied, lively.checkpoint.hand.faces)
     length = tied.hands["hand_length_mm"][0]
     given = shard_of(lively, tmp_path, ["right", "left"], [f"{length}"] * 2).hands
     assert (given["hand_length_std_mm"] == 0).all()
@@ -92,7 +92,7 @@ def test_a_tied_hand_is_the_hand_of_that_given_length(lively, tmp_path):
 @pytest.mark.parametrize("sides", [["right"], ["right", "right"], ["right", "left", "left"]])
 def test_other_photos_keep_their_sizes(lively, tmp_path, sides):
     shard, alone = (shard_of(lively, tmp_path, sides) for _ in range(2))
-    join_two_hands(shard, lively.checkpoint.hand.faces)
+    relate_two_hands(shard, lively.checkpoint.hand.faces)
     np.testing.assert_array_equal(shard.hands["vertices_mm"], alone.hands["vertices_mm"])
     table = shard_table(shard, label_schema(800, samples=2))
     assert (table["penetration_mm"].null_count == 1) == (len(sides) == 1)
@@ -100,11 +100,11 @@ def test_other_photos_keep_their_sizes(lively, tmp_path, sides):
 
 def test_sizes_stay_with_the_option_off_and_a_given_length_counts_alone(lively, tmp_path):
     free, off = (shard_of(lively, tmp_path, ["right", "left"]) for _ in range(2))
-    join_two_hands(off, lively.checkpoint.hand.faces, tie_sizes=False)
+    relate_two_hands(off, lively.checkpoint.hand.faces, tie_sizes=False)
     np.testing.assert_array_equal(off.hands["vertices_mm"], free.hands["vertices_mm"])
     for lengths, expected in ((["170", ""], [170, 170]), (["170", "190"], [170, 190])):
         shard = shard_of(lively, tmp_path, ["right", "left"], lengths)
-        join_two_hands(shard, lively.checkpoint.hand.faces)
+        relate_two_hands(shard, lively.checkpoint.hand.faces)
         np.testing.assert_allclose(hand_lengths_mm(shard.hands["joints3d_mm"]), expected, rtol=1e-4)
         assert (shard.hands["hand_length_std_mm"] == 0).all()
 
@@ -113,7 +113,7 @@ def test_hands_of_different_photos_and_of_duplicates_are_apart(lively, tmp_path)
     shard = shard_of(lively, tmp_path, ["right", "left"])
     shard.rows[1]["image_uri"] = "another.png"
     before = shard.hands["vertices_mm"].copy()
-    join_two_hands(shard, lively.checkpoint.hand.faces)
+    relate_two_hands(shard, lively.checkpoint.hand.faces)
     np.testing.assert_array_equal(shard.hands["vertices_mm"], before)
     assert "penetration_mm" not in shard.rows[0]
 
@@ -122,7 +122,7 @@ def test_penetration_is_of_the_hands_in_their_camera(lively, tmp_path):
     table_of = partial(
         shard_table,
         schema=label_schema(800, samples=2),
-        together=partial(join_two_hands, faces=lively.checkpoint.hand.faces),
+        together=partial(relate_two_hands, faces=lively.checkpoint.hand.faces),
     )
     shard = shard_of(lively, tmp_path, ["right", "left"])
     # Put one hand where the other is.
@@ -155,7 +155,7 @@ def test_the_std_of_a_length_and_of_a_place_are_those_of_many_noisy_hands():
         np.repeat(focal, count),
         np.repeat(centre, count, 0),
     )
-    covariance = place_covariance(placed, std, focal, std_px)[0]
+    covariance = position_covariance(placed, std, focal, std_px)[0]
     np.testing.assert_allclose(np.sqrt(np.diagonal(covariance)), found.std(0), rtol=0.06)
     np.testing.assert_allclose(covariance, np.cov(found.T), atol=0.06 * np.cov(found.T).max())
 
@@ -181,7 +181,7 @@ def test_a_mesh_file_of_a_photo_holds_both_hands_before_its_camera(lively, tmp_p
     metadata = label_metadata(checkpoint.id, checkpoint.hand, checkpoint.info.calibration, 2)
     schema = label_schema(800, metadata, samples=2)
     faces = checkpoint.hand.faces
-    table = shard_table(shard, schema, partial(join_two_hands, faces=faces))
+    table = shard_table(shard, schema, partial(relate_two_hands, faces=faces))
     labels = tmp_path / "labels"
     (labels / "data").mkdir(parents=True)
     pq.write_table(table, labels / "data" / "shard-0000000.parquet")

@@ -7,7 +7,7 @@ import torch
 
 from annotator.model.backbone import build_backbone
 from annotator.model.compiled import CompiledBackbone
-from annotator.model.quantised import measure_ranges, on_grid, quantised_convolutions, rounded
+from annotator.model.quantised import measure_ranges, quantised_convolutions, round_to_grid, rounded
 from annotator.predictor import load
 
 
@@ -67,7 +67,7 @@ def test_int8_rounds_weights_and_inputs_and_nothing_else():
     compiled = CompiledBackbone(backbone, 64, ranges)(images)
     plain = backbone(images)
     for name, convolution in quantised_convolutions(backbone).items():
-        convolution.weight.copy_(on_grid(convolution.weight))
+        convolution.weight.copy_(round_to_grid(convolution.weight))
         convolution.register_forward_pre_hook(lambda _, inputs, ends=ranges[name]: (rounded(*inputs, *ends),))
     emulated = backbone(images)
     for mine, expected, exact in zip(

@@ -16,9 +16,9 @@ from annotator.hand.anatomy import chirality
 from annotator.hand.layer import HandLayer
 from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
 from annotator.model.attention import Attention, FeatureMap, Tokens
-from annotator.model.camera import Camera, joints2d_covariance
+from annotator.model.camera import WeakCamera, joints2d_covariance
+from annotator.model.landmark_maps import LOCAL, LandmarkHead
 from annotator.model.landmarker import Landmarker, normalised
-from annotator.model.landmarks import LOCAL, LandmarkHead
 from annotator.model.network import Network
 from annotator.model.prior_net import REACH
 from annotator.model.texture import OcclusionAwareTexture, _resized, fit_colours, reverse_interpolate
@@ -265,7 +265,7 @@ def test_sigma_2_matches_draws_of_joints_and_cameras():
     generator = torch.Generator().manual_seed(0)
     joints = Gaussian(torch.randn(1, 21, 3, generator=generator) * 60, torch.full((1, 21, 3), 4.0))
     rotvec = torch.tensor([[0.2, -0.4, 0.3]])
-    camera = Camera(
+    camera = WeakCamera(
         torch.tensor([0.009]),
         rotvec,
         torch.tensor([[0.1, -0.2]]),

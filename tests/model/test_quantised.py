@@ -10,8 +10,8 @@ from annotator.model.quantised import (
     best_range,
     grid_step,
     measure_ranges,
-    on_grid,
     quantised_convolutions,
+    round_to_grid,
     rounded,
 )
 
@@ -22,14 +22,14 @@ def test_the_grid_is_that_of_torchs_fake_quantisation():
     expected = torch.fake_quantize_per_channel_affine(
         weight, step, torch.zeros(7, dtype=torch.int32), 0, -127, 127
     )
-    torch.testing.assert_close(on_grid(weight), expected)
-    torch.testing.assert_close(on_grid(expected), expected)
+    torch.testing.assert_close(round_to_grid(weight), expected)
+    torch.testing.assert_close(round_to_grid(expected), expected)
 
 
 def test_the_gradient_passes_through_the_grid():
     weight = torch.randn(2, 3, 1, 1, requires_grad=True)
-    on_grid(weight).square().sum().backward()
-    torch.testing.assert_close(weight.grad, 2 * on_grid(weight.detach()))
+    round_to_grid(weight).square().sum().backward()
+    torch.testing.assert_close(weight.grad, 2 * round_to_grid(weight.detach()))
 
 
 def test_ranges_hold_zero_and_the_values_of_the_images():

@@ -90,7 +90,7 @@ def filling_joints(count=3):
 def hands_of(two, images, joints2d):
     with torch.inference_mode():
         first = dataclasses.replace(two.first_look(images), joints2d=joints2d)
-        return two.hands(images, two.look_twice(images, first))
+        return two.hands(images, two.second_look(images, first))
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 from annotator import UserError
-from annotator.job.stages import open_shard
+from annotator.job.stages import decode_shard
 from annotator.photos.decode import decode_photo
 from annotator.sources import ListSource
 from annotator.sources.entry import Camera, Entry, ListedHand
@@ -141,7 +141,7 @@ def test_labels_take_the_focal_length_of_exif_and_a_list_comes_first(tmp_path):
         "path,fx,fy,cx,cy,x1,y1,x2,y2\na.jpg,,,,,10,10,90,90\nb.jpg,,,,,10,10,90,90\n"
         "a.jpg,500,502,190.5,160,10,20,90,90\nb.jpg,500,,,,10,20,90,90\n"
     )
-    crops = open_shard(list(ListSource(str(tmp_path / "hands.csv"))), 32).crops
+    crops = decode_shard(list(ListSource(str(tmp_path / "hands.csv"))), 32).crops
     assert crops.focal_source.tolist() == ["exif", "assumed", "given", "given"]
     np.testing.assert_allclose(crops.focal_px, [302.6, 403 * 1.2, 501, 500], atol=0.1)
     np.testing.assert_array_equal(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from annotator.export.stored import as_others_read
-from annotator.job.stages import listed_box, open_shard
+from annotator.export.photo_encoding import as_others_read
+from annotator.job.stages import decode_shard, listed_box
 from annotator.photos.crops import crop_photo
 from annotator.photos.decode import Photo, decode_photo
 from annotator.photos.errors import PhotoError
@@ -170,7 +170,7 @@ def test_boxes_of_a_list_are_of_the_file_and_those_of_labels_of_the_photo(tmp_pa
 
     def crops(boxes_in: str, box: tuple[float, ...]):
         hands = (ListedHand(box, 1.0),)
-        return open_shard([Entry(f"{tmp_path}/a.jpg", "a", hands=hands, boxes_in=boxes_in)], 64).crops
+        return decode_shard([Entry(f"{tmp_path}/a.jpg", "a", hands=hands, boxes_in=boxes_in)], 64).crops
 
     found = crops("file", box)
     assert found.box_xyxy.tolist() == [[20, 20, 120, 100]] and found.photo_size_px.tolist() == [[240, 160]]

@@ -17,7 +17,7 @@ from annotator.job.record import RunRecord, TrackSettings, write_run_record
 from annotator.labels.folder import write_faces
 from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema
 from annotator.report import write_report
-from annotator.report.clips import MOST_FRAMES, Clip
+from annotator.report.clips import MAX_FRAMES, SequenceSummary
 from annotator.report.timeline import timeline
 from annotator.sources.sequences import ADDED, SequenceSource
 from tests.report.test_report_browser import CHROMIUM, Browser
@@ -133,7 +133,7 @@ def test_a_set_that_is_not_tracked_has_no_timeline(tracked, tmp_path):
 
 
 def test_a_long_sequence_has_a_bounded_chart_whose_peaks_stay():
-    clip = Clip("long.mp4")
+    clip = SequenceSummary("long.mp4")
     for frame in range(10_000):
         row = {"frame_index": frame, "track_id": 0, "source": "label", "image_uri": "long.mp4"}
         clip.add(row | {"joint_std_mm": 40.0 if frame == 4321 else 8.0}, (0, frame))
@@ -144,7 +144,7 @@ def test_a_long_sequence_has_a_bounded_chart_whose_peaks_stay():
         if "track-0" in str(shape.attributes.get("class")) and shape.tag == "path"
     ]
     points = re.findall(r"([\d.]+) ([\d.]+)", str(line.attributes["d"]))
-    assert 500 < len(points) <= 600 and drawn.in_player == MOST_FRAMES
+    assert 500 < len(points) <= 600 and drawn.in_player == MAX_FRAMES
     peak = min(float(y) for _, y in points)
     flat = max(float(y) for _, y in points)
     floor = drawn.data["bottom"] - 22 - 14  # of the plot

@@ -152,10 +152,10 @@ class Chaos:
             self.driver = self._start()
 
     def _kill_model(self) -> str | None:
-        return "model" if self._kill_one("ray::ModelActor") else None
+        return "model" if self._kill_one("ray::WorkerActor") else None
 
     def _kill_task(self) -> str | None:
-        return "task" if self._kill_one("ray::open_piece") or self._kill_one("ray::write_labels") else None
+        return "task" if self._kill_one("ray::decode_piece") or self._kill_one("ray::write_labels") else None
 
     def _kill_one(self, name: str) -> bool:
         found = []

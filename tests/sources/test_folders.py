@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from annotator.errors import UserError
 from annotator.sources import open_source
-from annotator.sources.entry import readable
+from annotator.sources.entry import path_as_utf8
 from tests.robustness.hostile_photos import encoded, noise
 from tests.sources.test_containers import tar_of
 from tests.support.listing import listed, put, s3
@@ -88,7 +88,7 @@ def test_any_names_are_in_the_order_of_their_readable_paths(names):
             with suppress(OSError):
                 write(Path(folder), name.strip("/") + ".jpg")
         walked = [f"{at}/{name}"[len(folder) + 1 :] for at, _, below in os.walk(folder) for name in below]
-        shown = [readable(path) for path in walked if not path.startswith(".") and "/." not in path]
+        shown = [path_as_utf8(path) for path in walked if not path.startswith(".") and "/." not in path]
         assert ids(folder) == sorted(shown)
 
 

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from annotator.export import export_labels
-from annotator.export.together import Positions, stored_photos
+from annotator.export.stored_photos import Positions, stored_photos
 from annotator.hand import load_hand
 from annotator.sources import open_source
-from annotator.sources.entry import path_of, readable
+from annotator.sources.entry import path_as_utf8, path_of
 from annotator.sources.read import photos_of, place_of, stored_at
 from annotator.storage.files import local_path
 from tests.export.test_export import label_set
@@ -82,8 +82,8 @@ def test_every_photo_is_found_by_its_uri(everything):
 
 def test_readable_text_gives_its_path_back():
     for name in NAMES:
-        assert path_of(readable(name)) == name
-    assert readable(NAMES[10]) == "not \\xff\\xfe utf-8.png"
+        assert path_of(path_as_utf8(name)) == name
+    assert path_as_utf8(NAMES[10]) == "not \\xff\\xfe utf-8.png"
 
 
 def test_stores_are_split_at_the_first_container():

@@ -15,7 +15,7 @@ from annotator.errors import UserError
 from annotator.export import export_labels
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunSettings
-from annotator.job.stages import open_shard
+from annotator.job.stages import decode_shard
 from annotator.sources import open_source
 from annotator.sources.entry import Entry
 from tests.robustness.hostile_photos import noise
@@ -106,25 +106,25 @@ def test_boxes_in_fractions_need_the_option(photos):
     with pytest.raises(UserError, match="add --boxes-normalised"):
         entries_of(photos, text)
     entries = entries_of(photos, text, boxes_normalised=True)
-    shard = open_shard(entries, 64)
+    shard = decode_shard(entries, 64)
     assert [row.get("reason") for row in shard.rows] == [None, None]
     assert shard.crops.box_xyxy.tolist() == [[80, 120, 240, 240], [0, 0, 320, 240]]
     # The same boxes in pixels give the same crops, also for photos of a folder.
     pixels = entries_of(photos, "path,x1,y1,x2,y2\na.jpg,80,120,240,240\nb.jpg,0,0,320,240\n", "pixels.csv")
-    assert np.array_equal(open_shard(pixels, 64).crops.pixels, shard.crops.pixels)
+    assert np.array_equal(decode_shard(pixels, 64).crops.pixels, shard.crops.pixels)
     (photos / "list.csv").write_text(text)
     (photos / "images").mkdir()
     (photos / "a.jpg").rename(photos / "images" / "a.jpg")
     (photos / "list.csv").write_text("path,x1,y1,x2,y2\nimages/a.jpg,0.25,0.5,0.75,1.0\n")
     joined = list(open_source(f"{photos}/images", boxes=f"{photos}/list.csv", boxes_normalised=True))
-    assert open_shard(joined, 64).crops.box_xyxy.tolist() == [[80, 120, 240, 240]]
+    assert decode_shard(joined, 64).crops.box_xyxy.tolist() == [[80, 120, 240, 240]]
     with pytest.raises(UserError, match="fractions"):
         open_source(f"{photos}/images", boxes=f"{photos}/list.csv")
 
 
 def test_mixed_units_never_give_a_crop_of_a_few_pixels(photos):
     text = "path,x1,y1,x2,y2\na.jpg,10,10,200,200\nb.jpg,0.1,0.1,0.9,0.9\nb.jpg,0,0,7,7\nb.jpg,0,0,8,2\n"
-    assert [row.get("reason") for row in open_shard(entries_of(photos, text), 64).rows] == [
+    assert [row.get("reason") for row in decode_shard(entries_of(photos, text), 64).rows] == [
         *(None, "too_small", "too_small", None)
     ]
     with pytest.raises(UserError, match="remove --boxes-normalised"):
@@ -146,7 +146,7 @@ def test_a_box_that_leaves_almost_nothing_of_the_photo_is_outside(photos):
         "-9000,-9000,9000,9000",
     ]
     text = "path,x1,y1,x2,y2\n" + "".join(f"a.jpg,{box}\n" for box in boxes)
-    rows = open_shard(entries_of(photos, text), 64).rows
+    rows = decode_shard(entries_of(photos, text), 64).rows
     assert [row.get("reason") for row in rows] == ["box_outside", "box_outside", None, None, None]
 
 
@@ -168,7 +168,7 @@ def test_rows_of_one_photo_with_different_boxes_are_its_hands(photos):
     assert [entry.first_hand for entry in entries] == [0, 1, 0, 1, 2, 0, 0, 2, 0]
     assert [entry.duplicate for entry in entries] == [*[False] * 5, True, True, False, True]
     assert [entry.id for entry in entries][:5] == ["0:a.jpg", "0:a.jpg", "2:b.jpg", "2:b.jpg", "0:a.jpg"]
-    rows = open_shard(entries, 64).rows
+    rows = decode_shard(entries, 64).rows
     assert [row["hand_index"] for row in rows] == [0, 1, 0, 1, 2, 0, 0, 2, -1]
     assert [row.get("reason") for row in rows] == [*[None] * 7, "box_outside", "bad_row"]
     assert [row["subject"] for row in rows][:5] == ["p1", "p2", "p3", "p4", "far"]

@@ -18,11 +18,11 @@ from annotator.storage import remote
 from annotator.storage.remote import (
     RefusedError,
     open_remote,
-    patience,
     read_all,
     read_part,
-    shown,
+    retry_limit,
     take_retries,
+    without_secrets,
 )
 
 
@@ -93,7 +93,7 @@ def test_a_whole_file_is_one_request_and_the_rest_of_one_another(monkeypatch):
 
 
 def test_patience_ends():
-    with answers(503) as (url, asked), patience(1.0), pytest.raises(OSError, match="503"):
+    with answers(503) as (url, asked), retry_limit(1.0), pytest.raises(OSError, match="503"):
         read_all(f"{url}/a")
     assert 2 <= len(asked) <= 6
 
@@ -112,7 +112,7 @@ def test_patience_ends():
     ],
 )
 def test_messages_show_no_secret(text, clean):
-    assert shown(text) == clean
+    assert without_secrets(text) == clean
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from annotator.storage.disk_space import DiskFullError, name_in_errors
 from annotator.storage.files import atomic_local_file, write_atomic
-from annotator.storage.room import NoRoomError, naming
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,8 +60,8 @@ except UserError as error:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk here is always full")
 def test_a_full_disk_names_the_file_and_its_bytes(tmp_path: Path) -> None:
-    full = pytest.raises(NoRoomError, match=r"/out': it needs 70,000 bytes, and the disk has [\d,]+ free")
-    with full, naming(tmp_path / "out", 70_000), Path("/dev/full").open("wb") as file:
+    full = pytest.raises(DiskFullError, match=r"/out': it needs 70,000 bytes, and the disk has [\d,]+ free")
+    with full, name_in_errors(tmp_path / "out", 70_000), Path("/dev/full").open("wb") as file:
         file.write(bytes(70_000))
 
 
@@ -82,7 +82,7 @@ def test_other_errors_get_the_name_too_but_not_those_of_connections(tmp_path: Pa
 
 
 def test_it_travels_between_processes() -> None:
-    error = NoRoomError(errno.EFBIG, "it needs 7 bytes", "a.parquet")
+    error = DiskFullError(errno.EFBIG, "it needs 7 bytes", "a.parquet")
     assert str(pickle.loads(pickle.dumps(error))) == "'a.parquet': it needs 7 bytes"
 
 
@@ -94,11 +94,11 @@ def test_a_file_with_room_is_written(tmp_path: Path) -> None:
 def test_a_file_that_holds_others_up_is_not_blamed(tmp_path: Path) -> None:
     """A photo without room ends a table that is open meanwhile, whose own end then fails too."""
     with (
-        pytest.raises(NoRoomError, match=r"photo\.jpg': it needs 7 bytes"),
+        pytest.raises(DiskFullError, match=r"photo\.jpg': it needs 7 bytes"),
         atomic_local_file(tmp_path / "table"),
     ):
         try:
-            raise NoRoomError(errno.ENOSPC, "it needs 7 bytes", "photo.jpg")
+            raise DiskFullError(errno.ENOSPC, "it needs 7 bytes", "photo.jpg")
         finally:
             raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from annotator.job.record import RunRecord
 from annotator.job.resources import plan_workers
 from annotator.job.run import Job, run_job
 from annotator.job.shard import Shard
-from annotator.job.stages import Stages, open_shard
+from annotator.job.stages import Stages, decode_shard
 from annotator.labels.schema import label_schema
 from annotator.sources import open_source
 
@@ -48,6 +48,6 @@ def label_greys(photos: Path, labels: Path, shard_size: int) -> RunRecord[GreySe
     """Run the real job with that model."""
     source = open_source(str(photos))
     schema = pa.schema([field for field in label_schema(1) if field.name in COLUMNS])
-    stages = Stages(partial(open_shard, crop_px=8), DyingModel, schema)
+    stages = Stages(partial(decode_shard, crop_px=8), DyingModel, schema)
     job = Job(str(labels), source, GreySettings(source.place), lambda _: stages, plan_workers, {})
     return run_job(job, ComputeOptions(workers=1, threads=1, shard_size=shard_size))

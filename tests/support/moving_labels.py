@@ -22,7 +22,7 @@ from annotator.labels.arrays import joined_columns
 from annotator.labels.crop_hands import CropHands, label_columns
 from annotator.labels.folder import write_faces
 from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, labels_to_table, without_hand
-from annotator.photos.crops import CropPlaces
+from annotator.photos.crops import CropGeometry
 
 HAND = load_hand("open")
 LAYER = HandLayer(HAND)
@@ -72,7 +72,7 @@ def hands_of(moving: Moving, noise: bool = True) -> dict[str, Any]:
     joints2d_px = wrist_px[:, None] + SCALE * joints[..., :2]
     low, high = joints2d_px.min(1), joints2d_px.max(1)
     half_px = (high - low).max(1) * 0.7
-    places = CropPlaces(
+    places = CropGeometry(
         centre_px=(low + high) / 2,
         half_side_px=half_px,
         box_xyxy=np.concatenate([low, high], 1),

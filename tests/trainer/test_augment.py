@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from trainer.augment import move, prepare
 from trainer.batch import Batch
 from trainer.config import AugmentConfig
-from trainer.keyed import keys
+from trainer.keyed_random import keys
 
 STILL = AugmentConfig(rotation_deg=0, zoom=1, shift=0, colour=0, blur=0, noise=0, erase=0)
 

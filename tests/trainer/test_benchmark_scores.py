@@ -15,14 +15,14 @@ import pytest
 from scipy.linalg import orthogonal_procrustes
 from scipy.spatial import cKDTree
 
-from annotator.export.benchmarks import BENCHMARKS, write_submission
+from annotator.export.submissions import BENCHMARKS, write_submission
 from annotator.hand import load_hand
 from annotator.quality import metrics
 from tests.support.dataset_fixtures import write_freihand, write_ho3d
 from tests.support.mano_file import write_mano_file
 from trainer.config import SourceConfig
 from trainer.convert.convert import convert
-from trainer.data.stream import Stored
+from trainer.data.steps import Stored
 
 #: Photos of the small evaluation splits.
 COUNT = 3
@@ -160,7 +160,7 @@ def test_one_command_leads_from_the_archive_to_the_submission(
     name: str, mano_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
-    benchmark = importlib.import_module("benchmark")
+    benchmark = importlib.import_module("submit_benchmark")
     data, out = tmp_path / "archive", tmp_path / "out"
     write_archive(name, data, load_hand(f"mano:{mano_path}"))
     if name == "freihand":  # two archives

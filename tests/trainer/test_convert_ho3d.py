@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from annotator.errors import UserError
-from annotator.export.benchmarks import BENCHMARKS, write_submission
+from annotator.export.submissions import BENCHMARKS, write_submission
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
 from annotator.hand.layer import HandLayer
@@ -36,7 +36,7 @@ from tests.support.mano_file import dump, write_mano_file
 from trainer.config import SourceConfig
 from trainer.convert.convert import ConvertSummary, convert
 from trainer.convert.ho3d import ho3d_examples
-from trainer.data.stream import Stored
+from trainer.data.steps import Stored
 
 NO_TIPS = [joint for joint in range(21) if joint % 4 or not joint]
 TARGETS = ("joints2d_px", "joints3d_mm", "vertices_mm", "pose", "betas")

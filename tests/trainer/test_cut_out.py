@@ -15,7 +15,7 @@ from trainer.augment import prepare
 from trainer.batch import Batch
 from trainer.config import AugmentConfig
 from trainer.convert.cut_out import cut_out, outlined
-from trainer.keyed import keys
+from trainer.keyed_random import keys
 from trainer.synth.backdrops import Backdrops
 
 

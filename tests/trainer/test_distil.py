@@ -14,10 +14,10 @@ from PIL import Image
 from annotator.model.landmarker import Landmarker, LandmarkHand
 from annotator.model.quantised import quantised_convolutions
 from trainer.distillation.config import DistilConfig
-from trainer.distillation.distil import MODEL_FILE, TOLERANCE, distance, distil
+from trainer.distillation.distil import MODEL_FILE, TOLERANCE, distil, landmark_loss
 from trainer.distillation.examples import SURE, LandmarkExamples, drawn_examples, taught_examples, view
 from trainer.distillation.read_outs import fit_presence, fit_side
-from trainer.keyed import keys
+from trainer.keyed_random import keys
 
 STILL = DistilConfig(turn_deg=0, zoom=1, shift=0)
 
@@ -55,7 +55,7 @@ def hand(offset: float | torch.Tensor, presence: float = SURE) -> LandmarkHand:
 def test_landmarks_count_by_the_targets_presence():
     photo = torch.tensor([False])
     surely, hardly = (
-        distance(hand(0.1, p), hand(0.0, p), photo) - distance(hand(0, p), hand(0, p), photo)
+        landmark_loss(hand(0.1, p), hand(0.0, p), photo) - landmark_loss(hand(0, p), hand(0, p), photo)
         for p in (20.0, -20.0)
     )
     # Smooth L1 beyond 1 is linear: 0.1 / 0.02 - 1/2 and 10 / 3 - 1/2.
@@ -66,7 +66,7 @@ def test_landmarks_count_by_the_targets_presence():
 def test_drawn_landmarks_count_beyond_the_tolerance():
     drawn, tolerance = torch.tensor([True]), torch.tensor(TOLERANCE)
     at_truth, within, beyond = (
-        float(distance(hand(share * tolerance), hand(0.0), drawn)) for share in (0.0, 0.9, 2.0)
+        float(landmark_loss(hand(share * tolerance), hand(0.0), drawn)) for share in (0.0, 0.9, 2.0)
     )
     assert within == at_truth
     # The excess is one tolerance: 0.03, 0.03 and 0.06, each over 0.02, less half of it beyond 1.

@@ -54,7 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def dying_once(shared, rows: range) -> parts.Part:
+def dying_once(shared, rows: range) -> parts.PartResult:
     """Die at the second part, the first time."""
     mark = Path(shared[1].places[0], "died")
     if rows.start and not mark.exists():

@@ -21,12 +21,12 @@ from trainer.distillation.config import FirstLookConfig
 from trainer.distillation.first_look import (
     TurnedViews,
     WideExamples,
-    distance,
+    first_look_loss,
     teach_first_look,
     turned_views,
     views_of_step,
 )
-from trainer.keyed import keys
+from trainer.keyed_random import keys
 
 CROP_PX = 64
 STILL = FirstLookConfig(zoom=1, shift=0)
@@ -112,13 +112,13 @@ def test_squares_without_a_hand_count_by_presence_alone() -> None:
     views, first = views_of(), network()
     with torch.no_grad():
         features = first.extract(views.image)
-        before = distance(first, features, views)
+        before = first_look_loss(first, features, views)
         moved = views._replace(joints2d=views.joints2d.clone(), is_right=views.is_right.clone())
         moved.joints2d[2] += 5
         moved.is_right[2] = False
-        assert torch.equal(distance(first, features, moved), before)
+        assert torch.equal(first_look_loss(first, features, moved), before)
         moved.joints2d[1] += 5
-        assert distance(first, features, moved) > before + 10
+        assert first_look_loss(first, features, moved) > before + 10
 
 
 def examples() -> WideExamples:

@@ -19,7 +19,7 @@ from trainer.config import SourceConfig, TrainConfig
 from trainer.data import examples
 from trainer.data.examples import example_schema, write_examples
 from trainer.data.loaders import read_steps
-from trainer.data.stream import LANES, Order, Steps, Stored
+from trainer.data.steps import LANES, DeferredExamples, Steps, Stored
 
 HAND = load_hand("open")
 SIDE_PX = 210  # of noise, so 130 kB as PNG
@@ -58,8 +58,8 @@ def config_for(*sources: SourceConfig, **settings) -> TrainConfig:
     return replace(config, network=replace(config.network, crop_px=32))
 
 
-def same(one: Batch | Order, other: Batch | Order) -> bool:
-    if isinstance(one, Order):
+def same(one: Batch | DeferredExamples, other: Batch | DeferredExamples) -> bool:
+    if isinstance(one, DeferredExamples):
         return one.numbers == other.numbers and torch.equal(one.key, other.key)
     return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Batch))
 

@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from annotator.coordinates import project_weak
 from annotator.hand import anatomy, load_hand
 from annotator.model.amvur import Gaussian
-from annotator.model.camera import PRIOR_STD, Camera, fit_camera
+from annotator.model.camera import PRIOR_STD, WeakCamera, fit_camera
 from annotator.quality.metrics import align
 from tests.support import mano_file
 from trainer import losses
@@ -31,12 +31,12 @@ def q_of(seed: int = 1, shape: tuple[int, ...] = SHAPE) -> Gaussian:
     return Gaussian(30 * random(*shape, seed=seed), 10 * random(*shape, seed=seed + 100).exp())
 
 
-def camera_of(seed: int = 1, rotation: bool = True) -> Camera:
+def camera_of(seed: int = 1, rotation: bool = True) -> WeakCamera:
     r = random(4, 3, seed=seed) * 0.1 * rotation
     std = PRIOR_STD * random(4, 6, seed=seed + 100).exp()
     if not rotation:
         std = std * torch.tensor([1.0, 0, 0, 0, 1, 1])
-    return Camera(0.01 * random(4, seed=seed + 1).exp(), r, random(4, 2, seed=seed + 2), std)
+    return WeakCamera(0.01 * random(4, seed=seed + 1).exp(), r, random(4, 2, seed=seed + 2), std)
 
 
 # Elementwise

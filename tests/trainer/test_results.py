@@ -12,13 +12,13 @@ from annotator.config import NetworkConfig
 from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.model.amvur import Gaussian
-from annotator.model.camera import Camera
+from annotator.model.camera import WeakCamera
 from annotator.model.network import Network, Prediction
 from annotator.quality import metrics
 from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 from trainer.batch import Batch
 from trainer.evaluation import measurements as measured_module
-from trainer.evaluation.calibrate import fit_calibration, with_label_errors
+from trainer.evaluation.fit_calibration import fit_calibration, with_label_errors
 from trainer.evaluation.measurements import Measured
 from trainer.evaluation.results import summarise, write_results
 from trainer.evaluation.results_table import table_rows
@@ -58,7 +58,9 @@ def example(count, seed=0, supervised=True):
     prediction = Prediction(
         vertices=Gaussian(vertices, std),
         joints3d=Gaussian(joints, joint_std),
-        camera=Camera(torch.full((count,), SCALE), normal(count, 3), normal(count, 2), torch.ones(count, 6)),
+        camera=WeakCamera(
+            torch.full((count,), SCALE), normal(count, 3), normal(count, 2), torch.ones(count, 6)
+        ),
         joints2d=SCALE * joints[..., :2],
         joints2d_covariance=torch.diag_embed((SCALE * joint_std[..., :2]) ** 2),
         prior=None,

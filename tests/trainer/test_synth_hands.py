@@ -11,7 +11,7 @@ from annotator.hand import anatomy, load_hand
 from annotator.hand.layer import HandLayer
 from annotator.render import nearest_faces
 from trainer.batch import Batch
-from trainer.keyed import Draws, keys
+from trainer.keyed_random import Draws, keys
 from trainer.synth import DrawnPhotos, SyntheticHands
 from trainer.synth.camera import jpeg
 from trainer.synth.figure import OBJECT_A

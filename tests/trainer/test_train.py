@@ -233,7 +233,7 @@ def test_two_workers_take_the_steps_of_one(sticks, tmp_path, targets):
 
 
 def objective_and_batch(sticks, **settings):
-    from trainer.data.stream import Steps
+    from trainer.data.steps import Steps
     from trainer.inputs import network_inputs
 
     config = config_for(sticks, **settings)

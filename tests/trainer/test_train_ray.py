@@ -39,7 +39,7 @@ from trainer.train import train
 ROOT = Path(__file__).parents[2]
 STEPS = 60
 #: Time limit, far above the real duration, because a machine may be busy.
-PATIENCE_S = 900
+RETRY_LIMIT_S = 900
 TOKEN = "0123456789abcdef" * 4
 
 
@@ -97,7 +97,7 @@ def steps_of(out: Path) -> list[int]:
 
 
 def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + RETRY_LIMIT_S
     while max(steps_of(out), default=0) < step:
         assert process.poll() is None, (out.parent / "log.txt").read_text()
         assert time.monotonic() < until, f"no step {step}"
@@ -175,10 +175,10 @@ def test_a_killed_run_ends_with_the_same_result_and_a_job_finishes_it(run_folder
             monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
             submission.submit(address, ["--help"], print)
         client = amvur(run_folder, *command, "--address", address)
-        assert client.wait(PATIENCE_S) == 0, (run_folder / "log.txt").read_text()
+        assert client.wait(RETRY_LIMIT_S) == 0, (run_folder / "log.txt").read_text()
         # An error of the submission also ends the client.
         client = amvur(run_folder, *command[:3], "--workers", "1000", "--address", address)
-        assert client.wait(PATIENCE_S) == 2
+        assert client.wait(RETRY_LIMIT_S) == 2
         what_was_trained_labels_photos(run_folder, address)
         jobs_are_listed_followed_and_stopped(run_folder, address)
     log_text = (run_folder / "log.txt").read_text()
@@ -212,7 +212,7 @@ def what_was_trained_labels_photos(folder: Path, address: str) -> None:
         chain.append(["detect", "photos", "found", "--model", str(model)])
     for command in chain:
         client = amvur(folder, *command, "--address", address)
-        assert client.wait(PATIENCE_S) == 0, (folder / "log.txt").read_text()
+        assert client.wait(RETRY_LIMIT_S) == 0, (folder / "log.txt").read_text()
     labels, best = (pq.read_table(folder / name / "data").to_pylist() for name in ("labels", "best"))
     assert [row["status"] for row in labels] == ["ok"] * 6 and len(best) >= 3
     calibrated = load_checkpoint(str(folder / "calibrated.safetensors"))
@@ -227,7 +227,7 @@ def jobs_are_listed_followed_and_stopped(folder: Path, address: str) -> None:
         log_text = folder / "submission.txt"
         log_text.unlink(missing_ok=True)
         assert (
-            amvur(folder, "jobs", *arguments, "--address", address, log=log_text.name).wait(PATIENCE_S)
+            amvur(folder, "jobs", *arguments, "--address", address, log=log_text.name).wait(RETRY_LIMIT_S)
             == code
         )
         return log_text.read_text()
@@ -250,7 +250,7 @@ def jobs_are_listed_followed_and_stopped(folder: Path, address: str) -> None:
         time.sleep(0.5)
     submission_id = listed[1].split()[0]
     client.send_signal(signal.SIGINT)
-    assert client.wait(PATIENCE_S) == 130
+    assert client.wait(RETRY_LIMIT_S) == 130
     assert (
         f"submission {submission_id} keeps running. Its log: amvur jobs logs {submission_id} --address"
         in (folder / "log.txt").read_text()
@@ -260,7 +260,7 @@ def jobs_are_listed_followed_and_stopped(folder: Path, address: str) -> None:
 
 
 def wait_for_answer(address: str) -> None:
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + RETRY_LIMIT_S
     port = int(address.rsplit(":", 1)[1])
     while True:
         with closing(socket.socket()) as probe:
@@ -323,7 +323,7 @@ def test_a_user_error_is_reported_at_once(local_ray, run_folder, tmp_path):
     began = time.monotonic()
     with pytest.raises(UserError, match=r"other settings \(seed\)"):
         train_on_ray(config, str(tmp_path / "other"), 2)
-    assert time.monotonic() - began < PATIENCE_S
+    assert time.monotonic() - began < RETRY_LIMIT_S
     with pytest.raises(UserError, match="1000 workers need a"):
         train_on_ray(config, str(tmp_path / "many"), 1000)
     assert signal.getsignal(signal.SIGINT) is handler

@@ -25,13 +25,13 @@ Floats = NDArray[np.floating]
 _BRIGHTNESS, _RED_GREEN, _YELLOW_BLUE = 0.35, 2.4, 1.7
 
 #: Minimum distance of a hand's colour from the wall's: in levels of 255, and in spreads of the wall's own colour.
-_LEAST_DISTANCE, _LEAST_SPREADS = 12.0, 3.0
+_MIN_DISTANCE, _MIN_SPREADS = 12.0, 3.0
 
 #: Larger photos are shrunk to this size.
 _LARGEST_PX = 320
 
 #: Range of a hand's share of the photo, and minimum joints on the hand; otherwise segmentation failed.
-_SHARES, _LEAST_JOINTS = (0.05, 0.7), 19
+_SHARES, _MIN_JOINTS = (0.05, 0.7), 19
 
 
 def outlined(row: dict[str, Any] | str) -> dict[str, Any] | str:
@@ -55,7 +55,7 @@ def cut_out(pixels: NDArray[np.uint8], joints2d_px: Floats) -> NDArray[np.uint8]
         pixels = np.asarray(Image.fromarray(pixels).resize(small, Image.Resampling.BOX))
         joints2d_px = joints2d_px / shrink
     distance, spread = _distance_from_wall(pixels)
-    differs = torch.from_numpy(distance > max(_LEAST_SPREADS * spread, _LEAST_DISTANCE))[None, None].float()
+    differs = torch.from_numpy(distance > max(_MIN_SPREADS * spread, _MIN_DISTANCE))[None, None].float()
     # Specks one pixel wide are noise.
     differs = _grown(_shrunk(differs)) * differs
     at = np.floor(joints2d_px).astype(int).clip(0, np.array(pixels.shape[1::-1]) - 1)
@@ -65,7 +65,7 @@ def cut_out(pixels: NDArray[np.uint8], joints2d_px: Floats) -> NDArray[np.uint8]
         hand = more
     found = int(hand[0, 0, at[:, 1], at[:, 0]].sum())
     share = float(hand.mean())
-    if found < _LEAST_JOINTS or not _SHARES[0] <= share <= _SHARES[1]:
+    if found < _MIN_JOINTS or not _SHARES[0] <= share <= _SHARES[1]:
         return None
     # Pixels on the outline are mixed with the wall's colour.
     mask = Image.fromarray((_shrunk(hand)[0, 0].numpy() * 255).astype(np.uint8))
@@ -91,7 +91,7 @@ def _distance_from_wall(pixels: NDArray[np.uint8]) -> tuple[Floats, float]:
         coefficients = np.linalg.lstsq(terms[wall], colour[wall], rcond=None)[0]
         distance = np.linalg.norm(colour - terms @ coefficients, axis=-1)
         spread = float(np.median(distance[wall]))
-        wall = distance < max(_LEAST_SPREADS * spread, _LEAST_DISTANCE / 2)
+        wall = distance < max(_MIN_SPREADS * spread, _MIN_DISTANCE / 2)
     return distance, spread
 
 

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from annotator.errors import UserError, first_line
 from annotator.job.record import FILE as RUN_FILE
 from annotator.labels.arrays import array_of
-from annotator.labels.folder import calibration_of, label_facts, label_files, one_hand, opened_label_file
+from annotator.labels.folder import (
+    calibration_of,
+    check_hand_model,
+    label_facts,
+    label_files,
+    opened_label_file,
+)
 from annotator.photos.crops import BOX_PADDING
 from annotator.photos.errors import PhotoError
 from annotator.quality.calibration import UNCALIBRATED_3D
@@ -200,7 +206,7 @@ def _tables(files: list[str], folder: str | None) -> LabelTables:
                 )
         if number == 0:
             hand = facts.get("hand")
-        one_hand(path, facts, hand)
+        check_hand_model(path, facts, hand)
         vertex_count = schema.field("vertices_mm").type.list_size if "vertices_mm" in schema.names else 1
         std_note = std_note or _of_std(path, facts)
     return LabelTables(files, [folder] if folder else [], hand, vertex_count, std_note)

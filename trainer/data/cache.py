@@ -32,7 +32,7 @@ from trainer.batch import Batch, withhold
 from trainer.config import AugmentConfig, SourceConfig
 from trainer.data.features import digest, packed, row_size
 from trainer.data.read import Facts
-from trainer.keyed import keys
+from trainer.keyed_random import keys
 
 CACHE_FILE = "cache.json"
 

@@ -14,24 +14,24 @@ from torch.utils.data import DataLoader, Dataset
 
 from annotator.runtime.malloc import keep_freed_memory
 from trainer.batch import Batch
-from trainer.data.stream import Order, Steps
+from trainer.data.steps import DeferredExamples, Steps
 
 #: Steps read ahead.
 AHEAD = 4
 
 
-class _Dealt(Dataset[list[Batch | Order | None]]):
+class _Dealt(Dataset[list[Batch | DeferredExamples | None]]):
     """Part k of a run: the share of loader k % L in step k // L; `DataLoader` deals parts to its processes in turn."""
 
     def __init__(self, data: Steps, loaders: int) -> None:
         self.data, self.loaders = data, loaders
 
-    def __getitem__(self, number: int) -> list[Batch | Order | None]:
+    def __getitem__(self, number: int) -> list[Batch | DeferredExamples | None]:
         step, loader = divmod(number, self.loaders)
         return self.data.part(step, loader, self.loaders)
 
 
-def read_steps(data: Steps, start: int) -> Iterator[list[Batch | Order]]:
+def read_steps(data: Steps, start: int) -> Iterator[list[Batch | DeferredExamples]]:
     """Yield this worker's examples of each step from `start` on; `config.loaders` processes read ahead."""
     loaders = data.config.loaders
     steps = range(start, data.config.steps)

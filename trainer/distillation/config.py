@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.distillation.averaged import Schedule
+from trainer.distillation.training_loop import Schedule
 
 
 @dataclass(frozen=True)

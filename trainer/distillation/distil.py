@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from annotator.model.landmarker import Landmarker, LandmarkHand
-from annotator.model.quantised import on_grid, quantised_convolutions
+from annotator.model.quantised import quantised_convolutions, round_to_grid
 from annotator.storage.files import write_atomic
-from trainer.distillation.averaged import train_averaged
 from trainer.distillation.config import DistilConfig
 from trainer.distillation.examples import LandmarkExamples, shrunk, view
-from trainer.keyed import keys
+from trainer.distillation.training_loop import train_with_running_mean
+from trainer.keyed_random import keys
 
 #: Crop half-sides: drawn hands' joints differ from MediaPipe's landmarks in definition by up to this much; x and y, z.
 TOLERANCE = (0.03, 0.03, 0.06)
@@ -33,7 +33,7 @@ TOLERANCE = (0.03, 0.03, 0.06)
 MODEL_FILE = "landmarker.safetensors"
 
 
-def distance(student: LandmarkHand, target: LandmarkHand, drawn: Tensor) -> Tensor:
+def landmark_loss(student: LandmarkHand, target: LandmarkHand, drawn: Tensor) -> Tensor:
     """Return how far each hand (B,) of the student is from its target; every part is of about the same size.
 
     Landmarks count by the target's presence: on a crop without a hand they mean nothing. Those of drawn hands count
@@ -69,30 +69,30 @@ def distil(
         on_step: called after each step with its number and mean loss.
     """
     if config.eight_bit:
-        student = _gridded(student)
+        student = _with_rounded_weights(student)
 
     def loss(network: nn.Module, step: int) -> Tensor:
         part = crops.rows(_rows_of_step(step, len(crops.image), config))
         images, target = view(part, keys(config.seed, config.places(step)), margin, config)
-        return distance(network(shrunk(images, config.crop_px)), target, part.drawn).mean()
+        return landmark_loss(network(shrunk(images, config.crop_px)), target, part.drawn).mean()
 
     def result(mean: Landmarker) -> Landmarker:
-        return _ungridded(mean) if config.eight_bit else mean
+        return _with_plain_weights(mean) if config.eight_bit else mean
 
     def save(mean: Landmarker) -> None:
         write_atomic(str(out / MODEL_FILE), safetensors.torch.save(result(mean).state_dict()))
 
-    return result(train_averaged(student, loss, out, config, save, on_step)).eval()
+    return result(train_with_running_mean(student, loss, out, config, save, on_step)).eval()
 
 
 class _Grid(nn.Module):
     """Round weights in each forward pass."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        return on_grid(weight)
+        return round_to_grid(weight)
 
 
-def _gridded(landmarker: Landmarker) -> Landmarker:
+def _with_rounded_weights(landmarker: Landmarker) -> Landmarker:
     """Return the network with folded batch norms, and weights that are rounded to the grid at each use."""
     folded = copy.deepcopy(landmarker)
     folded.backbone.fold_normalisation()
@@ -101,7 +101,7 @@ def _gridded(landmarker: Landmarker) -> Landmarker:
     return folded.requires_grad_(True)
 
 
-def _ungridded(folded: Landmarker) -> Landmarker:
+def _with_plain_weights(folded: Landmarker) -> Landmarker:
     """Return the same network as a plain one, whose weights are on the grid."""
     plain = Landmarker()
     plain.backbone.take_folded(folded.backbone)

@@ -14,7 +14,7 @@ from annotator.model.landmarker import Landmarker, LandmarkHand
 from annotator.photos.cut import resample
 from trainer.config import AugmentConfig
 from trainer.distillation.config import DistilConfig
-from trainer.keyed import Draws
+from trainer.keyed_random import Draws
 
 #: Side of the teacher's crops.
 TEACHER_PX = 224

@@ -21,10 +21,10 @@ from annotator.model.network import Features, Network
 from annotator.photos.crops import BOX_PADDING
 from annotator.photos.cut import resample
 from trainer.config import AugmentConfig
-from trainer.distillation.averaged import train_averaged
 from trainer.distillation.config import FirstLookConfig
 from trainer.distillation.examples import coloured, shrunk
-from trainer.keyed import Draws, keys
+from trainer.distillation.training_loop import train_with_running_mean
+from trainer.keyed_random import Draws, keys
 
 #: Crop half-sides: 2D joints count by this unit.
 JOINTS_UNIT = 0.05
@@ -102,7 +102,7 @@ def turned_views(
     return TurnedViews(shrunk(images, crop_px), joints2d, crops.is_hand, ~mirrored)
 
 
-def distance(network: Network, features: Features, views: TurnedViews) -> Tensor:
+def first_look_loss(network: Network, features: Features, views: TurnedViews) -> Tensor:
     """Return how far a network's 2D joints, presence and side are from the views': the mean over hands."""
     assert features.joints2d is not None  # a first look has landmarks
     hands = views.is_hand.float()
@@ -136,9 +136,9 @@ def teach_first_look(
 
     def loss(student: Network, step: int) -> Tensor:
         views = views_of_step(crops, step, px, config)
-        return distance(student, student.extract(views.image), views)
+        return first_look_loss(student, student.extract(views.image), views)
 
-    return train_averaged(network, loss, out, config, on_save, on_step)
+    return train_with_running_mean(network, loss, out, config, on_save, on_step)
 
 
 def views_of_step(crops: WideExamples, step: int, crop_px: int, config: FirstLookConfig) -> TurnedViews:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from annotator.model.landmarker import Landmarker
 from trainer.distillation.config import DistilConfig
 from trainer.distillation.examples import LandmarkExamples, drawn_examples, shrunk, view
-from trainer.keyed import keys
+from trainer.keyed_random import keys
 
 #: Weight decay of the read-outs of side and presence.
 READ_OUT_DECAY = 1e-4

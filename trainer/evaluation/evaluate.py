@@ -12,8 +12,8 @@ from annotator.errors import UserError
 from annotator.model.checkpoint import load_checkpoint, save_checkpoint
 from annotator.quality.calibration import Calibration
 from annotator.storage.files import check_writable
-from trainer.evaluation.calibrate import check_enough, fit_calibration
-from trainer.evaluation.parts import Measurement, Part, measured_parts
+from trainer.evaluation.fit_calibration import check_enough, fit_calibration
+from trainer.evaluation.parts import Measurement, PartResult, measured_parts
 from trainer.evaluation.predictions import Progress, open_examples
 from trainer.evaluation.results import write_results
 from trainer.evaluation.submit import check_submission, write_submission
@@ -67,7 +67,7 @@ def evaluate(
     measurement = Measurement(
         loaded.info.calibration, device, against_labels, textured=True, for_submission=bool(benchmark)
     )
-    whole = Part.empty(loaded.info.calibration)
+    whole = PartResult.empty(loaded.info.calibration)
     for part in measured_parts(loaded, opened, measurement, workers, address, on_progress):
         whole.extend(part)
     if benchmark:
@@ -122,7 +122,7 @@ def calibrate(
     opened = {place: open_examples(loaded, place, first, many) for place, many in places.items()}
     check_enough(sum(map(len, opened.values())), ", ".join(places))
     check_writable(out.rpartition("/")[0] or ".")
-    whole = Part.empty()
+    whole = PartResult.empty()
     measurement = Measurement(
         Calibration(), device, against_labels=shares_label_errors, label_errors=shares_label_errors
     )

@@ -20,7 +20,7 @@ from annotator.model.two_looks import TwoLooks
 from annotator.quality.calibration import Calibration
 from annotator.render import interpolate, rasterize
 from trainer.batch import Batch
-from trainer.evaluation.calibrate import with_label_errors
+from trainer.evaluation.fit_calibration import with_label_errors
 from trainer.evaluation.measurements import Measured
 from trainer.evaluation.predictions import (
     BATCH_SIZE,
@@ -51,7 +51,7 @@ class Measurement:
 
 
 @dataclass
-class Part:
+class PartResult:
     """Measurements of some examples."""
 
     measured: Measured
@@ -61,11 +61,11 @@ class Part:
     source_indices: list[int]
 
     @classmethod
-    def empty(cls, calibration: Calibration | None = None, seed: int = 0) -> Part:
+    def empty(cls, calibration: Calibration | None = None, seed: int = 0) -> PartResult:
         """Return a part without examples; `seed` is as for `Measured`."""
         return cls(Measured(calibration, seed), 0, [], [])
 
-    def extend(self, other: Part) -> None:
+    def extend(self, other: PartResult) -> None:
         """Add the measurements of the examples that follow."""
         self.measured.extend(other.measured)
         self.targets += other.targets
@@ -80,7 +80,7 @@ def measured_parts(
     workers: int | None = None,
     address: str | None = None,
     on_progress: Progress = lambda done, total: None,
-) -> Iterator[Part]:
+) -> Iterator[PartResult]:
     """Measure examples and yield the parts in order.
 
     Args:
@@ -110,10 +110,10 @@ def measure_part(
     shared: tuple[Checkpoint, Examples, Measurement],
     rows: range,
     on_batch: Callable[[int], None] = lambda done: None,
-) -> Part:
+) -> PartResult:
     """Measure the examples in these places; `on_batch` is called with the place of the next one after each batch."""
     checkpoint, examples, measurement = shared
-    part = Part.empty(measurement.calibration, seed=rows.start)
+    part = PartResult.empty(measurement.calibration, seed=rows.start)
     generator = torch.Generator().manual_seed(rows.start)
     done = rows.start
     for batch, prediction, facts in predicted(

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from annotator.errors import UserError
 from annotator.hand.model import JOINT_NAMES
 from annotator.quality import metrics, uncertainty
+from annotator.storage.disk_space import DiskFullError
 from annotator.storage.files import join, write_atomic
-from annotator.storage.room import NoRoomError
 from trainer.evaluation.measurements import PHOTO_COLUMNS, Measured, StdAndError
 from trainer.evaluation.results_table import UNCERTAINTIES, table_text
 
@@ -236,7 +236,7 @@ def write_results(out: str, measured: Measured, facts: Mapping[str, Any] | None 
     try:
         for name, data in files.items():
             write_atomic(join(out, name), data)
-    except NoRoomError:
+    except DiskFullError:
         raise
     except OSError as error:
         raise UserError(f"can't write the results to '{out}': {error.strerror or error}") from None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trainer.batch import Batch
-from trainer.keyed import Draws, keys
+from trainer.keyed_random import Draws, keys
 from trainer.synth.background import backgrounds
 from trainer.synth.colour import stored
 from trainer.synth.patterns import patterns

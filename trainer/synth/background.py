@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.keyed import Draws
+from trainer.keyed_random import Draws
 from trainer.synth.colour import lab_to_linear
 from trainer.synth.patterns import COUNT
 

@@ -12,8 +12,8 @@ from annotator.coordinates import crop_from_camera
 from annotator.hand.model import HandModel
 from annotator.render import nearest_faces, visible_vertices
 from trainer.batch import Batch
-from trainer.keyed import Draws, keys
-from trainer.synth import camera, flat
+from trainer.keyed_random import Draws, keys
+from trainer.synth import camera, occluders
 from trainer.synth.background import backgrounds
 from trainer.synth.colour import lab_to_linear, stored
 from trainer.synth.figure import Figure
@@ -22,9 +22,9 @@ from trainer.synth.light import Light, contact_shadow, reached
 from trainer.synth.paint import Cloth, painted
 from trainer.synth.patterns import patterns
 from trainer.synth.pool import Pool
-from trainer.synth.sample import Samples, samples
 from trainer.synth.scene import Scene, Scenes
 from trainer.synth.skin import TEXELS, SkinLook, skin_map
+from trainer.synth.surface_samples import Samples, samples
 
 # Random streams per stage of a photo, so that more draws in one stage do not change others.
 _SCENE, _SKIN, _CLOTH, _LIGHT, _BACKGROUND, _FLAT, _CAMERA, _EMPTY = range(8)
@@ -124,11 +124,11 @@ class SyntheticHands:
         behind = backgrounds(self.size_px, self.patterns, owner, room, behind_draws)
         photo = behind + (figure - behind) * cover
         brightness = figure.mean(1).sum((1, 2)) / (seen.cover > 0).sum((1, 2, 3)).clamp(min=1)
-        photo, covered = flat.before(photo, self.patterns, draws(_FLAT))
+        photo, covered = occluders.cover_with_objects(photo, self.patterns, draws(_FLAT))
         shot = draws(_CAMERA)
         photo = camera.blurred_by_lens(camera.exposed(photo, brightness, shot), shot)
         image = (camera.taken(photo, self.noise, shot) * 255).round().byte()
-        image, outside = flat.beyond_the_photo(image, scene, shot)
+        image, outside = occluders.beyond_the_photo(image, scene, shot)
         covered = torch.where(outside, 1.0, covered)
         channels = self.skin_map[self.vertex_texel]
         skin_lab = look.base_lab[:, None] + channels @ look.mix

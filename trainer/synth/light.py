@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.keyed import Draws
-from trainer.synth.sample import Samples, dot, unit
+from trainer.keyed_random import Draws
+from trainer.synth.surface_samples import Samples, dot, unit
 
 # Radii of ambient occlusion: a surface behind the mean depth of its surroundings loses light.
 _HOLLOWS_MM, _HOLLOW_SHARE = (4.0, 12.0), 0.45

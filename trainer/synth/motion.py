@@ -13,7 +13,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from annotator.hand.layer import HandLayer
-from trainer.keyed import Draws, keys
+from trainer.keyed_random import Draws, keys
 from trainer.synth import objects
 from trainer.synth.figure import Figure
 from trainer.synth.forearm import forearms

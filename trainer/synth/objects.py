@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.keyed import Draws
+from trainer.keyed_random import Draws
 from trainer.synth.forearm import tube_faces
 
 #: All objects share one mesh: rings of segments from pole to pole, moved onto the surface.

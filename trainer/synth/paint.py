@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.keyed import Draws
+from trainer.keyed_random import Draws
 from trainer.synth.background import room_colours
 from trainer.synth.colour import lab_to_linear
 from trainer.synth.figure import MATERIALS, OBJECT_A, SLEEVE, Figure
 from trainer.synth.objects import FINGER
 from trainer.synth.patterns import COUNT, SIDE
-from trainer.synth.sample import Samples
 from trainer.synth.scene import Scene
 from trainer.synth.skin import TEXELS, SkinLook
+from trainer.synth.surface_samples import Samples
 
 
 class Cloth:

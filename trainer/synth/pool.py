@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from trainer.keyed import Draws
+from trainer.keyed_random import Draws
 
 #: Numbers per block.
 POOL = 384

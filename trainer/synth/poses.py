@@ -10,7 +10,7 @@ from torch import Tensor
 
 from annotator.hand import anatomy
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
-from trainer.keyed import Draws
+from trainer.keyed_random import Draws
 
 Floats = NDArray[np.floating]
 
@@ -25,7 +25,7 @@ _NEIGHBOURS = 6
 # Std of the noise on each angle, degrees: spread, then the three joints.
 _JITTER_DEG = (1.2, 2.5, 2.5, 2.0)
 # As in `anatomy.sample_angles`.
-_LEAST_APART, _LEAST_HEIGHT, _LEAST_THUMB_SUM = 0.12, 0.2, 62.0
+_MIN_APART, _MIN_HEIGHT, _MIN_THUMB_SUM = 0.12, 0.2, 62.0
 
 # A bent finger: angles as in a fist.
 _CURLED = np.array([[2, 70, 91, 41], [-2, 71, 92, 42], [-7, 71, 91, 41], [-12, 70, 84, 38]], float)
@@ -64,7 +64,7 @@ class Poses:
         angles = angles + draws.normal(5, 4).clamp(-2, 2) * angles.new_tensor(_JITTER_DEG)
         angles = angles.clamp(self.limits[..., 0], self.limits[..., 1])
         # A thumb bent into the palm must lie on it, not in it.
-        angles[:, 0, 1] = torch.maximum(angles[:, 0, 1], _LEAST_THUMB_SUM - angles[:, 0, 0])
+        angles[:, 0, 1] = torch.maximum(angles[:, 0, 1], _MIN_THUMB_SUM - angles[:, 0, 0])
         return angles
 
     def rotations(self, angles: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def counting_angles(rest_joints: Floats, count: int, generator: np.random.Genera
         angles[:, 0] = thumbs[generator.integers(len(thumbs), size=number)]
         angles += generator.normal(size=angles.shape) * [2.0, 4.0, 4.0, 3.0]
         angles = angles.clip(anatomy.LIMITS[..., 0], anatomy.LIMITS[..., 1])
-        angles[:, 0, 1] = np.maximum(angles[:, 0, 1], _LEAST_THUMB_SUM - angles[:, 0, 0])
+        angles[:, 0, 1] = np.maximum(angles[:, 0, 1], _MIN_THUMB_SUM - angles[:, 0, 0])
         apart, height = anatomy.clearance(rest_joints, anatomy.pose_joints(rest_joints, angles, axes))
-        kept.append(angles[(apart > _LEAST_APART) & (height > _LEAST_HEIGHT)])
+        kept.append(angles[(apart > _MIN_APART) & (height > _MIN_HEIGHT)])
     return np.concatenate(kept)[:count]

@@ -16,7 +16,7 @@ from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
 from annotator.model.prior_net import UPRIGHT
 from annotator.photos.crops import BOX_PADDING
-from trainer.keyed import Draws, keys
+from trainer.keyed_random import Draws, keys
 from trainer.synth import objects
 from trainer.synth.figure import Figure
 from trainer.synth.forearm import forearms

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from annotator.hand.model import HandModel
-from trainer.keyed import Draws, keys
+from trainer.keyed_random import Draws, keys
 from trainer.synth import camera
 from trainer.synth.background import backgrounds
 from trainer.synth.colour import lab_to_linear

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from annotator.hand import anatomy
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
-from trainer.keyed import Draws
+from trainer.keyed_random import Draws
 from trainer.synth.forearm import RINGS_MM, open_edge, tube_faces
 
 Floats = NDArray[np.floating]

@@ -25,6 +25,7 @@ from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.job.each_file import in_order, tasks
 from annotator.labels.schema import encode_table, label_schema, write_tables
+from annotator.storage.disk_space import DiskFullError
 from annotator.storage.files import (
     atomic_local_file,
     check_writable,
@@ -33,8 +34,7 @@ from annotator.storage.files import (
     write_atomic,
     write_in_place,
 )
-from annotator.storage.room import NoRoomError
-from trainer.keyed import Draws, keys
+from trainer.keyed_random import Draws, keys
 from trainer.synth.hands import SyntheticHands
 from trainer.synth.truth import true_columns, truth_facts, truth_row
 
@@ -134,7 +134,7 @@ def writing_to(out: Path) -> Iterator[None]:
     """Raise a `UserError` with the folder's name for errors of the disk within the block."""
     try:
         yield
-    except NoRoomError:
+    except DiskFullError:
         raise
     except OSError as error:
         raise UserError(f"can't write to '{out}': {error.strerror or error}") from None

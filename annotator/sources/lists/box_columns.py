@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Literal, NamedTuple
 
-from annotator.errors import UserError, plain
+from annotator.errors import UserError, printable
 
 Layout = Literal["corners", "size", "centre"]
 
@@ -149,10 +149,10 @@ def _refuse_parts(groups: dict[tuple[str, bool], dict[str, str]], path: str) -> 
         most = max(sum(part in group for part in four) for four in _FOUR)
         if most >= 3 or prefix in _OF_BOXES or _UNMISTAKABLE & set(group):
             raise UserError(
-                f"'{path}' has only {', '.join(map(plain, group.values()))} of a box: give x1, y1, x2 and y2, "
+                f"'{path}' has only {', '.join(map(printable, group.values()))} of a box: give x1, y1, x2 and y2, "
                 "or x, y, w and h"
             )
 
 
 def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f"'{plain(name)}'" for name in names[:8])
+    return ", ".join(f"'{printable(name)}'" for name in names[:8])

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from annotator.errors import UserError, plain
+from annotator.errors import UserError, printable
 from annotator.sources.entry import (
     HAND_LENGTHS,
     Camera,
@@ -22,17 +22,17 @@ from annotator.sources.entry import (
     Fault,
     ListedHand,
     is_hand_length,
-    readable,
+    path_as_utf8,
 )
 from annotator.sources.lists.camera_columns import listed_camera
 from annotator.sources.lists.name_index import NameIndex
 from annotator.sources.lists.passed_columns import passed, passed_names, passed_type
 from annotator.sources.lists.roles import ROLE_NAMES, check_types, roles_of
 from annotator.sources.lists.rows import BROKEN, FIRST_ROWS, Row, reader_of, separator_of, user_errors
-from annotator.sources.lists.values import BadRowError, finite_number, is_empty, short
+from annotator.sources.lists.values import BadRowError, finite_number, is_empty, short_repr
 from annotator.sources.source import Source
 from annotator.storage.files import is_local, join, local_path
-from annotator.storage.remote import shown
+from annotator.storage.remote import without_secrets
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
@@ -68,8 +68,8 @@ class ListSource(Source):
         self._normalised, self._by_hand = normalised, by_hand
         self._path = _absolute(path) if is_local(path) else path
         self._folder = self._path.rsplit("/", 1)[0]
-        self.place = shown(readable(self._path))
-        name = plain(shown(path))
+        self.place = without_secrets(path_as_utf8(self._path))
+        name = printable(without_secrets(path))
         with user_errors(self._path):
             self._rows, self._types = reader_of(self._path)
         self._roles, self._layout = roles_of(list(self._types), name)
@@ -138,7 +138,7 @@ class ListSource(Source):
                 names.count(counted)
                 names.is_repeat(hand)
             elif before is not None and names.first_value(counted, 0) and not names.is_repeat(hand):
-                own_id = entry.id if self.has_ids else readable(f"{before}:{uri}")
+                own_id = entry.id if self.has_ids else path_as_utf8(f"{before}:{uri}")
                 return replace(entry, id=own_id, first_hand=names.count(counted))
         return replace(entry, duplicate=True) if before is not None or same_id else entry
 
@@ -167,7 +167,7 @@ class ListSource(Source):
     def _entry(self, number: int, row: Row, uri: str) -> Entry:
         elsewhere = not uri or "://" in uri or uri.startswith("/")
         path = uri if elsewhere else join(self._folder, uri)
-        known: dict[str, Any] = {"id": readable(f"{number}:{uri}")}
+        known: dict[str, Any] = {"id": path_as_utf8(f"{number}:{uri}")}
         try:
             known["id"] = self._id(row) or known["id"]
             if BROKEN in row:
@@ -195,7 +195,7 @@ class ListSource(Source):
     def _check_place(self, row: Row, uri: str) -> None:
         given = self._given(row, "uri")
         if given is not None and not isinstance(given, str):
-            raise BadRowError(f"the photo's uri is {short(given)}: expected text")
+            raise BadRowError(f"the photo's uri is {short_repr(given)}: expected text")
         if not uri:
             raise BadRowError("this row has no photo uri")
         if "\0" in uri:
@@ -204,8 +204,8 @@ class ListSource(Source):
     def _id(self, row: Row) -> str:
         given = self._given(row, "id")
         if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int))):
-            raise BadRowError(f"the id is {short(given)}: expected text or an integer")
-        return "" if given is None else readable(str(given))
+            raise BadRowError(f"the id is {short_repr(given)}: expected text or an integer")
+        return "" if given is None else path_as_utf8(str(given))
 
     def _hands(self, row: Row) -> tuple[ListedHand, ...] | None:
         box, right = self._box(row), self._right(row)
@@ -237,7 +237,7 @@ class ListSource(Source):
         if isinstance(given, str):
             given = given.strip("[]() ").replace(",", " ").split()
         if given is not None and not isinstance(given, list):
-            raise BadRowError(f"the box is {short(given)}: expected four numbers")
+            raise BadRowError(f"the box is {short_repr(given)}: expected four numbers")
         if not given or all(map(is_empty, given)):
             return None
         numbers = [self._number(value, "the box") for value in given[:5]]
@@ -262,7 +262,7 @@ class ListSource(Source):
         side = _SIDES.get(str(given).strip().lower())
         if side is None:
             raise BadRowError(
-                f"the hand's side is {short(given)}: expected left or right, or true or false for is_right"
+                f"the hand's side is {short_repr(given)}: expected left or right, or true or false for is_right"
             )
         return side
 

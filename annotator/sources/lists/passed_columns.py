@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from annotator.labels.schema import label_schema
-from annotator.sources.entry import readable
+from annotator.sources.entry import path_as_utf8
 from annotator.sources.lists.rows import EXACT
-from annotator.sources.lists.values import BadRowError, short
+from annotator.sources.lists.values import BadRowError, short_repr
 
 
 def passed_names(names: Collection[str], used: Collection[str]) -> dict[str, str]:
@@ -46,13 +46,13 @@ def passed(value: Any, kind: pa.DataType) -> Any:
     else:
         fits = type(value) is float or (type(value) is int and abs(value) <= EXACT)
     if not fits:
-        raise BadRowError(f"{short(value)} among values of type {kind}")
+        raise BadRowError(f"{short_repr(value)} among values of type {kind}")
     return float(value) if pa.types.is_floating(kind) else value
 
 
 def _text(value: Any) -> str:
     if isinstance(value, str):
-        return readable(value)
+        return path_as_utf8(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, (bool, int, float, list, dict)):

@@ -18,7 +18,7 @@ from difflib import get_close_matches
 
 import pyarrow as pa
 
-from annotator.errors import UserError, plain
+from annotator.errors import UserError, printable
 from annotator.sources.lists.box_columns import BOX_NAMES, BoxColumns, Layout, find_box
 from annotator.sources.lists.camera_columns import camera_names, check_camera_types
 
@@ -91,7 +91,7 @@ def _box_beside_camera(names: Sequence[str], camera: Sequence[str], path: str) -
 
 def _quoted(names: Sequence[str]) -> str:
     """Return column names quoted for a one-line message."""
-    first = ", ".join(f"'{plain(name)}'" for name in names[:20])
+    first = ", ".join(f"'{printable(name)}'" for name in names[:20])
     return first + ", ..." * (len(names) > 20) or "none"
 
 

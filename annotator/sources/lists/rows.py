@@ -18,11 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from annotator.errors import UserError, first_line, plain
+from annotator.errors import UserError, first_line, printable
 from annotator.sources.lists.roles import PLACE_NAMES, ROLES, check_names
 from annotator.sources.suffixes import PHOTO_SUFFIXES
 from annotator.storage.files import open_file
-from annotator.storage.remote import shown
+from annotator.storage.remote import without_secrets
 
 Row = dict[str, Any]
 
@@ -53,16 +53,16 @@ def user_errors(path: str) -> Iterator[None]:
         raise
     except pa.ArrowException as error:
         raise UserError(
-            f"'{_name(path)}' is not a Parquet file, or is damaged: {plain(first_line(error))}"
+            f"'{_name(path)}' is not a Parquet file, or is damaged: {printable(first_line(error))}"
         ) from None
     except OSError as error:  # pyarrow's errors have no errno, and may have several lines
         raise UserError(
-            f"'{_name(path)}' can't be read: {error.strerror or plain(first_line(error))}"
+            f"'{_name(path)}' can't be read: {error.strerror or printable(first_line(error))}"
         ) from None
 
 
 def _name(path: str) -> str:
-    return plain(shown(path))
+    return printable(without_secrets(path))
 
 
 def reader_of(path: str) -> tuple[Callable[[str], Iterator[Row]], dict[str, pa.DataType]]:
@@ -130,7 +130,7 @@ def _records(path: str, separator: str) -> Iterator[list[str] | str]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            yield f"this row can't be read: {plain(str(error))}"
+            yield f"this row can't be read: {printable(str(error))}"
             continue
         if row is None:
             return

@@ -15,7 +15,7 @@ def is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def short(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """Return a value for a message, of at most 63 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
@@ -32,5 +32,5 @@ def finite_number(value: Any, field: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise BadRowError(f"{field} has {short(value)}: expected a finite number")
+        raise BadRowError(f"{field} has {short_repr(value)}: expected a finite number")
     return number

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from annotator.errors import UserError
 
-_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+_DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
-class NoRoomError(UserError, OSError):
+class DiskFullError(UserError, OSError):
     """A file does not fit; `filename` is its path. A retry fails until a user frees space."""
 
     def __str__(self) -> str:
@@ -28,7 +28,7 @@ def unnamed_path() -> Path:
 
 
 @contextmanager
-def naming(
+def name_in_errors(
     path: Path,
     size: int | None = None,
     unfinished: Path | None = None,
@@ -42,18 +42,18 @@ def naming(
         written: returns the bytes given to it so far, if `size` is unknown; default: those that fitted.
 
     Raises:
-        NoRoomError: it exceeds the disk, a quota or the shell's limit.
+        DiskFullError: it exceeds the disk, a quota or the shell's limit.
         OSError: any other error, with the file's name.
     """
     try:
         yield
-    except NoRoomError:  # of another file, written within
+    except DiskFullError:  # of another file, written within
         raise
     except OSError as error:
-        if isinstance(error.__context__, NoRoomError):  # this file failed too, while it was closed
+        if isinstance(error.__context__, DiskFullError):  # this file failed too, while it was closed
             raise error.__context__ from None
-        if error.errno in _NO_ROOM:
-            raise NoRoomError(
+        if error.errno in _DISK_FULL:
+            raise DiskFullError(
                 error.errno, _shortage(error.errno, size, unfinished or path, written), str(path)
             ) from None
         if error.errno is not None and error.filename is None and not isinstance(error, ConnectionError):
@@ -67,7 +67,7 @@ def written(
 ) -> Iterator[BufferedWriter]:
     """Write a new file to the disk and close it after the block; arguments and errors are those of `naming`."""
     try:
-        with naming(path, size, unfinished, file.tell):
+        with name_in_errors(path, size, unfinished, file.tell):
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -34,7 +34,7 @@ from trainer.data.cache import Cached, is_cache, measured_by, read_cache_info
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED
 from trainer.data.features import samples_maps
 from trainer.data.read import COLUMNS, FACTS, Facts, Rows, facts_of, read_example
-from trainer.keyed import keys
+from trainer.keyed_random import keys
 
 #: Lanes of a collection: the maximum number of workers. Each lane holds one row group in memory.
 LANES = 48
@@ -72,7 +72,7 @@ class Synthetic:
         return withhold(self.hands.batch(self.config.first + indices, self.config.empty), self.config.targets)
 
 
-class _Piece(NamedTuple):
+class _RowRange(NamedTuple):
     """A range of rows in a row group."""
 
     file: str
@@ -123,7 +123,9 @@ class Stored:
         self._close()
 
     def _close(self) -> None:
-        self._order: dict[int, tuple[int, list[_Piece]]] = {}  # per lane: the epoch, and its pieces in order
+        self._order: dict[
+            int, tuple[int, list[_RowRange]]
+        ] = {}  # per lane: the epoch, and its pieces in order
         self._held: OrderedDict[tuple[str, int], Rows] = OrderedDict()
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
@@ -143,11 +145,11 @@ class Stored:
         """Return the folder or URL, as other processes find it."""
         return (str(local_path(self.url).absolute()) if is_local(self.url) else self.url,)
 
-    def _pieces(self, lane: int) -> list[_Piece]:
+    def _pieces(self, lane: int) -> list[_RowRange]:
         """Return the row ranges of a lane; lanes differ by one row at most."""
         return self._between(*(edge * self.total // self.lanes for edge in (lane, lane + 1)))
 
-    def _between(self, first: int, last: int) -> list[_Piece]:
+    def _between(self, first: int, last: int) -> list[_RowRange]:
         """Return the row ranges of the examples from `first` until before `last`, in the order of the files."""
         found = []
         for i in range(bisect_right(self._ends, first), len(self._groups)):
@@ -156,7 +158,9 @@ class Stored:
             if before >= last:
                 break
             found.append(
-                _Piece(name, group, start + max(first - before, 0), start + min(last - before, stop - start))
+                _RowRange(
+                    name, group, start + max(first - before, 0), start + min(last - before, stop - start)
+                )
             )
         return found
 
@@ -199,7 +203,7 @@ class Stored:
         row = np.random.default_rng([self.seed, lane, epoch, turn]).permutation(len(piece))[place]
         return self._read(self._rows_held(piece), piece.start + int(row))
 
-    def _rows_held(self, piece: _Piece) -> Rows:
+    def _rows_held(self, piece: _RowRange) -> Rows:
         """Return the row group of a piece from a cache of the last used ones, shared by lanes."""
         key = piece.file, piece.group
         if key not in self._held:
@@ -225,7 +229,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Order:
+class DeferredExamples:
     """Examples to be drawn later, on the network's device."""
 
     source: int
@@ -233,7 +237,7 @@ class Order:
     key: Tensor  # (n,)
 
 
-class Steps(Dataset[list[Batch | Order]]):
+class Steps(Dataset[list[Batch | DeferredExamples]]):
     """Map a step number to one worker's part of its batch: one `Batch` per source, images at the size of the source.
 
     With `draw_later` synthetic hands come as an `Order`, which `filled` draws on the network's device.
@@ -334,7 +338,7 @@ class Steps(Dataset[list[Batch | Order]]):
             ):
                 raise UserError(f"'{place}' has no maps, which this network reads: make the cache with maps")
 
-    def __getitem__(self, step: int) -> list[Batch | Order]:
+    def __getitem__(self, step: int) -> list[Batch | DeferredExamples]:
         """Return this worker's examples of a step."""
         return self.joined(step, [self.part(step)])
 
@@ -348,23 +352,25 @@ class Steps(Dataset[list[Batch | Order]]):
             if rank == self.rank and place % loaders == loader
         ]
 
-    def part(self, step: int, loader: int = 0, loaders: int = 1) -> list[Batch | Order | None]:
+    def part(self, step: int, loader: int = 0, loaders: int = 1) -> list[Batch | DeferredExamples | None]:
         """Return a loader's examples of a step by source; None where it has none."""
         return [self._read(source, step, loader, loaders) for source in range(len(self.counts))]
 
-    def _read(self, source: int, step: int, loader: int, loaders: int) -> Batch | Order | None:
+    def _read(self, source: int, step: int, loader: int, loaders: int) -> Batch | DeferredExamples | None:
         numbers = self._numbers(source, step, loader, loaders)
         if not numbers:
             return None
-        order = Order(source, numbers, keys(self.config.seed, source, step, torch.tensor(numbers)))
+        order = DeferredExamples(source, numbers, keys(self.config.seed, source, step, torch.tensor(numbers)))
         return order if self._is_drawn_later(source) else self._filled(order, "cpu")
 
-    def joined(self, step: int, parts: Sequence[Sequence[Batch | Order | None]]) -> list[Batch | Order]:
+    def joined(
+        self, step: int, parts: Sequence[Sequence[Batch | DeferredExamples | None]]
+    ) -> list[Batch | DeferredExamples]:
         """Return the examples of a step from the parts of all loaders, in the order of one loader's."""
-        whole: list[Batch | Order] = []
+        whole: list[Batch | DeferredExamples] = []
         for source, found in enumerate(zip(*parts, strict=True)):
             batches = [part for part in found if isinstance(part, Batch)]
-            orders = [part for part in found if isinstance(part, Order)]
+            orders = [part for part in found if isinstance(part, DeferredExamples)]
             if len(batches) == 1 or len(orders) == 1:
                 whole += batches or orders
                 continue
@@ -374,14 +380,17 @@ class Steps(Dataset[list[Batch | Order]]):
                 whole.append(Batch.join(batches)[places])
             elif orders:
                 key = torch.cat([order.key for order in orders])
-                whole.append(Order(source, sorted(numbers), key[places]))
+                whole.append(DeferredExamples(source, sorted(numbers), key[places]))
         return whole
 
-    def filled(self, parts: Sequence[Batch | Order], device: torch.device) -> list[Batch]:
+    def filled(self, parts: Sequence[Batch | DeferredExamples], device: torch.device) -> list[Batch]:
         """Move a step's parts to a device and draw the orders there."""
-        return [self._filled(part, device) if isinstance(part, Order) else part.to(device) for part in parts]
+        return [
+            self._filled(part, device) if isinstance(part, DeferredExamples) else part.to(device)
+            for part in parts
+        ]
 
-    def _filled(self, order: Order, device: str | torch.device) -> Batch:
+    def _filled(self, order: DeferredExamples, device: str | torch.device) -> Batch:
         batch = self._source(order.source, device).batch(order.numbers)
         return replace(batch, key=order.key.to(batch.image.device))
 

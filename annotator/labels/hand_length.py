@@ -19,7 +19,7 @@ Floats = NDArray[np.floating]
 _PATH = [0, *range(9, 13)]
 
 #: The least std of a predicted length, millimetres: a given one has 0.
-_LEAST_STD_MM = 1e-3
+_MIN_STD_MM = 1e-3
 
 #: Columns that scale with a hand.
 _SCALED = (
@@ -52,12 +52,12 @@ def hand_length_stds_mm(joints3d_mm: Floats, joints3d_std_mm: Floats) -> Floats:
 def mean_length(lengths_mm: Floats, stds_mm: Floats) -> tuple[float, float]:
     """Return the mean of lengths (n,) by inverse variance, and its std; given ones, whose std is 0, count alone."""
     given = stds_mm == 0
-    weights = given.astype(float) if given.any() else 1 / np.maximum(stds_mm, _LEAST_STD_MM) ** 2
+    weights = given.astype(float) if given.any() else 1 / np.maximum(stds_mm, _MIN_STD_MM) ** 2
     mean_mm = float((weights * lengths_mm).sum() / weights.sum())
     return mean_mm, 0.0 if given.any() else float(weights.sum() ** -0.5)
 
 
-def place_covariance(points_mm: Floats, std_mm: Floats, focal_px: Floats, std_px: Floats) -> Floats:
+def position_covariance(points_mm: Floats, std_mm: Floats, focal_px: Floats, std_px: Floats) -> Floats:
     """Return the covariance (n, 3, 3) of the wrist's place in `coordinates.camera_translation`, to first order.
 
     Args:

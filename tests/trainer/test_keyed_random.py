@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from trainer.keyed import Draws, keys
+from trainer.keyed_random import Draws, keys
 
 
 def test_draws_do_not_depend_on_the_batch_they_are_drawn_in():

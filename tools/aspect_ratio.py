@@ -1,6 +1,6 @@
 """Find the true aspect ratio of squashed photos, and restore it.
 
-    python tools/squashed.py FOUND
+    python tools/aspect_ratio.py FOUND
 
 FOUND is the output of `amvur detect` for hand-photos. The script scales the landmarks' width by several factors, fits
 hands to them, and prints the mean cost of the fits. Where photos have their true aspect ratio, a factor near 1 fits
@@ -27,7 +27,7 @@ SQUASHED = {"phone-gestures": 3 / 4}
 FACTORS, HANDS = (0.5, 0.5625, 0.65, 0.75, 0.87, 1.0, 1.15, 1.33), 150
 
 
-def unsquashed(images: Path, out: Path) -> Path:
+def with_true_aspect(images: Path, out: Path) -> Path:
     """Return a copy of a folder of photos in OUT, in which squashed photos have their true aspect ratio."""
     for path in sorted(images.rglob("*.*")):
         copy = out / path.relative_to(images)

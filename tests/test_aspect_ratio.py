@@ -20,7 +20,7 @@ TOOLS = Path(__file__).parents[1] / "tools"
 @pytest.fixture
 def squashed(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    return importlib.import_module("squashed")
+    return importlib.import_module("aspect_ratio")
 
 
 def test_only_squashed_photos_change_their_shape(squashed, tmp_path):
@@ -28,7 +28,7 @@ def test_only_squashed_photos_change_their_shape(squashed, tmp_path):
         (tmp_path / "images" / folder).mkdir(parents=True)
         pixels = np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / folder / "a.jpg")
-    squashed.unsquashed(tmp_path / "images", tmp_path / "out")
+    squashed.with_true_aspect(tmp_path / "images", tmp_path / "out")
     assert Image.open(tmp_path / "out" / "phone-gestures" / "a.jpg").size == (30, 40)
     one, other = (tmp_path / part / "asl-letters" / "a.jpg" for part in ("images", "out"))
     assert one.read_bytes() == other.read_bytes()

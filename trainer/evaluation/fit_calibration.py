@@ -19,7 +19,7 @@ Law = TypeVar("Law", AxisLaws, PowerLaw)
 
 #: With fewer photos a calibration would only fit these. Errors within a photo are correlated, so photos count, not
 #: joints: with full correlation, 200 photos leave coverage uncertain by 2 points, 1,000 by 1.
-LEAST_PHOTOS = 20
+MIN_PHOTOS = 20
 
 
 def fit_calibration(measured: Measured, source: str) -> Calibration:
@@ -74,11 +74,11 @@ def check_enough(photos: int, source: str) -> None:
     """Check the number of photos before predicting.
 
     Raises:
-        UserError: there are fewer than `LEAST_PHOTOS`.
+        UserError: there are fewer than `MIN_PHOTOS`.
     """
-    if photos < LEAST_PHOTOS:
+    if photos < MIN_PHOTOS:
         raise UserError(
-            f"'{source}' has {photos} photos, too few to calibrate on: give {LEAST_PHOTOS} or more, better 1,000"
+            f"'{source}' has {photos} photos, too few to calibrate on: give {MIN_PHOTOS} or more, better 1,000"
         )
 
 

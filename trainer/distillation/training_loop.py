@@ -47,7 +47,7 @@ class Schedule:
         return torch.arange(self.batch_size) + step * self.batch_size
 
 
-def train_averaged(
+def train_with_running_mean(
     student: Student,
     loss_of_step: Callable[[Student, int], Tensor],
     out: Path,

@@ -1,4 +1,4 @@
-"""From an archive to its submission: `python tools/benchmark.py freihand:FOLDER OUT --hand mano:MANO_RIGHT.pkl`.
+"""From an archive to its submission: `python tools/submit_benchmark.py freihand:FOLDER OUT --hand mano:MANO_RIGHT.pkl`.
 
 Converts both splits, trains, and predicts the evaluation split: OUT/results has `pred.zip` for the benchmark's server,
 and figures where its truth is in the folder. The same command after a stop resumes. FOLDER is the archive as unpacked:

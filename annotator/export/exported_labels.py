@@ -20,10 +20,10 @@ from annotator.job.each_file import in_order
 from annotator.labels.arrays import array_of
 from annotator.labels.conditions import Condition
 from annotator.labels.folder import (
+    check_hand_model,
     groups_that_stay,
     label_facts,
     label_file_sizes,
-    one_hand,
     opened_label_file,
     read_faces,
 )
@@ -209,7 +209,7 @@ class Labels:
                     yield 0, table.cast(wanted)
 
     def _check(self, path: str, schema: pa.Schema, columns: Sequence[str]) -> None:
-        one_hand(path, _facts(path, schema), self.hand)
+        check_hand_model(path, _facts(path, schema), self.hand)
         for name in columns:
             if name not in schema.names:
                 raise UserError(f"'{path}' has no column '{name}', which other files here have")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from annotator.photos.cut import OUTSIDE_RGB
-from trainer.keyed import Draws
+from trainer.keyed_random import Draws
 from trainer.synth.background import papered_with, room_colours
 from trainer.synth.scene import Scene
 
@@ -16,7 +16,7 @@ from trainer.synth.scene import Scene
 BEFORE_SHARE, EDGE_SHARE = 0.09, 0.12
 
 
-def before(photo: Tensor, bank: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+def cover_with_objects(photo: Tensor, bank: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     """Cover some photos (B, 3, S, S) by a bar, ellipse or edge; return them and the cover (B, 1, S, S)."""
     size, device = photo.shape[-1], photo.device
     chosen = draws.chance(BEFORE_SHARE)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from annotator.export.animated_glb import animated_glb_bytes
 from annotator.export.bvh import bvh_bytes
 from annotator.export.exported import Exported
+from annotator.export.exported_labels import Labels
 from annotator.export.meshes import SKIN
-from annotator.export.places import track_name
-from annotator.export.rows import Labels
+from annotator.export.output_paths import track_name
 from annotator.export.skeleton import COLUMNS, Skeleton, has_skeleton, joint_distances_mm, skeleton_of
 from annotator.export.tracks import Track, columns_to_read, sequences
 from annotator.hand.model import HandModel

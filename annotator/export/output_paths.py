@@ -23,7 +23,7 @@ from annotator.storage.files import (
     remove_file,
     write_atomic,
 )
-from annotator.storage.remote import patience
+from annotator.storage.remote import retry_limit
 
 #: Marks an unfinished folder; holds the plan of its command.
 UNFINISHED = "_export.json"
@@ -45,7 +45,7 @@ def check_new_file(out: str, suffix: str) -> None:
 
 
 def _exists(out: str) -> bool:
-    with patience(FIRST_ANSWER_S):
+    with retry_limit(FIRST_ANSWER_S):
         if is_local(out):
             return local_path(out).exists()
         try:
@@ -65,7 +65,7 @@ def check_new_folder(out: str, plan: dict[str, Any]) -> None:
     """
     if is_local(out) and local_path(out).is_file():
         raise UserError(f"'{out}' is a file: give a new folder")
-    with patience(FIRST_ANSWER_S):
+    with retry_limit(FIRST_ANSWER_S):
         names = {name for name in names_in(out) if not name.startswith(".")}
         marker = read_if_exists(join(out, UNFINISHED)) if UNFINISHED in names else None
     if names and marker != _encoded(plan):

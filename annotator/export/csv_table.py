@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from annotator.export.exported import Exported
-from annotator.export.rows import Labels
+from annotator.export.exported_labels import Labels
 from annotator.hand import HandModel, load_hand
 from annotator.hand.model import ANGLE_NAMES, JOINT_NAMES
 from annotator.hand.refit import refit_pose

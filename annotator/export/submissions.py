@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from annotator.errors import UserError
 from annotator.hand.mano_mesh import HO3D_TIP_VERTICES
 from annotator.hand.model import FREIHAND_FROM_MANO
+from annotator.storage.disk_space import DiskFullError
 from annotator.storage.files import join, write_atomic
-from annotator.storage.room import NoRoomError
 
 Floats = NDArray[np.floating]
 
@@ -85,7 +85,7 @@ def write_submission(
     try:
         write_atomic(join(out, "pred.json"), text.getvalue())
         write_atomic(join(out, "pred.zip"), packed.getvalue())
-    except NoRoomError:
+    except DiskFullError:
         raise
     except OSError as error:
         raise UserError(f"can't write the submission to '{out}': {error.strerror or error}") from None
