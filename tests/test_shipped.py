@@ -1,7 +1,7 @@
 """The weights that ship still have the figures of docs/model-card.md.
 
 tools/shipped_weights.py writes what they are compared with, in tests/data: default.json, fast.json,
-kept_aside.parquet (MediaPipe's detections in held-out real photos, and squares beside their hands) and
+held_out_detections.parquet (MediaPipe's detections in held-out real photos, and squares beside their hands) and
 held_out_landmarks.parquet (some of these, with depth, and of a third collection).
 """
 
@@ -44,9 +44,9 @@ def check(found: dict, stated: dict, *path: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def aside(tmp_path_factory, sign_digits, hand_scenes) -> dict[str, str]:
+def held_out(tmp_path_factory, sign_digits, hand_scenes) -> dict[str, str]:
     """Examples of the held-out hands of each collection."""
-    out = tmp_path_factory.mktemp("aside")
+    out = tmp_path_factory.mktemp("held_out")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(DATA.parents[1] / "tools")
         importlib.import_module("shipped_weights").read_held_out(hand_scenes.parent, out)
@@ -164,8 +164,8 @@ def test_a_hand_that_the_first_look_misplaces_is_found_again(sign_digits, monkey
 
 @pytest.mark.parametrize("weights", NAMES)
 @pytest.mark.parametrize("name", ["sign-digits", "hand-scenes"])
-def test_held_out_real_hands(name, weights, aside, tmp_path):
-    found, all_said = evaluate(weights, aside[name], str(tmp_path)), STATED_OF[weights]
+def test_held_out_real_hands(name, weights, held_out, tmp_path):
+    found, all_said = evaluate(weights, held_out[name], str(tmp_path)), STATED_OF[weights]
     check(found, all_said[name], "joints2d", "count")
     check(found, all_said[name], "joints2d", "error_share_of_crop")
     check(found, all_said[name], "guess3d", "pa_mpjpe_mm")

@@ -1,7 +1,7 @@
 """Make the pictures of the model card and measure speed: `python tools/model_card.py PHOTOS`.
 
 PHOTOS holds the folders `hand-photos` and `sign-digits`, crops in which no face can be recognised. Held-out hands are
-sorted by their distance from MediaPipe's 2D joints. Twenty at even steps go to docs/images/kept-aside.jpg, the eight
+sorted by their distance from MediaPipe's 2D joints. Twenty at even steps go to docs/images/held-out.jpg, the eight
 worst to worst.jpg, and eight of the better half, with textures, to real.jpg. --eye FOLDER also writes sixty random ones
 there, for inspection by eye.
 """
@@ -124,7 +124,7 @@ def main() -> None:
     labels = sorted(labels_of(predictor, rows), key=lambda label: label["off"])
     faces = predictor.checkpoint.hand.faces
     chosen = [labels[i] for i in np.linspace(0, len(labels) - 1, 20).astype(int)]
-    sheet(chosen, faces, 2).save(arguments.out / "kept-aside.jpg", quality=85)
+    sheet(chosen, faces, 2).save(arguments.out / "held-out.jpg", quality=85)
     sheet(labels[-8:], faces, 2).save(arguments.out / "worst.jpg", quality=85)
     better = [labels[i] for i in np.linspace(0, len(labels) // 2, 8).astype(int)]
     with_texture(better, faces).save(arguments.out / "real.jpg", quality=85)

@@ -8,8 +8,8 @@ starts from the end of the previous one. For `default`, MODEL's landmark network
 second look, heads learn from the fits. A stopped run resumes.
 
 OUT/fast.safetensors is one look, OUT/default.safetensors two looks: they ship in annotator/weights.
-OUT/NAME.json has the figures of each on drawn hands and on held-out hands. OUT/kept_aside.parquet holds the detections
-of held-out hands, OUT/held_out_landmarks.parquet some of them with depth. All three go to tests/data.
+OUT/NAME.json has the figures of each on drawn hands and on held-out hands. OUT/held_out_detections.parquet holds the
+detections of held-out hands, OUT/held_out_landmarks.parquet some of them with depth. All three go to tests/data.
 
 `--weights default` or `fast` trains nothing: it calibrates and evaluates these weights again. Tensors do not change.
 """
@@ -67,7 +67,7 @@ PLAIN = "sign-digits"
 FITTED = ("hand-photos", "sign-digits", "hand-scenes")
 
 #: Detections in the held-out photos.
-ASIDE = Path(__file__).parents[1] / "tests/data/kept_aside.parquet"
+DETECTIONS = Path(__file__).parents[1] / "tests/data/held_out_detections.parquet"
 
 #: Drawn hands for calibration, and the number after them for evaluation.
 CALIBRATED_ON, JUDGED_ON = 1000, 500
@@ -83,30 +83,30 @@ LANDMARKS = 100
 
 
 def examples(out: Path, photos: Path, model: str) -> None:
-    """Write OUT/examples/NAME for training and OUT/aside/NAME for evaluation, for each collection."""
+    """Write OUT/examples/NAME for training and OUT/held_out/NAME for evaluation, for each collection."""
     for name, empty in EMPTY.items():
         found = out / "found" / name
         detect(str(photos / name / "images"), str(found), model, world_joints=True)
-        for part, share in (("examples", empty), ("aside", float(empty > 0))):
+        for part, share in (("examples", empty), ("held_out", float(empty > 0))):
             if read_if_exists(str(out / part / name / SUMMARY_FILE)) not in (None, UNFINISHED):
                 continue
             labels = out / "labels" / part / name
-            _keep(found, labels, name, aside=part == "aside")
+            _keep(found, labels, name, held_out=part == "held_out")
             shutil.rmtree(out / part / name, ignore_errors=True)
             convert(f"labels:{labels}", str(out / part / name), empty=share, outline=name == PLAIN)
 
 
 def fitted_examples(out: Path, photos: Path, model: str) -> None:
-    """Write OUT/fitted/NAME for training and OUT/fitted_aside/NAME: photos, and hands fitted to their landmarks."""
+    """Write OUT/fitted/NAME for training and OUT/fitted_held_out/NAME: photos, and hands fitted to their landmarks."""
     for name in FITTED:
         found, fits = out / "found" / name, out / "fits" / name
         detect(str(photos / name / "images"), str(found), model, world_joints=True)
         fit(str(found), str(fits))
-        for part in ("fitted", "fitted_aside"):
+        for part in ("fitted", "fitted_held_out"):
             if read_if_exists(str(out / part / name / SUMMARY_FILE)) not in (None, UNFINISHED):
                 continue
             labels = out / "labels" / part / name
-            _keep(fits, labels, name, aside=part == "fitted_aside")
+            _keep(fits, labels, name, held_out=part == "fitted_held_out")
             shutil.rmtree(out / part / name, ignore_errors=True)
             convert(f"labels:{labels}", str(out / part / name))
 
@@ -128,23 +128,23 @@ def write_landmarks(out: Path) -> None:
     pq.write_table(pa.concat_tables(tables), out / "held_out_landmarks.parquet", compression="zstd")
 
 
-def write_held_out(aside: Path, out: Path) -> None:
+def write_held_out(examples_held_out: Path, out: Path) -> None:
     """Write the held-out examples without their photos: detected hands, and squares without a hand."""
     columns = ["image_id", "hand_index", "status", "width", "height", "box_xyxy", "box_source", "is_right"]
     columns += ["joints2d_px", "guess3d_mm"]
     tables = []
     for name in EMPTY:
-        for path in sorted((aside / name / "data").glob("*.parquet")):
+        for path in sorted((examples_held_out / name / "data").glob("*.parquet")):
             table = pq.read_table(path, columns=columns).replace_schema_metadata(None)
             tables.append(table.append_column("collection", pa.array([name] * len(table))))
     pq.write_table(pa.concat_tables(tables), out, compression="zstd")
 
 
 def read_held_out(photos: Path, out: Path) -> None:
-    """Write OUT/NAME per collection: the rows of tests/data/kept_aside.parquet, joined with their photos."""
+    """Write OUT/NAME per collection: the rows of tests/data/held_out_detections.parquet, joined with their photos."""
     for name in EMPTY:
         folder = out / name
-        rows = pq.read_table(ASIDE, filters=[("collection", "=", name)]).to_pylist()
+        rows = pq.read_table(DETECTIONS, filters=[("collection", "=", name)]).to_pylist()
         for row in rows:
             del row["collection"]
             row |= photo_columns(str(photos / name / "images" / row["image_id"]))
@@ -156,14 +156,14 @@ def read_held_out(photos: Path, out: Path) -> None:
         write_examples(str(folder), rows, example_schema(1, {"hand": None}))
 
 
-def _keep(found: Path, labels: Path, collection: str, aside: bool) -> None:
+def _keep(found: Path, labels: Path, collection: str, held_out: bool) -> None:
     """Write the label set of the held-out photos, or of all others."""
     shutil.rmtree(labels, ignore_errors=True)
     (labels / "data").mkdir(parents=True)
     shutil.copy(found / "_run.json", labels)
     for path in sorted((found / "data").glob("*.parquet")):
         table = pq.read_table(path)
-        chosen = [is_held_out(collection, image_id) == aside for image_id in table["image_id"].to_pylist()]
+        chosen = [is_held_out(collection, image_id) == held_out for image_id in table["image_id"].to_pylist()]
         if any(chosen):
             pq.write_table(table.filter(pa.array(chosen)), labels / "data" / path.name)
 
@@ -214,7 +214,7 @@ def with_ranges(checkpoint: Checkpoint, out: Path, photos: Path, model: str) -> 
     return replace(checkpoint, info=replace(checkpoint.info, ranges=ranges))
 
 
-def held_out(checkpoint: str, fits: Path) -> dict[str, Any]:
+def uncertainty_of_all(checkpoint: str, fits: Path) -> dict[str, Any]:
     """Return the uncertainty on drawn hands and fits together, none of which calibrated it; fits err by their std."""
     loaded = load_checkpoint(checkpoint)
     measured, generator = Measured(loaded.info.calibration), torch.Generator().manual_seed(1)
@@ -226,7 +226,7 @@ def held_out(checkpoint: str, fits: Path) -> dict[str, Any]:
     return {name: summary[name] for name in ("photos", "uncertainty", "expected_error")}
 
 
-def numbers(checkpoint: str, aside: Path, out: Path) -> dict[str, Any]:
+def numbers(checkpoint: str, held_out: Path, out: Path) -> dict[str, Any]:
     """Evaluate a checkpoint on drawn hands and on the held-out hands of each collection."""
     return {
         "machine": machine(),
@@ -237,19 +237,23 @@ def numbers(checkpoint: str, aside: Path, out: Path) -> dict[str, Any]:
             checkpoint, SYNTHETIC, str(out / SYNTHETIC), first=CALIBRATED_ON, count=JUDGED_ON
         ),
         **{
-            name: (evaluate(checkpoint, str(aside / name), str(out / name)) or {})
-            | {"examples": f"aside/{name}"}
+            name: (evaluate(checkpoint, str(held_out / name), str(out / name)) or {})
+            | {"examples": f"held_out/{name}"}
             for name in EMPTY
         },
-        "all": held_out(checkpoint, aside.parent / "fitted_aside"),
+        "all": uncertainty_of_all(checkpoint, held_out.parent / "fitted_held_out"),
         "fits": {
-            name: evaluate(
-                checkpoint,
-                str(aside.parent / "fitted_aside" / name),
-                str(out / "fits" / name),
-                first=CALIBRATED_FITS,
-                against_labels=True,
+            name: (
+                evaluate(
+                    checkpoint,
+                    str(held_out.parent / "fitted_held_out" / name),
+                    str(out / "fits" / name),
+                    first=CALIBRATED_FITS,
+                    against_labels=True,
+                )
+                or {}
             )
+            | {"examples": f"fitted_held_out/{name}"}
             for name in FITTED
         },
     }
@@ -274,11 +278,11 @@ def main() -> None:
     photos = with_true_aspect(arguments.photos, out / "photos")
     fitted_examples(out, photos, arguments.model)
     if arguments.weights:
-        read_held_out(photos, out / "aside")
+        read_held_out(photos, out / "held_out")
         trained = {Path(arguments.weights).stem: arguments.weights}
     else:
         examples(out, photos, arguments.model)
-        write_held_out(out / "aside", out / "kept_aside.parquet")
+        write_held_out(out / "held_out", out / "held_out_detections.parquet")
         write_landmarks(out)
         *_, fast, first, second = train_stages(out, photos, arguments.model, arguments.workers, arguments.set)
         joined = out / "trained.safetensors"
@@ -290,11 +294,11 @@ def main() -> None:
         places = {SYNTHETIC: CALIBRATED_ON}
         if name == "default":  # it learnt from fits, and real hands are to count more than drawn ones
             places = {SYNTHETIC: 2 * CALIBRATED_FITS} | {
-                str(out / "fitted_aside" / collection): CALIBRATED_FITS for collection in FITTED
+                str(out / "fitted_held_out" / collection): CALIBRATED_FITS for collection in FITTED
             }
         calibrate(weights, places, calibrated, shares_label_errors=True)
         save_checkpoint(load_checkpoint(calibrated), out / f"{name}.safetensors", half=True)
-        found = numbers(str(out / f"{name}.safetensors"), out / "aside", out / "results" / name)
+        found = numbers(str(out / f"{name}.safetensors"), out / "held_out", out / "results" / name)
         (out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

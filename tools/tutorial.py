@@ -50,17 +50,17 @@ def commands() -> list[str]:
 
 
 def write_lists(photos: Path, out: Path, every: int = 1) -> None:
-    """Write OUT/photos.txt, and OUT/aside.txt with other people and places: every Nth photo of both."""
+    """Write OUT/photos.txt, and OUT/held-out.txt with other people and places: every Nth photo of both."""
     folders = {name: photos / name / "images" for name in ("sign-digits", "hand-scenes")}
     digits = sorted(folders["sign-digits"].glob("*/*.JPG"), key=lambda path: digit_number(path.name))
     scenes = sorted(folders["hand-scenes"].glob("*.jpg"))
-    aside: list[Path] = []
+    held_out: list[Path] = []
     others: list[Path] = []
     for name, paths in (("sign-digits", digits), ("hand-scenes", scenes)):
         for path in paths:
-            held_out = is_held_out(name, path.relative_to(folders[name]).as_posix())
-            (aside if held_out else others).append(path)
-    for name, chosen in (("photos", others), ("aside", aside)):
+            image_id = path.relative_to(folders[name]).as_posix()
+            (held_out if is_held_out(name, image_id) else others).append(path)
+    for name, chosen in (("photos", others), ("held-out", held_out)):
         (out / f"{name}.txt").write_text("".join(f"{path.absolute()}\n" for path in chosen[::every]))
 
 
@@ -141,7 +141,7 @@ def picture(out: Path) -> Image.Image:
     """Return a picture with one row per hand: the photo, and the mesh of each network over it."""
     hands = [
         row
-        for path in sorted((out / "found-aside" / "data").glob("*.parquet"))
+        for path in sorted((out / "found-held-out" / "data").glob("*.parquet"))
         for row in pq.read_table(path, columns=["image_uri", "box_xyxy", "status"]).to_pylist()
         if row["status"] == "ok"
     ][::EVERY]

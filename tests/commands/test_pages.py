@@ -48,8 +48,8 @@ OTHER_PAGES = (
     "CHANGELOG.md",
 )
 
-#: Tested elsewhere: submissions to a cluster, a training of hours, held-out photos.
-ELSEWHERE = ("amvur jobs", "amvur evaluate default OUT/aside")
+#: Tested elsewhere: submissions to a cluster.
+ELSEWHERE = ("amvur jobs",)
 
 #: Needs MediaPipe, or its detections.
 WITH_DETECTOR = re.compile(r"amvur detect|--detector|--boxes found|fit found|fitted")
