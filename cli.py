@@ -566,7 +566,7 @@ def calibrate(
 ) -> None:
     """Calibrate uncertainties on held-out examples."""
     _submit_and_exit(address, *_existing(checkpoint, examples), out)
-    from trainer.evaluation.evaluate import calibrate as fit
+    from trainer.evaluation.calibrate import calibrate as fit
 
     options: dict[str, Any] = {
         "hand": hand,

@@ -30,7 +30,8 @@ from annotator.storage.files import read_if_exists
 from trainer.config import TrainConfig
 from trainer.convert.convert import convert
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED
-from trainer.evaluation.evaluate import calibrate, evaluate
+from trainer.evaluation.calibrate import calibrate
+from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.predictions import run
 from trainer.progress import TrainingProgress
 from trainer.synth import write_photos

@@ -47,7 +47,8 @@ from trainer.convert.photos import photo_columns
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
 from trainer.distillation.config import DistilConfig, FirstLookConfig
 from trainer.distillation.examples import drawn_examples, shrunk, view
-from trainer.evaluation.evaluate import calibrate, evaluate
+from trainer.evaluation.calibrate import calibrate
+from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.fit_calibration import with_label_errors
 from trainer.evaluation.machine import machine
 from trainer.evaluation.measurements import Measured

@@ -27,7 +27,7 @@ from trainer.batch import Batch
 from trainer.config import SourceConfig, TrainConfig
 from trainer.data.cache import Cached, is_cache, measured_by
 from trainer.data.features import unpacked
-from trainer.data.steps import Stored
+from trainer.data.stored import Stored
 from trainer.state import TrainingState, as_checkpoint
 
 LOG_FILE, BEST_FILE = "validation.jsonl", "best.safetensors"

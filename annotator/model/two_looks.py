@@ -18,24 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from annotator.config import NetworkConfig
-from annotator.coordinates import covariance_from_plane, from_plane, plane_of, turned_std, upright_square
+from annotator.coordinates import covariance_from_plane, from_plane, turned_std
 from annotator.labels.schema import Columns
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import WeakCamera
 from annotator.model.checkpoint_file import WIDE
 from annotator.model.network import Features, Network, Prediction
 from annotator.model.prior_net import PriorHand
-from annotator.photos.cut import resample
-
-#: Side of the second look's square divided by the side of the 2D joints' box.
-PADDING = 1.35
-
-#: Minimum half-side of a square around joints, in half-sides of the tight crop; joints closer together are no hand.
-SMALLEST = 0.1
-
-#: Maximum difference between the square of a second look and that of its joints: in rotation, in size, and a shift in
-#: half-sides. Beyond it, the look is repeated with the square of its joints.
-MAX_TURN_RAD, MAX_RESIZE, MAX_SHIFT = math.radians(20), 1.35, 0.25
+from annotator.model.square import Square
 
 #: Maximum repeats of a second look. If its joints still disagree with its square, four rotations of the crop are tried.
 REPEATS = 2
@@ -46,66 +36,6 @@ IS_HAND = 0.5
 #: Minimum presence in the second look; below it the whole crop is tried in four rotations, if the first look finds a
 #: hand.
 FOUND = 0.5
-
-
-@dataclass
-class Square:
-    """B turned squares in the coordinates of their tight crops, see `coordinates.plane_of`."""
-
-    centre: Tensor  # (B, 2)
-    half_side: Tensor  # (B,)
-    turn_rad: Tensor  # (B,)
-
-    @staticmethod
-    def around(joints2d: Tensor) -> Square:
-        """Return the upright squares of 2D joints (B, 21, 2); the tight crop itself where joints are degenerate."""
-        found = upright_square(joints2d.double().cpu().numpy(), PADDING)
-        centre, half_side, turn_rad = (torch.from_numpy(values).to(joints2d) for values in found)
-        fine = (half_side >= SMALLEST) & (centre.abs() <= 1).all(-1)  # false where NaN
-        return Square(
-            torch.where(fine[:, None], centre, 0),
-            torch.where(fine, half_side, 1).clamp_max(WIDE),  # the image ends there
-            torch.where(fine, turn_rad, 0),
-        )
-
-    @staticmethod
-    def whole(images: Tensor, quarters: int) -> Square:
-        """Return the tight crops of B images, rotated by quarter turns."""
-        middle = images.new_zeros(len(images), 2)
-        side = torch.ones_like(middle[:, 0])
-        return Square(middle, side, side * quarters * math.pi / 2)
-
-    def __getitem__(self, rows: Tensor) -> Square:
-        return Square(self.centre[rows], self.half_side[rows], self.turn_rad[rows])
-
-    def put(self, rows: Tensor, other: Square) -> None:
-        """Replace these rows by those of `other`, in place."""
-        self.centre[rows], self.half_side[rows] = other.centre, other.half_side
-        self.turn_rad[rows] = other.turn_rad
-
-    def plane(self) -> Tensor:
-        """Return the rotations (B, 3, 3) from each square's axes to those of its tight crop."""
-        return plane_of(self.turn_rad, torch.zeros_like(self.turn_rad, dtype=torch.bool))
-
-    def to_tight(self, points: Tensor) -> Tensor:
-        """Transform points (B, N, 2) from the squares to their tight crops."""
-        return from_plane(points, self.plane()) * self.half_side[:, None, None] + self.centre[:, None]
-
-    def cut(self, images: Tensor, size_px: int) -> Tensor:
-        """Resample the squares (B, 3, size_px, size_px) from wide images (B, 3, S, S)."""
-        upright = torch.zeros_like(self.turn_rad, dtype=torch.bool)
-        return resample(
-            images, self.centre / WIDE, self.half_side / WIDE, self.turn_rad, upright, size_px
-        ).contiguous(memory_format=torch.channels_last)
-
-    def is_off(self, other: Square) -> Tensor:
-        """Return where (B,) the other squares differ too much from these for one second look."""
-        turn = other.turn_rad - self.turn_rad
-        resize = (other.half_side / self.half_side).log().abs()
-        shift = (other.centre - self.centre).norm(dim=-1) / self.half_side
-        return (
-            (torch.cos(turn) < math.cos(MAX_TURN_RAD)) | (resize > math.log(MAX_RESIZE)) | (shift > MAX_SHIFT)
-        )
 
 
 @dataclass

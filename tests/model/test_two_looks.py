@@ -22,7 +22,8 @@ from annotator.model.checkpoint import (
 )
 from annotator.model.checkpoint_file import NAMES, WIDE, read_info
 from annotator.model.network import Network
-from annotator.model.two_looks import PADDING, TwoLooks, without_hands
+from annotator.model.square import PADDING
+from annotator.model.two_looks import TwoLooks, without_hands
 from annotator.photos.crops import BOX_PADDING
 from annotator.photos.cut import OUTSIDE_RGB
 from annotator.predictor import Predictor

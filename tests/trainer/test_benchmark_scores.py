@@ -22,7 +22,7 @@ from tests.support.dataset_fixtures import write_freihand, write_ho3d
 from tests.support.mano_file import write_mano_file
 from trainer.config import SourceConfig
 from trainer.convert.convert import convert
-from trainer.data.steps import Stored
+from trainer.data.stored import Stored
 
 #: Photos of the small evaluation splits.
 COUNT = 3

@@ -36,7 +36,7 @@ from tests.support.mano_file import dump, write_mano_file
 from trainer.config import SourceConfig
 from trainer.convert.convert import ConvertSummary, convert
 from trainer.convert.ho3d import ho3d_examples
-from trainer.data.steps import Stored
+from trainer.data.stored import Stored
 
 NO_TIPS = [joint for joint in range(21) if joint % 4 or not joint]
 TARGETS = ("joints2d_px", "joints3d_mm", "vertices_mm", "pose", "betas")

@@ -20,8 +20,9 @@ from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, 
 from trainer.config import SourceConfig
 from trainer.convert.convert import convert
 from trainer.data.examples import write_examples
-from trainer.data.steps import Stored
-from trainer.evaluation.evaluate import calibrate, evaluate
+from trainer.data.stored import Stored
+from trainer.evaluation.calibrate import calibrate
+from trainer.evaluation.evaluate import evaluate
 from trainer.synth import write_photos
 
 

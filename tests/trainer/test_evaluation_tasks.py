@@ -20,7 +20,8 @@ from trainer.config import AugmentConfig
 from trainer.data import examples as example_files
 from trainer.data.cache import fill_cache
 from trainer.evaluation import measurements, parts
-from trainer.evaluation.evaluate import calibrate, evaluate
+from trainer.evaluation.calibrate import calibrate
+from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.predictions import BATCH_SIZE, open_examples
 
 

@@ -19,7 +19,8 @@ from trainer.config import SourceConfig, TrainConfig
 from trainer.data import examples
 from trainer.data.examples import example_schema, write_examples
 from trainer.data.loaders import read_steps
-from trainer.data.steps import LANES, DeferredExamples, Steps, Stored
+from trainer.data.steps import DeferredExamples, Steps
+from trainer.data.stored import LANES, Stored
 
 HAND = load_hand("open")
 SIDE_PX = 210  # of noise, so 130 kB as PNG

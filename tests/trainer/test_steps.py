@@ -15,7 +15,8 @@ from tests.support.example_files import stick_photo, write_stick_hands
 from trainer.batch import Batch, withhold
 from trainer.config import SourceConfig, TrainConfig
 from trainer.data.examples import example_schema, write_examples
-from trainer.data.steps import Steps, Stored, shares
+from trainer.data.steps import Steps, shares
+from trainer.data.stored import Stored
 
 HAND = load_hand("open")
 
@@ -85,7 +86,7 @@ def test_an_example_depends_on_its_number_alone(many):
 
 
 def test_workers_share_a_step_and_read_only_their_own_row_groups(many, monkeypatch):
-    monkeypatch.setattr("trainer.data.steps.LANES", 6)
+    monkeypatch.setattr("trainer.data.stored.LANES", 6)
     config = TrainConfig(data=(SourceConfig(source=many),), batch_size=48)
     read = []
     original = Stored._rows

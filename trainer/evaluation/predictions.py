@@ -20,7 +20,7 @@ from trainer.config import SYNTHETIC, SourceConfig
 from trainer.data.cache import Cached, is_cache, measured_by
 from trainer.data.features import unpacked
 from trainer.data.read import Facts
-from trainer.data.steps import Stored
+from trainer.data.stored import Stored
 
 #: Seed of synthetic photos for evaluation; unlikely to be the seed of a training.
 HELD_OUT_SEED = 982_451_653
