@@ -849,9 +849,8 @@ def _print_outcomes(record: RunRecord) -> None:
         typer.echo(f"{outcome:<{width}}  {count}")
     for uri, error in record.failed:
         typer.echo(f"failed  {uri}  {error}")
-    failed = sum(count for outcome, count in record.outcomes.items() if outcome.startswith("failed"))
-    if failed > len(record.failed) > 0:
-        typer.echo(f"and {failed - len(record.failed)} more: see rows with status 'failed'")
+    if record.failed_photos > len(record.failed) > 0:
+        typer.echo(f"and {record.failed_photos - len(record.failed)} more: see rows with status 'failed'")
     if record.retries:
         causes = ", ".join(f"{count} after {cause}" for cause, count in sorted(record.retries.items()))
         typer.echo(f"retries: {causes}")
@@ -873,10 +872,9 @@ def _print_record(labels: str, record: RunRecord) -> None:
 
 def _exit_if_failed(record: RunRecord) -> None:
     """Exit with code 3 if photos failed, since a retry may label them."""
-    failed = sum(count for outcome, count in record.outcomes.items() if outcome.startswith("failed"))
-    if failed:
+    if record.failed_photos:
         typer.echo(
-            f'{failed} failed; to retry them: the same command with --relabel "status == failed"',
+            f'{record.failed_photos} failed; to retry them: the same command with --relabel "status == failed"',
             err=True,
         )
         raise typer.Exit(3)

@@ -13,7 +13,7 @@ from annotator.job.detected import Following
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, RunSettings, read_run_record
 from annotator.job.resources import WorkerPlan, memory_of_model, plan_workers
-from annotator.job.run import Job, Progress, label_folder, run_job
+from annotator.job.run import Job, Progress, run_job
 from annotator.job.shard_predictor import ShardPredictor
 from annotator.job.stages import Stages, decode_shard
 from annotator.labels.folder import label_metadata, write_faces
@@ -24,7 +24,7 @@ from annotator.photos.crops import Side
 from annotator.runtime.precision import CPU_BATCH, Precision, check_precision
 from annotator.sources import check_has_photos, open_source
 from annotator.sources.entry import HAND_LENGTHS, is_hand_length
-from annotator.storage.files import FIRST_ANSWER_S, check_writable
+from annotator.storage.files import FIRST_ANSWER_S, absolute, check_writable
 from annotator.storage.remote import retry_limit, without_secrets
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def annotate_job(
     is_dry: bool = False,
 ) -> Job[RunSettings]:
     """Return the job of `annotate`, not started; arguments and errors are the same. `is_dry` skips the write check."""
-    labels = label_folder(labels)
+    labels = absolute(labels)
     if side not in get_args(Side):
         raise UserError(f"side is {side!r}, may be {', '.join(get_args(Side))}")
     check_search(search)
@@ -177,7 +177,7 @@ def annotate_job(
         search=search if found else "quick",
         detect_every=detect_every or 1,
         every=every,
-        boxes=without_secrets(label_folder(boxes)) if boxes else None,
+        boxes=without_secrets(absolute(boxes)) if boxes else None,
         boxes_normalised=boxes_normalised,
         samples=samples,
         hand_length_mm=hand_length_mm,

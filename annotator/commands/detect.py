@@ -29,14 +29,14 @@ from annotator.job.detected import FindHands
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, read_run_record
 from annotator.job.resources import plan_decoders
-from annotator.job.run import Job, Progress, label_folder, run_job
+from annotator.job.run import Job, Progress, run_job
 from annotator.job.shard import Shard
 from annotator.job.stages import Stages, decoded_photos, row_of_error
 from annotator.labels.schema import ROUNDING, SCHEMA_VERSION, label_schema, without_hand
 from annotator.photos.crops import BOX_OVER_JOINTS
 from annotator.sources import check_has_photos, open_source
 from annotator.sources.entry import Entry
-from annotator.storage.files import FIRST_ANSWER_S, check_writable
+from annotator.storage.files import FIRST_ANSWER_S, absolute, check_writable
 from annotator.storage.remote import retry_limit
 
 #: Columns of labels that need a hand model.
@@ -93,7 +93,7 @@ def detect(
         UserError: a mistake in the arguments, before any work; or any error of `run_job`.
     """
     check_search(search)
-    out = label_folder(out)
+    out = absolute(out)
     with retry_limit(FIRST_ANSWER_S):  # report a wrong name or key at once
         source = open_source(photos, out, every, by_hand=False)
         check_has_photos(source, photos)

@@ -27,10 +27,9 @@ from annotator.labels.filter_file import (
 from annotator.labels.folder import label_file_sizes, label_files
 from annotator.quality.calibration import UNCALIBRATED_3D, Calibration
 from annotator.storage.files import (
+    absolute,
     check_writable,
-    is_local,
     join,
-    local_path,
     names_in,
     read_if_exists,
     remove_file,
@@ -129,7 +128,7 @@ def filter_labels(
         rows = RowFilter(keep, file.names, file.facts.get("hand"))
     plan = {**asdict(keep), "labels": labels, "sort": sort}
     made = _check_list(out) if as_list else _begin_folder(out, plan)
-    filter_plan = FilterPlan(_absolute(labels), None if as_list else _absolute(out), sort, rows)
+    filter_plan = FilterPlan(absolute(labels), None if as_list else absolute(out), sort, rows)
     as_tasks = workers != 1 and (address is not None or tasks_are_faster(labels, list(sizes.values())))
     filtered = Filtered()
     outcomes: Counter[str] = Counter()
@@ -161,11 +160,6 @@ def filter_labels(
     else:
         _end_folder(out, labels, plan, dict(sorted(outcomes.items())))
     return filtered
-
-
-def _absolute(place: str) -> str:
-    """Return the absolute path or the URL of a folder, valid in other processes."""
-    return str(local_path(place).absolute()) if is_local(place) else place
 
 
 def _check_list(out: str) -> set[str]:

@@ -21,7 +21,7 @@ from annotator.hand import HandModel, load_hand
 from annotator.job.options import ComputeOptions
 from annotator.job.record import FitSettings, RunRecord, read_run_record
 from annotator.job.resources import plan_decoders
-from annotator.job.run import Job, Progress, label_folder, run_job
+from annotator.job.run import Job, Progress, run_job
 from annotator.job.shard import Shard
 from annotator.job.stages import Stages, drop_not_finite, first_row, row_of_error
 from annotator.labels.arrays import joined_columns
@@ -30,7 +30,7 @@ from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand
 from annotator.labels.two_hands import relate_two_hands
 from annotator.sources.entry import Entry, ListedHand
 from annotator.sources.landmarks import open_landmarks
-from annotator.storage.files import FIRST_ANSWER_S, check_writable
+from annotator.storage.files import FIRST_ANSWER_S, absolute, check_writable
 from annotator.storage.remote import retry_limit, without_secrets
 
 if TYPE_CHECKING:  # planning and writing start seconds sooner without torch
@@ -69,10 +69,10 @@ def fit(
     Raises:
         UserError: a mistake in the arguments, before any work; or any error of `run_job`.
     """
-    labels = label_folder(labels)
+    labels = absolute(labels)
     weights = read_config(FitConfig, "fit", config)
     with retry_limit(FIRST_ANSWER_S):  # a wrong name or key is reported before a model is loaded
-        source = open_landmarks(label_folder(found), images)
+        source = open_landmarks(absolute(found), images)
         if read_run_record(labels, FitSettings) is None:
             check_writable(labels)
     from annotator.fitting.calibration import shipped_calibration
@@ -84,7 +84,7 @@ def fit(
     settings = FitSettings(
         schema_version=SCHEMA_VERSION,
         source=source.place,
-        landmarks=without_secrets(label_folder(found)),
+        landmarks=without_secrets(absolute(found)),
         checkpoint=checkpoint,
         hand=model.id,
         vertex_count=model.vertex_count,

@@ -18,14 +18,14 @@ from annotator.hand import HandModel, load_hand
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, TrackSettings, read_run_record
 from annotator.job.resources import plan_decoders
-from annotator.job.run import Job, Progress, label_folder, run_job
+from annotator.job.run import Job, Progress, run_job
 from annotator.job.shard import Shard
 from annotator.job.stages import Stages
 from annotator.labels.folder import write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand, write_tables
 from annotator.sources.entry import Entry
 from annotator.sources.sequences import ADDED, SequenceSource, read_sequence, sequence_batches
-from annotator.storage.files import FIRST_ANSWER_S, atomic_file, check_writable, join
+from annotator.storage.files import FIRST_ANSWER_S, absolute, atomic_file, check_writable, join
 from annotator.storage.remote import retry_limit, without_secrets
 
 if TYPE_CHECKING:  # planning and writing start seconds sooner without torch
@@ -70,7 +70,7 @@ def track(
     Raises:
         UserError: a mistake in the arguments, before any work; or any error of `run_job`.
     """
-    labels, out = label_folder(labels), label_folder(out)
+    labels, out = absolute(labels), absolute(out)
     if max_gap < 0:
         raise UserError(f"max-gap is {max_gap}: give 0 or more frames")
     if labels == out:

@@ -97,6 +97,11 @@ class RunRecord(Generic[Settings]):
         """Number of photos with a row."""
         return sum(self.outcomes.values())
 
+    @property
+    def failed_photos(self) -> int:
+        """Number of photos that failed; `failed` names the first few of them."""
+        return sum(count for outcome, count in self.outcomes.items() if outcome.startswith("failed"))
+
 
 def read_run_record(labels: str, kind: type[Settings]) -> RunRecord[Settings] | None:
     """Return the record of a label set, or None if the folder is empty or missing.

@@ -37,7 +37,7 @@ from annotator.labels.conditions import Condition
 from annotator.labels.folder import column_names, read_columns
 from annotator.runtime.ray_session import check_shared, connected
 from annotator.sources import Source
-from annotator.storage.files import check_writable, is_local, join, local_path, remove_folder
+from annotator.storage.files import check_writable, join, remove_folder
 from annotator.storage.remote import take_retries
 
 
@@ -66,11 +66,6 @@ class Job(Generic[Settings]):
     producer: dict[str, str]  # id of the checkpoint or detector, under its setting's name
     begin: Callable[[], None] = lambda: None  # writes the other files of a new folder, such as faces
     may_differ: tuple[str, ...] = ()  # settings that may change with --relabel
-
-
-def label_folder(labels: str) -> str:
-    """Return the absolute path or the URL of a label set, valid in other processes."""
-    return str(local_path(labels).absolute()) if is_local(labels) else labels.rstrip("/")
 
 
 def run_job(

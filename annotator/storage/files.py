@@ -31,6 +31,11 @@ def is_local(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 
 
+def absolute(place: str) -> str:
+    """Return an absolute path, or a URL without a slash at its end: valid in other processes."""
+    return str(local_path(place).absolute()) if is_local(place) else place.rstrip("/")
+
+
 def local_path(url: str) -> Path:
     """Return the path of a local path or `file://` URL.
 

@@ -17,10 +17,9 @@ from annotator.hand import load_hand
 from annotator.job.each_file import in_order, tasks
 from annotator.sources.read import REQUESTS_AT_ONCE
 from annotator.storage.files import (
+    absolute,
     check_writable,
-    is_local,
     join,
-    local_path,
     names_in,
     read_if_exists,
     remove_file,
@@ -110,7 +109,7 @@ def convert(
         raise UserError(f"empty is {empty}, must be a share from 0 to 1")
     _check_out(out)
     split = split or "train"
-    path, images = _absolute(path), images and _absolute(images)
+    path, images = absolute(path), images and absolute(images)
     chance = np.random.default_rng(_SEED)
     rows: Iterable[Any]
     photos: _Photos | None = None  # to join with the rows; None if the rows have them
@@ -164,10 +163,6 @@ def _check_out(out: str) -> None:
         raise UserError(f"'{out}' is not empty: delete it, or give a new folder")
     for name in parts:
         remove_file(join(out, "data", name))
-
-
-def _absolute(place: str) -> str:
-    return str(local_path(place).absolute()) if is_local(place) else place
 
 
 def _is_other(name: str) -> bool:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from annotator.errors import UserError, first_line
 from annotator.hand.model import HandModel
 from annotator.labels.schema import SCHEMA_VERSION
-from annotator.storage.files import is_local, join, local_path, names_in, open_file, read_if_exists
+from annotator.storage.files import absolute, join, names_in, open_file, read_if_exists
 from trainer.batch import Batch
 from trainer.config import SourceConfig
 from trainer.data.examples import SUMMARY_FILE, UNFINISHED
@@ -103,7 +103,7 @@ class Stored:
     @property
     def places(self) -> tuple[str, ...]:
         """Return the folder or URL, as other processes find it."""
-        return (str(local_path(self.url).absolute()) if is_local(self.url) else self.url,)
+        return (absolute(self.url),)
 
     def _pieces(self, lane: int) -> list[_RowRange]:
         """Return the row ranges of a lane; lanes differ by one row at most."""
