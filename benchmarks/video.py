@@ -1,6 +1,6 @@
 """Errors and jitter of `amvur track` on drawn sequences with true motion, beside filters tuned on the same ones.
 
-python benchmarks/video.py [SEQUENCES] [FRAMES]
+python benchmarks/video.py [SEQUENCES] [FRAMES] [SEED]
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Floats = NDArray[np.floating]
 #: Joints (T, 21, 3) and times (T,) to joints.
 Filter = Callable[[Floats, Floats], Floats]
 
-SIZE_PX, SEED, MAX_GAP = 320, 11, 10
+SIZE_PX, MAX_GAP = 320, 10
 
 #: Standard deviation of each edge of a detector's box, shares of its longer side.
 BOX_NOISE = 0.03
@@ -60,17 +60,17 @@ class Sequence:
     after: pa.Table
 
 
-def main(count: int, frames: int) -> None:
+def main(count: int, frames: int, seed: int) -> None:
     """Print the tables."""
     torch.set_num_threads(1)
     print(machine())
     hand = load_hand("open")
     layer = HandLayer(hand)
     predictor = annotator.load("default", device="cpu")
-    source = Sequences(hand, SIZE_PX, SEED)
+    source = Sequences(hand, SIZE_PX, seed)
     found, tracking_s = [], 0.0
     for number in range(count):
-        one, seconds = _sequence(source, predictor, hand, layer, number, frames)
+        one, seconds = _sequence(source, predictor, hand, layer, number, frames, seed)
         found.append(one)
         tracking_s += seconds
         print(f"sequence {number} of {count}", file=sys.stderr, flush=True)
@@ -83,7 +83,13 @@ def main(count: int, frames: int) -> None:
 
 
 def _sequence(
-    source: Sequences, predictor: Predictor, hand: HandModel, layer: HandLayer, number: int, frames: int
+    source: Sequences,
+    predictor: Predictor,
+    hand: HandModel,
+    layer: HandLayer,
+    number: int,
+    frames: int,
+    seed: int,
 ) -> tuple[Sequence, float]:
     """Draw, label and track one sequence; return it and the seconds that tracking took."""
     drawn = source.sequence(number, frames)
@@ -92,7 +98,7 @@ def _sequence(
     images = drawn.photos.image if drawn.is_right else drawn.photos.image.flip(-1)
     boxes = truth["box_xyxy"]
     side_px = (boxes[:, 2:] - boxes[:, :2]).max(1, keepdims=True)
-    boxes = boxes + np.random.default_rng([SEED, number]).normal(size=boxes.shape) * BOX_NOISE * side_px
+    boxes = boxes + np.random.default_rng([seed, number]).normal(size=boxes.shape) * BOX_NOISE * side_px
     checkpoint = predictor.checkpoint
     crops = Crops.stack(
         [
@@ -281,4 +287,5 @@ def _crossing(one: Sequence, other: Sequence) -> tuple[Hands, NDArray[np.bool_]]
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 12, int(sys.argv[2]) if len(sys.argv) > 2 else 60)
+    given = [int(number) for number in sys.argv[1:]]
+    main(*given, *(12, 60, 11)[len(given) :])

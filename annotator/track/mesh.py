@@ -43,7 +43,7 @@ class MeshPath:
     pose: Floats  # (T, 48)
     betas: Floats  # (T, 10)
     turn: Floats  # (T, 3, 3) the wrist's rotation
-    share: float  # of the predicted variance, that is scatter
+    share: float  # of scatter, over the predicted variance
     grown: Floats  # (T,) the smoother's variance over a usual one
     size: Floats  # (T,) factor on the smoothed hand, from the wrist
 

@@ -61,13 +61,15 @@ def smoothed_motion(
     usual = float(variance[observed].mean())
     rotations, pose = rotation_matrices(labels.pose[:, :3].astype(np.float64)), labels.pose[:, 3:]
 
-    path, of_turn, turn_noise = smooth_rotations(time_s, rotations, variance, observed)
-    turned = hold_ends(path, observed)
+    turn = smooth_rotations(time_s, rotations, variance, observed)
+    turned = hold_ends(turn.rotations, observed)
+    # A hand that is turned the wrong way has fingers to match.
+    variance = variance / turn.weight
     fingers, of_fingers, finger_noise = _smoothed(time_s, pose, variance, observed)
     if shape is None:
         shape = one_shape(labels.betas[observed], variance[observed])
     betas: Floats = np.tile(shape, (len(time_s), 1))
-    grown = (growth(of_turn, turn_noise, usual) + growth(of_fingers, finger_noise, usual)) / 2
+    grown = (growth(turn.smoothed, turn.noise, usual) + growth(of_fingers, finger_noise, usual)) / 2
 
     # A network's offsets from its parametric hand are kept: they are smoothed in the hand's own axes.
     new_pose = np.concatenate([rotation_vectors(turned), fingers], 1)

@@ -1,9 +1,10 @@
 """How sure a smoothed hand is: the predicted variances, less the scatter that the smoother took away.
 
 A frame's predicted variance measures all of its error. Part of it is scatter about the track's path, which frames
-average out; the rest lasts, and no smoother removes it. The share of the scatter is that of the squared distance
-between labels and path in the predicted variance. The scatter's part shrinks, or grows in a gap, as the smoother's
-own variance does. The rest is the predicted variance of frames near in time, the surer weighing more.
+average out; the rest is common to frames near in time, and no smoother removes it. The share of the scatter is the
+mean squared distance between labels and path over the predicted variance. The scatter's part shrinks, or grows in a
+gap, as the smoother's own variance does. The common part is the rest of the predicted variance of frames near in time,
+the surer weighing more, but no less than the scatter: a track that scatters more than predicted also errs more.
 """
 
 from __future__ import annotations
@@ -20,28 +21,27 @@ Floats = NDArray[np.floating]
 #: Frames farther away than this in time do not count for a frame's variance, unless they are the nearest.
 _REACH_S = 4 * MEMORY_S
 
-#: Of the scatter's share, at most: a track that scatters more than predicted also errs more than predicted. On drawn
-#: sequences three quarters of the squared error last. And how many times a frame's predicted variance a gap may have.
-_MAX_SCATTER, _MAX_GROWTH = 0.5, 16.0
+#: Times a usual label's variance that the smoother's may have.
+_MOST_GROWTH = 16.0
 
 #: Frames of one step: bounds memory.
 BLOCK = 128
 
 
 def scatter_share(difference: Floats, std: Floats) -> float:
-    """Return the share of the predicted variance that is scatter about the path.
+    """Return scatter about the path as a share of the predicted variance; above 1, labels are worse than predicted.
 
     Args:
         difference: (n, points, axes) labels less path. std: likewise, predicted.
     """
     predicted = float(np.square(std, dtype=np.float64).mean())
-    return float(np.clip(np.square(difference).mean() / max(predicted, 1e-12), 0, _MAX_SCATTER))
+    return float(np.square(difference).mean()) / max(predicted, 1e-12)
 
 
 def growth(smoothed: Smoothed, noise: Noise, usual_variance: float) -> Floats:
     """Return the smoother's variance (T,) over that of a usual measurement."""
     ratio: Floats = smoothed.variance / ((noise.own + noise.lasting) * usual_variance)
-    return ratio.clip(0, _MAX_GROWTH)
+    return ratio.clip(0, _MOST_GROWTH)
 
 
 def posterior_std(
@@ -52,7 +52,7 @@ def posterior_std(
     Args:
         time_s: (T,). observed: (T,) frames whose label counts.
         std: (T, points, axes) predicted; zeros stay zeros.
-        share: of the predicted variance, that is scatter. grown: (T,) see `growth`.
+        share: see `scatter_share`. grown: (T,) see `growth`.
     """
     fixed = (std[observed] == 0).all(0)
     blocks = posterior_std_blocks(time_s, observed, std.__getitem__, fixed, share, grown)
@@ -74,7 +74,7 @@ def posterior_std_blocks(
         fixed: (points, axes) where the std is zero in all observed frames.
     """
     seen = np.flatnonzero(observed)
-    factor = np.sqrt((1 - share) + share * grown)
+    factor = np.sqrt(max(1 - share, share) + share * grown)
     for first in range(0, len(time_s), BLOCK):
         rows = slice(first, first + BLOCK)
         near = _near(time_s[rows], time_s[seen])

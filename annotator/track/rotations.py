@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from annotator.coordinates import rotation_matrices, rotation_vectors
+from annotator.track.robust import local_medians, turn_weights
 from annotator.track.smoother import Floats, Measurements, Noise, Smoothed, fit_noise, smooth
 
 #: Rounds after which a smoothed path of rotations moves no more.
 _ROUNDS = 3
 
 
+class Turned(NamedTuple):
+    """A smoothed path of rotations."""
+
+    rotations: Floats  # (T, 3, 3)
+    smoothed: Smoothed  # the posterior in the tangent space, radians
+    noise: Noise  # as fitted
+    weight: Floats  # (T,) of each frame's label
+
+
 def smooth_rotations(
     time_s: Floats, rotations: Floats, variance: Floats, observed: NDArray[np.bool_]
-) -> tuple[Floats, Smoothed, Noise]:
+) -> Turned:
     """Smooth rotations (T, 3, 3) that turn at nearly constant angular velocity in their own axes.
 
     The path is unrolled: the small turns from frame to frame are vectors of the tangent space, and are added up. So
     turns of any size have no seam. Measurements lie in the tangent space at the current path, and the path is
-    improved until it stays.
-
-    Returns:
-        Rotations (T, 3, 3), their posterior in the tangent space (radians), and the fitted noise.
+    improved until it stays. It starts at local medians, and in each round labels far off weigh less.
     """
-    path = filled(time_s, rotations, observed)
+    near = rotations.copy()
+    near[observed] = local_medians(time_s[observed], rotations[observed])
+    path = filled(time_s, near, observed)
+    weight = np.ones(len(path))
     noise: Noise | None = None
     for _ in range(_ROUNDS):
         unrolled = _unrolled(path)
         apart = rotation_vectors(path.swapaxes(1, 2) @ np.where(observed[:, None, None], rotations, path))
-        measurements = Measurements(time_s, unrolled + apart, variance, observed)
+        weight[observed] = turn_weights(apart[observed], variance[observed])
+        measurements = Measurements(time_s, unrolled + apart, variance / weight, observed)
         noise = noise or fit_noise(measurements)
         smoothed = smooth(measurements, noise)
         path = path @ rotation_matrices(smoothed.position - unrolled)
     assert noise is not None
-    return path, smoothed, noise
+    return Turned(path, smoothed, noise, weight)
 
 
 def _unrolled(path: Floats) -> Floats:

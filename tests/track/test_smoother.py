@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
+from scipy.stats import norm
 
+from annotator.track import robust
 from annotator.track.posterior import posterior_std, scatter_share
+from annotator.track.robust import LEAST_WEIGHT, local_medians, turn_weights
 from annotator.track.rotations import filled, smooth_rotations
 from annotator.track.smoother import MEMORY_S, Measurements, Noise, fit_noise, mean_step, prior, smooth
 
@@ -124,8 +128,9 @@ def test_rotations_about_one_axis_are_smoothed_as_their_angle_is_over_several_tu
     rotations = Rotation.from_rotvec(angle[:, None] * axis).as_matrix()
     observed = np.ones(80, bool)
     observed[[20, 21, 22, 50]] = False
-    path, _, noise = smooth_rotations(time_s, rotations, np.ones(80), observed)
-    along = smooth(Measurements(time_s, angle[:, None], np.ones(80), observed), noise).position
+    turn = smooth_rotations(time_s, rotations, np.ones(80), observed)
+    path = turn.rotations
+    along = smooth(Measurements(time_s, angle[:, None], 1 / turn.weight, observed), turn.noise).position
     expected = Rotation.from_rotvec(along * axis)
     off = (expected.inv() * Rotation.from_matrix(path)).magnitude()
     assert off.max() < 1e-4
@@ -137,9 +142,60 @@ def test_smoothed_rotations_are_nearer_to_the_true_ones():
     time_s = np.arange(90) / 30
     true = Rotation.from_rotvec(np.stack([np.sin(2 * time_s), 2 * np.cos(1.3 * time_s), time_s], 1))
     seen = true * Rotation.from_rotvec(0.1 * rng.normal(size=(90, 3)))
-    path, _, _ = smooth_rotations(time_s, seen.as_matrix(), np.ones(90), np.ones(90, bool))
+    path = smooth_rotations(time_s, seen.as_matrix(), np.ones(90), np.ones(90, bool)).rotations
     before = (true.inv() * seen).magnitude().mean()
     assert (true.inv() * Rotation.from_matrix(path)).magnitude().mean() < 0.6 * before
+
+
+@pytest.mark.parametrize("rate", [0.0, 2.0, 9.0])
+def test_hands_turned_the_wrong_way_for_a_few_frames_leave_the_path_where_it_was(rate):
+    rng = np.random.default_rng(3)
+    time_s = np.arange(120) / 30
+    true = Rotation.from_rotvec(np.stack([np.sin(time_s), rate * time_s, 0 * time_s], 1))
+    seen = true * Rotation.from_rotvec(0.1 * rng.normal(size=(120, 3)))
+    flips = np.isin(np.arange(120), [0, 20, 21, 22, 47, 60, 61, 63, 90, 92, 94, 118, 119])
+    turned = seen * Rotation.from_rotvec(np.where(flips, np.pi, 0)[:, None] * np.array([[0, 0.6, 0.8]]))
+
+    def error(labels, observed):
+        path = smooth_rotations(time_s, labels.as_matrix(), np.ones(120), observed).rotations
+        return (true.inv() * Rotation.from_matrix(path)).magnitude()[~flips].mean()
+
+    without = error(seen, ~flips)
+    assert error(turned, np.ones(120, bool)) < 1.25 * without < 0.1
+
+
+def test_weights_are_probabilities_of_the_likeliest_mixture():
+    rng = np.random.default_rng(4)
+    variance = rng.uniform(0.5, 2, 400)
+    apart = 0.1 * np.sqrt(variance)[:, None] * rng.normal(size=(400, 3))
+    apart[:60] = Rotation.random(60, rng=rng).as_rotvec()
+
+    def densities(numbers):
+        scale, share = np.exp(numbers[0]), 1 / (1 + np.exp(-numbers[1]))
+        right = (1 - share) * norm.pdf(apart, scale=np.sqrt(scale * variance)[:, None]).prod(1)
+        return right, share / (8 * np.pi**2) * np.ones(400)  # the volume of all rotations
+
+    best = minimize(lambda x: -np.log(np.add(*densities(x))).sum(), [-4.0, -2.0], method="Nelder-Mead").x
+    right, wrong = densities(best)
+    found = turn_weights(apart, variance)
+    np.testing.assert_allclose(found, np.maximum(right / (right + wrong), LEAST_WEIGHT), atol=0.01)
+    assert found[:60].mean() < 0.2 and found[60:].mean() > 0.97
+    assert turn_weights(np.zeros((3, 3)), np.ones(3)) == pytest.approx(np.ones(3))
+
+
+def test_a_median_of_rotations_has_the_least_sum_of_distances(monkeypatch):
+    monkeypatch.setattr(robust, "_SPAN", 99)  # a hand that does not turn
+    rng = np.random.default_rng(5)
+    turns = Rotation.from_rotvec(0.2 * rng.normal(size=(9, 3)))
+    turns = Rotation.concatenate([turns, Rotation.from_rotvec([[3, 0, 0], [0, 2, 1]])]).as_matrix()
+    found = local_medians(np.zeros(11), turns)[5]
+
+    def total(rotvec):
+        return np.linalg.norm(Rotation.from_rotvec(rotvec).as_matrix() - turns, axis=(1, 2)).sum()
+
+    best = minimize(total, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9})
+    assert total(Rotation.from_matrix(found).as_rotvec()) == pytest.approx(best.fun, rel=1e-3)
+    np.testing.assert_allclose(local_medians(np.zeros(1), turns[:1]), turns[:1], atol=1e-9)
 
 
 def test_missing_rotations_lie_on_the_way_between_their_neighbours():
@@ -161,6 +217,24 @@ def test_a_posterior_is_the_predicted_std_where_nothing_scatters_and_smaller_whe
     less = posterior_std(time_s, observed, std, share, np.zeros(20))
     np.testing.assert_allclose(less[:, 1:], 4.0, rtol=1e-5)  # 25 = 9 that scatter, and 16 that last
     assert not less[:, 0].any()
+
+
+@pytest.mark.parametrize("scatter", [2.0, 4.0, 12.0])
+def test_intervals_of_a_posterior_hold_errors_that_are_common_to_all_frames_and_in_part_scatter(scatter):
+    """The predicted variance is that of whole errors, except for the last scatter: labels there are worse than it."""
+    rng = np.random.default_rng(6)
+    time_s, observed, common = np.arange(60) / 30, np.ones(60, bool), 6.0
+    std = np.full((60, 21, 3), np.hypot(common, min(scatter, common)))
+    errors, stds = [], []
+    for _ in range(100):
+        bias = common * max(1, scatter / common) * rng.normal(size=(1, 21, 3))
+        labels = bias + scatter * rng.normal(size=(60, 21, 3))
+        path = labels.mean(0, keepdims=True)  # the best smoother of a hand at rest
+        share = scatter_share(labels - path, std)
+        errors.append(path[0])
+        stds.append(posterior_std(time_s, observed, std, share, np.full(60, 1 / 60))[0])
+    inside = np.abs(np.stack(errors)) < np.stack(stds)
+    assert inside.mean() == pytest.approx(0.683, abs=0.03)
 
 
 def test_a_far_gap_has_the_std_of_the_nearest_frames_times_its_growth():

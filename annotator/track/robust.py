@@ -1,0 +1,107 @@
+"""Labels that are turned the wrong way weigh less than others of their track.
+
+A network sometimes takes a palm for a back, and so turns a hand by up to 180 degrees for a few frames. Gaussian errors
+would drag the path around with them. So a label is either turned by a Gaussian error, or in any way, all being equally
+likely; its weight is the probability of the first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.coordinates import rotation_matrices, rotation_vectors
+
+Floats = NDArray[np.floating]
+
+#: Density of a rotation of which nothing is known, per cubed radian, and the first and largest share of such labels.
+_ANY, _FIRST_SHARE, _MOST_SHARE = 1 / (8 * np.pi**2), 0.1, 0.5
+
+#: Least weight: beside doubtful labels alone, these still say something.
+LEAST_WEIGHT = 0.01
+
+#: Labels on each side, and the standard deviation in time, of a local median: more than a short run of wrong labels.
+_REACH, _NEAR_S = 10, 0.15
+
+#: Labels from one to the next whose turn gives a rate.
+_SPAN = 2
+
+#: Steps of the iterations for a scale and for a median, and the least chordal distance in the latter: two degrees.
+_STEPS, _LEAST = 10, 0.05
+
+#: Least scale, in units of the variance: a path through all labels leaves only rounding.
+_LEAST_SCALE = 1e-12
+
+#: Median squared length of three standard normal numbers.
+_MEDIAN_SQUARE = 2.366
+
+
+def turn_weights(apart: Floats, variance: Floats) -> Floats:
+    """Return the weight (n,) of labels, by which their variance is to be divided: `LEAST_WEIGHT` to 1.
+
+    The scale of Gaussian errors and the share of wrong turns are the likeliest, found by expectation maximisation.
+
+    Args:
+        apart: (n, 3) turns from a path to the labels, radians. variance: (n,) predicted, up to a common factor.
+    """
+    square = np.square(apart).sum(1) / variance
+    scale, share = max(float(np.median(square)) / _MEDIAN_SQUARE, _LEAST_SCALE), _FIRST_SHARE
+    for _ in range(_STEPS):
+        right = _inlier_probability(square, scale, variance, share)
+        total = max(float(right.sum()), 1e-9)
+        scale = max(float(right @ square) / (3 * total), _LEAST_SCALE)
+        share = min(1 - total / len(right), _MOST_SHARE)
+    return np.maximum(_inlier_probability(square, scale, variance, share), LEAST_WEIGHT)
+
+
+def _inlier_probability(square: Floats, scale: float, variance: Floats, share: float) -> Floats:
+    gaussian = (1 - share) * np.exp(-square / scale / 2) / (2 * np.pi * scale * variance) ** 1.5
+    probability: Floats = gaussian / (gaussian + share * _ANY)
+    return probability
+
+
+def local_medians(time_s: Floats, rotations: Floats) -> Floats:
+    """Return the median (n, 3, 3) of the rotations near each one in time, all carried to its time.
+
+    They are carried at the median rate of turning, so that hands may turn fast. The median of rotations has the least
+    sum of chordal distances to them, by Weiszfeld's algorithm (Hartley et al., 2011). So it stays near most of them,
+    however far off the others are.
+    """
+    count, reach = len(rotations), min(_REACH, len(rotations) - 1)
+    rate = _median_rates(time_s, rotations)
+    median: Floats | None = None  # at first, the mean
+    for _ in range(_STEPS):
+        total = np.zeros_like(rotations)
+        for shift in range(-reach, reach + 1):
+            here = slice(max(-shift, 0), count - max(shift, 0))
+            there = slice(max(shift, 0), count - max(-shift, 0))
+            away_s = (time_s[there] - time_s[here])[:, None]
+            carried = rotations[there] @ rotation_matrices(-away_s * rate[here])
+            weight = np.exp(-0.5 * np.square(away_s / _NEAR_S))[:, 0]
+            if median is not None:
+                distance = np.linalg.norm(carried - median[here], axis=(1, 2))
+                weight = weight / np.maximum(distance, _LEAST)
+            total[here] += weight[:, None, None] * carried
+        median = _nearest_rotations(total)
+    assert median is not None
+    return median
+
+
+def _median_rates(time_s: Floats, rotations: Floats) -> Floats:
+    """Return the median (n, 3) of the rates of turning near each rotation, radians per second in its own axes."""
+    if len(rotations) <= _SPAN:
+        return np.zeros((len(rotations), 3))
+    turn = rotation_vectors(rotations[:-_SPAN].swapaxes(1, 2) @ rotations[_SPAN:])
+    rate = turn / (time_s[_SPAN:] - time_s[:-_SPAN])[:, None]
+    padded = np.pad(rate, [(_REACH, _REACH + _SPAN), (0, 0)], constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * _REACH + 1, axis=0)
+    medians: Floats = np.nanmedian(windows, axis=-1)
+    return medians
+
+
+def _nearest_rotations(matrices: Floats) -> Floats:
+    """Return the rotations (n, 3, 3) with the least squared distance from matrices."""
+    left, _, right = np.linalg.svd(matrices)
+    left[:, :, 2] *= np.linalg.det(left @ right)[:, None]
+    rotations: Floats = left @ right
+    return rotations
