@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 Floats = NDArray[np.float64]
 
@@ -29,14 +30,33 @@ def penetration_mm(one: Floats, other: Floats, faces: NDArray[np.integer]) -> fl
 def _depth_mm(points: Floats, triangles: Floats) -> float:
     """Return the largest distance from the surface of points (N, 3) inside triangles (F, 3, 3)."""
     corners = triangles.reshape(-1, 3)
-    is_near = ((points >= corners.min(0)) & (points <= corners.max(0))).all(1)
-    depth, near = 0.0, points[is_near]
-    for start in range(0, len(near), _BLOCK):
-        block = near[start : start + _BLOCK]
-        inside = block[np.abs(winding_numbers(block, triangles)) > _INSIDE]
-        if len(inside):
-            depth = max(depth, float(surface_distances(inside, triangles).max()))
+    points = points[((points >= corners.min(0)) & (points <= corners.max(0))).all(1)]
+    if not len(points):
+        return 0.0
+    # No point is farther from the surface than from its nearest corner: those that may be deepest come first.
+    most: Floats = cKDTree(corners).query(points)[0]
+    order = np.argsort(-most)
+    depth = 0.0
+    for start in range(0, len(points), _BLOCK):
+        rows = order[start : start + _BLOCK]
+        rows = rows[most[rows] > depth]
+        if not len(rows):
+            break
+        rows = rows[np.abs(winding_numbers(points[rows], triangles)) > _INSIDE]
+        if len(rows):
+            near = _may_be_nearest(points[rows], triangles, most[rows])
+            depth = max(depth, float(surface_distances(points[rows], triangles[near]).max()))
     return depth
+
+
+def _may_be_nearest(points: Floats, triangles: Floats, most: Floats) -> NDArray[np.bool_]:
+    """Return which triangles (F,) have a part within `most` (N,) of one of the points (N, 3)."""
+    middle = triangles.mean(1)
+    reach = np.sqrt(np.square(triangles - middle[:, None]).sum(-1).max(1))
+    apart = np.sqrt(np.square(points[:, None] - middle[None]).sum(-1))
+    # Rounding must not leave out the triangles of the nearest corner.
+    is_near: NDArray[np.bool_] = (apart - reach <= most[:, None] + 1e-6).any(0)
+    return is_near
 
 
 def winding_numbers(points: Floats, triangles: Floats) -> Floats:

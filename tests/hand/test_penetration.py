@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import trimesh
+from scipy.spatial.transform import Rotation
 
 from annotator.hand import load_hand
 from annotator.hand.penetration import penetration_mm, surface_distances, winding_numbers
@@ -57,3 +58,18 @@ def test_two_hands_apart_and_through_each_other():
     assert penetration_mm(TEMPLATE_MM, left + [2 * size, 0, 0], hand.faces) == 0
     middle = TEMPLATE_MM.mean(0) - left.mean(0)
     assert 3 < penetration_mm(TEMPLATE_MM, left + middle, hand.faces) < 40
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_depth_is_that_of_all_points_and_all_triangles(seed):
+    rng = np.random.default_rng(seed)
+    faces = load_hand("open").faces
+    left = (TEMPLATE_MM - TEMPLATE_MM.mean(0)) * [-1, 1, 1] @ Rotation.random(rng=rng).as_matrix().T
+    left = left + TEMPLATE_MM.mean(0) + rng.normal(0, 15, 3)
+    depths = [0.0]
+    for points, triangles in ((TEMPLATE_MM, left[faces]), (left, TEMPLATE_MM[faces])):
+        for block in np.array_split(points, 8):
+            inside = np.abs(winding_numbers(block, triangles)) > 0.5
+            depths += surface_distances(block[inside], triangles).tolist()
+    assert penetration_mm(TEMPLATE_MM, left, faces) == pytest.approx(max(depths), abs=1e-9)
+    assert max(depths) > 1
