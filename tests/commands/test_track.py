@@ -260,6 +260,27 @@ def test_a_label_that_is_not_a_number_stays_as_it_is_and_harms_no_other(tmp_path
     assert {row["track_id"] for row in made if row not in bad} == {0}
 
 
+def test_labels_of_before_the_newest_columns_are_tracked_to_the_same_hands(tmp_path):
+    table = table_of(Clip("one", 12, [Moving(range(12), missing=(7,))], listed=True), LIST_COLUMNS)
+    pose = table["pose"].to_pylist()
+    pose[5] = [float("nan")] * 48  # a hand in no track
+    table = changed(table, "pose", pose)
+    newest = ["hand_length_mm", "hand_length_std_mm", "cam_t_std_mm", "penetration_mm"]
+    newest += ["joint_visible", "joint_visible_score", "hidden_joints"]
+    folder = write_labels(tmp_path / "labels", [table], LIST_COLUMNS)
+    expected = tracked_rows(folder)
+    for file in (folder / "data").glob("*.parquet"):
+        file.write_bytes(encode_table(pq.read_table(file).drop_columns(newest)))
+    found = tracked_rows(folder)
+    assert len(found) == len(expected) == 13
+    for old, new in zip(found, expected, strict=True):
+        made = newest[:3] if old["track_id"] is not None else []
+        same = [name for name in new if name not in newest or name in made]
+        assert str([old[name] for name in same]) == str([new[name] for name in same])  # NaN is not itself
+        if old["track_id"] is None:
+            assert np.isnan(old["hand_length_mm"]) and np.isnan(old["cam_t_std_mm"]).all()
+
+
 def changed(table: pa.Table, name: str, values: list) -> pa.Table:
     at = table.schema.get_field_index(name)
     return table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
