@@ -220,3 +220,30 @@ def test_labels_behind_a_lens_are_refused_where_a_pinhole_is_assumed(tmp_path):
     pq.write_table(schema.empty_table(), tmp_path / "data" / "shard-0000000.parquet")
     with pytest.raises(UserError, match="cameras with distortion: undistort and label"):
         label_tables(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fx", "fy", "focal_px", "source", "message"),
+    [
+        ("300", "310", 305.0, "given", "fx is 300 and fy is 310: resize photos"),
+        ("300", "300.001", 300.0, "given", None),
+        ("300", "", 300.0, "given", None),
+        ("300", "150", 300.0, "given", None),  # pixels twice as high as wide, stretched along y
+        ("300", "310", 500.0, "assumed", None),  # a fit reads no camera columns
+    ],
+)
+def test_labels_of_two_focal_lengths_are_refused_where_one_is_assumed(
+    fx, fy, focal_px, source, message, tmp_path
+):
+    facts = {"schema_version": 2, "hand": "open", "checkpoint": "a", "calibration": {}}
+    schema = label_schema(4, {"amvur": json.dumps(facts)}, {"fx": pa.string(), "fy": pa.string()})
+    row = dict.fromkeys(schema.names) | {"image_id": "a.png", "fx": fx, "fy": fy}
+    row["camera"] = {"focal_px": focal_px, "focal_source": source}
+    empty = dict.fromkeys(schema.names) | {"image_id": "b.png"}
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist([empty, row], schema), tmp_path / "data" / "shard-0000000.parquet")
+    if message is None:
+        assert label_tables(str(tmp_path)).hand == "open"
+    else:
+        with pytest.raises(UserError, match=f"'a.png': {message}"):
+            label_tables(str(tmp_path))

@@ -45,6 +45,9 @@ _POOL = 2048
 #: out and shifts. Rotated by 45 degrees, its corners may still show part of a hand.
 _WIDEST = 1.3
 
+#: Largest relative difference between two focal lengths that count as one: labels have 32 bits.
+_EQUAL = 1e-4
+
 
 @dataclass(frozen=True)
 class LabelTables:
@@ -199,6 +202,8 @@ def _tables(files: list[str], folder: str | None) -> LabelTables:
             raise UserError(
                 f"{path}: these labels are of cameras with distortion: undistort and label the photos"
             )
+        if {"fx", "fy", "camera"} <= set(schema.names):
+            _check_focal_lengths(path)
         for name in ("joints2d_px", "box_xyxy", "vertices_mm"):
             if name in schema.names and not pa.types.is_fixed_size_list(schema.field(name).type):
                 raise UserError(
@@ -210,6 +215,36 @@ def _tables(files: list[str], folder: str | None) -> LabelTables:
         vertex_count = schema.field("vertices_mm").type.list_size if "vertices_mm" in schema.names else 1
         std_note = std_note or _of_std(path, facts)
     return LabelTables(files, [folder] if folder else [], hand, vertex_count, std_note)
+
+
+def _check_focal_lengths(path: str) -> None:
+    """Check that no photo's pixels have another focal length across than down.
+
+    A label has one focal length: that of both, or their mean. Oblong pixels were stretched to squares along one axis,
+    and then it is that of the other.
+
+    Raises:
+        UserError: a focal length differs.
+    """
+    with opened_label_file(path) as file:
+        table = file.read(["image_id", "fx", "fy", "camera"])
+    camera = table["camera"].combine_chunks()
+    given = np.asarray(camera.field("focal_source").to_pylist()) == "given"
+    focal_px = _numbers(camera.field("focal_px"))
+    fx, fy = (_numbers(table[name]) for name in ("fx", "fy"))
+    is_one = [np.abs(listed / focal_px - 1) <= _EQUAL for listed in (fx, fy)]
+    other = np.flatnonzero(given & np.isfinite(fx + fy + focal_px) & ~np.logical_or(*is_one))
+    if len(other):
+        row = int(other[0])
+        raise UserError(
+            f"{path}: '{table['image_id'][row].as_py()}': fx is {fx[row]:g} and fy is {fy[row]:g}: resize photos of "
+            "cameras with two focal lengths, and label them"
+        )
+
+
+def _numbers(column: Any) -> NDArray[np.float64]:
+    """Return a column as numbers, NaN where empty; from a CSV file it is text."""
+    return np.array([float(value) if value not in (None, "") else np.nan for value in column.to_pylist()])
 
 
 def _of_std(path: str, facts: dict[str, Any]) -> str:
