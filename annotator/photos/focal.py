@@ -1,4 +1,4 @@
-"""Read a photo's focal length from EXIF, where it is that of the whole, unedited picture of a camera.
+"""Read focal lengths of photos from EXIF, and of videos, where they are of a camera's whole, unedited picture.
 
 Programs that cut photos copy EXIF. So a focal length counts only if EXIF's pixel dimensions have the photo's aspect,
 and that is the aspect of a camera's pictures: some programs update the dimensions. A cut of the same aspect looks like
@@ -50,14 +50,31 @@ def exif_focal_px(tiff: bytes, size: tuple[int, int]) -> float | None:
         return None
     from_sensor = _from_sensor(fields, exif_long)
     sensor_px = from_sensor * long / exif_long if from_sensor else None
-    film_mm = fields.get(_FOCAL_35, 0)
-    if not _FOCAL_LIMITS_MM[0] <= film_mm <= _FOCAL_LIMITS_MM[1]:
+    film_px = _on_film(fields.get(_FOCAL_35, 0), size)
+    if film_px is None:
         return sensor_px
-    # Pictures wider than 3:2 are cut from sensors that are not, and keep their width.
-    film_px = film_mm * max(math.hypot(long, short) / _FILM_DIAGONAL_MM, long / _FILM_WIDTH_MM)
     if sensor_px and max(sensor_px / film_px, film_px / sensor_px) <= _MAX_RATIO:
         return sensor_px
     return film_px
+
+
+def video_focal_px(film_mm: float, size: tuple[int, int]) -> float | None:
+    """Return the focal length in pixels of a video that states one; None where it can't be trusted.
+
+    Args:
+        film_mm: the focal length that is equivalent on 35 mm film.
+        size: width and height of frames in pixels, either way round.
+    """
+    short, long = sorted(size)
+    return _on_film(film_mm, size) if _is_cameras(long / short) else None
+
+
+def _on_film(film_mm: float, size: tuple[int, int]) -> float | None:
+    """Return the focal length in pixels for an equivalent one; None where it is implausible."""
+    if not _FOCAL_LIMITS_MM[0] <= film_mm <= _FOCAL_LIMITS_MM[1]:
+        return None
+    # Pictures wider than 3:2 are cut from sensors that are not, and keep their width.
+    return film_mm * max(math.hypot(*size) / _FILM_DIAGONAL_MM, max(size) / _FILM_WIDTH_MM)
 
 
 def _is_cameras(aspect: float) -> bool:

@@ -18,7 +18,7 @@ from annotator.sources.entry import Entry, path_of
 from annotator.sources.parquet import read_parquet, read_row
 from annotator.sources.suffixes import VIDEO_SUFFIXES
 from annotator.sources.tar import list_tar, read_tar
-from annotator.sources.video.source import list_video, read_video
+from annotator.sources.video.source import list_video, read_frames, read_video
 from annotator.storage.files import is_local, local_path
 
 #: Parallel requests to a store, which has high latency but high throughput.
@@ -27,7 +27,7 @@ REQUESTS_AT_ONCE = 16
 _READERS: dict[str, Callable[[str, Sequence[tuple[int, ...]]], Iterator[Any]]] = {
     "tar": read_tar,
     "parquet": read_parquet,
-    "video": read_video,
+    "video": read_frames,
 }
 
 
@@ -166,7 +166,7 @@ def _decoded(data: Any, min_side_px: int | None) -> Photo | Exception:
     try:
         if data is None:
             return PhotoError("empty", "this row has no photo")
-        if isinstance(data, Exception):
+        if isinstance(data, (Exception, Photo)):
             return data
         if isinstance(data, bytes):
             return decode_photo(data, min_side_px)

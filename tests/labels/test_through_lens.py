@@ -226,7 +226,8 @@ def test_labels_behind_a_lens_are_refused_where_a_pinhole_is_assumed(tmp_path):
     ("fx", "fy", "focal_px", "source", "message"),
     [
         ("300", "310", 305.0, "given", "fx is 300 and fy is 310: resize photos"),
-        ("300", "300.001", 300.0, "given", None),
+        ("300", "300.2", 300.1, "given", None),
+        ("300", "300.6", 300.3, "given", "fx is 300 and fy is 300.6"),
         ("300", "", 300.0, "given", None),
         ("300", "150", 300.0, "given", None),  # pixels twice as high as wide, stretched along y
         ("300", "310", 500.0, "assumed", None),  # a fit reads no camera columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import random
@@ -15,8 +16,11 @@ import numpy as np
 import pytest
 
 from annotator.errors import UserError
+from annotator.photos.camera import UNKNOWN
 from annotator.photos.errors import PhotoError
+from annotator.sources.camera import camera_of
 from annotator.sources.entry import Entry
+from annotator.sources.read import photos_of
 from annotator.sources.video.source import VIDEO_SUFFIXES, list_video, read_video
 
 av = pytest.importorskip("av")
@@ -412,3 +416,49 @@ def test_without_pyav_the_error_names_the_package(videos, monkeypatch):
     for frames in (list_video(path, "v", 1), read_video(path, [(0,)])):
         with pytest.raises(UserError, match=r"pip install 'amvur-annotator\[video\]'"):
             next(iter(frames))
+
+
+def film_video(path: Path, size: tuple[int, int], facts: dict[str, str]) -> Path:
+    """Write three frames with metadata of the whole file, as QuickTime keys."""
+    with av.open(str(path), "w", options={"movflags": "use_metadata_tags"}) as container:
+        container.metadata.update(facts)
+        stream = container.add_stream("mpeg4", rate=RATE)
+        stream.width, stream.height = size
+        for number in range(3):
+            pixels = np.full((size[1], size[0], 3), 60 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+FOCAL_KEY = "com.apple.quicktime.camera.focal_length.35mm_equivalent"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "facts", "across_deg"),
+    [
+        # Film is 36 x 24 mm. A picture of 16:9 has its width; one of 4:3 has its diagonal.
+        ("a.mov", (320, 180), {FOCAL_KEY: "26"}, 2 * np.degrees(np.arctan(18 / 26))),
+        ("a.mp4", (320, 180), {FOCAL_KEY: "50.00mm"}, 2 * np.degrees(np.arctan(18 / 50))),
+        ("a.mov", (180, 320), {FOCAL_KEY: "26"}, 2 * np.degrees(np.arctan(18 / 26 * 9 / 16))),
+        ("a.mov", (320, 240), {FOCAL_KEY: "26"}, 2 * np.degrees(np.arctan(0.8 * np.hypot(18, 12) / 26))),
+        ("a.mov", (320, 320), {FOCAL_KEY: "26"}, None),  # cut: no camera's picture
+        ("a.mov", (320, 180), {FOCAL_KEY: "0"}, None),
+        ("a.mov", (320, 180), {FOCAL_KEY: "26 inches"}, None),
+        ("a.mov", (320, 180), {"make": "none"}, None),
+        ("a.mkv", (320, 180), {}, None),
+    ],
+)
+def test_a_focal_length_that_a_video_states_is_its_cameras(name, size, facts, across_deg, tmp_path):
+    entries = list(list_video(str(film_video(tmp_path / name, size, facts)), "v"))
+    photos = list(photos_of(entries, lambda entry: 32))
+    assert len(photos) == 3
+    for entry, photo in zip(entries, photos, strict=True):
+        camera = camera_of(entry, photo)
+        if across_deg is None:
+            assert camera == UNKNOWN
+        else:
+            assert camera.focal_source == "exif" and (photo.width, photo.height) == size
+            assert 2 * np.degrees(np.arctan(size[0] / 2 / camera.focal_px)) == pytest.approx(across_deg)
+    given = camera_of(dataclasses.replace(entries[0], focal_px=99.0), photos[0])
+    assert (given.focal_px, given.focal_source) == (99.0, "given")

@@ -45,8 +45,9 @@ _POOL = 2048
 #: out and shifts. Rotated by 45 degrees, its corners may still show part of a hand.
 _WIDEST = 1.3
 
-#: Largest relative difference between two focal lengths that count as one: labels have 32 bits.
-_EQUAL = 1e-4
+#: Largest relative difference of a listed focal length from the label's that counts as none: half of that between two
+#: which are one (`Lens.is_plain`).
+_EQUAL = 5e-4
 
 
 @dataclass(frozen=True)

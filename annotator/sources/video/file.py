@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 # Some of FFmpeg's formats are playlists of other files and URLs, recognised under any file name: keep them out.
 _FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg"
+
+_FOCAL_KEY = "com.apple.quicktime.camera.focal_length.35mm_equivalent"
+_FOCAL = re.compile(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*(?:mm)?\s*", re.ASCII)
 
 
 def ffmpeg_error() -> type[Exception]:
@@ -91,6 +95,19 @@ def is_counted(container: InputContainer, stream: VideoStream) -> bool:
 def can_seek(container: InputContainer) -> bool:
     """Return whether time stamps stay the same after a seek; MPEG files store few, and FFmpeg guesses the others."""
     return not container.format.name.startswith("mpeg")
+
+
+def film_focal_mm(container: InputContainer, stream: VideoStream) -> float | None:
+    """Return the focal length that is equivalent on 35 mm film, as phones note it in QuickTime files; else None.
+
+    Apple's key belongs to the track; its cameras have written it for the whole file. Its value is text such as `26` or
+    `26.00mm`.
+    """
+    for facts in (stream.metadata, container.metadata):
+        found = _FOCAL.fullmatch(facts.get(_FOCAL_KEY, ""))
+        if found:
+            return float(found[1])
+    return None
 
 
 def ticks_of(timed: Packet | VideoFrame) -> int:

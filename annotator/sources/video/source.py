@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.photos.decode import Photo
 from annotator.photos.errors import PhotoError
+from annotator.photos.focal import video_focal_px
 from annotator.sources.entry import Entry, Fault
 from annotator.sources.faults import open_existing, unreadable
 from annotator.sources.suffixes import VIDEO_SUFFIXES
 from annotator.sources.video.end import is_cut
-from annotator.sources.video.file import base, ffmpeg_error, is_counted, opened_video, ticks_of
+from annotator.sources.video.file import base, ffmpeg_error, film_focal_mm, is_counted, opened_video, ticks_of
 from annotator.sources.video.frames import frames_at
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-__all__ = ["VIDEO_SUFFIXES", "list_video", "read_video"]
+__all__ = ["VIDEO_SUFFIXES", "list_video", "read_frames", "read_video"]
 
 #: In H.264 and H.265 at most 16 frames, or 32 half frames, are stored after a frame but shown before it.
 _MAX_REORDER = 64
@@ -104,8 +106,8 @@ def _is_shown(packet: Packet, stream: VideoStream) -> bool:
     return stream.codec_context.name not in ("vp8", "libvpx") or bool(memoryview(packet)[0] & 0x10)
 
 
-def read_video(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[NDArray[np.uint8] | PhotoError]:
-    """Yield the upright RGB frame (H, W, 3) at each place, in the order of `places`, or an error in its stead.
+def read_frames(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[Photo | PhotoError]:
+    """Yield the frame at each place, in the order of `places`, or an error in its stead.
 
     Ascending places are fastest. After damage, all frames up to the next keyframe are errors: each depends on
     the frames before it.
@@ -120,4 +122,17 @@ def read_video(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[NDArray
         except PhotoError as error:
             yield from [error] * len(places)
             return
-        yield from frames_at(container, stream, [place[0] for place in places])
+        film_mm = film_focal_mm(container, stream)
+        for pixels in frames_at(container, stream, [place[0] for place in places]):
+            if isinstance(pixels, PhotoError):
+                yield pixels
+                continue
+            height, width = pixels.shape[:2]
+            focal_px = None if film_mm is None else video_focal_px(film_mm, (width, height))
+            yield Photo(pixels, width, height, exif_focal_px=focal_px)
+
+
+def read_video(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[NDArray[np.uint8] | PhotoError]:
+    """Yield the upright RGB frame (H, W, 3) at each place; see `read_frames`."""
+    for frame in read_frames(path, places):
+        yield frame.pixels if isinstance(frame, Photo) else frame
