@@ -26,6 +26,9 @@ _REACH, _NEAR_S = 10, 0.15
 #: Labels from one to the next whose turn gives a rate.
 _SPAN = 2
 
+#: Rotations of one step: bounds memory.
+_BLOCK = 256
+
 #: Steps of the iterations for a scale and for a median, and the least chordal distance in the latter: two degrees.
 _STEPS, _LEAST = 10, 0.05
 
@@ -67,6 +70,15 @@ def local_medians(time_s: Floats, rotations: Floats) -> Floats:
     sum of chordal distances to them, by Weiszfeld's algorithm (Hartley et al., 2011). So it stays near most of them,
     however far off the others are.
     """
+    result = np.empty_like(rotations)
+    for start in range(0, len(rotations), _BLOCK):
+        before = min(start, _REACH)
+        part = slice(start - before, start + _BLOCK + _REACH + _SPAN)
+        result[start : start + _BLOCK] = _medians(time_s[part], rotations[part])[before:][:_BLOCK]
+    return result
+
+
+def _medians(time_s: Floats, rotations: Floats) -> Floats:
     count, reach = len(rotations), min(_REACH, len(rotations) - 1)
     rate = _median_rates(time_s, rotations)
     median: Floats | None = None  # at first, the mean

@@ -198,6 +198,14 @@ def test_a_median_of_rotations_has_the_least_sum_of_distances(monkeypatch):
     np.testing.assert_allclose(local_medians(np.zeros(1), turns[:1]), turns[:1], atol=1e-9)
 
 
+def test_medians_made_in_blocks_are_those_of_the_whole(monkeypatch):
+    rng = np.random.default_rng(7)
+    time_s, turns = np.cumsum(rng.uniform(0.01, 0.1, 40)), Rotation.random(40, rng=rng).as_matrix()
+    whole = local_medians(time_s, turns)
+    monkeypatch.setattr(robust, "_BLOCK", 7)
+    np.testing.assert_allclose(local_medians(time_s, turns), whole, atol=1e-9)
+
+
 def test_missing_rotations_lie_on_the_way_between_their_neighbours():
     turns = Rotation.from_rotvec(np.array([[0, 0, 0], [9, 9, 9], [0, 0, 0.9], [1, 2, 3]])).as_matrix()
     made = filled(np.array([0.0, 1.0, 3.0, 4.0]), turns, np.array([True, False, True, False]))
