@@ -30,9 +30,9 @@ from annotator.quality.metrics import mpjpe, pa_mpjpe
 from annotator.quality.uncertainty import coverage
 from annotator.sources.sequences import ADDED
 from annotator.track.association import Hands, track_ids
-from annotator.track.sequence import tracked
+from annotator.track.sequence import track_sequence
 from annotator.track.side import right_scores
-from annotator.track.wide import WIDE, WideRows
+from annotator.track.vertex_columns import VERTEX_COLUMNS, VertexRows
 from trainer.synth.sequences import Sequences
 from trainer.synth.truth import true_columns
 from trainer.synth.write_sequences import SEQUENCE_COLUMNS
@@ -120,7 +120,9 @@ def _sequence(
     schema = label_schema(hand.vertex_count, None, SEQUENCE_COLUMNS)
     before = labels_to_table(rows, labels, range(frames), schema)
     began = time.process_time()
-    made = tracked(before.drop(list(WIDE)), WideRows([before], hand.vertex_count), layer, MAX_GAP)
+    made = track_sequence(
+        before.drop(list(VERTEX_COLUMNS)), VertexRows([before], hand.vertex_count), layer, MAX_GAP
+    )
     tables = made.tables(label_schema(hand.vertex_count, None, SEQUENCE_COLUMNS | ADDED))
     after = pa.concat_tables(tables)
     seconds = time.process_time() - began

@@ -31,13 +31,13 @@ from annotator.storage.remote import retry_limit, without_secrets
 if TYPE_CHECKING:  # planning and writing start seconds sooner without torch
     from annotator.hand.layer import HandLayer
 
-#: Version of the method: a change that moves hands is another maker of labels.
+#: Version of the method; it increases with every change that alters the labels.
 TRACKER_VERSION = 2
 
-#: Rows whose wide columns are in memory while they are read.
+#: Rows whose per-vertex columns are in memory while they are read.
 READ_ROWS = 256
 
-#: Frames that a hand may be missing for, where nothing is given: a third of a second of most videos.
+#: Default maximum of missing frames of a hand: a third of a second of most videos.
 MAX_GAP = 10
 
 
@@ -55,13 +55,13 @@ def track(
 
     Args:
         labels: path or URL of a label set of videos, or of a list with a `sequence` column. It is not changed.
-        out: path or URL of the tracked set, made if need be.
-        max_gap: frames that a hand may be missing for; they are filled where they have a row.
+        out: path or URL of the tracked set, created if missing.
+        max_gap: maximum missing frames of a hand; they are filled where they have a row.
         one_person: all hands of a sequence are of one person: they share shape and length. A list's column `person`
             names the owners of hands instead.
         hand: the hand model of the labels: `open`, or `mano:PATH`.
-        compute: `workers` are processes, a core each; `shard_size` is how many sequences a file holds, one by
-            default.
+        compute: `workers` are processes, a core each; `shard_size` is the number of sequences per file, one
+            by default.
         on_progress: called before the first shard and after each.
 
     Returns:
@@ -75,7 +75,7 @@ def track(
         raise UserError(f"max-gap is {max_gap}: give 0 or more frames")
     if labels == out:
         raise UserError(
-            f"'{printable(without_secrets(out))}' holds the labels: give a new folder for the tracked ones"
+            f"'{printable(without_secrets(out))}' is the label set to track: give another output folder"
         )
     compute = compute or ComputeOptions(shard_size=1)
     with retry_limit(FIRST_ANSWER_S):  # a wrong name or key is reported before a model is loaded
@@ -159,16 +159,18 @@ def tracked_tables(
     one_person: bool = False,
 ) -> Iterator[pa.Table]:
     """Yield the label tables of some sequences, a block of rows at a time."""
-    from annotator.track.sequence import tracked, untracked
-    from annotator.track.wide import WIDE, WideRows
+    from annotator.track.sequence import copied_rows, track_sequence
+    from annotator.track.vertex_columns import VERTEX_COLUMNS, VertexRows
 
     for entry in entries:
-        table = read_sequence(labels, entry, without=WIDE)
-        wide = WideRows(sequence_batches(labels, entry, WIDE, READ_ROWS), hand.vertex_count)
+        table = read_sequence(labels, entry, without=VERTEX_COLUMNS)
+        vertex_rows = VertexRows(
+            sequence_batches(labels, entry, VERTEX_COLUMNS, READ_ROWS), hand.vertex_count
+        )
         if entry.extra["of_none"]:
-            made = untracked(table, wide)
+            made = copied_rows(table, vertex_rows)
         else:
-            made = tracked(table, wide, _layer(hand), max_gap, one_person)
+            made = track_sequence(table, vertex_rows, _layer(hand), max_gap, one_person)
         yield from made.tables(schema)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from annotator.errors import UserError
 from annotator.export.exported import Exported
 from annotator.export.exported_labels import Labels
-from annotator.track.frames import FRAME, TIME, frame_places
+from annotator.track.frames import FRAME, TIME, frame_times
 
 #: The columns that identify a track and order its frames.
 PLACE = (
@@ -102,7 +102,7 @@ def sequences(labels: Labels, batches: Iterator[pa.Table], exported: Exported) -
             )
         seen.add(name)
         rows = pa.concat_tables([table for _, table in parts]).combine_chunks()
-        number, time_s = frame_places(rows)
+        number, time_s = frame_times(rows)
         order = np.argsort(number, kind="stable")
         yield TrackedSequence(name, rows.take(order), number[order], time_s[order])
 

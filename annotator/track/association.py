@@ -1,4 +1,4 @@
-"""Which hand of a frame continues which track: the cheapest assignment of all, frame by frame."""
+"""Assign the hands of each frame to tracks, at the lowest total cost."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Floats = NDArray[np.floating]
 #: Weights of a cost's terms: joints are in sizes of the hand, the rest in 0..1.
 _JOINTS, _OVERLAP, _SIDE, _SHAPE = 1.0, 0.5, 0.5, 0.2
 
-#: How far joints may lie from where a track is expected, in sizes of the hand: after one frame, and for each frame
-#: more. A hand farther off begins a track of its own, so that a cut ends all tracks.
+#: Maximum distance of joints from a track's predicted position, in sizes of the hand: after one frame, added per
+#: further frame, and in total. A hand farther off begins a track of its own, so that a cut ends all tracks.
 _REACH, _REACH_PER_FRAME, _MAX_REACH = 0.6, 0.1, 1.5
 
-#: Overlap of boxes from which a hand is within reach whatever its joints do.
-_SAME_PLACE = 0.4
+#: Overlap of boxes above which a hand may continue a track at any distance of its joints.
+_MIN_OVERLAP = 0.4
 
-#: A track's velocity is trusted for so many frames.
-_COASTS = 3
+#: Frames for which a track's velocity is extrapolated.
+_VELOCITY_FRAMES = 3
 
 #: Distance of two shapes, per coefficient, that costs all of `_SHAPE`.
 _SHAPES_APART = 1.5
@@ -39,7 +39,7 @@ _FORBIDDEN = 1e6
 class Hands:
     """The n hands of a sequence that are labelled, by frame."""
 
-    frame: NDArray[np.int64]  # (n,) place among the sequence's frames, ascending
+    frame: NDArray[np.int64]  # (n,) index among the sequence's frames, ascending
     joints2d_px: Floats  # (n, 21, 2)
     box_xyxy: Floats  # (n, 4)
     right: Floats  # (n,) probability of a right hand
@@ -54,8 +54,8 @@ class Hands:
 
 
 @dataclass(eq=False)
-class _Open:
-    """A track that may go on."""
+class _ActiveTrack:
+    """A track that may continue."""
 
     number: int
     last: int  # row of its last hand
@@ -68,11 +68,11 @@ def track_ids(hands: Hands, time_s: Floats, max_gap: int) -> NDArray[np.int64]:
 
     Args:
         hands: the labelled hands. time_s: (T,) of all frames, increasing.
-        max_gap: frames that a hand may be missing for; in time, so many times the usual step.
+        max_gap: maximum missing frames of a hand, of the median length.
     """
     ids = np.full(len(hands), -1)
     step_s = float(np.median(np.diff(time_s))) if len(time_s) > 1 else 1.0
-    tracks: list[_Open] = []
+    tracks: list[_ActiveTrack] = []
     count = 0
     for frame in np.unique(hands.frame):
         rows = np.flatnonzero(hands.frame == frame)
@@ -88,7 +88,7 @@ def track_ids(hands: Hands, time_s: Floats, max_gap: int) -> NDArray[np.int64]:
             _extend(track, hands, row, time_s)
         for row in rows[ids[rows] < 0]:
             ids[row] = count
-            tracks.append(_Open(count, row, float(log_odds(hands.right[row]))))
+            tracks.append(_ActiveTrack(count, row, float(log_odds(hands.right[row]))))
             count += 1
     return ids
 
@@ -101,8 +101,8 @@ def log_odds(right: Floats) -> Floats:
 
 
 def _assigned(
-    tracks: list[_Open], hands: Hands, rows: NDArray[np.int64], time_s: Floats, step_s: float
-) -> list[tuple[_Open, int]]:
+    tracks: list[_ActiveTrack], hands: Hands, rows: NDArray[np.int64], time_s: Floats, step_s: float
+) -> list[tuple[_ActiveTrack, int]]:
     if not tracks:
         return []
     costs = np.stack([_costs(track, hands, rows, time_s, step_s) for track in tracks])
@@ -110,12 +110,14 @@ def _assigned(
     return [(tracks[i], int(rows[j])) for i, j in pairs if costs[i, j] < _FORBIDDEN]
 
 
-def _costs(track: _Open, hands: Hands, rows: NDArray[np.int64], time_s: Floats, step_s: float) -> Floats:
-    """Return how little each hand (m,) continues a track."""
+def _costs(
+    track: _ActiveTrack, hands: Hands, rows: NDArray[np.int64], time_s: Floats, step_s: float
+) -> Floats:
+    """Return the cost (m,) of assigning each hand to a track."""
     last = track.last
     away_s = float(time_s[hands.frame[rows[0]]] - time_s[hands.frame[last]])
     frames = away_s / step_s
-    moved = track.velocity_px * min(away_s, _COASTS * step_s)
+    moved = track.velocity_px * min(away_s, _VELOCITY_FRAMES * step_s)
     size = np.maximum(_size(hands.box_xyxy[rows]), _size(hands.box_xyxy[last]))
     off = np.linalg.norm(hands.joints2d_px[rows] - hands.joints2d_px[last] - moved, axis=-1).mean(1) / size
     overlap = _overlaps(hands.box_xyxy[last] + np.tile(moved, 2), hands.box_xyxy[rows])
@@ -124,13 +126,13 @@ def _costs(track: _Open, hands: Hands, rows: NDArray[np.int64], time_s: Floats, 
     apart = np.sqrt(np.square(hands.betas[rows] - hands.betas[last]).mean(1)) / _SHAPES_APART
     cost = _JOINTS * off + _OVERLAP * (1 - overlap) + _SIDE * other_side + _SHAPE * apart.clip(0, 1)
     reach = min(_REACH + _REACH_PER_FRAME * max(frames - 1, 0), _MAX_REACH)
-    return np.where((off < reach) | (overlap > _SAME_PLACE), cost, _FORBIDDEN)
+    return np.where((off < reach) | (overlap > _MIN_OVERLAP), cost, _FORBIDDEN)
 
 
-def _is_cut(hands: Hands, pairs: list[tuple[_Open, int]], time_s: Floats, step_s: float) -> bool:
+def _is_cut(hands: Hands, pairs: list[tuple[_ActiveTrack, int]], time_s: Floats, step_s: float) -> bool:
     """Return whether all pairs of a track and a hand differ in colour and in pose: a new shot shows the hands.
 
-    A hand that goes behind another changes likewise, but not both hands at once.
+    Another hand in front changes one hand in the same way, but never both at once.
     """
     if not pairs:
         return False
@@ -143,7 +145,7 @@ def _is_cut(hands: Hands, pairs: list[tuple[_Open, int]], time_s: Floats, step_s
     return bool(((levels > _CUT_LEVELS * np.sqrt(frames)) & (off > _CUT_JOINTS)).all())
 
 
-def _extend(track: _Open, hands: Hands, row: int, time_s: Floats) -> None:
+def _extend(track: _ActiveTrack, hands: Hands, row: int, time_s: Floats) -> None:
     step_s = float(time_s[hands.frame[row]] - time_s[hands.frame[track.last]])
     moved = hands.joints2d_px[row].mean(0) - hands.joints2d_px[track.last].mean(0)
     track.velocity_px = 0.5 * track.velocity_px + 0.5 * moved / step_s

@@ -21,8 +21,8 @@ from annotator.track.shape import Shape
 
 Floats = NDArray[np.floating]
 
-#: Columns whose values of a filled frame, or of one of the other side, are the nearest labelled frame's. So are the
-#: wide `vertex_rgb` and `vertex_visible`.
+#: Columns that a filled frame, or one of the other side, copies from the nearest labelled frame. So it does
+#: `vertex_rgb` and `vertex_visible`.
 NEAREST = ("visible_fraction", "joint_visible", "joint_visible_score", "hidden_joints")
 
 _VECTORS = (
@@ -32,23 +32,23 @@ _VECTORS = (
 _LENGTHS = ("hand_length_mm", "hand_length_std_mm")
 _SCALARS = ("joint_std_mm", "max_joint_std_mm", "vertex_std_mm", *_LENGTHS)
 
-#: Columns that a track has, whether its labels have them or not.
-MADE = (*_LENGTHS, "cam_t_std_mm")
+#: Columns that every tracked set has.
+COLUMNS_OF_EVERY_TRACK = (*_LENGTHS, "cam_t_std_mm")
 
-#: Cosine off a view's axis that counts as a place in it: a smoothed one may lie farther off than any view reaches.
+#: Minimum cosine between a point's ray and a view's axis; smoothing may move a point beyond any view.
 _MIN_Z = 0.1
 
-#: Every column but the wide ones that holds an array for each hand; the others are values of rows.
-OF_HANDS = (*_VECTORS, *_SCALARS, *NEAREST, "is_right", "camera")
+#: Columns with an array per hand, without those per vertex; the others are values of rows.
+HAND_COLUMNS = (*_VECTORS, *_SCALARS, *NEAREST, "is_right", "camera")
 
 
 def columns_of_hands(table: pa.Table) -> dict[str, Any]:
-    """Return the columns `OF_HANDS` of a table of hands: arrays (n, ...), None where one is null, the camera's a
+    """Return the columns `HAND_COLUMNS` of a table of hands: arrays (n, ...), None where one is null, the camera's a
     mapping.
     """
     columns: dict[str, Any] = {
         name: _array(table[name]) if name in table.column_names else None  # older labels lack the newest
-        for name in OF_HANDS
+        for name in HAND_COLUMNS
         if name != "camera"
     }
     camera = table["camera"].combine_chunks()
@@ -95,7 +95,7 @@ def labels_motion(columns: dict[str, Any], views: NDArray[np.object_], rows: NDA
     for k in _through_lens(views[rows]):
         view, focal_px = views[rows[k]], float(camera["focal_px"][rows[k]])
         on_plane = view.half_tan * camera["translation"][rows[k]].astype(np.float64)
-        place_px[k] = _even_lens(focal_px, camera["principal_px"][rows[k]]).project(
+        place_px[k] = _equidistant_fisheye(focal_px, camera["principal_px"][rows[k]]).project(
             view.axes @ [*on_plane, 1]
         )
         scale_px[k] = camera["scale"][rows[k]] * view.half_tan * focal_px
@@ -114,7 +114,7 @@ def _through_lens(views: NDArray[np.object_]) -> list[int]:
     return [k for k, view in enumerate(views) if view is not None]
 
 
-def _even_lens(focal_px: float, principal_px: Floats) -> Lens:
+def _equidistant_fisheye(focal_px: float, principal_px: Floats) -> Lens:
     """Return a fisheye in whose photo distances are angles: it shows every direction, so any place has pixels there."""
     cx, cy = (float(value) for value in principal_px)
     return Lens(focal_px, focal_px, cx, cy, "fisheye")
@@ -199,7 +199,7 @@ def track_columns(
         weak = _weak_in_view(views[k], motion, k, focal_px[k], principal_px[k])
         points = weak.scale * turned[k, :, :2] + weak.place
         scale[k], translation[k], joints2d_px[k] = weak.scale, weak.place, views[k].nearest_in_photo(points)
-        cam_t_mm[k], covariance[k] = _place_in_view(
+        cam_t_mm[k], covariance[k] = _position_in_view(
             views[k], points, motion.joints3d_mm[k], motion.joints3d_std_mm[k], motion.joints2d_std_px[k]
         )
     per_joint = np.linalg.norm(motion.joints3d_std_mm[:, 1:], axis=-1)
@@ -231,18 +231,18 @@ def track_columns(
     return result | {name: None if columns[name] is None else columns[name][nearest] for name in NEAREST}
 
 
-class _Weak(NamedTuple):
+class _WeakCamera(NamedTuple):
     """A weak-perspective camera in a view."""
 
     scale: float  # half-sides per millimetre
     place: Floats  # (2,) half-sides
 
 
-def _weak_in_view(view: View, motion: Motion, k: int, focal_px: float, principal_px: Floats) -> _Weak:
+def _weak_in_view(view: View, motion: Motion, k: int, focal_px: float, principal_px: Floats) -> _WeakCamera:
     """Return the camera of frame k of a smoothed track in a view; see `labels_motion`."""
-    x, y, z = _even_lens(float(focal_px), principal_px).rays(motion.place_px[k]) @ view.axes
+    x, y, z = _equidistant_fisheye(float(focal_px), principal_px).rays(motion.place_px[k]) @ view.axes
     place = np.array([x, y]) / max(z, _MIN_Z) / view.half_tan
-    return _Weak(float(motion.scale_px[k]) / (view.half_tan * float(focal_px)), place)
+    return _WeakCamera(float(motion.scale_px[k]) / (view.half_tan * float(focal_px)), place)
 
 
 def _view_around(box_xyxy: Floats, nearest: View) -> View:
@@ -253,7 +253,7 @@ def _view_around(box_xyxy: Floats, nearest: View) -> View:
         return nearest
 
 
-def _place_in_view(
+def _position_in_view(
     view: View, points: Floats, joints_mm: Floats, std_mm: Floats, std_px: Floats
 ) -> tuple[Floats, Floats]:
     """Return the wrist's place (3,) and its covariance (3, 3), of joints (21, 3) that are at `points` of a view."""

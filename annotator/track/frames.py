@@ -17,7 +17,7 @@ ASSUMED_RATE_HZ = 30.0
 FRAME, TIME = "frame", "time_s"
 
 
-def frame_places(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def frame_times(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the number (n,) of each row's frame, and its time in seconds.
 
     Raises:
@@ -42,8 +42,8 @@ def frame_places(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float
     if len(back):
         row = order[back[0] + 1]
         raise UserError(
-            f"'{table['image_id'][row].as_py()}': its time {time_s[row]:g} s is not after that of the frame before; "
-            "times must grow with frame numbers"
+            f"'{table['image_id'][row].as_py()}': time_s is {time_s[row]:g}, not later than in the previous frame; "
+            "times must increase with frame numbers"
         )
     return number, time_s
 
@@ -76,6 +76,6 @@ def _check_one_photo_each(table: pa.Table, number: Floats, ids: NDArray[np.integ
     for row in np.flatnonzero(~same):
         if photo_of.setdefault(float(number[row]), int(ids[row])) != ids[row]:
             raise UserError(
-                f"'{table['image_id'][row].as_py()}': frame {number[row]:g} is another photo already; give each "
-                "frame of a sequence a number of its own"
+                f"'{table['image_id'][row].as_py()}': frame {number[row]:g} is the number of another photo; give "
+                "each frame of a sequence its own number"
             )

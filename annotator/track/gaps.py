@@ -1,4 +1,4 @@
-"""Frames without a hand of the track: gaps to fill, and ends where the track stands still."""
+"""Frames of a track without a label: gaps to fill, and constant ends."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 
 
-def to_fill(own: NDArray[np.int64], fillable: NDArray[np.bool_]) -> NDArray[np.int64]:
+def frames_to_fill(own: NDArray[np.int64], is_readable: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the frames between a track's first and last (`own`, ascending) that it fills.
 
-    A gap is no longer than association lets it be. `fillable` (T,) marks frames with a row to fill: one that could
-    not be read has none.
+    Association has already limited the length of gaps. `is_readable` (T,) marks frames with a readable photo, whose
+    row can be filled.
     """
     inside = np.arange(own[0], own[-1] + 1)
     missing = np.setdiff1d(inside, own)
-    return missing[fillable[missing]]
+    return missing[is_readable[missing]]
 
 
-def hold_ends(values: Floats, observed: NDArray[np.bool_]) -> Floats:
-    """Return values (T, ...) that stand still before the first observed time and after the last.
+def hold_constant_ends(values: Floats, observed: NDArray[np.bool_]) -> Floats:
+    """Return values (T, ...) that are constant before the first observed time and after the last.
 
     Beyond them a constant velocity is a guess that grows without bound.
     """

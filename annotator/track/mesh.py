@@ -1,8 +1,8 @@
 """The meshes of a smoothed track, in blocks of frames: memory does not grow with a track's length.
 
-A network's offsets from its parametric hand are smoothed as all else is. Their states are filtered forwards once, with
-the state at the start of each block kept. Then each block, from the last to the first, is filtered again and smoothed
-backwards. Offsets before and after smoothing lie in a file.
+A network's offsets from its parametric hand are smoothed like the other channels. Their states are filtered forwards
+once, with the state at the start of each block kept. Then each block, from the last to the first, is filtered again and
+smoothed backwards. Offsets before and after smoothing lie in a file.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from annotator.coordinates import mirror_points, rotation_matrices
 from annotator.hand.layer import HandLayer
+from annotator.track.disk_array import DiskArray
 from annotator.track.gaps import held_frames
 from annotator.track.posterior import BLOCK, posterior_std_blocks
-from annotator.track.scratch import Scratch
 from annotator.track.smoother import Measurements, Noise, filtered, gains, prior_mean, smoothed_back
-from annotator.track.wide import WideRows
+from annotator.track.vertex_columns import VertexRows
 
 Floats = NDArray[np.floating]
 
@@ -44,12 +44,12 @@ class MeshPath:
     betas: Floats  # (T, 10)
     turn: Floats  # (T, 3, 3) the wrist's rotation
     share: float  # of scatter, over the predicted variance
-    grown: Floats  # (T,) the smoother's variance over a usual one
+    variance_ratio: Floats  # (T,) the smoother's variance over a usual one
     size: Floats  # (T,) factor on the smoothed hand, from the wrist
 
 
 @torch.inference_mode()
-def own_axes(layer: HandLayer, pose: Floats, betas: Floats) -> Iterator[tuple[Floats, Floats]]:
+def unrotated_hands(layer: HandLayer, pose: Floats, betas: Floats) -> Iterator[tuple[Floats, Floats]]:
     """Yield joints (n, 21, 3) and vertices (n, V, 3) of the right hand at its fingers' pose, the wrist not turned."""
     for first in range(0, len(pose), _POSED):
         rows = slice(first, first + _POSED)
@@ -62,7 +62,7 @@ def own_axes(layer: HandLayer, pose: Floats, betas: Floats) -> Iterator[tuple[Fl
 
 
 def track_meshes(
-    layer: HandLayer, path: MeshPath, wide: WideRows, rows: NDArray[np.int64]
+    layer: HandLayer, path: MeshPath, wide: VertexRows, rows: NDArray[np.int64]
 ) -> Iterator[tuple[Floats, Floats]]:
     """Yield vertices and their std (n, V, 3) of a track's frames, block after block.
 
@@ -78,11 +78,11 @@ def track_meshes(
         lambda frames: labelled_std.read(rows[frames]),
         _always_zero(labelled_std, rows[path.observed]),
         path.share,
-        path.grown,
+        path.variance_ratio,
     )
     offsets = _smoothed_offsets(layer, path, wide.columns["vertices_mm"], rows)
     held = held_frames(path.observed)
-    for number, (_, posed) in enumerate(own_axes(layer, path.pose, path.betas)):
+    for number, (_, posed) in enumerate(unrotated_hands(layer, path.pose, path.betas)):
         part = slice(number * _POSED, (number + 1) * _POSED)
         size = path.size[part, None, None].astype(np.float32)
         points = size * (posed + offsets.read(held[part])) @ path.turn[part].swapaxes(1, 2).astype(np.float32)
@@ -90,15 +90,15 @@ def track_meshes(
         yield points if path.is_right else mirror_points(points), std
 
 
-def _always_zero(std: Scratch, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _always_zero(std: DiskArray, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return where (V, 3) the std of all these rows is zero."""
     zero = [(std.read(rows[k : k + BLOCK]) == 0).all(0) for k in range(0, len(rows), BLOCK)]
     return np.logical_and.reduce(zero)
 
 
 def _smoothed_offsets(
-    layer: HandLayer, path: MeshPath, vertices: Scratch, rows: NDArray[np.int64]
-) -> Scratch:
+    layer: HandLayer, path: MeshPath, vertices: DiskArray, rows: NDArray[np.int64]
+) -> DiskArray:
     """Return the offsets (T, V, 3) of a track's meshes from its parametric hand, smoothed."""
     offsets, mean = _label_offsets(layer, path, vertices, rows)
     measurements = Measurements(path.time_s, np.empty((len(rows), 0)), path.variance, path.observed)
@@ -111,7 +111,9 @@ def _smoothed_offsets(
     firsts = range(0, len(rows), BLOCK)
     before = [prior_mean(mean)]
     for first in firsts[:-1]:
-        before.append(filtered(by, values(first), before[-1], first)[0][-1].copy())  # not a view of all
+        before.append(
+            filtered(by, values(first), before[-1], first)[0][-1].copy()
+        )  # copied, to free the rest
     after = None
     for first, state in zip(reversed(firsts), reversed(before), strict=True):
         means, predicted = filtered(by, values(first), state, first)
@@ -122,18 +124,18 @@ def _smoothed_offsets(
 
 
 def _label_offsets(
-    layer: HandLayer, path: MeshPath, vertices: Scratch, rows: NDArray[np.int64]
-) -> tuple[Scratch, Floats]:
+    layer: HandLayer, path: MeshPath, vertices: DiskArray, rows: NDArray[np.int64]
+) -> tuple[DiskArray, Floats]:
     """Return the offsets (T, V, 3) of labels from their parametric hand, in its own axes, and the mean observed."""
-    found: Scratch | None = None
+    found: DiskArray | None = None
     total: Floats | None = None
     turn = rotation_matrices(path.label_pose[:, :3].astype(np.float64)).astype(np.float32)
-    for number, (_, parametric) in enumerate(own_axes(layer, path.label_pose, path.label_betas)):
+    for number, (_, parametric) in enumerate(unrotated_hands(layer, path.label_pose, path.label_betas)):
         part = slice(number * _POSED, (number + 1) * _POSED)
         shown = vertices.read(rows[part].clip(0))
         offset = (shown if path.is_right else mirror_points(shown)) @ turn[part] - parametric
         flat = offset[path.observed[part]].reshape(-1, offset[0].size).astype(np.float64)
-        found = found or Scratch(offset.shape[1:], offset.dtype)
+        found = found or DiskArray(offset.shape[1:], offset.dtype)
         found.write(part.start, offset)
         total = np.add.reduce(flat if total is None else np.concatenate([total[None], flat]), 0)
     assert found is not None and total is not None

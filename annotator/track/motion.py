@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from annotator.coordinates import mirror_points, rotation_matrices, rotation_vectors
 from annotator.hand.layer import HandLayer
-from annotator.track.gaps import hold_ends
-from annotator.track.mesh import MeshPath, own_axes
-from annotator.track.posterior import growth, posterior_std, scatter_share
-from annotator.track.rotations import smooth_rotations
+from annotator.track.gaps import hold_constant_ends
+from annotator.track.mesh import MeshPath, unrotated_hands
+from annotator.track.posterior import posterior_std, scatter_share, variance_ratio
+from annotator.track.rotation_smoothing import smooth_rotations
 from annotator.track.shape import joint_variance, one_shape
 from annotator.track.smoother import Measurements, Noise, Smoothed, fit_noise, smooth
 
@@ -62,19 +62,21 @@ def smoothed_motion(
     rotations, pose = rotation_matrices(labels.pose[:, :3].astype(np.float64)), labels.pose[:, 3:]
 
     turn = smooth_rotations(time_s, rotations, variance, observed)
-    turned = hold_ends(turn.rotations, observed)
+    turned = hold_constant_ends(turn.rotations, observed)
     # A hand that is turned the wrong way has fingers to match.
     variance = variance / turn.weight
     fingers, of_fingers, finger_noise = _smoothed(time_s, pose, variance, observed)
     if shape is None:
         shape = one_shape(labels.betas[observed], variance[observed])
     betas: Floats = np.tile(shape, (len(time_s), 1))
-    grown = (growth(turn.smoothed, turn.noise, usual) + growth(of_fingers, finger_noise, usual)) / 2
+    ratio = (
+        variance_ratio(turn.smoothed, turn.noise, usual) + variance_ratio(of_fingers, finger_noise, usual)
+    ) / 2
 
     # A network's offsets from its parametric hand are kept: they are smoothed in the hand's own axes.
     new_pose = np.concatenate([rotation_vectors(turned), fingers], 1)
     before, after = (
-        np.concatenate([joints for joints, _ in own_axes(layer, *hand)])
+        np.concatenate([joints for joints, _ in unrotated_hands(layer, *hand)])
         for hand in ((labels.pose, labels.betas), (new_pose, betas))
     )
     shown = labels.joints3d_mm if is_right else mirror_points(labels.joints3d_mm)
@@ -94,8 +96,10 @@ def smoothed_motion(
         pose=new_pose,
         betas=betas,
         joints3d_mm=joints,
-        joints3d_std_mm=posterior_std(time_s, observed, labels.joints3d_std_mm, share, grown),
-        joints2d_std_px=posterior_std(time_s, observed, labels.joints2d_std_px, share_px, of_image.grown),
+        joints3d_std_mm=posterior_std(time_s, observed, labels.joints3d_std_mm, share, ratio),
+        joints2d_std_px=posterior_std(
+            time_s, observed, labels.joints2d_std_px, share_px, of_image.variance_ratio
+        ),
         scale_px=of_image.scale_px,
         place_px=of_image.place_px,
     )
@@ -111,7 +115,7 @@ def smoothed_motion(
         betas=betas,
         turn=turned,
         share=share,
-        grown=grown,
+        variance_ratio=ratio,
         size=np.ones(len(time_s)),
     )
 
@@ -120,7 +124,7 @@ def smoothed_motion(
 class _Image:
     scale_px: Floats  # (T,)
     place_px: Floats  # (T, 2)
-    grown: Floats  # (T,)
+    variance_ratio: Floats  # (T,)
 
 
 def _image(labels: Motion, time_s: Floats, observed: NDArray[np.bool_]) -> _Image:
@@ -130,7 +134,9 @@ def _image(labels: Motion, time_s: Floats, observed: NDArray[np.bool_]) -> _Imag
     place, of_place, noise = _smoothed(time_s, labels.place_px, variance, observed)
     log_scale = np.log(np.where(observed, labels.scale_px, 1.0))[:, None]
     size, _, _ = _smoothed(time_s, log_scale, variance * np.exp(2 * log_scale[:, 0]), observed)
-    return _Image(np.exp(size[:, 0]), place, growth(of_place, noise, float(variance[observed].mean())))
+    return _Image(
+        np.exp(size[:, 0]), place, variance_ratio(of_place, noise, float(variance[observed].mean()))
+    )
 
 
 def _smoothed(
@@ -140,4 +146,4 @@ def _smoothed(
     measurements = Measurements(time_s, values.astype(np.float64), variance, observed)
     noise = fit_noise(measurements)
     smoothed = smooth(measurements, noise)
-    return hold_ends(smoothed.position, observed), smoothed, noise
+    return hold_constant_ends(smoothed.position, observed), smoothed, noise

@@ -1,10 +1,10 @@
-"""How sure a smoothed hand is: the predicted variances, less the scatter that the smoother took away.
+"""Std of a smoothed hand: the predicted variance, less the scatter that smoothing removes.
 
 A frame's predicted variance measures all of its error. Part of it is scatter about the track's path, which frames
 average out; the rest is common to frames near in time, and no smoother removes it. The share of the scatter is the
 mean squared distance between labels and path over the predicted variance. The scatter's part shrinks, or grows in a
 gap, as the smoother's own variance does. The common part is the rest of the predicted variance of frames near in time,
-the surer weighing more, but no less than the scatter: a track that scatters more than predicted also errs more.
+weighted by its inverse, but no less than the scatter: a track that scatters more than predicted also errs more.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Floats = NDArray[np.floating]
 #: Frames farther away than this in time do not count for a frame's variance, unless they are the nearest.
 _REACH_S = 4 * MEMORY_S
 
-#: Times a usual label's variance that the smoother's may have.
-_MOST_GROWTH = 16.0
+#: Maximum of the smoother's variance over that of a usual label.
+_MAX_GROWTH = 16.0
 
 #: Frames of one step: bounds memory.
 BLOCK = 128
@@ -38,24 +38,24 @@ def scatter_share(difference: Floats, std: Floats) -> float:
     return float(np.square(difference).mean()) / max(predicted, 1e-12)
 
 
-def growth(smoothed: Smoothed, noise: Noise, usual_variance: float) -> Floats:
+def variance_ratio(smoothed: Smoothed, noise: Noise, usual_variance: float) -> Floats:
     """Return the smoother's variance (T,) over that of a usual measurement."""
     ratio: Floats = smoothed.variance / ((noise.own + noise.lasting) * usual_variance)
-    return ratio.clip(0, _MOST_GROWTH)
+    return ratio.clip(0, _MAX_GROWTH)
 
 
 def posterior_std(
-    time_s: Floats, observed: NDArray[np.bool_], std: Floats, share: float, grown: Floats
+    time_s: Floats, observed: NDArray[np.bool_], std: Floats, share: float, ratio: Floats
 ) -> NDArray[np.float32]:
     """Return the std (T, points, axes) of a smoothed hand.
 
     Args:
         time_s: (T,). observed: (T,) frames whose label counts.
         std: (T, points, axes) predicted; zeros stay zeros.
-        share: see `scatter_share`. grown: (T,) see `growth`.
+        share: see `scatter_share`. ratio: (T,) see `variance_ratio`.
     """
     fixed = (std[observed] == 0).all(0)
-    blocks = posterior_std_blocks(time_s, observed, std.__getitem__, fixed, share, grown)
+    blocks = posterior_std_blocks(time_s, observed, std.__getitem__, fixed, share, ratio)
     return np.concatenate(list(blocks))
 
 
@@ -65,7 +65,7 @@ def posterior_std_blocks(
     std_of: Callable[[NDArray[np.int64]], Floats],
     fixed: NDArray[np.bool_],
     share: float,
-    grown: Floats,
+    ratio: Floats,
 ) -> Iterator[NDArray[np.float32]]:
     """Yield the std (`BLOCK`, points, axes) of a smoothed hand, frame after frame; see `posterior_std`.
 
@@ -74,7 +74,7 @@ def posterior_std_blocks(
         fixed: (points, axes) where the std is zero in all observed frames.
     """
     seen = np.flatnonzero(observed)
-    factor = np.sqrt(max(1 - share, share) + share * grown)
+    factor = np.sqrt(max(1 - share, share) + share * ratio)
     for first in range(0, len(time_s), BLOCK):
         rows = slice(first, first + BLOCK)
         near = _near(time_s[rows], time_s[seen])

@@ -15,10 +15,10 @@ from annotator.coordinates import rotation_matrices, rotation_vectors
 Floats = NDArray[np.floating]
 
 #: Density of a rotation of which nothing is known, per cubed radian, and the first and largest share of such labels.
-_ANY, _FIRST_SHARE, _MOST_SHARE = 1 / (8 * np.pi**2), 0.1, 0.5
+_ANY, _FIRST_SHARE, _MAX_SHARE = 1 / (8 * np.pi**2), 0.1, 0.5
 
 #: Least weight: beside doubtful labels alone, these still say something.
-LEAST_WEIGHT = 0.01
+MIN_WEIGHT = 0.01
 
 #: Labels on each side, and the standard deviation in time, of a local median: more than a short run of wrong labels.
 _REACH, _NEAR_S = 10, 0.15
@@ -33,14 +33,14 @@ _BLOCK = 256
 _STEPS, _LEAST = 10, 0.05
 
 #: Least scale, in units of the variance: a path through all labels leaves only rounding.
-_LEAST_SCALE = 1e-12
+_MIN_SCALE = 1e-12
 
 #: Median squared length of three standard normal numbers.
 _MEDIAN_SQUARE = 2.366
 
 
 def turn_weights(apart: Floats, variance: Floats) -> Floats:
-    """Return the weight (n,) of labels, by which their variance is to be divided: `LEAST_WEIGHT` to 1.
+    """Return the weight (n,) of labels, by which their variance is to be divided: `MIN_WEIGHT` to 1.
 
     The scale of Gaussian errors and the share of wrong turns are the likeliest, found by expectation maximisation.
 
@@ -48,13 +48,13 @@ def turn_weights(apart: Floats, variance: Floats) -> Floats:
         apart: (n, 3) turns from a path to the labels, radians. variance: (n,) predicted, up to a common factor.
     """
     square = np.square(apart).sum(1) / variance
-    scale, share = max(float(np.median(square)) / _MEDIAN_SQUARE, _LEAST_SCALE), _FIRST_SHARE
+    scale, share = max(float(np.median(square)) / _MEDIAN_SQUARE, _MIN_SCALE), _FIRST_SHARE
     for _ in range(_STEPS):
         right = _inlier_probability(square, scale, variance, share)
         total = max(float(right.sum()), 1e-9)
-        scale = max(float(right @ square) / (3 * total), _LEAST_SCALE)
-        share = min(1 - total / len(right), _MOST_SHARE)
-    return np.maximum(_inlier_probability(square, scale, variance, share), LEAST_WEIGHT)
+        scale = max(float(right @ square) / (3 * total), _MIN_SCALE)
+        share = min(1 - total / len(right), _MAX_SHARE)
+    return np.maximum(_inlier_probability(square, scale, variance, share), MIN_WEIGHT)
 
 
 def _inlier_probability(square: Floats, scale: float, variance: Floats, share: float) -> Floats:

@@ -17,7 +17,7 @@ PERSON = "person"
 
 
 class Shape(NamedTuple):
-    """What the tracks of a person share."""
+    """Shape and length shared by a person's tracks."""
 
     betas: Floats  # (10,)
     length_mm: float | None  # None where labels have no lengths
@@ -46,11 +46,11 @@ def shapes_of_people(
     Args:
         columns: of a sequence's hands.
         tracks: rows of each track's hands that are of its side.
-        people: whose hand each track is.
+        people: the owner of each track.
     """
     shapes = {
         person: _shape_of(
-            columns, [own for own, whose in zip(tracks, people, strict=True) if whose == person]
+            columns, [own for own, owner in zip(tracks, people, strict=True) if owner == person]
         )
         for person in set(people) - {None}
     }
@@ -72,12 +72,12 @@ def _shape_of(columns: dict[str, Any], tracks: list[NDArray[np.int64]]) -> Shape
 def people_of(
     person: Sequence[Any] | None, tracks: Sequence[NDArray[np.int64]], one_person: bool
 ) -> list[Any]:
-    """Return whose hand each track is: the most frequent name of its hands, else the only person, or None.
+    """Return the owner of each track: the most frequent name of its hands, else the only person, or None.
 
     Args:
         person: (n,) a list's column of that name; None without it.
         tracks: rows of each track's hands.
-        one_person: all hands are of one.
+        one_person: all hands belong to one person.
     """
     found: list[Any] = []
     for own in tracks:

@@ -2,8 +2,8 @@
 
 Each channel is a position that integrates a velocity, and the velocity is a random walk: over dt its variance grows by
 `process * dt`. A frame measures the position with two errors. One is each frame's own, of variance `own * variance`,
-where `variance` is the frame's own prediction. The other lasts, because a network errs alike on frames that look alike:
-`sqrt(lasting * variance)` times a process of unit variance that is forgotten in `MEMORY_S`. The three factors are
+where `variance` is the frame's own prediction. The other persists, because a network errs alike on frames that look
+alike: `sqrt(lasting * variance)` times a process of unit variance that decays within `MEMORY_S`. The three factors are
 fitted by maximum likelihood (`fit_noise`). Covariances depend on times and variances only, so all channels share them.
 """
 
@@ -25,11 +25,11 @@ PRIOR_POSITION, PRIOR_VELOCITY = 1e6, 1e4
 #: Measurements below which noise is not fitted.
 MIN_MEASURED = 6
 
-#: Frames from which noise is fitted, at most: a longer sequence is no surer of three numbers.
+#: Maximum frames from which noise is fitted; more do not improve three numbers.
 FIT_FRAMES = 600
 
-#: Time in which the lasting error falls to 1 / e. Fitted to a sequence, it takes gestures for errors; with this value
-#: errors fall on drawn sequences (`benchmarks/video.py`), and two or five frames do as well.
+#: Time in which the lasting error falls to 1 / e. Fitted to a sequence, it takes gestures for errors. With this value
+#: errors fall on drawn sequences (`benchmarks/video.py`); that of two or five frames gives the same result.
 MEMORY_S = 0.1
 
 #: Ranges of the fit: process noise times dt^3 over the measurement variance, and the share of the error that lasts.
@@ -71,7 +71,7 @@ class Smoothed:
 
 @dataclass(frozen=True, eq=False)
 class Gains:
-    """How each state follows from its neighbours and its measurement: the same for all channels, so small."""
+    """Filter gains per time, shared by all channels."""
 
     observed: NDArray[np.bool_]  # (T,)
     move: Floats  # (T, 3, 3) from the time before
@@ -104,7 +104,7 @@ def mean_step(time_s: Floats) -> float:
 
 
 def transition(step_s: float, noise: Noise) -> tuple[Floats, Floats]:
-    """Return how the state moves over a time step, and the covariance (3, 3) that it adds."""
+    """Return the state transition over a time step, and the covariance (3, 3) that it adds."""
     keep = np.exp(-step_s / MEMORY_S)
     move = np.array([[1.0, step_s, 0], [0, 1.0, 0], [0, 0, keep]])
     grown = np.zeros((3, 3))

@@ -65,12 +65,12 @@ def _lens(listed: Camera, focal_px: float, principal_px: Floats, image_id: str) 
         return None
     if abs((lens.fx + lens.fy) / 2 / focal_px - 1) > _EQUAL:
         raise UserError(
-            f"'{image_id}': its pixels are oblong: list cx and cy of its camera beside fx and fy, and label it again"
+            f"'{image_id}': its pixels are not square: add cx and cy to the list beside fx and fy, and label it again"
         )
     return lens
 
 
-def are_whole(views: NDArray[np.object_]) -> NDArray[np.bool_]:
+def are_usable(views: NDArray[np.object_]) -> NDArray[np.bool_]:
     """Return which views (n,) are known, or not needed."""
     return np.array([view is None or bool(np.isfinite(_numbers(view)).all()) for view in views], bool)
 

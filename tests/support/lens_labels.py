@@ -17,8 +17,8 @@ from annotator.photos.camera import PhotoCamera
 from annotator.photos.crops import crop_photo
 from annotator.photos.view import View
 from annotator.sources.sequences import ADDED
-from annotator.track.sequence import tracked
-from annotator.track.wide import WIDE, WideRows
+from annotator.track.sequence import track_sequence
+from annotator.track.vertex_columns import VERTEX_COLUMNS, VertexRows
 from tests.support.moving_labels import HAND, LAYER
 from tests.support.opencv_lens import by_opencv
 
@@ -133,7 +133,9 @@ def _joined(values: list[Any]) -> Any:
 
 
 def tracked_rows(table: pa.Table, max_gap: int = 5) -> list[dict[str, Any]]:
-    made = tracked(table.drop(list(WIDE)), WideRows([table], HAND.vertex_count), LAYER, max_gap)
+    made = track_sequence(
+        table.drop(list(VERTEX_COLUMNS)), VertexRows([table], HAND.vertex_count), LAYER, max_gap
+    )
     own = {
         name: table.schema.field(name).type
         for name in table.column_names

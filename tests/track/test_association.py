@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from annotator.track.association import Hands, track_ids
-from annotator.track.gaps import hold_ends, to_fill
+from annotator.track.gaps import frames_to_fill, hold_constant_ends
 from annotator.track.shape import one_shape
 from annotator.track.side import right_scores, side_of
 
@@ -168,6 +168,6 @@ def test_a_shape_is_the_likeliest_of_gaussian_measurements():
 def test_gaps_are_filled_inside_a_track_where_there_is_a_row():
     fillable = np.ones(12, bool)
     fillable[6] = False
-    assert to_fill(np.array([2, 3, 7, 9]), fillable).tolist() == [4, 5, 8]
+    assert frames_to_fill(np.array([2, 3, 7, 9]), fillable).tolist() == [4, 5, 8]
     observed = np.array([False, True, True, False, True, False])
-    assert hold_ends(np.arange(6.0), observed).tolist() == [1, 1, 2, 3, 4, 4]
+    assert hold_constant_ends(np.arange(6.0), observed).tolist() == [1, 1, 2, 3, 4, 4]

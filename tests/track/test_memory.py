@@ -13,9 +13,9 @@ import pytest
 import roma
 import torch
 
-from annotator.track import outcome
-from annotator.track.scratch import Scratch
-from annotator.track.wide import WideRows
+from annotator.track.disk_array import DiskArray
+from annotator.track.tables import BLOCK_ROWS
+from annotator.track.vertex_columns import VertexRows
 from tests.support.moving_labels import LAYER, VIDEO_COLUMNS, Clip, Moving, table_of, write_labels
 from tests.support.tracked_labels import write_tracked
 
@@ -85,7 +85,7 @@ def test_meshes_made_in_blocks_are_those_of_pose_and_shape_in_every_frame(tmp_pa
     (file,) = (write_tracked(labels, tmp_path / "tracked") / "data").iterdir()
     with file.open("rb") as opened:
         groups = pq.ParquetFile(opened)
-        assert groups.num_row_groups == 2 and groups.metadata.row_group(0).num_rows == outcome.BLOCK_ROWS
+        assert groups.num_row_groups == 2 and groups.metadata.row_group(0).num_rows == BLOCK_ROWS
         rows = groups.read().to_pylist()
     assert [sum(row["track_id"] == track for row in rows) for track in (0, 1)] == [300, 200]
     for row in rows:
@@ -101,7 +101,7 @@ def test_meshes_made_in_blocks_are_those_of_pose_and_shape_in_every_frame(tmp_pa
 def test_rows_of_a_scratch_come_back_in_any_order():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(50, 4, 3)).astype(np.float32)
-    kept = Scratch((4, 3), np.dtype(np.float32))
+    kept = DiskArray((4, 3), np.dtype(np.float32))
     kept.write(20, rows[20:])
     kept.write(0, rows[:20])
     for wanted in (np.arange(50), rng.permutation(50), np.array([7, 7, 8, 3]), np.zeros(0, np.int64)):
@@ -121,5 +121,5 @@ def test_colours_of_hands_are_the_means_of_their_visible_skin():
         }
     )
     nan = [np.nan] * 3
-    np.testing.assert_allclose(WideRows([table], 4).rgb, [[20, 30, 40], nan, nan])
-    np.testing.assert_allclose(WideRows([table.drop(["vertex_rgb"])], 4).rgb, [nan] * 3)
+    np.testing.assert_allclose(VertexRows([table], 4).rgb, [[20, 30, 40], nan, nan])
+    np.testing.assert_allclose(VertexRows([table.drop(["vertex_rgb"])], 4).rgb, [nan] * 3)

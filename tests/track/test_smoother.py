@@ -10,8 +10,8 @@ from scipy.stats import norm
 
 from annotator.track import robust
 from annotator.track.posterior import posterior_std, scatter_share
-from annotator.track.robust import LEAST_WEIGHT, local_medians, turn_weights
-from annotator.track.rotations import filled, smooth_rotations
+from annotator.track.robust import MIN_WEIGHT, local_medians, turn_weights
+from annotator.track.rotation_smoothing import filled, smooth_rotations
 from annotator.track.smoother import MEMORY_S, Measurements, Noise, fit_noise, mean_step, prior, smooth
 
 
@@ -178,7 +178,7 @@ def test_weights_are_probabilities_of_the_likeliest_mixture():
     best = minimize(lambda x: -np.log(np.add(*densities(x))).sum(), [-4.0, -2.0], method="Nelder-Mead").x
     right, wrong = densities(best)
     found = turn_weights(apart, variance)
-    np.testing.assert_allclose(found, np.maximum(right / (right + wrong), LEAST_WEIGHT), atol=0.01)
+    np.testing.assert_allclose(found, np.maximum(right / (right + wrong), MIN_WEIGHT), atol=0.01)
     assert found[:60].mean() < 0.2 and found[60:].mean() > 0.97
     assert turn_weights(np.zeros((3, 3)), np.ones(3)) == pytest.approx(np.ones(3))
 

@@ -32,7 +32,7 @@ class Light:
         self.to_lamp = F.normalize(to_lamp, dim=1)
         fill = draws.normal(3)
         fill[:, 2] = -fill[:, 2].abs() - 0.3
-        self.to_fill = F.normalize(fill, dim=1)
+        self.frames_to_fill = F.normalize(fill, dim=1)
         ambient = draws.uniform(1, low=0.2, high=0.75)
         fill_share = draws.uniform(1) ** 2 * 0.35
         tint = draws.normal(3, 2)
@@ -59,16 +59,23 @@ class Light:
             open_: (N,) share of the sky that reaches the surface. lit: (N,) share of the lamp.
             seen: the samples' normals and views.
         """
-        lights = [self.to_lamp, self.lamp_rgb, self.to_fill, self.fill_rgb, self.sky_rgb, self.ground_rgb]
+        lights = [
+            self.to_lamp,
+            self.lamp_rgb,
+            self.frames_to_fill,
+            self.fill_rgb,
+            self.sky_rgb,
+            self.ground_rgb,
+        ]
         table = torch.cat([*lights, self.sheen[:, None], self.gloss[:, None]], 1).t().contiguous()
         of_sample = table.index_select(1, seen.photo)
-        to_lamp, lamp, to_fill, fill, sky, ground = of_sample[:18].view(6, 3, -1)
+        to_lamp, lamp, frames_to_fill, fill, sky, ground = of_sample[:18].view(6, 3, -1)
         own_sheen, gloss = of_sample[18:]
         wrap = albedo.new_tensor(_WRAP)[:, None]
         facing = dot(seen.normal, to_lamp)
         lamp = lamp * lit
         received = lamp * ((facing + wrap) / (1 + wrap)).clamp(min=0)
-        around = fill * (dot(seen.normal, to_fill) * 0.6 + 0.4).clamp(min=0)
+        around = fill * (dot(seen.normal, frames_to_fill) * 0.6 + 0.4).clamp(min=0)
         around = around + torch.lerp(sky, ground, seen.normal[1] * 0.5 + 0.5)
         received = torch.addcmul(received, around, open_)
         half = unit(to_lamp + seen.view)

@@ -1,4 +1,4 @@
-"""Rotations as channels: a path of rotations unrolled onto a flat space, where it can be smoothed, and rolled back."""
+"""Smooth rotations in the tangent space of their path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from annotator.coordinates import rotation_matrices, rotation_vectors
 from annotator.track.robust import local_medians, turn_weights
 from annotator.track.smoother import Floats, Measurements, Noise, Smoothed, fit_noise, smooth
 
-#: Rounds after which a smoothed path of rotations moves no more.
+#: Rounds after which a smoothed path of rotations has converged.
 _ROUNDS = 3
 
 
@@ -31,7 +31,7 @@ def smooth_rotations(
 
     The path is unrolled: the small turns from frame to frame are vectors of the tangent space, and are added up. So
     turns of any size have no seam. Measurements lie in the tangent space at the current path, and the path is
-    improved until it stays. It starts at local medians, and in each round labels far off weigh less.
+    updated until it converges. It starts at local medians, and in each round labels far off weigh less.
     """
     near = rotations.copy()
     near[observed] = local_medians(time_s[observed], rotations[observed])

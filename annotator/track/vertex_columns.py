@@ -1,4 +1,4 @@
-"""The wide columns of a sequence's rows, which are read once, kept in files and picked by row: memory holds blocks."""
+"""Per-vertex columns of a sequence, read once and stored in temporary files; rows are loaded in blocks."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotator.labels.arrays import array_of
-from annotator.track.scratch import Scratch
+from annotator.track.disk_array import DiskArray
 
 #: Label columns with a value for each vertex.
-WIDE = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible")
+VERTEX_COLUMNS = ("vertices_mm", "vertices_std_mm", "vertex_rgb", "vertex_visible")
 
 
-class WideRows:
-    """The columns `WIDE` of n rows."""
+class VertexRows:
+    """The columns `VERTEX_COLUMNS` of n rows."""
 
     def __init__(self, tables: Iterable[pa.Table], vertex_count: int) -> None:
         """Keep the rows of tables, in order; a table may lack columns."""
         xyz = (vertex_count, 3)
         self.columns = {
-            "vertices_mm": Scratch(xyz, np.dtype(np.float32)),
-            "vertices_std_mm": Scratch(xyz, np.dtype(np.float32)),
-            "vertex_rgb": Scratch(xyz, np.dtype(np.uint8)),
-            "vertex_visible": Scratch((vertex_count,), np.dtype(np.bool_)),
+            "vertices_mm": DiskArray(xyz, np.dtype(np.float32)),
+            "vertices_std_mm": DiskArray(xyz, np.dtype(np.float32)),
+            "vertex_rgb": DiskArray(xyz, np.dtype(np.uint8)),
+            "vertex_visible": DiskArray((vertex_count,), np.dtype(np.bool_)),
         }
-        valid: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in WIDE}
+        valid: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in VERTEX_COLUMNS}
         finite, rgb = [], []
         count = 0
         for table in tables:

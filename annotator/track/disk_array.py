@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from annotator.storage.disk_space import name_in_errors, unnamed_path
 
 
-class Scratch:
+class DiskArray:
     """An array (n, ...) in the folder for temporary files (`TMPDIR`)."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:

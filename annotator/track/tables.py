@@ -14,7 +14,7 @@ from annotator.labels.arrays import joined_columns
 from annotator.labels.schema import labels_to_table
 from annotator.labels.two_hands import fill_penetration
 from annotator.track.columns import picked_columns
-from annotator.track.wide import WIDE, WideRows
+from annotator.track.vertex_columns import VERTEX_COLUMNS, VertexRows
 
 Floats = NDArray[np.floating]
 
@@ -22,30 +22,31 @@ Floats = NDArray[np.floating]
 BLOCK_ROWS = 256
 
 
-class AsLabelled:
-    """Wide columns of hands that keep their labels."""
+class UnchangedMeshes:
+    """Per-vertex columns of hands that keep their labels."""
 
     def __init__(
-        self, wide: WideRows, rows: NDArray[np.int64], names: set[str], vertex_std_mm: Floats | None
+        self, vertex_rows: VertexRows, rows: NDArray[np.int64], names: set[str], vertex_std_mm: Floats | None
     ) -> None:
         """Take the columns `names` of `rows` (n,); the others are null. `vertex_std_mm` is of the same hands."""
-        self._wide, self._rows, self._names, self._std_mm = wide, rows, names, vertex_std_mm
+        self._vertex_rows, self._rows, self._names = vertex_rows, rows, names
+        self._std_mm = vertex_std_mm
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def columns(self, hands: NDArray[np.int64]) -> dict[str, Any]:
-        """Return the wide columns of some hands, and `vertex_std_mm`."""
-        columns = dict.fromkeys(WIDE) | self._wide.read(self._names, self._rows[hands])
+        """Return the per-vertex columns of some hands, and `vertex_std_mm`."""
+        columns = dict.fromkeys(VERTEX_COLUMNS) | self._vertex_rows.read(self._names, self._rows[hands])
         return columns | {"vertex_std_mm": None if self._std_mm is None else self._std_mm[hands]}
 
 
-class OfTrack:
-    """Wide columns of the T frames of a track, made in order."""
+class SmoothedMeshes:
+    """Per-vertex columns of the T frames of a track, made in order."""
 
     def __init__(
         self,
-        wide: WideRows,
+        vertex_rows: VertexRows,
         nearest: NDArray[np.int64],
         names: set[str],
         meshes: Callable[[], Iterator[tuple[Floats, Floats]]] | None,
@@ -53,11 +54,11 @@ class OfTrack:
         """Prepare a track.
 
         Args:
-            wide: the labels' columns. nearest: (T,) the row there of the label near each frame.
+            vertex_rows: of the labels. nearest: (T,) the row there of the label near each frame.
             names: of columns that are not null.
-            meshes: starts to yield vertices and their std, block after block; None: they are the labels'.
+            meshes: yields blocks of vertices and their std; None: keep the labels' meshes.
         """
-        self._wide, self._nearest, self._names, self._meshes = wide, nearest, names, meshes
+        self._vertex_rows, self._nearest, self._names, self._meshes = vertex_rows, nearest, names, meshes
         self._blocks: Iterator[tuple[Floats, Floats]] | None = None
         self._made: list[tuple[Floats, Floats]] = []  # of the frames that come next
 
@@ -65,18 +66,18 @@ class OfTrack:
         return len(self._nearest)
 
     def columns(self, frames: NDArray[np.int64]) -> dict[str, Any]:
-        """Return the wide columns of the next frames, and `vertex_std_mm`."""
+        """Return the per-vertex columns of the next frames, and `vertex_std_mm`."""
         rows = self._nearest[frames]
         columns: dict[str, Any]
         if self._meshes is None:
-            columns = dict.fromkeys(WIDE) | self._wide.read(self._names, rows)
+            columns = dict.fromkeys(VERTEX_COLUMNS) | self._vertex_rows.read(self._names, rows)
         else:
             colours = {"vertex_rgb", "vertex_visible"}
-            columns = dict.fromkeys(colours) | self._wide.read(self._names & colours, rows)
+            columns = dict.fromkeys(colours) | self._vertex_rows.read(self._names & colours, rows)
             self._blocks = self._blocks or self._meshes()
             columns["vertices_mm"], columns["vertices_std_mm"] = self._next(self._blocks, len(rows))
             if frames[-1] == len(self) - 1:
-                self._blocks = None  # its files and arrays go
+                self._blocks = None  # free its files and arrays
         return columns | {"vertex_std_mm": np.linalg.norm(columns["vertices_std_mm"], axis=-1).mean(1)}
 
     def _next(self, blocks: Iterator[tuple[Floats, Floats]], count: int) -> tuple[Floats, Floats]:
@@ -88,13 +89,13 @@ class OfTrack:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """Rows of a sequence, and the columns of the n hands among them, part after part."""
+class TrackedRows:
+    """Rows of a sequence, and the columns of the n hands among them, in parts."""
 
     rows: list[dict[str, Any]]
     hand_rows: NDArray[np.int64]  # (n,)
-    columns: dict[str, Any]  # over hands, but the wide ones
-    parts: Sequence[AsLabelled | OfTrack]  # their wide columns
+    columns: dict[str, Any]  # over hands, without those per vertex
+    parts: Sequence[UnchangedMeshes | SmoothedMeshes]  # their per-vertex columns
     frame: NDArray[np.int64]  # of each row
     faces: NDArray[np.integer] | None  # (F, 3) of the hand model; None: the hands of a frame are not compared
 
@@ -105,11 +106,11 @@ class Outcome:
         for first, stop in self._blocks():
             rows = self.rows[first:stop]
             here = np.flatnonzero((self.hand_rows >= first) & (self.hand_rows < first + len(rows)))
-            wide = [
+            per_vertex = [
                 self.parts[number].columns(within[here[part[here] == number]])
                 for number in np.unique(part[here])
             ]
-            columns = picked_columns(self.columns, here) | joined_columns(wide)
+            columns = picked_columns(self.columns, here) | joined_columns(per_vertex)
             hand_rows = (self.hand_rows[here] - first).tolist()
             if self.faces is not None and columns:
                 photos = [(self.frame[first + row], rows[row]["duplicate"]) for row in hand_rows]
