@@ -297,7 +297,7 @@ def test_labels_without_tracks_are_refused_in_one_line(labels, tmp_path):
             changed(listed, "frame", [0, None, 2]),
             "frame is None; every frame of a sequence needs a number",
         ),
-        "twice": (changed(listed, "frame", [0, 1, 1]), "frame 1 is another photo already"),
+        "twice": (changed(listed, "frame", [0, 1, 1]), "frame 1 is the number of another photo"),
     }
     for name, (table, words) in cases.items():
         folder = write_labels(tmp_path / name / "labels", [table], LIST_COLUMNS)
@@ -334,7 +334,7 @@ def test_labels_without_tracks_are_refused_in_one_line(labels, tmp_path):
         track(str(half), out)
     with pytest.raises(UserError, match="holds no labels"):
         track(str(tmp_path / "nowhere"), out)
-    with pytest.raises(UserError, match="holds the labels: give a new folder"):
+    with pytest.raises(UserError, match="is the label set to track: give another output folder"):
         track(str(labels), str(labels))
     with pytest.raises(UserError, match="max-gap is -1: give 0 or more"):
         track(str(labels), out, max_gap=-1)

@@ -93,7 +93,7 @@ def test_a_lens_that_the_columns_do_not_tell_is_refused_in_one_line():
     longer = table.set_column(
         table.schema.get_field_index("fx"), "fx", pa.array([1.2 * lens.fx] * len(table), pa.float64())
     )
-    with pytest.raises(UserError, match=r"'0': its pixels are not square: list cx and cy"):
+    with pytest.raises(UserError, match=r"'0': its pixels are not square: add cx and cy"):
         tracked_rows(longer)
 
 
