@@ -291,7 +291,7 @@ def test_labels_without_tracks_are_refused_in_one_line(labels, tmp_path):
     cases = {
         "time": (
             changed(listed, "time_s", [0.0, 0.5, 0.5]),
-            "its time 0.5 s is not after that of the frame before",
+            "time_s is 0.5, not later than in the previous frame",
         ),
         "number": (
             changed(listed, "frame", [0, None, 2]),
