@@ -54,7 +54,7 @@ ROOMS = "hand-scenes"
 MARGIN, CROP_PX = 2.4, 240
 
 #: Squares without a hand per photo, their sides, and attempts at one that touches no hand.
-EMPTY, EMPTY_SIDES_PX, ATTEMPTS = 2, (60, 260), 40
+EMPTY, EMPTY_SIDES_PX, ATTEMPTS = 8, (60, 260), 80
 
 #: Seed and number of drawn hands for training, and number after them for evaluation.
 SEED, DRAWN, DRAWN_HELD_OUT = 11, 10_000, 256

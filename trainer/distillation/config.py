@@ -31,6 +31,6 @@ class FirstLookConfig(Schedule):
     shift: float = 0.22
     # Shares of the collections in each step, in the order of tools/held_out.py; of squares without a hand, and of
     # drawn hands.
-    empty: float = 0.2
+    empty: float = 0.25
     drawn: float = 0.2
-    photos: tuple[float, ...] = (0.42, 0.10, 0.08)
+    photos: tuple[float, ...] = (0.38, 0.09, 0.08)
