@@ -213,7 +213,7 @@ def test_a_calibration_of_2d_alone_promises_nothing_of_3d(many, tmp_path):
     found = filtered_half(labels, tmp_path / "b")
     name, state, sentence = found.table()[-1]
     assert found.expected_error_mm is None and (name, state) == ("3D std", "not calibrated")
-    assert "photos, 30 photos: joints2d" in sentence and "depth's is a prior's" in sentence
+    assert "photos, 30 photos: joints2d" in sentence and "does not rank errors" in sentence
     # One file of another calibration: still no promise for the whole.
     part = with_calibration(many, tmp_path / "other", {"joints3d": AXES, "fitted_on": "synth"})
     shutil.copy(part / "data/shard-0000001.parquet", labels / "data")

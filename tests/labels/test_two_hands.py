@@ -122,7 +122,7 @@ def test_penetration_is_of_the_hands_in_their_camera(lively, tmp_path):
     table_of = partial(
         shard_table,
         schema=label_schema(800, samples=2),
-        together=partial(relate_two_hands, faces=lively.checkpoint.hand.faces),
+        finish_shard=partial(relate_two_hands, faces=lively.checkpoint.hand.faces),
     )
     shard = shard_of(lively, tmp_path, ["right", "left"])
     # Put one hand where the other is.
