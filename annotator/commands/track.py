@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # planning and writing start seconds sooner without torch
     from annotator.hand.layer import HandLayer
 
 #: Version of the method; it increases with every change that alters the labels.
-TRACKER_VERSION = 2
+TRACKER_VERSION = 3
 
 #: Rows whose per-vertex columns are in memory while they are read.
 READ_ROWS = 256

@@ -158,7 +158,7 @@ def track_columns(
     is_right: bool,
     length_std_mm: Floats,
 ) -> dict[str, Any]:
-    """Return the label columns of a track's T frames, but `vertex_std_mm` and the wide ones.
+    """Return the label columns of a track's T frames, but `vertex_std_mm` and those per vertex.
 
     Args:
         columns: of the sequence's labels. views: (n,) theirs behind a lens, None for others.

@@ -1,4 +1,4 @@
-"""Rows of a wide array in a file without a name, which ends with the process. Memory holds only the rows read."""
+"""Rows of an array in a file without a name, which ends with the process. Memory holds only the rows read."""
 
 from __future__ import annotations
 

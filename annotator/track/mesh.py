@@ -62,16 +62,16 @@ def unrotated_hands(layer: HandLayer, pose: Floats, betas: Floats) -> Iterator[t
 
 
 def track_meshes(
-    layer: HandLayer, path: MeshPath, wide: VertexRows, rows: NDArray[np.int64]
+    layer: HandLayer, path: MeshPath, vertex_rows: VertexRows, rows: NDArray[np.int64]
 ) -> Iterator[tuple[Floats, Floats]]:
     """Yield vertices and their std (n, V, 3) of a track's frames, block after block.
 
     Args:
         layer: of the labels' hand model.
         path: the smoothed track.
-        wide: the labels' meshes. rows: (T,) the row of each frame's label there, -1 where there is none.
+        vertex_rows: the labels' meshes. rows: (T,) the row of each frame's label there, -1 where there is none.
     """
-    labelled_std = wide.columns["vertices_std_mm"]
+    labelled_std = vertex_rows.columns["vertices_std_mm"]
     of_std = posterior_std_blocks(
         path.time_s,
         path.observed,
@@ -80,7 +80,7 @@ def track_meshes(
         path.share,
         path.variance_ratio,
     )
-    offsets = _smoothed_offsets(layer, path, wide.columns["vertices_mm"], rows)
+    offsets = _smoothed_offsets(layer, path, vertex_rows.columns["vertices_mm"], rows)
     held = held_frames(path.observed)
     for number, (_, posed) in enumerate(unrotated_hands(layer, path.pose, path.betas)):
         part = slice(number * _POSED, (number + 1) * _POSED)

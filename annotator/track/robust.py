@@ -1,8 +1,8 @@
 """Labels that are turned the wrong way weigh less than others of their track.
 
 A network sometimes takes a palm for a back, and so turns a hand by up to 180 degrees for a few frames. Gaussian errors
-would drag the path around with them. So a label is either turned by a Gaussian error, or in any way, all being equally
-likely; its weight is the probability of the first.
+would drag the path around with them. So a label is turned either by a Gaussian error or by any
+rotation, all equally likely. Its weight is the probability of the first.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from annotator.coordinates import rotation_matrices, rotation_vectors
 
 Floats = NDArray[np.floating]
 
-#: Density of a rotation of which nothing is known, per cubed radian, and the first and largest share of such labels.
+#: Density of a uniformly random rotation, per cubed radian; first and maximum share of labels that are turned so.
 _ANY, _FIRST_SHARE, _MAX_SHARE = 1 / (8 * np.pi**2), 0.1, 0.5
 
-#: Least weight: beside doubtful labels alone, these still say something.
+#: Minimum weight, so that a track of doubtful labels alone still follows them.
 MIN_WEIGHT = 0.01
 
 #: Labels on each side, and the standard deviation in time, of a local median: more than a short run of wrong labels.
@@ -29,10 +29,10 @@ _SPAN = 2
 #: Rotations of one step: bounds memory.
 _BLOCK = 256
 
-#: Steps of the iterations for a scale and for a median, and the least chordal distance in the latter: two degrees.
-_STEPS, _LEAST = 10, 0.05
+#: Steps of the iterations for a scale and for a median; minimum chordal distance in the latter, two degrees.
+_STEPS, _MIN_DISTANCE = 10, 0.05
 
-#: Least scale, in units of the variance: a path through all labels leaves only rounding.
+#: Minimum scale, in units of the variance: a path through all labels leaves only rounding.
 _MIN_SCALE = 1e-12
 
 #: Median squared length of three standard normal numbers.
@@ -92,7 +92,7 @@ def _medians(time_s: Floats, rotations: Floats) -> Floats:
             weight = np.exp(-0.5 * np.square(away_s / _NEAR_S))[:, 0]
             if median is not None:
                 distance = np.linalg.norm(carried - median[here], axis=(1, 2))
-                weight = weight / np.maximum(distance, _LEAST)
+                weight = weight / np.maximum(distance, _MIN_DISTANCE)
             total[here] += weight[:, None, None] * carried
         median = _nearest_rotations(total)
     assert median is not None

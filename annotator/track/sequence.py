@@ -113,7 +113,7 @@ def track_sequence(
     ]
     shapes = shapes_of_people(columns, of_side, people_of(person, tracks, one_person))
     for track, (own, side, shape) in enumerate(zip(tracks, sides, shapes, strict=True)):
-        filled = frames_to_fill(hands.frame[own], out.is_readable())
+        filled = frames_to_fill(hands.frame[own], out.readable_frames())
         at = np.concatenate([hands.frame[own], filled])
         rows = np.concatenate([own, np.full(len(filled), -1)])[np.argsort(at, kind="stable")]
         at = np.sort(at)
@@ -189,7 +189,7 @@ class _Rows:
         for row, at in enumerate(self._frame):
             self._of_frame.setdefault(at, []).append(row)
 
-    def is_readable(self) -> NDArray[np.bool_]:
+    def readable_frames(self) -> NDArray[np.bool_]:
         """Return whether each frame (T,) has a readable photo."""
         return np.array(
             [
@@ -216,11 +216,11 @@ class _Rows:
         here.append(len(self.rows) - 1)
         return len(self.rows) - 1
 
-    def add(self, rows: list[int], columns: dict[str, Any], wide: UnchangedMeshes | SmoothedMeshes) -> None:
-        """Add the columns of the hands in some rows, and their wide ones."""
+    def add(self, rows: list[int], columns: dict[str, Any], meshes: UnchangedMeshes | SmoothedMeshes) -> None:
+        """Add the columns of the hands in some rows, and those per vertex."""
         self._hand_rows += rows
         self._columns.append(columns)
-        self._meshes.append(wide)
+        self._meshes.append(meshes)
 
     def finish(self, as_they_are: bool = False, faces: NDArray[np.integer] | None = None) -> TrackedRows:
         """Return all rows, by frame unless `as_they_are`; with `faces` (F, 3), hands of a photo are compared."""

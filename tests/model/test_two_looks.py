@@ -22,7 +22,7 @@ from annotator.model.checkpoint import (
 )
 from annotator.model.checkpoint_file import NAMES, WIDE, read_info
 from annotator.model.network import Network
-from annotator.model.square import PADDING
+from annotator.model.square import PADDING, Square
 from annotator.model.two_looks import TwoLooks, without_hands
 from annotator.photos.crops import BOX_PADDING
 from annotator.photos.cut import OUTSIDE_RGB
@@ -169,6 +169,18 @@ def test_a_second_look_that_disagrees_with_its_square_is_repeated_if_a_hand_is_p
     torch.testing.assert_close(found.joints2d, expected.joints2d, atol=1e-3, rtol=0)
     torch.testing.assert_close(found.prior.rotations, expected.prior.rotations, atol=1e-3, rtol=0)
     assert (found.is_hand > 0.99).all()
+
+
+def test_a_second_look_is_repeated_only_while_its_square_is_off(turning, monkeypatch):
+    """Of three hands, the first is off once, the second twice, the third never."""
+    off = iter([[True, True, False], [False, True, False], [False, False, False]])
+    monkeypatch.setattr(Square, "is_off", lambda *_: torch.tensor(next(off)))
+    sure, looks = copy.deepcopy(turning), []
+    sure.second.backbone.register_forward_hook(lambda _, arguments, __: looks.append(len(arguments[0])))
+    with torch.no_grad():
+        sure.first.presence.linear.bias.fill_(100)
+    hands_of(sure, wide_images(sure), filling_joints())
+    assert looks == [3, 2, 1]
 
 
 def test_the_first_look_gives_side_and_presence_of_the_tight_crop(turning, shipped):
