@@ -71,6 +71,7 @@ class LossConfig:
     draw: bool = True  # L_J2 at drawn J3 and C where 3D is hidden, as in (8); else at their means
     draw_all: bool = False  # the same where 3D is known, and L_tex at drawn V and C
     texture_moves_hand: bool = False  # L_tex has a gradient into mesh and camera, not into colours alone
+    kl_moves_prior: bool = True  # KL terms have a gradient into prior-net's hand and camera too
 
     def __post_init__(self) -> None:
         if self.label_std_scale < 0:

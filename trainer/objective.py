@@ -26,7 +26,7 @@ from annotator.hand.model import HandModel
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import WeakCamera, fit_camera, joints2d_covariance
 from annotator.model.network import Network, Prediction
-from annotator.model.prior_net import PRIOR_STD_MM
+from annotator.model.prior_net import PRIOR_STD_MM, PriorHand
 from annotator.render import interpolate as paint
 from annotator.render import rasterize
 from trainer import losses
@@ -138,11 +138,7 @@ class Objective(nn.Module):
             terms["shape"] = _term(prior.betas.square() / 2, every)
             if self.network_config.variant == "both":
                 p_vertices, p_joints = _prior(prior.vertices_mm), _prior(prior.joints3d_mm)
-                terms["kl_vertices"] = _term(
-                    losses.vertices_kl(prediction.vertices, prior.vertices_mm), every
-                )
-                terms["kl_joints3d"] = _term(losses.joints3d_kl(q, prior.joints3d_mm), every)
-                terms["kl_camera"] = self._camera(losses.camera_kl(camera, prior_camera), every, every)
+                terms |= self._kl(prediction, prior, prior_camera, every)
                 terms["prior_vertices"] = _term(
                     losses.vertices_loss(p_vertices, batch.vertices_mm), of_vertices
                 )
@@ -224,6 +220,23 @@ class Objective(nn.Module):
         values = loss(Gaussian(q.mean_mm, q.std_mm.detach()), target_mm)
         of_std = losses.aligned_std_loss(q, target_mm)
         return values + of_std[:, of_std.shape[1] - values.shape[1] :]  # joints without the wrist
+
+    def _kl(self, q: Prediction, prior: PriorHand, camera: WeakCamera, every: Tensor) -> dict[str, Term]:
+        """Return the KL terms of (3), (5) and (8); without `kl_moves_prior`, prior-net is a constant in them."""
+        vertices_mm, joints3d_mm = prior.vertices_mm, prior.joints3d_mm
+        if not self.config.kl_moves_prior:
+            vertices_mm, joints3d_mm = vertices_mm.detach(), joints3d_mm.detach()
+            camera = WeakCamera(
+                *(
+                    each.detach()
+                    for each in (camera.scale_per_mm, camera.rotvec, camera.translation, camera.std)
+                )
+            )
+        return {
+            "kl_vertices": _term(losses.vertices_kl(q.vertices, vertices_mm), every),
+            "kl_joints3d": _term(losses.joints3d_kl(q.joints3d, joints3d_mm), every),
+            "kl_camera": self._camera(losses.camera_kl(q.camera, camera), every, every),
+        }
 
     def _camera(self, values: Tensor, known: Tensor, has_hand: Tensor) -> Term:
         """Sum values (B, 6) of a camera. Disabled parts do not count; r needs no label, its target is 0."""
