@@ -573,6 +573,22 @@ def test_without_the_switch_l_tex_moves_colours_alone(sticks):
     assert of_colours.abs().sum() > 0 and of_mesh is None and of_scale is None
 
 
+@pytest.mark.parametrize("moves", [True, False])
+def test_kl_terms_move_prior_net_only_with_the_switch(sticks, moves):
+    network, objective, images, batch = objective_and_batch(sticks, loss=LossConfig(kl_moves_prior=moves))
+    prediction = network(images)
+    terms = objective.terms(prediction, batch, images)
+    prior, camera = prediction.prior, prediction.prior_camera
+    for name, of_prior, of_q in (
+        ("kl_vertices", prior.vertices_mm, prediction.vertices.std_mm),
+        ("kl_joints3d", prior.joints3d_mm, prediction.joints3d.std_mm),
+        ("kl_camera", camera.translation, prediction.camera.translation),
+    ):
+        slopes = torch.autograd.grad(terms[name].sum, [of_prior, of_q], retain_graph=True, allow_unused=True)
+        assert (slopes[0] is not None and slopes[0].abs().sum() > 0) == moves, name
+        assert slopes[1].abs().sum() > 0, name
+
+
 def test_draws_of_v_j3_and_c_reach_supervised_terms_on_request(sticks):
     means, drawn = (textured(sticks, draw_all=draw_all) for draw_all in (False, True))
     terms = [objective.terms(*rest) for objective, *rest in (means, drawn)]
