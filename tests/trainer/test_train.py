@@ -577,12 +577,15 @@ def test_without_the_switch_l_tex_moves_colours_alone(sticks):
 def test_kl_terms_move_prior_net_only_with_the_switch(sticks, moves):
     network, objective, images, batch = objective_and_batch(sticks, loss=LossConfig(kl_moves_prior=moves))
     prediction = network(images)
+    # Before training both cameras are the same, and the KL between them has no slope.
+    moved = replace(prediction.camera, translation=prediction.camera.translation + 0.1)
+    prediction = replace(prediction, camera=moved)
     terms = objective.terms(prediction, batch, images)
     prior, camera = prediction.prior, prediction.prior_camera
     for name, of_prior, of_q in (
         ("kl_vertices", prior.vertices_mm, prediction.vertices.std_mm),
         ("kl_joints3d", prior.joints3d_mm, prediction.joints3d.std_mm),
-        ("kl_camera", camera.translation, prediction.camera.translation),
+        ("kl_camera", camera.translation, moved.translation),
     ):
         slopes = torch.autograd.grad(terms[name].sum, [of_prior, of_q], retain_graph=True, allow_unused=True)
         assert (slopes[0] is not None and slopes[0].abs().sum() > 0) == moves, name
