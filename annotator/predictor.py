@@ -23,7 +23,7 @@ from annotator.labels.hand_length import hand_lengths_mm
 from annotator.labels.schema import Columns, check_columns
 from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
-from annotator.model.network import Prediction
+from annotator.model.network import Prediction, images_of
 from annotator.model.samples import MeshSampler, keyed_noise
 from annotator.model.two_looks import TwoLooks
 from annotator.photos.camera import PhotoCamera, exif_camera
@@ -81,7 +81,6 @@ class Predictor:
         """Run one batch of zeros, to allocate memory and choose kernels before the first photo."""
         cut_px = self.checkpoint.cut_px
         images = torch.zeros(self.batch_size, 3, cut_px, cut_px, device=self.device)
-        images = images.contiguous(memory_format=torch.channels_last)
         self.network.hands(images, self._extract(images), columns)
 
     @torch.inference_mode()
@@ -209,8 +208,7 @@ class Predictor:
         """Predict crops, with left hands mirrored, and transform results back to the photo's frame."""
         # Unknown sides are NaN, so the comparison is false.
         mirrored = crops.right_score < 0.5 if side == "auto" else np.full(len(crops), side == "left")
-        images = torch.tensor(crops.pixels, device=self.device).permute(0, 3, 1, 2).float().div_(255)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images_of(crops.pixels, self.device)
         _flip(images, np.flatnonzero(mirrored))
         found2d = crops.found2d * np.where(mirrored[:, None, None], (-1, 1), 1)
         features, right = self._features(images, crops.right_score if side == "auto" else None, found2d)

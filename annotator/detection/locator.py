@@ -14,7 +14,7 @@ from annotator.coordinates import CropFrame, square_around
 from annotator.detection.following import ExpectedHand, Floats
 from annotator.model.checkpoint import checkpoint_of
 from annotator.model.checkpoint_file import CheckpointFile
-from annotator.model.network import Network
+from annotator.model.network import Network, images_of
 from annotator.model.two_looks import TwoLooks
 from annotator.photos.crops import BOX_PADDING
 from annotator.photos.cut import cut
@@ -52,8 +52,7 @@ class HandLocator:
         )
         mirrored = np.array([hand.right_score < 0.5 for hand in expected])
         pixels[mirrored] = pixels[mirrored, :, ::-1]
-        images = torch.tensor(pixels).permute(0, 3, 1, 2).float().div_(255)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images_of(pixels)
         features = self._network.extract(images)
         joints2d = features.joints2d
         if joints2d is None:

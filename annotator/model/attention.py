@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import conv2d, gelu, scaled_dot_product_attention
 
 from annotator.render import reverse_interpolate
 
@@ -174,8 +174,7 @@ def _sampled(layer: nn.Linear, features: FeatureMap, points: Tensor) -> Tensor:
     if values[0, 0].numel() > CELLS_PER_POINT * points.shape[1]:
         sampled: Tensor = layer(reverse_interpolate(values, places))
         return sampled
-    cells = values.permute(0, 2, 3, 1) @ layer.weight.T
-    return reverse_interpolate(cells.permute(0, 3, 1, 2), places)
+    return reverse_interpolate(conv2d(values, layer.weight[..., None, None]), places)
 
 
 def encoded(places: Tensor) -> Tensor:

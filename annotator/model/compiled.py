@@ -39,6 +39,8 @@ def compile_backbones(network: Network | TwoLooks, ranges: Ranges | None = None)
 class CompiledBackbone(Backbone):
     """A backbone for prediction on a CPU. Its batch norms must be folded."""
 
+    memory_format = torch.contiguous_format
+
     def __init__(self, backbone: Backbone, crop_px: int, ranges: Ranges | None = None) -> None:
         """Compile for images (B, 3, crop_px, crop_px), on as many threads as torch uses now."""
         nn.Module.__init__(self)  # without constants: the compiled model normalises colours

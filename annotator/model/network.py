@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from annotator.config import NetworkConfig
@@ -79,6 +81,11 @@ class Features:
                 own[rows] = others
         if self.landmark_hand is not None and other.landmark_hand is not None:
             self.landmark_hand.put(rows, other.landmark_hand)
+
+
+def images_of(pixels: NDArray[np.uint8], device: torch.device | None = None) -> Tensor:
+    """Return the input (B, 3, S, S) in 0..1 of a network for crops (B, S, S, 3)."""
+    return torch.tensor(pixels, device=device).permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
 class Network(nn.Module):
@@ -163,7 +170,7 @@ class Network(nn.Module):
         `backbone_features`: the backbone's output, if it exists already.
         """
         if backbone_features is None:
-            backbone_features = self.backbone(images.contiguous(memory_format=torch.channels_last))
+            backbone_features = self.backbone(images.contiguous(memory_format=self.backbone.memory_format))
         g, X, pyramid = backbone_features
         with torch.autocast(images.device.type, enabled=False):
             g, X, landmark_maps, joints2d, hand = g.float(), X.float(), None, None, None

@@ -69,9 +69,7 @@ class Square:
     def cut(self, images: Tensor, size_px: int) -> Tensor:
         """Resample the squares (B, 3, size_px, size_px) from wide images (B, 3, S, S)."""
         upright = torch.zeros_like(self.turn_rad, dtype=torch.bool)
-        return resample(
-            images, self.centre / WIDE, self.half_side / WIDE, self.turn_rad, upright, size_px
-        ).contiguous(memory_format=torch.channels_last)
+        return resample(images, self.centre / WIDE, self.half_side / WIDE, self.turn_rad, upright, size_px)
 
     def is_off(self, other: Square) -> Tensor:
         """Return where (B,) the other squares differ too much from these for one second look."""

@@ -75,14 +75,15 @@ def resample(
     import torch
     from torch.nn import functional as F
 
-    count, channels, side, _ = images.shape
-    samples = max(1, math.ceil(float(half_side.max()) * side / size_px / 1.5))
-    plane = plane_of(turn_rad, mirrored)[:, :2, :2] * half_side[:, None, None]
-    shape = [count, channels, size_px * samples, size_px * samples]
-    grid = F.affine_grid(torch.cat([plane, centre[..., None]], 2), shape, align_corners=False)
+    samples = max(1, math.ceil(float(half_side.max()) * images.shape[-1] / size_px / 1.5))
+    plane = (plane_of(turn_rad, mirrored)[:, :2, :2] * half_side[:, None, None]).to(images)
+    # The centres of all samples, as of `affine_grid`, which is slower.
+    steps = (2 * torch.arange(size_px * samples).to(images) + 1) / (size_px * samples) - 1
+    across, down = plane[..., 0, None] * steps, plane[..., 1, None] * steps + centre[..., None].to(images)
+    grid = torch.stack([across[:, k, None, :] + down[:, k, :, None] for k in range(2)], -1)
     # Relative to the colour outside, everything beyond the image is 0, as `grid_sample` pads.
     colour = images.new_tensor(outside).view(-1, 1, 1)
-    sampled = F.grid_sample(images - colour, grid.to(images), align_corners=False)
+    sampled = F.grid_sample(images - colour, grid, align_corners=False)
     if samples > 1:  # a pool of one pixel takes longer than the sampling
         sampled = F.avg_pool2d(sampled, samples)
     return sampled + colour

@@ -21,7 +21,7 @@ from annotator.model.landmark_maps import LOCAL, LandmarkHead
 from annotator.model.landmarker import Landmarker, normalised
 from annotator.model.network import Network
 from annotator.model.prior_net import REACH
-from annotator.model.texture import OcclusionAwareTexture, _resized, fit_colours, reverse_interpolate
+from annotator.model.texture import OcclusionAwareTexture, fit_colours, reverse_interpolate
 from annotator.render import cover, interpolate, rasterize
 from trainer import losses
 
@@ -326,12 +326,6 @@ def test_a_hidden_vertex_does_not_take_the_colour_of_what_covers_it():
     changed[..., 9:] += 1
     torch.testing.assert_close(colours(red, X), colours(red, changed))
     assert not torch.allclose(colours(red, X), colours(blue, X))
-
-
-def test_photos_are_resized_as_torch_does_it():
-    photos = images(2)
-    expected = torch.nn.functional.interpolate(photos, size=40, mode="bilinear", antialias=True)
-    torch.testing.assert_close(_resized(photos, 40).view(2, 40, 40, 3).permute(0, 3, 1, 2), expected)
 
 
 def test_fitted_colours_come_close_to_the_least_squares_ones():

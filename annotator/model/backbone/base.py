@@ -31,6 +31,7 @@ class Backbone(nn.Module):
     feature_dim: int
     shallow_dim: int
     pyramid_dims: tuple[int, int, int]
+    memory_format = torch.channels_last  # of images that need no copy
     mean: Tensor
     std: Tensor
 
