@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/amvur demo demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # Everything but the files that conftest.py marks as slow.
 test-fast: $(VENV)/.installed-dev

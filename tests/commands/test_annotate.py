@@ -189,8 +189,11 @@ def test_an_interrupted_driver_loses_nothing_and_repeats_nothing(
 ):
     """Interrupt as soon as the first shard is there; then to the end. (`tests/robustness/test_chaos.py` has more.)"""
     undisturbed, _, _ = labelled
-    labels = tmp_path / "labels"
-    found, error = interrupted(signal_number, photos, lively_file, labels)
+    for attempt in range(3):
+        labels = tmp_path / f"labels-{attempt}"
+        found, error = interrupted(signal_number, photos, lively_file, labels)
+        if found:  # else the run ended before the signal, as it may on a busy machine
+            break
     assert found == code
     if signal_number != signal.SIGKILL:
         last = error.splitlines()[-1]
