@@ -533,17 +533,19 @@ def evaluate(
     from trainer.evaluation.evaluate import evaluate as measure
     from trainer.evaluation.results_table import table_rows
 
-    options: dict[str, Any] = {
-        "hand": hand,
-        "first": first,
-        "count": count,
-        "device": device,
-        "workers": workers,
-        "address": address,
-    }
     with counting_bar("evaluating") as on_progress:
         summary = measure(
-            checkpoint, examples, out, submission=submission, on_progress=on_progress, **options
+            checkpoint,
+            examples,
+            out,
+            hand,
+            first,
+            count,
+            device,
+            submission,
+            on_progress,
+            workers=workers,
+            address=address,
         )
     if summary is None:
         typer.echo("these examples have no targets: nothing to measure")
@@ -568,16 +570,19 @@ def calibrate(
     _submit_and_exit(address, *_existing(checkpoint, examples), out)
     from trainer.evaluation.calibrate import calibrate as fit
 
-    options: dict[str, Any] = {
-        "hand": hand,
-        "first": first,
-        "count": count,
-        "device": device,
-        "workers": workers,
-        "address": address,
-    }
     with counting_bar("predicting") as on_progress:
-        calibration = fit(checkpoint, examples, out, on_progress=on_progress, **options)
+        calibration = fit(
+            checkpoint,
+            examples,
+            out,
+            hand,
+            first,
+            count,
+            device,
+            on_progress,
+            workers=workers,
+            address=address,
+        )
     for name, formula in calibration.table():
         typer.echo(f"{name:<22}  {formula}")
     typer.echo(f"calibrated on {calibration.fitted_on}: {out}")
