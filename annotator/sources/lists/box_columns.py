@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Literal, NamedTuple
 
-from annotator.errors import UserError, printable
+from annotator.errors import UserError, printable, quoted
 
 Layout = Literal["corners", "size", "centre"]
 
@@ -90,7 +90,7 @@ def find_box(names: Sequence[str], path: str) -> BoxColumns | None:
     others = [prefix for prefix in complete if prefix[0] not in _PREFIXES]
     if len(boxes) > 1 or (others and not boxes):
         several = " and ".join(
-            _quoted([groups[prefix][part] for part in complete[prefix]]) for prefix in (boxes or others)[:3]
+            quoted([groups[prefix][part] for part in complete[prefix]]) for prefix in (boxes or others)[:3]
         )
         raise UserError(
             f"'{path}' has {several}: give each hand its own row, name its box x1, y1, x2, y2, and remove other boxes"
@@ -102,7 +102,7 @@ def find_box(names: Sequence[str], path: str) -> BoxColumns | None:
     vague = next((name for name in names if _words(name).replace("_", "") in _VAGUE), None)
     if vague is not None:
         raise UserError(
-            f"'{path}' has a column {_quoted([vague])}; did you mean 'box_xyxy' (two corners), or 'box_xywh' (a "
+            f"'{path}' has a column {quoted([vague])}; did you mean 'box_xyxy' (two corners), or 'box_xywh' (a "
             "corner, width and height)?"
         )
     return None
@@ -134,7 +134,7 @@ def _complete(group: dict[str, str], path: str) -> tuple[str, ...] | None:
     box = next((four for four in _FOUR if set(four) <= set(group)), None)
     numbered = {"x0", "x1", "x2", "x3"} & set(group)
     if box in _NUMBERED and len(numbered) > 2:
-        several = _quoted([group[part] for part in sorted(group)])
+        several = quoted([group[part] for part in sorted(group)][:8])
         raise UserError(
             f"'{path}' has {several}, which may be a box, a polygon or key points: name a box xmin, ymin, xmax, ymax"
         )
@@ -152,7 +152,3 @@ def _refuse_parts(groups: dict[tuple[str, bool], dict[str, str]], path: str) -> 
                 f"'{path}' has only {', '.join(map(printable, group.values()))} of a box: give x1, y1, x2 and y2, "
                 "or x, y, w and h"
             )
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f"'{printable(name)}'" for name in names[:8])

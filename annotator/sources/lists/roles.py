@@ -18,7 +18,7 @@ from difflib import get_close_matches
 
 import pyarrow as pa
 
-from annotator.errors import UserError, printable
+from annotator.errors import UserError, quoted
 from annotator.sources.lists.box_columns import BOX_NAMES, BoxColumns, Layout, find_box
 from annotator.sources.lists.camera_columns import camera_names, check_camera_types
 
@@ -49,7 +49,7 @@ def check_names(names: Sequence[str], path: str) -> None:
     """
     repeated = [name for number, name in enumerate(names) if name in names[:number]]
     if repeated:
-        raise UserError(f"'{path}' has two columns with the same name: {_quoted(repeated)}")
+        raise UserError(f"'{path}' has two columns with the same name: {quoted(repeated)}")
 
 
 def roles_of(names: Sequence[str], path: str) -> tuple[dict[str, tuple[str, ...]], Layout]:
@@ -67,12 +67,12 @@ def roles_of(names: Sequence[str], path: str) -> tuple[dict[str, tuple[str, ...]
     if "uri" not in roles:
         wanted = ", ".join(PLACE_NAMES)
         raise UserError(
-            f"'{path}' has no column with the photos' paths; its columns are {_quoted(names)}: use one of {wanted}"
+            f"'{path}' has no column with the photos' paths; its columns are {quoted(names)}: use one of {wanted}"
         )
     for name in names:
         meant = _meant(name, roles, box is not None)
         if meant:
-            raise UserError(f"'{path}' has a column {_quoted([name])}; did you mean '{meant}'?")
+            raise UserError(f"'{path}' has a column {quoted([name])}; did you mean '{meant}'?")
     if box is None:
         return roles, "corners"
     return roles | {"box": box.names}, box.layout
@@ -87,12 +87,6 @@ def _box_beside_camera(names: Sequence[str], camera: Sequence[str], path: str) -
             "box_cx, box_cy, box_w, box_h"
         )
     return box
-
-
-def _quoted(names: Sequence[str]) -> str:
-    """Return column names quoted for a one-line message."""
-    first = ", ".join(f"'{printable(name)}'" for name in names[:20])
-    return first + ", ..." * (len(names) > 20) or "none"
 
 
 def _meant(name: str, roles: dict[str, tuple[str, ...]], has_box: bool) -> str | None:
