@@ -14,14 +14,14 @@ from uuid import uuid4
 import pyarrow as pa
 
 from annotator.errors import UserError, printable
-from annotator.hand import HandModel, load_hand
+from annotator.hand import HandModel
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, TrackSettings, read_run_record
 from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, run_job
 from annotator.job.shard import Shard
 from annotator.job.stages import Stages
-from annotator.labels.folder import write_faces
+from annotator.labels.folder import hand_of_labels, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand, write_tables
 from annotator.sources.entry import Entry
 from annotator.sources.sequences import ADDED, SequenceSource, read_sequence, sequence_batches
@@ -82,7 +82,7 @@ def track(
         source = SequenceSource(labels)
         if read_run_record(out, TrackSettings) is None:
             check_writable(out)
-    model = _model_of(source, hand, labels)
+    model = hand_of_labels(printable(without_secrets(labels)), source.facts["hand"], hand)
     settings = TrackSettings(
         schema_version=SCHEMA_VERSION,
         source=source.place,
@@ -122,16 +122,6 @@ def track(
         begin=lambda: write_faces(out, model.faces),
     )
     return run_job(job, compute, None, on_progress)
-
-
-def _model_of(source: SequenceSource, hand: str, labels: str) -> HandModel:
-    model = load_hand(hand)
-    if model.id != source.facts["hand"]:
-        raise UserError(
-            f"'{printable(without_secrets(labels))}' is of hand model {source.facts['hand']}, this one is {model.id}: "
-            "give the labels' own (--hand open, or --hand mano:PATH)"
-        )
-    return model
 
 
 def track_shard(

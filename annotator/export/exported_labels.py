@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
-from annotator.hand import HandModel, load_hand
+from annotator.hand import HandModel
 from annotator.job.each_file import in_order
 from annotator.labels.arrays import array_of
 from annotator.labels.conditions import Condition
 from annotator.labels.folder import (
     check_hand_model,
     groups_that_stay,
+    hand_of_labels,
     label_facts,
     label_file_sizes,
     opened_label_file,
@@ -130,13 +131,7 @@ class Labels:
             raise UserError(
                 f"'{self.place}' holds no poses: give a folder that `amvur annotate` or `amvur fit` wrote"
             )
-        model = load_hand(self.given_hand or "open")
-        if model.id != self.hand:
-            raise UserError(
-                f"'{self.place}' is of hand model {self.hand}, this one is {model.id}: give the labels' own "
-                "(--hand open, or --hand mano:PATH)"
-            )
-        return model
+        return hand_of_labels(self.place, self.hand, self.given_hand or "open")
 
     def spread(
         self, do: Callable[..., Result], shared: Any, items: Iterable[tuple[Any, ...]]

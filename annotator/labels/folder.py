@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +23,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError, first_line
+from annotator.hand import HandModel, load_hand
 from annotator.labels.schema import ROUNDING, SAMPLES_ROUNDING, SCHEMA_VERSION, encode_table
 from annotator.quality.calibration import Calibration, read_calibration
 from annotator.storage.files import join, names_in, open_file, sizes_in, write_atomic
-
-if TYPE_CHECKING:
-    from annotator.hand import HandModel
 
 
 def label_metadata(
@@ -180,6 +178,25 @@ def check_hand_model(path: str, facts: dict[str, Any], hand: str | None) -> None
             f"'{path}' uses hand model {facts.get('hand')}, other files use {hand}: meshes of several hand models "
             "can't be mixed; keep them in separate folders"
         )
+
+
+def hand_of_labels(title: str, hand_id: str, name: str) -> HandModel:
+    """Return the hand model of a label set, loaded by its name.
+
+    Args:
+        title: of the label set, for messages. hand_id: of its hand model.
+        name: as for `load_hand`.
+
+    Raises:
+        UserError: the name is that of another hand model.
+    """
+    model = load_hand(name)
+    if model.id != hand_id:
+        raise UserError(
+            f"'{title}' is of hand model {hand_id}, this one is {model.id}: give the labels' own (--hand open, or "
+            "--hand mano:PATH)"
+        )
+    return model
 
 
 def groups_that_stay(file: pq.ParquetFile, stay: NDArray[np.bool_]) -> tuple[list[int], NDArray[np.bool_]]:
