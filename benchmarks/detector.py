@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from annotator.detection.detector import HandDetector, Search
+from annotator.photos.crops import box_overlaps
 
 SHARED = Path(__file__).parents[2] / "shared"
 SIZES = (1, 2, 4, 8)
@@ -51,11 +52,11 @@ class Tally:
         self.seconds.append(seconds)
         left = list(range(len(true)))
         for box in found:
-            ious = [iou(box, true[index]) for index in left]
-            if ious and max(ious) >= 0.5:
-                left.pop(int(np.argmax(ious)))
+            overlaps = box_overlaps(box, true)
+            if left and overlaps[left].max() >= 0.5:
+                left.pop(int(np.argmax(overlaps[left])))
                 self.hits += 1
-            elif all(iou(box, other) < 0.1 for other in true):
+            elif (overlaps < 0.1).all():
                 self.false += 1
 
     def cells(self) -> list[str]:
@@ -63,12 +64,6 @@ class Tally:
         recall = f"{self.hits / self.hands:.2f}" if self.hands else ""
         ms = 1000 * np.array(self.seconds)
         return [recall, f"{self.false / self.photos:.3f}", f"{np.median(ms):.0f}", f"{ms.max():.0f}"]
-
-
-def iou(a: Boxes, b: Boxes) -> float:
-    """Return intersection over union of two boxes xyxy."""
-    shared = float((np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0).prod())
-    return shared / float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared)
 
 
 def read_boxes(scenes: Path) -> dict[str, Boxes]:

@@ -28,7 +28,7 @@ from annotator.job.detected import Following
 from annotator.job.shard import Shard
 from annotator.job.stages import decode_shard, predict_shard
 from annotator.model.checkpoint_file import read_checkpoint
-from annotator.photos.crops import box_around_joints
+from annotator.photos.crops import box_around_joints, box_overlaps
 from annotator.predictor import Predictor
 from annotator.quality.metrics import pa_mpjpe
 from annotator.sources.video.source import list_video
@@ -184,7 +184,7 @@ def _compare(figures: Figures, shard: Shard, truth: list[dict[str, Any]], video:
             continue
         figures.false += len(hands) - 1
         figures.hits += 1
-        figures.overlaps.append(_overlap(shard.hands["box_xyxy"][hands[best]], box))
+        figures.overlaps.append(float(box_overlaps(shard.hands["box_xyxy"][hands[best]], box[None])[0]))
         figures.boxes[video, first + frame] = shard.hands["box_xyxy"][hands[best]]
         figures.wrong_side += bool(shard.hands["is_right"][hands[best]] != true["is_right"])
         joints = np.asarray(shard.hands["joints3d_mm"][hands[best]], np.float64)[None]
@@ -197,12 +197,6 @@ def _off(box: Floats, true: Floats) -> float:
     return float(np.linalg.norm(move) / (true[2:] - true[:2]).max())
 
 
-def _overlap(a: Floats, b: Floats) -> float:
-    """Return the intersection over union of two boxes xyxy."""
-    shared = float(np.prod((np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0)))
-    return shared / float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared)
-
-
 def _print(found: dict[int, Figures]) -> None:
     print(
         "| detector on | frames with detection, % | missed, % | false per 100 frames | overlap with the true box | "
@@ -213,7 +207,8 @@ def _print(found: dict[int, Figures]) -> None:
     values_by_name: dict[str, float] = {}
     base = each.hands / (each.detect_s + each.label_s)
     for every, of in found.items():
-        agreement = [_overlap(of.boxes[key], each.boxes[key]) for key in of.boxes.keys() & each.boxes.keys()]
+        both = of.boxes.keys() & each.boxes.keys()
+        agreement = [box_overlaps(of.boxes[key], each.boxes[key][None])[0] for key in both]
         rate = of.hands / (of.detect_s + of.label_s) / base
         values = {
             "frames with detection, %": 100 * of.detections / of.frames,

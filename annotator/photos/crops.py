@@ -129,3 +129,12 @@ def box_around_joints(joints2d_px: NDArray[np.floating]) -> NDArray[np.float64]:
     low, high = np.nanmin(joints2d_px, 0), np.nanmax(joints2d_px, 0)
     centre, half = (low + high) / 2, (high - low) / 2 * BOX_OVER_JOINTS
     return np.concatenate([centre - half, centre + half])
+
+
+def box_overlaps(box_xyxy: NDArray[np.floating], boxes_xyxy: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the intersection over union (m,) of a box (4,) with others (m, 4)."""
+    low, high = np.maximum(box_xyxy[:2], boxes_xyxy[:, :2]), np.minimum(box_xyxy[2:], boxes_xyxy[:, 2:])
+    shared = (high - low).clip(0).prod(1)
+    areas = (box_xyxy[2:] - box_xyxy[:2]).prod() + (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1)
+    overlaps: NDArray[np.floating] = shared / np.maximum(areas - shared, 1e-9)
+    return overlaps

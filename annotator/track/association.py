@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from annotator.photos.crops import box_overlaps
+
 Floats = NDArray[np.floating]
 
 #: Weights of a cost's terms: joints are in sizes of the hand, the rest in 0..1.
@@ -120,7 +122,7 @@ def _costs(
     moved = track.velocity_px * min(away_s, _VELOCITY_FRAMES * step_s)
     size = np.maximum(_size(hands.box_xyxy[rows]), _size(hands.box_xyxy[last]))
     off = np.linalg.norm(hands.joints2d_px[rows] - hands.joints2d_px[last] - moved, axis=-1).mean(1) / size
-    overlap = _overlaps(hands.box_xyxy[last] + np.tile(moved, 2), hands.box_xyxy[rows])
+    overlap = box_overlaps(hands.box_xyxy[last] + np.tile(moved, 2), hands.box_xyxy[rows])
     right = 1 / (1 + np.exp(-np.clip(track.log_odds, -5, 5)))
     other_side = right * (1 - hands.right[rows]) + (1 - right) * hands.right[rows]
     apart = np.sqrt(np.square(hands.betas[rows] - hands.betas[last]).mean(1)) / _SHAPES_APART
@@ -157,12 +159,3 @@ def _size(boxes: Floats) -> Floats:
     """Return the longer side of boxes (..., 4)."""
     longer: Floats = np.maximum(boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1])
     return longer
-
-
-def _overlaps(box: Floats, boxes: Floats) -> Floats:
-    """Return intersection over union (m,) of a box (4,) with others (m, 4)."""
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    shared = (high - low).clip(0).prod(1)
-    areas = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    union: Floats = shared / np.maximum(areas - shared, 1e-9)
-    return union
