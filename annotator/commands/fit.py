@@ -28,6 +28,7 @@ from annotator.labels.arrays import joined_columns
 from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand
 from annotator.labels.two_hands import relate_two_hands
+from annotator.runtime.per_process import once_per_process
 from annotator.sources.entry import Entry, ListedHand
 from annotator.sources.landmarks import open_landmarks
 from annotator.storage.files import FIRST_ANSWER_S, absolute, check_writable
@@ -174,19 +175,14 @@ def _fit_hands(shard: Shard, hands: ListedHands, fitter: HandFitter) -> None:
     drop_not_finite(shard)
 
 
-_of_process: dict[tuple[str, FitConfig], HandFitter] = {}
-
-
+@once_per_process(lambda hand, config: (hand.id, config))
 def fitter_of_process(hand: HandModel, config: FitConfig) -> HandFitter:
     """Return this process's fitter; the first call creates it."""
-    key = (hand.id, config)
-    if key not in _of_process:
-        import torch
+    import torch
 
-        from annotator.fitting.hand_fit import HandFitter
-        from annotator.runtime.malloc import keep_freed_memory
+    from annotator.fitting.hand_fit import HandFitter
+    from annotator.runtime.malloc import keep_freed_memory
 
-        keep_freed_memory()
-        torch.set_num_threads(1)  # one core per process
-        _of_process[key] = HandFitter(hand, config)
-    return _of_process[key]
+    keep_freed_memory()
+    torch.set_num_threads(1)  # one core per process
+    return HandFitter(hand, config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ from annotator.job.shard import Shard
 from annotator.job.stages import Stages
 from annotator.labels.folder import hand_of_labels, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand, write_tables
+from annotator.runtime.per_process import once_per_process
 from annotator.sources.entry import Entry
 from annotator.sources.sequences import ADDED, SequenceSource, read_sequence, sequence_batches
 from annotator.storage.files import FIRST_ANSWER_S, absolute, atomic_file, check_writable, join
@@ -172,19 +173,14 @@ def crashed_sequences(entries: Sequence[Entry], labels: str) -> Shard:
     return Shard([row | failed for row in rows])
 
 
-_of_process: dict[str, Any] = {}
-
-
+@once_per_process(lambda hand: hand.id)
 def _layer(hand: HandModel) -> HandLayer:
     """Return this process's hand layer, made when it is first needed."""
-    if hand.id not in _of_process:
-        import torch
+    import torch
 
-        from annotator.hand.layer import HandLayer
-        from annotator.runtime.malloc import keep_freed_memory
+    from annotator.hand.layer import HandLayer
+    from annotator.runtime.malloc import keep_freed_memory
 
-        keep_freed_memory()
-        torch.set_num_threads(1)  # a core for each process
-        _of_process[hand.id] = HandLayer(hand)
-    layer: HandLayer = _of_process[hand.id]
-    return layer
+    keep_freed_memory()
+    torch.set_num_threads(1)  # a core for each process
+    return HandLayer(hand)

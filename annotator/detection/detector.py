@@ -31,6 +31,7 @@ from annotator.detection.views import search_rounds
 from annotator.errors import UserError, first_line
 from annotator.model.landmarker_bundle import MODEL_NAME, WHERE_TO_GET, read_bundle
 from annotator.photos.crops import box_around_joints
+from annotator.runtime.per_process import once_per_process
 from annotator.runtime.stderr import quiet_stderr
 
 #: Sufficient shorter side of a photo: the landmark network's input has 224 pixels, so that a hand of a quarter of the
@@ -198,15 +199,10 @@ def _coordinates(points: Any) -> NDArray[np.float64]:
     return np.array([[point.x, point.y, point.z] for point in points])
 
 
-_of_process: dict[tuple[str, int, Search], HandDetector] = {}
-
-
+@once_per_process(lambda model, max_hands, search: (model.id, max_hands, search))
 def detector_of_process(model: DetectorModel, max_hands: int, search: Search) -> HandDetector:
     """Return this process's detector; the first call loads it."""
-    key = (model.id, max_hands, search)
-    if key not in _of_process:
-        _of_process[key] = HandDetector(model, max_hands, search)
-    return _of_process[key]
+    return HandDetector(model, max_hands, search)
 
 
 def _hands(detected: list[Any], size_px: NDArray[np.float64]) -> list[FoundHand]:

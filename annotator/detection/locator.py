@@ -19,6 +19,7 @@ from annotator.model.two_looks import TwoLooks
 from annotator.photos.crops import BOX_PADDING
 from annotator.photos.cut import cut
 from annotator.runtime.malloc import keep_freed_memory
+from annotator.runtime.per_process import once_per_process
 
 #: Crops per forward pass.
 _BATCH = 32
@@ -66,11 +67,7 @@ class HandLocator:
         return crops.photo_from_crop(joints2d.double().numpy()), presence
 
 
-_of_process: dict[str, HandLocator] = {}
-
-
+@once_per_process(lambda file: file.id)
 def locator_of_process(file: CheckpointFile) -> HandLocator:
     """Return this process's locator; the first call loads it."""
-    if file.id not in _of_process:
-        _of_process[file.id] = HandLocator(file)
-    return _of_process[file.id]
+    return HandLocator(file)
