@@ -20,7 +20,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from annotator.config import NetworkConfig, from_dict, to_dict
 from annotator.errors import UserError
@@ -63,17 +63,10 @@ class TrainingState:
         """Return the weights for prediction."""
         return self.network if self.mean is None else self.mean
 
-    @torch.no_grad()
     def follow(self, decay: float) -> None:
-        """Update the running mean of the weights, faster in the first steps."""
-        if self.mean is None:
-            return
-        decay = min(decay, (1 + self.step) / (10 + self.step))
-        new, old = self.network.state_dict(), self.mean.state_dict()
-        moving = [name for name in old if old[name].dtype.is_floating_point]
-        torch._foreach_lerp_([old[n] for n in moving], [new[n] for n in moving], 1 - decay)
-        for name in old.keys() - set(moving):
-            old[name].copy_(new[name])
+        """Update the running mean of the weights, if the training keeps one."""
+        if self.mean is not None:
+            update_mean(self.mean, self.network, decay, self.step)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the whole state as tensors by name."""
@@ -100,6 +93,17 @@ class TrainingState:
             # Adam keeps its step count on the CPU.
             device = torch.device("cpu") if key == "step" else parameter.device
             self.optimizer.state[parameter][key] = tensor.to(device)
+
+
+@torch.no_grad()
+def update_mean(mean: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Update the running mean of a network's weights after a step, faster in the first steps."""
+    decay = min(decay, (1 + step) / (10 + step))
+    new, old = network.state_dict(), mean.state_dict()
+    moving = [name for name in old if old[name].dtype.is_floating_point]
+    torch._foreach_lerp_([old[n] for n in moving], [new[n] for n in moving], 1 - decay)
+    for name in old.keys() - set(moving):
+        old[name].copy_(new[name])
 
 
 def _load(network: Network, tensors: dict[str, Tensor], prefix: str) -> None:

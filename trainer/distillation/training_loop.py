@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from annotator.storage.files import write_atomic
+from trainer.state import update_mean
 
 Student = TypeVar("Student", bound=nn.Module)
 
@@ -76,10 +77,7 @@ def train_with_running_mean(
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
         optimizer.step()
-        decay = min(schedule.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for old, new in zip(mean.parameters(), student.parameters(), strict=True):
-                old.lerp_(new, 1 - decay)
+        update_mean(mean, student, schedule.ema, step)
         on_step(step + 1, float(loss.detach()))
         if (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
             _save(out / STATE_FILE, step + 1, student, mean, optimizer)
