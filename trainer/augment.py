@@ -38,7 +38,7 @@ def prepare(
     images = batch.image.float() / 255
     if margin == 1 and not config.upright:
         return _colour(images, draws, config), batch
-    motion = _motion(draws, margin, config)
+    motion = drawn_motion(draws, margin, config.rotation_deg, config.zoom, config.shift)
     if config.upright:
         motion = _off_upright(batch, margin, *motion)
     images, batch = move(images, batch, crop_px, *motion)
@@ -49,18 +49,21 @@ def prepare(
     images = _colour(images, draws, config)
     images = _blur(images, draws, config)
     images, batch = _erase(images, batch, draws, config)
-    noise = draws.uniform(1, 1, 1, high=config.noise) * draws.normal(1, crop_px, crop_px)
-    return (images + noise).clamp(0, 1), batch
+    return noisy(images, draws, config.noise), batch
 
 
-def _motion(draws: Draws, margin: float, config: AugmentConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw angle (B,), zoom (B,) and shift (B, 2), which place the crop in the wide image."""
-    turn = math.radians(config.rotation_deg)
-    angle = draws.uniform(low=-turn, high=turn)
-    reach = math.log(config.zoom)
-    zoom = draws.uniform(low=-reach, high=reach).exp()
-    shift = draws.uniform(2, low=-config.shift, high=config.shift)
-    return angle, zoom / margin, shift / margin
+def drawn_motion(
+    draws: Draws, margin: float, turn_deg: float, zoom: float, shift: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw angle (B,), zoom (B,) and shift (B, 2), which place crops in images `margin` times as wide.
+
+    `turn_deg`, `zoom` and `shift` are the largest of each, either way.
+    """
+    turn = math.radians(turn_deg)
+    angles = draws.uniform(low=-turn, high=turn)
+    zooms = _factor(draws, math.log(zoom))
+    shifts = draws.uniform(2, low=-shift, high=shift)
+    return angles, zooms / margin, shifts / margin
 
 
 def _off_upright(
@@ -118,16 +121,29 @@ def move(
 def _colour(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
     """Change saturation, contrast, brightness and white balance; turn some photos grey."""
     reach = config.colour
-
-    def factor(*shape: int) -> Tensor:
-        return draws.uniform(*shape, low=-reach, high=reach).exp()
-
     grey = (images * torch.tensor(_LUMINANCE, device=images.device).view(3, 1, 1)).sum(1, keepdim=True)
-    saturation = factor(1, 1, 1) * (~draws.chance(0.2 * reach)).float().view(-1, 1, 1, 1)
+    saturation = _factor(draws, reach, 1, 1, 1) * (~draws.chance(0.2 * reach)).float().view(-1, 1, 1, 1)
     images = grey + (images - grey) * saturation
+    return relit(images, draws, reach).clamp(0, 1)
+
+
+def relit(images: Tensor, draws: Draws, reach: float) -> Tensor:
+    """Change contrast, brightness and white balance by factors of up to `exp(reach)`."""
+    contrast, brightness = _factor(draws, reach, 1, 1, 1), _factor(draws, reach, 1, 1, 1)
     middle = images.mean((1, 2, 3), keepdim=True)
-    images = middle + (images - middle) * factor(1, 1, 1)
-    return (images * factor(1, 1, 1) * factor(3, 1, 1) ** 0.3).clamp(0, 1)
+    images = middle + (images - middle) * contrast
+    return images * brightness * _factor(draws, reach, 3, 1, 1) ** 0.3
+
+
+def noisy(images: Tensor, draws: Draws, most: float) -> Tensor:
+    """Add noise with an std of up to `most`."""
+    noise = draws.uniform(1, 1, 1, high=most) * draws.normal(1, *images.shape[-2:])
+    return (images + noise).clamp(0, 1)
+
+
+def _factor(draws: Draws, reach: float, *shape: int) -> Tensor:
+    """Draw factors (B, *shape) between `exp(-reach)` and `exp(reach)`."""
+    return draws.uniform(*shape, low=-reach, high=reach).exp()
 
 
 def _blur(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:

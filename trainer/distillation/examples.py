@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from annotator.coordinates import plane_of
 from annotator.model.landmarker import Landmarker, LandmarkHand
 from annotator.photos.cut import resample
+from trainer.augment import drawn_motion, noisy, relit
 from trainer.config import AugmentConfig
 from trainer.distillation.config import DistilConfig
 from trainer.keyed_random import Draws
@@ -67,11 +67,7 @@ def view(
 ) -> tuple[Tensor, LandmarkHand]:
     """Return views (B, 3, 224, 224) in 0..1 of crops that show `margin` times a tight crop, and their targets."""
     draws = Draws(key)
-    turn = math.radians(config.turn_deg)
-    angle = draws.uniform(low=-turn, high=turn)
-    reach = math.log(config.zoom)
-    zoom = draws.uniform(low=-reach, high=reach).exp() / margin
-    shift = draws.uniform(2, low=-config.shift, high=config.shift) / margin
+    angle, zoom, shift = drawn_motion(draws, margin, config.turn_deg, config.zoom, config.shift)
     images = coloured(_cut(crops.image, angle, zoom, shift), draws, AugmentConfig())
     plane = plane_of(angle, torch.zeros_like(angle, dtype=torch.bool))
     image = (crops.target.image - F.pad(shift, (0, 1))[:, None]) @ plane / zoom[:, None, None]
@@ -86,13 +82,7 @@ def _cut(crops: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
 
 def coloured(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
     """Change contrast, brightness and balance, and add noise."""
-    reach = config.colour
-    contrast, brightness = (draws.uniform(1, 1, 1, low=-reach, high=reach).exp() for _ in range(2))
-    balance = draws.uniform(3, 1, 1, low=-reach, high=reach).exp() ** 0.3
-    middle = images.mean((1, 2, 3), keepdim=True)
-    images = (middle + (images - middle) * contrast) * brightness * balance
-    noise = draws.uniform(1, 1, 1, high=config.noise) * draws.normal(1, *images.shape[-2:])
-    return (images + noise).clamp(0, 1)
+    return noisy(relit(images, draws, config.colour), draws, config.noise)
 
 
 def shrunk(views: Tensor, crop_px: int) -> Tensor:
