@@ -40,14 +40,14 @@ def crop_axes(places: CropGeometry) -> NDArray[np.float32]:
     """Return the crop axes (n, 3, 3) of each crop."""
     frame = CropFrame(places.centre_px, places.half_side_px, np.zeros(len(places), bool))
     axes = frame.axes(places.principal_px, places.focal_px)
-    for k in through_lens(places):
+    for k in through_lens(places.view):
         axes[k] = places.view[k].axes
     return axes.astype(np.float32)
 
 
-def through_lens(places: CropGeometry) -> list[int]:
-    """Return the numbers of crops that are views through a lens."""
-    return [k for k, view in enumerate(places.view) if view is not None]
+def through_lens(views: NDArray[np.object_]) -> list[int]:
+    """Return the numbers of hands that are seen through a lens: those with a view."""
+    return [k for k, view in enumerate(views) if view is not None]
 
 
 def seen_through_lens(
@@ -60,19 +60,28 @@ def seen_through_lens(
     # Joints beyond the lens have no slope; the square's own scale is near.
     slopes = np.nan_to_num(view.slopes(points), nan=float(places.half_side_px[k]))
     variance = (slopes**2 @ (std**2)[..., None])[..., 0]
-    # The view is the picture of a pinhole camera with focal length 1, in crop axes.
-    seen = (points * view.half_tan)[None]
-    joints = hands.joints3d_mm[k : k + 1]
-    wrist = coordinates.camera_translation(joints, seen, np.ones(1), np.zeros((1, 2)))
-    covariance = position_covariance(
-        joints + wrist[:, None], hands.joints3d_std_mm[k : k + 1], np.ones(1), (std * view.half_tan)[None]
-    )[0]
-    return (
-        view.nearest_in_photo(points),
-        np.sqrt(variance),
-        view.axes @ wrist[0],
-        view.axes @ covariance @ view.axes.T,
+    place = position_in_view(
+        view, points, hands.joints3d_mm[k], hands.joints3d_std_mm[k], std * view.half_tan
     )
+    return view.nearest_in_photo(points), np.sqrt(variance), *place
+
+
+def position_in_view(
+    view: View, points: Floats, joints_mm: Floats, std_mm: Floats, std_tan: Floats
+) -> tuple[Floats, Floats]:
+    """Return the wrist's place (3,) and its covariance (3, 3), camera axes, of a hand in a view.
+
+    Args:
+        view: a square in crop axes.
+        points: (21, 2) of the joints, half-sides of the square.
+        joints_mm: (21, 3) crop axes, wrist-relative. std_mm: theirs.
+        std_tan: (21, 2) of the points, as tangents of angles.
+    """
+    # The view is the picture of a pinhole camera with focal length 1, in crop axes.
+    seen, joints = (points * view.half_tan)[None], joints_mm[None]
+    wrist = coordinates.camera_translation(joints, seen, np.ones(1), np.zeros((1, 2)))
+    covariance = position_covariance(joints + wrist[:, None], std_mm[None], np.ones(1), std_tan[None])[0]
+    return view.axes @ wrist[0], view.axes @ covariance @ view.axes.T
 
 
 def label_columns(hands: CropHands, places: CropGeometry) -> dict[str, Any]:
@@ -96,13 +105,11 @@ def label_columns(hands: CropHands, places: CropGeometry) -> dict[str, Any]:
     covariance = position_covariance(
         joints3d_mm + cam_t_mm[:, None], joints3d_std_mm, places.focal_px, joints2d_std_px
     )
-    for k in through_lens(places):
+    for k in through_lens(places.view):
         joints2d_px[k], joints2d_std_px[k], cam_t_mm[k], covariance[k] = seen_through_lens(hands, places, k)
-    length_mm = hand_lengths_mm(hands.joints3d_mm)
     length_std_mm = np.where(
         np.isnan(places.hand_length_mm), hand_length_stds_mm(joints3d_mm, joints3d_std_mm), 0
     )
-    per_joint = np.linalg.norm(joints3d_std_mm[:, 1:], axis=-1)
     return {
         "box_xyxy": places.box_xyxy.copy(),  # a copy, because callers may write to columns
         "crop_xyxy": np.concatenate([places.centre_px - half_side_px, places.centre_px + half_side_px], 1),
@@ -122,12 +129,27 @@ def label_columns(hands: CropHands, places: CropGeometry) -> dict[str, Any]:
             "principal_px": places.principal_px.copy(),
             "focal_source": places.focal_source,
         },
+        **summary_columns(hands.joints3d_mm, joints3d_std_mm, length_std_mm, covariance),
+        **(_mesh_columns(hands, axes) if hands.vertices_mm.shape[1] else {}),
+    }
+
+
+def summary_columns(
+    joints3d_mm: Floats, joints3d_std_mm: Floats, length_std_mm: Floats, covariance: Floats
+) -> dict[str, Floats]:
+    """Return the columns with a few numbers per hand that follow from n hands.
+
+    Args:
+        joints3d_mm: (n, 21, 3). joints3d_std_mm: theirs, camera axes.
+        length_std_mm: (n,) of the lengths. covariance: (n, 3, 3) of the wrists' places.
+    """
+    per_joint = np.linalg.norm(joints3d_std_mm[:, 1:], axis=-1)
+    return {
         "joint_std_mm": per_joint.mean(1),
         "max_joint_std_mm": per_joint.max(1),
-        "hand_length_mm": length_mm,
+        "hand_length_mm": hand_lengths_mm(joints3d_mm),
         "hand_length_std_mm": length_std_mm,
         "cam_t_std_mm": np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)),
-        **(_mesh_columns(hands, axes) if hands.vertices_mm.shape[1] else {}),
     }
 
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from annotator import coordinates as frames
 from annotator.coordinates import square_around
+from annotator.labels.arrays import array_of
+from annotator.labels.crop_hands import position_in_view, summary_columns, through_lens
 from annotator.labels.hand_length import hand_length_stds_mm, hand_lengths_mm, position_covariance
 from annotator.lens import Lens
 from annotator.photos.crops import BOX_PADDING, box_around_joints
@@ -61,14 +63,7 @@ def columns_of_hands(table: pa.Table) -> dict[str, Any]:
 
 def _array(column: Any) -> Any:
     """Return an array (n, ...); None where any is null."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if array.null_count:
-        return None
-    shape = [len(array)]
-    while pa.types.is_fixed_size_list(array.type):
-        shape.append(array.type.list_size)
-        array = array.flatten()
-    return array.to_numpy(zero_copy_only=False).reshape(shape)
+    return None if column.null_count else array_of(column)
 
 
 def picked_columns(columns: dict[str, Any], rows: NDArray[np.int64]) -> dict[str, Any]:
@@ -92,7 +87,7 @@ def labels_motion(columns: dict[str, Any], views: NDArray[np.object_], rows: NDA
     centre_px = (crop[:, :2] + crop[:, 2:]) / 2
     scale_px = camera["scale"][rows].astype(np.float64) * half_px
     place_px = (centre_px + camera["translation"][rows] * half_px[:, None]).astype(np.float64)
-    for k in _through_lens(views[rows]):
+    for k in through_lens(views[rows]):
         view, focal_px = views[rows[k]], float(camera["focal_px"][rows[k]])
         on_plane = view.half_tan * camera["translation"][rows[k]].astype(np.float64)
         place_px[k] = _equidistant_fisheye(focal_px, camera["principal_px"][rows[k]]).project(
@@ -108,10 +103,6 @@ def labels_motion(columns: dict[str, Any], views: NDArray[np.object_], rows: NDA
         scale_px=scale_px,
         place_px=place_px,
     )
-
-
-def _through_lens(views: NDArray[np.object_]) -> list[int]:
-    return [k for k, view in enumerate(views) if view is not None]
 
 
 def _equidistant_fisheye(focal_px: float, principal_px: Floats) -> Lens:
@@ -195,14 +186,13 @@ def track_columns(
         motion.joints3d_mm + cam_t_mm[:, None], motion.joints3d_std_mm, focal_px, motion.joints2d_std_px
     )
     scale, translation = motion.scale_px / half_px, (motion.place_px - centre_px) / half_px[:, None]
-    for k in _through_lens(views):
+    for k in through_lens(views):
         weak = _weak_in_view(views[k], motion, k, focal_px[k], principal_px[k])
         points = weak.scale * turned[k, :, :2] + weak.place
         scale[k], translation[k], joints2d_px[k] = weak.scale, weak.place, views[k].nearest_in_photo(points)
         cam_t_mm[k], covariance[k] = _position_in_view(
             views[k], points, motion.joints3d_mm[k], motion.joints3d_std_mm[k], motion.joints2d_std_px[k]
         )
-    per_joint = np.linalg.norm(motion.joints3d_std_mm[:, 1:], axis=-1)
     result: dict[str, Any] = {
         "box_xyxy": box,
         "crop_xyxy": crop,
@@ -222,11 +212,7 @@ def track_columns(
             "principal_px": principal_px,
             "focal_source": [camera["focal_source"][row] for row in nearest],
         },
-        "joint_std_mm": per_joint.mean(1),
-        "max_joint_std_mm": per_joint.max(1),
-        "hand_length_mm": hand_lengths_mm(motion.joints3d_mm),
-        "hand_length_std_mm": length_std_mm,
-        "cam_t_std_mm": np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)),
+        **summary_columns(motion.joints3d_mm, motion.joints3d_std_mm, length_std_mm, covariance),
     }
     return result | {name: None if columns[name] is None else columns[name][nearest] for name in NEAREST}
 
@@ -257,17 +243,9 @@ def _position_in_view(
     view: View, points: Floats, joints_mm: Floats, std_mm: Floats, std_px: Floats
 ) -> tuple[Floats, Floats]:
     """Return the wrist's place (3,) and its covariance (3, 3), of joints (21, 3) that are at `points` of a view."""
-    # The view is the picture of a pinhole camera with focal length 1, in crop axes.
-    seen = (points * view.half_tan)[None]
-    in_view = (joints_mm @ view.axes)[None]
-    wrist = frames.camera_translation(in_view, seen, np.ones(1), np.zeros((1, 2)))
     # Joints beyond the lens have no slope; that of the middle is near.
     areas = np.abs(np.linalg.det(np.nan_to_num(view.slopes(points))))
     px_per_tan = np.sqrt(np.where(areas > 0, areas, view.square_px()[1] ** 2))[:, None] / view.half_tan
-    covariance = position_covariance(
-        in_view + wrist[:, None],
-        frames.turned_std(std_mm, view.axes.T)[None],
-        np.ones(1),
-        (std_px / px_per_tan)[None],
-    )[0]
-    return view.axes @ wrist[0], view.axes @ covariance @ view.axes.T
+    return position_in_view(
+        view, points, joints_mm @ view.axes, frames.turned_std(std_mm, view.axes.T), std_px / px_per_tan
+    )
