@@ -243,19 +243,20 @@ def annotate(
         "tie_sizes": tie_sizes,
         "columns": columns.value,
     }
-    labelling = options | {"precision": precision.value}
     if dry_run and relabel:
         raise UserError(
             "--dry-run estimates unlabelled photos, and --relabel labels photos again: give one of them"
         )
     if dry_run:
+        from annotator.commands.annotate import LabelOptions
         from annotator.commands.estimate import estimate
 
+        wanted = LabelOptions(**options, precision="float32")  # in which the network is timed
         with counting_bar("listing") as on_progress:
-            _print_table(estimate(photos, labels, **options, on_progress=on_progress).table())
+            _print_table(estimate(photos, labels, wanted, on_progress).table())
         return
     compute = ComputeOptions(workers, threads, batch_size, shard_size, decoders, gpus_per_worker, address)
-    record = _annotate(photos, labels, **labelling, compute=compute, relabel=relabel)
+    record = _annotate(photos, labels, **options, precision=precision.value, compute=compute, relabel=relabel)
     _print_record(labels, record)
     _exit_if_failed(record)
 

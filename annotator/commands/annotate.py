@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
@@ -32,6 +33,27 @@ if TYPE_CHECKING:
 
 #: Maximum meshes drawn per hand: 160 MB for a shard of 256 hands.
 MAX_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """The arguments of `annotate` that decide the labels; their meaning and defaults are there."""
+
+    checkpoint: str
+    hand: str | None
+    side: Side
+    detector: str | None
+    max_hands: int
+    search: Search
+    detect_every: int | None
+    boxes: str | None
+    boxes_normalised: bool
+    every: int
+    samples: int
+    hand_length_mm: float | None
+    precision: Precision
+    tie_sizes: bool
+    columns: Columns
 
 
 def annotate(
@@ -92,9 +114,7 @@ def annotate(
         UserError: a mistake in the arguments, before any work; or any error of `run_job`.
     """
     check_precision(precision, compute.address)
-    job = annotate_job(
-        source,
-        labels,
+    options = LabelOptions(
         checkpoint=checkpoint,
         hand=hand,
         side=side,
@@ -110,58 +130,27 @@ def annotate(
         precision=precision,
         tie_sizes=tie_sizes,
         columns=columns,
-        batch_size=compute.batch_size,
     )
+    job = annotate_job(source, labels, options, compute.batch_size)
     return run_job(job, compute, relabel, on_progress)
 
 
 def annotate_job(
-    source: str,
-    labels: str,
-    *,
-    checkpoint: str = "default",
-    hand: str | None = None,
-    side: Side = "auto",
-    detector: str | None = None,
-    max_hands: int = 2,
-    search: Search = "quick",
-    detect_every: int | None = None,
-    boxes: str | None = None,
-    boxes_normalised: bool = False,
-    every: int = 1,
-    samples: int = 0,
-    hand_length_mm: float | None = None,
-    precision: Precision = "float32",
-    tie_sizes: bool = True,
-    columns: Columns = "all",
-    batch_size: int | None = None,
-    is_dry: bool = False,
+    source: str, labels: str, options: LabelOptions, batch_size: int | None = None, is_dry: bool = False
 ) -> Job[RunSettings]:
-    """Return the job of `annotate`, not started; arguments and errors are the same. `is_dry` skips the write check."""
+    """Return the job of `annotate`, not started; errors are the same. `is_dry` skips the write check."""
     labels = absolute(labels)
-    if side not in get_args(Side):
-        raise UserError(f"side is {side!r}, may be {', '.join(get_args(Side))}")
-    check_search(search)
-    if not 0 <= samples <= MAX_SAMPLES:
-        raise UserError(f"samples is {samples}: give 0 to {MAX_SAMPLES}")
-    check_columns(columns, samples)
-    if search != "quick" and not detector:
-        raise UserError(f"search {search!r} needs a detector: give one, or use `amvur detect`")
-    if hand_length_mm is not None and not is_hand_length(hand_length_mm):
-        raise UserError(f"hand_length_mm is {hand_length_mm:g}: expected {HAND_LENGTHS}")
-    if detect_every is not None and not (detector and detect_every >= 1):
-        raise UserError(f"detect_every is {detect_every}: give 1 or more frames, and a detector")
-    if detector and boxes:
-        raise UserError("detector and boxes both locate the hands: give one of them")
+    _check(options)
     with retry_limit(FIRST_ANSWER_S):  # report a wrong name or key before loading a model
-        photos = open_source(source, labels, every, boxes, boxes_normalised)
+        photos = open_source(source, labels, options.every, options.boxes, options.boxes_normalised)
         check_has_photos(photos, source)
         record = read_run_record(labels, RunSettings)
         if record is None and not is_dry:
             check_writable(labels)
-        found = read_model(detector) if detector else None
-    file = _checkpoint_file(checkpoint, hand)
-    if detector and detect_every is None:
+        found = read_model(options.detector) if options.detector else None
+    file = _checkpoint_file(options.checkpoint, options.hand)
+    detect_every = options.detect_every
+    if options.detector and detect_every is None:
         detect_every = record.settings.detect_every if record else DETECT_EVERY
     settings = RunSettings(
         schema_version=SCHEMA_VERSION,
@@ -170,24 +159,25 @@ def annotate_job(
         trained_steps=file.info.trained_steps,
         hand=file.hand.id,
         vertex_count=file.hand.vertex_count,
-        side=side,
+        side=options.side,
         crop_px=file.info.cut_px,
         detector=found.id if found else None,
-        max_hands=max_hands if found else 1,
-        search=search if found else "quick",
+        max_hands=options.max_hands if found else 1,
+        search=options.search if found else "quick",
         detect_every=detect_every or 1,
-        every=every,
-        boxes=without_secrets(absolute(boxes)) if boxes else None,
-        boxes_normalised=boxes_normalised,
-        samples=samples,
-        hand_length_mm=hand_length_mm,
-        precision=precision,
-        tie_sizes=tie_sizes,
-        columns=columns,
+        every=options.every,
+        boxes=without_secrets(absolute(options.boxes)) if options.boxes else None,
+        boxes_normalised=options.boxes_normalised,
+        samples=options.samples,
+        hand_length_mm=options.hand_length_mm,
+        precision=options.precision,
+        tie_sizes=options.tie_sizes,
+        columns=options.columns,
     )
-    find = partial(detector_of_process, found, max_hands, search) if found else None
+    find = partial(detector_of_process, found, options.max_hands, options.search) if found else None
     following = _following(file, settings) if settings.detect_every > 1 else None
-    schema = label_schema(file.hand.vertex_count, _metadata(file, samples), photos.columns, samples, columns)
+    metadata = _metadata(file, options.samples)
+    schema = label_schema(file.hand.vertex_count, metadata, photos.columns, options.samples, options.columns)
 
     def stages(plan: WorkerPlan) -> Stages:
         return Stages(
@@ -196,12 +186,21 @@ def annotate_job(
                 crop_px=settings.crop_px,
                 find=find,
                 margin=file.info.cut_margin,
-                hand_length_mm=hand_length_mm,
+                hand_length_mm=options.hand_length_mm,
                 following=following,
             ),
-            model=partial(ShardPredictor, file, plan.threads, batch_size, side, samples, precision, columns),
+            model=partial(
+                ShardPredictor,
+                file,
+                plan.threads,
+                batch_size,
+                options.side,
+                options.samples,
+                options.precision,
+                options.columns,
+            ),
             schema=schema,
-            finish_shard=partial(relate_two_hands, faces=file.hand.faces, tie_sizes=tie_sizes),
+            finish_shard=partial(relate_two_hands, faces=file.hand.faces, tie_sizes=options.tie_sizes),
         )
 
     return Job(
@@ -214,6 +213,24 @@ def annotate_job(
         begin=lambda: write_faces(labels, file.hand.faces),
         may_differ=("checkpoint", "trained_steps"),
     )
+
+
+def _check(options: LabelOptions) -> None:
+    """Refuse options that contradict each other."""
+    if options.side not in get_args(Side):
+        raise UserError(f"side is {options.side!r}, may be {', '.join(get_args(Side))}")
+    check_search(options.search)
+    if not 0 <= options.samples <= MAX_SAMPLES:
+        raise UserError(f"samples is {options.samples}: give 0 to {MAX_SAMPLES}")
+    check_columns(options.columns, options.samples)
+    if options.search != "quick" and not options.detector:
+        raise UserError(f"search {options.search!r} needs a detector: give one, or use `amvur detect`")
+    if options.hand_length_mm is not None and not is_hand_length(options.hand_length_mm):
+        raise UserError(f"hand_length_mm is {options.hand_length_mm:g}: expected {HAND_LENGTHS}")
+    if options.detect_every is not None and not (options.detector and options.detect_every >= 1):
+        raise UserError(f"detect_every is {options.detect_every}: give 1 or more frames, and a detector")
+    if options.detector and options.boxes:
+        raise UserError("detector and boxes both locate the hands: give one of them")
 
 
 def _checkpoint_file(name: str, hand: str | None) -> CheckpointFile:

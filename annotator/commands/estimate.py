@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from annotator.commands.annotate import annotate_job
+from annotator.commands.annotate import LabelOptions, annotate_job
 from annotator.job.manifest import DoneShards, Manifest
 from annotator.job.run import checked_record
-from annotator.labels.schema import Columns
 from annotator.runtime.progress import time_left
 from annotator.storage.remote import without_secrets
 
@@ -63,24 +61,18 @@ class Estimate:
 def estimate(
     source: str,
     labels: str,
-    *,
-    checkpoint: str = "default",
-    hand: str | None = None,
-    columns: Columns = "all",
+    options: LabelOptions,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-    **others: Any,
 ) -> Estimate:
     """List the whole source, and time the model on this machine for a few seconds. A detector's time is not included.
 
-    Arguments and errors are those of `annotate`.
+    Errors are those of `annotate`.
     """
     import torch
 
     from annotator.predictor import load
 
-    job = annotate_job(
-        source, labels, checkpoint=checkpoint, hand=hand, columns=columns, is_dry=True, **others
-    )
+    job = annotate_job(source, labels, options, is_dry=True)
     checked_record(job)
     done_shards, manifest = DoneShards(job.labels), Manifest(job.labels)
     done = sum(count for number, count in manifest.counts() if number in done_shards)
@@ -89,13 +81,13 @@ def estimate(
         count += not entry.first_hand
         if count % _REPORT_EVERY == 0:
             on_progress(count, count)
-    predictor = load(checkpoint, hand)
+    predictor = load(options.checkpoint, options.hand)
     models = 1 if predictor.device.type == "cuda" else os.cpu_count() or 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each worker of a job has
-    rate = predictor.photos_per_s(columns) * models * JOB_EFFICIENCY
+    rate = predictor.photos_per_s(options.columns) * models * JOB_EFFICIENCY
     torch.set_num_threads(threads)
-    bytes_per_hand = BYTES_PER_HAND + BYTES_PER_VERTEX[columns] * job.settings.vertex_count
+    bytes_per_hand = BYTES_PER_HAND + BYTES_PER_VERTEX[options.columns] * job.settings.vertex_count
     bytes_per_hand += job.settings.samples * (
         BYTES_PER_SAMPLE + BYTES_PER_SAMPLE_VERTEX * job.settings.vertex_count
     )
