@@ -26,15 +26,8 @@ from annotator.labels.filter_file import (
 )
 from annotator.labels.folder import label_file_sizes, label_files
 from annotator.quality.calibration import UNCALIBRATED_3D, Calibration
-from annotator.storage.files import (
-    absolute,
-    check_writable,
-    join,
-    names_in,
-    read_if_exists,
-    remove_file,
-    write_atomic,
-)
+from annotator.storage.files import absolute, join, read_if_exists, remove_file, write_atomic
+from annotator.storage.unfinished import is_left_unfinished, mark_unfinished
 
 __all__ = ["Filtered", "Keep", "filter_labels"]
 
@@ -170,14 +163,9 @@ def _check_list(out: str) -> set[str]:
 
 def _begin_folder(out: str, plan: dict[str, Any]) -> set[str]:
     """Return the files that an earlier run of the same plan wrote."""
-    present = {name for name in names_in(out) if not name.startswith(".")}
-    marker = read_if_exists(join(out, UNFINISHED))
-    if marker is not None and json.loads(marker) == plan:
+    if is_left_unfinished(out, UNFINISHED, plan):
         return label_files(out)
-    if present:
-        raise UserError(f"'{out}' is not empty: give a new folder")
-    check_writable(out)
-    write_atomic(join(out, UNFINISHED), json.dumps(plan).encode())
+    mark_unfinished(out, UNFINISHED, plan)
     return set()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,12 +17,11 @@ from annotator.storage.files import (
     join,
     local_path,
     names_in,
-    read_if_exists,
     read_range,
     remove_file,
-    write_atomic,
 )
 from annotator.storage.remote import retry_limit
+from annotator.storage.unfinished import is_left_unfinished, mark_unfinished
 
 #: Marks an unfinished folder; holds the plan of its command.
 UNFINISHED = "_export.json"
@@ -66,10 +64,7 @@ def check_new_folder(out: str, plan: dict[str, Any]) -> None:
     if is_local(out) and local_path(out).is_file():
         raise UserError(f"'{out}' is a file: give a new folder")
     with retry_limit(FIRST_ANSWER_S):
-        names = {name for name in names_in(out) if not name.startswith(".")}
-        marker = read_if_exists(join(out, UNFINISHED)) if UNFINISHED in names else None
-    if names and marker != _encoded(plan):
-        raise UserError(f"'{out}' is not empty: give a new folder")
+        is_left_unfinished(out, UNFINISHED, plan)  # refuses other contents
 
 
 @contextmanager
@@ -79,8 +74,7 @@ def new_folder(out: str, plan: dict[str, Any]) -> Iterator[None]:
     A `UserError` before the first file removes the folder.
     """
     is_new = is_local(out) and not local_path(out).exists()
-    check_writable(out)
-    write_atomic(join(out, UNFINISHED), _encoded(plan))
+    mark_unfinished(out, UNFINISHED, plan)
     try:
         yield
     except UserError:
@@ -90,10 +84,6 @@ def new_folder(out: str, plan: dict[str, Any]) -> Iterator[None]:
                 local_path(out).rmdir()
         raise
     remove_file(join(out, UNFINISHED))
-
-
-def _encoded(plan: dict[str, Any]) -> bytes:
-    return json.dumps(plan, sort_keys=True).encode()
 
 
 def _plain_name(text: str, identity: str) -> str:
