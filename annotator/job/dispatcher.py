@@ -23,6 +23,7 @@ from annotator.job.in_flight import Piece, ShardInFlight, Worker
 from annotator.job.listing import ListingThread
 from annotator.job.manifest import PlannedShard
 from annotator.job.resources import WorkerPlan
+from annotator.job.shard import join_hands
 from annotator.job.stages import Stages, shard_table
 from annotator.job.tally import ShardReport
 from annotator.job.tasks import (
@@ -31,7 +32,6 @@ from annotator.job.tasks import (
     decode_piece,
     give_up,
     give_up_hand,
-    join_hands,
     join_pieces,
     write_labels,
 )

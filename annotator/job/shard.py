@@ -36,3 +36,11 @@ class Shard:
         joined.crops = Crops.stack(crops) if crops else None
         joined.hands = joined_columns([part.hands for part in parts if part.hands])
         return joined
+
+
+def join_hands(shard: Shard, *parts: Shard) -> Shard:
+    """Join a shard whose hands were labelled one by one; `parts` have one row each, in the shard's order."""
+    for row, part in zip(shard.hand_rows, parts, strict=True):
+        shard.rows[row] = part.rows[0]
+    good = [row for row, part in zip(shard.hand_rows, parts, strict=True) if part.hands]
+    return Shard(shard.rows, good, hands=joined_columns([part.hands for part in parts if part.hands]))

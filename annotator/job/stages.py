@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from annotator.detection.detector import ENOUGH_PX
 from annotator.detection.following import FrameHands
 from annotator.job.detected import FindHands, Following, detected
-from annotator.job.shard import Shard
-from annotator.labels.arrays import joined_columns
+from annotator.job.shard import Shard, join_hands
 from annotator.labels.finite import finite_rows, rows_of
 from annotator.labels.folder import opened_label_file
 from annotator.labels.schema import Columns, labels_to_table, without_hand
@@ -259,10 +258,7 @@ def predict_shard(
         failed += not parts[-1].hands
     if failed == len(parts):
         raise ModelBrokenError(parts[0].rows[0]["error"])
-    for row, part in zip(shard.hand_rows, parts, strict=True):
-        shard.rows[row] = part.rows[0]
-    good = [row for row, part in zip(shard.hand_rows, parts, strict=True) if part.hands]
-    return Shard(shard.rows, good, hands=joined_columns([part.hands for part in parts if part.hands]))
+    return join_hands(shard, *parts)
 
 
 def _labelled(shard: Shard, hands: dict[str, Any], checkpoint: str) -> Shard:

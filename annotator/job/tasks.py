@@ -15,7 +15,6 @@ from annotator.job.manifest import shard_file_name
 from annotator.job.shard import Shard
 from annotator.job.stages import ModelBrokenError
 from annotator.job.tally import OUTCOME_COLUMNS, ShardReport, report_of
-from annotator.labels.arrays import joined_columns
 from annotator.labels.folder import opened_label_file, replace_rows
 from annotator.labels.schema import encode_table, without_hand
 from annotator.sources.entry import Entry
@@ -62,14 +61,6 @@ def give_up_hand(shard: Shard, number: int) -> Shard:
     """Return the row of one hand that crashes models, recorded as crashed."""
     row = shard.rows[shard.hand_rows[number]]
     return Shard([row | without_hand("crashed", "every model that tried to label this hand crashed")])
-
-
-def join_hands(shard: Shard, *parts: Shard) -> Shard:
-    """Join a shard whose hands were labelled one by one; `parts` have one row each, in the shard's order."""
-    for row, part in zip(shard.hand_rows, parts, strict=True):
-        shard.rows[row] = part.rows[0]
-    good = [row for row, part in zip(shard.hand_rows, parts, strict=True) if part.hands]
-    return Shard(shard.rows, good, hands=joined_columns([part.hands for part in parts if part.hands]))
 
 
 def write_labels(
