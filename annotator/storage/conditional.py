@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from annotator.storage.remote import with_retries
+from annotator.storage.remote import error_code, with_retries
 
 _S3 = ("s3://", "s3a://")
 
@@ -51,7 +51,7 @@ def put_if_unchanged(url: str, data: bytes, version: str | None) -> str | None:
         try:
             return filesystem.pipe_file(path, data, **condition) or {}
         except Exception as error:
-            code = _error_code(error)
+            code = error_code(error)
             if code in _CONFLICTS:
                 return None
             if code in _UNKNOWN:
@@ -62,13 +62,3 @@ def put_if_unchanged(url: str, data: bytes, version: str | None) -> str | None:
     if written is None:
         raise OvertakenError(url)
     return written.get("ETag")
-
-
-def _error_code(error: BaseException) -> str:
-    link: BaseException | None = error
-    while link is not None:
-        response = getattr(link, "response", None)
-        if isinstance(response, dict) and "Error" in response:
-            return str(response["Error"].get("Code"))
-        link = link.__cause__
-    return type(error).__name__

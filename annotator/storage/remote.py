@@ -72,7 +72,7 @@ def with_retries(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
             if time.monotonic() + pause > deadline:
                 raise problem from error
             with _counting:
-                _retries[_cause(error)] += 1
+                _retries[error_code(error)] += 1
         time.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, _LONGEST_PAUSE_S)
 
@@ -181,7 +181,7 @@ def read_part(url: str, start: int, end: int) -> bytes:
         try:
             return filesystem.cat_file(path, start=start, end=end)
         except OSError as error:
-            if _cause(error) in ("InvalidRange", "416"):  # S3's response for an empty file
+            if error_code(error) in ("InvalidRange", "416"):  # S3's response for an empty file
                 return b""
             raise
 
@@ -207,7 +207,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 def _problem(url: str, error: Exception) -> OSError:
     message = without_secrets(first_line(error))
     # NoSuchUpload: the last response to an upload of a large file was lost, but the file is complete.
-    if isinstance(error, FileNotFoundError) and _cause(error) != "NoSuchUpload":
+    if isinstance(error, FileNotFoundError) and error_code(error) != "NoSuchUpload":
         return FileNotFoundError(errno.ENOENT, message, without_secrets(url))
     refused = getattr(error, "status", None) in (400, 401, 403, 410)  # HTTP status
     if refused or isinstance(error, (PermissionError, ValueError)) or "Credential" in type(error).__name__:
@@ -215,7 +215,7 @@ def _problem(url: str, error: Exception) -> OSError:
     return OSError(getattr(error, "errno", None) or errno.EIO, message, without_secrets(url))
 
 
-def _cause(error: BaseException) -> str:
+def error_code(error: BaseException) -> str:
     """Return the store's error code, or the exception's class name without one."""
     link: BaseException | None = error
     while link is not None:
