@@ -26,10 +26,9 @@ from scipy.sparse.linalg import lsqr
 from annotator.config import read_config
 from annotator.model.checkpoint import load_checkpoint
 from annotator.render import rasterize
-from annotator.storage.files import read_if_exists
 from trainer.config import TrainConfig
 from trainer.convert.convert import convert
-from trainer.data.examples import SUMMARY_FILE, UNFINISHED
+from trainer.data.examples import is_converted
 from trainer.evaluation.calibrate import calibrate
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.predictions import run
@@ -47,7 +46,7 @@ SMALL = ("network.crop_px=64", "steps=2500", "optimizer.learning_rate=0.0007", "
 
 def overfit(out: Path, settings: Sequence[str]) -> dict[str, Any]:
     """Train on 64 photos to 3 mm, with texture within 2 dB of the best per-vertex colours."""
-    if read_if_exists(str(out / "examples" / SUMMARY_FILE)) in (None, UNFINISHED):
+    if not is_converted(str(out / "examples")):
         write_photos(out / "photos", 64, seed=1, size_px=160)
         convert(f"synth:{out / 'photos'}", str(out / "examples"))
     train_here(out, settings, data=str(out / "examples"))

@@ -39,12 +39,11 @@ from annotator.commands.fit import fit
 from annotator.config import config_folder, read_config
 from annotator.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, with_first_look
 from annotator.model.quantised import measure_ranges
-from annotator.storage.files import read_if_exists
 from trainer.config import SYNTHETIC, TrainConfig
 from trainer.convert.convert import convert
 from trainer.convert.cut_out import outlined
 from trainer.convert.photos import photo_columns
-from trainer.data.examples import SUMMARY_FILE, UNFINISHED, example_schema, write_examples
+from trainer.data.examples import example_schema, is_converted, write_examples
 from trainer.distillation.config import DistilConfig, FirstLookConfig
 from trainer.distillation.examples import drawn_examples, shrunk, view
 from trainer.evaluation.calibrate import calibrate
@@ -89,12 +88,7 @@ def examples(out: Path, photos: Path, model: str) -> None:
         found = out / "found" / name
         detect(str(photos / name / "images"), str(found), model, world_joints=True)
         for part, share in (("examples", empty), ("held_out", float(empty > 0))):
-            if read_if_exists(str(out / part / name / SUMMARY_FILE)) not in (None, UNFINISHED):
-                continue
-            labels = out / "labels" / part / name
-            _keep(found, labels, name, held_out=part == "held_out")
-            shutil.rmtree(out / part / name, ignore_errors=True)
-            convert(f"labels:{labels}", str(out / part / name), empty=share, outline=name == PLAIN)
+            _convert(found, out, part, name, held_out=part == "held_out", empty=share, outline=name == PLAIN)
 
 
 def fitted_examples(out: Path, photos: Path, model: str) -> None:
@@ -104,12 +98,7 @@ def fitted_examples(out: Path, photos: Path, model: str) -> None:
         detect(str(photos / name / "images"), str(found), model, world_joints=True)
         fit(str(found), str(fits))
         for part in ("fitted", "fitted_held_out"):
-            if read_if_exists(str(out / part / name / SUMMARY_FILE)) not in (None, UNFINISHED):
-                continue
-            labels = out / "labels" / part / name
-            _keep(fits, labels, name, held_out=part == "fitted_held_out")
-            shutil.rmtree(out / part / name, ignore_errors=True)
-            convert(f"labels:{labels}", str(out / part / name))
+            _convert(fits, out, part, name, held_out=part == "fitted_held_out")
 
 
 def write_landmarks(out: Path) -> None:
@@ -155,6 +144,18 @@ def read_held_out(photos: Path, out: Path) -> None:
             rows = [outlined(row) for row in rows]
         shutil.rmtree(folder, ignore_errors=True)
         write_examples(str(folder), rows, example_schema(1, {"hand": None}))
+
+
+def _convert(
+    labelled: Path, out: Path, part: str, name: str, held_out: bool, empty: float = 0.0, outline: bool = False
+) -> None:
+    """Write the examples OUT/PART/NAME of the held-out photos of a label set, or of all others, unless they exist."""
+    if is_converted(str(out / part / name)):
+        return
+    labels = out / "labels" / part / name
+    _keep(labelled, labels, name, held_out)
+    shutil.rmtree(out / part / name, ignore_errors=True)
+    convert(f"labels:{labels}", str(out / part / name), empty=empty, outline=outline)
 
 
 def _keep(found: Path, labels: Path, collection: str, held_out: bool) -> None:

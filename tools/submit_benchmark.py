@@ -13,10 +13,9 @@ import argparse
 from pathlib import Path
 
 from annotator.errors import UserError
-from annotator.storage.files import read_if_exists
 from trainer.config import read_train_config
 from trainer.convert.convert import convert
-from trainer.data.examples import SUMMARY_FILE, UNFINISHED
+from trainer.data.examples import is_converted
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.submit import BENCHMARKS
 from trainer.launch import run_training
@@ -40,7 +39,7 @@ def run(arguments: list[str] | None = None) -> None:
     evaluation = options.evaluation or _evaluation_of(kind, folder)
     for split, place in (("train", folder), ("evaluation", evaluation)):
         examples = options.out / split
-        if read_if_exists(str(examples / SUMMARY_FILE)) in (None, UNFINISHED):
+        if not is_converted(str(examples)):
             print(f"convert: {split}", flush=True)
             convert(f"{kind}:{place}", str(examples), options.hand, split)
     config = read_train_config(options.config, [str(options.out / "train")], options.hand, options.set)

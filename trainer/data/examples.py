@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, labels_to_table
-from annotator.storage.files import join, write_atomic
+from annotator.storage.files import join, read_if_exists, write_atomic
 
 #: Status of an example without a hand; all others are `ok`.
 NO_HAND = "no_hand"
@@ -40,6 +40,11 @@ FILE_ROWS, FILE_BYTES = 1024, 128 << 20
 
 #: File beside `data/` with the summary of the conversion; until the end it holds `UNFINISHED`.
 SUMMARY_FILE, UNFINISHED = "_convert.json", b'{"unfinished": true}\n'
+
+
+def is_converted(folder: str) -> bool:
+    """Return whether a folder or URL holds a finished conversion."""
+    return read_if_exists(join(folder, SUMMARY_FILE)) not in (None, UNFINISHED)
 
 
 def example_schema(vertex_count: int, facts: Mapping[str, Any]) -> pa.Schema:
