@@ -47,15 +47,17 @@ class View:
 
     def photo_from_view(self, points: ArrayLike) -> Floats:
         """Convert points (..., 2) of the square to photo pixels (..., 2); NaN beyond the lens."""
-        plane = np.asarray(points, np.float64) * self.half_tan
-        rays = np.concatenate([plane, np.ones_like(plane[..., :1])], -1)
-        return self.lens.project(rays @ self.axes.T)
+        return self.lens.project(self._rays(points))
 
     def nearest_in_photo(self, points: ArrayLike) -> Floats:
         """Return `photo_from_view`, and for points beyond the lens the nearest direction that it shows."""
+        return self.lens.project_nearest(self._rays(points))
+
+    def _rays(self, points: ArrayLike) -> Floats:
+        """Return rays (..., 3) through points (..., 2) of the square, axes of the photo's camera."""
         plane = np.asarray(points, np.float64) * self.half_tan
-        rays = np.concatenate([plane, np.ones_like(plane[..., :1])], -1)
-        return self.lens.project_nearest(rays @ self.axes.T)
+        rays: Floats = np.concatenate([plane, np.ones_like(plane[..., :1])], -1) @ self.axes.T
+        return rays
 
     def slopes(self, points: ArrayLike) -> Floats:
         """Return the Jacobians (..., 2, 2) of `photo_from_view`: photo pixels per half-side."""
