@@ -6,7 +6,6 @@ and disturbed as a detector errs, are the input. A few minutes show more poses a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from annotator.model.landmarker import normalised
 from annotator.model.prior_net import PriorHand, PriorNet
 from trainer import losses
 from trainer.keyed_random import Draws, keys
+from trainer.optimizer import cosine_rate
 from trainer.synth.pool import Pool
 from trainer.synth.poses import Poses
 from trainer.synth.scene import DrawnHands, draw_hands
@@ -174,9 +174,7 @@ def train_inverse_kinematics(
     assert ik is not None
     optimizer = torch.optim.Adam(ik.parameters(), lr=config.learning_rate)
     for step in range(steps):
-        warm = min((step + 1) / config.warmup_steps, 1.0)
-        decayed = 0.505 + 0.495 * math.cos(math.pi * step / steps)
-        optimizer.param_groups[0]["lr"] = config.learning_rate * warm * decayed
+        optimizer.param_groups[0]["lr"] = cosine_rate(config.learning_rate, step, steps, config.warmup_steps)
         truth = source.hands(torch.arange(config.batch_size) + step * config.batch_size)
         loss = hand_loss(solver.from_landmarks(normalised(truth.landmarks_mm)), truth, config).mean()
         optimizer.zero_grad(set_to_none=True)

@@ -35,6 +35,12 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return settings.learning_rate * warm * (0.505 + 0.495 * math.cos(math.pi * min(done, 1.0)))
 
 
+def cosine_rate(peak: float, step: int, steps: int, warmup_steps: int) -> float:
+    """Return the learning rate of distillations and inverse kinematics: here the cosine includes the warm-up."""
+    warm = min((step + 1) / warmup_steps, 1.0)
+    return peak * warm * (0.505 + 0.495 * math.cos(math.pi * step / steps))
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
     """Set the learning rate of a step."""
     for group in optimizer.param_groups:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from annotator.storage.files import write_atomic
+from trainer.optimizer import cosine_rate
 from trainer.state import update_mean
 
 Student = TypeVar("Student", bound=nn.Module)
@@ -39,9 +39,8 @@ class Schedule:
     seed: int = 0
 
     def rate(self, step: int) -> float:
-        """Return the learning rate: a linear warm-up, then half a cosine down to a hundredth."""
-        warm = min((step + 1) / self.warmup_steps, 1.0)
-        return self.learning_rate * warm * (0.505 + 0.495 * math.cos(math.pi * step / self.steps))
+        """Return the learning rate of a step, see `cosine_rate`."""
+        return cosine_rate(self.learning_rate, step, self.steps, self.warmup_steps)
 
     def places(self, step: int) -> Tensor:
         """Return the numbers (batch_size,) of a step's views."""
