@@ -19,6 +19,7 @@ import pyarrow as pa
 from annotator.errors import UserError
 from annotator.lens import LensModel
 from annotator.sources.entry import Camera
+from annotator.sources.lists.values import is_list_type, is_number_type
 
 _NUMBERS = ("fx", "fy", "cx", "cy")
 _DISTORTION, _MODEL = "distortion", "camera_model"
@@ -55,10 +56,9 @@ def check_camera_types(types: Mapping[str, pa.DataType], names: Sequence[str], p
     """
     for name in names:
         kind = types[name]
-        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-        if name == _MODEL or (name == _DISTORTION and is_list):
+        if name == _MODEL or (name == _DISTORTION and is_list_type(kind)):
             continue  # rows are checked one by one
-        fits = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        fits = is_number_type(kind)
         if not (fits or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
             raise UserError(f"column '{name}' of '{path}' is of type {kind}: expected numbers")
 

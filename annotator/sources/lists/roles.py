@@ -21,6 +21,7 @@ import pyarrow as pa
 from annotator.errors import UserError, quoted
 from annotator.sources.lists.box_columns import BOX_NAMES, BoxColumns, Layout, find_box
 from annotator.sources.lists.camera_columns import camera_names, check_camera_types
+from annotator.sources.lists.values import is_list_type, is_number_type
 
 #: Names of the column with a photo's path or URL.
 PLACE_NAMES = (
@@ -106,20 +107,18 @@ def check_types(types: dict[str, pa.DataType], roles: dict[str, tuple[str, ...]]
         UserError: a column has the wrong type.
     """
 
-    def number(kind: pa.DataType) -> bool:
-        return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-
     def four(kind: pa.DataType) -> bool:
-        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-        return is_list and number(kind.value_type)
+        return is_list_type(kind) and is_number_type(kind.value_type)
 
     wanted: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
         "uri": (lambda kind: False, "text"),
         "id": (pa.types.is_integer, "text or integers"),
-        "box": (four, "lists of four numbers") if len(roles.get("box", ())) == 1 else (number, "numbers"),
+        "box": (four, "lists of four numbers")
+        if len(roles.get("box", ())) == 1
+        else (is_number_type, "numbers"),
         "right": (pa.types.is_boolean, "true and false, or left and right"),
-        "focal": (number, "numbers"),
-        "length": (number, "numbers"),
+        "focal": (is_number_type, "numbers"),
+        "length": (is_number_type, "numbers"),
     }
     check_camera_types(types, roles["camera"], path)
     for role, names in roles.items():

@@ -1,13 +1,25 @@
-"""Values of a list's rows, and the error of an invalid row."""
+"""Values of a list's rows, the types of its columns, and the error of an invalid row."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import pyarrow as pa
+
 
 class BadRowError(ValueError):
     """An invalid row of a list, with a message of one line."""
+
+
+def is_number_type(kind: pa.DataType) -> bool:
+    """Return whether a column's type is that of numbers."""
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def is_list_type(kind: pa.DataType) -> bool:
+    """Return whether a column's type is that of lists, of any or of one length."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def is_empty(value: Any) -> bool:
