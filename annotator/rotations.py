@@ -14,14 +14,20 @@ from torch import Tensor
 def rotvec_to_rotmat(rotvec: Tensor) -> Tensor:
     """Convert rotation vectors (..., 3), radians, to matrices (..., 3, 3) by Rodrigues' formula."""
     angle = rotvec.norm(dim=-1)[..., None, None]
-    x, y, z = rotvec.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    cross = cross_matrix(rotvec)
     outer = rotvec[..., :, None] * rotvec[..., None, :]
     identity = torch.eye(3, dtype=rotvec.dtype, device=rotvec.device)
     # torch's sinc(x) is sin(pi x) / (pi x), so small angles need no case of their own.
     about = (angle / math.pi).sinc() * cross + (angle / math.tau).sinc().square() / 2 * outer
     return angle.cos() * identity + about
+
+
+def cross_matrix(vectors: Tensor) -> Tensor:
+    """Return matrices (..., 3, 3) of vectors (..., 3): `cross_matrix(a) @ b` is the cross product of a and b."""
+    x, y, z = vectors.unbind(-1)
+    zero = torch.zeros_like(x)
+    rows = [zero, -z, y, z, zero, -x, -y, x, zero]
+    return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
 def rotmat_to_rotvec(rotation: Tensor) -> Tensor:

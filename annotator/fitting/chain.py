@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
-from annotator.rotations import rotvec_to_rotmat
+from annotator.rotations import cross_matrix, rotvec_to_rotmat
 
 
 class HandParameters(NamedTuple):
@@ -106,7 +106,7 @@ class JointChain:
         """Return the derivatives of joints by a step of `HandParameters.moved`: (B, 21, 3, 3 + K + 10), millimetres."""
         count = len(posed.joints_mm)
         fingers = posed.joints_mm[:, 1:].view(count, 5, 4, 3)
-        by_turn = -_cross_matrix(posed.joints_mm)
+        by_turn = -cross_matrix(posed.joints_mm)
         # Joint j rotates about the columns of `axes`: its bone's frame times the exponential map's left Jacobian.
         axes = posed.globals[:, :, :3] @ left_jacobian(posed.rotvecs)
         by_rotvec = torch.zeros(count, 5, 4, 3, 3, 3).to(
@@ -114,7 +114,7 @@ class JointChain:
         )  # finger, moved joint, xyz, turned joint, its axis
         for j in range(3):
             arm = fingers[:, :, j + 1 :] - fingers[:, :, j : j + 1]
-            by_rotvec[:, :, j + 1 :, :, j] = -_cross_matrix(arm) @ axes[:, :, j, None]
+            by_rotvec[:, :, j + 1 :, :, j] = -cross_matrix(arm) @ axes[:, :, j, None]
         # Each finger has its own rows in the pose components.
         components = self.pose_components.permute(1, 2, 3, 0).reshape(5, 9, -1)
         by_pose = by_rotvec.reshape(count, 5, 12, 9) @ components
@@ -145,14 +145,6 @@ class JointChain:
         return torch.cat([moved.new_zeros(count, 1, 3, 10), moved.flatten(1, 2)], 1)
 
 
-def _cross_matrix(vectors: Tensor) -> Tensor:
-    """Return matrices (..., 3, 3) of vectors (..., 3): `_cross_matrix(a) @ b` is the cross product of a and b."""
-    x, y, z = vectors.unbind(-1)
-    zero = torch.zeros_like(x)
-    rows = [zero, -z, y, z, zero, -x, -y, x, zero]
-    return torch.stack(rows, -1).unflatten(-1, (3, 3))
-
-
 def left_jacobian(rotvecs: Tensor) -> Tensor:
     """Return J (..., 3, 3) of rotation vectors v (..., 3): exp(v + d) = exp(J d) exp(v) to first order."""
     angle = rotvecs.norm(dim=-1)[..., None, None]
@@ -160,5 +152,5 @@ def left_jacobian(rotvecs: Tensor) -> Tensor:
     safe = torch.where(small, 1.0, angle)
     first = torch.where(small, 0.5 - angle.square() / 24, (1 - safe.cos()) / safe.square())
     second = torch.where(small, 1 / 6 - angle.square() / 120, (safe - safe.sin()) / safe**3)
-    cross = _cross_matrix(rotvecs)
+    cross = cross_matrix(rotvecs)
     return torch.eye(3).to(rotvecs) + first * cross + second * cross @ cross
