@@ -241,6 +241,7 @@ def annotate(
         "samples": samples,
         "hand_length_mm": hand_length_mm,
         "tie_sizes": tie_sizes,
+        "precision": precision.value,
         "columns": columns.value,
     }
     if dry_run and relabel:
@@ -251,12 +252,11 @@ def annotate(
         from annotator.commands.annotate import LabelOptions
         from annotator.commands.estimate import estimate
 
-        wanted = LabelOptions(**options, precision="float32")  # in which the network is timed
         with counting_bar("listing") as on_progress:
-            _print_table(estimate(photos, labels, wanted, on_progress).table())
+            _print_table(estimate(photos, labels, LabelOptions(**options), on_progress).table())
         return
     compute = ComputeOptions(workers, threads, batch_size, shard_size, decoders, gpus_per_worker, address)
-    record = _annotate(photos, labels, **options, precision=precision.value, compute=compute, relabel=relabel)
+    record = _annotate(photos, labels, **options, compute=compute, relabel=relabel)
     _print_record(labels, record)
     _exit_if_failed(record)
 

@@ -81,7 +81,7 @@ def estimate(
         count += not entry.first_hand
         if count % _REPORT_EVERY == 0:
             on_progress(count, count)
-    predictor = load(options.checkpoint, options.hand)
+    predictor = load(options.checkpoint, options.hand, precision=options.precision)
     models = 1 if predictor.device.type == "cuda" else os.cpu_count() or 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each worker of a job has

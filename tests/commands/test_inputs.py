@@ -276,5 +276,8 @@ def test_a_dry_run_counts_and_writes_nothing(few, plain, tmp_path, monkeypatch, 
     annotate(str(few), str(tmp_path / "left"), side="left", compute=SMALL)
     code, _, error = run(monkeypatch, capsys, "annotate", few, tmp_path / "left", "--dry-run")
     assert code == 2 and "was labelled with side 'left', this run has 'auto'" in error
+    precision = ("--precision", "bfloat16", "--side", "left")
+    code, _, error = run(monkeypatch, capsys, "annotate", few, tmp_path / "left", "--dry-run", *precision)
+    assert code == 2 and "was labelled with precision 'float32', this run has 'bfloat16'" in error
     assert "6" in lines["photos"] and "6" in lines["remaining"] and str(out) in lines["written to"]
     assert "photos/s" in lines["time"] and "KB per hand" in lines["labels"]
