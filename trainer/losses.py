@@ -25,9 +25,10 @@ number of vertices nor on the labelled share of a batch.
 **Weights** are in `trainer.config.LossConfig`: one per mean, and w = `kl` for the KL terms of (3), (5) and (8).
 
 **Gradients.** Only two things are detached: the fit inside `aligned_loss`, whose own slope is zero, and the means in
-`aligned_std_loss`. A KL pulls on both sides: q towards prior-net's output, and prior-net (its hand and its camera)
-towards q; the std of p is constant. With `amvur.start: prior_net`, q's mean is V_p, a constant here, plus offsets. Then
-a likelihood moves only the offsets, and a KL pulls offsets to zero and V_p by as much in their direction.
+`aligned_std_loss`. A KL pulls on both sides: q towards prior-net's output and, with `kl_moves_prior`, prior-net (its
+hand and its camera) towards q; the std of p is constant. With `amvur.start: prior_net`, q's mean is V_p, a constant
+here, plus offsets. Then a likelihood moves only the offsets, and a KL pulls offsets to zero and V_p by as much in
+their direction.
 
 Likelihoods omit constant terms (log sqrt(2 pi) per number). All functions need float32 or better.
 """
