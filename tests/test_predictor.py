@@ -15,7 +15,8 @@ from annotator import Camera, UserError
 from annotator.hand.anatomy import chirality
 from annotator.hand.open_hand import open_hand
 from annotator.job.shard import Shard
-from annotator.job.stages import ModelBrokenError, decode_shard, predict_shard
+from annotator.job.stages import decode_shard, predict_shard
+from annotator.job.stages.predict import ModelBrokenError
 from annotator.photos.crops import Crops, crop_photo
 from annotator.photos.errors import PhotoError
 from annotator.predictor import SURELY_RIGHT, Predictor

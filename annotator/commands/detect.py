@@ -31,7 +31,9 @@ from annotator.job.record import RunRecord, read_run_record
 from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, run_job
 from annotator.job.shard import Shard
-from annotator.job.stages import Stages, decoded_photos, row_of_error
+from annotator.job.stages import Stages
+from annotator.job.stages.decode import decoded_photos
+from annotator.job.stages.rows import row_of_error
 from annotator.labels.schema import ROUNDING, SCHEMA_VERSION, label_schema, without_hand
 from annotator.photos.crops import BOX_OVER_JOINTS
 from annotator.sources import check_has_photos, open_source

@@ -1,6 +1,6 @@
 """`fit`: fit hands to landmarks. Defines the stages; `annotator.job` runs them.
 
-landmarks in entries --fit_shard (tasks, one core each)--> rows and label columns --shard_table--> a label file
+landmarks in entries --fit_shard (tasks, one core each)--> rows and label columns --write_labels--> a label file
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from annotator.job.record import FitSettings, RunRecord, read_run_record
 from annotator.job.resources import plan_decoders
 from annotator.job.run import Job, Progress, run_job
 from annotator.job.shard import Shard
-from annotator.job.stages import Stages, drop_not_finite, first_row, row_of_error
+from annotator.job.stages import Stages
+from annotator.job.stages.rows import drop_not_finite, first_row, row_of_error
 from annotator.labels.arrays import joined_columns
 from annotator.labels.folder import label_metadata, write_faces
 from annotator.labels.schema import SCHEMA_VERSION, label_schema, without_hand

@@ -24,7 +24,7 @@ from annotator.job.listing import ListingThread
 from annotator.job.manifest import PlannedShard
 from annotator.job.resources import WorkerPlan
 from annotator.job.shard import join_hands
-from annotator.job.stages import Stages, shard_table
+from annotator.job.stages import Stages, shard_table, write_labels
 from annotator.job.tally import ShardReport
 from annotator.job.tasks import (
     TaskStats,
@@ -33,7 +33,6 @@ from annotator.job.tasks import (
     give_up,
     give_up_hand,
     join_pieces,
-    write_labels,
 )
 
 #: Shards queued per model.

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from annotator.job.shard import Shard
-from annotator.job.stages import predict_shard
+from annotator.job.stages.predict import predict_shard
 from annotator.labels.schema import Columns
 from annotator.photos.crops import Side
 from annotator.runtime.malloc import keep_freed_memory

@@ -1,4 +1,7 @@
-"""Code that runs in the processes of a job, on any machine: tasks that decode and write, actors that predict."""
+"""Code that runs in the processes of a job, on any machine: tasks that decode, and actors that predict.
+
+The stages themselves are in `annotator.job.stages`; its `write_labels` is a task as it is.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,12 @@ import faulthandler
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
-import pyarrow as pa
-
-from annotator.job.manifest import shard_file_name
 from annotator.job.shard import Shard
-from annotator.job.stages import ModelBrokenError
-from annotator.job.tally import OUTCOME_COLUMNS, ShardReport, report_of
-from annotator.labels.folder import opened_label_file, replace_rows
-from annotator.labels.schema import encode_table, without_hand
+from annotator.job.stages.predict import ModelBrokenError
+from annotator.labels.schema import without_hand
 from annotator.sources.entry import Entry
-from annotator.storage.files import join, move_atomic, write_atomic
 from annotator.storage.remote import take_retries
 
 
@@ -61,29 +57,6 @@ def give_up_hand(shard: Shard, number: int) -> Shard:
     """Return the row of one hand that crashes models, recorded as crashed."""
     row = shard.rows[shard.hand_rows[number]]
     return Shard([row | without_hand("crashed", "every model that tried to label this hand crashed")])
-
-
-def write_labels(
-    labels: str, number: int, all_ids: list[str] | None, shard: Shard, table_of: Callable[[Shard], pa.Table]
-) -> tuple[ShardReport, dict[str, int]]:
-    """Write a shard's label file, which commits it; return its report and the store's retries by cause.
-
-    `all_ids`: None, or the ids of all entries of a file whose rows are replaced in part.
-    """
-    name = shard_file_name(number)
-    if shard.file and all_ids is None:
-        with opened_label_file(shard.file) as opened:
-            rows = written = opened.read(OUTCOME_COLUMNS, use_threads=False).to_pylist()
-        move_atomic(shard.file, join(labels, "data", name))
-    else:
-        table = table_of(shard)
-        written = table.select(OUTCOME_COLUMNS).to_pylist()
-        if all_ids is not None:
-            table = replace_rows(labels, name, table, all_ids)
-        write_atomic(join(labels, "data", name), encode_table(table), scratch=join(labels, "_tmp"))
-        rows = table.select(OUTCOME_COLUMNS).to_pylist()
-    report = report_of(number, rows)
-    return replace(report, written=sum(row["hand_index"] <= 0 for row in written)), take_retries()
 
 
 class WorkerActor:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from annotator.export.photo_encoding import as_others_read
-from annotator.job.stages import decode_shard, listed_box
+from annotator.job.stages.decode import decode_shard, listed_box
 from annotator.photos.crops import crop_photo
 from annotator.photos.decode import Photo, decode_photo
 from annotator.photos.errors import PhotoError

@@ -1,28 +1,20 @@
-"""The stages of a shard: decode, predict, write. Plain functions on one shard, without Ray.
-
-    entries --decode_shard--> Shard with crops --predict_shard--> Shard with hands --shard_table--> a label file
-
-Every entry becomes a row, whether it succeeds or fails.
-"""
+"""The decode stage: photos of entries to upright pixels, and crops of their hands."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotator.detection.detector import ENOUGH_PX
 from annotator.detection.following import FrameHands
 from annotator.job.detected import FindHands, Following, detected
-from annotator.job.shard import Shard, join_hands
-from annotator.labels.finite import finite_rows, rows_of
-from annotator.labels.folder import opened_label_file
-from annotator.labels.schema import Columns, labels_to_table, without_hand
+from annotator.job.shard import Shard
+from annotator.job.stages.rows import first_row, row_of_error
+from annotator.labels.schema import without_hand
 from annotator.photos.crops import Crops, crop_photo
 from annotator.photos.decode import Photo
 from annotator.photos.errors import PhotoError
@@ -30,52 +22,8 @@ from annotator.sources.camera import camera_of
 from annotator.sources.entry import Entry
 from annotator.sources.read import photos_of
 
-if TYPE_CHECKING:  # decoders and writers start seconds sooner without torch
-    from annotator.predictor import Predictor, Side
-
 #: Minimum length of a hand's box. A shorter one is a mistake, such as fractions of the photo given as pixels.
 MIN_BOX_PX = 8
-
-
-def first_row(entry: Entry) -> dict[str, Any]:
-    """Return the values that all rows of an entry share, as a row without a hand."""
-    return {
-        "image_uri": entry.uri,
-        "image_id": entry.id,
-        "duplicate": entry.duplicate,
-        "frame_index": entry.frame_index,
-        "frame_time_s": entry.frame_time_s,
-        # An earlier row counts for the photo; this one keeps its index among the hands, also without labels.
-        "hand_index": entry.first_hand or -1,
-        **entry.extra,
-    }
-
-
-def row_of_error(error: Exception) -> dict[str, Any]:
-    """Return status, reason and message of an entry that an error stopped: an unreadable photo or an internal bug."""
-    if isinstance(error, PhotoError):
-        return without_hand(error.reason, str(error))
-    return without_hand("internal_error", one_line(error))
-
-
-def crashed_shard(entries: Sequence[Entry]) -> Shard:
-    """Return rows of entries that crashed every process that opened them."""
-    outcome = without_hand("crashed", "every process that decoded this photo crashed")
-    return Shard([first_row(entry) | outcome for entry in entries])
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Functions of a run's stages. They are pickled and run in other processes."""
-
-    decode: Callable[[Sequence[Entry]], Shard]
-    #: Called once in each actor; None for a job without a predict stage.
-    model: Callable[[], Callable[[Shard], Shard]] | None
-    schema: pa.Schema
-    #: Changes a shard in place once all its hands are labelled.
-    finish_shard: Callable[[Shard], None] | None = None
-    #: Rows of entries that crashed every process that opened them.
-    crashed: Callable[[Sequence[Entry]], Shard] = crashed_shard
 
 
 def decoded_photos(
@@ -226,82 +174,3 @@ def listed_box(box_xyxy: Sequence[float], entry: Entry, photo: Photo) -> tuple[f
             f"less than {MIN_BOX_PX} pixels of the listed box {box} lie inside the photo of {size}",
         )
     return box
-
-
-class ModelBrokenError(Exception):
-    """A model that fails for every hand, for example after a GPU error that only a new process clears."""
-
-
-def predict_shard(
-    predictor: Predictor, shard: Shard, side: Side, samples: int = 0, columns: Columns = "all"
-) -> Shard:
-    """Label the crops of a shard; arguments are those of `Predictor.predict_crops`.
-
-    Raises:
-        ModelBrokenError: all of several hands fail.
-    """
-    crops = shard.crops
-    if crops is None:
-        return Shard(shard.rows, shard.hand_rows)
-    try:
-        hands = predictor.predict_crops(crops, side, samples, columns)
-        return _labelled(shard, hands, predictor.checkpoint.id)
-    except Exception as error:
-        if len(crops) == 1:
-            return _without_labels(shard, error)
-    # One hand may have caused the error: label each alone, so that the others keep their labels.
-    parts: list[Shard] = []
-    failed = 0
-    for number, row in enumerate(shard.hand_rows):
-        alone = Shard([shard.rows[row]], [0], crops[number : number + 1])
-        parts.append(predict_shard(predictor, alone, side, samples, columns))
-        failed += not parts[-1].hands
-    if failed == len(parts):
-        raise ModelBrokenError(parts[0].rows[0]["error"])
-    return join_hands(shard, *parts)
-
-
-def _labelled(shard: Shard, hands: dict[str, Any], checkpoint: str) -> Shard:
-    for row in shard.hand_rows:
-        shard.rows[row] |= {"status": "ok", "checkpoint": checkpoint}
-    labelled = Shard(shard.rows, shard.hand_rows, hands=hands)
-    drop_not_finite(labelled)
-    return labelled
-
-
-def drop_not_finite(shard: Shard) -> None:
-    """Drop labels with a NaN or an infinite number, in place; their rows become `failed`."""
-    is_finite = finite_rows(shard.hands, len(shard.hand_rows))
-    if is_finite.all():
-        return
-    for row, keep in zip(shard.hand_rows, is_finite, strict=True):
-        if not keep:
-            outcome = without_hand("not_finite", "the prediction holds a number that is NaN or infinite")
-            shard.rows[row] |= outcome | {"checkpoint": None}
-    shard.hand_rows = [row for row, keep in zip(shard.hand_rows, is_finite, strict=True) if keep]
-    shard.hands = rows_of(shard.hands, is_finite) if shard.hand_rows else {}
-
-
-def _without_labels(shard: Shard, error: Exception) -> Shard:
-    for row in shard.hand_rows:
-        shard.rows[row] |= without_hand("internal_error", one_line(error))
-    return Shard(shard.rows)
-
-
-def shard_table(
-    shard: Shard, schema: pa.Schema, finish_shard: Callable[[Shard], None] | None = None
-) -> pa.Table:
-    """Return the table of a shard's label file, after `together` has seen all its hands."""
-    if shard.parts:
-        return pa.concat_tables([shard_table(part, schema) for part in shard.parts])
-    if shard.file:
-        with opened_label_file(shard.file) as opened:
-            return opened.read(use_threads=False)
-    if finish_shard is not None and shard.hands:
-        finish_shard(shard)
-    return labels_to_table(shard.rows, shard.hands, shard.hand_rows, schema)
-
-
-def one_line(error: Exception) -> str:
-    """Format an error for the `error` column: type and message on one line of at most 300 characters."""
-    return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
