@@ -23,7 +23,7 @@ Floats = NDArray[np.floating]
 class Motion:
     """A track over T frames as labels hold it: camera axes, wrist-relative.
 
-    Behind a lens, place and size are in the photo of an ideal fisheye (`columns.labels_motion`).
+    Behind a lens, place and size are in the photo of an ideal fisheye (`behind_lens.py`).
     """
 
     pose: Floats  # (T, 48)

@@ -15,20 +15,13 @@ from annotator.hand.layer import HandLayer
 from annotator.labels.arrays import joined_columns
 from annotator.labels.hand_length import hand_lengths_mm
 from annotator.track.association import Hands, track_ids
-from annotator.track.columns import (
-    COLUMNS_OF_EVERY_TRACK,
-    HAND_COLUMNS,
-    columns_of_hands,
-    labels_motion,
-    picked_columns,
-    resized,
-    track_columns,
-    track_lengths,
-)
+from annotator.track.columns import COLUMNS_OF_EVERY_TRACK, HAND_COLUMNS, columns_of_hands, picked_columns
 from annotator.track.frames import frame_times
 from annotator.track.gaps import frames_to_fill
+from annotator.track.length import resized, track_lengths
 from annotator.track.mesh import track_meshes
 from annotator.track.motion import smoothed_motion
+from annotator.track.motion_columns import labels_motion, track_columns
 from annotator.track.shape import PERSON, people_of, shapes_of_people
 from annotator.track.side import right_scores, side_of
 from annotator.track.tables import SmoothedMeshes, TrackedRows, UnchangedMeshes
