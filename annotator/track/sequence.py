@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,20 +12,20 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from annotator.hand.layer import HandLayer
-from annotator.labels.arrays import joined_columns
 from annotator.labels.hand_length import hand_lengths_mm
 from annotator.track.association import Hands, track_ids
-from annotator.track.columns import COLUMNS_OF_EVERY_TRACK, HAND_COLUMNS, columns_of_hands, picked_columns
+from annotator.track.columns import COLUMNS_OF_EVERY_TRACK, columns_of_hands, picked_columns
 from annotator.track.frames import frame_times
 from annotator.track.gaps import frames_to_fill
 from annotator.track.length import resized, track_lengths
-from annotator.track.mesh import track_meshes
-from annotator.track.motion import smoothed_motion
+from annotator.track.mesh import MeshPath, track_meshes
+from annotator.track.motion import Motion, smoothed_motion
 from annotator.track.motion_columns import labels_motion, track_columns
-from annotator.track.shape import PERSON, people_of, shapes_of_people
-from annotator.track.side import right_scores, side_of
+from annotator.track.rows import SequenceRows, rows_without_arrays
+from annotator.track.shape import PERSON, Shape, people_of, shapes_of_people
+from annotator.track.side import TrackSide, right_scores, side_of
 from annotator.track.tables import SmoothedMeshes, TrackedRows, UnchangedMeshes
-from annotator.track.vertex_columns import VERTEX_COLUMNS, VertexRows
+from annotator.track.vertex_columns import VertexRows
 from annotator.track.views import are_usable, views_of
 
 Floats = NDArray[np.floating]
@@ -36,7 +36,7 @@ LABEL, INTERPOLATED = "label", "interpolated"
 
 def copied_rows(table: pa.Table, vertex_rows: VertexRows) -> TrackedRows:
     """Return rows that are of no sequence as they are; see `track_sequence`."""
-    out = _Rows(_rows(table), np.arange(len(table)))
+    out = SequenceRows(rows_without_arrays(table), np.arange(len(table)))
     is_hand = np.flatnonzero(_is_hand(table))
     if len(is_hand):
         columns = columns_of_hands(table.take(is_hand))
@@ -69,71 +69,197 @@ def track_sequence(
     table, number, time_s = table.take(order), number[order], time_s[order]
     _, first_row, frame = np.unique(number, return_index=True, return_inverse=True)
     time_s = time_s[first_row]
-    is_hand = _is_hand(table)
-    out = _Rows([row | {"penetration_mm": None} for row in _rows(table)], frame)
-    if not is_hand.any():
+    out = SequenceRows([row | {"penetration_mm": None} for row in rows_without_arrays(table)], frame)
+    rows = np.flatnonzero(_is_hand(table))
+    if not len(rows):
         return out.finish(as_they_are=True)
-    labelled = table.filter(pa.array(is_hand))
-    columns = columns_of_hands(labelled)
-    std_mm = columns.pop("vertex_std_mm")
-    label_rows = np.flatnonzero(is_hand)
-    places = order[label_rows]  # in `vertex_rows`
-    whole = vertex_rows.without_gaps(places)
-    side_score = np.asarray(labelled["side_score"].cast(pa.float64()).fill_null(np.nan))
+    labels = _labels_of(table.take(rows), rows, frame[rows], vertex_rows, order[rows])
+    ids = _join(labels, time_s, max_gap)
+    _keep_as_they_are(labels, np.flatnonzero(ids < 0), out)
+    for track_id, track in enumerate(_tracks_of(labels, ids, one_person)):
+        frames = _frames_of(track, labels, time_s, out)
+        smoothed = _smooth(track, frames, labels, layer)
+        made = _mark_rows(track_id, track, frames, labels, out)
+        _add_hands(made, track, frames, smoothed, labels, layer, out)
+    return out.finish(faces=layer.faces.numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class _Labels:
+    """The n labelled hands of a sequence, by frame."""
+
+    columns: dict[str, Any]  # `HAND_COLUMNS` without `vertex_std_mm`
+    vertex_std_mm: Floats | None  # (n,)
+    side_score: Floats  # (n,) NaN where the side was given
+    person: list[Any] | None  # (n,) names of the owners; None without that column
+    views: NDArray[np.object_]  # (n,) behind a lens, None for others
+    rows: NDArray[np.int64]  # (n,) index among the sequence's rows
+    frame: NDArray[np.int64]  # (n,) index among the sequence's frames, ascending
+    vertex_rows: VertexRows  # of all rows
+    places: NDArray[np.int64]  # (n,) index in `vertex_rows`
+    whole: set[str]  # per-vertex columns in which none is null
+
+
+def _labels_of(
+    table: pa.Table,
+    rows: NDArray[np.int64],
+    frame: NDArray[np.int64],
+    vertex_rows: VertexRows,
+    places: NDArray[np.int64],
+) -> _Labels:
+    columns = columns_of_hands(table)
+    return _Labels(
+        columns=columns,
+        vertex_std_mm=columns.pop("vertex_std_mm"),
+        side_score=np.asarray(table["side_score"].cast(pa.float64()).fill_null(np.nan)),
+        person=table[PERSON].to_pylist() if PERSON in table.column_names else None,
+        views=views_of(table, columns),
+        rows=rows,
+        frame=frame,
+        vertex_rows=vertex_rows,
+        places=places,
+        whole=vertex_rows.without_gaps(places),
+    )
+
+
+def _join(labels: _Labels, time_s: Floats, max_gap: int) -> NDArray[np.int64]:
+    """Return the track (n,) of each hand; -1 for a label that is not a number, which is in no track."""
+    columns, vertex_rows, places = labels.columns, labels.vertex_rows, labels.places
     hands = Hands(
-        frame=frame[label_rows],
+        frame=labels.frame,
         joints2d_px=columns["joints2d_px"],
         box_xyxy=columns["box_xyxy"],
-        right=right_scores(columns["is_right"], side_score),
+        right=right_scores(columns["is_right"], labels.side_score),
         betas=columns["betas"],
         rgb=vertex_rows.rgb[places],
     )
-    views = views_of(labelled, columns)
-    usable = _are_finite(columns) & vertex_rows.is_finite[places] & are_usable(views)
+    usable = _are_finite(columns) & vertex_rows.is_finite[places] & are_usable(labels.views)
     ids = np.full(len(hands), -1)
     ids[usable] = track_ids(hands[usable], time_s, max_gap)
-    if not usable.all():  # a label that is not a number stays as it is, in no track
-        left = np.flatnonzero(~usable)
-        kept = UnchangedMeshes(vertex_rows, places[left], whole, None if std_mm is None else std_mm[left])
-        out.add(
-            label_rows[left].tolist(), _with_track_columns(picked_columns(columns, left), len(left)), kept
-        )
+    return ids
+
+
+def _keep_as_they_are(labels: _Labels, hands: NDArray[np.int64], out: SequenceRows) -> None:
+    """Add the labels of hands in no track."""
+    if not len(hands):
+        return
+    std_mm = labels.vertex_std_mm
+    out.add(
+        labels.rows[hands].tolist(),
+        _with_track_columns(picked_columns(labels.columns, hands), len(hands)),
+        UnchangedMeshes(
+            labels.vertex_rows, labels.places[hands], labels.whole, None if std_mm is None else std_mm[hands]
+        ),
+    )
+
+
+class _Track(NamedTuple):
+    """Hands that were joined."""
+
+    own: NDArray[np.int64]  # indices of its labels, by frame
+    side: TrackSide
+    shape: Shape | None  # of its person; None where the person is not known
+
+
+def _tracks_of(labels: _Labels, ids: NDArray[np.int64], one_person: bool) -> list[_Track]:
+    """Return the tracks with their sides and shapes."""
+    is_right = labels.columns["is_right"]
     tracks = [np.flatnonzero(ids == track) for track in range(int(ids.max()) + 1)]
-    sides = [side_of(columns["is_right"][own], side_score[own]) for own in tracks]
-    person = labelled[PERSON].to_pylist() if PERSON in labelled.column_names else None
-    of_side = [
-        own[columns["is_right"][own] == side.is_right] for own, side in zip(tracks, sides, strict=True)
+    sides = [side_of(is_right[own], labels.side_score[own]) for own in tracks]
+    of_side = [own[is_right[own] == side.is_right] for own, side in zip(tracks, sides, strict=True)]
+    shapes = shapes_of_people(labels.columns, of_side, people_of(labels.person, tracks, one_person))
+    return [_Track(*track) for track in zip(tracks, sides, shapes, strict=True)]
+
+
+class _Frames(NamedTuple):
+    """The T frames of a track: those of its labels, and those that it fills."""
+
+    at: NDArray[np.int64]  # (T,) index among the sequence's frames, ascending
+    time_s: Floats  # (T,)
+    label: NDArray[np.int64]  # (T,) index of its label, -1 where there is none
+    nearest: NDArray[np.int64]  # (T,) index of the track's label that is nearest in time
+    observed: NDArray[np.bool_]  # (T,) whether its label is of the track's side
+
+
+def _frames_of(track: _Track, labels: _Labels, time_s: Floats, out: SequenceRows) -> _Frames:
+    own, own_at = track.own, labels.frame[track.own]
+    filled = frames_to_fill(own_at, out.readable_frames())
+    at = np.concatenate([own_at, filled])
+    label = np.concatenate([own, np.full(len(filled), -1)])[np.argsort(at, kind="stable")]
+    at = np.sort(at)
+    nearest = _nearest(time_s[at], time_s[own_at], own)
+    observed = (label >= 0) & (labels.columns["is_right"][label] == track.side.is_right)
+    return _Frames(at, time_s[at], label, nearest, observed)
+
+
+class _Smoothed(NamedTuple):
+    """A smoothed track."""
+
+    motion: Motion
+    path: MeshPath | None  # None for a single frame, which stays as it is
+    length_std_mm: Floats  # (T,)
+
+
+def _smooth(track: _Track, frames: _Frames, labels: _Labels, layer: HandLayer) -> _Smoothed:
+    """Smooth a track, and give it its length."""
+    motion, path = smoothed_motion(
+        layer,
+        labels_motion(labels.columns, labels.views, frames.label),
+        frames.time_s,
+        frames.observed,
+        track.side.is_right,
+        None if track.shape is None else track.shape.betas,
+    )
+    shape = None if path is None else track.shape
+    length_mm, length_std_mm = track_lengths(labels.columns, frames.nearest, motion, shape)
+    if path is not None:
+        factors = length_mm / np.maximum(hand_lengths_mm(motion.joints3d_mm), 1e-3)
+        motion, path = resized(motion, factors), replace(path, size=factors)
+    return _Smoothed(motion, path, length_std_mm)
+
+
+def _mark_rows(
+    track_id: int, track: _Track, frames: _Frames, labels: _Labels, out: SequenceRows
+) -> list[int]:
+    """Write track, source and side into the rows of its frames, of which some are added; return their indices."""
+    made = [
+        int(labels.rows[label]) if label >= 0 else out.fill(at, out.rows[labels.rows[near]])
+        for label, at, near in zip(frames.label, frames.at, frames.nearest, strict=True)
     ]
-    shapes = shapes_of_people(columns, of_side, people_of(person, tracks, one_person))
-    for track, (own, side, shape) in enumerate(zip(tracks, sides, shapes, strict=True)):
-        filled = frames_to_fill(hands.frame[own], out.readable_frames())
-        at = np.concatenate([hands.frame[own], filled])
-        rows = np.concatenate([own, np.full(len(filled), -1)])[np.argsort(at, kind="stable")]
-        at = np.sort(at)
-        observed = (rows >= 0) & (columns["is_right"][rows] == side.is_right)
-        nearest = _nearest(time_s[at], time_s[hands.frame[own]], own)
-        labels = labels_motion(columns, views, rows)
-        betas = None if shape is None else shape.betas
-        motion, path = smoothed_motion(layer, labels, time_s[at], observed, side.is_right, betas)
-        length_mm, length_std_mm = track_lengths(columns, nearest, motion, None if path is None else shape)
-        if path is not None:
-            factors = length_mm / np.maximum(hand_lengths_mm(motion.joints3d_mm), 1e-3)
-            motion, path = resized(motion, factors), replace(path, size=factors)
-        made = [
-            int(label_rows[row]) if row >= 0 else out.fill(f, out.rows[label_rows[near]])
-            for row, f, near in zip(rows, at, nearest, strict=True)
-        ]
-        for row, is_own in zip(made, observed, strict=True):
-            out.rows[row] |= {"track_id": track, "source": LABEL if is_own else INTERPOLATED}
-            out.rows[row]["side_score"] = side.score
-        labelled_at = np.where(rows >= 0, places[rows], -1)
-        meshes = None if path is None else partial(track_meshes, layer, path, vertex_rows, labelled_at)
-        out.add(
-            made,
-            track_columns(columns, views, rows, nearest, motion, side.is_right, length_std_mm),
-            SmoothedMeshes(vertex_rows, places[nearest], whole, meshes),
-        )
-    return out.finish(faces=layer.faces.numpy())
+    for row, is_own in zip(made, frames.observed, strict=True):
+        out.rows[row] |= {
+            "track_id": track_id,
+            "source": LABEL if is_own else INTERPOLATED,
+            "side_score": track.side.score,
+        }
+    return made
+
+
+def _add_hands(
+    rows: list[int],
+    track: _Track,
+    frames: _Frames,
+    smoothed: _Smoothed,
+    labels: _Labels,
+    layer: HandLayer,
+    out: SequenceRows,
+) -> None:
+    """Add the columns of a smoothed track to its rows; meshes are made when the rows are written."""
+    meshes = None
+    if smoothed.path is not None:
+        labelled_at = np.where(frames.label >= 0, labels.places[frames.label], -1)
+        meshes = partial(track_meshes, layer, smoothed.path, labels.vertex_rows, labelled_at)
+    columns = track_columns(
+        labels.columns,
+        labels.views,
+        frames.label,
+        frames.nearest,
+        smoothed.motion,
+        track.side.is_right,
+        smoothed.length_std_mm,
+    )
+    near = labels.places[frames.nearest]
+    out.add(rows, columns, SmoothedMeshes(labels.vertex_rows, near, labels.whole, meshes))
 
 
 def _with_track_columns(columns: dict[str, Any], count: int) -> dict[str, Any]:
@@ -162,71 +288,3 @@ def _nearest(time_s: Floats, own_s: Floats, own: NDArray[np.int64]) -> NDArray[n
 
 def _is_hand(table: pa.Table) -> NDArray[np.bool_]:
     return np.asarray(pc.equal(table["status"], "ok").fill_null(False)) & np.asarray(table["pose"].is_valid())
-
-
-def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    names = [name for name in table.column_names if name not in HAND_COLUMNS and name not in VERTEX_COLUMNS]
-    return [row | {"track_id": None, "source": None} for row in table.select(names).to_pylist()]
-
-
-class _Rows:
-    """Rows of a sequence, to which filled frames are added."""
-
-    def __init__(self, rows: list[dict[str, Any]], frame: NDArray[np.int64]) -> None:
-        self.rows = rows
-        self._hand_rows: list[int] = []
-        self._columns: list[dict[str, Any]] = []
-        self._meshes: list[UnchangedMeshes | SmoothedMeshes] = []
-        self._frame = frame.tolist()
-        self._of_frame: dict[int, list[int]] = {}
-        for row, at in enumerate(self._frame):
-            self._of_frame.setdefault(at, []).append(row)
-
-    def readable_frames(self) -> NDArray[np.bool_]:
-        """Return whether each frame (T,) has a readable photo."""
-        return np.array(
-            [
-                any(self.rows[row]["status"] in ("ok", "no_hand") for row in self._of_frame[at])
-                for at in range(len(self._of_frame))
-            ]
-        )
-
-    def fill(self, frame: int, like: dict[str, Any]) -> int:
-        """Add a row for a hand in a frame without its label; return its index. Its photo is `like` another row's."""
-        here = self._of_frame[int(frame)]
-        base = self.rows[here[0]]
-        made = {"status": "ok", "reason": None, "error": None, "box_source": "track", "detection_score": None}
-        made |= {name: base[name] or like[name] for name in ("width", "height")}
-        made |= {"checkpoint": like["checkpoint"]}
-        empty = next((row for row in here if self.rows[row]["status"] == "no_hand"), None)
-        if empty is not None:
-            index = max(self.rows[empty]["hand_index"], 0)
-            self.rows[empty] |= made | {"hand_index": index}
-            return empty
-        index = 1 + max(self.rows[row]["hand_index"] for row in here)
-        self.rows.append(base | made | {"hand_index": index, "duplicate": False, "track_id": None})
-        self._frame.append(int(frame))
-        here.append(len(self.rows) - 1)
-        return len(self.rows) - 1
-
-    def add(self, rows: list[int], columns: dict[str, Any], meshes: UnchangedMeshes | SmoothedMeshes) -> None:
-        """Add the columns of the hands in some rows, and those per vertex."""
-        self._hand_rows += rows
-        self._columns.append(columns)
-        self._meshes.append(meshes)
-
-    def finish(self, as_they_are: bool = False, faces: NDArray[np.integer] | None = None) -> TrackedRows:
-        """Return all rows, by frame unless `as_they_are`; with `faces` (F, 3), hands of a photo are compared."""
-        order = list(range(len(self.rows)))
-        if not as_they_are:
-            order.sort(key=lambda row: (self._frame[row], self.rows[row]["hand_index"]))
-        place = np.empty(len(self.rows), np.int64)
-        place[order] = np.arange(len(self.rows))
-        return TrackedRows(
-            [self.rows[row] for row in order],
-            place[self._hand_rows],
-            joined_columns(self._columns),
-            self._meshes,
-            np.array([self._frame[row] for row in order], np.int64),
-            faces,
-        )
