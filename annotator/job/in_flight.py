@@ -1,4 +1,4 @@
-"""The dispatcher's records: shards in flight, their pieces, and models."""
+"""The dispatcher's records: shards in flight, and their pieces."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from annotator.job.failures import ShardFailures
-from annotator.job.hand_by_hand import SingleHand
 from annotator.job.manifest import PlannedShard
 from annotator.sources.entry import Entry
 
@@ -42,15 +41,3 @@ class Piece:
     is_decoded: bool = False
     data: Any = None  # reference to the opened piece
     hands: int = 0  # to be labelled
-
-
-@dataclass(eq=False)
-class Worker:
-    """A model actor and its queue."""
-
-    actor: Any
-    deaths_before: int  # deaths in a row, without a finished shard, of the models it replaces
-    work: list[ShardInFlight | SingleHand] = field(default_factory=list)  # in the order it is processed
-    ready: bool = False
-    done: int = 0  # finished shards
-    dead: bool = False
