@@ -1,9 +1,8 @@
-"""Predict labels from crops: the network, left hands, calibration and frames, without files or Ray."""
+"""Predict labels from crops in batches: the network, samples, back to the photo; without shards or Ray."""
 
 from __future__ import annotations
 
 import copy
-import math
 import time
 import zlib
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.labels.arrays import joined_columns
@@ -25,21 +23,16 @@ from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
 from annotator.model.network import Prediction, images_of
 from annotator.model.samples import MeshSampler, keyed_noise
-from annotator.model.two_looks import TwoLooks
-from annotator.photos.camera import PhotoCamera, exif_camera
-from annotator.photos.crops import Crops, Side, crop_photo
-from annotator.photos.decode import Photo, decode_photo, read_photo
+from annotator.model.sides import features_and_sides, mirror
+from annotator.photos.crops import Crops, Side
 from annotator.predicted_columns import numpy_of, predicted_columns, sample_columns
 from annotator.runtime.device import device_of
-from annotator.runtime.precision import CPU_BATCH, Precision
-from annotator.sources.camera import given_camera
+from annotator.runtime.precision import CPU_BATCH, Precision, autocast
 from annotator.sources.entry import Camera
+from annotator.sources.given_photos import crops_of_photos
 
 #: Batch sizes to try on a GPU, and the minimum speed-up that justifies the next one's memory.
 _GPU_BATCHES, _MIN_SPEED_UP = (32, 64, 128, 256, 512, 1024), 1.05
-
-#: Hands with a lower probability of being right are also predicted mirrored.
-SURELY_RIGHT = 0.9
 
 
 @dataclass
@@ -81,7 +74,9 @@ class Predictor:
         """Run one batch of zeros, to allocate memory and choose kernels before the first photo."""
         cut_px = self.checkpoint.cut_px
         images = torch.zeros(self.batch_size, 3, cut_px, cut_px, device=self.device)
-        self.network.hands(images, self._extract(images), columns)
+        with autocast(self.device, self.precision):
+            features: Any = self.network.extract(images)
+        self.network.hands(images, features, columns)
 
     @torch.inference_mode()
     def predict_crops(
@@ -174,31 +169,8 @@ class Predictor:
             annotator.photos.errors.PhotoError: a photo that can't be read.
             UserError: an array that is not (H, W, 3) uint8, or an impossible camera.
         """
-        cameras = [None] * len(images) if cameras is None else cameras
-        for name, given in (("boxes_xyxy", boxes_xyxy), ("cameras", cameras)):
-            if given is not None and len(given) != len(images):
-                raise UserError(
-                    f"{name} has {len(given)} entries for {len(images)} photos: give one for each"
-                )
-        for camera in cameras:
-            _check_camera(camera)
-        cut_px, margin = self.checkpoint.cut_px, self.checkpoint.cut_margin
-        cut = []
-        for index, image in enumerate(images):
-            box = None if boxes_xyxy is None else boxes_xyxy[index]
-            # As in a job: a photo without a box may be decoded at a lower resolution.
-            photo = _photo(image, min_side_px=math.ceil(cut_px / margin) if box is None else None)
-            cut.append(
-                crop_photo(
-                    photo.pixels,
-                    photo.width,
-                    photo.height,
-                    cut_px,
-                    box,
-                    margin=margin,
-                    camera=_camera(cameras[index], photo),
-                )
-            )
+        checkpoint = self.checkpoint
+        cut = crops_of_photos(images, checkpoint.cut_px, checkpoint.cut_margin, boxes_xyxy, cameras)
         if not cut:
             return []
         columns = self.predict_crops(Crops.stack(cut), side, samples)
@@ -209,9 +181,10 @@ class Predictor:
         # Unknown sides are NaN, so the comparison is false.
         mirrored = crops.right_score < 0.5 if side == "auto" else np.full(len(crops), side == "left")
         images = images_of(crops.pixels, self.device)
-        _flip(images, np.flatnonzero(mirrored))
+        mirror(images, np.flatnonzero(mirrored))
         found2d = crops.found2d * np.where(mirrored[:, None, None], (-1, 1), 1)
-        features, right = self._features(images, crops.right_score if side == "auto" else None, found2d)
+        listed = crops.right_score if side == "auto" else None
+        features, right = features_and_sides(self.network, images, listed, found2d, self.precision)
         if right is not None:
             mirrored = right < 0.5
         prediction = self.network.hands(images, features, wanted)
@@ -244,92 +217,6 @@ class Predictor:
             noise.to(self.device),
         )
         return drawn
-
-    def _extract(self, images: torch.Tensor) -> Any:
-        with self._autocast():
-            return self.network.extract(images)
-
-    def _autocast(self) -> torch.autocast:
-        half = self.precision in ("float16", "bfloat16")
-        return torch.autocast(self.device.type, getattr(torch, self.precision), enabled=half)
-
-    def _features(
-        self, images: torch.Tensor, listed: NDArray[np.float32] | None, found2d: NDArray[np.float64]
-    ) -> tuple[Any, NDArray[np.float32] | None]:
-        """Return features of images (n, 3, S, S), and the probability (n,) of a right hand or None without `listed`.
-
-        `listed` is that probability, NaN where the network predicts it. Images that it lists as left are mirrored
-        already. Left hands that the network finds are mirrored here, in `images` and in the features. `found2d`
-        (n, 21, 2) are joints of a detector in the images as they are, or NaN.
-        """
-        is_left = np.zeros(len(images), bool)
-        if isinstance(self.network, TwoLooks):
-            # Only the first look, which is cheap, is taken at both sides of a left hand.
-            with self._autocast():
-                first = self.network.first_look(images)
-            if listed is not None:
-                is_left = np.isnan(listed) & (numpy_of(self.network.first.is_right(first)) < 0.5)
-            _flip(images, np.flatnonzero(is_left))
-            with self._autocast():
-                if is_left.any():
-                    left = torch.from_numpy(np.flatnonzero(is_left)).to(self.device)
-                    first.put(left, self.network.first_look(images[left]))
-                found2d = found2d * np.where(is_left[:, None, None], (-1, 1), 1)
-                features: Any = self.network.second_look(images, first, torch.from_numpy(found2d).to(images))
-        else:
-            features = self._extract(images)
-        return features, None if listed is None else self._right_scores(listed, is_left, images, features)
-
-    def _right_scores(
-        self, listed: NDArray[np.float32], is_left: NDArray[np.bool_], images: torch.Tensor, features: Any
-    ) -> NDArray[np.float32]:
-        """Return the probability (n,) of a right hand: `listed`, or the network's prediction where that is NaN.
-
-        The network is trained on right hands: where the hand shown may be a left one, it is also predicted mirrored,
-        and both predictions are averaged. The likelier side stays, in `images` and `features`; `is_left` (n,) are
-        images that show a mirrored hand.
-        """
-        shown = numpy_of(self.network.is_right(features)).copy()
-        turn = np.zeros(len(images), bool)
-        unsure = np.flatnonzero(np.isnan(listed) & (shown < SURELY_RIGHT))
-        if len(unsure):
-            mirrored_features = self._extract(images[unsure].flip(-1))
-            shown[unsure] = (shown[unsure] + 1 - numpy_of(self.network.is_right(mirrored_features))) / 2
-            turn[unsure] = shown[unsure] < 0.5
-            _flip(images, np.flatnonzero(turn))
-            features.put(
-                torch.from_numpy(np.flatnonzero(turn)).to(self.device),
-                mirrored_features[torch.from_numpy(turn[unsure]).to(self.device)],
-            )
-        return np.where(np.isnan(listed), np.where(is_left, 1 - shown, shown), listed)
-
-
-def _flip(images: torch.Tensor, rows: NDArray[np.int64]) -> None:
-    """Mirror some images (B, 3, H, W), in place."""
-    if len(rows):
-        images[rows] = images[rows].flip(-1)
-
-
-def _check_camera(camera: Camera | None) -> None:
-    try:
-        if camera is not None:
-            camera.check()
-    except (ValueError, TypeError) as error:
-        raise UserError(f"invalid camera: {error}") from None
-
-
-def _camera(camera: Camera | None, photo: Photo) -> PhotoCamera:
-    return exif_camera(photo) if camera is None else given_camera(camera, photo, photo.stretch_xy)
-
-
-def _photo(image: np.ndarray | str | Path, min_side_px: int | None) -> Photo:
-    if isinstance(image, (str, Path)):
-        return decode_photo(read_photo(str(image)), min_side_px)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise UserError(
-            f"a photo must be an array (height, width, 3) of uint8 RGB, got {image.dtype} {image.shape}"
-        )
-    return Photo(image, width=image.shape[1], height=image.shape[0])
 
 
 def load(

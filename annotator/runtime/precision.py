@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from annotator.errors import UserError
 from annotator.runtime.ray_session import connected
+
+if TYPE_CHECKING:
+    import torch
 
 #: Photos per forward pass on a CPU; larger batches are not faster.
 CPU_BATCH = 32
@@ -43,6 +46,14 @@ def check_precision(precision: str, address: str | None = None) -> None:
         raise UserError(
             "this CPU has no instructions for bfloat16, and there is no GPU: leave out --precision"
         )
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return the context in which a backbone runs in a precision; float32 and int8 leave torch as it is."""
+    import torch
+
+    half = precision in ("float16", "bfloat16")
+    return torch.autocast(device.type, getattr(torch, precision), enabled=half)
 
 
 def _has_gpus(address: str | None) -> bool:
