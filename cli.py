@@ -740,14 +740,10 @@ def demo(
     show: Annotated[bool, typer.Option(help="Open the report in a browser.")] = True,
 ) -> None:
     """Draw hands, label them and open the report, in about a minute."""
-    from annotator.report import write_report
-    from trainer.synth import write_photos
+    from trainer.demo import write_demo
 
     typer.echo(f"drawing {count} hands")
-    write_photos(out, count, seed=0, size_px=256)
-    record = _annotate(str(out / "images"), str(out / "predicted"))
-    _print_record(str(out / "predicted"), record)
-    page = write_report(str(out / "predicted"), out / "report", 24).resolve()
+    page = write_demo(out, count, lambda photos, labels: _print_record(labels, _annotate(photos, labels)))
     typer.echo(f"report: {page}")
     if show:
         typer.launch(page.as_uri())
