@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from simplify_mesh import collapse_edges
 
-from annotator.hand import anatomy
+from annotator.hand import anatomy, plausible_poses
 from annotator.hand.model import HandModel
 from annotator.hand.open_hand import PATH
 from annotator.hand.regressor import fit_joint_regressor, fit_linear_map, joint_candidates
@@ -191,7 +191,7 @@ def build() -> HandModel:
         tip_vertices=np.searchsorted(kept, tips),
         joint_regressor=np.zeros((21, VERTICES), dtype=np.float32),
     )
-    poses = anatomy.sample_poses(anatomy.rest_joints(hand), 4000, generator)
+    poses = plausible_poses.sample_poses(anatomy.rest_joints(hand), 4000, generator)
     _, spread, components = np.linalg.svd(poses - poses.mean(axis=0), full_matrices=False)
     hand = replace(
         hand,

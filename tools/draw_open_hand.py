@@ -13,7 +13,7 @@ import roma
 import torch
 from PIL import Image, ImageDraw
 
-from annotator.hand import anatomy, load_hand
+from annotator.hand import anatomy, gestures, load_hand
 from annotator.hand.layer import HandLayer
 from annotator.render.shading import draw
 
@@ -39,11 +39,11 @@ def main(out: Path) -> None:
     """Draw the sheet and write it to `out`."""
     hand = load_hand("open")
     rest = anatomy.rest_joints(hand)
-    gestures = [name for name in anatomy.GESTURES if name != "three"]
+    names = [name for name in gestures.GESTURES if name != "three"]
     flat, mean, palm = np.zeros(45), np.zeros(10), torch.tensor(SIDES["palm"]).float()
     pictures: list[tuple[str, torch.Tensor, anatomy.Array, anatomy.Array]]
     pictures = [(side, torch.tensor(axes).float(), flat, mean) for side, axes in SIDES.items()]
-    pictures += [(name, OBLIQUE, anatomy.gesture_pose(rest, name), mean) for name in gestures]
+    pictures += [(name, OBLIQUE, gestures.gesture_pose(rest, name), mean) for name in names]
     ends = [(direction, end) for direction in range(10) for end in (-2.5, 2.5)]
     pictures += [(f"beta {k}: {end:+}", palm, flat, end * np.eye(10)[k]) for k, end in ends]
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from annotator.fitting.landmarks import Landmarks
-from annotator.hand import HandModel, anatomy
+from annotator.hand import HandModel, anatomy, plausible_poses
 from annotator.hand.layer import HandLayer
 from annotator.rotations import rotvec_to_rotmat
 
@@ -46,7 +46,7 @@ def drawn_landmarks(hand: HandModel, count: int, rng: np.random.Generator) -> Si
     """Draw hands in plausible poses, of any shape, at any rotation, and a detector's landmarks of them."""
     rest = anatomy.rest_joints(hand)
     layer = HandLayer(hand)
-    angles = anatomy.sample_angles(rest, count, rng)
+    angles = plausible_poses.sample_angles(rest, count, rng)
     quaternions = torch.from_numpy(rng.normal(size=(count, 4)))
     turn = roma.unitquat_to_rotmat(torch.nn.functional.normalize(quaternions, dim=-1))
     betas = torch.from_numpy(rng.normal(size=(count, 10))).float()

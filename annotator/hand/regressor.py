@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotator.hand import anatomy
+from annotator.hand import anatomy, plausible_poses
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
 from annotator.rotations import rotvec_to_rotmat
@@ -55,7 +55,7 @@ def fit_linear_map(
 def sample_meshes(hand: HandModel, count: int, seed: int) -> tuple[Array, Array]:
     """Draw plausible hands, wrist not rotated: vertices (N, V, 3), articulated joints (N, 21, 3), metres."""
     generator = np.random.default_rng(seed)
-    poses = anatomy.sample_poses(anatomy.rest_joints(hand), count, generator)
+    poses = plausible_poses.sample_poses(anatomy.rest_joints(hand), count, generator)
     betas = torch.from_numpy(generator.normal(size=(count, 10)).clip(-2.5, 2.5)).float()
     rotvecs = torch.from_numpy(np.concatenate([np.zeros((count, 3)), poses], axis=1)).float()
     with torch.no_grad():

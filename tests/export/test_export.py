@@ -30,7 +30,7 @@ from annotator.export import FORMATS, export_labels
 from annotator.export import mano as mano_parts
 from annotator.export import webdataset as tars
 from annotator.export.submissions import BENCHMARKS
-from annotator.hand import JOINT_NAMES, HandModel, anatomy, load_hand
+from annotator.hand import JOINT_NAMES, HandModel, anatomy, gestures, load_hand
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import FINGERS
 from annotator.labels.folder import write_faces
@@ -486,13 +486,13 @@ def test_a_table_has_the_joint_angles_of_its_joints(tmp_path, bent):
     """Also where joints are refined beyond the pose, here one with its hinges bent too far, and the wrist turned."""
     rest = anatomy.rest_joints(load_hand("open"))
     names = ["fist", "pointing", "open_palm"]
-    poses = np.stack([anatomy.gesture_pose(rest, name) for name in names])
+    poses = np.stack([gestures.gesture_pose(rest, name) for name in names])
     turn = Rotation.from_rotvec(np.ones(3))
     labels = label_set(tmp_path / "labels", load_hand("open"), mano_rows(3, "{}.jpg", "/p", None), mano=True)
     for path in sorted((labels / "data").iterdir()):
         table = pq.read_table(path)
         rows = [int(name[0]) for name in table["image_id"].to_pylist()]
-        shown = np.stack([anatomy.gesture_angles(rest, name) for name in names])[rows]
+        shown = np.stack([gestures.gesture_angles(rest, name) for name in names])[rows]
         joints = 1000 * turn.apply(anatomy.pose_joints(rest, shown).reshape(-1, 3)).reshape(-1, 21, 3)
         right = np.array(table["is_right"].to_pylist())
         joints[~right] *= [-1, 1, 1]
@@ -507,7 +507,7 @@ def test_a_table_has_the_joint_angles_of_its_joints(tmp_path, bent):
     exported = export_labels(str(labels), str(tmp_path / "hands.csv"), "csv")
     table = pd.read_csv(tmp_path / "hands.csv")
     for k, name in enumerate(names):
-        angles = anatomy.gesture_angles(rest, name)
+        angles = gestures.gesture_angles(rest, name)
         for finger, of_finger in zip(FINGERS, angles, strict=True):
             found = [table[f"{finger}_1_spread_deg"][k]]
             found += [table[f"{finger}_{joint}_flexion_deg"][k] for joint in (1, 2, 3)]

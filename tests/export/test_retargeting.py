@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from annotator.export import export_labels
-from annotator.hand import JOINT_NAMES, anatomy, load_hand
+from annotator.hand import JOINT_NAMES, anatomy, gestures, load_hand, plausible_poses
 from tests.support.moving_labels import VIDEO_COLUMNS, Clip, Moving, table_of, write_labels
 from tests.support.tracked_labels import rows_of, write_tracked
 from tools.retarget import hand_frames, operator_joints, palm_axes, reference, retargeted
@@ -21,7 +21,7 @@ MIRROR = np.array([-1.0, 1.0, 1.0])
 def hands(count: int, seed: int = 0) -> np.ndarray:
     """Right hands in any place and direction, metres."""
     rng = np.random.default_rng(seed)
-    joints = anatomy.pose_joints(REST, anatomy.sample_angles(REST, count, rng))
+    joints = anatomy.pose_joints(REST, plausible_poses.sample_angles(REST, count, rng))
     turns = Rotation.random(count, random_state=seed).as_matrix()
     return np.einsum("nij,nkj->nki", turns, joints - joints[:, :1]) + rng.normal(size=(count, 1, 3))
 
@@ -49,7 +49,7 @@ def test_palm_axes_are_those_of_the_package_s_examples():
 def test_a_hand_lies_as_the_robot_does_whatever_the_wrist(side):
     """Robot axes: fingers along z, the palm faces x; the thumb is at y on a right hand, at -y on a left one."""
     mirror = MIRROR if side == "left" else 1
-    flat = np.repeat(anatomy.GESTURES["open_palm"][None], 20, 0)
+    flat = np.repeat(gestures.GESTURES["open_palm"][None], 20, 0)
     turns = Rotation.random(20, random_state=3).as_matrix()
     open_hands = np.einsum("nij,nkj->nki", turns, anatomy.pose_joints(REST, flat) * mirror)
     found = operator_joints(open_hands, side)
@@ -60,7 +60,7 @@ def test_a_hand_lies_as_the_robot_does_whatever_the_wrist(side):
     towards_thumb = joints["index_1"][1] - joints["little_1"][1]
     assert towards_thumb > 0.04 if side == "right" else towards_thumb < -0.04
     bent = anatomy.pose_joints(
-        REST, anatomy.GESTURES["table_top"][None]
+        REST, gestures.GESTURES["table_top"][None]
     )  # fingers at right angles to the palm
     found = operator_joints(bent * mirror, side)[0]
     assert found[12, 0] > 0.08 and found[12, 2] < 0.75 * joints["middle_tip"][2]
@@ -131,7 +131,7 @@ def test_a_robot_s_finger_bends_as_the_hand_s_does(tmp_path):
             "low_pass_alpha": 1.0,
         }
     ).build()
-    angles = np.repeat(anatomy.GESTURES["flat"][None], 12, 0)
+    angles = np.repeat(gestures.GESTURES["flat"][None], 12, 0)
     angles[:, 1, 1:] = np.linspace([0, 0, 0], [70, 90, 45], 12)
     joints = anatomy.pose_joints(REST, angles)
     bend = np.degrees(retargeted(robot, joints, "right", np.zeros(12, int)).sum(1))

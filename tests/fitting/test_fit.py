@@ -17,7 +17,7 @@ from annotator.fitting.laplace import Laplace
 from annotator.fitting.objective import FitObjective, Target
 from annotator.fitting.solver import solve
 from annotator.fitting.start import from_palm
-from annotator.hand import anatomy, load_hand
+from annotator.hand import anatomy, load_hand, plausible_poses
 from annotator.hand.layer import HandLayer
 from annotator.quality.metrics import pa_mpjpe, pa_mpvpe
 from annotator.quality.uncertainty import coverage, error_of_best, spearman
@@ -32,7 +32,7 @@ PX_PER_MM, MIDDLE_PX = 2.0, np.array([320.0, 240.0, 0.0])
 def drawn(count: int, seed: int):
     """Draw plausible right hands at any rotation: vertices, joints (camera axes, mm), rotations and betas."""
     rng = np.random.default_rng(seed)
-    poses = torch.from_numpy(anatomy.sample_poses(anatomy.rest_joints(HAND), count, rng))
+    poses = torch.from_numpy(plausible_poses.sample_poses(anatomy.rest_joints(HAND), count, rng))
     turns = roma.unitquat_to_rotmat(
         torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(count, 4))), dim=-1)
     )

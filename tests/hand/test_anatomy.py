@@ -7,28 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annotator.hand import anatomy, load_hand
+from annotator.hand import anatomy, gestures, plausible_poses
+from tests.support.posed_joints import REST, gesture_joints_mm, naive_joints
 
-REST = anatomy.rest_joints(load_hand("open"))
-PALM_MM = 1000 * np.linalg.norm(REST[9] - REST[0])
-BENT = [name for name in anatomy.GESTURES if name not in ("open_palm", "flat")]
-
-
-def naive_joints(rest: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """Return the joints (21, 3) of one pose (45,), finger by finger, in MANO's order of fingers."""
-    joints = rest.copy()
-    for first, finger in zip((0, 3, 6, 9, 12), (1, 2, 4, 3, 0), strict=True):
-        turned = np.eye(3)
-        for k in range(3):
-            rotvec = torch.from_numpy(pose.reshape(15, 3)[first + k])
-            turned = turned @ roma.rotvec_to_rotmat(rotvec).numpy()
-            here = 1 + 4 * finger + k
-            joints[here + 1] = joints[here] + turned @ (rest[here + 1] - rest[here])
-    return joints
-
-
-def gesture_joints_mm(name: str) -> np.ndarray:
-    return 1000 * naive_joints(REST, anatomy.gesture_pose(REST, name))
+BENT = [name for name in gestures.GESTURES if name not in ("open_palm", "flat")]
 
 
 def test_the_rest_angles_give_the_zero_pose():
@@ -55,81 +37,10 @@ def test_angles_are_anatomical_on_straight_parallel_fingers():
 
 
 def test_pose_joints_agree_with_a_naive_chain_over_the_pose():
-    angles = anatomy.sample_angles(REST, 20, np.random.default_rng(1))
+    angles = plausible_poses.sample_angles(REST, 20, np.random.default_rng(1))
     poses = anatomy.pose_from_angles(REST, angles)
     naive = np.stack([naive_joints(REST, pose) for pose in poses])
     np.testing.assert_allclose(anatomy.pose_joints(REST, angles), naive, atol=1e-12)
-
-
-def test_sampled_angles_keep_the_limits_and_are_reproducible():
-    angles = anatomy.sample_angles(REST, 1000, np.random.default_rng(2))
-    assert angles.shape == (1000, 5, 4)
-    assert (angles >= anatomy.LIMITS[..., 0]).all()
-    assert (angles <= anatomy.LIMITS[..., 1]).all()
-    again = anatomy.sample_poses(REST, 1000, np.random.default_rng(2))
-    np.testing.assert_array_equal(again, anatomy.pose_from_angles(REST, angles))
-
-
-def test_sampled_fingers_move_together_and_outer_joints_follow():
-    angles = anatomy.sample_angles(REST, 1000, np.random.default_rng(3))
-    assert np.corrcoef(angles[:, 2, 2], angles[:, 3, 2])[0, 1] > 0.6
-    assert np.corrcoef(angles[:, 2, 2], angles[:, 2, 3])[0, 1] > 0.9
-    assert angles[:, 1:, 2].std() > 20
-
-
-def test_sampled_fingers_do_not_intersect_each_other_or_the_palm():
-    angles = anatomy.sample_angles(REST, 300, np.random.default_rng(4))
-    joints = anatomy.pose_joints(REST, angles)
-    middles = (
-        joints[:, 1:].reshape(-1, 5, 4, 3)[:, :, :-1] + joints[:, 1:].reshape(-1, 5, 4, 3)[:, :, 1:]
-    ) / 2
-    for finger in range(1, 4):
-        gap = np.linalg.norm(middles[:, finger, :, None] - middles[:, finger + 1, None], axis=-1)
-        assert gap.min() > 0.008
-    tips = joints[:, 8::4]
-    over_palm = tips[..., 0] > REST[9, 0] * 0.9
-    assert over_palm.any()
-    assert tips[over_palm][:, 1].max() < -0.015
-
-
-@pytest.mark.parametrize("name", list(anatomy.GESTURES))
-def test_every_gesture_keeps_the_limits(name):
-    angles = anatomy.gesture_angles(REST, name)
-    assert (angles >= anatomy.LIMITS[..., 0]).all()
-    assert (angles <= anatomy.LIMITS[..., 1]).all()
-
-
-@pytest.mark.parametrize("name", ["pinch", "ok"])
-def test_thumb_and_index_meet(name):
-    joints = gesture_joints_mm(name)
-    assert np.linalg.norm(joints[4] - joints[8]) < 15
-
-
-@pytest.mark.parametrize("scale", [0.8, 1.15])
-def test_thumb_and_index_meet_on_a_hand_with_another_thumb(scale):
-    rest = REST.copy()
-    rest[2:5] = rest[1] + scale * (rest[2:5] - rest[1])
-    joints = naive_joints(rest, anatomy.gesture_pose(rest, "pinch"))
-    assert np.linalg.norm(joints[4] - joints[8]) < 0.015
-
-
-def test_in_a_fist_all_fingertips_are_near_the_palm_and_the_thumb_lies_over_the_fingers():
-    joints = gesture_joints_mm("fist")
-    assert (np.linalg.norm(joints[8::4] - joints[0], axis=1) < 0.8 * PALM_MM).all()
-    assert (joints[8::4, 1] > -45).all()
-    assert joints[4, 1] < joints[[8, 12], 1].min()
-
-
-def test_pointing_straightens_the_index_alone():
-    joints = gesture_joints_mm("pointing")
-    reach = np.linalg.norm(joints[[8, 12, 16, 20]] - joints[0], axis=1)
-    assert reach[0] > 1.7 * PALM_MM
-    assert (reach[1:] < PALM_MM).all()
-
-
-def test_thumb_up_leaves_the_fist_sideways():
-    joints = gesture_joints_mm("thumb_up")
-    assert joints[4, 2] > joints[5:, 2].max() + 20
 
 
 @pytest.mark.parametrize("name", BENT)
@@ -140,7 +51,7 @@ def test_chirality_tells_right_from_left_in_bent_gestures(name):
 
 
 def test_chirality_tells_right_from_left_in_sampled_poses():
-    joints = anatomy.pose_joints(REST, anatomy.sample_angles(REST, 200, np.random.default_rng(5)))
+    joints = anatomy.pose_joints(REST, plausible_poses.sample_angles(REST, 200, np.random.default_rng(5)))
     assert (anatomy.chirality(joints) > 0).all()
     assert (anatomy.chirality(joints * [-1, 1, 1]) < 0).all()
 

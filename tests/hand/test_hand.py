@@ -8,7 +8,7 @@ import roma
 import torch
 
 from annotator.errors import UserError
-from annotator.hand import HandModel, anatomy, load_hand
+from annotator.hand import HandModel, anatomy, load_hand, plausible_poses
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import FREIHAND_FROM_MANO
 from annotator.hand.regressor import (
@@ -148,7 +148,7 @@ def test_betas_change_the_size_and_not_the_pose():
 def test_pose_components_are_orthonormal_and_hold_sampled_poses():
     components = HAND.hands_components.astype(np.float64)
     np.testing.assert_allclose(components @ components.T, np.eye(45), atol=1e-5)
-    poses = anatomy.sample_poses(anatomy.rest_joints(HAND), 500, np.random.default_rng(9))
+    poses = plausible_poses.sample_poses(anatomy.rest_joints(HAND), 500, np.random.default_rng(9))
     scores = (poses - HAND.hands_mean) @ components.T
     np.testing.assert_allclose(scores[:, :6].std(axis=0), HAND.hands_std[:6], rtol=0.2)
 

@@ -10,7 +10,7 @@ import roma
 import torch
 from scipy.spatial.transform import Rotation
 
-from annotator.hand import anatomy, load_hand
+from annotator.hand import anatomy, gestures, load_hand, plausible_poses
 from annotator.hand.joint_angles import joint_angles_deg
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import ANGLE_NAMES, FREIHAND_FROM_MANO, MOVING_ANGLES
@@ -25,7 +25,7 @@ def with_wrist(pose: np.ndarray) -> np.ndarray:
 
 
 def test_the_angles_that_made_a_pose_are_read_from_it():
-    drawn = anatomy.sample_angles(REST, 200, np.random.default_rng(0))
+    drawn = plausible_poses.sample_angles(REST, 200, np.random.default_rng(0))
     found = joint_angles_deg(HAND, with_wrist(anatomy.pose_from_angles(REST, drawn)))
     assert found.shape == (200, 45) and len(ANGLE_NAMES) == 45 and len(MOVING_ANGLES) == 20
     by_name = dict(zip(ANGLE_NAMES, found.T, strict=True))
@@ -67,7 +67,7 @@ def test_all_45_angles_give_any_pose_back():
 @pytest.mark.parametrize("finger", range(1, 5))
 def test_flexion_is_the_angle_between_the_bones_of_a_posed_hand(finger):
     """The middle joint's angle is that of its two bones, as `HandLayer` poses them, for a hand of another shape too."""
-    angles = np.repeat(anatomy.GESTURES["flat"][None], 9, 0)
+    angles = np.repeat(gestures.GESTURES["flat"][None], 9, 0)
     angles[:, finger, 2] = np.linspace(20, 80, 9)  # away from 0, where a bone out of the plane counts
     pose = anatomy.pose_from_angles(REST, angles)
     rotations = roma.rotvec_to_rotmat(torch.from_numpy(with_wrist(pose)).float().view(-1, 16, 3))

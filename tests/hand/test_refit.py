@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from annotator.coordinates import mirror_points
-from annotator.hand import anatomy, load_hand
+from annotator.hand import anatomy, load_hand, plausible_poses
 from annotator.hand.joint_angles import joint_angles_deg
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import MOVING_ANGLES
@@ -29,7 +29,7 @@ def articulated_mm(pose: np.ndarray, betas: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def hands() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    fingers = anatomy.sample_poses(anatomy.rest_joints(HAND), COUNT, rng).reshape(COUNT, 45)
+    fingers = plausible_poses.sample_poses(anatomy.rest_joints(HAND), COUNT, rng).reshape(COUNT, 45)
     return np.concatenate([rng.normal(0, 1.2, (COUNT, 3)), fingers], 1), rng.normal(0, 1, (COUNT, 10))
 
 

@@ -5,7 +5,7 @@ import pytest
 import roma
 import torch
 
-from annotator.hand import anatomy, load_hand
+from annotator.hand import anatomy, load_hand, plausible_poses
 from annotator.hand.layer import HandLayer
 from annotator.hand.repose import POSE_SHARE, Reposer
 
@@ -26,7 +26,7 @@ def reposer(hand):
 def posed(hand):
     """Return poses (COUNT, 16, 3), betas, and the layer's meshes for them."""
     rng = np.random.default_rng(0)
-    fingers = anatomy.sample_poses(anatomy.rest_joints(hand), COUNT, rng).reshape(COUNT, 15, 3)
+    fingers = plausible_poses.sample_poses(anatomy.rest_joints(hand), COUNT, rng).reshape(COUNT, 15, 3)
     pose = torch.from_numpy(np.concatenate([rng.normal(0, 1, (COUNT, 1, 3)), fingers], 1)).float()
     betas = torch.from_numpy(rng.normal(0, 1, (COUNT, 10))).float()
     vertices_mm, _ = HandLayer(hand)(roma.rotvec_to_rotmat(pose), betas)

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
 
-from annotator.hand import HandModel, anatomy
+from annotator.hand import HandModel, anatomy, plausible_poses
 from tests.support.mano_file import dump
 
 # FreiHAND's tip vertices; HO3D's own differ at index and middle finger.
@@ -69,7 +69,7 @@ def raw_hands(
 ) -> list[RawHand]:
     """Right hands in plausible poses around a point, turned all ways."""
     rng = np.random.default_rng(seed)
-    fingers = anatomy.sample_poses(anatomy.rest_joints(hand), count, rng)
+    fingers = plausible_poses.sample_poses(anatomy.rest_joints(hand), count, rng)
     found = []
     for k in range(count):
         pose = np.concatenate([Rotation.random(random_state=rng).as_rotvec(), fingers[k]])

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from annotator.coordinates import mirror_points
-from annotator.hand import anatomy, load_hand
+from annotator.hand import anatomy, load_hand, plausible_poses
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import BONES
 from annotator.model.prior_net import UPRIGHT
@@ -22,7 +22,7 @@ def hands(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Right hands: vertices (count, V, 3) and joints (count, 21, 3), wrist-relative mm, palms to the camera."""
     model = load_hand("open")
     rng = np.random.default_rng(seed)
-    fingers = torch.from_numpy(anatomy.sample_poses(anatomy.rest_joints(model), count, rng)).float()
+    fingers = torch.from_numpy(plausible_poses.sample_poses(anatomy.rest_joints(model), count, rng)).float()
     wrist = torch.tensor(UPRIGHT).expand(count, 1, 3, 3)
     turns = torch.cat([wrist, roma.rotvec_to_rotmat(fingers.view(count, 15, 3))], 1)
     vertices, joints = HandLayer(model)(turns, torch.zeros(count, 10))

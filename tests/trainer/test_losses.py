@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from annotator.coordinates import project_weak
-from annotator.hand import anatomy, load_hand
+from annotator.hand import anatomy, gestures, load_hand, plausible_poses
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import PRIOR_STD, WeakCamera, fit_camera
 from annotator.quality.metrics import align
@@ -423,13 +423,13 @@ def posed(hand, angles: np.ndarray) -> torch.Tensor:
 
 
 def test_joint_limits_cost_nothing_in_any_sampled_pose(hand, limits):
-    poses = anatomy.sample_poses(anatomy.rest_joints(hand), 500, np.random.default_rng(0))
+    poses = plausible_poses.sample_poses(anatomy.rest_joints(hand), 500, np.random.default_rng(0))
     assert limits(rotations_of(poses)).max() == 0
 
 
 def test_joint_limits_cost_nothing_in_any_gesture(hand, limits):
     rest = anatomy.rest_joints(hand)
-    poses = np.stack([anatomy.gesture_pose(rest, name) for name in anatomy.GESTURES])
+    poses = np.stack([gestures.gesture_pose(rest, name) for name in gestures.GESTURES])
     assert limits(rotations_of(poses)).max() == 0
     assert losses.JointLimits(hand)(rotations_of(poses).float()).max() == 0
 
@@ -452,7 +452,7 @@ def test_angles_are_read_as_they_were_put_in_even_beyond_the_limits(hand, limits
 @pytest.mark.parametrize("finger, angle", [(0, 0), (0, 2), (1, 0), (2, 1), (3, 2), (4, 3)])
 @pytest.mark.parametrize("side", [0, 1])
 def test_the_cost_is_the_squared_excess_of_the_angle_that_is_too_large(hand, limits, finger, angle, side):
-    angles = anatomy.GESTURES["relaxed"][None].copy()
+    angles = gestures.GESTURES["relaxed"][None].copy()
     angles[0, finger, angle] = anatomy.LIMITS[finger, angle, side] + (20 if side else -20)
     cost = limits(posed(hand, angles))[0]
     assert cost.max().item() == pytest.approx(math.radians(20 - losses.TOLERANCE_DEG) ** 2, rel=1e-4)
@@ -463,7 +463,7 @@ def test_the_cost_is_the_squared_excess_of_the_angle_that_is_too_large(hand, lim
 
 @pytest.mark.parametrize("joint", range(15))
 def test_a_twist_about_the_bone_costs(hand, limits, joint):
-    rotations = posed(hand, anatomy.GESTURES["open_palm"][None])
+    rotations = posed(hand, gestures.GESTURES["open_palm"][None])
     finger = joint // 3
     bone = torch.from_numpy(
         anatomy.joint_axes(anatomy.rest_joints(hand)).twist[finger, joint % 3].astype(np.float64)

@@ -7,7 +7,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from annotator.hand import anatomy, load_hand
+from annotator.hand import anatomy, load_hand, plausible_poses
 from annotator.hand.layer import HandLayer
 from annotator.render import nearest_faces
 from trainer.batch import Batch
@@ -133,7 +133,7 @@ def test_fingers_stay_within_their_limits_and_out_of_each_other(photos: DrawnPho
     over = angles - anatomy.LIMITS[..., 1]
     assert (over[:, 1:] <= 1e-3).all()
     rest = anatomy.rest_joints(load_hand("open"))
-    apart, height = anatomy.clearance(rest, anatomy.pose_joints(rest, angles))
+    apart, height = plausible_poses.clearance(rest, anatomy.pose_joints(rest, angles))
     # The bank keeps 0.12 and 0.2; interpolation and jitter may reduce this a little.
     assert apart.min() > 0.05
     assert (apart > 0.12).mean() > 0.85

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from annotator.hand import anatomy
+from annotator.hand import anatomy, gestures, plausible_poses
 from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
 from trainer.keyed_random import Draws
 
@@ -24,7 +24,7 @@ COUNTING = 0.4
 _NEIGHBOURS = 6
 # Std of the noise on each angle, degrees: spread, then the three joints.
 _JITTER_DEG = (1.2, 2.5, 2.5, 2.0)
-# As in `anatomy.sample_angles`.
+# As in `plausible_poses.sample_angles`.
 _MIN_APART, _MIN_HEIGHT, _MIN_THUMB_SUM = 0.12, 0.2, 62.0
 
 # A bent finger: angles as in a fist.
@@ -42,7 +42,7 @@ class Poses:
         counting = round(BANK * COUNTING)
         bank = np.concatenate(
             [
-                anatomy.sample_angles(rest, BANK - counting, generator),
+                plausible_poses.sample_angles(rest, BANK - counting, generator),
                 counting_angles(rest, counting, generator),
             ]
         )
@@ -95,7 +95,7 @@ def _neighbours(points: Tensor) -> Tensor:
 
 def counting_angles(rest_joints: Floats, count: int, generator: np.random.Generator) -> Floats:
     """Draw angles (count, 5, 4) in degrees of hands with each finger extended, bent or half-way independently."""
-    thumbs = np.stack([anatomy.gesture_angles(rest_joints, name)[0] for name in anatomy.GESTURES])
+    thumbs = np.stack([gestures.gesture_angles(rest_joints, name)[0] for name in gestures.GESTURES])
     axes = anatomy.joint_axes(rest_joints)
     kept: list[Floats] = []
     while sum(map(len, kept)) < count:
@@ -111,6 +111,6 @@ def counting_angles(rest_joints: Floats, count: int, generator: np.random.Genera
         angles += generator.normal(size=angles.shape) * [2.0, 4.0, 4.0, 3.0]
         angles = angles.clip(anatomy.LIMITS[..., 0], anatomy.LIMITS[..., 1])
         angles[:, 0, 1] = np.maximum(angles[:, 0, 1], _MIN_THUMB_SUM - angles[:, 0, 0])
-        apart, height = anatomy.clearance(rest_joints, anatomy.pose_joints(rest_joints, angles, axes))
+        apart, height = plausible_poses.clearance(rest_joints, anatomy.pose_joints(rest_joints, angles, axes))
         kept.append(angles[(apart > _MIN_APART) & (height > _MIN_HEIGHT)])
     return np.concatenate(kept)[:count]
