@@ -17,7 +17,7 @@ from PIL import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from annotator.errors import UserError
-from annotator.photos import formats, plain_jpeg
+from annotator.photos import formats, plain_jpeg, tiff
 from annotator.photos.errors import PhotoError, reading_error
 from annotator.photos.exif import Display, shown_as
 from annotator.photos.focal import exif_focal_px
@@ -133,7 +133,7 @@ def _decode(photo_format: Format, data: bytes, min_side_px: int | None) -> Photo
     image.load()
     if isinstance(image, TiffImageFile):
         width, height = image.size
-        formats.check_tiff_depth(image)
+        tiff.check_depth(image)
     pixels = upright_rgb(image, shown.orientation)
     if (
         photo_format is formats.JPEG

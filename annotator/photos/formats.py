@@ -10,20 +10,16 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from typing import cast
 
 from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from annotator.photos import heif, plain_jpeg
+from annotator.photos import heif, plain_jpeg, tiff
 from annotator.photos.errors import PhotoError
 
 #: Pillow keeps 4 bytes per pixel and the array 3: 0.7 GB for the largest photo. A JPEG may have twice as many pixels
@@ -32,27 +28,6 @@ MAX_PIXELS = 100_000_000
 
 #: The largest photo, stored raw with 16 bits per channel, plus metadata.
 MAX_BYTES = 8 * MAX_PIXELS
-
-# TIFF tags.
-_SUBFILE_TYPE, BITS_PER_SAMPLE, _COMPRESSION = 254, 258, 259
-_TIFF_PARTS = (273, 279, 324, 325)  # offsets and lengths of strips, and of tiles
-_TIFF_TYPES = dict(
-    zip((3, 4, 5, 8, 9, 10, 11, 12, 13, 16, 17, 18), "HIQHIQIQIQQQ", strict=True)
-)  # else bytes
-_MAX_TIFF_TAGS = 1000
-#: Compressions that libtiff lacks, at least in some builds.
-_TIFF_COMPRESSIONS = {
-    **{
-        34712: "JPEG 2000",
-        33003: "JPEG 2000",
-        33005: "JPEG 2000",
-        34887: "LERC",
-        34933: "PNG",
-        34934: "JPEG XR",
-    },
-    **{34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL"},
-}
-_PILLOW_NAMES = {"WebP": "webp", "Zstandard": "zstd", "LZMA": "lzma"}
 
 _BMP_HEADER_BYTES = 26  # the oldest kind of header
 
@@ -91,85 +66,12 @@ def webp_size(data: bytes) -> tuple[int, int]:
     return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
 
 
-def _open_tiff(stream: io.BytesIO) -> TiffImageFile:
-    _check_compression(stream)
-    image = TiffImageFile(stream)
-    if image.tag_v2.get(_SUBFILE_TYPE, 0) & 1:
-        raise PhotoError("unsupported", "a camera's raw file is not supported; convert it to JPEG")
-    return image
-
-
-def _check_compression(stream: io.BytesIO) -> None:
-    """Refuse a compression that libtiff lacks, before libtiff prints a warning and reports damage."""
-    name = None
-    with suppress(Exception):  # a damaged directory fails again when the file is opened
-        start = stream.read(16)
-        directory = ImageFileDirectory_v2(start if b"+" in start[2:4] else start[:8])
-        stream.seek(directory.next)
-        directory.load(stream)
-        name = _TIFF_COMPRESSIONS.get(directory.get(_COMPRESSION, 1))
-    stream.seek(0)
-    if name is not None and not _libtiff_reads(name):
-        raise PhotoError("unsupported", f"a TIFF with {name} inside is not supported; convert it to JPEG")
-
-
-@cache
-def _libtiff_reads(compression: str) -> bool:
-    """Return whether Pillow's libtiff supports an optional compression."""
-    if compression not in ("WebP", "Zstandard", "LZMA"):
-        return False
-    with suppress(Exception):
-        sink = io.BytesIO()
-        Image.new("RGB", (8, 8)).save(sink, "TIFF", compression=_PILLOW_NAMES[compression])
-        return True
-    return False
-
-
-def check_tiff_depth(image: TiffImageFile) -> None:
-    """Refuse 16-bit colours that use 12 bits or fewer: Pillow keeps the upper 8 bits, which would be nearly black."""
-    if image.mode == "RGB" and image.tag_v2.get(BITS_PER_SAMPLE, (8,))[0] == 16:
-        highest = max(high for _, high in cast(tuple[tuple[int, int], ...], image.getextrema()))
-        if highest < 16:
-            raise PhotoError(
-                "unsupported", "a TIFF whose 16-bit colours use 12 bits or fewer is not supported"
-            )
-
-
 def _uint32_le(data: bytes, start: int) -> int:
     return int.from_bytes(data[start : start + 4], "little")
 
 
 def _bmp_is_cut(data: bytes) -> bool:
     return len(data) < _BMP_HEADER_BYTES or _uint32_le(data, 2) > len(data)
-
-
-def _tiff_is_cut(data: bytes) -> bool:
-    """Return whether a TIFF's first directory, or anything it points to, lies beyond the end of the file."""
-    order, big = "<" if data[:1] == b"I" else ">", b"+" in data[2:4]
-    count_form, entry_form, offset_form = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
-    inline, parts = 8 if big else 4, {}
-    try:
-        (directory,) = struct.unpack_from(order + offset_form, data, 8 if big else 4)
-        (count,) = struct.unpack_from(order + count_form, data, directory)
-        entry = directory + struct.calcsize(order + count_form)
-        for _ in range(min(count, _MAX_TIFF_TAGS)):
-            tag, form, length = struct.unpack_from(order + entry_form, data, entry)
-            at = entry + struct.calcsize(order + entry_form)
-            entry = at + inline
-            values = f"{order}{length}{_TIFF_TYPES.get(form, 'B')}"
-            if struct.calcsize(values) > inline:
-                (at,) = struct.unpack_from(order + offset_form, data, at)
-            if at + struct.calcsize(values) > len(data):
-                return True
-            if tag in _TIFF_PARTS:
-                parts[tag] = struct.unpack_from(values, data, at)
-    except (struct.error, OverflowError):
-        return True
-    return any(
-        offset + length > len(data)
-        for offsets, lengths in (_TIFF_PARTS[:2], _TIFF_PARTS[2:])
-        for offset, length in zip(parts.get(offsets, ()), parts.get(lengths, ()), strict=False)
-    )
 
 
 @dataclass(frozen=True)
@@ -194,7 +96,7 @@ BMP = Format("BMP", BmpImageFile, _bmp_is_cut)
 GIF = Format("GIF", GifImageFile, lambda data: not data.endswith(b";"))
 JPEG = Format("JPEG", JpegImageFile, lambda data: not data.endswith(b"\xff\xd9"), 2 * MAX_PIXELS)
 PNG = Format("PNG", PngImageFile, lambda data: b"IEND" not in data[-12:])
-TIFF = Format("TIFF", _open_tiff, _tiff_is_cut)
+TIFF = Format("TIFF", tiff.open_tiff, tiff.is_cut_short)
 # The decoders of these three keep more copies of the pixels.
 HEIC = Format("HEIC", heif.open_heic, heif.is_cut_short, MAX_PIXELS // 2)
 AVIF = Format("AVIF", heif.open_avif, heif.is_cut_short, MAX_PIXELS // 2)

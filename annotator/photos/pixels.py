@@ -10,7 +10,8 @@ from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from annotator.photos.errors import PhotoError
-from annotator.photos.formats import BITS_PER_SAMPLE, MAX_PIXELS
+from annotator.photos.formats import MAX_PIXELS
+from annotator.photos.tiff import BITS_PER_SAMPLE
 
 _BACKGROUND = 255
 _PIXELS_AT_ONCE = 4_000_000
