@@ -21,10 +21,10 @@ from annotator.labels.filter_file import (
     RowFilter,
     filter_file,
     limits_of,
-    opened_labels,
     weigh_file,
 )
 from annotator.labels.folder import label_file_sizes, label_files
+from annotator.labels.label_file import opened_labels
 from annotator.quality.calibration import UNCALIBRATED_3D, Calibration
 from annotator.storage.files import absolute, join, read_if_exists, remove_file, write_atomic
 from annotator.storage.unfinished import is_left_unfinished, mark_unfinished

@@ -9,29 +9,21 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.labels.conditions import Condition
-from annotator.labels.folder import (
-    calibration_of,
-    check_hand_model,
-    groups_that_stay,
-    label_facts,
-    opened_label_file,
-)
+from annotator.labels.folder import check_hand_model
+from annotator.labels.label_file import LabelFile, opened_labels
 from annotator.labels.outcomes import count_outcomes
 from annotator.labels.schema import write_tables
 from annotator.quality.calibration import Calibration
 from annotator.storage.files import join, write_atomic
-from annotator.storage.ranges import RangedFile
 
 #: The column that orders hands, the mean over joints of a joint's std, and the column that limits them, the largest.
 MEAN_STD, LARGEST_STD = "joint_std_mm", "max_joint_std_mm"
@@ -216,58 +208,6 @@ def limits_of(share: float, weights: Sequence[dict[Any, Floats]]) -> dict[Any, f
         count = math.ceil(share * len(std_mm))
         limits[value] = float(np.partition(std_mm, count - 1)[count - 1]) if count else -math.inf
     return limits
-
-
-class LabelFile:
-    """One label file; counts the bytes read."""
-
-    def __init__(self, path: str, file: pq.ParquetFile, raw: RangedFile) -> None:
-        self.path, self.bytes_read, self._file, self._raw = path, 0, file, raw
-        self.names: list[str] = file.schema_arrow.names
-        self.facts = label_facts(path, file.schema_arrow)
-        self.calibration = calibration_of(path, self.facts)
-        self._metadata = file.metadata
-        self.bytes_total = sum(
-            end - start for start, end in self._ranges(range(self._metadata.num_row_groups), None)
-        )
-
-    def scalars(self, columns: Sequence[str]) -> pa.Table:
-        """Read some columns of all rows."""
-        self._fetch(range(self._metadata.num_row_groups), set(columns))
-        return self._file.read(columns=list(columns), use_threads=False)
-
-    def rows(self, stay: NDArray[np.bool_]) -> pa.Table:
-        """Read all columns of the kept rows; row groups without any are skipped."""
-        groups, mask = groups_that_stay(self._file, stay)
-        self._fetch(groups, None)
-        return self._file.read_row_groups(groups, use_threads=False).filter(pa.array(mask))
-
-    def _fetch(self, groups: Sequence[int], columns: set[str] | None) -> None:
-        ranges = self._ranges(groups, columns)
-        self.bytes_read += sum(end - start for start, end in ranges)
-        self._raw.fetch(ranges)
-
-    def _ranges(self, groups: Sequence[int], columns: set[str] | None) -> list[tuple[int, int]]:
-        """Return the byte ranges of some columns' pages; None means all columns."""
-        ranges = []
-        for number in groups:
-            group = self._metadata.row_group(number)
-            for k in range(group.num_columns):
-                column = group.column(k)
-                if columns is None or column.path_in_schema.partition(".")[0] in columns:
-                    start = column.data_page_offset
-                    if column.has_dictionary_page and column.dictionary_page_offset is not None:
-                        start = min(start, column.dictionary_page_offset)
-                    ranges.append((start, start + column.total_compressed_size))
-        return ranges
-
-
-@contextmanager
-def opened_labels(labels: str, name: str, size: int) -> Iterator[LabelFile]:
-    """Open one label file of a folder; raises as `opened_label_file` does."""
-    path = join(labels, "data", name)
-    with RangedFile(path, size) as raw, opened_label_file(path, cast(IO[bytes], raw)) as file:
-        yield LabelFile(path, file, raw)
 
 
 def _floats(table: pa.Table, name: str) -> Floats:
