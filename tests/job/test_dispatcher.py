@@ -111,11 +111,10 @@ def test_killed_models_cost_time_but_no_labels(labelled, photos, lively_file, tm
     killed: list[int] = []
 
     def kill(progress) -> None:
-        if len(killed) < 2 and progress.photos:
-            for process in models():
-                if process.pid not in killed:
-                    process.send_signal(signal.SIGKILL)
-                    killed.append(process.pid)
+        for process in models() if progress.photos else []:
+            if len(killed) < 2 and process.pid not in killed:
+                process.send_signal(signal.SIGKILL)
+                killed.append(process.pid)
 
     compute = ComputeOptions(threads=1, shard_size=4)
     record = annotate(
