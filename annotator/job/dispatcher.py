@@ -4,6 +4,8 @@
 
 Ray moves data and starts processes; it retries nothing. Each crash is attributed to a shard here, and
 `annotator.job.failures` decides the next step. A bounded number of shards is in flight, which bounds memory.
+
+`remote_tasks.py` submits tasks, `workers.py` has the actors, and `calls.py` waits for both.
 """
 
 from __future__ import annotations
