@@ -23,58 +23,17 @@ from tests.robustness.hostile_photos import encoded
 # The suite is many small runs; more threads than one only fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-#: Files whose tests start Ray or trainings many times: marked `slow` and started first, so that no process of the suite
-#: ends long after the other.
-SLOW = (
-    *(
-        "test_train_ray",
-        "test_pages",
-        "test_dispatcher",
-        "test_annotate_s3",
-        "test_inputs",
-        "test_training_page",
-    ),
-    *(
-        "test_chaos",
-        "test_train_s3",
-        "test_annotate",
-        "test_train",
-        "test_train_cli",
-        "test_detect",
-        "test_hand_by_hand",
-    ),
-    *(
-        "test_local_ray",
-        "test_lease",
-        "test_corpus",
-        "test_shipped",
-        "test_search",
-        "test_track",
-        "test_track_s3",
-        "test_memory",
-        "test_detect_video",
-        "test_fit_job",
-    ),
-    *(
-        "test_filter_files",
-        "test_notebook",
-        "test_wheel",
-        "test_report_browser",
-        "test_ablations",
-        "test_samples",
-    ),
-)
-
 SHARED = Path(__file__).parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow files and sort these files first; the order within a file stays."""
-    place = {name: number for number, name in enumerate(SLOW)}
-    for item in items:
-        if item.path.stem in place:
-            item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: place.get(item.path.stem, len(SLOW)))
+    """Sort files marked `slow` first, so that no process of the suite ends long after the other."""
+    items.sort(key=lambda item: "slow" not in (mark.name for mark in _file_marks(item)))
+
+
+def _file_marks(item: pytest.Item) -> list[pytest.Mark]:
+    marks = getattr(item.getparent(pytest.Module).module, "pytestmark", [])
+    return [one.mark for one in (marks if isinstance(marks, list) else [marks])]
 
 
 def _real_photos(name: str) -> Path:

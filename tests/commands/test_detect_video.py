@@ -15,6 +15,8 @@ from annotator.job.options import ComputeOptions
 from tests.conftest import SHARED
 from tests.sources.test_video import write_video
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("mediapipe", reason="MediaPipe (extra 'detect') is not installed")
 pytest.importorskip("av")
 

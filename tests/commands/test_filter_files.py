@@ -25,6 +25,8 @@ from annotator.runtime.ray_session import connected
 from annotator.storage.ranges import RangedFile, merged
 from tests.support.s3_server import rclone, serve
 
+pytestmark = pytest.mark.slow
+
 FILES, HANDS, V = 5, 150, 800
 
 KEEPS = (Keep(max_joint_std_mm=30), Keep(keep_best=0.3, per="is_right", where="status == ok"))

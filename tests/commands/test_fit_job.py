@@ -35,6 +35,8 @@ from tests.fitting.test_fit import drawn
 from tests.support.killed_run import changed_ns, kill_after_first_shard
 from trainer.convert.convert import convert
 
+pytestmark = pytest.mark.slow
+
 HAND = load_hand("open")
 SMALL = ComputeOptions(workers=1, shard_size=4)
 PHOTOS, PX_PER_MM = 18, 1.5

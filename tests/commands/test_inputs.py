@@ -23,6 +23,8 @@ from annotator.sources import ListSource
 from tests.commands.test_cli import run
 from tests.conftest import SMALL
 
+pytestmark = pytest.mark.slow
+
 
 def rows_of(labels: Path) -> list[dict]:
     return [row for path in sorted((labels / "data").iterdir()) for row in pq.read_table(path).to_pylist()]

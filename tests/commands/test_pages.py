@@ -23,6 +23,8 @@ from tests.trainer.test_training_page import FURTHER, ROOT, write_keypoints
 from trainer.convert.convert import convert
 from trainer.synth import write_photos
 
+pytestmark = pytest.mark.slow
+
 HELP = "--help"
 README = (ROOT / "README.md").read_text()
 

@@ -14,6 +14,8 @@ from annotator.errors import UserError
 from annotator.hand.anatomy import chirality
 from tests.conftest import SHARED
 
+pytestmark = pytest.mark.slow
+
 MODEL = SHARED / "models" / "hand_landmarker.task"
 #: Photos of one hand, and where they are pasted.
 SMALL = (

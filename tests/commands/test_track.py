@@ -35,6 +35,8 @@ from tests.support.moving_labels import (
     write_labels,
 )
 
+pytestmark = pytest.mark.slow
+
 SMALL = ComputeOptions(workers=1, shard_size=1)
 
 LEFT = Moving(range(4, 34), is_right=False, start_px=(420.0, 150.0), speed_px=(-4.0, 1.0), seed=5)

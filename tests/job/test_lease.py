@@ -25,6 +25,8 @@ from annotator.storage.files import names_in, read_if_exists, write_atomic
 from tests.support.conditional_server import conditional
 from tests.support.s3_server import rclone, serve
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 HOLD = """

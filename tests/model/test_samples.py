@@ -15,6 +15,8 @@ from annotator.model.samples import MeshSampler, bounded_least_squares, keyed_no
 from annotator.photos.crops import Crops, crop_photo
 from tests.support.mano_file import write_mano_file
 
+pytestmark = pytest.mark.slow
+
 DRAWS = 200
 
 

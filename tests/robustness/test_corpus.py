@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from annotator.job.options import ComputeOptions
 from tests.robustness import corpus
 from tests.robustness.hostile import Expected, build
+
+pytestmark = pytest.mark.slow
 
 SMALL = ComputeOptions(threads=1, shard_size=64)
 

@@ -18,6 +18,8 @@ from annotator.runtime import local_ray
 from annotator.runtime.local_ray import SOCKET_BYTES, _made_folder
 from tests.robustness.hostile_photos import encoded, noise
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 #: Limit on file sizes (`ulimit -f`).

@@ -19,6 +19,8 @@ from annotator.track.vertex_columns import VertexRows
 from tests.support.moving_labels import LAYER, VIDEO_COLUMNS, Clip, Moving, table_of, write_labels
 from tests.support.tracked_labels import write_tracked
 
+pytestmark = pytest.mark.slow
+
 PERIOD = 200
 
 TRACK = """

@@ -23,6 +23,8 @@ from trainer.batch import Batch, withhold
 from trainer.config import TrainConfig, read_train_config
 from trainer.objective import Objective
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(
     p.relative_to(config_folder()).with_suffix("").as_posix()
     for p in config_folder().rglob("*.yaml")

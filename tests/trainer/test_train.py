@@ -25,6 +25,8 @@ from trainer.start import start_network
 from trainer.state import saved_states
 from trainer.train import train
 
+pytestmark = pytest.mark.slow
+
 #: With the switches of the shipped trainings.
 TINY = NetworkConfig(
     backbone="efficientnet_lite0",

@@ -13,6 +13,8 @@ import annotator
 from tests.commands.test_cli import run
 from tests.support.example_files import write_stick_hands
 
+pytestmark = pytest.mark.slow
+
 TINY = """
 network:
   backbone: efficientnet_lite0

@@ -36,6 +36,8 @@ from trainer.ray_train import train_on_ray
 from trainer.start import start_network
 from trainer.train import train
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEPS = 60
 #: Time limit, far above the real duration, because a machine may be busy.

