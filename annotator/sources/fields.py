@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,18 +46,22 @@ def numbers(value: Any, shape: tuple[int, ...], place: str) -> NDArray[np.float6
 
 
 def read_arrays(path: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Read a JSON file with one list of n arrays of the same shape; return an array (n, *shape).
+    """Read a JSON file with one list of n arrays of the same shape; return an array (n, *shape), read-only.
+
+    The array is in a temporary file without a name: as many vertices as FreiHAND's are hundreds of megabytes.
 
     Raises:
         UserError: the file is missing, cut short or not JSON, or an entry has another shape; names the entry.
     """
-    arrays = [
-        numbers(entry, shape, f"{path}: entry {index}").astype(np.float32)
-        for index, entry in enumerate(_json_entries(path))
-    ]
-    if not arrays:
-        raise UserError(f"{path}: holds no entries")
-    return np.stack(arrays)
+    count = 0
+    with tempfile.TemporaryFile() as stored:
+        for entry in _json_entries(path):
+            stored.write(numbers(entry, shape, f"{path}: entry {count}").astype(np.float32).tobytes())
+            count += 1
+        if not count:
+            raise UserError(f"{path}: holds no entries")
+        stored.flush()
+        return np.memmap(stored, np.float32, "r", shape=(count, *shape))
 
 
 def _json_entries(path: str) -> Iterator[Any]:
