@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--photos", type=int, default=1000, help="held-out hands for the tables")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--end-to-end-seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=1600, help="maximum steps of a row")
+    parser.add_argument("--steps", type=int, default=2400, help="maximum steps of a row")
     parser.add_argument("--end-to-end-steps", type=int, default=300, help="the same, end to end")
     parser.add_argument(
         "--every", type=int, default=100, help="steps between measurements of the validation error"
