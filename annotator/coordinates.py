@@ -3,7 +3,7 @@
 - **Photo**: square pixels after EXIF rotation, x right, y down. Pixel centres are at half integers, so the photo
   covers [0, width] x [0, height].
 - **Crop**: the square cut around a hand, -1 to 1 on both axes, x right, y down. A left hand's crop is
-  mirrored (x changes sign), because the network predicts right hands only. It may be turned in its plane, about its
+  mirrored (x changes sign), because the network predicts right hands only. It may be rotated in its plane, about its
   centre; labels are for the upright square.
 - **Camera**: x right, y down, z forward along the optical axis, millimetres. Hands are wrist-relative here.
 - **Crop axes**: camera axes rotated so that z points along the ray through the crop's centre, by the smallest
@@ -39,7 +39,7 @@ class CropFrame(NamedTuple):
     centre_px: NDArray[np.float64]  # (B, 2)
     half_side_px: Floats | np.floating  # (B,)
     mirrored: NDArray[np.bool_] | np.bool_  # (B,) true where the crop's x axis points left in the photo
-    turn_rad: Floats | float = 0.0  # (B,) from the photo's x axis towards its y axis: clockwise
+    rotation_rad: Floats | float = 0.0  # (B,) from the photo's x axis towards its y axis: clockwise
 
     def flipped(self) -> CropFrame:
         """Return the mirror image of each crop, at the same position."""
@@ -59,11 +59,11 @@ class CropFrame(NamedTuple):
 
     def plane(self) -> Floats:
         """Return the orientation of each crop in the plane (B, 3, 3), see `plane_of`."""
-        plane: Floats = plane_of(np.asarray(self.turn_rad, np.float64), np.asarray(self.mirrored))
+        plane: Floats = plane_of(np.asarray(self.rotation_rad, np.float64), np.asarray(self.mirrored))
         return plane
 
     def axes(self, principal_px: ArrayLike, focal_px: ArrayLike) -> Floats:
-        """Return the crop axes (B, 3, 3) of each crop, see `axes_of_ray`, ignoring turn and mirroring.
+        """Return the crop axes (B, 3, 3) of each crop, see `axes_of_ray`, ignoring rotation and mirroring.
 
         `principal_px` (B, 2) and `focal_px` (B,) are those of the camera, in photo pixels.
         """
@@ -80,47 +80,48 @@ def square_around(box_xyxy: ArrayLike, padding: float) -> CropFrame:
 
 
 class Upright(NamedTuple):
-    """A turned square in a photo, in which a hand's fingers point up: B squares, or one."""
+    """A rotated square in a photo, in which a hand's fingers point up: B squares, or one."""
 
     centre_px: Floats  # (B, 2)
     half_side_px: Floats  # (B,)
-    turn_rad: Floats  # (B,) from the photo's x axis to the square's, positive towards the photo's y
+    rotation_rad: Floats  # (B,) from the photo's x axis to the square's, positive towards the photo's y
 
 
 def upright_square(joints_px: ArrayLike, padding: float = 1.35) -> Upright:
     """Return the square around 2D joints (B, 21, 2), photo pixels, in which the middle knuckle is above the wrist.
 
     Its side is `padding` times the longer side of the joints' box along the square's own axes. A point p of the
-    square, -1..1, is at `centre + half_side * Rot(turn) p` in the photo. If wrist and knuckle coincide, turn is 0.
+    square, -1..1, is at `centre + half_side * Rot(angle) p` in the photo. The angle is 0 if wrist and knuckle
+    coincide.
     """
     joints = np.asarray(joints_px, np.float64)
     up = joints[..., 9, :] - joints[..., 0, :]
-    turn = np.arctan2(up[..., 0], 0.0 - up[..., 1])  # 0.0 - 0.0 is +0, whose turn is 0 and not pi
-    cos, sin = np.cos(turn), np.sin(turn)
+    angle = np.arctan2(up[..., 0], 0.0 - up[..., 1])  # 0.0 - 0.0 is +0, whose angle is 0 and not pi
+    cos, sin = np.cos(angle), np.sin(angle)
     rotation = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)  # (B, 2, 2)
-    turned_back = joints @ rotation
-    low, high = turned_back.min(-2), turned_back.max(-2)
+    rotated_back = joints @ rotation
+    low, high = rotated_back.min(-2), rotated_back.max(-2)
     centre = (rotation @ ((low + high) / 2)[..., None])[..., 0]
-    return Upright(centre, (high - low).max(-1) / 2 * padding, turn)
+    return Upright(centre, (high - low).max(-1) / 2 * padding, angle)
 
 
-def plane_of(turn_rad: Points, mirrored: Any) -> Points:
-    """Return the matrices (..., 3, 3) that transform a turned, mirrored crop's axes to those of the upright square.
+def plane_of(rotation_rad: Points, mirrored: Any) -> Points:
+    """Return the matrices (..., 3, 3) that transform a rotated, mirrored crop's axes to those of the upright square.
 
-    `Rz(turn) diag(-1 or 1, 1, 1)`: orthogonal, with determinant -1 where `mirrored` (..., bool). The upright
-    square has the crop's centre and side. Its point `plane @ p` is the point p of the crop, which is turned by
-    `turn_rad` (...) and then mirrored. NumPy or tensors.
+    `Rz(rotation_rad) diag(-1 or 1, 1, 1)`: orthogonal, with determinant -1 where `mirrored` (..., bool). The upright
+    square has the crop's centre and side. Its point `plane @ p` is the point p of the crop, which is rotated by
+    `rotation_rad` (...) and then mirrored. NumPy or tensors.
     """
-    if isinstance(turn_rad, np.ndarray):
-        cos, sin, sign = np.cos(turn_rad), np.sin(turn_rad), np.where(mirrored, -1.0, 1.0)
+    if isinstance(rotation_rad, np.ndarray):
+        cos, sin, sign = np.cos(rotation_rad), np.sin(rotation_rad), np.where(mirrored, -1.0, 1.0)
     else:
-        cos, sin, sign = turn_rad.cos(), turn_rad.sin(), 1 - 2 * mirrored.to(turn_rad)
+        cos, sin, sign = rotation_rad.cos(), rotation_rad.sin(), 1 - 2 * mirrored.to(rotation_rad)
     zero = 0 * cos
     return _matrices([cos * sign, -sin, zero, sin * sign, cos, zero, zero, zero, zero + 1])
 
 
 def from_plane(points: Points, plane: Points) -> Points:
-    """Transform points or directions (..., N, 2 or 3) from a turned, mirrored crop to the upright square.
+    """Transform points or directions (..., N, 2 or 3) from a rotated, mirrored crop to the upright square.
 
     `plane` is from `plane_of`. A weak-perspective translation is such a point; the scale is unchanged.
     """
@@ -129,9 +130,9 @@ def from_plane(points: Points, plane: Points) -> Points:
 
 
 def covariance_from_plane(covariance: Points, plane: Points) -> Points:
-    """Transform covariances (..., N, 2, 2 or 3, 3) of points from a turned, mirrored crop to the upright square.
+    """Transform covariances (..., N, 2, 2 or 3, 3) of points from a rotated, mirrored crop to the upright square.
 
-    For std use `turned_std`. The rotation r of a weak-perspective camera transforms like points, because
+    For std use `rotated_std`. The rotation r of a weak-perspective camera transforms like points, because
     `J2 = s (Rot(r) J3)_xy + t`.
     """
     size = covariance.shape[-1]
@@ -145,10 +146,10 @@ def project_weak(points_mm: Tensor, scale: Tensor, rotation: Tensor, translation
     `scale` (B,) in crop half-sides per millimetre, `rotation` (B, 3, 3), `translation` (B, 2) in crop
     half-sides. x and y are the paper's `s * (Rot(r) J)_xy + t`; z is `s * (Rot(r) J)_z`, smaller is nearer.
     """
-    turned = points_mm @ rotation.transpose(-1, -2) * scale[:, None, None]
-    offset = turned.new_zeros(len(turned), 1, 3)
+    rotated = points_mm @ rotation.transpose(-1, -2) * scale[:, None, None]
+    offset = rotated.new_zeros(len(rotated), 1, 3)
     offset[:, 0, :2] = translation
-    return turned + offset
+    return rotated + offset
 
 
 def axes_of_ray(ray: Points) -> Points:
@@ -196,14 +197,14 @@ def crop_from_camera(points: Points, axes: Points) -> Points:
     return points @ axes
 
 
-def turned_std(std: Points, rotation: Points) -> Points:
+def rotated_std(std: Points, rotation: Points) -> Points:
     """Return the std (..., N, 2 or 3) along each axis after a rotation (..., 3, 3) of independent coordinates.
 
     It is the square root of the diagonal of `R diag(std^2) R^T`. The length of a std vector does not change. The
     covariances between axes that the rotation creates are dropped.
     """
-    turn = rotation[..., : std.shape[-1], : std.shape[-1]]
-    return ((std * std) @ (turn * turn).swapaxes(-1, -2)) ** 0.5
+    part = rotation[..., : std.shape[-1], : std.shape[-1]]
+    return ((std * std) @ (part * part).swapaxes(-1, -2)) ** 0.5
 
 
 def rotation_matrices(rotvec: Floats) -> Floats:

@@ -103,8 +103,8 @@ class Lens:
         """Angles off the axis and the radii at which they are seen, in focal lengths, up to where these turn."""
         angles = np.radians(np.linspace(0, _LIMIT_DEG[self.model], _ANGLES))
         radii = self._radial(angles)
-        turns = np.flatnonzero(~(np.diff(radii) > 0))  # true for NaN
-        end = turns[0] + 1 if len(turns) else _ANGLES
+        peaks = np.flatnonzero(~(np.diff(radii) > 0))  # true for NaN
+        end = peaks[0] + 1 if len(peaks) else _ANGLES
         return angles[:end], radii[:end]
 
     def _radial(self, angle: Floats) -> Floats:
@@ -172,7 +172,7 @@ def _tilt(x_rad: float, y_rad: float) -> Floats:
     cos_x, sin_x, cos_y, sin_y = np.cos(x_rad), np.sin(x_rad), np.cos(y_rad), np.sin(y_rad)
     about_x = np.array([[1, 0, 0], [0, cos_x, sin_x], [0, -sin_x, cos_x]])
     about_y = np.array([[cos_y, 0, -sin_y], [0, 1, 0], [sin_y, 0, cos_y]])
-    turn = about_y @ about_x
-    onto = np.array([[turn[2, 2], 0, -turn[0, 2]], [0, turn[2, 2], -turn[1, 2]], [0, 0, 1]])
-    tilt: Floats = onto @ turn
+    rotation = about_y @ about_x
+    onto = np.array([[rotation[2, 2], 0, -rotation[0, 2]], [0, rotation[2, 2], -rotation[1, 2]], [0, 0, 1]])
+    tilt: Floats = onto @ rotation
     return tilt

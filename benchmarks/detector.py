@@ -1,9 +1,9 @@
-"""Count the hands that the detector finds, by size and turn in the photo, with `--search quick` and `thorough`.
+"""Count the hands that the detector finds, by size and rotation in the photo, with `--search quick` and `thorough`.
 
     python benchmarks/detector.py [--scenes FOLDER] [--model hand_landmarker.task] [--count 60]
 
 FOLDER holds images/ and boxes.csv; scenes and model default to those in ../shared. Each photo is pasted at 1, 1/2, 1/4
-and 1/8 of a canvas: the photo itself, blurred. Turns by 0, 90, 180 and 270 degrees are spread evenly over sizes. A
+and 1/8 of a canvas: the photo itself, blurred. Rotations by 0, 90, 180 and 270 degrees are spread evenly over sizes. A
 hand counts as found where boxes agree with an IoU of 0.5. A find is false where it meets no true box (IoU below 0.1).
 Further pieces of the photos show no hand. Times are of all cores together.
 """
@@ -93,10 +93,10 @@ def pasted(
     return canvas, boxes * grow / size + np.tile(corner, 2)
 
 
-def turned(photo: Image.Image, boxes: Boxes, quarter_turns: int) -> tuple[NDArray[np.uint8], Boxes]:
-    """Return pixels and boxes, turned counterclockwise."""
+def rotated(photo: Image.Image, boxes: Boxes, quarters: int) -> tuple[NDArray[np.uint8], Boxes]:
+    """Return pixels and boxes, rotated counterclockwise."""
     pixels = np.asarray(photo)
-    for _ in range(quarter_turns):
+    for _ in range(quarters):
         x1, y1, x2, y2 = boxes.T
         boxes = np.stack([y1, pixels.shape[1] - x2, y2, pixels.shape[1] - x1], 1)
         pixels = np.rot90(pixels)
@@ -131,10 +131,10 @@ def measure(scenes: Path, model: str, count: int) -> dict[str, dict[str, Tally]]
         with Image.open(scenes / "images" / name) as file:
             photo = file.convert("RGB")
         for order, size in enumerate(SIZES):
-            turns = (number + order) % 4
+            quarters = (number + order) % 4
             canvas, boxes = pasted(photo, photos[name], size, rng)
-            groups = [f"photo at 1/{size} of the canvas", f"turned by {90 * turns} degrees"]
-            look(groups, *turned(canvas, boxes, turns))
+            groups = [f"photo at 1/{size} of the canvas", f"rotated by {90 * quarters} degrees"]
+            look(groups, *rotated(canvas, boxes, quarters))
         piece = without_hand(photo, photos[name])
         if piece is not None:
             look(["pieces without a hand"], np.asarray(piece), np.zeros((0, 4)))

@@ -24,9 +24,9 @@ from annotator.render import Fragments, interpolate, nearest_faces, rasterize, v
 def ball(vertex_count: int) -> tuple[Tensor, Tensor]:
     """Return points (V, 3) spread evenly over the unit sphere by the golden angle, and faces (F, 3) of their hull."""
     i = np.arange(vertex_count) + 0.5
-    height, turn = 1 - 2 * i / vertex_count, np.pi * (1 + 5**0.5) * i
+    height, angle = 1 - 2 * i / vertex_count, np.pi * (1 + 5**0.5) * i
     radius = np.sqrt(1 - height**2)
-    points = np.stack([radius * np.cos(turn), radius * np.sin(turn), height], 1)
+    points = np.stack([radius * np.cos(angle), radius * np.sin(angle), height], 1)
     faces = ConvexHull(points).simplices
     return torch.tensor(points, dtype=torch.float32), torch.tensor(faces, dtype=torch.int64)
 

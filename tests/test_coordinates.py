@@ -18,17 +18,17 @@ sizes = st.floats(1, 500, allow_nan=False, width=32)
 
 
 @given(reals, reals, sizes, st.booleans(), st.floats(-7, 7), reals, reals)
-def test_photo_to_crop_and_back_is_the_identity(cx, cy, half, mirrored, turn, x, y):
-    frame = CropFrame(np.array([[cx, cy]]), np.array([half]), np.array([mirrored]), np.array([turn]))
+def test_photo_to_crop_and_back_is_the_identity(cx, cy, half, mirrored, angle, x, y):
+    frame = CropFrame(np.array([[cx, cy]]), np.array([half]), np.array([mirrored]), np.array([angle]))
     point = np.array([[[x, y]]])
     np.testing.assert_allclose(frame.photo_from_crop(frame.crop_from_photo(point)), point, atol=1e-6)
     np.testing.assert_allclose(frame.crop_from_photo(frame.photo_from_crop(point)), point, atol=1e-6)
-    # In complex numbers: mirrored, turned, scaled, moved.
-    z = complex(-x if mirrored else x, y) * np.exp(1j * turn) * half + complex(cx, cy)
+    # In complex numbers: mirrored, rotated, scaled, moved.
+    z = complex(-x if mirrored else x, y) * np.exp(1j * angle) * half + complex(cx, cy)
     np.testing.assert_allclose(frame.photo_from_crop(point)[0, 0], [z.real, z.imag], rtol=1e-9, atol=1e-6)
 
 
-def test_a_crop_turned_by_a_right_angle_has_its_right_edge_below():
+def test_a_crop_rotated_by_a_right_angle_has_its_right_edge_below():
     frame = CropFrame(np.array([10.0, 20]), np.float64(4), np.bool_(False), np.float64(np.pi / 2))
     right_edge = np.array([[1.0, 0]])
     np.testing.assert_allclose(frame.photo_from_crop(right_edge), [[10, 24]], atol=1e-12)
@@ -42,18 +42,18 @@ def test_crop_edges_lie_on_the_box_and_the_centre_in_its_middle():
 
 
 @given(st.floats(-3, 3), reals, reals, sizes)
-def test_an_upright_square_turns_and_grows_with_the_hand(turn, x, y, scale):
-    """Of a hand turned, scaled and moved by a known map, the square is mapped alike."""
+def test_an_upright_square_rotates_and_grows_with_the_hand(angle, x, y, scale):
+    """Of a hand rotated, scaled and moved by a known map, the square is mapped alike."""
     rng = np.random.default_rng(3)
     joints = rng.uniform(-1, 1, (21, 2))
     joints[0], joints[9] = (0.5, 0.8), (0.5, -0.3)  # straight up
     before = coordinates.upright_square(joints, padding=1.5)
-    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     after = coordinates.upright_square(scale * joints @ rotation.T + [x, y], padding=1.5)
-    assert before.turn_rad == 0
+    assert before.rotation_rad == 0
     np.testing.assert_allclose(before.half_side_px, np.ptp(joints, axis=0).max() / 2 * 1.5)
     np.testing.assert_allclose(before.centre_px, (joints.min(0) + joints.max(0)) / 2)
-    np.testing.assert_allclose(after.turn_rad, turn, atol=1e-9 * (1 + (abs(x) + abs(y)) / scale))
+    np.testing.assert_allclose(after.rotation_rad, angle, atol=1e-9 * (1 + (abs(x) + abs(y)) / scale))
     np.testing.assert_allclose(after.half_side_px, scale * before.half_side_px, rtol=1e-6)
     np.testing.assert_allclose(
         after.centre_px, scale * rotation @ before.centre_px + [x, y], atol=1e-6 * scale
@@ -63,13 +63,13 @@ def test_an_upright_square_turns_and_grows_with_the_hand(turn, x, y, scale):
 def test_in_an_upright_square_fingers_point_up_and_joints_keep_their_margin():
     joints = np.random.default_rng(4).uniform(0, 100, (5, 21, 2))
     squares = coordinates.upright_square(joints, padding=1.35)
-    cos, sin = np.cos(squares.turn_rad), np.sin(squares.turn_rad)
+    cos, sin = np.cos(squares.rotation_rad), np.sin(squares.rotation_rad)
     rotation = np.stack([cos, -sin, sin, cos], -1).reshape(5, 2, 2)
     inside = (joints - squares.centre_px[:, None]) @ rotation / squares.half_side_px[:, None, None]
     np.testing.assert_allclose(inside[:, 9, 0], inside[:, 0, 0], atol=1e-9)
     assert (inside[:, 9, 1] < inside[:, 0, 1]).all()
     np.testing.assert_allclose(np.abs(inside).max((1, 2)), 1 / 1.35)
-    assert coordinates.upright_square(np.zeros((21, 2))).turn_rad == 0
+    assert coordinates.upright_square(np.zeros((21, 2))).rotation_rad == 0
 
 
 def test_a_mirrored_crop_swaps_left_and_right_only():
@@ -80,19 +80,19 @@ def test_a_mirrored_crop_swaps_left_and_right_only():
     assert frame.crop_from_photo(left_edge)[0, 1] == frame.flipped().crop_from_photo(left_edge)[0, 1]
 
 
-def test_what_a_turned_mirrored_crop_says_is_carried_to_the_upright_one():
+def test_what_a_rotated_mirrored_crop_says_is_carried_to_the_upright_one():
     """Points, rotations, cameras and doubt of hands, once as the upright square shows them, once as the other does."""
     rng, count = np.random.default_rng(3), 6
-    turn, mirrored = rng.uniform(-3, 3, count), np.arange(count) % 2 == 1
+    rotation, mirrored = rng.uniform(-3, 3, count), np.arange(count) % 2 == 1
     rest = rng.normal(0, 50, (count, 30, 3))  # of right hands
     flip = np.where(mirrored[:, None, None], np.diag([-1.0, 1, 1]), np.eye(3))
-    roll = Rotation.from_euler("z", turn[:, None]).as_matrix()
+    roll = Rotation.from_euler("z", rotation[:, None]).as_matrix()
     wrist = Rotation.random(
         count, random_state=4
     ).as_matrix()  # of the hand that the square shows, maybe a left one
     hand = np.einsum("bij,bjk,bnk->bni", wrist, flip, rest)
-    shown = np.einsum("bij,bkj,bnk->bni", flip, roll, hand)  # first turned back, then mirrored
-    plane = coordinates.plane_of(turn, mirrored)
+    shown = np.einsum("bij,bkj,bnk->bni", flip, roll, hand)  # first rotated back, then mirrored
+    plane = coordinates.plane_of(rotation, mirrored)
     np.testing.assert_allclose(coordinates.from_plane(shown, plane), hand, atol=1e-9)
     np.testing.assert_allclose(coordinates.from_plane(shown[..., :2], plane), hand[..., :2], atol=1e-9)
     of_network = flip @ roll.swapaxes(1, 2) @ wrist @ flip
@@ -117,10 +117,10 @@ def test_what_a_turned_mirrored_crop_says_is_carried_to_the_upright_one():
     for k, points in enumerate(coordinates.from_plane(drawn, plane)):
         np.testing.assert_allclose(np.cov(points.T), covariance[k], atol=0.05 * covariance[k].max())
     spread = coordinates.from_plane(rng.normal(0, 1, (count, 200_000, 3)) * std, plane).std(1)
-    np.testing.assert_allclose(coordinates.turned_std(std, plane)[:, 0], spread, rtol=0.02)
-    np.testing.assert_allclose(coordinates.turned_std(std[..., :2], plane)[:, 0], spread[:, :2], rtol=0.02)
+    np.testing.assert_allclose(coordinates.rotated_std(std, plane)[:, 0], spread, rtol=0.02)
+    np.testing.assert_allclose(coordinates.rotated_std(std[..., :2], plane)[:, 0], spread[:, :2], rtol=0.02)
     # Tensors give the same.
-    tensors = coordinates.plane_of(torch.from_numpy(turn), torch.from_numpy(mirrored))
+    tensors = coordinates.plane_of(torch.from_numpy(rotation), torch.from_numpy(mirrored))
     np.testing.assert_allclose(tensors, plane)
     np.testing.assert_allclose(coordinates.from_plane(torch.from_numpy(shown), tensors), hand, atol=1e-9)
 
@@ -135,9 +135,9 @@ def test_weak_projection_is_the_papers_formula():
     )
     for b in range(2):
         for n in range(21):
-            turned = rotation[b].numpy() @ points[b, n]
-            np.testing.assert_allclose(got[b, n, :2], scale[b] * turned[:2] + translation[b], rtol=1e-9)
-            np.testing.assert_allclose(got[b, n, 2], scale[b] * turned[2], rtol=1e-9)
+            rotated = rotation[b].numpy() @ points[b, n]
+            np.testing.assert_allclose(got[b, n, :2], scale[b] * rotated[:2] + translation[b], rtol=1e-9)
+            np.testing.assert_allclose(got[b, n, 2], scale[b] * rotated[2], rtol=1e-9)
 
 
 @settings(max_examples=50, deadline=None)
@@ -146,16 +146,16 @@ def test_mirrored_rotation_does_to_mirrored_points_what_the_rotation_does_to_poi
     rng = np.random.default_rng(seed)
     rotvec, points = rng.normal(0, 1, 3), rng.normal(0, 1, (5, 3))
 
-    def turn(r, p):
+    def rotate(r, p):
         return p @ roma.rotvec_to_rotmat(torch.tensor(r)).numpy().T
 
-    mirrored = turn(coordinates.mirror_rotvec(rotvec), coordinates.mirror_points(points))
-    np.testing.assert_allclose(mirrored, coordinates.mirror_points(turn(rotvec, points)), atol=1e-9)
+    mirrored = rotate(coordinates.mirror_rotvec(rotvec), coordinates.mirror_points(points))
+    np.testing.assert_allclose(mirrored, coordinates.mirror_points(rotate(rotvec, points)), atol=1e-9)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(-3, 3), st.floats(-3, 3))
-def test_crop_axes_are_the_smallest_turn_of_the_optical_axis_to_the_ray(x, y):
+def test_crop_axes_are_the_smallest_rotation_of_the_optical_axis_to_the_ray(x, y):
     """Against Rodrigues' rotation by the angle between the two about the axis across them; tensors give the same."""
     axes = coordinates.axes_of_ray(np.array([[x, y]]))[0]
     length = np.hypot(x, y)
@@ -164,12 +164,12 @@ def test_crop_axes_are_the_smallest_turn_of_the_optical_axis_to_the_ray(x, y):
     np.testing.assert_allclose(axes[:, 2] * np.sqrt(1 + x * x + y * y), [x, y, 1], atol=1e-9)
     np.testing.assert_allclose(coordinates.axes_of_ray(torch.tensor([[x, y]], dtype=torch.float64))[0], axes)
     points = np.random.default_rng(0).normal(size=(1, 5, 3))
-    turned = coordinates.camera_from_crop(points, axes[None])
-    np.testing.assert_allclose(turned[0, 0], axes @ points[0, 0])
-    np.testing.assert_allclose(coordinates.crop_from_camera(turned, axes[None]), points, atol=1e-12)
+    rotated = coordinates.camera_from_crop(points, axes[None])
+    np.testing.assert_allclose(rotated[0, 0], axes @ points[0, 0])
+    np.testing.assert_allclose(coordinates.crop_from_camera(rotated, axes[None]), points, atol=1e-12)
 
 
-def test_on_the_optical_axis_nothing_turns():
+def test_on_the_optical_axis_nothing_rotates():
     frame = CropFrame(np.array([[50.0, 40]]), np.array([7.0]), np.array([True]))
     np.testing.assert_array_equal(frame.axes([50.0, 40], np.array([90.0]))[0], np.eye(3))
     x, y = frame.axes(np.array([[20.0, 0]]), np.array([100.0]))[0, :, 2][:2]
@@ -190,13 +190,13 @@ def test_a_mirrored_cameras_axes_are_the_mirror_image_of_the_axes():
     np.testing.assert_allclose(coordinates.mirror_rotation(matrices), mirrored, atol=1e-12)
 
 
-def test_std_after_a_turn_is_that_of_turned_draws():
+def test_std_after_a_rotation_is_that_of_rotated_draws():
     rng = np.random.default_rng(4)
-    std, turn = np.array([[[2.0, 3, 10], [0, 0, 0]]]), Rotation.random(random_state=5)
-    drawn = turn.apply(rng.normal(0, std[0, 0], (400_000, 3)))
-    turned = coordinates.turned_std(std, turn.as_matrix()[None])
-    np.testing.assert_allclose(turned[0], [drawn.std(0), [0, 0, 0]], rtol=5e-3)
-    np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(std, axis=-1))
+    std, rotation = np.array([[[2.0, 3, 10], [0, 0, 0]]]), Rotation.random(random_state=5)
+    drawn = rotation.apply(rng.normal(0, std[0, 0], (400_000, 3)))
+    rotated = coordinates.rotated_std(std, rotation.as_matrix()[None])
+    np.testing.assert_allclose(rotated[0], [drawn.std(0), [0, 0, 0]], rtol=5e-3)
+    np.testing.assert_allclose(np.linalg.norm(rotated, axis=-1), np.linalg.norm(std, axis=-1))
 
 
 def _hands(seed, batch=4):
@@ -261,8 +261,8 @@ def test_pinhole_reproduces_weak_perspective_within_the_stated_error(photo_is_cr
         focal = np.full(4, coordinates.assumed_focal_px(int(width), int(width), photo_is_crop))
         centre = np.full((4, 2), width / 2)
         crop = CropFrame(centre + aside_px, np.full(4, side / 2), np.zeros(4, bool))
-        turned = coordinates.camera_from_crop(points, crop.axes(centre, focal))
-        cam_t = coordinates.camera_translation(turned, pixels, focal, centre)
-        back = project_pinhole(turned, cam_t, focal, centre)
+        rotated = coordinates.camera_from_crop(points, crop.axes(centre, focal))
+        cam_t = coordinates.camera_translation(rotated, pixels, focal, centre)
+        back = project_pinhole(rotated, cam_t, focal, centre)
         worst = max(worst, np.linalg.norm(back - pixels, axis=-1).mean(1).max() / side)
     assert worst < (0.025 if photo_is_crop else 0.08)

@@ -92,13 +92,13 @@ def test_a_box_is_cut_out_with_padding(lively):
     label = lively.predict([scene], boxes_xyxy=[[300, 100, 400, 180]])[0]
     np.testing.assert_allclose(label["crop_xyxy"], [285, 75, 415, 205])
     crop = lively.predict([scene[75:205, 285:415]])[0]
-    # The same pixels beside the optical axis: the same hand, turned by the ray through the crop's centre (350, 140).
+    # The same pixels beside the optical axis: the same hand, rotated by the ray through the crop's centre (350, 140).
     ray = np.array([350 - 320, 140 - 240, label["camera"]["focal_px"]])
     across, along = np.array([-ray[1], ray[0], 0]), np.linalg.norm(ray)
-    turn = Rotation.from_rotvec(
+    rotation = Rotation.from_rotvec(
         across / np.linalg.norm(across) * np.arcsin(np.linalg.norm(across) / along)
     ).as_matrix()
-    np.testing.assert_allclose(label["joints3d_mm"], crop["joints3d_mm"] @ turn.T, atol=0.5)
+    np.testing.assert_allclose(label["joints3d_mm"], crop["joints3d_mm"] @ rotation.T, atol=0.5)
     np.testing.assert_allclose(label["joints2d_px"], crop["joints2d_px"] + [285, 75], atol=0.5)
 
 

@@ -1,4 +1,4 @@
-"""Rotations and their gradients equal those of SciPy, roma and the matrix exponential, from no turn to a half one."""
+"""Rotations and their gradients equal those of SciPy, roma and the matrix exponential, from 0 to 180 degrees."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from annotator.rotations import gram_schmidt, rotmat_to_rotvec, rotvec_to_rotmat
 
-#: Radians; a half turn has two vectors, so the largest is just below.
+#: Radians; 180 degrees have two vectors, so the largest is just below.
 ANGLES = [0.0, 1e-9, 1e-6, 1e-3, 0.1, 1.0, 2.0, 3.0, math.pi - 1e-4]
 
 
@@ -27,22 +27,22 @@ def rotvecs(dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 def test_vectors_and_matrices_equal_scipys() -> None:
-    turns = rotvecs()
-    expected = Rotation.from_rotvec(turns.reshape(-1, 3).numpy())
-    matrices = rotvec_to_rotmat(turns)
+    rotations = rotvecs()
+    expected = Rotation.from_rotvec(rotations.reshape(-1, 3).numpy())
+    matrices = rotvec_to_rotmat(rotations)
     np.testing.assert_allclose(matrices.reshape(-1, 3, 3), expected.as_matrix(), atol=1e-14)
-    np.testing.assert_allclose(rotmat_to_rotvec(matrices), turns, atol=1e-11)
+    np.testing.assert_allclose(rotmat_to_rotvec(matrices), rotations, atol=1e-11)
 
 
 def test_single_precision_stays_within_its_noise() -> None:
-    turns = rotvecs(torch.float32)
-    matrices = rotvec_to_rotmat(turns)
+    rotations = rotvecs(torch.float32)
+    matrices = rotvec_to_rotmat(rotations)
     assert (matrices - rotvec_to_rotmat(rotvecs())).abs().max() < 5e-7
-    # At a half turn the vector's sign is decided by the last digits.
+    # At 180 degrees the vector's sign is decided by the last digits.
     assert (rotvec_to_rotmat(rotmat_to_rotvec(matrices)) - matrices).abs().max() < 2e-6
 
 
-def test_a_turn_beyond_a_half_comes_back_the_short_way() -> None:
+def test_a_rotation_beyond_180_degrees_comes_back_the_short_way() -> None:
     back = rotmat_to_rotvec(rotvec_to_rotmat(torch.tensor([0.0, 4.0, 0.0], dtype=torch.float64)))
     np.testing.assert_allclose(back, [0, 4.0 - math.tau, 0], atol=1e-12)
 
@@ -53,10 +53,10 @@ def test_gradients_equal_those_of_the_matrix_exponential() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-11)
 
 
-def exponential(turns: torch.Tensor) -> torch.Tensor:
+def exponential(rotations: torch.Tensor) -> torch.Tensor:
     """Return exp of the cross-product matrices of vectors (..., 3)."""
-    axes = torch.eye(3, dtype=turns.dtype).expand(*turns.shape, 3)
-    return torch.matrix_exp(torch.linalg.cross(turns[..., None, :].expand(axes.shape), axes).mT)
+    axes = torch.eye(3, dtype=rotations.dtype).expand(*rotations.shape, 3)
+    return torch.matrix_exp(torch.linalg.cross(rotations[..., None, :].expand(axes.shape), axes).mT)
 
 
 @pytest.mark.parametrize("angle", ANGLES)

@@ -137,16 +137,16 @@ def test_a_rotated_photo_has_a_rotated_label(sign_digits):
     photos = [np.asarray(Image.open(path)) for path in sorted(sign_digits.rglob("*.JPG"))[::80]]
     predictor = load("default", device="cpu")
     upright = np.stack([label["joints3d_mm"] for label in predictor.predict(photos, side="right")])
-    turn = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])  # anticlockwise, y down
+    rotation = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])  # anticlockwise, y down
     for quarters in (1, 2, 3):
-        turned = [np.ascontiguousarray(np.rot90(photo, quarters)) for photo in photos]
-        found = np.stack([label["joints3d_mm"] for label in predictor.predict(turned, side="right")])
-        expected = upright @ np.linalg.matrix_power(turn, quarters).T
+        rotated = [np.ascontiguousarray(np.rot90(photo, quarters)) for photo in photos]
+        found = np.stack([label["joints3d_mm"] for label in predictor.predict(rotated, side="right")])
+        expected = upright @ np.linalg.matrix_power(rotation, quarters).T
         assert np.linalg.norm(found - expected, axis=-1).mean() < 3
 
 
 def test_a_hand_that_the_first_look_misplaces_is_found_again(sign_digits, monkeypatch):
-    """A first look whose joints lie in a corner, a twentieth of the crop wide, on photos turned in all ways."""
+    """A first look whose joints lie in a corner, a twentieth of the crop wide, on photos rotated in all ways."""
     photos = [np.asarray(Image.open(path)) for path in sorted(sign_digits.rglob("*.JPG"))[::100]]
     photos = [np.ascontiguousarray(np.rot90(photo, number)) for number, photo in enumerate(photos)]
     predictor = load("default", device="cpu")

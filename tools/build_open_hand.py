@@ -88,7 +88,7 @@ def rest_people(people: dict[str, Array]) -> tuple[Array, Array, Array, NDArray[
     with torch.no_grad():
         rest = body.get_rest_model(body.get_phenotype_blendshape_coefficients(**values, local_changes=local))
     vertices, heads = rest["rest_vertices"].numpy(), rest["rest_bone_heads"].numpy()
-    turns = rest["rest_bone_poses"][..., :3, :3].numpy()
+    rotations = rest["rest_bone_poses"][..., :3, :3].numpy()
 
     dense = np.zeros((vertices.shape[1], len(index)))
     np.add.at(
@@ -110,8 +110,8 @@ def rest_people(people: dict[str, Array]) -> tuple[Array, Array, Array, NDArray[
     palm, _ = roma.rigid_points_registration(
         torch.from_numpy(joints[:, knuckles]), torch.from_numpy(mean_joints[:, knuckles].copy())
     )
-    mean_turns = roma.special_procrustes(torch.from_numpy(turns[:, bones].mean(axis=0))).numpy()
-    bring = mean_turns @ turns[:, bones].swapaxes(-1, -2)
+    mean_rotations = roma.special_procrustes(torch.from_numpy(rotations[:, bones].mean(axis=0))).numpy()
+    bring = mean_rotations @ rotations[:, bones].swapaxes(-1, -2)
     bring[:, 0] = palm.numpy()
     grown = _unit(joints[:, 1] - joints[:, 7])[:, None].repeat(16, axis=1)
     for joint in range(1, 16):

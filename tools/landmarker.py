@@ -48,13 +48,13 @@ from trainer.distillation.read_outs import fit_presence, fit_side
 from trainer.keyed_random import keys
 from trainer.synth import SyntheticHands
 
-#: Crops are this many times as wide as tight ones, for views to turn and shift; side of a crop.
+#: Crops are this many times as wide as tight ones, for views to rotate and shift; side of a crop.
 MARGIN, CROP_PX = 1.5, 288
 
 #: Side of a tight crop, in sides of the landmarks' upright box.
 PADDING = 1.35
 
-#: Side of the square that is cut, over that of a turned square inside.
+#: Side of the square that is cut, over that of a rotated square inside.
 REACH = 1.42
 
 #: Seed and number of drawn hands for training, and number after them for evaluation.
@@ -73,7 +73,7 @@ def upright_crop(
     """
     square = upright_square(joints_px, padding)
     frame = CropFrame(np.asarray(square.centre_px, np.float64), square.half_side_px, np.bool_(False))
-    # A turned square fits into one sqrt(2) times as large.
+    # A rotated square fits into one sqrt(2) times as large.
     reach = frame._replace(half_side_px=frame.half_side_px * REACH)
     black, white = (np.full_like(photo.pixels, level) for level in (0, 255))
     shown, outside, inside = (
@@ -81,12 +81,12 @@ def upright_crop(
         for pixels in (photo.pixels, black, white)
     )
     layers = torch.from_numpy(np.dstack([shown, (inside - outside)[..., :1]])).permute(2, 0, 1)[None] / 255
-    turn, mirrored = torch.tensor([float(square.turn_rad)]), torch.tensor([not is_right])
+    rotation, mirrored = torch.tensor([float(square.rotation_rad)]), torch.tensor([not is_right])
     image = resample(
-        layers, torch.zeros(1, 2), torch.tensor([1 / REACH]), turn, mirrored, side_px, (*OUTSIDE, 0)
+        layers, torch.zeros(1, 2), torch.tensor([1 / REACH]), rotation, mirrored, side_px, (*OUTSIDE, 0)
     )
-    turned = frame._replace(mirrored=np.bool_(not is_right), turn_rad=float(square.turn_rad))
-    joints2d = torch.from_numpy(turned.crop_from_photo(joints_px)).float()
+    rotated = frame._replace(mirrored=np.bool_(not is_right), rotation_rad=float(square.rotation_rad))
+    joints2d = torch.from_numpy(rotated.crop_from_photo(joints_px)).float()
     return (image[0].permute(1, 2, 0) * 255).round().byte(), joints2d
 
 
@@ -136,8 +136,8 @@ def _drawn_upright(hands: SyntheticHands, numbers: Tensor) -> tuple[Tensor, Tens
     """Draw hands, cut each upright and MARGIN times as wide as its landmarks: crops and true landmarks."""
     batch = hands.batch(numbers)
     square = upright_square(batch.joints2d.numpy(), PADDING * MARGIN)
-    centre, half_side, turn = (torch.from_numpy(x).float() for x in square)
-    images, batch = move(batch.image.float() / 255, batch, CROP_PX, turn, half_side, centre)
+    centre, half_side, rotation = (torch.from_numpy(x).float() for x in square)
+    images, batch = move(batch.image.float() / 255, batch, CROP_PX, rotation, half_side, centre)
     joints = batch.joints3d_mm
     # Crop half-sides per millimetre: the least-squares scale from the joints' x and y to their 2D positions.
     flat, seen = (xy - xy.mean(1, keepdim=True) for xy in (joints[..., :2], batch.joints2d))

@@ -50,8 +50,8 @@ def operator_joints(joints: Floats, side: str) -> Floats:
     Its order of joints is that of labels: the wrist, then thumb to little finger, from the palm to the tip.
     """
     placed = joints - joints[:, :1]
-    turned: Floats = placed @ palm_axes(joints) @ _ROBOT_FROM_PALM[side]
-    return turned
+    rotated: Floats = placed @ palm_axes(joints) @ _ROBOT_FROM_PALM[side]
+    return rotated
 
 
 def reference(joints: Floats, indices: NDArray[np.integer], kind: str) -> Floats:

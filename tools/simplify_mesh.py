@@ -16,7 +16,7 @@ Array = NDArray[np.floating]
 
 # Limits of a collapse: the rotation of a triangle (cosine), and its thinness (area over longest edge squared; an
 # equilateral triangle has 0.43).
-_MIN_TURN_COSINE = 0.3
+_MIN_NORMAL_COSINE = 0.3
 _MIN_SHAPE = 0.06
 
 
@@ -91,8 +91,8 @@ def collapse_edges(
         old, new = _normals(before), _normals(after)
         size = np.linalg.norm(new, axis=1)
         longest = ((after - np.roll(after, 1, axis=1)) ** 2).sum(-1).max(1)
-        turn = (old * new).sum(1) >= _MIN_TURN_COSINE * np.linalg.norm(old, axis=1) * size
-        return bool((turn & (size >= 2 * _MIN_SHAPE * longest)).all())
+        steady = (old * new).sum(1) >= _MIN_NORMAL_COSINE * np.linalg.norm(old, axis=1) * size
+        return bool((steady & (size >= 2 * _MIN_SHAPE * longest)).all())
 
     def push(vertex: int) -> None:
         for other in sorted(neighbours(vertex)):

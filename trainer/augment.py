@@ -32,7 +32,7 @@ def prepare(
     """Return images for the network (B, 3, crop_px, crop_px) float 0..1, and the batch with targets in these crops.
 
     `margin` is the width of the batch's images over that of a crop. With 1 only colours change: drawn hands already
-    come turned, shifted, covered, blurred and noisy. `config.backdrop` is the share of photos that get `backdrops`.
+    come rotated, shifted, covered, blurred and noisy. `config.backdrop` is the share of photos that get `backdrops`.
     """
     draws = Draws(batch.key)
     images = batch.image.float() / 255
@@ -53,14 +53,14 @@ def prepare(
 
 
 def drawn_motion(
-    draws: Draws, margin: float, turn_deg: float, zoom: float, shift: float
+    draws: Draws, margin: float, rotation_deg: float, zoom: float, shift: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw angle (B,), zoom (B,) and shift (B, 2), which place crops in images `margin` times as wide.
 
-    `turn_deg`, `zoom` and `shift` are the largest of each, either way.
+    `rotation_deg`, `zoom` and `shift` are the largest of each, either way.
     """
-    turn = math.radians(turn_deg)
-    angles = draws.uniform(low=-turn, high=turn)
+    largest = math.radians(rotation_deg)
+    angles = draws.uniform(low=-largest, high=largest)
     zooms = _factor(draws, math.log(zoom))
     shifts = draws.uniform(2, low=-shift, high=shift)
     return angles, zooms / margin, shifts / margin
@@ -74,11 +74,11 @@ def _off_upright(
     A photo that lacks any of the 21 joints keeps the given motion.
     """
     square = upright_square(batch.joints2d.cpu().numpy())
-    centre, half_side, turn = (torch.from_numpy(x).to(batch.joints2d) for x in square)
+    centre, half_side, upright_angle = (torch.from_numpy(x).to(batch.joints2d) for x in square)
     known = batch.has_joints2d.all(1) & (half_side > 0)
     size = margin * half_side
     return (
-        torch.where(known, angle + turn, angle),
+        torch.where(known, angle + upright_angle, angle),
         torch.where(known, zoom * size, zoom),
         torch.where(known[:, None], centre + shift * size[:, None], shift),
     )
@@ -87,7 +87,7 @@ def _off_upright(
 def move(
     images: Tensor, batch: Batch, crop_px: int, angle: Tensor, zoom: Tensor, shift: Tensor
 ) -> tuple[Tensor, Batch]:
-    """Cut crops turned by `angle` (B,), `zoom` (B,) times the image's size, centred at `shift` (B, 2).
+    """Cut crops rotated by `angle` (B,), `zoom` (B,) times the image's size, centred at `shift` (B, 2).
 
     Point q of the crop is point `zoom * T q + shift` of the image, where T rotates by `angle`. 2D joints move with the
     pixels. 3D follows the crop's axes: shift moves the ray, T rotates about the ray, zoom has no effect. 3D std stays,
@@ -99,8 +99,8 @@ def move(
     moved = resample(both, shift, zoom, angle, upright, crop_px, (*OUTSIDE, 0))
     images, mask = moved[:, :3], moved[:, 3:]
     back = plane_of(angle, upright)  # row vectors: p @ T is T^-1 p
-    turn = back[:, :2, :2]
-    joints2d = ((batch.joints2d - shift[:, None]) @ turn) / zoom[:, None, None]
+    rotation = back[:, :2, :2]
+    joints2d = ((batch.joints2d - shift[:, None]) @ rotation) / zoom[:, None, None]
     ray = batch.ray + batch.half_side_tan[:, None] * shift
     back = axes_of_ray(batch.ray).mT @ axes_of_ray(ray) @ back
     moved_batch = replace(
@@ -112,7 +112,7 @@ def move(
         guess3d_mm=batch.guess3d_mm @ back,
         hand_mask=(mask * 255).round().byte(),
         has_joint_visible=batch.has_joint_visible & batch.has_joints2d & (joints2d.abs() <= 1).all(-1),
-        ray=(ray[:, None] @ turn)[:, 0],
+        ray=(ray[:, None] @ rotation)[:, 0],
         half_side_tan=batch.half_side_tan * zoom,
     )
     return images, moved_batch
@@ -159,7 +159,7 @@ def _blur(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
 
 
 def _erase(images: Tensor, batch: Batch, draws: Draws, config: AugmentConfig) -> tuple[Tensor, Batch]:
-    """Cover a turned rectangle of some photos with a grainy colour."""
+    """Cover a rotated rectangle of some photos with a grainy colour."""
     count, _, size, _ = images.shape
     angle, centre = draws.uniform(low=0, high=math.pi), draws.uniform(2, low=-0.9, high=0.9)
     half = draws.uniform(2, low=0.08, high=0.4)

@@ -1,6 +1,6 @@
 """Teach prior-net inverse kinematics: a hand's pose and shape from its landmarks alone. Not in the paper.
 
-Hands are drawn (`synth/scene.py`) but not rendered: their joints, seen through the camera, turned upright as crops are
+Hands are drawn (`synth/scene.py`) but not rendered: their joints, seen through the camera, rotated upright as crops are
 and disturbed as a detector errs, are the input. A few minutes show more poses and views than photos will.
 """
 
@@ -45,10 +45,10 @@ class NoiseConfig:
     wrong_times: float = 5.0
     level: float = 0.0  # std of the logarithm of a hand's level, which scales all of the above
     depth: float = 0.0  # std of the logarithm of the depth's scale
-    # Crops are upright to `turn_deg` (std), but for a share that may be turned by up to `most_turn_deg`.
-    turn_deg: float = 15.0
-    any_turn: float = 0.3
-    most_turn_deg: float = 60.0
+    # Crops are upright to `rotation_deg` (std), but for a share that may be rotated by up to `most_rotation_deg`.
+    rotation_deg: float = 15.0
+    any_rotation: float = 0.3
+    most_rotation_deg: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class LandmarkSource:
         hands = draw_hands(self.poses, self.layer, Pool(keys(self.seed, 0, indices)))
         draws = Draws(keys(self.seed, 1, indices))
         seen_mm, axes = seen_joints(hands)
-        turn = _depth_turns(_turns(seen_mm, draws, self.noise))
-        to_crop = turn @ axes.mT
+        rotation = _depth_rotations(_angles_upright(seen_mm, draws, self.noise))
+        to_crop = rotation @ axes.mT
         joints, vertices = (points @ to_crop.mT for points in (hands.joints3d_mm, hands.vertices_mm))
         rotations = torch.cat([to_crop[:, None] @ hands.rotations[:, :1], hands.rotations[:, 1:]], 1)
-        landmarks_mm = with_errors(seen_mm @ turn.mT, draws, self.noise)
+        landmarks_mm = with_errors(seen_mm @ rotation.mT, draws, self.noise)
         return LandmarkBatch(landmarks_mm, joints, vertices, rotations, hands.betas)
 
 
@@ -125,15 +125,15 @@ def with_errors(points_mm: Tensor, draws: Draws, noise: NoiseConfig) -> Tensor:
     return points_mm * scale + off * std
 
 
-def _turns(points_mm: Tensor, draws: Draws, noise: NoiseConfig) -> Tensor:
-    """Return the turns (B,) in the photo that put hands upright, radians, but for errors of the crop."""
-    upright = torch.from_numpy(upright_square(points_mm[..., :2].numpy()).turn_rad).to(points_mm)
-    nearly = draws.normal() * noise.turn_deg
-    anyhow = draws.uniform(low=-noise.most_turn_deg, high=noise.most_turn_deg)
-    return torch.deg2rad(torch.where(draws.chance(noise.any_turn), anyhow, nearly)) - upright
+def _angles_upright(points_mm: Tensor, draws: Draws, noise: NoiseConfig) -> Tensor:
+    """Return the angles (B,) in the photo that put hands upright, radians, but for errors of the crop."""
+    upright = torch.from_numpy(upright_square(points_mm[..., :2].numpy()).rotation_rad).to(points_mm)
+    nearly = draws.normal() * noise.rotation_deg
+    anyhow = draws.uniform(low=-noise.most_rotation_deg, high=noise.most_rotation_deg)
+    return torch.deg2rad(torch.where(draws.chance(noise.any_rotation), anyhow, nearly)) - upright
 
 
-def _depth_turns(angle: Tensor) -> Tensor:
+def _depth_rotations(angle: Tensor) -> Tensor:
     """Return the rotations (B, 3, 3) about the depth axis, from x towards y."""
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
     rows = [angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero, zero, zero, one]

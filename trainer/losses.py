@@ -125,9 +125,9 @@ def aligned_loss(mean_mm: Tensor, target_mm: Tensor) -> Tensor:
     rotation takes long to learn, and until then its errors hide those of the fingers; this loss trains the fingers
     meanwhile. No gradient goes through the fit: at the optimum its slope is zero.
     """
-    turn, scale = _procrustes(mean_mm, target_mm)
+    rotation, scale = _procrustes(mean_mm, target_mm)
     x, y = mean_mm - mean_mm.mean(1, keepdim=True), target_mm - target_mm.mean(1, keepdim=True)
-    return ((scale * x @ turn.mT - y) / CM).square() / 2
+    return ((scale * x @ rotation.mT - y) / CM).square() / 2
 
 
 def aligned_std_loss(q: Gaussian, target_mm: Tensor) -> Tensor:
@@ -136,19 +136,19 @@ def aligned_std_loss(q: Gaussian, target_mm: Tensor) -> Tensor:
     The target's points (B, N, 3) are rotated into q's frame, the frame of std. Errors of the global rotation hardly
     depend on a hand's shape; a std trained on this loss ranks shapes.
     """
-    turn, scale = _procrustes(q.mean_mm, target_mm)
+    rotation, scale = _procrustes(q.mean_mm, target_mm)
     x, y = (points - points.mean(1, keepdim=True) for points in (q.mean_mm.detach(), target_mm))
-    return gaussian_nll(y @ turn / CM, scale * x / CM, q.std_mm / CM)
+    return gaussian_nll(y @ rotation / CM, scale * x / CM, q.std_mm / CM)
 
 
 @torch.no_grad()
 def _procrustes(points: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return rotation (B, 3, 3) and scale (B, 1, 1) about the means that align points (B, N, 3) with the target."""
     # Older versions raise on NaN. The loss of such points is still NaN, and the step is skipped.
-    turn, _, scale = roma.rigid_points_registration(
+    rotation, _, scale = roma.rigid_points_registration(
         points.nan_to_num(0, 0, 0), target.nan_to_num(0, 0, 0), compute_scaling=True
     )
-    return turn, scale[:, None, None]
+    return rotation, scale[:, None, None]
 
 
 def _without_wrist(q: Gaussian) -> Gaussian:
@@ -169,8 +169,8 @@ def camera_loss(camera: WeakCamera, target: Tensor) -> Tensor:
     numbers, std = camera_numbers(camera), camera.std
     nll = gaussian_nll(target[:, [0, 4, 5]], numbers[:, [0, 4, 5]], std[:, [0, 4, 5]])
     r = numbers[:, 1:4]
-    turn = _kl_where_std(r, std[:, 1:4], torch.zeros_like(r))
-    return torch.cat([nll[:, :1], turn, nll[:, 1:]], 1)
+    rotation = _kl_where_std(r, std[:, 1:4], torch.zeros_like(r))
+    return torch.cat([nll[:, :1], rotation, nll[:, 1:]], 1)
 
 
 def camera_kl(q: WeakCamera, p: WeakCamera) -> Tensor:

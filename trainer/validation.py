@@ -5,7 +5,7 @@ OUT/best.safetensors    the network with the smallest error
 
 The error is that of the strongest target the run trains on: vertices (mm), else 3D joints (mm), else 2D joints (crop
 half-sides). So weak training never sees 3D, not even to end a run. In 3D it is the mean of two errors, root-relative
-and after Procrustes. The latter alone rises while a network learns to turn the hand, and would end the run there.
+and after Procrustes. The latter alone rises while a network learns to rotate the hand, and would end the run there.
 """
 
 from __future__ import annotations

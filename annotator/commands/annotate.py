@@ -89,7 +89,7 @@ def annotate(
         detector: path or URL of MediaPipe's `hand_landmarker.task`, which detects the hands. Without detector and
             boxes, each photo is the crop around one hand.
         max_hands: maximum hands per photo, for the detector.
-        search: `thorough` searches photos with fewer hands again, turned and in enlarged tiles.
+        search: `thorough` searches photos with fewer hands again, rotated and in enlarged tiles.
         detect_every: run the detector on every Nth frame of a video; between, hands are followed by the network. 1
             detects in every frame. Default: 8, or the value of the labels to resume.
         boxes: of the hands: a list with boxes, or a label set of `amvur detect`.

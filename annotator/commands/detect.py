@@ -81,7 +81,7 @@ def detect(
         out: path or URL of the label set, created if missing.
         model: path or URL of MediaPipe's `hand_landmarker.task`.
         max_hands: maximum hands per photo.
-        search: `thorough` searches photos with fewer hands again, turned and in enlarged tiles.
+        search: `thorough` searches photos with fewer hands again, rotated and in enlarged tiles.
         world_joints: fill `joints3d_mm` with the detector's estimate.
         every: use every Nth video frame.
         compute: `workers` are processes with one core each; `shard_size` and `address` as for `annotate`.

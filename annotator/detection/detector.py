@@ -47,7 +47,7 @@ BORDER = 0.5
 #: Misfit of 2D and 3D joints, relative to the hand's size, at which `detection_score` is 1/2.
 _HALF_SCORE_MISFIT = 0.05
 
-#: `quick` searches with and without the border; `thorough` then also turned photos and tiles (`views.py`).
+#: `quick` searches with and without the border; `thorough` then also rotated photos and tiles (`views.py`).
 Search = Literal["quick", "thorough"]
 
 #: Minimum `detection_score` and longer side of a hand in the thorough search, whose many views give false detections:
@@ -95,7 +95,7 @@ class HandDetector:
         Args:
             model: path or URL of `hand_landmarker.task`, or a model of `read_model`.
             max_hands: maximum hands per photo.
-            search: `thorough` searches photos with fewer hands again, turned and in enlarged tiles.
+            search: `thorough` searches photos with fewer hands again, rotated and in enlarged tiles.
 
         Raises:
             UserError: the package or the model is missing, or the file is another kind of model.
@@ -160,7 +160,7 @@ class HandDetector:
                 part = view.cut(pixels)
                 for shares, joints3d_mm, *side in self._detect(part):
                     points = view.to_photo(shares * [part.shape[1], part.shape[0], part.shape[1]])
-                    joints3d_mm = view.turned_back(joints3d_mm)
+                    joints3d_mm = view.rotated_back(joints3d_mm)
                     if view.holds(points, width, height) and _is_sure(points[:, :2], joints3d_mm):
                         detected.append((points / to_shares, joints3d_mm, *side))
             if detected and rounds is None:

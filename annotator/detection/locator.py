@@ -1,6 +1,6 @@
 """Locate hands near expected places with the network alone: 2D joints and presence, without meshes.
 
-Of a checkpoint with two looks, the first is enough. It is a tenth of the labelling, and sees any turn.
+Of a checkpoint with two looks, the first is enough. It is a tenth of the labelling, and sees any rotation.
 """
 
 from __future__ import annotations

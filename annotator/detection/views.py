@@ -1,7 +1,7 @@
-"""Views for the thorough search of a photo with fewer hands than wanted: turned, and in overlapping tiles.
+"""Views for the thorough search of a photo with fewer hands than wanted: rotated, and in overlapping tiles.
 
 MediaPipe detects palms in the photo scaled to 192 x 192 pixels, where small hands have too few pixels. A tile enlarges
-them. Sideways and upside-down hands are detected less often, so each view is also turned.
+them. Sideways and upside-down hands are detected less often, so each view is also rotated.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ MIN_TILE_PX = 64
 
 @dataclass(frozen=True)
 class SearchView:
-    """A part of a photo, turned counterclockwise by `quarter_turns` * 90 degrees."""
+    """A part of a photo, rotated counterclockwise by `quarters` * 90 degrees."""
 
     left: int
     top: int
     width: int
     height: int
-    quarter_turns: int
+    quarters: int
 
     def cut(self, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the part of the photo (H, W, 3), turned."""
+        """Return the part of the photo (H, W, 3), rotated."""
         part = photo[self.top : self.top + self.height, self.left : self.left + self.width]
-        return np.ascontiguousarray(np.rot90(part, self.quarter_turns))
+        return np.ascontiguousarray(np.rot90(part, self.quarters))
 
     def to_photo(self, landmarks_px: Floats) -> Floats:
         """Return landmarks (N, 3) of the view as pixels of the photo; depth, in the same unit, stays."""
-        turned_width = self.height if self.quarter_turns % 2 else self.width
-        turned_height = self.width if self.quarter_turns % 2 else self.height
-        middle = np.array([turned_width / 2, turned_height / 2, 0])
+        rotated_width = self.height if self.quarters % 2 else self.width
+        rotated_height = self.width if self.quarters % 2 else self.height
+        middle = np.array([rotated_width / 2, rotated_height / 2, 0])
         centre = np.array([self.left + self.width / 2, self.top + self.height / 2, 0])
-        return self.turned_back(landmarks_px - middle) + centre
+        return self.rotated_back(landmarks_px - middle) + centre
 
-    def turned_back(self, vectors: Floats) -> Floats:
+    def rotated_back(self, vectors: Floats) -> Floats:
         """Return vectors (N, 3), x right and y down, in the axes of the photo."""
         x, y, z = vectors.T
-        for _ in range(self.quarter_turns % 4):
+        for _ in range(self.quarters % 4):
             x, y = -y, x
         return np.stack([x, y, z], 1)
 
@@ -70,17 +70,17 @@ class SearchView:
 def search_rounds(width: int, height: int) -> Iterator[list[SearchView]]:
     """Yield the views of each round for a photo of `width` x `height` pixels, the most productive round first."""
     sides_px = [side for share in TILE_SIDES if (side := round(share * min(width, height))) >= MIN_TILE_PX]
-    yield [SearchView(0, 0, width, height, turns) for turns in (1, 2, 3)]
+    yield [SearchView(0, 0, width, height, quarters) for quarters in (1, 2, 3)]
     for side in sides_px:
         yield _tiles(width, height, side, (0,))
-    if sides_px:  # turned small tiles would take longer than all other views and detect almost no hands
+    if sides_px:  # rotated small tiles would take longer than all other views and detect almost no hands
         yield _tiles(width, height, sides_px[0], (1, 2, 3))
 
 
-def _tiles(width: int, height: int, side: int, turns: Sequence[int]) -> list[SearchView]:
-    """Return overlapping square tiles of the photo, each at all turns."""
+def _tiles(width: int, height: int, side: int, quarters: Sequence[int]) -> list[SearchView]:
+    """Return overlapping square tiles of the photo, each at all rotations."""
     corners = [(left, top) for top in _starts(height, side) for left in _starts(width, side)]
-    return [SearchView(*corner, side, side, turn) for corner in corners for turn in turns]
+    return [SearchView(*corner, side, side, quarter) for corner in corners for quarter in quarters]
 
 
 def _starts(length: int, side: int) -> list[int]:

@@ -35,7 +35,7 @@ def animated_glb_bytes(
     faces = model.faces if is_right else model.faces[:, ::-1]
     mesh = mesh_of(buffer, skeleton.rest_vertices_m, faces, rgb, extras)
     mesh["primitives"][0]["attributes"] |= _skinning(buffer, model)
-    turns = skeleton.quaternions().astype("<f4")
+    quaternions = skeleton.quaternions().astype("<f4")
     wrist = skeleton.wrist_m.astype("<f4")
     # The first node is the mesh; joints and tips follow.
     nodes: list[dict[str, Any]] = [{"name": "hand", "mesh": 0, "skin": 0}]
@@ -43,7 +43,7 @@ def animated_glb_bytes(
         place = wrist[0] if joint == 0 else offset
         node = {"name": NAMES[joint], "translation": [float(value) for value in place]}
         if joint < 16:
-            node["rotation"] = [float(value) for value in turns[0, joint]]
+            node["rotation"] = [float(value) for value in quaternions[0, joint]]
         children = [1 + int(child) for child in np.flatnonzero(skeleton.parents == joint)]
         nodes.append(node | ({"children": children} if children else {}))
     return buffer.file(
@@ -58,7 +58,7 @@ def animated_glb_bytes(
                     "inverseBindMatrices": buffer.add(_from_rest(skeleton), "MAT4"),
                 }
             ],
-            "animations": [_animation(buffer, skeleton, turns, wrist)],
+            "animations": [_animation(buffer, skeleton, quaternions, wrist)],
         }
     )
 
@@ -84,11 +84,11 @@ def _from_rest(skeleton: Skeleton) -> NDArray[np.float32]:
 
 
 def _animation(
-    buffer: GlbBuffer, skeleton: Skeleton, turns: NDArray[np.floating], wrist: NDArray[np.floating]
+    buffer: GlbBuffer, skeleton: Skeleton, quaternions: NDArray[np.floating], wrist: NDArray[np.floating]
 ) -> dict[str, Any]:
     times = buffer.add((skeleton.time_s - skeleton.time_s[0]).astype("<f4"), "SCALAR", bounds=True)
     channels = [(1, "translation", buffer.add(wrist, "VEC3"))]
-    channels += [(1 + joint, "rotation", buffer.add(turns[:, joint], "VEC4")) for joint in range(16)]
+    channels += [(1 + joint, "rotation", buffer.add(quaternions[:, joint], "VEC4")) for joint in range(16)]
     return {
         "name": "track",
         "samplers": [

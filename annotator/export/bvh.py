@@ -15,17 +15,17 @@ _CM = 100.0
 
 #: Rotations by name in the order that they apply, innermost last: R = Rz Rx Ry.
 _ORDER = "ZXY"
-_TURNS = " ".join(f"{axis}rotation" for axis in _ORDER)
+_ROTATIONS = " ".join(f"{axis}rotation" for axis in _ORDER)
 
 
 def bvh_bytes(skeleton: Skeleton) -> bytes:
     """Return a file with y up and the camera at the origin; frames that the track lacks are interpolated."""
     time_s, step_s = _even_times(skeleton.time_s)
     wrist_cm = _CM * np.stack([np.interp(time_s, skeleton.time_s, part) for part in skeleton.wrist_m.T], 1)
-    turns = [_angles_deg(skeleton, joint, time_s) for joint in _depth_first(skeleton.parents)]
+    rotations = [_angles_deg(skeleton, joint, time_s) for joint in _depth_first(skeleton.parents)]
     lines = ["HIERARCHY", *_joint(skeleton, 0, ""), "MOTION", f"Frames: {len(time_s)}"]
     lines.append(f"Frame Time: {step_s:.7f}")
-    motion = np.concatenate([wrist_cm, *turns], 1)
+    motion = np.concatenate([wrist_cm, *rotations], 1)
     lines += [" ".join(f"{value:.5f}" for value in frame) for frame in motion]
     return ("\n".join(lines) + "\n").encode()
 
@@ -47,7 +47,7 @@ def _depth_first(parents: NDArray[np.int64], joint: int = 0) -> list[int]:
 
 
 def _angles_deg(skeleton: Skeleton, joint: int, time_s: Floats) -> Floats:
-    """Return a joint's angles (N, 3) in the order of the channels, without jumps of a turn."""
+    """Return a joint's angles (N, 3) in the order of the channels, without jumps of 360 degrees."""
     own = skeleton.rotations[joint::16]
     if len(skeleton) > 1:
         own = Slerp(skeleton.time_s, own)(time_s)
@@ -65,7 +65,7 @@ def _joint(skeleton: Skeleton, joint: int, indent: str) -> list[str]:
     head = f"{indent}ROOT" if parents[joint] < 0 else f"{indent}JOINT"
     place = "6 Xposition Yposition Zposition" if parents[joint] < 0 else "3"
     lines = [f"{head} {NAMES[joint]}", f"{indent}{{", f"{inside}OFFSET {offset}"]
-    lines.append(f"{inside}CHANNELS {place} {_TURNS}")
+    lines.append(f"{inside}CHANNELS {place} {_ROTATIONS}")
     for child in np.flatnonzero(parents == joint):
         lines += _joint(skeleton, int(child), inside)
     return [*lines, f"{indent}}}"]

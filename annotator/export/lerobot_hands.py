@@ -148,8 +148,8 @@ def _state(model: HandModel, table: pa.Table, wrist_m: Floats, rows: NDArray[np.
     is_right = np.array(table["is_right"].to_pylist(), bool)
     pose, betas, joints3d_mm = (array_of(table[name]) for name in ("pose", "betas", "joints3d_mm"))
     pose = refit_pose(model, pose, betas, joints3d_mm, is_right, np.asarray(table["track_id"]))
-    turn = np.where(is_right[:, None], pose[:, :3], mirror_rotvec(pose[:, :3]))
-    quaternions = Rotation.from_rotvec(np.nan_to_num(turn)).as_quat()
+    rotvec = np.where(is_right[:, None], pose[:, :3], mirror_rotvec(pose[:, :3]))
+    quaternions = Rotation.from_rotvec(np.nan_to_num(rotvec)).as_quat()
     for side in range(2):  # one sign along each side's frames
         own = rows[:, side][rows[:, side] >= 0]
         flips = np.where((quaternions[own[1:]] * quaternions[own[:-1]]).sum(-1) < 0, -1.0, 1.0)

@@ -22,7 +22,7 @@ from annotator.labels.arrays import array_of
 from annotator.sources.read import REQUESTS_AT_ONCE
 from annotator.storage.files import is_local, join, local_path, write_atomic
 
-#: Camera axes (y down, z forward) to mesh axes (y up, z towards the viewer): half a turn about x, no mirroring.
+#: Camera axes (y down, z forward) to mesh axes (y up, z towards the viewer): 180 degrees about x, no mirroring.
 FROM_CAMERA = np.array([1, -1, -1], np.float32)
 
 #: Colour of hands from a network without texture.

@@ -14,7 +14,7 @@ from annotator.export.exported_labels import camera_field
 from annotator.export.meshes import FROM_CAMERA
 from annotator.export.tracks import Track
 from annotator.hand.model import FREIHAND_FROM_MANO, JOINT_NAMES, HandModel
-from annotator.hand.refit import CHILD, MANO_FROM_FREIHAND, PALM, refit_turns, rest_joints, steadied
+from annotator.hand.refit import CHILD, MANO_FROM_FREIHAND, PALM, refit_rotations, rest_joints, steadied
 from annotator.labels.arrays import array_of
 
 Floats = NDArray[np.floating]
@@ -66,15 +66,15 @@ class Skeleton:
     def joints_m(self) -> Floats:
         """Return the posed joints (T, 21, 3)."""
         matrices = self.rotations.as_matrix().reshape(-1, 16, 3, 3)
-        offsets, turned = self.offsets_m, np.zeros_like(matrices)
+        offsets, chained = self.offsets_m, np.zeros_like(matrices)
         joints = np.zeros((len(self), 21, 3))
         for joint, parent in enumerate(self.parents):
             if parent < 0:
-                turned[:, joint], joints[:, joint] = matrices[:, joint], self.wrist_m
+                chained[:, joint], joints[:, joint] = matrices[:, joint], self.wrist_m
                 continue
-            joints[:, joint] = joints[:, parent] + turned[:, parent] @ offsets[joint]
+            joints[:, joint] = joints[:, parent] + chained[:, parent] @ offsets[joint]
             if joint < 16:
-                turned[:, joint] = turned[:, parent] @ matrices[:, joint]
+                chained[:, joint] = chained[:, parent] @ matrices[:, joint]
         return joints
 
 
@@ -100,10 +100,10 @@ def skeleton_of(model: HandModel, track: Track) -> Skeleton:
     if not track.is_right:
         joints = mirror_points(joints).astype(np.float64)
     own = Rotation.from_rotvec(pose.reshape(-1, 3)).as_matrix().reshape(-1, 16, 3, 3)
-    turns = steadied(own, refit_turns(own_rest[None], own, joints))
-    rest = _rest_of_joints(own_rest, turns[:, 0], joints)
+    rotations = steadied(own, refit_rotations(own_rest[None], own, joints))
+    rest = _rest_of_joints(own_rest, rotations[:, 0], joints)
     vertices = _stretched(vertices, model, own_rest, rest)
-    rotvecs = Rotation.from_matrix(turns.reshape(-1, 3, 3)).as_rotvec()
+    rotvecs = Rotation.from_matrix(rotations.reshape(-1, 3, 3)).as_rotvec()
     if not track.is_right:
         vertices, rest, rotvecs = mirror_points(vertices), mirror_points(rest), mirror_rotvec(rotvecs)
     upright = Rotation.from_matrix(np.diag(FROM_CAMERA).astype(np.float64))
@@ -119,17 +119,17 @@ def skeleton_of(model: HandModel, track: Track) -> Skeleton:
     )
 
 
-def _rest_of_joints(rest: Floats, wrist_turns: Floats, joints: Floats) -> Floats:
+def _rest_of_joints(rest: Floats, wrist_rotations: Floats, joints: Floats) -> Floats:
     """Return the joints (21, 3) at rest with the bones that a track has on average.
 
     Args:
         rest: (21, 3) of its shape, which gives the directions of the fingers.
-        wrist_turns: (T, 3, 3). joints: (T, 21, 3) wrist-relative, MANO's order.
+        wrist_rotations: (T, 3, 3). joints: (T, 21, 3) wrist-relative, MANO's order.
     """
     found = rest.copy()
     for child, parent in enumerate(PARENTS):
         if parent == 0:  # the palm, in the wrist's axes
-            found[child] = found[0] + (joints[:, None, child] @ wrist_turns)[:, 0].mean(0)
+            found[child] = found[0] + (joints[:, None, child] @ wrist_rotations)[:, 0].mean(0)
         elif parent > 0:
             bone = rest[child] - rest[parent]
             length = np.linalg.norm(joints[:, child] - joints[:, parent], axis=1).mean()

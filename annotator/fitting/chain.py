@@ -27,9 +27,9 @@ class HandParameters(NamedTuple):
     def moved(self, step: Tensor) -> HandParameters:
         """Return the hands after a step (B, 3 + K + 10): a rotation about the camera's axes, then plain sums."""
         count = self.coefficients.shape[1]
-        turn, coefficients, betas = step.split([3, count, 10], -1)
+        rotvec, coefficients, betas = step.split([3, count, 10], -1)
         return HandParameters(
-            rotvec_to_rotmat(turn) @ self.rotation, self.coefficients + coefficients, self.betas + betas
+            rotvec_to_rotmat(rotvec) @ self.rotation, self.coefficients + coefficients, self.betas + betas
         )
 
 
@@ -93,25 +93,25 @@ class JointChain:
         fingers = rest[:, 1:].view(count, 5, 4, 3)
         rotvecs = self.pose_mean + (hands.coefficients @ self.pose_components.flatten(1)).view(count, 5, 3, 3)
         local = rotvec_to_rotmat(rotvecs)
-        turned = [hands.rotation[:, None].expand(-1, 5, -1, -1)]
+        chained = [hands.rotation[:, None].expand(-1, 5, -1, -1)]
         points = [fingers[:, :, 0] @ hands.rotation.mT]
         for k in range(3):
-            turned.append(turned[-1] @ local[:, :, k])
+            chained.append(chained[-1] @ local[:, :, k])
             bone = (fingers[:, :, k + 1] - fingers[:, :, k])[..., None]
-            points.append(points[-1] + (turned[-1] @ bone)[..., 0])
+            points.append(points[-1] + (chained[-1] @ bone)[..., 0])
         joints = torch.cat([torch.zeros_like(rest[:, :1]), torch.stack(points, 2).flatten(1, 2)], 1)
-        return PosedChain(joints, rotvecs, torch.stack(turned, 2))
+        return PosedChain(joints, rotvecs, torch.stack(chained, 2))
 
     def derivatives(self, posed: PosedChain) -> Tensor:
         """Return the derivatives of joints by a step of `HandParameters.moved`: (B, 21, 3, 3 + K + 10), millimetres."""
         count = len(posed.joints_mm)
         fingers = posed.joints_mm[:, 1:].view(count, 5, 4, 3)
-        by_turn = -cross_matrix(posed.joints_mm)
+        by_rotation = -cross_matrix(posed.joints_mm)
         # Joint j rotates about the columns of `axes`: its bone's frame times the exponential map's left Jacobian.
         axes = posed.globals[:, :, :3] @ left_jacobian(posed.rotvecs)
         by_rotvec = torch.zeros(count, 5, 4, 3, 3, 3).to(
             fingers
-        )  # finger, moved joint, xyz, turned joint, its axis
+        )  # finger, moved joint, xyz, rotated joint, its axis
         for j in range(3):
             arm = fingers[:, :, j + 1 :] - fingers[:, :, j : j + 1]
             by_rotvec[:, :, j + 1 :, :, j] = -cross_matrix(arm) @ axes[:, :, j, None]
@@ -121,9 +121,9 @@ class JointChain:
         by_beta = self._by_beta(posed)
         of_wrist = by_pose.new_zeros(count, 1, 3, self.pose_dim)
         by_pose = torch.cat([of_wrist, by_pose.view(count, 20, 3, self.pose_dim)], 1)
-        return torch.cat([by_turn, by_pose, by_beta], -1)
+        return torch.cat([by_rotation, by_pose, by_beta], -1)
 
-    def turns(self, posed: PosedChain) -> Tensor:
+    def rotations(self, posed: PosedChain) -> Tensor:
         """Return the rotation of each bone, about the camera's axes, by a step of `HandParameters.moved`.
 
         The shape is (B, 5, 4, 3, 3 + K + 10): per finger the palm, common to all, then its three bones.
@@ -133,8 +133,8 @@ class JointChain:
         components = self.pose_components.permute(1, 2, 3, 0)
         by_pose = (axes @ components).cumsum(2)
         by_pose = torch.cat([torch.zeros_like(by_pose[:, :, :1]), by_pose], 2)
-        by_turn = torch.eye(3).to(by_pose).expand(count, 5, 4, 3, 3)
-        return torch.cat([by_turn, by_pose, by_pose.new_zeros(count, 5, 4, 3, 10)], -1)
+        by_rotation = torch.eye(3).to(by_pose).expand(count, 5, 4, 3, 3)
+        return torch.cat([by_rotation, by_pose, by_pose.new_zeros(count, 5, 4, 3, 10)], -1)
 
     def _by_beta(self, posed: PosedChain) -> Tensor:
         """Return the derivatives of joints by betas (B, 21, 3, 10)."""

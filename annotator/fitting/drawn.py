@@ -24,7 +24,7 @@ from annotator.rotations import rotvec_to_rotmat
 Floats = NDArray[np.floating]
 
 #: Std of the other hand's joint angles, degrees: spread, then the three joints; and of its rotation about x, y, z.
-_ANGLES_DEG, _TURN_DEG = (6.0, 15.0, 15.0, 10.5), (6.0, 6.0, 1.8)
+_ANGLES_DEG, _ROTATION_DEG = (6.0, 15.0, 15.0, 10.5), (6.0, 6.0, 1.8)
 
 #: Share of the other hand's difference in x and y; depth takes all of it.
 _SHARE_2D = 0.8
@@ -48,19 +48,19 @@ def drawn_landmarks(hand: HandModel, count: int, rng: np.random.Generator) -> Si
     layer = HandLayer(hand)
     angles = plausible_poses.sample_angles(rest, count, rng)
     quaternions = torch.from_numpy(rng.normal(size=(count, 4)))
-    turn = roma.unitquat_to_rotmat(torch.nn.functional.normalize(quaternions, dim=-1))
+    rotation = roma.unitquat_to_rotmat(torch.nn.functional.normalize(quaternions, dim=-1))
     betas = torch.from_numpy(rng.normal(size=(count, 10))).float()
 
-    def posed(angles: Floats, turn: torch.Tensor) -> tuple[Floats, Floats]:
+    def posed(angles: Floats, rotation: torch.Tensor) -> tuple[Floats, Floats]:
         fingers = rotvec_to_rotmat(torch.from_numpy(anatomy.pose_from_angles(rest, angles)).view(-1, 15, 3))
-        vertices, joints = layer(torch.cat([turn[:, None], fingers], 1).float(), betas)
+        vertices, joints = layer(torch.cat([rotation[:, None], fingers], 1).float(), betas)
         return vertices.numpy(), joints.numpy()
 
-    vertices, joints = posed(angles, turn)
+    vertices, joints = posed(angles, rotation)
     level = np.exp(_LEVEL * rng.normal(size=(count, 1, 1)))
     bent = angles + level * _ANGLES_DEG * rng.normal(size=angles.shape)
-    rotvecs = np.radians(level[:, 0] * _TURN_DEG) * rng.normal(size=(count, 3))
-    _, others = posed(bent, rotvec_to_rotmat(torch.from_numpy(rotvecs)) @ turn)
+    rotvecs = np.radians(level[:, 0] * _ROTATION_DEG) * rng.normal(size=(count, 3))
+    _, others = posed(bent, rotvec_to_rotmat(torch.from_numpy(rotvecs)) @ rotation)
     off = others - joints
     off = (off - off.mean(1, keepdims=True)) * [_SHARE_2D, _SHARE_2D, 1.0]
     points = joints + off + level * _NOISE_MM * rng.normal(size=joints.shape)

@@ -83,14 +83,14 @@ class Laplace:
 
     def _of_vertices(self, posed: PosedChain, factor: Tensor, moved: Tensor, vertices_mm: Tensor) -> Tensor:
         """Return the std of vertices (B, V, 3). A vertex moves with its bones, about its own posed position."""
-        turns = (self._chain.turns(posed) @ factor[:, None, None]).flatten(1, 2)  # (B, 20, 3, D)
-        count = len(turns)
+        rotations = (self._chain.rotations(posed) @ factor[:, None, None]).flatten(1, 2)  # (B, 20, 3, D)
+        count = len(rotations)
         at = posed.joints_mm.new_zeros(count, 5, 4, 3)
         at[:, :, 1:] = posed.joints_mm[:, 1:].view(count, 5, 4, 3)[:, :, :3]
         shifts = moved.new_zeros(count, 5, 4, *moved.shape[2:])
         shifts[:, :, 1:] = moved[:, 1:].view(count, 5, 4, *moved.shape[2:])[:, :, :3]
         shifts = shifts.flatten(1, 2) - torch.linalg.cross(
-            turns, at.view(count, 20, 3, 1).expand_as(turns), dim=2
+            rotations, at.view(count, 20, 3, 1).expand_as(rotations), dim=2
         )
         # With the shape, a vertex moves as at rest, minus its joint's motion, rotated with its bones.
         bones = posed.globals.flatten(1, 2)  # (B, 20, 3, 3)
@@ -101,13 +101,13 @@ class Laplace:
         for first in range(0, count, _CHUNK):
             rows = slice(first, first + _CHUNK)
             x, y, z = vertices_mm[rows, ..., None].float().unbind(2)
-            blend = torch.cat([turns[rows], shifts[rows]], 2).float().flatten(2)
-            motion = (self._weights @ blend).unflatten(2, (6, -1))  # (b, V, turn and shift, D)
-            turned = (self._weights @ bones[rows].float().flatten(2)).unflatten(2, (3, 3))
-            shift = (turned @ self._shape_mm) @ factor[rows, None, -10:].float() + motion[:, :, 3:]
-            # The cross product of turn and vertex, axis by axis: half the memory traffic.
-            turn_x, turn_y, turn_z = motion[:, :, :3].unbind(2)
-            crossed = (turn_y * z - turn_z * y, turn_z * x - turn_x * z, turn_x * y - turn_y * x)
+            blend = torch.cat([rotations[rows], shifts[rows]], 2).float().flatten(2)
+            motion = (self._weights @ blend).unflatten(2, (6, -1))  # (b, V, rotation and shift, D)
+            blended = (self._weights @ bones[rows].float().flatten(2)).unflatten(2, (3, 3))
+            shift = (blended @ self._shape_mm) @ factor[rows, None, -10:].float() + motion[:, :, 3:]
+            # The cross product of rotation and vertex, axis by axis: half the memory traffic.
+            about_x, about_y, about_z = motion[:, :, :3].unbind(2)
+            crossed = (about_y * z - about_z * y, about_z * x - about_x * z, about_x * y - about_y * x)
             parts.append(
                 torch.stack([(crossed[axis] + shift[:, :, axis]).norm(dim=-1) for axis in range(3)], -1)
             )

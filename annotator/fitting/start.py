@@ -28,14 +28,14 @@ def from_palm(chain: JointChain, target: Target) -> State:
     weight = (target.weight_3d[:, palm] > 0).to(joints)
     import roma  # not needed by a network's refinement, and its import takes a second
 
-    turn, _, scale = roma.rigid_points_registration(
+    rotation, _, scale = roma.rigid_points_registration(
         joints[palm].expand(count, -1, -1), target.points[:, palm], weight, compute_scaling=True
     )
     scale = scale.clamp(*_SCALE_BOUNDS)
-    projected = scale[:, None, None] * (joints @ turn.mT)[..., :2]
+    projected = scale[:, None, None] * (joints @ rotation.mT)[..., :2]
     known = (target.weight_2d > 0).to(projected)[..., None]
     shift = ((target.points[..., :2] - projected) * known).sum(1) / known.sum(1)
-    return _state(chain, turn, scale, shift)
+    return _state(chain, rotation, scale, shift)
 
 
 def at_hands(chain: JointChain, hands: HandParameters, target: Target) -> State:
@@ -81,9 +81,9 @@ def from_views(chain: JointChain, target: Target) -> list[State]:
         chosen = factor.gather(1, view[:, None])[:, 0]
         mean = model_mean.gather(1, view[:, None])[:, 0]
         scale = chosen.abs().clamp(*_SCALE_BOUNDS)
-        turn = rotvec_to_rotmat(chosen.angle()[:, None] * torch.tensor([0.0, 0.0, 1.0]).to(joints))
+        rotation = rotvec_to_rotmat(chosen.angle()[:, None] * torch.tensor([0.0, 0.0, 1.0]).to(joints))
         shift = torch.view_as_real(observed_mean[:, 0] - torch.polar(scale, chosen.angle()) * mean)
-        states.append(_state(chain, turn @ views[view], scale, shift))
+        states.append(_state(chain, rotation @ views[view], scale, shift))
     return states
 
 

@@ -69,7 +69,7 @@ def _unit(vectors: Array) -> Array:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def _turn(start: Array, end: Array, axis: Array) -> float:
+def _angle(start: Array, end: Array, axis: Array) -> float:
     """Return the signed angle in degrees that rotates `start` to `end` about `axis`."""
     return float(np.degrees(np.arctan2(np.cross(start, end) @ axis, start @ end)))
 
@@ -101,10 +101,10 @@ def joint_axes(rest_joints: Array) -> JointAxes:
         axis = flexion[finger, 0]
         flat = _unit(np.cross(axis, back))
         rest[finger] = [
-            _turn(along, flat, back),
-            _turn(flat, bones[finger, 0], axis),
-            _turn(bones[finger, 0], bones[finger, 1], flexion[finger, 1]),
-            _turn(bones[finger, 1], bones[finger, 2], flexion[finger, 2]),
+            _angle(along, flat, back),
+            _angle(flat, bones[finger, 0], axis),
+            _angle(bones[finger, 0], bones[finger, 1], flexion[finger, 1]),
+            _angle(bones[finger, 1], bones[finger, 2], flexion[finger, 2]),
         ]
     spread = np.broadcast_to(back, (5, 3, 3)).copy()
     return JointAxes(flexion, spread, bones, rest)
@@ -112,15 +112,15 @@ def joint_axes(rest_joints: Array) -> JointAxes:
 
 def _rotations(axes: JointAxes, angles: Array) -> torch.Tensor:
     """Return rotation matrices (N, 5, 3, 3, 3) of every finger joint, relative to the rest pose."""
-    turn = torch.from_numpy(np.radians(angles - axes.rest_angles))
+    change_rad = torch.from_numpy(np.radians(angles - axes.rest_angles))
 
     def about(axis: Array, angle: torch.Tensor) -> torch.Tensor:
         return rotvec_to_rotmat(angle[..., None] * torch.from_numpy(axis))
 
-    rotations = about(axes.flexion, turn[..., 1:])
-    thumb_twist = -THUMB_TWIST[0] * turn[:, 0, 1] + THUMB_TWIST[1] * turn[:, 0, 0]
+    rotations = about(axes.flexion, change_rad[..., 1:])
+    thumb_twist = -THUMB_TWIST[0] * change_rad[:, 0, 1] + THUMB_TWIST[1] * change_rad[:, 0, 0]
     rotations[:, 0, 0] = rotations[:, 0, 0] @ about(axes.twist[0, 0], thumb_twist)
-    rotations[:, :, 0] = about(axes.spread[:, 0], turn[..., 0]) @ rotations[:, :, 0]
+    rotations[:, :, 0] = about(axes.spread[:, 0], change_rad[..., 0]) @ rotations[:, :, 0]
     return rotations
 
 
@@ -144,11 +144,11 @@ def pose_joints(rest_joints: Array, angles: Array, axes: JointAxes | None = None
     joints[:, 0] = rest_joints[0]
     posed = joints[:, 1:].reshape(-1, 5, 4, 3)
     posed[:, :, 0] = fingers[:, 0]
-    turned = np.broadcast_to(np.eye(3), (len(angles), 5, 3, 3))
+    chained = np.broadcast_to(np.eye(3), (len(angles), 5, 3, 3))
     for k in range(3):
-        turned = turned @ rotations[:, :, k]
+        chained = chained @ rotations[:, :, k]
         posed[:, :, k + 1] = posed[:, :, k] + np.einsum(
-            "nfij,fj->nfi", turned, fingers[:, k + 1] - fingers[:, k]
+            "nfij,fj->nfi", chained, fingers[:, k + 1] - fingers[:, k]
         )
     joints[:, 1:] = posed.reshape(-1, 20, 3)
     return joints

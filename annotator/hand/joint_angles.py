@@ -64,18 +64,18 @@ class JointAngles(nn.Module):
 
     def _read(self, rotations: Tensor) -> tuple[Tensor, Tensor]:
         """Return angles (B, 5, 3, 3) and their weights near gimbal lock (B, 5, 3, 3), 0 to 1."""
-        turned = self.outer @ rotations[:, self.order] @ self.inner
+        matrices = self.outer @ rotations[:, self.order] @ self.inner
         # Of Rz(a) Rx(b) Ry(c) in the axes of `outer`, the second column and the last row give all three.
-        ring = turned[..., 0, 1].square() + turned[..., 1, 1].square()  # cos(b)^2
+        ring = matrices[..., 0, 1].square() + matrices[..., 1, 1].square()  # cos(b)^2
         open_ring = ring > 1e-10
         cosine = ring.clamp_min(1e-10).sqrt()
 
-        def turn(sine: Tensor, cosine: Tensor) -> Tensor:
+        def angle(sine: Tensor, cosine: Tensor) -> Tensor:
             return torch.atan2(torch.where(open_ring, sine, 0.0), torch.where(open_ring, cosine, 1.0))
 
-        a = turn(-turned[..., 0, 1], turned[..., 1, 1])
-        b = torch.atan2(turned[..., 2, 1], cosine) - self.offset
-        c = turn(-turned[..., 2, 0], turned[..., 2, 2])
+        a = angle(-matrices[..., 0, 1], matrices[..., 1, 1])
+        b = torch.atan2(matrices[..., 2, 1], cosine) - self.offset
+        c = angle(-matrices[..., 2, 0], matrices[..., 2, 2])
         # Relative to the flat hand, the thumb's own twist follows from its other two angles.
         per_flexion, per_spread = anatomy.THUMB_TWIST
         of_saddle = torch.stack([a, b, -c + per_flexion * b - per_spread * a], -1)

@@ -37,8 +37,10 @@ FREIHAND_FROM_MANO = (
 
 
 #: The three angles of a finger joint (`joint_angles.py`), and the names of all 45, such as `index_1_flexion`.
-TURNS = ("spread", "flexion", "twist")
-ANGLE_NAMES = tuple(f"{finger}_{joint}_{turn}" for finger in FINGERS for joint in (1, 2, 3) for turn in TURNS)
+ANGLE_KINDS = ("spread", "flexion", "twist")
+ANGLE_NAMES = tuple(
+    f"{finger}_{joint}_{kind}" for finger in FINGERS for joint in (1, 2, 3) for kind in ANGLE_KINDS
+)
 
 #: Places among the 45 of the 20 angles that a real hand moves: the spread of joints 1, the flexion of all.
 MOVING_ANGLES = tuple(k for k, name in enumerate(ANGLE_NAMES) if name.endswith(("1_spread", "flexion")))

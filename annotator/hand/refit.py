@@ -21,17 +21,17 @@ MANO_FROM_FREIHAND = tuple(FREIHAND_FROM_MANO.index(k) for k in range(21))
 #: Joints 1 of all fingers, which move with the wrist alone.
 PALM = [1, 4, 7, 10, 13]
 
-#: The joint at the end of the bone that each joint turns; the wrist turns the palm.
+#: The joint at the end of the bone that each joint rotates; the wrist rotates the palm.
 _TIPS = {3: 17, 6: 18, 9: 20, 12: 19, 15: 16}
 CHILD = {k: _TIPS.get(k, k + 1) for k in range(1, 16)}
 
 #: Standard deviation of the window over which distances from a track's poses are averaged.
 _STEADY_FRAMES = 1.5
 
-#: Weight of the pose's own turn of the wrist: it decides where a palm has no extent.
-_OWN_TURN = 1e-6
+#: Weight of the pose's own rotation of the wrist: it decides where a palm has no extent.
+_OWN_ROTATION = 1e-6
 
-#: Cosine below which a bone points backwards: the least turn is then arbitrary, and it stays as it is.
+#: Cosine below which a bone points backwards: the least rotation is then arbitrary, and it stays as it is.
 _BACKWARDS = -0.999
 
 
@@ -45,32 +45,32 @@ def rest_joints(model: HandModel, betas: Floats) -> Floats:
     return joints
 
 
-def refit_turns(rest: Floats, turns: Floats, joints: Floats) -> Floats:
-    """Return rotations (n, 16, 3, 3) near `turns` under which bones point as joints do.
+def refit_rotations(rest: Floats, rotations: Floats, joints: Floats) -> Floats:
+    """Return rotations (n, 16, 3, 3) near `rotations` under which bones point as joints do.
 
     Args:
         rest: joints at rest (n, 21, 3), of any bone lengths.
-        turns: (n, 16, 3, 3) of each joint in its parent's axes.
+        rotations: (n, 16, 3, 3) of each joint in its parent's axes.
         joints: (n, 21, 3) in MANO's order, tips last, wrist-relative, in the unit of `rest`.
     """
     palm, seen = rest[:, PALM] - rest[:, :1], joints[:, PALM] - joints[:, :1]
     across = seen.swapaxes(1, 2) @ palm
-    own = _OWN_TURN * np.square(palm).sum((1, 2))[:, None, None] * turns[:, 0]
+    own = _OWN_ROTATION * np.square(palm).sum((1, 2))[:, None, None] * rotations[:, 0]
     left, _, right = np.linalg.svd(across + own)
     left[..., 2] *= np.linalg.det(left @ right)[:, None]
-    found = np.empty_like(turns)
+    found = np.empty_like(rotations)
     found[:, 0] = left @ right
-    turned = found.copy()  # in the wrist's own axes
+    chained = found.copy()  # in the wrist's own axes
     for joint, child in CHILD.items():
-        parent = turned[:, 0 if joint in PALM else joint - 1]
-        before = parent @ turns[:, joint]
+        parent = chained[:, 0 if joint in PALM else joint - 1]
+        before = parent @ rotations[:, joint]
         bone = (before @ (rest[:, child] - rest[:, joint])[..., None])[..., 0]
-        turned[:, joint] = _least_turns(bone, joints[:, child] - joints[:, joint]) @ before
-        found[:, joint] = parent.swapaxes(1, 2) @ turned[:, joint]
+        chained[:, joint] = _least_rotations(bone, joints[:, child] - joints[:, joint]) @ before
+        found[:, joint] = parent.swapaxes(1, 2) @ chained[:, joint]
     return found
 
 
-def _least_turns(bones: Floats, wanted: Floats) -> Floats:
+def _least_rotations(bones: Floats, wanted: Floats) -> Floats:
     """Return the smallest rotations (n, 3, 3) that point bones (n, 3) in wanted directions (n, 3)."""
     lengths = np.linalg.norm(bones, axis=1) * np.linalg.norm(wanted, axis=1)
     scale = np.where(lengths > 0, lengths, 1)
@@ -78,19 +78,21 @@ def _least_turns(bones: Floats, wanted: Floats) -> Floats:
     x, y, z = np.cross(bones, wanted).T / scale
     zero = np.zeros_like(x)
     skew = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
-    turns = np.eye(3) + skew + skew @ skew / np.maximum(1 + cosine, 1e-9)[:, None, None]
+    rotations = np.eye(3) + skew + skew @ skew / np.maximum(1 + cosine, 1e-9)[:, None, None]
     moves = (lengths > 0) & (cosine > _BACKWARDS)
-    return np.where(moves[:, None, None], turns, np.eye(3))
+    return np.where(moves[:, None, None], rotations, np.eye(3))
 
 
-def steadied(turns: Floats, refitted: Floats) -> Floats:
-    """Return refitted rotations (T, 16, 3, 3) of successive frames whose distance from `turns` changes smoothly.
+def steadied(rotations: Floats, refitted: Floats) -> Floats:
+    """Return refitted rotations (T, 16, 3, 3) of successive frames whose distance from `rotations` changes smoothly.
 
     Tracked poses and joints are smooth, but joints are stored in steps of 1/16 mm: 0.2 degrees of a short bone.
     """
-    moves = Rotation.from_matrix((turns.swapaxes(-1, -2) @ refitted).reshape(-1, 3, 3)).as_rotvec()
-    smooth = gaussian_filter1d(moves.reshape(len(turns), -1), _STEADY_FRAMES, axis=0, mode="nearest")
-    found: Floats = turns @ Rotation.from_rotvec(smooth.reshape(-1, 3)).as_matrix().reshape(turns.shape)
+    moves = Rotation.from_matrix((rotations.swapaxes(-1, -2) @ refitted).reshape(-1, 3, 3)).as_rotvec()
+    smooth = gaussian_filter1d(moves.reshape(len(rotations), -1), _STEADY_FRAMES, axis=0, mode="nearest")
+    found: Floats = rotations @ Rotation.from_rotvec(smooth.reshape(-1, 3)).as_matrix().reshape(
+        rotations.shape
+    )
     return found
 
 
@@ -115,13 +117,15 @@ def refit_pose(
     if not sound.any():
         return found
     joints = np.where(is_right[:, None, None], joints3d_mm, mirror_points(joints3d_mm))[sound]
-    turns = Rotation.from_rotvec(pose[sound].reshape(-1, 3)).as_matrix().reshape(-1, 16, 3, 3)
-    fitted = refit_turns(
-        rest_joints(model, betas[sound]), turns, joints[:, list(MANO_FROM_FREIHAND)].astype(np.float64) / 1000
+    rotations = Rotation.from_rotvec(pose[sound].reshape(-1, 3)).as_matrix().reshape(-1, 16, 3, 3)
+    fitted = refit_rotations(
+        rest_joints(model, betas[sound]),
+        rotations,
+        joints[:, list(MANO_FROM_FREIHAND)].astype(np.float64) / 1000,
     )
     if tracks is not None:
         for track in np.unique(tracks[sound]):
             own = tracks[sound] == track
-            fitted[own] = steadied(turns[own], fitted[own])
+            fitted[own] = steadied(rotations[own], fitted[own])
     found[sound] = Rotation.from_matrix(fitted.reshape(-1, 3, 3)).as_rotvec().reshape(-1, 48)
     return found

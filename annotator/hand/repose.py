@@ -108,32 +108,32 @@ class Reposer(nn.Module):
         Returns:
             Vertices (B, N, P, 3) and articulated joints (B, N, 16, 3) in MANO's order, millimetres; the wrist stays.
         """
-        turn, coefficients, betas = parameters.split([3, self.pose_count, _BETAS], -1)
+        rotvec, coefficients, betas = parameters.split([3, self.pose_count, _BETAS], -1)
         bends = bones.bends[:, None] + (coefficients @ self.pose_components).unflatten(-1, (15, 3))
         local = rotvec_to_rotmat(bends)
         growth = torch.einsum("kcs,bns->bnkc", self.joint_shapes_mm, betas)
         before = bones.frames[:, None]
         # Down the skeleton; `shift` is a joint's offset by betas before any rotation.
-        shift = [torch.zeros_like(turn)]
-        after = [rotvec_to_rotmat(turn) @ before[:, :, 0]]
-        change = [rotvec_to_rotmat(turn)]
+        shift = [torch.zeros_like(rotvec)]
+        after = [rotvec_to_rotmat(rotvec) @ before[:, :, 0]]
+        change = [rotvec_to_rotmat(rotvec)]
         joints_mm = [bones.joints_mm[:, None, 0] + shift[0]]
         for bone, parent in enumerate(self.parents[1:], 1):
-            grown = _turned(before[:, :, parent], growth[:, :, bone] - growth[:, :, parent])
+            grown = _rotated(before[:, :, parent], growth[:, :, bone] - growth[:, :, parent])
             length_mm = bones.joints_mm[:, None, bone] - bones.joints_mm[:, None, parent] + grown
             shift.append(shift[parent] + grown)
-            joints_mm.append(joints_mm[parent] + _turned(change[parent], length_mm))
+            joints_mm.append(joints_mm[parent] + _rotated(change[parent], length_mm))
             after.append(after[parent] @ local[:, :, bone - 1])
             change.append(after[bone] @ before[:, :, bone].mT)
         changes, shifts, joints = torch.stack(change, 2), torch.stack(shift, 2), torch.stack(joints_mm, 2)
         # sum_k w_k (change_k (v - start_k) + joint_k): the weights blend all bones' maps in one product.
-        offsets = joints - _turned(changes, bones.joints_mm[:, None] + shifts)
+        offsets = joints - _rotated(changes, bones.joints_mm[:, None] + shifts)
         blended = skin.weights @ torch.cat([changes.flatten(-2), offsets], -1)
         shaped = skin.vertices_mm[:, None] + torch.einsum("bvcs,bns->bnvc", skin.shapes_mm, betas)
         shaped = shaped + skin.weights @ shifts
-        return _turned(blended[..., :9].unflatten(-1, (3, 3)), shaped) + blended[..., 9:], joints
+        return _rotated(blended[..., :9].unflatten(-1, (3, 3)), shaped) + blended[..., 9:], joints
 
 
-def _turned(matrices: Tensor, points: Tensor) -> Tensor:
+def _rotated(matrices: Tensor, points: Tensor) -> Tensor:
     """Multiply matrices (..., 3, 3) by points (..., 3)."""
     return (matrices * points[..., None, :]).sum(-1)

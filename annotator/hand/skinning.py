@@ -69,10 +69,10 @@ class Skinning(nn.Module):
             identity = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
             rest = rest + (rotations[:, 1:] - identity).flatten(1) @ self.posedirs
         rest_joints = torch.addmm(self.joint_template, betas, self.joint_shapedirs).unflatten(1, (16, 3))
-        turns, joints = self._chain(rotations.index_select(1, self.order), rest_joints)
-        # Each vertex moves by the weighted mean of its joints' maps v -> turn v + shift, computed column by column.
-        shifts = joints - (turns @ rest_joints[..., None]).squeeze(-1)
-        columns = torch.cat([turns.transpose(-1, -2).flatten(2), shifts], dim=-1)  # (B, 16, 12)
+        chained, joints = self._chain(rotations.index_select(1, self.order), rest_joints)
+        # Each vertex moves by the weighted mean of its joints' maps v -> rotation v + shift, computed column by column.
+        shifts = joints - (chained @ rest_joints[..., None]).squeeze(-1)
+        columns = torch.cat([chained.transpose(-1, -2).flatten(2), shifts], dim=-1)  # (B, 16, 12)
         of_x, of_y, of_z, shift = (self.weights @ columns).split(3, dim=-1)  # (B, V, 3) each
         x, y, z = rest.unflatten(1, (-1, 3)).split(1, dim=-1)
         return x * of_x + y * of_y + z * of_z + shift, joints.index_select(1, self.places)
@@ -80,15 +80,15 @@ class Skinning(nn.Module):
     def _chain(self, rotations: Tensor, rest_joints: Tensor) -> tuple[Tensor, Tensor]:
         """Return rotations (B, 16, 3, 3) in the rest frame and posed joints (B, 16, 3), both ordered by level."""
         bones = rest_joints - rest_joints.index_select(1, self.parents)
-        turns, joints = rotations[:, :1], rest_joints[:, :1]
+        chained, joints = rotations[:, :1], rest_joints[:, :1]
         end = 1
-        all_turns, all_joints = [turns], [joints]
+        all_chained, all_joints = [chained], [joints]
         for size in self.level_sizes[1:]:
             start, end = end, end + size
-            above = self.parents[start:end] - (start - turns.shape[1])
-            turns, joints = turns.index_select(1, above), joints.index_select(1, above)
-            joints = joints + (turns @ bones[:, start:end, :, None]).squeeze(-1)
-            turns = turns @ rotations[:, start:end]
-            all_turns.append(turns)
+            above = self.parents[start:end] - (start - chained.shape[1])
+            chained, joints = chained.index_select(1, above), joints.index_select(1, above)
+            joints = joints + (chained @ bones[:, start:end, :, None]).squeeze(-1)
+            chained = chained @ rotations[:, start:end]
+            all_chained.append(chained)
             all_joints.append(joints)
-        return torch.cat(all_turns, dim=1), torch.cat(all_joints, dim=1)
+        return torch.cat(all_chained, dim=1), torch.cat(all_joints, dim=1)

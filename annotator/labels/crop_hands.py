@@ -89,7 +89,7 @@ def label_columns(hands: CropHands, places: CropGeometry) -> dict[str, Any]:
     hands = _resized(hands, places.hand_length_mm)
     axes = crop_axes(places)
     joints3d_mm = coordinates.camera_from_crop(hands.joints3d_mm, axes)
-    joints3d_std_mm = coordinates.turned_std(hands.joints3d_std_mm, axes)
+    joints3d_std_mm = coordinates.rotated_std(hands.joints3d_std_mm, axes)
     camera_rotation = coordinates.rotation_matrices(hands.rotvec) @ axes.swapaxes(1, 2)
     pose = None
     if hands.pose is not None:
@@ -154,7 +154,7 @@ def summary_columns(
 
 
 def _mesh_columns(hands: CropHands, axes: Floats) -> dict[str, Any]:
-    vertices_std_mm = coordinates.turned_std(hands.vertices_std_mm, axes)
+    vertices_std_mm = coordinates.rotated_std(hands.vertices_std_mm, axes)
     return {
         "vertices_mm": coordinates.camera_from_crop(hands.vertices_mm, axes),
         "vertices_std_mm": vertices_std_mm,

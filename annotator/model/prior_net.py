@@ -70,7 +70,7 @@ class PriorNet(nn.Module):
     """
 
     upright: Tensor  # (3, 3)
-    no_turn: Tensor  # (3, 2)
+    no_rotation: Tensor  # (3, 2)
     pose_mean: Tensor  # (45,)
     pose_components: Tensor  # (45, 45)
 
@@ -97,7 +97,7 @@ class PriorNet(nn.Module):
         components = hand.hands_components * hand.hands_std[:, None]
         self.register_buffer("pose_mean", torch.as_tensor(hand.hands_mean), persistent=False)
         self.register_buffer("pose_components", torch.as_tensor(components), persistent=False)
-        self.register_buffer("no_turn", torch.eye(3)[:, :2], persistent=False)
+        self.register_buffer("no_rotation", torch.eye(3)[:, :2], persistent=False)
 
     def forward(self, g: Tensor, landmarks: Tensor | None = None) -> PriorHand:
         """Return B hands; arguments as for `pose`."""
@@ -121,10 +121,10 @@ class PriorNet(nn.Module):
         return self.posed(*self._pose(self.ik(landmarks)))
 
     def _pose(self, numbers: Tensor) -> HandPose:
-        turn, coefficients, betas = numbers.float().split([_ROTATION, _POSE, _BETAS], -1)
+        rotation, coefficients, betas = numbers.float().split([_ROTATION, _POSE, _BETAS], -1)
         coefficients, betas = (REACH * (x / REACH).tanh() for x in (coefficients, betas))
         # Gram-Schmidt on two columns that start as those of the identity.
-        wrist = gram_schmidt(turn.view(-1, 3, 2) + self.no_turn) @ self.upright
+        wrist = gram_schmidt(rotation.view(-1, 3, 2) + self.no_rotation) @ self.upright
         return HandPose(wrist, coefficients, betas)
 
     def posed(self, wrist: Tensor, coefficients: Tensor, betas: Tensor) -> PriorHand:

@@ -26,7 +26,7 @@ from annotator.hand.repose import Reposer
 from annotator.model.amvur import Gaussian
 
 #: Largest std of the rotation about each axis, radians: larger angles do not spread vertices further.
-LARGEST_TURN = 1.0
+LARGEST_ROTATION = 1.0
 
 #: Largest variance of the first beta.
 LARGEST_SIZE = 2.0
@@ -39,7 +39,7 @@ CENTRE_COST = 0.2
 _PROBES, _DRAWS, _STEPS, _ROUNDS = 100, 2, 40, 2
 
 #: Steps of central differences: radians, std.
-_TURN_STEP, _STEP = 0.1, 0.3
+_ROTATION_STEP, _STEP = 0.1, 0.3
 
 
 class MeshSampler(nn.Module):
@@ -59,7 +59,7 @@ class MeshSampler(nn.Module):
         # All vertices together weigh as much as all joints.
         share = np.repeat([0.5 / _PROBES, 0.5 / 20], [_PROBES, 20])[:, None]
         limits = np.ones(self.parameter_count)
-        limits[:3], limits[3 + self.reposer.pose_count] = LARGEST_TURN**2, LARGEST_SIZE
+        limits[:3], limits[3 + self.reposer.pose_count] = LARGEST_ROTATION**2, LARGEST_SIZE
         # Orthonormal columns: over these draws each parameter has exactly mean 0 and variance 1.
         noise = generator.standard_normal((_DRAWS * self.parameter_count, self.parameter_count))
         noise = np.linalg.qr(noise - noise.mean(0))[0] * np.sqrt(len(noise))
@@ -67,7 +67,7 @@ class MeshSampler(nn.Module):
             "noise": noise,
             "share": share,
             "limits": limits,
-            "steps": np.array([_TURN_STEP] * 3 + [_STEP] * (self.parameter_count - 3)),
+            "steps": np.array([_ROTATION_STEP] * 3 + [_STEP] * (self.parameter_count - 3)),
         }
         for name, values in buffers.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)

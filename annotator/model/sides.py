@@ -71,17 +71,17 @@ def _right_scores(
     likelier side stays, in `images` and `features`; `is_left` (n,) are images that show a mirrored hand.
     """
     shown = _numpy(network.is_right(features)).copy()
-    turn = np.zeros(len(images), bool)
+    to_mirror = np.zeros(len(images), bool)
     unsure = np.flatnonzero(np.isnan(listed) & (shown < SURELY_RIGHT))
     if len(unsure):
         with autocast(images.device, precision):
             mirrored_features: Any = network.extract(images[unsure].flip(-1))
         shown[unsure] = (shown[unsure] + 1 - _numpy(network.is_right(mirrored_features))) / 2
-        turn[unsure] = shown[unsure] < 0.5
-        mirror(images, np.flatnonzero(turn))
+        to_mirror[unsure] = shown[unsure] < 0.5
+        mirror(images, np.flatnonzero(to_mirror))
         features.put(
-            torch.from_numpy(np.flatnonzero(turn)).to(images.device),
-            mirrored_features[torch.from_numpy(turn[unsure]).to(images.device)],
+            torch.from_numpy(np.flatnonzero(to_mirror)).to(images.device),
+            mirrored_features[torch.from_numpy(to_mirror[unsure]).to(images.device)],
         )
     return np.where(np.isnan(listed), np.where(is_left, 1 - shown, shown), listed)
 

@@ -20,47 +20,47 @@ SMALLEST = 0.1
 
 #: Maximum difference between the square of a second look and that of its joints: in rotation, in size, and a shift in
 #: half-sides. Beyond it, the look is repeated with the square of its joints.
-MAX_TURN_RAD, MAX_RESIZE, MAX_SHIFT = math.radians(20), 1.35, 0.25
+MAX_ROTATION_RAD, MAX_RESIZE, MAX_SHIFT = math.radians(20), 1.35, 0.25
 
 
 @dataclass
 class Square:
-    """B turned squares in the coordinates of their tight crops, see `coordinates.plane_of`."""
+    """B rotated squares in the coordinates of their tight crops, see `coordinates.plane_of`."""
 
     centre: Tensor  # (B, 2)
     half_side: Tensor  # (B,)
-    turn_rad: Tensor  # (B,)
+    rotation_rad: Tensor  # (B,)
 
     @staticmethod
     def around(joints2d: Tensor) -> Square:
         """Return the upright squares of 2D joints (B, 21, 2); the tight crop itself where joints are degenerate."""
         found = upright_square(joints2d.double().cpu().numpy(), PADDING)
-        centre, half_side, turn_rad = (torch.from_numpy(values).to(joints2d) for values in found)
+        centre, half_side, rotation_rad = (torch.from_numpy(values).to(joints2d) for values in found)
         fine = (half_side >= SMALLEST) & (centre.abs() <= 1).all(-1)  # false where NaN
         return Square(
             torch.where(fine[:, None], centre, 0),
             torch.where(fine, half_side, 1).clamp_max(WIDE),  # the image ends there
-            torch.where(fine, turn_rad, 0),
+            torch.where(fine, rotation_rad, 0),
         )
 
     @staticmethod
     def whole(images: Tensor, quarters: int) -> Square:
-        """Return the tight crops of B images, rotated by quarter turns."""
+        """Return the tight crops of B images, rotated by `quarters` * 90 degrees."""
         middle = images.new_zeros(len(images), 2)
         side = torch.ones_like(middle[:, 0])
         return Square(middle, side, side * quarters * math.pi / 2)
 
     def __getitem__(self, rows: Tensor) -> Square:
-        return Square(self.centre[rows], self.half_side[rows], self.turn_rad[rows])
+        return Square(self.centre[rows], self.half_side[rows], self.rotation_rad[rows])
 
     def put(self, rows: Tensor, other: Square) -> None:
         """Replace these rows by those of `other`, in place."""
         self.centre[rows], self.half_side[rows] = other.centre, other.half_side
-        self.turn_rad[rows] = other.turn_rad
+        self.rotation_rad[rows] = other.rotation_rad
 
     def plane(self) -> Tensor:
         """Return the rotations (B, 3, 3) from each square's axes to those of its tight crop."""
-        return plane_of(self.turn_rad, torch.zeros_like(self.turn_rad, dtype=torch.bool))
+        return plane_of(self.rotation_rad, torch.zeros_like(self.rotation_rad, dtype=torch.bool))
 
     def to_tight(self, points: Tensor) -> Tensor:
         """Transform points (B, N, 2) from the squares to their tight crops."""
@@ -68,14 +68,18 @@ class Square:
 
     def cut(self, images: Tensor, size_px: int) -> Tensor:
         """Resample the squares (B, 3, size_px, size_px) from wide images (B, 3, S, S)."""
-        upright = torch.zeros_like(self.turn_rad, dtype=torch.bool)
-        return resample(images, self.centre / WIDE, self.half_side / WIDE, self.turn_rad, upright, size_px)
+        upright = torch.zeros_like(self.rotation_rad, dtype=torch.bool)
+        return resample(
+            images, self.centre / WIDE, self.half_side / WIDE, self.rotation_rad, upright, size_px
+        )
 
     def is_off(self, other: Square) -> Tensor:
         """Return where (B,) the other squares differ too much from these for one second look."""
-        turn = other.turn_rad - self.turn_rad
+        rotation = other.rotation_rad - self.rotation_rad
         resize = (other.half_side / self.half_side).log().abs()
         shift = (other.centre - self.centre).norm(dim=-1) / self.half_side
         return (
-            (torch.cos(turn) < math.cos(MAX_TURN_RAD)) | (resize > math.log(MAX_RESIZE)) | (shift > MAX_SHIFT)
+            (torch.cos(rotation) < math.cos(MAX_ROTATION_RAD))
+            | (resize > math.log(MAX_RESIZE))
+            | (shift > MAX_SHIFT)
         )

@@ -1,8 +1,8 @@
 """Two looks at a crop: the first locates and orients the hand, the second predicts it from an upright, tight square.
 
-Images are `WIDE` times as wide as the tight crop, so that a turned square still shows the photo and not its padding.
+Images are `WIDE` times as wide as the tight crop, so that a rotated square still shows the photo and not its padding.
 All outputs are in the coordinates and axes of the tight crop, as for a single network. The axes of the second look's
-square differ from those of the tight crop by its turn in the plane. The small rotation between the rays through the
+square differ from those of the tight crop by its rotation in the plane. The small rotation between the rays through the
 two centres is ignored; it would require the camera.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from annotator.config import NetworkConfig
-from annotator.coordinates import covariance_from_plane, from_plane, turned_std
+from annotator.coordinates import covariance_from_plane, from_plane, rotated_std
 from annotator.labels.schema import Columns
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import WeakCamera
@@ -164,16 +164,16 @@ class TwoLooks(nn.Module):
         square of the last looks. A row is replaced if its presence increases.
         """
         first, seen = features.first[lost], self.second.is_hand(features.second[lost])
-        turns = [self._look(images[lost], first, Square.whole(images[lost], quarter)) for quarter in range(4)]
+        looks = [self._look(images[lost], first, Square.whole(images[lost], quarter)) for quarter in range(4)]
         upright = torch.stack(
-            [torch.cos(self._better(look)[0].turn_rad - look.square.turn_rad) for look in turns]
+            [torch.cos(self._better(look)[0].rotation_rad - look.square.rotation_rad) for look in looks]
         )
-        presence = torch.stack([self.second.is_hand(look.second) for look in turns])
+        presence = torch.stack([self.second.is_hand(look.second) for look in looks])
         chosen = (presence * upright).argmax(0)
-        best = turns[0]
-        for number in range(1, len(turns)):
+        best = looks[0]
+        for number in range(1, len(looks)):
             (rows,) = torch.where(chosen == number)
-            best.put(rows, turns[number][rows])
+            best.put(rows, looks[number][rows])
         last = self._look(images[lost], first, self._better(best)[0])
         for _ in range(REPEATS - 1):
             last = self._look(images[lost], first, self._better(last)[0])
@@ -230,19 +230,19 @@ def first_look_config(config: NetworkConfig) -> NetworkConfig:
 
 
 def _carried(prediction: Prediction, square: Square) -> Prediction:
-    """Transform a prediction from turned squares to the coordinates and axes of their tight crops."""
+    """Transform a prediction from rotated squares to the coordinates and axes of their tight crops."""
     plane, size = square.plane(), square.half_side[:, None, None, None]
 
     def gaussian(points: Gaussian) -> Gaussian:
-        return Gaussian(from_plane(points.mean_mm, plane), turned_std(points.std_mm, plane))
+        return Gaussian(from_plane(points.mean_mm, plane), rotated_std(points.std_mm, plane))
 
     def camera(in_square: WeakCamera) -> WeakCamera:
         # J2 = h P (s Rot(r) J3 + t) + c = h s Rot(P r) (P J3) + (h P t + c)
         scale_std, rotation_std, translation_std = in_square.std[:, None].split([1, 3, 2], -1)
         std = [
             scale_std * size[:, 0],
-            turned_std(rotation_std, plane),
-            turned_std(translation_std, plane) * size[:, 0],
+            rotated_std(rotation_std, plane),
+            rotated_std(translation_std, plane) * size[:, 0],
         ]
         return WeakCamera(
             in_square.scale_per_mm * square.half_side,
@@ -268,6 +268,6 @@ def _carried(prediction: Prediction, square: Square) -> Prediction:
         joints2d_covariance=covariance_from_plane(prediction.joints2d_covariance, plane) * size**2,
         prior=None if prediction.prior is None else prior(prediction.prior),
         prior_camera=None if prediction.prior_camera is None else camera(prediction.prior_camera),
-        landmarks=None,  # its maps cover the turned square
+        landmarks=None,  # its maps cover the rotated square
         landmark_hand=None,  # in its coordinates
     )

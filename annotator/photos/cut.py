@@ -53,21 +53,21 @@ def resample(
     images: Tensor,
     centre: Tensor,
     half_side: Tensor,
-    turn_rad: Tensor,
+    rotation_rad: Tensor,
     mirrored: Tensor,
     size_px: int,
     outside: Sequence[float] = OUTSIDE,
 ) -> Tensor:
-    """Cut turned, mirrored squares (B, C, size_px, size_px) out of square images (B, C, S, S), bilinearly; tensors.
+    """Cut rotated, mirrored squares (B, C, size_px, size_px) out of square images (B, C, S, S), bilinearly; tensors.
 
-    A crop's point p shows the image's `centre + half_side * plane_of(turn_rad, mirrored) @ p`, see `CropFrame`. If
+    A crop's point p shows the image's `centre + half_side * plane_of(rotation_rad, mirrored) @ p`, see `CropFrame`. If
     any crop shrinks its image by more than 1.5, each pixel is the mean of several samples.
 
     Args:
         images: in 0..1, e.g. crops cut wider than needed.
         centre: (B, 2) of the square, in the image's own coordinates, -1 to 1.
         half_side: (B,), in the same coordinates.
-        turn_rad: (B,).
+        rotation_rad: (B,).
         mirrored: (B,) bool.
         size_px: side of the crops.
         outside: the colour (C,) beyond the images.
@@ -76,7 +76,7 @@ def resample(
     from torch.nn import functional as F
 
     samples = max(1, math.ceil(float(half_side.max()) * images.shape[-1] / size_px / 1.5))
-    plane = (plane_of(turn_rad, mirrored)[:, :2, :2] * half_side[:, None, None]).to(images)
+    plane = (plane_of(rotation_rad, mirrored)[:, :2, :2] * half_side[:, None, None]).to(images)
     # The centres of all samples, as of `affine_grid`, which is slower.
     steps = (2 * torch.arange(size_px * samples).to(images) + 1) / (size_px * samples) - 1
     across, down = plane[..., 0, None] * steps, plane[..., 1, None] * steps + centre[..., None].to(images)

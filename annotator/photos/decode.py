@@ -149,8 +149,8 @@ def _tiff_as_shown(image: TiffImageFile) -> Display:
     """Return how to display a TIFF after loading: Pillow rotates the picture but ignores the shape of its pixels."""
     x, y = image.info.get("dpi") or image.info.get("resolution") or (1, 1)
     aspect = shown_as(b"", b"", (float(x), float(y)), image.size).pixel_aspect
-    is_turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    return Display(1, 1 / aspect if is_turned else aspect)
+    is_sideways = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    return Display(1, 1 / aspect if is_sideways else aspect)
 
 
 def _upright_photo(pixels: NDArray[np.uint8], width: int, height: int, shown: Display, exif: bytes) -> Photo:

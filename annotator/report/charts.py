@@ -89,8 +89,8 @@ class Axes:
             )
         self.shapes.append(_path("axis", f"M{self.left} {floor:.1f}H{right:.1f}"))
         middle = f"translate({(self.left + right) / 2:.1f} {self.height - 5})"
-        turned = f"translate(11 {(12 + floor) / 2:.1f}) rotate(-90)"
-        for transform, title in ((middle, x_title), (turned, y_title)):
+        rotated = f"translate(11 {(12 + floor) / 2:.1f}) rotate(-90)"
+        for transform, title in ((middle, x_title), (rotated, y_title)):
             self.shapes.append(Shape("text", {"transform": transform, "class": "mid title"}, title))
 
     def line(self, x: Sequence[float], y: Sequence[float], style: str) -> None:

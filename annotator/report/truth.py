@@ -63,7 +63,7 @@ class Truth:
         """Read a table with `image_id` and `joints3d_mm`, and `joints2d_px` where photos have several hands.
 
         The joints are in the axes of the camera with `camera.focal_px` and `camera.principal_px`. Labels of a photo
-        that was cut out of a larger one assume another camera. The truth is then turned, so that both have the same
+        that was cut out of a larger one assume another camera. The truth is then rotated, so that both have the same
         axes in the label's crop.
 
         Raises:
@@ -99,7 +99,7 @@ class Truth:
         rows, truths = np.array(pairs).T
         predicted, true = vectors(hands, "joints3d_mm")[rows], self._joints[truths]
         crop = vectors(hands, "crop_xyxy")[rows]
-        true = _turned(true, (crop[:, :2] + crop[:, 2:]) / 2, self._cameras[truths], _cameras(hands)[rows])
+        true = _rotated(true, (crop[:, :2] + crop[:, 2:]) / 2, self._cameras[truths], _cameras(hands)[rows])
         predicted, true = predicted - predicted[:, :1], true - true[:, :1]
         self._std.append(floats(hands, "joint_std_mm")[rows])
         self._errors.append(np.stack([metrics.mpjpe(predicted, true), metrics.pa_mpjpe(predicted, true)], 1))
@@ -223,8 +223,8 @@ def _cameras(table: pa.Table) -> Floats:
     return np.stack([np.asarray(part.cast(pa.float64()).fill_null(np.nan)) for part in parts], 1)
 
 
-def _turned(points: Floats, centre_px: Floats, of_camera: Floats, to_camera: Floats) -> Floats:
-    """Turn points (n, N, 3) from one camera's axes to another's; both rays meet at the crop's centre (n, 2).
+def _rotated(points: Floats, centre_px: Floats, of_camera: Floats, to_camera: Floats) -> Floats:
+    """Rotate points (n, N, 3) from one camera's axes to another's; both rays meet at the crop's centre (n, 2).
 
     Cameras (n, 3) are from `_cameras`; points with an unknown camera stay unchanged.
     """

@@ -1,4 +1,4 @@
-// A mesh to turn and zoom: WebGL if available, otherwise triangles painted from back to front on a 2D canvas.
+// A mesh to rotate and zoom: WebGL if available, otherwise triangles painted from back to front on a 2D canvas.
 "use strict";
 
 const AMBIENT = 0.25, HEADLIGHT = 0.2, LAMP = 0.55; // the same lights as in the pictures
@@ -34,15 +34,15 @@ class Viewer {
 
   /** Return to the camera's view. */
   reset() {
-    this.turned = [1, 0, 0, 0, 1, 0, 0, 0, 1];
+    this.rotation = [1, 0, 0, 0, 1, 0, 0, 0, 1];
     this.zoom = 1;
     this.draw();
   }
 
-  /** Turn about the axes of the screen, radians. */
-  turn(right, down) {
+  /** Rotate about the axes of the screen, radians. */
+  rotate(right, down) {
     const [c, s, d, t] = [Math.cos(right), Math.sin(right), Math.cos(down), Math.sin(down)];
-    this.turned = product(product([1, 0, 0, 0, d, -t, 0, t, d], [c, 0, -s, 0, 1, 0, s, 0, c]), this.turned);
+    this.rotation = product(product([1, 0, 0, 0, d, -t, 0, t, d], [c, 0, -s, 0, 1, 0, s, 0, c]), this.rotation);
     this.draw();
   }
 
@@ -61,7 +61,7 @@ class Viewer {
       const ratio = Math.min(window.devicePixelRatio || 1, 2);
       this.canvas.width = this.canvas.clientWidth * ratio;
       this.canvas.height = this.canvas.clientHeight * ratio;
-      this.painter.draw(this.turned, 0.92 * this.zoom / this.mesh.radius);
+      this.painter.draw(this.rotation, 0.92 * this.zoom / this.mesh.radius);
     });
   }
 }
@@ -99,12 +99,12 @@ function normalsOf(vertices, faces) {
 
 const VERTEX = `
 attribute vec3 place, normal, colour;
-uniform mat3 turned;
+uniform mat3 rotation;
 uniform vec2 scale;
 varying vec3 facing, paint;
 void main() {
-  vec3 seen = turned * place;
-  facing = turned * normal;
+  vec3 seen = rotation * place;
+  facing = rotation * normal;
   paint = colour;
   float far = 1.0 + 0.18 * seen.z * max(scale.x, scale.y); // weak perspective: nearer parts are larger
   gl_Position = vec4(seen.x * scale.x, -seen.y * scale.y, seen.z * 0.001, max(far, 0.2));
@@ -153,7 +153,7 @@ function webGlPainter(canvas) {
       gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, mesh.faces, gl.STATIC_DRAW);
       count = mesh.faces.length;
     },
-    draw(turned, scale) {
+    draw(rotation, scale) {
       const { width, height } = canvas, short = Math.min(width, height);
       gl.viewport(0, 0, width, height);
       gl.clearColor(0, 0, 0, 0);
@@ -167,8 +167,8 @@ function webGlPainter(canvas) {
         gl.vertexAttribPointer(at, 3, gl.FLOAT, false, 0, 0);
       });
       // WebGL expects column-major matrices.
-      const columns = [0, 3, 6, 1, 4, 7, 2, 5, 8].map((i) => turned[i]);
-      gl.uniformMatrix3fv(gl.getUniformLocation(program, "turned"), false, columns);
+      const columns = [0, 3, 6, 1, 4, 7, 2, 5, 8].map((i) => rotation[i]);
+      gl.uniformMatrix3fv(gl.getUniformLocation(program, "rotation"), false, columns);
       gl.uniform2f(gl.getUniformLocation(program, "scale"), scale * short / width, scale * short / height);
       gl.uniform3fv(gl.getUniformLocation(program, "lamp"), LAMP_AT);
       gl.uniform3f(gl.getUniformLocation(program, "shares"), AMBIENT, HEADLIGHT, LAMP);
@@ -187,11 +187,11 @@ function flatPainter(canvas) {
   let mesh = null;
   return {
     load(given) { mesh = given; },
-    draw(turned, scale) {
+    draw(rotation, scale) {
       const { vertices, normals, colours, faces } = mesh, size = Math.min(canvas.width, canvas.height) / 2;
       const seen = new Float32Array(vertices.length);
       for (let i = 0; i < vertices.length; i += 3) {
-        for (let k = 0; k < 3; k++) seen[i + k] = turned[3 * k] * vertices[i] + turned[3 * k + 1] * vertices[i + 1] + turned[3 * k + 2] * vertices[i + 2];
+        for (let k = 0; k < 3; k++) seen[i + k] = rotation[3 * k] * vertices[i] + rotation[3 * k + 1] * vertices[i + 1] + rotation[3 * k + 2] * vertices[i + 2];
       }
       const depth = (f) => seen[3 * faces[f] + 2] + seen[3 * faces[f + 1] + 2] + seen[3 * faces[f + 2] + 2];
       const order = Array.from({ length: faces.length / 3 }, (_, f) => 3 * f).sort((a, b) => depth(b) - depth(a));
@@ -199,7 +199,7 @@ function flatPainter(canvas) {
       for (const f of order) {
         const corners = [0, 1, 2].map((k) => 3 * faces[f + k]);
         const mean = (values, k) => (values[corners[0] + k] + values[corners[1] + k] + values[corners[2] + k]) / 3;
-        let normal = [0, 1, 2].map((k) => [0, 1, 2].reduce((sum, j) => sum + turned[3 * k + j] * mean(normals, j), 0));
+        let normal = [0, 1, 2].map((k) => [0, 1, 2].reduce((sum, j) => sum + rotation[3 * k + j] * mean(normals, j), 0));
         if (normal[2] > 0) normal = normal.map((n) => -n);
         const lamp = Math.max(normal.reduce((sum, n, k) => sum + n * LAMP_AT[k], 0) * 0.5 + 0.5, 0) ** 1.5;
         const light = 255 * (AMBIENT - HEADLIGHT * normal[2] + LAMP * lamp);
@@ -227,14 +227,14 @@ function listen(viewer) {
     if (!was) return;
     const before = down.size === 2 ? gap() : 0;
     down.set(event.pointerId, { x: event.clientX, y: event.clientY });
-    if (down.size === 1) viewer.turn((event.clientX - was.x) * 0.01, (event.clientY - was.y) * 0.01);
+    if (down.size === 1) viewer.rotate((event.clientX - was.x) * 0.01, (event.clientY - was.y) * 0.01);
     if (down.size === 2 && before) viewer.scale(gap() / before);
   });
   for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (event) => down.delete(event.pointerId));
   canvas.addEventListener("wheel", (event) => { event.preventDefault(); viewer.scale(Math.exp(-event.deltaY * 0.0015)); }, { passive: false });
   const keys = {
-    ArrowLeft: () => viewer.turn(-0.15, 0), ArrowRight: () => viewer.turn(0.15, 0), ArrowUp: () => viewer.turn(0, -0.15),
-    ArrowDown: () => viewer.turn(0, 0.15), "+": () => viewer.scale(1.2), "=": () => viewer.scale(1.2), "-": () => viewer.scale(1 / 1.2), 0: () => viewer.reset(),
+    ArrowLeft: () => viewer.rotate(-0.15, 0), ArrowRight: () => viewer.rotate(0.15, 0), ArrowUp: () => viewer.rotate(0, -0.15),
+    ArrowDown: () => viewer.rotate(0, 0.15), "+": () => viewer.scale(1.2), "=": () => viewer.scale(1.2), "-": () => viewer.scale(1 / 1.2), 0: () => viewer.reset(),
   };
   canvas.addEventListener("keydown", (event) => { if (keys[event.key]) { event.preventDefault(); keys[event.key](); } });
   window.addEventListener("resize", () => viewer.draw());

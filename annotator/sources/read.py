@@ -124,11 +124,11 @@ def _files(paths: Sequence[str]) -> Iterator[bytes | Exception]:
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         ahead: deque[Future[bytes | Exception]] = deque()
         requested = 0
-        for turn, path in enumerate(paths):
+        for number, path in enumerate(paths):
             if is_local(path):
                 yield _read(path)
                 continue
-            while requested < len(paths) and requested <= turn + REQUESTS_AT_ONCE:
+            while requested < len(paths) and requested <= number + REQUESTS_AT_ONCE:
                 if not is_local(paths[requested]):
                     ahead.append(pool.submit(_read, paths[requested]))
                 requested += 1

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.coordinates import turned_std
+from annotator.coordinates import rotated_std
 from annotator.labels.crop_hands import position_in_view
 from annotator.lens import Lens
 from annotator.photos.crops import BOX_PADDING
@@ -66,5 +66,5 @@ def position_of_track(
     areas = np.abs(np.linalg.det(np.nan_to_num(view.slopes(points))))
     px_per_tan = np.sqrt(np.where(areas > 0, areas, view.square_px()[1] ** 2))[:, None] / view.half_tan
     return position_in_view(
-        view, points, joints_mm @ view.axes, turned_std(std_mm, view.axes.T), std_px / px_per_tan
+        view, points, joints_mm @ view.axes, rotated_std(std_mm, view.axes.T), std_px / px_per_tan
     )

@@ -42,7 +42,7 @@ class MeshPath:
     label_betas: Floats  # (T, 10)
     pose: Floats  # (T, 48)
     betas: Floats  # (T, 10)
-    turn: Floats  # (T, 3, 3) the wrist's rotation
+    rotation: Floats  # (T, 3, 3) the wrist's rotation
     share: float  # of scatter, over the predicted variance
     variance_ratio: Floats  # (T,) the smoother's variance over a usual one
     size: Floats  # (T,) factor on the smoothed hand, from the wrist
@@ -50,7 +50,7 @@ class MeshPath:
 
 @torch.inference_mode()
 def unrotated_hands(layer: HandLayer, pose: Floats, betas: Floats) -> Iterator[tuple[Floats, Floats]]:
-    """Yield joints (n, 21, 3) and vertices (n, V, 3) of the right hand at its fingers' pose, the wrist not turned."""
+    """Yield joints (n, 21, 3) and vertices (n, V, 3) of the right hand at its fingers' pose, the wrist not rotated."""
     for first in range(0, len(pose), _POSED):
         rows = slice(first, first + _POSED)
         rotvec = pose[rows].reshape(-1, 16, 3).astype(np.float32).copy()
@@ -85,7 +85,9 @@ def track_meshes(
     for number, (_, posed) in enumerate(unrotated_hands(layer, path.pose, path.betas)):
         part = slice(number * _POSED, (number + 1) * _POSED)
         size = path.size[part, None, None].astype(np.float32)
-        points = size * (posed + offsets.read(held[part])) @ path.turn[part].swapaxes(1, 2).astype(np.float32)
+        points = (
+            size * (posed + offsets.read(held[part])) @ path.rotation[part].swapaxes(1, 2).astype(np.float32)
+        )
         std = size * np.concatenate([*islice(of_std, 2)])
         yield points if path.is_right else mirror_points(points), std
 
@@ -129,11 +131,11 @@ def _label_offsets(
     """Return the offsets (T, V, 3) of labels from their parametric hand, in its own axes, and the mean observed."""
     found: DiskArray | None = None
     total: Floats | None = None
-    turn = rotation_matrices(path.label_pose[:, :3].astype(np.float64)).astype(np.float32)
+    rotation = rotation_matrices(path.label_pose[:, :3].astype(np.float64)).astype(np.float32)
     for number, (_, parametric) in enumerate(unrotated_hands(layer, path.label_pose, path.label_betas)):
         part = slice(number * _POSED, (number + 1) * _POSED)
         shown = vertices.read(rows[part].clip(0))
-        offset = (shown if path.is_right else mirror_points(shown)) @ turn[part] - parametric
+        offset = (shown if path.is_right else mirror_points(shown)) @ rotation[part] - parametric
         flat = offset[path.observed[part]].reshape(-1, offset[0].size).astype(np.float64)
         found = found or DiskArray(offset.shape[1:], offset.dtype)
         found.write(part.start, offset)

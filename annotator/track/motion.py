@@ -61,20 +61,20 @@ def smoothed_motion(
     usual = float(variance[observed].mean())
     rotations, pose = rotation_matrices(labels.pose[:, :3].astype(np.float64)), labels.pose[:, 3:]
 
-    turn = smooth_rotations(time_s, rotations, variance, observed)
-    turned = hold_constant_ends(turn.rotations, observed)
-    # A hand that is turned the wrong way has fingers to match.
-    variance = variance / turn.weight
+    wrist = smooth_rotations(time_s, rotations, variance, observed)
+    wrist_rotations = hold_constant_ends(wrist.rotations, observed)
+    # A hand that is rotated the wrong way has fingers to match.
+    variance = variance / wrist.weight
     fingers, of_fingers, finger_noise = _smoothed(time_s, pose, variance, observed)
     if shape is None:
         shape = one_shape(labels.betas[observed], variance[observed])
     betas: Floats = np.tile(shape, (len(time_s), 1))
     ratio = (
-        variance_ratio(turn.smoothed, turn.noise, usual) + variance_ratio(of_fingers, finger_noise, usual)
+        variance_ratio(wrist.smoothed, wrist.noise, usual) + variance_ratio(of_fingers, finger_noise, usual)
     ) / 2
 
     # A network's offsets from its parametric hand are kept: they are smoothed in the hand's own axes.
-    new_pose = np.concatenate([rotation_vectors(turned), fingers], 1)
+    new_pose = np.concatenate([rotation_vectors(wrist_rotations), fingers], 1)
     before, after = (
         np.concatenate([joints for joints, _ in unrotated_hands(layer, *hand)])
         for hand in ((labels.pose, labels.betas), (new_pose, betas))
@@ -83,7 +83,7 @@ def smoothed_motion(
     raw = (shown @ rotations.astype(np.float32) - before).reshape(len(time_s), -1)
     offset, _, noise = _smoothed(time_s, raw, variance, observed)
     offset = offset.astype(np.float32).reshape(after.shape)
-    joints = (after + offset) @ turned.swapaxes(1, 2).astype(np.float32)
+    joints = (after + offset) @ wrist_rotations.swapaxes(1, 2).astype(np.float32)
     joints = joints if is_right else mirror_points(joints)
 
     apart = (labels.joints3d_mm - joints)[observed, 1:]
@@ -113,7 +113,7 @@ def smoothed_motion(
         label_betas=labels.betas,
         pose=new_pose,
         betas=betas,
-        turn=turned,
+        rotation=wrist_rotations,
         share=share,
         variance_ratio=ratio,
         size=np.ones(len(time_s)),

@@ -132,15 +132,15 @@ def _crops(
     box, crop, rotation, views = crops  # changed in place
     for k in np.flatnonzero(rows < 0).tolist():
         # Where the hand is in the photo depends little on the crop's axes: the nearest frame's find it.
-        turned = motion.joints3d_mm[k] @ frames.rotation_matrices(rotation[k].astype(np.float64)).T
+        rotated = motion.joints3d_mm[k] @ frames.rotation_matrices(rotation[k].astype(np.float64)).T
         if views[k] is not None:
             weak = _weak_camera(crops, motion, photos, k)
-            box[k] = box_around_joints(views[k].nearest_in_photo(weak.scale * turned[:, :2] + weak.place))
+            box[k] = box_around_joints(views[k].nearest_in_photo(weak.scale * rotated[:, :2] + weak.place))
             views[k] = view_around(box[k], views[k])
             centre_px, half_side_px = views[k].square_px()
             axes = views[k].axes
         else:
-            box[k] = box_around_joints(motion.scale_px[k] * turned[:, :2] + motion.place_px[k])
+            box[k] = box_around_joints(motion.scale_px[k] * rotated[:, :2] + motion.place_px[k])
             centre_px, half_side_px, *_ = square = square_around(box[k], BOX_PADDING)
             axes = square.axes(photos.principal_px[k], photos.focal_px[k])
         crop[k] = np.concatenate([centre_px - half_side_px, centre_px + half_side_px])
@@ -162,9 +162,9 @@ def _projected(motion: Motion, crops: _Crops, photos: _Photos) -> _Projected:
     """Project the joints of a smoothed track, and locate its wrist."""
     crop = crops.crop_xyxy
     half_px, centre_px = (crop[:, 2] - crop[:, 0]) / 2, (crop[:, :2] + crop[:, 2:]) / 2
-    turns = frames.rotation_matrices(crops.rotation.astype(np.float64))
-    turned = motion.joints3d_mm @ turns.swapaxes(1, 2)
-    joints2d_px = motion.scale_px[:, None, None] * turned[..., :2] + motion.place_px[:, None]
+    matrices = frames.rotation_matrices(crops.rotation.astype(np.float64))
+    rotated = motion.joints3d_mm @ matrices.swapaxes(1, 2)
+    joints2d_px = motion.scale_px[:, None, None] * rotated[..., :2] + motion.place_px[:, None]
     cam_t_mm = frames.camera_translation(
         motion.joints3d_mm, joints2d_px, photos.focal_px, photos.principal_px
     )
@@ -178,7 +178,7 @@ def _projected(motion: Motion, crops: _Crops, photos: _Photos) -> _Projected:
     for k in through_lens(crops.views):
         view = crops.views[k]
         weak = _weak_camera(crops, motion, photos, k)
-        points = weak.scale * turned[k, :, :2] + weak.place
+        points = weak.scale * rotated[k, :, :2] + weak.place
         scale[k], translation[k], joints2d_px[k] = weak.scale, weak.place, view.nearest_in_photo(points)
         cam_t_mm[k], covariance[k] = position_of_track(
             view, points, motion.joints3d_mm[k], motion.joints3d_std_mm[k], motion.joints2d_std_px[k]

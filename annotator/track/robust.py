@@ -1,8 +1,8 @@
-"""Labels that are turned the wrong way weigh less than others of their track.
+"""Labels that are rotated the wrong way weigh less than others of their track.
 
-A network sometimes takes a palm for a back, and so turns a hand by up to 180 degrees for a few frames. Gaussian errors
-would drag the path around with them. So a label is turned either by a Gaussian error or by any
-rotation, all equally likely. Its weight is the probability of the first.
+A network sometimes takes a palm for a back, and so rotates a hand by up to 180 degrees for a few frames. Gaussian
+errors would drag the path around with them. So a label is rotated either by a Gaussian error or by any rotation, all
+equally likely. Its weight is the probability of the first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from annotator.coordinates import rotation_matrices, rotation_vectors
 
 Floats = NDArray[np.floating]
 
-#: Density of a uniformly random rotation, per cubed radian; first and maximum share of labels that are turned so.
+#: Density of a uniformly random rotation, per cubed radian; first and maximum share of labels that are rotated so.
 _ANY, _FIRST_SHARE, _MAX_SHARE = 1 / (8 * np.pi**2), 0.1, 0.5
 
 #: Minimum weight, so that a track of doubtful labels alone still follows them.
@@ -23,7 +23,7 @@ MIN_WEIGHT = 0.01
 #: Labels on each side, and the standard deviation in time, of a local median: more than a short run of wrong labels.
 _REACH, _NEAR_S = 10, 0.15
 
-#: Labels from one to the next whose turn gives a rate.
+#: Labels from one to the next whose rotation gives a rate.
 _SPAN = 2
 
 #: Rotations of one step: bounds memory.
@@ -39,13 +39,13 @@ _MIN_SCALE = 1e-12
 _MEDIAN_SQUARE = 2.366
 
 
-def turn_weights(apart: Floats, variance: Floats) -> Floats:
+def rotation_weights(apart: Floats, variance: Floats) -> Floats:
     """Return the weight (n,) of labels, by which their variance is to be divided: `MIN_WEIGHT` to 1.
 
-    The scale of Gaussian errors and the share of wrong turns are the likeliest, found by expectation maximisation.
+    The scale of Gaussian errors and the share of wrong rotations are the likeliest, found by expectation maximisation.
 
     Args:
-        apart: (n, 3) turns from a path to the labels, radians. variance: (n,) predicted, up to a common factor.
+        apart: (n, 3) rotations from a path to the labels, radians. variance: (n,) predicted, up to a common factor.
     """
     square = np.square(apart).sum(1) / variance
     scale, share = max(float(np.median(square)) / _MEDIAN_SQUARE, _MIN_SCALE), _FIRST_SHARE
@@ -66,9 +66,9 @@ def _inlier_probability(square: Floats, scale: float, variance: Floats, share: f
 def local_medians(time_s: Floats, rotations: Floats) -> Floats:
     """Return the median (n, 3, 3) of the rotations near each one in time, all carried to its time.
 
-    They are carried at the median rate of turning, so that hands may turn fast. The median of rotations has the least
-    sum of chordal distances to them, by Weiszfeld's algorithm (Hartley et al., 2011). So it stays near most of them,
-    however far off the others are.
+    They are carried at the median rate of rotation, so that hands may rotate fast. The median of rotations has the
+    least sum of chordal distances to them, by Weiszfeld's algorithm (Hartley et al., 2011). So it stays near most of
+    them, however far off the others are.
     """
     result = np.empty_like(rotations)
     for start in range(0, len(rotations), _BLOCK):
@@ -100,11 +100,11 @@ def _medians(time_s: Floats, rotations: Floats) -> Floats:
 
 
 def _median_rates(time_s: Floats, rotations: Floats) -> Floats:
-    """Return the median (n, 3) of the rates of turning near each rotation, radians per second in its own axes."""
+    """Return the median (n, 3) of the rates of rotation near each rotation, radians per second in its own axes."""
     if len(rotations) <= _SPAN:
         return np.zeros((len(rotations), 3))
-    turn = rotation_vectors(rotations[:-_SPAN].swapaxes(1, 2) @ rotations[_SPAN:])
-    rate = turn / (time_s[_SPAN:] - time_s[:-_SPAN])[:, None]
+    rotation = rotation_vectors(rotations[:-_SPAN].swapaxes(1, 2) @ rotations[_SPAN:])
+    rate = rotation / (time_s[_SPAN:] - time_s[:-_SPAN])[:, None]
     padded = np.pad(rate, [(_REACH, _REACH + _SPAN), (0, 0)], constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * _REACH + 1, axis=0)
     medians: Floats = np.nanmedian(windows, axis=-1)

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotator.coordinates import rotation_matrices, rotation_vectors
-from annotator.track.robust import local_medians, turn_weights
+from annotator.track.robust import local_medians, rotation_weights
 from annotator.track.smoother import Floats, Measurements, Noise, Smoothed, fit_noise, smooth
 
 #: Rounds after which a smoothed path of rotations has converged.
 _ROUNDS = 3
 
 
-class Turned(NamedTuple):
+class SmoothedRotations(NamedTuple):
     """A smoothed path of rotations."""
 
     rotations: Floats  # (T, 3, 3)
@@ -26,11 +26,11 @@ class Turned(NamedTuple):
 
 def smooth_rotations(
     time_s: Floats, rotations: Floats, variance: Floats, observed: NDArray[np.bool_]
-) -> Turned:
-    """Smooth rotations (T, 3, 3) that turn at nearly constant angular velocity in their own axes.
+) -> SmoothedRotations:
+    """Smooth rotations (T, 3, 3) of nearly constant angular velocity in their own axes.
 
-    The path is unrolled: the small turns from frame to frame are vectors of the tangent space, and are added up. So
-    turns of any size have no seam. Measurements lie in the tangent space at the current path, and the path is
+    The path is unrolled: the small rotations from frame to frame are vectors of the tangent space, and are added up. So
+    rotations of any size have no seam. Measurements lie in the tangent space at the current path, and the path is
     updated until it converges. It starts at local medians, and in each round labels far off weigh less.
     """
     near = rotations.copy()
@@ -41,29 +41,29 @@ def smooth_rotations(
     for _ in range(_ROUNDS):
         unrolled = _unrolled(path)
         apart = rotation_vectors(path.swapaxes(1, 2) @ np.where(observed[:, None, None], rotations, path))
-        weight[observed] = turn_weights(apart[observed], variance[observed])
+        weight[observed] = rotation_weights(apart[observed], variance[observed])
         measurements = Measurements(time_s, unrolled + apart, variance / weight, observed)
         noise = noise or fit_noise(measurements)
         smoothed = smooth(measurements, noise)
         path = path @ rotation_matrices(smoothed.position - unrolled)
     assert noise is not None
-    return Turned(path, smoothed, noise, weight)
+    return SmoothedRotations(path, smoothed, noise, weight)
 
 
 def _unrolled(path: Floats) -> Floats:
-    """Return the sum (T, 3) of the turns from frame to frame, each in the axes of the frame before."""
+    """Return the sum (T, 3) of the rotations from frame to frame, each in the axes of the frame before."""
     steps = rotation_vectors(path[:-1].swapaxes(1, 2) @ path[1:])
     return np.concatenate([np.zeros((1, 3)), np.cumsum(steps, 0)])
 
 
 def filled(time_s: Floats, rotations: Floats, observed: NDArray[np.bool_]) -> Floats:
-    """Return rotations (T, 3, 3) with each that is not observed turned part of the way between its neighbours."""
+    """Return rotations (T, 3, 3) with each that is not observed rotated part of the way between its neighbours."""
     seen = np.flatnonzero(observed)
     after = np.searchsorted(seen, np.arange(len(observed))).clip(0, len(seen) - 1)
     before = np.where(seen[after] == np.arange(len(observed)), after, after - 1).clip(0)
     start, end = seen[before], seen[after]
     span = time_s[end] - time_s[start]
     way = np.where(span > 0, (time_s - time_s[start]) / np.where(span > 0, span, 1.0), 0.0).clip(0, 1)
-    turn = rotation_vectors(rotations[start].swapaxes(1, 2) @ rotations[end])
-    result: Floats = rotations[start] @ rotation_matrices(turn * way[:, None])
+    rotation = rotation_vectors(rotations[start].swapaxes(1, 2) @ rotations[end])
+    result: Floats = rotations[start] @ rotation_matrices(rotation * way[:, None])
     return result

@@ -144,8 +144,8 @@ def test_columns_of_a_fit_agree_with_each_other_as_those_of_any_label(fitted):
         joints, camera = np.array(row["joints3d_mm"]), row["camera"]
         x0, y0, x1, _ = row["crop_xyxy"]
         half = (x1 - x0) / 2
-        turned = joints @ roma.rotvec_to_rotmat(torch.tensor(camera["rotation"])).numpy().T
-        in_crop = camera["scale"] * turned[:, :2] + camera["translation"]
+        rotated = joints @ roma.rotvec_to_rotmat(torch.tensor(camera["rotation"])).numpy().T
+        in_crop = camera["scale"] * rotated[:, :2] + camera["translation"]
         seen = in_crop * half + [x0 + half, y0 + half]
         np.testing.assert_allclose(seen, row["joints2d_px"], atol=0.2)
         moved = joints + camera["cam_t_mm"]
@@ -163,7 +163,7 @@ def test_columns_of_a_fit_agree_with_each_other_as_those_of_any_label(fitted):
         assert row["visible_fraction"] == pytest.approx(np.mean(row["vertex_visible"]), abs=1e-3)
 
 
-def test_a_hand_far_from_the_middle_of_the_photo_is_turned_to_the_camera_it_was_seen_by():
+def test_a_hand_far_from_the_middle_of_the_photo_is_rotated_to_the_camera_it_was_seen_by():
     """True pinhole views, 27 degrees off the axis: palms point where they do in the camera's axes."""
     _, joints, _, _ = drawn(40, 77)
     focal_px = 1.2 * WIDTH

@@ -23,7 +23,7 @@ SMALL = (
     ("3_1528505750.77_pic00096.jpg", 281, 100),
     ("5_pic00071.jpg", 331, 70),
 )
-PLACES = [(120, 40, 90, 60, turns) for turns in range(4)] + [(0, 0, 160, 120, 1)]
+PLACES = [(120, 40, 90, 60, quarters) for quarters in range(4)] + [(0, 0, 160, 120, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_a_point_of_a_view_lies_in_the_photo_where_its_pixel_came_from(place):
     there = view.to_photo(points)
     np.testing.assert_allclose(there[:, :2], seen.reshape(-1, 3)[:, :2] + 0.5)
     assert (there[:, 2] == points[:, 2]).all()
-    np.testing.assert_allclose(view.turned_back(points[1:] - points[0]), there[1:] - there[0])
+    np.testing.assert_allclose(view.rotated_back(points[1:] - points[0]), there[1:] - there[0])
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (896, 900), (1333, 1000), (3000, 300)])
@@ -103,8 +103,8 @@ def test_a_hand_no_larger_than_the_overlap_is_whole_in_a_tile_wherever_it_lies(s
     rng = np.random.default_rng(0)
     for side in sides:
         hand = int(OVERLAP * side)
-        for turns in range(4) if side == max(sides) else (0,):
-            tiles = [view for view in views if view.width == side and view.quarter_turns == turns]
+        for quarters in range(4) if side == max(sides) else (0,):
+            tiles = [view for view in views if view.width == side and view.quarters == quarters]
             for _ in range(100):
                 left, top = rng.uniform(0, np.array(size) - hand)
                 corners = np.array([[left, top, 0], [left + hand, top + hand, 0]])
@@ -126,9 +126,9 @@ def test_a_view_does_not_hold_a_hand_that_its_edge_cuts_unless_the_photo_ends_th
     assert [view.holds(np.array(hand), 640, 480) for hand in (whole, over, above)] == [True, False, True]
 
 
-@pytest.mark.parametrize("turns", [0, 1, 2])
-def test_hands_at_a_quarter_of_their_size_are_found_where_they_are_however_turned(
-    turns, quick, thorough, hand_scenes
+@pytest.mark.parametrize("quarters", [0, 1, 2])
+def test_hands_at_a_quarter_of_their_size_are_found_where_they_are_however_rotated(
+    quarters, quick, thorough, hand_scenes
 ):
     from annotator.detection.detector import agreement
 
@@ -137,7 +137,7 @@ def test_hands_at_a_quarter_of_their_size_are_found_where_they_are_however_turne
         pixels = scene(hand_scenes, name)
         (large,) = quick.find(pixels)
         small = shrunk(pixels, 4, left, top)
-        whole = SearchView(0, 0, small.shape[1], small.shape[0], turns)
+        whole = SearchView(0, 0, small.shape[1], small.shape[0], quarters)
         seen = whole.cut(small)
         found_first += len(quick.find(seen))
         (hand,) = thorough.find(seen)  # though several tiles show it
@@ -191,7 +191,7 @@ def test_the_hand_that_several_tiles_show_is_one_hand_and_the_surest_stays(quick
     pixels = scene(hand_scenes, list(scenes_with_boxes(hand_scenes, 1))[77])
     (large,) = quick.find(pixels)
     tiles = [SearchView(left, top, 560, 420, 0) for left in (0, 80) for top in (0, 60)]
-    views = [*tiles, *(SearchView(0, 0, 640, 480, turns) for turns in (1, 2, 3))]
+    views = [*tiles, *(SearchView(0, 0, 640, 480, quarters) for quarters in (1, 2, 3))]
     joints, scores = [], []
     for view in views:
         for hand in quick.find(view.cut(pixels)):
@@ -204,7 +204,7 @@ def test_the_hand_that_several_tiles_show_is_one_hand_and_the_surest_stays(quick
 
 
 def test_two_real_hands_that_touch_both_stay_though_their_boxes_overlap(quick, hand_scenes):
-    """Two hands of different photos, one pasted beside the other, then turned, which makes their boxes overlap."""
+    """Two hands of different photos, one pasted beside the other, then rotated, which makes their boxes overlap."""
     left = Image.fromarray(scene(hand_scenes, "996_pic00119.jpg"))
     right = Image.fromarray(scene(hand_scenes, "pic00064.jpg"))
     (a,), (b,) = quick.find(np.asarray(left)), quick.find(np.asarray(right))
@@ -215,8 +215,8 @@ def test_two_real_hands_that_touch_both_stay_though_their_boxes_overlap(quick, h
     canvas = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), (128, 128, 128))
     canvas.paste(left, (0, canvas.height - left.height))
     canvas.paste(right, (left.width, canvas.height - right.height))
-    turned = canvas.rotate(40, Image.Resampling.BICUBIC, expand=True, fillcolor=(128, 128, 128))
-    a, b = quick.find(np.asarray(turned))
+    rotated = canvas.rotate(40, Image.Resampling.BICUBIC, expand=True, fillcolor=(128, 128, 128))
+    a, b = quick.find(np.asarray(rotated))
     assert shared_part(a.box_xyxy, b.box_xyxy) > 0.1
     assert np.linalg.norm(a.joints2d_px.mean(0) - b.joints2d_px.mean(0)) > left.width / 2
 

@@ -177,8 +177,8 @@ def test_columns_of_a_track_agree_with_each_other_as_those_of_any_label(rows):
         joints, camera = np.array(row["joints3d_mm"]), row["camera"]
         x0, y0, x1, _ = row["crop_xyxy"]
         half = (x1 - x0) / 2
-        turned = joints @ roma.rotvec_to_rotmat(torch.tensor(camera["rotation"])).numpy().T
-        seen = (camera["scale"] * turned[:, :2] + camera["translation"]) * half + [x0 + half, y0 + half]
+        rotated = joints @ roma.rotvec_to_rotmat(torch.tensor(camera["rotation"])).numpy().T
+        seen = (camera["scale"] * rotated[:, :2] + camera["translation"]) * half + [x0 + half, y0 + half]
         np.testing.assert_allclose(seen, row["joints2d_px"], atol=0.1)
         rotations = roma.rotvec_to_rotmat(torch.tensor(row["pose"]).view(1, 16, 3))
         vertices, _ = LAYER(rotations, torch.tensor(row["betas"])[None])

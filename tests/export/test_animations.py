@@ -100,13 +100,13 @@ class Bvh:
     def joints_cm(self) -> dict[str, np.ndarray]:
         """Return each joint's path (N, 3); a tip has the name of its finger."""
         found: dict[str, np.ndarray] = {}
-        places, turns = [], []
+        places, rotations = [], []
         column = 0
         for name, parent, offset, channels in zip(
             self.names, self.parents, self.offsets, self.channels, strict=True
         ):
             place = np.tile(np.array(offset), (len(self.frames), 1))
-            turn = np.tile(np.eye(3), (len(self.frames), 1, 1))
+            rotation = np.tile(np.eye(3), (len(self.frames), 1, 1))
             for channel in channels:
                 axis = "XYZ".index(channel[0])
                 values = self.frames[:, column]
@@ -114,14 +114,15 @@ class Bvh:
                 if channel.endswith("position"):
                     place[:, axis] += values
                 else:
-                    turn = (
-                        turn @ Rotation.from_rotvec(np.radians(values)[:, None] * np.eye(3)[axis]).as_matrix()
+                    rotation = (
+                        rotation
+                        @ Rotation.from_rotvec(np.radians(values)[:, None] * np.eye(3)[axis]).as_matrix()
                     )
             if parent >= 0:
-                place = places[parent] + np.einsum("nij,nj->ni", turns[parent], place)
-                turn = turns[parent] @ turn
+                place = places[parent] + np.einsum("nij,nj->ni", rotations[parent], place)
+                rotation = rotations[parent] @ rotation
             places.append(place)
-            turns.append(turn)
+            rotations.append(rotation)
             found[name if channels else self.names[parent].replace("_3", "_tip")] = place
         assert column == self.frames.shape[1]
         return found
@@ -178,10 +179,10 @@ def test_skeletons_follow_joints_that_are_refined_beyond_the_pose(tmp_path):
         apart = np.linalg.norm(found - found[:, :1] - joints, axis=-1)
         assert apart.mean() < 1 and apart.max() < 3
         # As smooth as the joints themselves are, with whole angles between frames.
-        turns = Rotation.from_euler("ZXY", bvh.frames[:, 3:].reshape(-1, 3), degrees=True).as_matrix()
-        turns = turns.reshape(len(rows), 16, 3, 3)
+        shown = Rotation.from_euler("ZXY", bvh.frames[:, 3:].reshape(-1, 3), degrees=True).as_matrix()
+        shown = shown.reshape(len(rows), 16, 3, 3)
         own = Rotation.from_rotvec(np.array([row["pose"] for row in rows]).reshape(-1, 3)).as_matrix()
-        jerk = [np.diff(one, 3, axis=0).std() for one in (turns, own.reshape(turns.shape))]
+        jerk = [np.diff(one, 3, axis=0).std() for one in (shown, own.reshape(shown.shape))]
         assert jerk[0] < 1.3 * jerk[1]
         _, nodes, meshes = Gltf(tmp_path / "glb" / f"{path.stem}.glb").animated()
         mesh = (meshes - nodes["wrist"][:, None]) * CAMERA * 1000
@@ -256,8 +257,8 @@ class Gltf:
             own = np.tile(np.eye(4), (len(times), 1, 1))
             about = self.json["nodes"][node]
             own[:, :3, 3] = moving.get((node, "translation"), about.get("translation", [0, 0, 0]))
-            turn = moving.get((node, "rotation"), [about.get("rotation", [0, 0, 0, 1])])
-            own[:, :3, :3] = Rotation.from_quat(np.array(turn)).as_matrix()
+            rotation = moving.get((node, "rotation"), [about.get("rotation", [0, 0, 0, 1])])
+            own[:, :3, :3] = Rotation.from_quat(np.array(rotation)).as_matrix()
             world[node] = above @ own
             for child in about.get("children", []):
                 visit(child, world[node])

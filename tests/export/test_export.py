@@ -131,8 +131,8 @@ EVIL = "../../etc/pass wd\n\u00fc;*"
 def scene(tmp_path_factory):
     """Labels of two hands in one photo, an id with a path, video frames, a duplicate, failures, a lost photo."""
     place = tmp_path_factory.mktemp("scene")
-    (place / "turned.jpg").write_bytes(
-        encoded(Image.fromarray(arrow(32, 48)), "JPEG", exif=_turned(), quality=95)
+    (place / "rotated.jpg").write_bytes(
+        encoded(Image.fromarray(arrow(32, 48)), "JPEG", exif=_rotated(), quality=95)
     )
     (place / "a.jpg").write_bytes(encoded(arrow(), "JPEG"))
     (place / "b.bmp").write_bytes(encoded(arrow(), "BMP"))
@@ -156,12 +156,12 @@ def scene(tmp_path_factory):
         | without_hand("empty", "empty"),
         {"image_uri": f"{place}/gone.jpg", "image_id": "gone.jpg", "is_right": True, "tags": ["x", "y"]},
         {"image_uri": f"{place}/a.jpg", "image_id": "a.jpg", "is_right": False, "duplicate": True},
-        {"image_uri": f"{place}/turned.jpg", "image_id": "turned.jpg", "is_right": True, "subject": "two"},
+        {"image_uri": f"{place}/rotated.jpg", "image_id": "rotated.jpg", "is_right": True, "subject": "two"},
     ]
     return label_set(place / "labels", load_hand("open"), rows)
 
 
-def _turned() -> Image.Exif:
+def _rotated() -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = 6
     return exif
@@ -419,8 +419,8 @@ def test_webdataset_iterates_photos_with_their_hands(scene, tmp_path, monkeypatc
     by_id = {sample["json"]["image_id"]: sample for sample in samples}
     assert [number_in(by_id[f"clip.mp4#{n}"]["jpg"]) for n in (5, 7)] == [5, 7]
     np.testing.assert_array_equal(by_id[EVIL]["png"], arrow())  # neither JPEG nor PNG: stored without loss
-    # Turned by EXIF: upright in the export, like the labels.
-    assert np.abs(by_id["turned.jpg"]["jpg"].astype(int) - np.rot90(arrow(32, 48), -1)).mean() < 8
+    # Rotated by EXIF: upright in the export, like the labels.
+    assert np.abs(by_id["rotated.jpg"]["jpg"].astype(int) - np.rot90(arrow(32, 48), -1)).mean() < 8
     raw = next(iter(webdataset.WebDataset(files, shardshuffle=False)))
     assert raw["jpg"] == (scene.parent / "a.jpg").read_bytes()
     assert (np.load(tmp_path / "wds" / "faces.npy") == load_hand("open").faces).all()
@@ -483,20 +483,20 @@ def test_pandas_reads_the_table(scene, tmp_path):
 
 @pytest.mark.parametrize("bent", [1.0, 1.2])
 def test_a_table_has_the_joint_angles_of_its_joints(tmp_path, bent):
-    """Also where joints are refined beyond the pose, here one with its hinges bent too far, and the wrist turned."""
+    """Also where joints are refined beyond the pose, here one with its hinges bent too far, and the wrist rotated."""
     rest = anatomy.rest_joints(load_hand("open"))
     names = ["fist", "pointing", "open_palm"]
     poses = np.stack([gestures.gesture_pose(rest, name) for name in names])
-    turn = Rotation.from_rotvec(np.ones(3))
+    rotation = Rotation.from_rotvec(np.ones(3))
     labels = label_set(tmp_path / "labels", load_hand("open"), mano_rows(3, "{}.jpg", "/p", None), mano=True)
     for path in sorted((labels / "data").iterdir()):
         table = pq.read_table(path)
         rows = [int(name[0]) for name in table["image_id"].to_pylist()]
         shown = np.stack([gestures.gesture_angles(rest, name) for name in names])[rows]
-        joints = 1000 * turn.apply(anatomy.pose_joints(rest, shown).reshape(-1, 3)).reshape(-1, 21, 3)
+        joints = 1000 * rotation.apply(anatomy.pose_joints(rest, shown).reshape(-1, 3)).reshape(-1, 21, 3)
         right = np.array(table["is_right"].to_pylist())
         joints[~right] *= [-1, 1, 1]
-        hinges = np.repeat([1, bent, bent] * 4 + [1, 1, 1], 3)  # the thumb's joints turn about two axes
+        hinges = np.repeat([1, bent, bent] * 4 + [1, 1, 1], 3)  # the thumb's joints rotate about two axes
         pose = np.concatenate([np.full((len(rows), 3), bent), hinges * poses[rows]], 1)
         values = {"pose": pose, "betas": np.zeros((len(rows), 10)), "joints3d_mm": joints - joints[:, :1]}
         for name, array in values.items():

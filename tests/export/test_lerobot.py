@@ -148,18 +148,20 @@ def test_frames_hold_both_hands_of_each_frame(exports, tracked, form):
                 np.array(row["camera"]["cam_t_mm"]) / 1000,
                 rtol=1e-6,
             )
-            # The wrist's rotation turns the hand at rest, mirrored for a left one, into the camera's axes.
-            turn = Rotation.from_quat([state[f"{name}_wrist_q{axis}"] for axis in "xyzw"]).as_matrix()
+            # The wrist's rotation takes the hand at rest, mirrored for a left one, into the camera's axes.
+            rotation = Rotation.from_quat([state[f"{name}_wrist_q{axis}"] for axis in "xyzw"]).as_matrix()
             rest = HAND.J_regressor @ (HAND.v_template + HAND.shapedirs @ row["betas"])
-            palm = (rest[[1, 4, 7, 10]] - rest[0]) * ([1, 1, 1] if row["is_right"] else [-1, 1, 1]) @ turn.T
+            palm = (
+                (rest[[1, 4, 7, 10]] - rest[0]) * ([1, 1, 1] if row["is_right"] else [-1, 1, 1]) @ rotation.T
+            )
             np.testing.assert_allclose(1000 * palm, np.array(row["joints3d_mm"])[[5, 9, 17, 13]], atol=1.2)
             angles = of_joints[side][number][list(MOVING_ANGLES)]
             found = [value for key, value in state.items() if key.startswith(name) and key.endswith("_rad")]
             np.testing.assert_allclose(np.degrees(found), angles, atol=1e-3)
         focal, principal = frame["observation.intrinsics"][:2], frame["observation.intrinsics"][2:]
         assert focal == [1e7, 1e7] and principal == [320, 240]
-    turns = np.array(frames["observation.state"])[:30, 3:7]
-    assert ((turns[1:] * turns[:-1]).sum(1) > 0).all()
+    rotations = np.array(frames["observation.state"])[:30, 3:7]
+    assert ((rotations[1:] * rotations[:-1]).sum(1) > 0).all()
 
 
 def test_counters_and_episodes_follow_the_layout(exports):

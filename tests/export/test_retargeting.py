@@ -22,8 +22,8 @@ def hands(count: int, seed: int = 0) -> np.ndarray:
     """Right hands in any place and direction, metres."""
     rng = np.random.default_rng(seed)
     joints = anatomy.pose_joints(REST, plausible_poses.sample_angles(REST, count, rng))
-    turns = Rotation.random(count, random_state=seed).as_matrix()
-    return np.einsum("nij,nkj->nki", turns, joints - joints[:, :1]) + rng.normal(size=(count, 1, 3))
+    rotations = Rotation.random(count, random_state=seed).as_matrix()
+    return np.einsum("nij,nkj->nki", rotations, joints - joints[:, :1]) + rng.normal(size=(count, 1, 3))
 
 
 def estimated_frame(joints: np.ndarray) -> np.ndarray:
@@ -50,8 +50,8 @@ def test_a_hand_lies_as_the_robot_does_whatever_the_wrist(side):
     """Robot axes: fingers along z, the palm faces x; the thumb is at y on a right hand, at -y on a left one."""
     mirror = MIRROR if side == "left" else 1
     flat = np.repeat(gestures.GESTURES["open_palm"][None], 20, 0)
-    turns = Rotation.random(20, random_state=3).as_matrix()
-    open_hands = np.einsum("nij,nkj->nki", turns, anatomy.pose_joints(REST, flat) * mirror)
+    rotations = Rotation.random(20, random_state=3).as_matrix()
+    open_hands = np.einsum("nij,nkj->nki", rotations, anatomy.pose_joints(REST, flat) * mirror)
     found = operator_joints(open_hands, side)
     np.testing.assert_allclose(found, np.tile(found[:1], (20, 1, 1)), atol=1e-9)
     joints = dict(zip(JOINT_NAMES, found[0], strict=True))

@@ -33,10 +33,10 @@ def drawn(count: int, seed: int):
     """Draw plausible right hands at any rotation: vertices, joints (camera axes, mm), rotations and betas."""
     rng = np.random.default_rng(seed)
     poses = torch.from_numpy(plausible_poses.sample_poses(anatomy.rest_joints(HAND), count, rng))
-    turns = roma.unitquat_to_rotmat(
+    wrists = roma.unitquat_to_rotmat(
         torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(count, 4))), dim=-1)
     )
-    rotations = torch.cat([turns[:, None], roma.rotvec_to_rotmat(poses.view(count, 15, 3))], 1)
+    rotations = torch.cat([wrists[:, None], roma.rotvec_to_rotmat(poses.view(count, 15, 3))], 1)
     betas = torch.from_numpy(rng.normal(size=(count, 10)))
     vertices, joints = HandLayer(HAND).double()(rotations, betas)
     return vertices.numpy(), joints.numpy(), rotations, betas
@@ -63,14 +63,14 @@ def test_joints_of_the_chain_are_those_of_the_skinned_hand(hands):
     rng = np.random.default_rng(0)
     chain = JointChain.of(HAND)
     coefficients = torch.from_numpy(rng.normal(size=(50, chain.pose_dim)))
-    turn, betas = roma.random_rotmat(50).double(), torch.from_numpy(rng.normal(size=(50, 10)))
+    rotation, betas = roma.random_rotmat(50).double(), torch.from_numpy(rng.normal(size=(50, 10)))
     moving = HAND.hands_std > 1e-6
     components = torch.from_numpy((HAND.hands_components * HAND.hands_std[:, None])[moving]).double()
     rotvecs = torch.from_numpy(HAND.hands_mean).double() + coefficients @ components
-    rotations = torch.cat([turn[:, None], roma.rotvec_to_rotmat(rotvecs.view(50, 15, 3))], 1)
+    rotations = torch.cat([rotation[:, None], roma.rotvec_to_rotmat(rotvecs.view(50, 15, 3))], 1)
     _, joints = HandLayer(HAND).double().articulate(rotations, betas)
     joints_mm = 1000 * (joints - joints[:, :1])
-    posed = chain.posed(HandParameters(turn, coefficients, betas))
+    posed = chain.posed(HandParameters(rotation, coefficients, betas))
     assert (posed.joints_mm - joints_mm).abs().max() < 1e-3
 
 
@@ -95,11 +95,11 @@ def test_derivatives_are_what_finite_differences_find(noisy_px):
         torch.testing.assert_close(exact[..., number], numeric, rtol=1e-6, atol=1e-6)
 
 
-def test_the_left_jacobian_turns_small_steps_into_turns():
+def test_the_left_jacobian_converts_small_steps_to_rotations():
     rotvecs = torch.tensor([[0.0, 0, 0], [1e-4, -2e-4, 1e-4], [0.3, -1.2, 0.7], [2.0, 1.5, -1.0]]).double()
     step = torch.tensor([0.2, -0.1, 0.3]).double() * 1e-6
-    turn = roma.rotvec_to_rotmat(rotvecs + step) @ roma.rotvec_to_rotmat(rotvecs).mT
-    expected = roma.rotmat_to_rotvec(turn)
+    rotation = roma.rotvec_to_rotmat(rotvecs + step) @ roma.rotvec_to_rotmat(rotvecs).mT
+    expected = roma.rotmat_to_rotvec(rotation)
     torch.testing.assert_close((left_jacobian(rotvecs) @ step), expected, rtol=1e-4, atol=1e-12)
 
 
@@ -121,8 +121,8 @@ def test_the_minimum_is_that_of_scipy_for_the_documented_cost(noisy_px):
 
         def residuals(numbers, seen=seen, span=span):
             numbers = torch.as_tensor(numbers)
-            turn, coefficients, betas, scale, shift = numbers.split([3, int(moving.sum()), 10, 1, 2])
-            rotvecs = torch.cat([turn, mean + coefficients @ components]).view(1, 16, 3)
+            rotvec, coefficients, betas, scale, shift = numbers.split([3, int(moving.sum()), 10, 1, 2])
+            rotvecs = torch.cat([rotvec, mean + coefficients @ components]).view(1, 16, 3)
             _, joints = layer.articulate(roma.rotvec_to_rotmat(rotvecs), betas[None])
             joints = 1000 * (joints[0] - joints[0, :1])
             flat = (scale * joints[:, :2] + shift - seen[:, :2]) / (0.02 * span)

@@ -18,12 +18,12 @@ def _nvdiffrast() -> None:
 
 def bumpy_balls(batch: int, rings: int = 24) -> tuple[Tensor, Tensor]:
     """Closed meshes (B, V, 3) and their faces, on the GPU; depths in another unit than x and y."""
-    turn, tilt = torch.meshgrid(
+    angle, tilt = torch.meshgrid(
         torch.arange(rings) * (2 * math.pi / rings),
         torch.linspace(0.01, math.pi - 0.01, rings),
         indexing="ij",
     )
-    ball = torch.stack([turn.cos() * tilt.sin(), turn.sin() * tilt.sin(), tilt.cos()], -1).reshape(1, -1, 3)
+    ball = torch.stack([angle.cos() * tilt.sin(), angle.sin() * tilt.sin(), tilt.cos()], -1).reshape(1, -1, 3)
     a = torch.arange(rings * rings).reshape(rings, rings)[:, :-1].reshape(-1)
     b = (a + rings) % rings**2
     faces = torch.cat([torch.stack([a, b, a + 1], 1), torch.stack([b + 1, a + 1, b], 1)])

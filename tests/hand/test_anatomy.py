@@ -18,7 +18,7 @@ def test_the_rest_angles_give_the_zero_pose():
     assert np.abs(anatomy.pose_from_angles(REST, rest_angles[None])).max() < 1e-9
 
 
-def test_axes_are_unit_and_flexion_turns_the_bone_towards_the_palm():
+def test_axes_are_unit_and_flexion_rotates_the_bone_towards_the_palm():
     axes = anatomy.joint_axes(REST)
     for array in (axes.flexion, axes.spread, axes.twist):
         np.testing.assert_allclose(np.linalg.norm(array, axis=-1), 1, atol=1e-9)

@@ -38,14 +38,14 @@ def naive_skinning(hand: HandModel, matrices: np.ndarray, betas: np.ndarray) -> 
     joints = hand.J_regressor @ shaped
     feature = (matrices[1:] - np.eye(3)).reshape(135)
     corrected = shaped + hand.posedirs @ feature
-    turned, placed = [matrices[0]], [joints[0]]
+    rotated, placed = [matrices[0]], [joints[0]]
     for joint in range(1, 16):
         parent = hand.kintree_table[0, joint]
-        placed.append(placed[parent] + turned[parent] @ (joints[joint] - joints[parent]))
-        turned.append(turned[parent] @ matrices[joint])
+        placed.append(placed[parent] + rotated[parent] @ (joints[joint] - joints[parent]))
+        rotated.append(rotated[parent] @ matrices[joint])
     vertices = np.zeros_like(shaped, dtype=np.float64)
     for joint in range(16):
-        moved = (corrected - joints[joint]) @ turned[joint].T + placed[joint]
+        moved = (corrected - joints[joint]) @ rotated[joint].T + placed[joint]
         vertices += hand.weights[:, joint, None] * moved
     return vertices, np.stack(placed)
 
@@ -64,13 +64,13 @@ def test_the_layer_agrees_with_naive_skinning_also_with_pose_correctives():
         np.testing.assert_allclose(joints[k], together, atol=2e-6)
 
 
-def test_turning_the_wrist_turns_the_hand_about_it():
-    turn = torch.tensor([0.3, -1.1, 0.7])
+def test_rotating_the_wrist_rotates_the_hand_about_it():
+    rotation = torch.tensor([0.3, -1.1, 0.7])
     still, _ = LAYER.articulate(rotations(), torch.zeros(1, 10))
     wrist = torch.from_numpy(HAND.J_regressor @ HAND.v_template)[0]
-    turned, _ = LAYER.articulate(rotations((0, turn.tolist())), torch.zeros(1, 10))
-    expected = (still - wrist) @ roma.rotvec_to_rotmat(turn).T + wrist
-    torch.testing.assert_close(turned, expected, atol=1e-6, rtol=0)
+    rotated, _ = LAYER.articulate(rotations((0, rotation.tolist())), torch.zeros(1, 10))
+    expected = (still - wrist) @ roma.rotvec_to_rotmat(rotation).T + wrist
+    torch.testing.assert_close(rotated, expected, atol=1e-6, rtol=0)
 
 
 def test_bending_the_index_by_90_degrees_moves_only_the_index():

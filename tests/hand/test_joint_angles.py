@@ -41,15 +41,15 @@ def test_all_45_angles_give_any_pose_back():
     """Spread, twist and flexion about the axes of each joint; the thumb's first joint has an order of its own."""
     rng = np.random.default_rng(1)
     pose = rng.normal(0, 0.35, (50, 48))
-    turns = np.radians(joint_angles_deg(HAND, pose)).reshape(50, 5, 3, 3)
+    rotations = np.radians(joint_angles_deg(HAND, pose)).reshape(50, 5, 3, 3)
     axes = anatomy.joint_axes(REST)
-    turns[:, :, 0, 0] -= np.radians(axes.rest_angles[:, 0])
-    turns[..., 1] -= np.radians(axes.rest_angles[:, 1:])
+    rotations[:, :, 0, 0] -= np.radians(axes.rest_angles[:, 0])
+    rotations[..., 1] -= np.radians(axes.rest_angles[:, 1:])
     order = np.array(FREIHAND_FROM_MANO[1:]).reshape(5, 4)[:, :3]
     for finger in range(5):
         for joint in range(3):
             bone, bend = axes.twist[finger, joint], axes.flexion[finger, joint]
-            spread, flexion, twist = turns[:, finger, joint].T
+            spread, flexion, twist = rotations[:, finger, joint].T
             if (finger, joint) == (0, 0):
                 twist = twist - 0.5 * flexion + 0.5 * spread
                 steps = [(axes.spread[0, 0], spread), (bend, flexion), (bone, twist)]
@@ -89,9 +89,9 @@ def test_a_pose_that_is_not_a_number_has_no_angles():
 
 
 def test_angles_are_those_of_the_models_own_axes():
-    """A model turned about the vertical as a whole, with its poses, has the same angles."""
-    turn = Rotation.from_rotvec([0, 0.7, 0]).as_matrix()
-    turned = dataclasses.replace(HAND, v_template=(HAND.v_template @ turn.T).astype(np.float32))
+    """A model rotated about the vertical as a whole, with its poses, has the same angles."""
+    rotation = Rotation.from_rotvec([0, 0.7, 0]).as_matrix()
+    other = dataclasses.replace(HAND, v_template=(HAND.v_template @ rotation.T).astype(np.float32))
     pose = np.random.default_rng(3).normal(0, 0.3, (20, 48))
-    rotated = (pose.reshape(20, 16, 3) @ turn.T).reshape(20, 48)
-    np.testing.assert_allclose(joint_angles_deg(turned, rotated), joint_angles_deg(HAND, pose), atol=2e-3)
+    rotated = (pose.reshape(20, 16, 3) @ rotation.T).reshape(20, 48)
+    np.testing.assert_allclose(joint_angles_deg(other, rotated), joint_angles_deg(HAND, pose), atol=2e-3)

@@ -62,13 +62,13 @@ def test_a_pose_that_fits_stays_and_joints_without_extent_or_number_decide_nothi
     pose, betas = hands
     right = np.ones(COUNT, bool)
     joints = articulated_mm(pose, betas)
-    turns = [
+    rotations = [
         Rotation.from_rotvec(one.reshape(-1, 3))
         for one in (pose, refit_pose(HAND, pose, betas, joints, right))
     ]
-    assert (turns[0].inv() * turns[1]).magnitude().max() < 1e-3
+    assert (rotations[0].inv() * rotations[1]).magnitude().max() < 1e-3
     flat = refit_pose(HAND, pose, betas, np.zeros((COUNT, 21, 3)), right)
-    assert (turns[0].inv() * Rotation.from_rotvec(flat.reshape(-1, 3))).magnitude().max() < 1e-6
+    assert (rotations[0].inv() * Rotation.from_rotvec(flat.reshape(-1, 3))).magnitude().max() < 1e-6
     joints[3, 5, 0] = np.nan
     fitted = refit_pose(HAND, pose, betas, joints, right)
     assert np.isnan(fitted[3]).all() and np.isfinite(np.delete(fitted, 3, 0)).all()
@@ -87,5 +87,5 @@ def test_a_track_keeps_a_lasting_difference_and_loses_the_rounding_of_its_joints
     assert jerks[0] < 0.1 * jerks[1]
     assert np.linalg.norm(articulated_mm(smooth, betas) - joints, axis=-1).max() < 0.3
     own = Rotation.from_rotvec(pose.reshape(-1, 3)).as_matrix().reshape(-1, 16, 3, 3)
-    turned = own @ Rotation.from_rotvec([0.1, 0.2, -0.3]).as_matrix()
-    np.testing.assert_allclose(steadied(own, turned), turned, atol=1e-9)
+    rotated = own @ Rotation.from_rotvec([0.1, 0.2, -0.3]).as_matrix()
+    np.testing.assert_allclose(steadied(own, rotated), rotated, atol=1e-9)

@@ -33,9 +33,9 @@ def posed(hand):
     return pose, betas, vertices_mm
 
 
-def parameters(reposer, turn=0.0, coefficients=0.0, betas=0.0, count=3):
+def parameters(reposer, rotation=0.0, coefficients=0.0, betas=0.0, count=3):
     """Draw random changes of these sizes, (COUNT, count, parameter_count)."""
-    sizes = [turn] * 3 + [coefficients] * reposer.pose_count + [betas] * 10
+    sizes = [rotation] * 3 + [coefficients] * reposer.pose_count + [betas] * 10
     noise = torch.randn(COUNT, count, len(sizes), generator=torch.Generator().manual_seed(1))
     return noise * torch.tensor(sizes)
 
@@ -63,8 +63,8 @@ def test_frames_are_the_bones_global_rotations(reposer, posed, hand):
     assert degrees.mean() < 3 and degrees.max() < 15
 
 
-def test_a_turn_is_a_rotation_about_the_wrist(reposer, posed):
-    changes = parameters(reposer, turn=1.0)
+def test_the_first_parameters_rotate_the_hand_about_the_wrist(reposer, posed):
+    changes = parameters(reposer, rotation=1.0)
     found, _ = moved(reposer, posed[2], changes)
     expected = posed[2][:, None] @ roma.rotvec_to_rotmat(changes[..., :3]).mT
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)

@@ -109,16 +109,18 @@ def crops_of(hands: Hands, crop_px: int) -> Crops:
 
 
 class Perfect(torch.nn.Module):
-    """A network that returns true hands, rotated by `turns` as if each crop lay on the optical axis.
+    """A network that returns true hands, rotated by `rotations` as if each crop lay on the optical axis.
 
     Left hands are mirrored. The weak camera is the best fit to the true 2D joints; `joints2d` are the true ones, or
     those of the weak camera.
     """
 
-    def __init__(self, network: torch.nn.Module, hands: Hands, turns: Rotation, weak_joints2d: bool) -> None:
+    def __init__(
+        self, network: torch.nn.Module, hands: Hands, rotations: Rotation, weak_joints2d: bool
+    ) -> None:
         super().__init__()
         self.network, self.R, self.is_right = network, network.R, network.is_right
-        self.truth, self.turns, self.weak_joints2d = hands, turns, weak_joints2d
+        self.truth, self.rotations, self.weak_joints2d = hands, rotations, weak_joints2d
 
     def extract(self, images: torch.Tensor) -> Any:
         return self.network.extract(images)
@@ -126,7 +128,7 @@ class Perfect(torch.nn.Module):
     def hands(self, images: torch.Tensor, features: Any, columns: str = "all") -> Prediction:
         like, truth = self.network.hands(images, features), self.truth
         left = ~truth.is_right[:, None, None]
-        back = self.turns.inv().as_matrix()
+        back = self.rotations.inv().as_matrix()
 
         def shown(points_mm: np.ndarray) -> np.ndarray:
             on_axis = np.einsum("bij,bnj->bni", back, points_mm)
@@ -169,9 +171,9 @@ class Perfect(torch.nn.Module):
         )
 
 
-def labels_of(predictor: Predictor, hands: Hands, turns: Rotation, weak_joints2d: bool = False) -> dict:
+def labels_of(predictor: Predictor, hands: Hands, rotations: Rotation, weak_joints2d: bool = False) -> dict:
     perfect = Predictor(predictor.checkpoint, torch.device("cpu"))
-    perfect.network = Perfect(perfect.network, hands, turns, weak_joints2d)
+    perfect.network = Perfect(perfect.network, hands, rotations, weak_joints2d)
     return perfect.predict_crops(crops_of(hands, predictor.checkpoint.info.network.crop_px), samples=0)
 
 
@@ -183,13 +185,13 @@ def crop_rays(hands: Hands) -> Rotation:
 
 def looking_at(hands: Hands) -> Rotation:
     """Return the smallest rotations of the camera that centre each hand's box in its picture."""
-    points, turns = hands.vertices_mm + hands.wrist_mm[:, None], rays_to(hands.wrist_mm)
+    points, rotations = hands.vertices_mm + hands.wrist_mm[:, None], rays_to(hands.wrist_mm)
     for _ in range(8):
-        turned = np.einsum("bij,bnj->bni", turns.inv().as_matrix(), points)
-        seen = turned[..., :2] / turned[..., 2:]
+        rotated = np.einsum("bij,bnj->bni", rotations.inv().as_matrix(), points)
+        seen = rotated[..., :2] / rotated[..., 2:]
         middle = (seen.max(1) + seen.min(1)) / 2
-        turns = rays_to(turns.apply(np.concatenate([middle, np.ones((len(points), 1))], 1)))
-    return turns
+        rotations = rays_to(rotations.apply(np.concatenate([middle, np.ones((len(points), 1))], 1)))
+    return rotations
 
 
 def errors(label: dict, hands: Hands) -> dict[str, float]:
@@ -239,9 +241,9 @@ def test_the_table_of_docs_labels(predictor, hands_at, capsys):
         label = labels_of(predictor, hands, to_hand)
         after = errors(label, hands)
         # As in schema 1: the network's output treated as camera axes; the pinhole fitted by a general optimiser.
-        turned = np.einsum("bij,bnj->bni", to_hand.inv().as_matrix(), hands.joints_mm)
+        rotated = np.einsum("bij,bnj->bni", to_hand.inv().as_matrix(), hands.joints_mm)
         before = errors(
-            label | {"joints3d_mm": turned, "camera": _fitted(label["camera"], turned, hands)}, hands
+            label | {"joints3d_mm": rotated, "camera": _fitted(label["camera"], rotated, hands)}, hands
         )
         rows.append(
             f"| {angle_deg:.0f} | "
@@ -278,21 +280,21 @@ def test_the_weak_camera_gives_the_2d_joints_through_the_crop(predictor, hands_a
     x0, y0, x1, y1 = label["crop_xyxy"].T
     centre, half = np.stack([x0 + x1, y0 + y1], 1) / 2, (x1 - x0) / 2
     np.testing.assert_allclose(centre[:, None] + half[:, None, None] * weak, label["joints2d_px"], atol=2e-3)
-    turned_deg = np.degrees(np.linalg.norm(camera["rotation"], axis=1))
-    np.testing.assert_allclose(turned_deg, np.degrees(crop_rays(hands).magnitude()), atol=1e-3)
+    rotated_deg = np.degrees(np.linalg.norm(camera["rotation"], axis=1))
+    np.testing.assert_allclose(rotated_deg, np.degrees(crop_rays(hands).magnitude()), atol=1e-3)
     # docs/labels.md states the difference between a pinhole and weak perspective.
     found = errors(label, hands)
     assert found["projection"] < 2 and found["cam_t_mm"] < 5
 
 
-def test_std_is_that_of_each_axis_after_the_turn(predictor, hands_at):
+def test_std_is_that_of_each_axis_after_the_rotation(predictor, hands_at):
     hands = hands_at(22.0, 500.0)
-    turns = crop_rays(hands)
-    label = labels_of(predictor, hands, turns)
+    rotations = crop_rays(hands)
+    label = labels_of(predictor, hands, rotations)
     rng = np.random.default_rng(0)
     errors_in_crop = rng.normal(0, [3.0, 4.0, 9.0], (200_000, 3))
     for k in (0, 5):
-        measured = turns[k].apply(errors_in_crop).std(0)
+        measured = rotations[k].apply(errors_in_crop).std(0)
         np.testing.assert_allclose(label["joints3d_std_mm"][k, 4], measured, rtol=0.01)
         np.testing.assert_allclose(label["vertices_std_mm"][k, 100], measured, rtol=0.01)
     assert (label["joints3d_std_mm"][:, 0] == 0).all()
@@ -329,8 +331,8 @@ def examples_of(hands: Hands, columns: dict[str, Any], vertex_count: int) -> Row
 def test_training_targets_are_what_the_perfect_network_answers(predictor, hands_at, angle_deg):
     """Labels in camera axes, read as examples, return to crop axes; left hands are mirrored."""
     hands = hands_at(angle_deg, 500.0, 4)
-    turns = crop_rays(hands)
-    label = labels_of(predictor, hands, turns)
+    rotations = crop_rays(hands)
+    label = labels_of(predictor, hands, rotations)
     names = ("joints3d_mm", "joints3d_std_mm", "vertices_mm")
     vertex_count = hands.vertices_mm.shape[1]
     rows = examples_of(hands, {name: label[name] for name in names}, vertex_count)
@@ -339,7 +341,7 @@ def test_training_targets_are_what_the_perfect_network_answers(predictor, hands_
         side = 1 if hands.is_right[k] else MIRROR
         for name, truth in (("joints3d_mm", hands.joints_mm), ("vertices_mm", hands.vertices_mm)):
             np.testing.assert_allclose(
-                getattr(batch, name)[0], turns[k].inv().apply(truth[k]) * side, atol=0.1
+                getattr(batch, name)[0], rotations[k].inv().apply(truth[k]) * side, atol=0.1
             )
         lengths = np.linalg.norm(label["joints3d_std_mm"][k], axis=1)
         np.testing.assert_allclose(batch.joints3d_std_mm[0].norm(dim=1), lengths, rtol=0.02)

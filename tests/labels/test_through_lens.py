@@ -60,8 +60,8 @@ def test_a_true_hand_in_the_view_is_true_in_the_labels(lens):
         )  # fmt: skip
         view = crop.view[0]
         # By definition of a pinhole camera along the view's axis, written here.
-        turned = (joints + wrist) @ view.axes
-        plane = turned[:, :2] / turned[:, 2:] / view.half_tan
+        rotated = (joints + wrist) @ view.axes
+        plane = rotated[:, :2] / rotated[:, 2:] / view.half_tan
         assert np.abs(plane).max() < 1  # the crop holds the hand
         assert np.abs(plane.max(0) + plane.min(0)).max() < 0.25  # in its middle
         assert np.abs(plane).max() > 0.5
@@ -146,18 +146,18 @@ def test_drawn_hands_through_a_fisheye_come_back_as_from_the_undistorted_photo(d
         # The fisheye looks 45 degrees past the hand.
         to_hand = truth["vertices_mm"][k].mean(0) + truth["cam_t_mm"][k]
         across = np.array([np.cos(k), np.sin(k), 0])
-        turn = Rotation.from_rotvec(np.cross([0, 0, 1], across) * np.radians(45)).as_matrix()
-        turn = turn @ Rotation.align_vectors([[0, 0, 1]], [to_hand])[0].as_matrix()
-        moved = ((truth["vertices_mm"][k] + truth["cam_t_mm"][k]) @ turn.T).astype(np.float64)
+        rotation = Rotation.from_rotvec(np.cross([0, 0, 1], across) * np.radians(45)).as_matrix()
+        rotation = rotation @ Rotation.align_vectors([[0, 0, 1]], [to_hand])[0].as_matrix()
+        moved = ((truth["vertices_mm"][k] + truth["cam_t_mm"][k]) @ rotation.T).astype(np.float64)
         lens = Lens(0.6 * focal, 0.61 * focal, 0, 0, "fisheye", FISHEYE)
         # The photo is a part of the fisheye's, with the hand in its middle.
         cx, cy = WIDE_PX / 2 - by_opencv(moved, lens).mean(0)
         lens = Lens(lens.fx, lens.fy, float(cx), float(cy), "fisheye", FISHEYE)
         seen = by_opencv(moved, lens)
         assert seen.min() > 0 and seen.max() < WIDE_PX
-        warped = through_fisheye(photo, focal, principal, turn, lens, WIDE_PX)
-        joints.append(truth["joints3d_mm"][k] @ turn.T)
-        wrists.append(turn @ truth["cam_t_mm"][k])
+        warped = through_fisheye(photo, focal, principal, rotation, lens, WIDE_PX)
+        joints.append(truth["joints3d_mm"][k] @ rotation.T)
+        wrists.append(rotation @ truth["cam_t_mm"][k])
         camera = PhotoCamera(focal, tuple(principal), "given")
         crops["undistorted"].append(
             crop_photo(photo, SIZE_PX, SIZE_PX, cut_px, truth["box_xyxy"][k].tolist(), truth["right"][k], margin,

@@ -144,7 +144,7 @@ def test_landmarks_are_those_of_mediapipe_itself(model, landmarker, sign_digits)
             if not result.hand_landmarks:
                 continue
             theirs = 800 * np.array([[point.x, point.y, point.z] for point in result.hand_landmarks[0]])
-            if abs(upright_square(theirs[:, :2]).turn_rad) > 0.2:
+            if abs(upright_square(theirs[:, :2]).rotation_rad) > 0.2:
                 continue
             low, high = theirs[:, :2].min(0), theirs[:, :2].max(0)
             frame = square_around([*low, *high], 1.35)

@@ -54,7 +54,7 @@ def both_file(both, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def turning(shipped, lively):
+def rotating(shipped, lively):
     """Return two networks, the second with a rotating camera. Presence is 0, so that no look is repeated."""
     config = lively.checkpoint.info.network
     config = dataclasses.replace(config, camera=dataclasses.replace(config.camera, rotation=True))
@@ -72,12 +72,12 @@ def wide_images(two, count=3):
 
 
 def some_joints(count=3):
-    """Return 2D joints of hands, turned, small and off centre."""
+    """Return 2D joints of hands, rotated, small and off centre."""
     joints = torch.from_numpy(open_hands(count)[1][..., :2]).float()
     joints = joints - joints.mean(1, keepdim=True)
     angle = torch.tensor([0.3, -1.2, 2.5])[:count]
-    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(-1, 2, 2)
-    return joints / joints.abs().amax((1, 2), keepdim=True) * 0.6 @ turn.mT + torch.tensor([0.1, -0.15])
+    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(-1, 2, 2)
+    return joints / joints.abs().amax((1, 2), keepdim=True) * 0.6 @ rotation.mT + torch.tensor([0.1, -0.15])
 
 
 def filling_joints(count=3):
@@ -95,47 +95,51 @@ def hands_of(two, images, joints2d):
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
-def test_turning_the_image_turns_the_prediction(turning, quarters):
-    images, joints2d = wide_images(turning), some_joints()
+def test_rotating_the_image_rotates_the_prediction(rotating, quarters):
+    images, joints2d = wide_images(rotating), some_joints()
     # Counter-clockwise with y down: (x, y) becomes (y, -x).
-    turn = torch.tensor(np.linalg.matrix_power([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]], quarters)).float()
-    before = hands_of(turning, images, joints2d)
-    after = hands_of(turning, images.rot90(quarters, (2, 3)), joints2d @ turn[:2, :2].T)
+    rotation = torch.tensor(np.linalg.matrix_power([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]], quarters)).float()
+    before = hands_of(rotating, images, joints2d)
+    after = hands_of(rotating, images.rot90(quarters, (2, 3)), joints2d @ rotation[:2, :2].T)
     tolerance_mm, tolerance = {"atol": 0.05, "rtol": 0}, {"atol": 1e-3, "rtol": 0}
-    torch.testing.assert_close(after.joints3d.mean_mm, before.joints3d.mean_mm @ turn.T, **tolerance_mm)
-    torch.testing.assert_close(after.vertices.mean_mm, before.vertices.mean_mm @ turn.T, **tolerance_mm)
-    torch.testing.assert_close(after.vertices.std_mm, before.vertices.std_mm @ turn.abs().T, **tolerance_mm)
-    torch.testing.assert_close(after.joints2d, before.joints2d @ turn[:2, :2].T, **tolerance)
-    covariance = turn[:2, :2] @ before.joints2d_covariance @ turn[:2, :2].T
-    torch.testing.assert_close(after.joints2d_covariance, covariance, atol=1e-5, rtol=1e-3)
-    torch.testing.assert_close(after.camera.rotation(), turn @ before.camera.rotation() @ turn.T, **tolerance)
+    torch.testing.assert_close(after.joints3d.mean_mm, before.joints3d.mean_mm @ rotation.T, **tolerance_mm)
+    torch.testing.assert_close(after.vertices.mean_mm, before.vertices.mean_mm @ rotation.T, **tolerance_mm)
     torch.testing.assert_close(
-        after.camera.std[:, 1:4], before.camera.std[:, 1:4] @ turn.abs().T, **tolerance
+        after.vertices.std_mm, before.vertices.std_mm @ rotation.abs().T, **tolerance_mm
     )
-    torch.testing.assert_close(after.prior.vertices_mm, before.prior.vertices_mm @ turn.T, **tolerance_mm)
+    torch.testing.assert_close(after.joints2d, before.joints2d @ rotation[:2, :2].T, **tolerance)
+    covariance = rotation[:2, :2] @ before.joints2d_covariance @ rotation[:2, :2].T
+    torch.testing.assert_close(after.joints2d_covariance, covariance, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(
+        after.camera.rotation(), rotation @ before.camera.rotation() @ rotation.T, **tolerance
+    )
+    torch.testing.assert_close(
+        after.camera.std[:, 1:4], before.camera.std[:, 1:4] @ rotation.abs().T, **tolerance
+    )
+    torch.testing.assert_close(after.prior.vertices_mm, before.prior.vertices_mm @ rotation.T, **tolerance_mm)
     assert torch.equal(after.visible, before.visible)
 
 
-def test_transformed_predictions_are_consistent(turning):
-    """Check at any turn and size: the camera projects joints to 2D joints, prior-net's rotations pose its mesh."""
-    found = hands_of(turning, wide_images(turning), some_joints())
+def test_transformed_predictions_are_consistent(rotating):
+    """Check at any rotation and size: the camera projects joints to 2D joints, prior-net's rotations pose its mesh."""
+    found = hands_of(rotating, wide_images(rotating), some_joints())
     assert found.camera.rotvec.abs().min() > 0
     projected = found.camera.project(found.joints3d.mean_mm)[..., :2]
     torch.testing.assert_close(projected, found.joints2d, atol=1e-5, rtol=0)
-    posed, joints = turning.second.prior_net.layer(found.prior.rotations, found.prior.betas)
+    posed, joints = rotating.second.prior_net.layer(found.prior.rotations, found.prior.betas)
     torch.testing.assert_close(found.prior.vertices_mm, posed, atol=1e-2, rtol=0)
     torch.testing.assert_close(found.prior.joints3d_mm, joints, atol=1e-2, rtol=0)
 
 
-def test_an_upright_centred_square_gives_what_one_network_gives_of_the_tight_crop(turning):
-    images, crop_px = wide_images(turning), turning.config.crop_px
-    edge = (turning.input_px - crop_px) // 2
-    assert crop_px + 2 * edge == turning.input_px == WIDE * crop_px
+def test_an_upright_centred_square_gives_what_one_network_gives_of_the_tight_crop(rotating):
+    images, crop_px = wide_images(rotating), rotating.config.crop_px
+    edge = (rotating.input_px - crop_px) // 2
+    assert crop_px + 2 * edge == rotating.input_px == WIDE * crop_px
     with torch.inference_mode():
-        alone = turning.second(images[:, :, edge:-edge, edge:-edge])
+        alone = rotating.second(images[:, :, edge:-edge, edge:-edge])
     # Joints that form no hand leave the crop unchanged.
     for joints2d in (filling_joints(), torch.full((3, 21, 2), torch.nan), torch.zeros(3, 21, 2)):
-        found = hands_of(turning, images, joints2d)
+        found = hands_of(rotating, images, joints2d)
         torch.testing.assert_close(found.joints2d, alone.joints2d, atol=1e-4, rtol=0)
         torch.testing.assert_close(found.joints2d_covariance, alone.joints2d_covariance, atol=1e-5, rtol=1e-3)
         for name in ("vertices", "joints3d"):
@@ -146,19 +150,19 @@ def test_an_upright_centred_square_gives_what_one_network_gives_of_the_tight_cro
         torch.testing.assert_close(found.rgb, alone.rgb, atol=1e-3, rtol=0)
 
 
-def test_a_second_look_that_disagrees_with_its_square_is_repeated_if_a_hand_is_present(turning, monkeypatch):
+def test_a_second_look_that_disagrees_with_its_square_is_repeated_if_a_hand_is_present(rotating, monkeypatch):
     monkeypatch.setattr(two_looks, "REPEATS", 1)
-    images, crop_px = wide_images(turning), turning.config.crop_px
-    edge = (turning.input_px - crop_px) // 2
+    images, crop_px = wide_images(rotating), rotating.config.crop_px
+    edge = (rotating.input_px - crop_px) // 2
     upside_down = -filling_joints()
-    once = hands_of(turning, images, upside_down)
+    once = hands_of(rotating, images, upside_down)
     with torch.inference_mode():
         shown = images[:, :, edge:-edge, edge:-edge].rot90(2, (2, 3))
-        own = turning.second.extract(shown).joints2d
-        own = turning.second(shown).joints2d if own is None else own
-    expected = hands_of(turning, images, -own)
+        own = rotating.second.extract(shown).joints2d
+        own = rotating.second(shown).joints2d if own is None else own
+    expected = hands_of(rotating, images, -own)
     assert (once.joints3d.mean_mm - expected.joints3d.mean_mm).abs().amax((1, 2)).min() > 1
-    sure = copy.deepcopy(turning)
+    sure = copy.deepcopy(rotating)
     looks = []
     sure.second.backbone.register_forward_hook(lambda _, arguments, __: looks.append(len(arguments[0])))
     with torch.no_grad():
@@ -171,11 +175,11 @@ def test_a_second_look_that_disagrees_with_its_square_is_repeated_if_a_hand_is_p
     assert (found.is_hand > 0.99).all()
 
 
-def test_a_second_look_is_repeated_only_while_its_square_is_off(turning, monkeypatch):
+def test_a_second_look_is_repeated_only_while_its_square_is_off(rotating, monkeypatch):
     """Of three hands, the first is off once, the second twice, the third never."""
     off = iter([[True, True, False], [False, True, False], [False, False, False]])
     monkeypatch.setattr(Square, "is_off", lambda *_: torch.tensor(next(off)))
-    sure, looks = copy.deepcopy(turning), []
+    sure, looks = copy.deepcopy(rotating), []
     sure.second.backbone.register_forward_hook(lambda _, arguments, __: looks.append(len(arguments[0])))
     with torch.no_grad():
         sure.first.presence.linear.bias.fill_(100)
@@ -183,15 +187,15 @@ def test_a_second_look_is_repeated_only_while_its_square_is_off(turning, monkeyp
     assert looks == [3, 2, 1]
 
 
-def test_the_first_look_gives_side_and_presence_of_the_tight_crop(turning, shipped):
-    images = wide_images(turning)
-    square = round(turning.input_px / WIDE)
-    edge = (turning.input_px - square) // 2
+def test_the_first_look_gives_side_and_presence_of_the_tight_crop(rotating, shipped):
+    images = wide_images(rotating)
+    square = round(rotating.input_px / WIDE)
+    edge = (rotating.input_px - square) // 2
     small = torch.nn.functional.interpolate(
         images[:, :, edge:-edge, edge:-edge], (shipped.cut_px, shipped.cut_px), mode="area"
     )
     with torch.inference_mode():
-        found, alone = turning(images, torch.arange(2)), shipped.network(small, torch.arange(2))
+        found, alone = rotating(images, torch.arange(2)), shipped.network(small, torch.arange(2))
     torch.testing.assert_close(found.is_right, alone.is_right, atol=0.02, rtol=0)
     torch.testing.assert_close(found.mirrored_is_right, alone.mirrored_is_right, atol=0.02, rtol=0)
 

@@ -56,18 +56,18 @@ def _looks(count, seed=0):
 
 def test_a_resampled_crop_shows_a_blob_where_the_map_says():
     side, size_px = 150, 64
-    centre, half, turn, mirrored = _looks(8)
+    centre, half, rotation, mirrored = _looks(8)
     at = (torch.arange(side) * 2 + 1) / side - 1
     places = torch.from_numpy(np.random.default_rng(1).uniform(-0.2, 0.2, (8, 2))).float()
     aside = (at[None, None] - places[:, :1, None]) ** 2 + (at[None, :, None] - places[:, 1:, None]) ** 2
     images = torch.exp(-aside / (2 * 0.06**2))[:, None].expand(-1, 3, -1, -1)
-    crops = resample(images, centre, half, turn, mirrored, size_px, (0, 0, 0))[:, 0].numpy()
+    crops = resample(images, centre, half, rotation, mirrored, size_px, (0, 0, 0))[:, 0].numpy()
     grid = (np.arange(size_px) + 0.5) / size_px * 2 - 1
     found = (
         np.stack([(crops.sum(1) * grid).sum(1), (crops.sum(2) * grid).sum(1)], 1) / crops.sum((1, 2))[:, None]
     )
     for k in range(8):
-        z = (complex(*places[k]) - complex(*centre[k])) / float(half[k]) * np.exp(-1j * float(turn[k]))
+        z = (complex(*places[k]) - complex(*centre[k])) / float(half[k]) * np.exp(-1j * float(rotation[k]))
         np.testing.assert_allclose(found[k], [-z.real if mirrored[k] else z.real, z.imag], atol=0.01)
 
 
@@ -86,12 +86,12 @@ def test_an_upright_square_is_resampled_as_it_is_cut():
 
 @pytest.mark.parametrize("shrink", [1.0, 2.0, 3.0, 5.0])
 def test_a_fine_pattern_does_not_alias_when_it_shrinks(shrink):
-    """Lines of one pixel, seen under a turn: where they are too fine to be shown they are grey, without moire."""
+    """Lines of one pixel, rotated: where they are too fine to be shown they are grey, without moire."""
     side, size_px = 320, 64
     lines = (torch.arange(side) % 2).float()[None, None, None].expand(1, 3, side, side)
     half = torch.tensor([shrink * size_px / side])
-    turn, upright = torch.tensor([0.3]), torch.tensor([False])
-    crop = resample(lines, torch.zeros(1, 2), half, turn, upright, size_px)[0, 0, 10:-10, 10:-10]
+    rotation, upright = torch.tensor([0.3]), torch.tensor([False])
+    crop = resample(lines, torch.zeros(1, 2), half, rotation, upright, size_px)[0, 0, 10:-10, 10:-10]
     if shrink == 1:
         assert crop.std() > 0.2
     elif shrink < 5:

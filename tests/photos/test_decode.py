@@ -22,7 +22,7 @@ from annotator.photos.decode import decode_photo, read_photo
 from annotator.photos.errors import PhotoError
 from annotator.photos.jpeg_end import ends_early
 from tests.robustness import hostile_photos
-from tests.robustness.hostile_photos import arrow, encoded, exif, noise, png, png_chunk, turned
+from tests.robustness.hostile_photos import arrow, encoded, exif, noise, png, png_chunk, rotated
 
 # pytest removes the module's own filter.
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -137,7 +137,7 @@ def test_too_large_a_header_takes_no_memory():
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation_makes_the_arrow_upright(orientation, format):
     upright = arrow(46, 30)
-    stored = Image.fromarray(turned(upright, orientation))
+    stored = Image.fromarray(rotated(upright, orientation))
     options = {"lossless": True} if format == "WEBP" else {"quality": 95, "subsampling": 0}
     if format == "TIFF":
         data = encoded(stored, format, tiffinfo={274: orientation})
@@ -148,12 +148,12 @@ def test_exif_orientation_makes_the_arrow_upright(orientation, format):
     assert np.abs(photo.pixels.astype(int) - upright).mean() < 4
 
 
-def test_the_arrow_itself_is_turned_as_exif_says():
+def test_the_arrow_itself_is_rotated_as_exif_says():
     # Orientation 6: display rotates the stored picture clockwise by 90 degrees, so that its left side becomes the top.
-    stored = turned(arrow(), 6)
+    stored = rotated(arrow(), 6)
     assert np.array_equal(np.rot90(stored, -1), arrow())
-    assert np.array_equal(turned(arrow(), 3), arrow()[::-1, ::-1])
-    assert np.array_equal(turned(arrow(), 2), arrow()[:, ::-1])
+    assert np.array_equal(rotated(arrow(), 3), arrow()[::-1, ::-1])
+    assert np.array_equal(rotated(arrow(), 2), arrow()[:, ::-1])
 
 
 @pytest.mark.parametrize(
@@ -260,8 +260,8 @@ def test_a_jpeg_is_scaled_down_only_as_far_as_the_caller_allows(min_side_px, sca
     assert np.abs(photo.pixels - whole).mean() < 3
 
 
-def test_a_scaled_and_turned_jpeg_keeps_its_true_upright_size():
-    data = encoded(turned(arrow(333, 201), 6), "JPEG", exif=exif(6), quality=95)
+def test_a_scaled_and_rotated_jpeg_keeps_its_true_upright_size():
+    data = encoded(rotated(arrow(333, 201), 6), "JPEG", exif=exif(6), quality=95)
     photo = decode_photo(data, 50)
     assert (photo.width, photo.height) == (333, 201)
     assert photo.pixels.shape == (51, 84, 3)
@@ -427,7 +427,7 @@ def test_hostile_photos_end_alike_either_way(monkeypatch):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_plain_jpeg_is_turned_as_pillow_turns_it(orientation, monkeypatch):
+def test_a_plain_jpeg_is_rotated_as_pillow_rotates_it(orientation, monkeypatch):
     image = Image.fromarray(noise(56, 40))
     for options in ({}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}):
         data = io.BytesIO()

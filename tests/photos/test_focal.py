@@ -77,7 +77,7 @@ def test_a_wide_picture_keeps_the_sensors_width():
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_turned_and_resized_photos_keep_their_field_of_view(orientation):
+def test_rotated_and_resized_photos_keep_their_field_of_view(orientation):
     for exif_size in ((4032, 3024), (3024, 4032), (200, 150)):
         data = photo((403, 302), film=26, exif_size=exif_size, orientation=orientation)
         assert decode_photo(data).exif_focal_px == pytest.approx(26 * math.hypot(403, 302) / 43.2666)

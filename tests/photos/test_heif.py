@@ -19,7 +19,7 @@ from annotator.photos.decode import decode_photo
 from annotator.photos.errors import PhotoError
 from annotator.sources import open_source
 from annotator.sources.read import photos_of
-from tests.robustness.hostile_photos import arrow, encoded, exif, noise, turned
+from tests.robustness.hostile_photos import arrow, encoded, exif, noise, rotated
 from tests.support.listing import listed
 
 FAULTS = Path(__file__).parents[3] / "shared" / "data" / "inputs"
@@ -44,8 +44,8 @@ def test_a_phones_photo_is_read_as_ffmpeg_reads_it(faults, name):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_avif_is_turned_once(orientation):
-    data = encoded(turned(arrow(96, 64), orientation), "AVIF", exif=exif(orientation), quality=95)
+def test_an_avif_is_rotated_once(orientation):
+    data = encoded(rotated(arrow(96, 64), orientation), "AVIF", exif=exif(orientation), quality=95)
     photo = decode_photo(data)
     assert (photo.width, photo.height) == (96, 64) and np.abs(
         photo.pixels.astype(int) - arrow(96, 64)

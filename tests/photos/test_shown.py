@@ -19,7 +19,7 @@ from annotator.photos.exif import Display, shown_as
 from annotator.photos.pixels import square_size
 from annotator.sources.entry import Entry, ListedHand
 from annotator.sources.video.source import list_video, read_video
-from tests.robustness.hostile_photos import arrow, encoded, exif, noise, png, png_chunk, tiff, turned
+from tests.robustness.hostile_photos import arrow, encoded, exif, noise, png, png_chunk, rotated, tiff
 
 FAULTS = Path(__file__).parents[3] / "shared" / "data" / "inputs"
 
@@ -41,7 +41,7 @@ def tiff_of(order: str, *tags: tuple[int, int, bytes], extra: bytes = b"") -> by
     return (head + body + bytes(4)).ljust(100, b"\0") + extra
 
 
-def as_pillow_turns(data: bytes) -> np.ndarray:
+def as_pillow_rotates(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
@@ -58,8 +58,12 @@ def test_orientation_of_any_whole_type_and_order_is_pillows(orientation):
         for kind, form in ((3, "H2x"), (4, "I")):
             block = b"Exif\0\0" + tiff_of(order, (274, kind, struct.pack(order + form, orientation)))
             for format in ("JPEG", "PNG", "WEBP"):
-                data = encoded(turned(arrow(46, 30), orientation), format, exif=block)
-                assert np.array_equal(decode_photo(data).pixels, as_pillow_turns(data)), (order, kind, format)
+                data = encoded(rotated(arrow(46, 30), orientation), format, exif=block)
+                assert np.array_equal(decode_photo(data).pixels, as_pillow_rotates(data)), (
+                    order,
+                    kind,
+                    format,
+                )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -68,13 +72,13 @@ def test_orientation_of_any_whole_type_and_order_is_pillows(orientation):
 )
 def test_orientation_in_xmp_alone_is_pillows_and_exif_goes_first(orientation, form):
     packet = XMP % (form % orientation)
-    stored = turned(arrow(46, 30), orientation)
+    stored = rotated(arrow(46, 30), orientation)
     files = [encoded(stored, format, xmp=packet) for format in ("JPEG", "WEBP")]
     text = b"XML:com.adobe.xmp\0\0\0\0\0" + packet
     plain = encoded(stored, "PNG")
     files.append(plain[:33] + png_chunk(b"iTXt", text) + plain[33:])
     for data in files:
-        assert np.array_equal(decode_photo(data).pixels, as_pillow_turns(data))
+        assert np.array_equal(decode_photo(data).pixels, as_pillow_rotates(data))
         assert np.abs(decode_photo(data).pixels.astype(int) - arrow(46, 30)).mean() < 9
     both = encoded(arrow(46, 30), "JPEG", xmp=packet, exif=exif(1))
     assert decode_photo(both).width == 46
@@ -89,7 +93,7 @@ def test_orientation_in_xmp_alone_is_pillows_and_exif_goes_first(orientation, fo
 )
 def test_faults_met_are_upright(name):
     photo = decode_photo(fault(name))
-    assert np.array_equal(photo.pixels, as_pillow_turns(fault(name)))
+    assert np.array_equal(photo.pixels, as_pillow_rotates(fault(name)))
     assert {"xmp6.jpg": (256, 192)}.get(name, photo.pixels.shape[1::-1]) == (photo.width, photo.height)
 
 
@@ -110,7 +114,7 @@ def test_damaged_metadata_is_none():
 def squeezed(aspect: float, orientation: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Return an upright picture, and the stored one with pixels `aspect` times as wide as high."""
     upright = np.asarray(Image.fromarray(noise(6, 5)).resize((240, 160), Image.Resampling.BICUBIC))
-    stored = turned(upright, orientation)
+    stored = rotated(upright, orientation)
     height, width = stored.shape[:2]
     size = (round(width / aspect), height) if aspect > 1 else (width, round(height * aspect))
     return upright, np.asarray(Image.fromarray(stored).resize(size, Image.Resampling.BOX))

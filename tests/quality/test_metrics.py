@@ -20,9 +20,9 @@ def hands(seed, count=3, points=21):
     """Draw predicted and true points, millimetres, that differ in every respect."""
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=(count, points, 3)) * [60, 40, 20] + [5, -80, 600]
-    turned = Rotation.random(count, random_state=seed).as_matrix()
+    rotated = Rotation.random(count, random_state=seed).as_matrix()
     noisy = truth + rng.normal(size=truth.shape) * 8
-    return noisy @ turned * rng.uniform(0.3, 3, (count, 1, 1)) + rng.normal(size=(count, 1, 3)) * 200, truth
+    return noisy @ rotated * rng.uniform(0.3, 3, (count, 1, 1)) + rng.normal(size=(count, 1, 3)) * 200, truth
 
 
 @settings(deadline=None, max_examples=25)
@@ -31,8 +31,8 @@ def test_alignment_is_scipys_where_that_is_no_reflection(seed):
     predicted, truth = hands(seed)
     for one, other, found in zip(predicted, truth, metrics.align(predicted, truth), strict=True):
         x, y = one - one.mean(0), other - other.mean(0)
-        turn, _ = scipy.linalg.orthogonal_procrustes(x, y)
-        assert np.linalg.det(turn) > 0
+        rotation, _ = scipy.linalg.orthogonal_procrustes(x, y)
+        assert np.linalg.det(rotation) > 0
         _, unit_found, disparity = scipy.spatial.procrustes(other, one)
         expected = unit_found * np.linalg.norm(y) + other.mean(0)
         np.testing.assert_allclose(found, expected, atol=1e-8)
@@ -43,10 +43,10 @@ def test_alignment_is_scipys_where_that_is_no_reflection(seed):
 @given(SEEDS, st.floats(0.1, 10))
 def test_aligned_error_ignores_any_similarity_of_the_prediction(seed, scale):
     predicted, truth = hands(seed)
-    turn = Rotation.random(random_state=seed + 1).as_matrix()
-    moved = scale * predicted @ turn + [10.0, -300.0, 77.0]
+    rotation = Rotation.random(random_state=seed + 1).as_matrix()
+    moved = scale * predicted @ rotation + [10.0, -300.0, 77.0]
     np.testing.assert_allclose(metrics.pa_mpjpe(moved, truth), metrics.pa_mpjpe(predicted, truth), rtol=1e-6)
-    np.testing.assert_allclose(metrics.pa_mpjpe(truth @ turn * scale, truth), 0, atol=1e-9)
+    np.testing.assert_allclose(metrics.pa_mpjpe(truth @ rotation * scale, truth), 0, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=25)

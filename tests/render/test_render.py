@@ -59,9 +59,9 @@ def naive(points: Tensor, faces: Tensor, size_px: int) -> tuple[np.ndarray, np.n
 
 def ball(vertex_count: int) -> tuple[Tensor, Tensor]:
     i = np.arange(vertex_count) + 0.5
-    height, turn = 1 - 2 * i / vertex_count, np.pi * (1 + 5**0.5) * i
+    height, rotation = 1 - 2 * i / vertex_count, np.pi * (1 + 5**0.5) * i
     radius = np.sqrt(1 - height**2)
-    points = np.stack([radius * np.cos(turn), radius * np.sin(turn), height], 1)
+    points = np.stack([radius * np.cos(rotation), radius * np.sin(rotation), height], 1)
     return torch.tensor(points, dtype=torch.float32)[None], torch.tensor(ConvexHull(points).simplices).long()
 
 
@@ -85,9 +85,9 @@ def test_barycentrics_of_one_triangle_are_its_closed_form():
 def test_corner_order_changes_nothing_but_the_order_of_barycentrics(order):
     points = from_pixels([[1.2, 0.7, 0], [7.1, 2.4, 0], [3.3, 6.9, 0]], 8)
     plain = rasterize(points, ONE, 8, "torch")
-    turned = rasterize(points, torch.tensor([order]), 8, "torch")
-    assert torch.equal(plain.face_ids, turned.face_ids)
-    torch.testing.assert_close(turned.barycentrics, plain.barycentrics[..., order])
+    rotated = rasterize(points, torch.tensor([order]), 8, "torch")
+    assert torch.equal(plain.face_ids, rotated.face_ids)
+    torch.testing.assert_close(rotated.barycentrics, plain.barycentrics[..., order])
 
 
 def test_covered_pixels_count_the_area():

@@ -15,9 +15,9 @@ from annotator.render.shading import draw, vertex_normals
 def ball() -> tuple[Tensor, Tensor]:
     """Return the unit sphere (1, V, 3) and its faces, counter-clockwise seen from outside."""
     i = np.arange(900) + 0.5
-    height, turn = 1 - i / 450, np.pi * (1 + 5**0.5) * i
+    height, rotation = 1 - i / 450, np.pi * (1 + 5**0.5) * i
     radius = np.sqrt(1 - height**2)
-    points = np.stack([radius * np.cos(turn), radius * np.sin(turn), height], 1)
+    points = np.stack([radius * np.cos(rotation), radius * np.sin(rotation), height], 1)
     hull = ConvexHull(points)
     a, b, c = (points[hull.simplices[:, k]] for k in range(3))
     inward = (np.cross(b - a, c - a) * hull.equations[:, :3]).sum(1) < 0

@@ -373,14 +373,14 @@ def test_error_against_what_is_kept_is_the_mean_error_of_the_surest(tmp_path):
             assert row["off"] == pytest.approx(by_hand[name, int(bool(second))], abs=0.06)
 
 
-def test_a_truth_in_another_cameras_axes_is_turned_to_the_labels(tmp_path):
+def test_a_truth_in_another_cameras_axes_is_rotated_to_the_labels(tmp_path):
     """The photo is a part of a larger one, and the truth is in the larger one's camera axes."""
     labels = write_labels(tmp_path / "labels", 40, bad=0)
     rows, joints, _ = write_truth(tmp_path / "truth.parquet", labels)
     ray = (np.array([32, 32]) - [-10, 50]) / 80.0  # the crop's middle before the truth's camera
     across = np.array([-ray[1], ray[0], 0]) / np.linalg.norm(ray)
-    turn = Rotation.from_rotvec(across * np.arctan(np.linalg.norm(ray))).as_matrix()
-    true = pa.array((joints @ turn.T).tolist(), pa.list_(pa.list_(pa.float32(), 3), 21))
+    rotation = Rotation.from_rotvec(across * np.arctan(np.linalg.norm(ray))).as_matrix()
+    true = pa.array((joints @ rotation.T).tolist(), pa.list_(pa.list_(pa.float32(), 3), 21))
     camera = pa.array([{"focal_px": 80.0, "principal_px": [-10.0, 50.0]}] * len(rows))
     for known, low_mm, high_mm in ((True, 0, 0.001), (False, 20, 100)):
         write_truth(

@@ -1,4 +1,4 @@
-"""The report in headless Chromium: no errors, no network requests, working filters, a hand that turns."""
+"""The report in headless Chromium: no errors, no network requests, working filters, a hand that rotates."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_the_filters_act_on_hands_and_rows(browser, page):
 
 
 @pytest.mark.parametrize("size", [LAPTOP, PHONE])
-def test_a_hand_opens_turns_zooms_and_changes_its_colours(browser, page, size):
+def test_a_hand_opens_rotates_zooms_and_changes_its_colours(browser, page, size):
     browser.open(page, size)
     browser.run("document.querySelector('.card').click()")
     browser.until("viewer && viewer.mesh && !viewer.waiting")
@@ -265,7 +265,7 @@ def test_a_hand_opens_turns_zooms_and_changes_its_colours(browser, page, size):
     assert browser.complaints() == []
 
 
-def test_a_hand_turns_where_there_is_no_webgl(page, tmp_path):
+def test_a_hand_rotates_where_there_is_no_webgl(page, tmp_path):
     browser = Browser(tmp_path, "--disable-3d-apis")
     try:
         browser.open(page)

@@ -80,7 +80,7 @@ def exif(orientation: int) -> bytes:
     )
 
 
-def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def rotated(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Return the upright `pixels` as a camera stores them with an EXIF orientation."""
     # EXIF 2.3: position of row 0 and column 0 of the stored picture in the upright one.
     row, column = (
@@ -194,7 +194,7 @@ def hostile_photos() -> dict[str, tuple[bytes, str]]:
     frame = gif.index(b",", 13 + 3 * 256)
     photos["huge_frame.gif"] = (gif[: frame + 5] + b"\xff" * 4 + gif[frame + 9 :], "too_large")
     for orientation in range(1, 9):
-        stored = Image.fromarray(turned(arrow(), orientation))
+        stored = Image.fromarray(rotated(arrow(), orientation))
         options = {"exif": exif(orientation), "quality": 95, "subsampling": 0}
         photos[f"orientation_{orientation}.jpg"] = (encoded(stored, "JPEG", **options), "ok")
     return photos
@@ -261,7 +261,7 @@ def _jpegs(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
     yield "two pictures", encoded(picture, "MPO", save_all=True, append_images=[picture.rotate(180)])
     yield "exif with thumbnail", jpeg(exif=_exif_with_thumbnail(jpeg(picture.resize((40, 30)))))
     for orientation in range(1, 9):
-        stored = Image.fromarray(turned(np.asarray(picture), orientation))
+        stored = Image.fromarray(rotated(np.asarray(picture), orientation))
         yield f"orientation {orientation}", jpeg(stored, exif=exif(orientation))
     plain = jpeg()
     yield "without JFIF", plain[:2] + plain[20:]
@@ -419,7 +419,7 @@ def _tiffs(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
             continue
     yield "group 4", encoded(picture.convert("1"), "TIFF", compression="group4")
     yield "pages", encoded(picture, "TIFF", save_all=True, append_images=[picture.rotate(180)] * 2)
-    yield "orientation 6", encoded(Image.fromarray(turned(rgb, 6)), "TIFF", tiffinfo={274: 6})
+    yield "orientation 6", encoded(Image.fromarray(rotated(rgb, 6)), "TIFF", tiffinfo={274: 6})
     yield "big", encoded(picture, "TIFF", big_tiff=True)
     yield "big-endian", tiff(width, height, [rgb.tobytes()], order=">")
     yield "strips", tiff(width, height, [part.tobytes() for part in np.split(rgb, 12)], {278: [height // 12]})
@@ -480,7 +480,7 @@ def tiff(
 def _avifs(picture: Image.Image) -> Iterator[tuple[str, bytes]]:
     if features.check("avif"):
         yield "plain", encoded(picture, "AVIF", speed=10)
-        stored = Image.fromarray(turned(np.asarray(picture), 6))
+        stored = Image.fromarray(rotated(np.asarray(picture), 6))
         yield "orientation 6", encoded(stored, "AVIF", speed=10, exif=exif(6))
         yield "transparent", encoded(picture.convert("RGBA"), "AVIF", speed=10)
 

@@ -267,11 +267,11 @@ def test_videos_of_phones_held_in_any_way_are_upright(tmp_path, matrix):
     path.write_bytes(data)
     assert numbers(path, listed(path)) == [300, 301, 302, 303, 304]
     with av.open(str(path)) as container:
-        turned = next(container.decode(video=0)).rotation  # counterclockwise
+        rotated = next(container.decode(video=0)).rotation  # counterclockwise
     if matrix[0] + matrix[3] != 0 and matrix[1] == 0:
-        assert turned in ((0,) if matrix[0] == 1 else (180, -180))
+        assert rotated in ((0,) if matrix[0] == 1 else (180, -180))
     elif matrix[1] == -matrix[2] != 0:
-        assert turned == (-90 if matrix[1] == 1 else 90)
+        assert rotated == (-90 if matrix[1] == 1 else 90)
 
 
 _LATE = (".mp4", ".avi")  # four bytes are too few to recognise these

@@ -53,13 +53,13 @@ def skinned(hand: HandModel, pose: np.ndarray, betas: np.ndarray) -> tuple[np.nd
     shaped = hand.v_template + hand.shapedirs @ betas
     joints = hand.J_regressor @ shaped
     corrected = shaped + hand.posedirs @ (matrices[1:] - np.eye(3)).reshape(135)
-    turned, placed = [matrices[0]], [joints[0]]
+    rotated, placed = [matrices[0]], [joints[0]]
     for joint in range(1, 16):
         parent = hand.kintree_table[0, joint]
-        placed.append(placed[parent] + turned[parent] @ (joints[joint] - joints[parent]))
-        turned.append(turned[parent] @ matrices[joint])
+        placed.append(placed[parent] + rotated[parent] @ (joints[joint] - joints[parent]))
+        rotated.append(rotated[parent] @ matrices[joint])
     vertices = sum(
-        hand.weights[:, j, None] * ((corrected - joints[j]) @ turned[j].T + placed[j]) for j in range(16)
+        hand.weights[:, j, None] * ((corrected - joints[j]) @ rotated[j].T + placed[j]) for j in range(16)
     )
     return vertices, np.stack(placed)
 
@@ -67,7 +67,7 @@ def skinned(hand: HandModel, pose: np.ndarray, betas: np.ndarray) -> tuple[np.nd
 def raw_hands(
     hand: HandModel, count: int, centre: tuple[float, float, float], tips: tuple[int, ...], seed: int
 ) -> list[RawHand]:
-    """Right hands in plausible poses around a point, turned all ways."""
+    """Right hands in plausible poses around a point, rotated all ways."""
     rng = np.random.default_rng(seed)
     fingers = plausible_poses.sample_poses(anatomy.rest_joints(hand), count, rng)
     found = []

@@ -24,8 +24,8 @@ def hands(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     fingers = torch.from_numpy(plausible_poses.sample_poses(anatomy.rest_joints(model), count, rng)).float()
     wrist = torch.tensor(UPRIGHT).expand(count, 1, 3, 3)
-    turns = torch.cat([wrist, roma.rotvec_to_rotmat(fingers.view(count, 15, 3))], 1)
-    vertices, joints = HandLayer(model)(turns, torch.zeros(count, 10))
+    rotations = torch.cat([wrist, roma.rotvec_to_rotmat(fingers.view(count, 15, 3))], 1)
+    vertices, joints = HandLayer(model)(rotations, torch.zeros(count, 10))
     return vertices.numpy(), joints.numpy()
 
 

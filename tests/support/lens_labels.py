@@ -92,8 +92,8 @@ def table_of(
             ),
         )
         axes = crop_axes(crop)[0].astype(np.float64)
-        turned = Rotation.from_matrix(axes.T) * Rotation.from_rotvec(noisy[k, :3])
-        own = np.concatenate([turned.as_rotvec(), noisy[k, 3:]])
+        rotated = Rotation.from_matrix(axes.T) * Rotation.from_rotvec(noisy[k, :3])
+        own = np.concatenate([rotated.as_rotvec(), noisy[k, 3:]])
         rotations = roma.rotvec_to_rotmat(torch.from_numpy(own).float().view(1, 16, 3))
         vertices, in_view = (one.numpy() for one in LAYER(rotations, torch.zeros(1, 10)))
         # The best weak-perspective camera of the true picture.

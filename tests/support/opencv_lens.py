@@ -22,13 +22,18 @@ def by_opencv(points_mm: np.ndarray, lens: Lens) -> np.ndarray:
 
 
 def through_fisheye(
-    photo: np.ndarray, focal_px: float, principal_px: np.ndarray, turn: np.ndarray, lens: Lens, side_px: int
+    photo: np.ndarray,
+    focal_px: float,
+    principal_px: np.ndarray,
+    rotation: np.ndarray,
+    lens: Lens,
+    side_px: int,
 ) -> np.ndarray:
-    """Return what a fisheye camera sees of a photo, turned away by `turn` (3, 3): all of it by OpenCV."""
+    """Return what a fisheye camera sees of a photo, rotated away by `rotation` (3, 3): all of it by OpenCV."""
     across, down = np.meshgrid(np.arange(side_px) + 0.5, np.arange(side_px) + 0.5)
     pixels = np.stack([across, down], -1).reshape(-1, 1, 2)
     plane = cv2.fisheye.undistortPoints(pixels, matrix(lens), np.array(lens.distortion))[:, 0]
-    rays = np.concatenate([plane, np.ones((len(plane), 1))], 1) @ turn
+    rays = np.concatenate([plane, np.ones((len(plane), 1))], 1) @ rotation
     with np.errstate(all="ignore"):
         at = np.where(rays[:, 2:] > 0.1, focal_px * rays[:, :2] / rays[:, 2:] + principal_px - 0.5, -1e4)
     at = at.reshape(side_px, side_px, 2).astype(np.float32)

@@ -15,12 +15,12 @@ def naive_joints(rest: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Return the joints (21, 3) of one pose (45,), finger by finger, in MANO's order of fingers."""
     joints = rest.copy()
     for first, finger in zip((0, 3, 6, 9, 12), (1, 2, 4, 3, 0), strict=True):
-        turned = np.eye(3)
+        chained = np.eye(3)
         for k in range(3):
             rotvec = torch.from_numpy(pose.reshape(15, 3)[first + k])
-            turned = turned @ roma.rotvec_to_rotmat(rotvec).numpy()
+            chained = chained @ roma.rotvec_to_rotmat(rotvec).numpy()
             here = 1 + 4 * finger + k
-            joints[here + 1] = joints[here] + turned @ (rest[here + 1] - rest[here])
+            joints[here + 1] = joints[here] + chained @ (rest[here + 1] - rest[here])
     return joints
 
 

@@ -69,8 +69,8 @@ def test_a_hand_that_crosses_the_photo_of_a_lens_is_one_track_in_its_camera(name
         # The columns of the weak-perspective camera are those of the crop's view.
         half = (x1 - x0) / 2
         view = view_of_square(lens, (x0 + half, y0 + half), half)
-        turned = joints3d @ Rotation.from_rotvec(camera["rotation"]).as_matrix().T
-        weak = view.nearest_in_photo(camera["scale"] * turned[:, :2] + camera["translation"])
+        rotated = joints3d @ Rotation.from_rotvec(camera["rotation"]).as_matrix().T
+        weak = view.nearest_in_photo(camera["scale"] * rotated[:, :2] + camera["translation"])
         np.testing.assert_allclose(weak, row["joints2d_px"], atol=0.2)
     before = [row for row in table.to_pylist() if row["status"] == "ok"]
     # OpenCV sees the 3D joints where the 2D ones are, as far as a weak-perspective camera is a pinhole.
@@ -108,9 +108,9 @@ def test_a_drawn_sequence_through_a_fisheye_is_tracked_as_the_undistorted_one(tm
     focal = float(camera.field("focal_px")[0].as_py())
     joints, vertices = array_of(truth["joints3d_mm"]), array_of(truth["vertices_mm"]) + wrists[:, None]
     # The fisheye looks 45 degrees past the hand, and the photo is a part of its.
-    turn = Rotation.from_rotvec([0, np.radians(45), 0]).as_matrix()
-    turn = turn @ Rotation.align_vectors([[0, 0, 1]], [vertices.mean((0, 1))])[0].as_matrix()
-    moved = (vertices @ turn.T).astype(np.float64)
+    rotation = Rotation.from_rotvec([0, np.radians(45), 0]).as_matrix()
+    rotation = rotation @ Rotation.align_vectors([[0, 0, 1]], [vertices.mean((0, 1))])[0].as_matrix()
+    moved = (vertices @ rotation.T).astype(np.float64)
     lens = Lens(0.6 * focal, 0.61 * focal, 0, 0, "fisheye", FISHEYE)
     cx, cy = WIDE_PX / 2 - by_opencv(moved.reshape(-1, 3), lens).mean(0)
     lens = replace(lens, cx=float(cx), cy=float(cy))
@@ -122,7 +122,7 @@ def test_a_drawn_sequence_through_a_fisheye_is_tracked_as_the_undistorted_one(tm
         photo = np.asarray(Image.open(tmp_path / "images" / f"s0000-f{k:04d}.jpg").convert("RGB"))
         seen = by_opencv(moved[k], lens)
         assert seen.min() > 0 and seen.max() < WIDE_PX
-        warped = through_fisheye(photo, focal, principal[k], turn, lens, WIDE_PX)
+        warped = through_fisheye(photo, focal, principal[k], rotation, lens, WIDE_PX)
         for parts, pixels, box, own in (
             (plain, photo, truth["box_xyxy"][k].as_py(), PhotoCamera(focal, tuple(principal[k]), "given")),
             (
@@ -151,7 +151,7 @@ def test_a_drawn_sequence_through_a_fisheye_is_tracked_as_the_undistorted_one(tm
         schema = label_schema(HAND.vertex_count, None, columns)
         table = labels_to_table(rows, predictor.predict_crops(Crops.stack(parts)), range(COUNT), schema)
         made = columns_of(tracked_rows(table))
-        back = turn if own else np.eye(3)
+        back = rotation if own else np.eye(3)
         found[name] = place_errors(made, joints @ back.T, wrists @ back.T)
     assert found["fisheye"]["mpjpe"] < found["plain"]["mpjpe"] * 1.15 + 0.5, found
     assert found["fisheye"]["ray_deg"] < found["plain"]["ray_deg"] + 0.3, found

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from annotator.track import robust
 from annotator.track.posterior import posterior_std, scatter_share
-from annotator.track.robust import MIN_WEIGHT, local_medians, turn_weights
+from annotator.track.robust import MIN_WEIGHT, local_medians, rotation_weights
 from annotator.track.rotation_smoothing import filled, smooth_rotations
 from annotator.track.smoother import MEMORY_S, Measurements, Noise, fit_noise, mean_step, prior, smooth
 
@@ -120,17 +120,19 @@ def test_a_few_measurements_are_kept_as_they_are():
     np.testing.assert_allclose(smooth(alone, fit_noise(alone)).position, values[:1], atol=1e-4)
 
 
-def test_rotations_about_one_axis_are_smoothed_as_their_angle_is_over_several_turns():
+def test_rotations_about_one_axis_are_smoothed_as_their_angle_is_over_several_circles():
     rng = np.random.default_rng(1)
     time_s = np.arange(80) / 30
-    angle = 14 * time_s + 0.05 * rng.normal(size=80)  # six full turns
+    angle = 14 * time_s + 0.05 * rng.normal(size=80)  # six full circles
     axis = np.array([0.48, 0.6, 0.64])
     rotations = Rotation.from_rotvec(angle[:, None] * axis).as_matrix()
     observed = np.ones(80, bool)
     observed[[20, 21, 22, 50]] = False
-    turn = smooth_rotations(time_s, rotations, np.ones(80), observed)
-    path = turn.rotations
-    along = smooth(Measurements(time_s, angle[:, None], 1 / turn.weight, observed), turn.noise).position
+    rotation = smooth_rotations(time_s, rotations, np.ones(80), observed)
+    path = rotation.rotations
+    along = smooth(
+        Measurements(time_s, angle[:, None], 1 / rotation.weight, observed), rotation.noise
+    ).position
     expected = Rotation.from_rotvec(along * axis)
     off = (expected.inv() * Rotation.from_matrix(path)).magnitude()
     assert off.max() < 1e-4
@@ -148,20 +150,20 @@ def test_smoothed_rotations_are_nearer_to_the_true_ones():
 
 
 @pytest.mark.parametrize("rate", [0.0, 2.0, 9.0])
-def test_hands_turned_the_wrong_way_for_a_few_frames_leave_the_path_where_it_was(rate):
+def test_hands_rotated_the_wrong_way_for_a_few_frames_leave_the_path_where_it_was(rate):
     rng = np.random.default_rng(3)
     time_s = np.arange(120) / 30
     true = Rotation.from_rotvec(np.stack([np.sin(time_s), rate * time_s, 0 * time_s], 1))
     seen = true * Rotation.from_rotvec(0.1 * rng.normal(size=(120, 3)))
     flips = np.isin(np.arange(120), [0, 20, 21, 22, 47, 60, 61, 63, 90, 92, 94, 118, 119])
-    turned = seen * Rotation.from_rotvec(np.where(flips, np.pi, 0)[:, None] * np.array([[0, 0.6, 0.8]]))
+    rotated = seen * Rotation.from_rotvec(np.where(flips, np.pi, 0)[:, None] * np.array([[0, 0.6, 0.8]]))
 
     def error(labels, observed):
         path = smooth_rotations(time_s, labels.as_matrix(), np.ones(120), observed).rotations
         return (true.inv() * Rotation.from_matrix(path)).magnitude()[~flips].mean()
 
     without = error(seen, ~flips)
-    assert error(turned, np.ones(120, bool)) < 1.25 * without < 0.1
+    assert error(rotated, np.ones(120, bool)) < 1.25 * without < 0.1
 
 
 def test_weights_are_probabilities_of_the_likeliest_mixture():
@@ -177,40 +179,40 @@ def test_weights_are_probabilities_of_the_likeliest_mixture():
 
     best = minimize(lambda x: -np.log(np.add(*densities(x))).sum(), [-4.0, -2.0], method="Nelder-Mead").x
     right, wrong = densities(best)
-    found = turn_weights(apart, variance)
+    found = rotation_weights(apart, variance)
     np.testing.assert_allclose(found, np.maximum(right / (right + wrong), MIN_WEIGHT), atol=0.01)
     assert found[:60].mean() < 0.2 and found[60:].mean() > 0.97
-    assert turn_weights(np.zeros((3, 3)), np.ones(3)) == pytest.approx(np.ones(3))
+    assert rotation_weights(np.zeros((3, 3)), np.ones(3)) == pytest.approx(np.ones(3))
 
 
 def test_a_median_of_rotations_has_the_least_sum_of_distances(monkeypatch):
-    monkeypatch.setattr(robust, "_SPAN", 99)  # a hand that does not turn
+    monkeypatch.setattr(robust, "_SPAN", 99)  # a hand that does not rotate
     rng = np.random.default_rng(5)
-    turns = Rotation.from_rotvec(0.2 * rng.normal(size=(9, 3)))
-    turns = Rotation.concatenate([turns, Rotation.from_rotvec([[3, 0, 0], [0, 2, 1]])]).as_matrix()
-    found = local_medians(np.zeros(11), turns)[5]
+    rotations = Rotation.from_rotvec(0.2 * rng.normal(size=(9, 3)))
+    rotations = Rotation.concatenate([rotations, Rotation.from_rotvec([[3, 0, 0], [0, 2, 1]])]).as_matrix()
+    found = local_medians(np.zeros(11), rotations)[5]
 
     def total(rotvec):
-        return np.linalg.norm(Rotation.from_rotvec(rotvec).as_matrix() - turns, axis=(1, 2)).sum()
+        return np.linalg.norm(Rotation.from_rotvec(rotvec).as_matrix() - rotations, axis=(1, 2)).sum()
 
     best = minimize(total, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9})
     assert total(Rotation.from_matrix(found).as_rotvec()) == pytest.approx(best.fun, rel=1e-3)
-    np.testing.assert_allclose(local_medians(np.zeros(1), turns[:1]), turns[:1], atol=1e-9)
+    np.testing.assert_allclose(local_medians(np.zeros(1), rotations[:1]), rotations[:1], atol=1e-9)
 
 
 def test_medians_made_in_blocks_are_those_of_the_whole(monkeypatch):
     rng = np.random.default_rng(7)
-    time_s, turns = np.cumsum(rng.uniform(0.01, 0.1, 40)), Rotation.random(40, rng=rng).as_matrix()
-    whole = local_medians(time_s, turns)
+    time_s, rotations = np.cumsum(rng.uniform(0.01, 0.1, 40)), Rotation.random(40, rng=rng).as_matrix()
+    whole = local_medians(time_s, rotations)
     monkeypatch.setattr(robust, "_BLOCK", 7)
-    np.testing.assert_allclose(local_medians(time_s, turns), whole, atol=1e-9)
+    np.testing.assert_allclose(local_medians(time_s, rotations), whole, atol=1e-9)
 
 
 def test_missing_rotations_lie_on_the_way_between_their_neighbours():
-    turns = Rotation.from_rotvec(np.array([[0, 0, 0], [9, 9, 9], [0, 0, 0.9], [1, 2, 3]])).as_matrix()
-    made = filled(np.array([0.0, 1.0, 3.0, 4.0]), turns, np.array([True, False, True, False]))
+    rotations = Rotation.from_rotvec(np.array([[0, 0, 0], [9, 9, 9], [0, 0, 0.9], [1, 2, 3]])).as_matrix()
+    made = filled(np.array([0.0, 1.0, 3.0, 4.0]), rotations, np.array([True, False, True, False]))
     np.testing.assert_allclose(Rotation.from_matrix(made[1]).as_rotvec(), [0, 0, 0.3], atol=1e-6)
-    np.testing.assert_allclose(made[3], turns[2], atol=1e-6)
+    np.testing.assert_allclose(made[3], rotations[2], atol=1e-6)
 
 
 def test_a_posterior_is_the_predicted_std_where_nothing_scatters_and_smaller_where_much_does():

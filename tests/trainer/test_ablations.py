@@ -87,9 +87,9 @@ def built(network: NetworkConfig) -> Network:
 
 @functools.cache
 def known() -> Batch:
-    """Four flat hands, each turned a little further, of which everything is known."""
-    turns = roma.rotvec_to_rotmat(torch.tensor([[0.0, 0.0, 0.5 * i] for i in range(4)]))
-    vertices = torch.from_numpy(hand().v_template) * 1000 @ turns.mT
+    """Four flat hands, each rotated a little further, of which everything is known."""
+    rotations = roma.rotvec_to_rotmat(torch.tensor([[0.0, 0.0, 0.5 * i] for i in range(4)]))
+    vertices = torch.from_numpy(hand().v_template) * 1000 @ rotations.mT
     joints = torch.from_numpy(hand().joint_regressor) @ vertices
     vertices, joints = vertices - joints[:, :1], joints - joints[:, :1]
     yes = torch.ones(4, dtype=torch.bool)

@@ -93,8 +93,8 @@ def test_a_known_camera_rotates_with_the_crop():
     def in_crop(points, ray):
         across = np.stack([-ray[:, 1], ray[:, 0], np.zeros(count)], 1)
         length = np.linalg.norm(ray, axis=1, keepdims=True)
-        turn = Rotation.from_rotvec(across / length * np.arctan(length)).inv().as_matrix()
-        return np.einsum("bij,bnj->bni", turn, points)
+        rotation = Rotation.from_rotvec(across / length * np.arctan(length)).inv().as_matrix()
+        return np.einsum("bij,bnj->bni", rotation, points)
 
     def seen(points, ray, tan):
         return (points[..., :2] / points[..., 2:] - ray[:, None]) / tan[:, None, None]
@@ -153,7 +153,7 @@ def test_patches_remove_the_hand_from_the_mask():
 
 @pytest.mark.parametrize("degrees", [0.0, 30.0, -75.0])
 def test_a_crop_is_a_window_of_the_photo(degrees):
-    """A ramp whose value is the x coordinate is turned into a ramp along the turned axis."""
+    """A ramp whose value is the x coordinate becomes a ramp along the rotated axis."""
     size = 120
     at = (torch.arange(size) * 2 + 1) / size - 1
     image = ((at + 1) / 2)[None, None, None].expand(1, 3, size, size).contiguous()
@@ -166,15 +166,15 @@ def test_a_crop_is_a_window_of_the_photo(degrees):
 
 
 def test_crops_are_cut_upright_and_tight_around_the_joints_first():
-    """Whatever way a hand is turned in its photo, the middle knuckle is above the wrist and the box has one size."""
+    """Whatever way a hand is rotated in its photo, the middle knuckle is above the wrist and the box has one size."""
     config = AugmentConfig(upright=True, rotation_deg=0, zoom=1, shift=0, colour=0, blur=0, noise=0, erase=0)
     generator = torch.Generator().manual_seed(2)
     batch = Batch.empty(6, 96, 800)
     angle = torch.linspace(0, 5, 6)
-    turn = torch.stack(
+    rotation = torch.stack(
         [torch.stack([angle.cos(), -angle.sin()], -1), torch.stack([angle.sin(), angle.cos()], -1)], 1
     )
-    joints = (torch.rand(6, 21, 2, generator=generator) - 0.5) @ turn.mT * 0.6 + 0.1
+    joints = (torch.rand(6, 21, 2, generator=generator) - 0.5) @ rotation.mT * 0.6 + 0.1
     depth = torch.rand(6, 21, 1, generator=generator)
     batch = replace(
         batch,

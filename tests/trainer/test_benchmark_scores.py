@@ -66,8 +66,8 @@ def official_scores(folder: Path, pred: Path, scale_joint: int | None) -> dict[s
         aligned, scaled, f_scores = [], [], []
         for y, x in zip(map(np.array, true), map(np.array, predicted), strict=True):
             y0, x0 = y - y.mean(0), x - x.mean(0)
-            turn, scale = orthogonal_procrustes(y0 / np.linalg.norm(y0), x0 / np.linalg.norm(x0))
-            aligned.append(x0 / np.linalg.norm(x0) @ turn.T * scale * np.linalg.norm(y0) + y.mean(0))
+            rotation, scale = orthogonal_procrustes(y0 / np.linalg.norm(y0), x0 / np.linalg.norm(x0))
+            aligned.append(x0 / np.linalg.norm(x0) @ rotation.T * scale * np.linalg.norm(y0) + y.mean(0))
             if scale_joint is not None:
                 bones = [np.linalg.norm(one[scale_joint] - one[0]) for one in (y, x)]
                 scaled.append((x - x[0]) * bones[0] / bones[1] + y[0])

@@ -19,7 +19,7 @@ from trainer.distillation.examples import SURE, LandmarkExamples, drawn_examples
 from trainer.distillation.read_outs import fit_presence, fit_side
 from trainer.keyed_random import keys
 
-STILL = DistilConfig(turn_deg=0, zoom=1, shift=0)
+STILL = DistilConfig(rotation_deg=0, zoom=1, shift=0)
 
 
 def landmarker(seed: int) -> Landmarker:
@@ -175,7 +175,7 @@ def test_the_side_is_fitted_to_hands_and_their_mirror_images():
     assert changed == {"heads.is_right.weight", "heads.is_right.bias"}
 
 
-def test_the_presence_is_fitted_to_upright_hands_and_the_same_at_other_turns():
+def test_the_presence_is_fitted_to_upright_hands_and_the_same_at_other_rotations():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 100, (12, 48, 48, 3), dtype=torch.uint8, generator=generator)
     images[:, :24] += 120  # bright above

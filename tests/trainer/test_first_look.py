@@ -19,11 +19,11 @@ from annotator.model.two_looks import without_hands
 from annotator.photos.crops import BOX_PADDING
 from trainer.distillation.config import FirstLookConfig
 from trainer.distillation.first_look import (
-    TurnedViews,
+    RotatedViews,
     WideExamples,
     first_look_loss,
+    rotated_views,
     teach_first_look,
-    turned_views,
     views_of_step,
 )
 from trainer.keyed_random import keys
@@ -55,7 +55,7 @@ def black(count: int = 1) -> torch.Tensor:
 def test_joints_move_with_the_pixels_at_any_angle_mirrored_or_not() -> None:
     sides = set()
     for number in range(12):
-        views = turned_views(dotted(), black(), keys(0, torch.tensor([number])), CROP_PX, FirstLookConfig())
+        views = rotated_views(dotted(), black(), keys(0, torch.tensor([number])), CROP_PX, FirstLookConfig())
         light = views.image[0].sum(0)
         at = torch.nn.functional.grid_sample(
             torch.nn.functional.max_pool2d(light[None, None], 3, 1, 1),
@@ -68,10 +68,10 @@ def test_joints_move_with_the_pixels_at_any_angle_mirrored_or_not() -> None:
     assert sides == {True, False}
 
 
-def test_a_still_view_is_the_crop_of_the_turned_hands_box() -> None:
+def test_a_still_view_is_the_crop_of_the_rotated_hands_box() -> None:
     """The box of the joints in the view is centred, and the view's side is the padded box's longer side."""
     for number in range(6):
-        views = turned_views(dotted(), black(), keys(0, torch.tensor([number])), CROP_PX, STILL)
+        views = rotated_views(dotted(), black(), keys(0, torch.tensor([number])), CROP_PX, STILL)
         low, high = views.joints2d[0].amin(0), views.joints2d[0].amax(0)
         torch.testing.assert_close(low, -high, atol=1e-5, rtol=0)
         assert float((high - low).max()) == pytest.approx(2 / BOX_PADDING, rel=1e-5)
@@ -79,7 +79,7 @@ def test_a_still_view_is_the_crop_of_the_turned_hands_box() -> None:
 
 def test_angles_cover_the_circle() -> None:
     crops = dotted().rows(torch.zeros(200, dtype=torch.long))
-    views = turned_views(crops, black(200), keys(0, torch.arange(200)), CROP_PX, STILL)
+    views = rotated_views(crops, black(200), keys(0, torch.arange(200)), CROP_PX, STILL)
     up = views.joints2d[:, 1] - views.joints2d[:, 0]
     quarter = ((torch.atan2(up[:, 1], up[:, 0]) / (math.pi / 2)).floor() + 2).long()
     assert (quarter.clamp(0, 3).bincount(minlength=4) > 30).all()
@@ -91,16 +91,16 @@ def test_another_place_or_a_colour_shows_beyond_the_photo() -> None:
     crops = crops._replace(image=torch.where(torch.arange(4) < 3, 255, 0).byte().expand(1, 240, 240, 4))
     green = torch.tensor([0, 200, 0], dtype=torch.uint8).expand(40, 144, 144, 3)
     many = crops.rows(torch.zeros(40, dtype=torch.long))
-    views = turned_views(many, green, keys(0, torch.arange(40)), CROP_PX, STILL)
+    views = rotated_views(many, green, keys(0, torch.arange(40)), CROP_PX, STILL)
     middle = views.image[:, :, 24:40, 24:40].mean((2, 3))
     from_place = (middle[:, 1] > middle[:, 0] + 0.3) & (middle[:, 1] > middle[:, 2] + 0.3)
     assert 8 < int(from_place.sum()) < 36  # the others show a plain colour, a few of which are green
 
 
-def views_of(count: int = 4) -> TurnedViews:
+def views_of(count: int = 4) -> RotatedViews:
     generator = torch.Generator().manual_seed(0)
     joints2d = torch.rand(count, 21, 2, generator=generator) - 0.5
-    return TurnedViews(
+    return RotatedViews(
         torch.rand(count, 3, CROP_PX, CROP_PX, generator=generator),
         joints2d,
         torch.tensor([True, True, False, True]),

@@ -31,7 +31,7 @@ from trainer.synth.pool import Pool
 from trainer.synth.scene import draw_hands
 
 HAND = load_hand("open")
-NONE = NoiseConfig(joint_mm=(0.0, 0.0, 0.0), turn_deg=0.0, any_turn=0.0)
+NONE = NoiseConfig(joint_mm=(0.0, 0.0, 0.0), rotation_deg=0.0, any_rotation=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +94,12 @@ def test_hands_are_upright_and_their_truth_lies_in_the_same_axes(source):
     assert left.median() < 5 and left.max() < 25
 
 
-def test_every_view_and_every_turn_up_to_45_degrees_is_drawn(source):
+def test_every_view_and_every_rotation_up_to_45_degrees_is_drawn(source):
     noisy, upright = (s.hands(torch.arange(3000)) for s in (source, quietly(source)))
     up = upright.rotations[:, 0].mT @ noisy.rotations[:, 0]
-    turn = torch.rad2deg(roma.rotmat_to_rotvec(noisy.rotations[:, 0] @ upright.rotations[:, 0].mT))
-    assert turn[:, :2].abs().max() < 0.1 and up.isfinite().all()
-    counts = torch.histc(turn[:, 2], 9, -45, 45)
+    rotation = torch.rad2deg(roma.rotmat_to_rotvec(noisy.rotations[:, 0] @ upright.rotations[:, 0].mT))
+    assert rotation[:, :2].abs().max() < 0.1 and up.isfinite().all()
+    counts = torch.histc(rotation[:, 2], 9, -45, 45)
     assert counts.min() > 60
     # The back of the hand (y at rest) points into each octant around the camera.
     octants = (upright.rotations[:, 0, :, 1] > 0).long() @ torch.tensor([1, 2, 4])

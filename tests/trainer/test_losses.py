@@ -150,8 +150,8 @@ def test_aligned_loss_is_the_squared_error_that_the_benchmarks_procrustes_leaves
 
 def test_aligned_loss_ignores_the_pose_of_the_hand():
     mean = 40 * random(*SHAPE)
-    turned = 1.3 * mean @ roma.rotvec_to_rotmat(random(4, 3, seed=2)) + 100 * random(4, 1, 3, seed=3)
-    assert losses.aligned_loss(turned, mean).max() < 1e-20
+    rotated = 1.3 * mean @ roma.rotvec_to_rotmat(random(4, 3, seed=2)) + 100 * random(4, 1, 3, seed=3)
+    assert losses.aligned_loss(rotated, mean).max() < 1e-20
     assert losses.aligned_loss(mirrored(mean), mean).mean() > 1
 
 
@@ -165,15 +165,15 @@ def test_aligned_loss_neither_shrinks_nor_rotates_a_hand():
 
 def test_a_std_that_learns_from_aligned_errors_is_best_where_it_is_that_error():
     q, target = q_of(), 40 * random(*SHAPE, seed=7)
-    turned = target @ roma.rotvec_to_rotmat(random(4, 3, seed=2)) + 100  # any pose of the target
-    for there in (target, turned):
+    rotated = target @ roma.rotvec_to_rotmat(random(4, 3, seed=2)) + 100  # any pose of the target
+    for there in (target, rotated):
         mean, log_std = q.mean_mm.clone().requires_grad_(), q.std_mm.log().requires_grad_()
         losses.aligned_std_loss(Gaussian(mean, log_std.exp()), there).sum().backward()
         assert mean.grad is None or not mean.grad.any()
         # The benchmarks' Procrustes: errors in the target's frame, rotated into q's frame.
         laid = torch.from_numpy(align(q.mean_mm.numpy(), there.numpy()))
-        turn = roma.rigid_points_registration(q.mean_mm, there, compute_scaling=True)[0]
-        error = (laid - there) @ turn
+        rotation = roma.rigid_points_registration(q.mean_mm, there, compute_scaling=True)[0]
+        error = (laid - there) @ rotation
         torch.testing.assert_close(log_std.grad, 1 - (error / q.std_mm).square())
 
 
@@ -498,8 +498,8 @@ def test_joint_limits_have_finite_gradients_at_rest_and_in_a_locked_gimbal(hand)
 def test_joint_limits_have_finite_gradients_where_a_gimbal_is_locked_to_the_last_bit(hand):
     limits = losses.JointLimits(hand)
     limits.outer, limits.inner = torch.eye(3).expand(5, 3, 3, 3), torch.eye(3).expand(5, 3, 3, 3)
-    quarter_turn = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
-    rotations = quarter_turn.repeat(1, 16, 1, 1).requires_grad_()
+    quarter_rotation = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+    rotations = quarter_rotation.repeat(1, 16, 1, 1).requires_grad_()
     limits(rotations).sum().backward()
     assert rotations.grad.isfinite().all()
 

@@ -108,12 +108,14 @@ def test_2d_joints_are_a_pinhole_s_projection_of_the_3d_ones(
         # About the axis perpendicular to optical axis and ray, by the angle between them.
         angle = np.arctan(np.linalg.norm(aside))
         across = np.array([-aside[1], aside[0], 0]) / max(np.linalg.norm(aside), 1e-9)
-        turn = Rotation.from_rotvec(across * angle)
-        points = turn.apply(batch.joints3d_mm[row].double().numpy()) + scene.cam_t_mm[row].double().numpy()
+        rotation = Rotation.from_rotvec(across * angle)
+        points = (
+            rotation.apply(batch.joints3d_mm[row].double().numpy()) + scene.cam_t_mm[row].double().numpy()
+        )
         np.testing.assert_allclose(
             batch.joints2d[row], f * (points[:, :2] / points[:, 2:] - aside), atol=3e-5
         )
-        mesh = turn.apply(batch.vertices_mm[row].double().numpy())
+        mesh = rotation.apply(batch.vertices_mm[row].double().numpy())
         np.testing.assert_allclose(mesh, scene.vertices_mm[row], atol=1e-3)
         angles.append(np.degrees(angle))
     assert 2 < np.count_nonzero(angles) < 10 and max(angles) > 15
@@ -155,10 +157,10 @@ def test_all_are_right_hands(photos: DrawnPhotos) -> None:
 
 
 def test_views_are_from_all_sides(photos: DrawnPhotos) -> None:
-    turn = roma.rotvec_to_rotmat(photos.scene.pose[:, :3])
+    rotation = roma.rotvec_to_rotmat(photos.scene.pose[:, :3])
     # The palm's normal and the fingers' direction, in eight octants each.
     for axis in (1, 0):
-        octants = (turn[:, :, axis] > 0).int() @ torch.tensor([1, 2, 4], dtype=torch.int32)
+        octants = (rotation[:, :, axis] > 0).int() @ torch.tensor([1, 2, 4], dtype=torch.int32)
         assert len(octants.unique()) == 8
 
 

@@ -43,7 +43,7 @@ def test_a_joint_is_visible_if_most_pixels_of_the_skin_around_it_are(hands: Synt
     covered = F.interpolate(photos.covered, size=(size_px, size_px))[:, 0] > 0.5
     corners = points[:, figure.faces[: figure.face_count], :2]
     one, other = corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0]
-    turned = one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0]  # signed area in the photo
+    area = one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0]  # signed area in the photo
     joints = torch.from_numpy(model.joint_regressor @ model.v_template)
     centres = torch.from_numpy(model.v_template[model.faces].mean(1))
     distance_mm = 1000 * torch.cdist(joints, centres)
@@ -52,7 +52,7 @@ def test_a_joint_is_visible_if_most_pixels_of_the_skin_around_it_are(hands: Synt
     for row in range(len(index)):
         for joint in range(21):
             near = own[joint] & (distance_mm[joint] < distance_mm[joint][own[joint]].min() + 8)
-            skin = (near & (turned[row] < 0)).nonzero().squeeze(1)  # turned to the camera
+            skin = (near & (area[row] < 0)).nonzero().squeeze(1)  # facing the camera
             alone = (nearest_faces(points[row : row + 1], figure.faces[skin], size_px) >= 0).sum()
             share = float((torch.isin(whole[row], skin) & ~covered[row]).sum() / alone.clamp_min(1))
             if alone > 30 and not 0.3 < share < 0.7:

@@ -39,7 +39,7 @@ from trainer.convert.ho3d_masks import HandMasks
 from trainer.convert.photos import required_photo
 from trainer.convert.pinhole import camera_columns, hand_columns
 
-#: OpenGL axes to camera axes (x right, y down, z forward): a half turn about x, no mirror.
+#: OpenGL axes to camera axes (x right, y down, z forward): 180 degrees about x, no mirror.
 CAMERA_FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
 
 #: Size limit, far above real files of a few kilobytes.

@@ -16,8 +16,8 @@ from annotator.coordinates import (
     axes_of_ray,
     crop_from_camera,
     mirror_points,
+    rotated_std,
     square_around,
-    turned_std,
 )
 from annotator.labels.arrays import array_of
 from annotator.photos.crops import BOX_PADDING, box_around_joints
@@ -121,7 +121,7 @@ def read_example(
             getattr(batch, f"{name}_mm")[0] = torch.from_numpy(points).float()
             getattr(batch, has)[0] = True
             if (std_mm := rows.array(f"{name}_std_mm", row)) is not None:
-                std_mm = turned_std(std_mm, axes.T)
+                std_mm = rotated_std(std_mm, axes.T)
                 # Augmentation rotates photos in the image plane, so x and y share one std.
                 across = _root_mean_square(std_mm[:, :2])
                 std = np.stack([across, across, std_mm[:, 2].astype(np.float32)], 1)

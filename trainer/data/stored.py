@@ -156,11 +156,11 @@ class Stored:
             pieces = self._pieces(lane)
             mixed = np.random.default_rng([self.seed, lane, epoch]).permutation(len(pieces))
             self._order[lane] = epoch, [pieces[i] for i in mixed]
-        turn = 0
-        while place >= len(piece := self._order[lane][1][turn]):
+        index = 0
+        while place >= len(piece := self._order[lane][1][index]):
             place -= len(piece)
-            turn += 1
-        row = np.random.default_rng([self.seed, lane, epoch, turn]).permutation(len(piece))[place]
+            index += 1
+        row = np.random.default_rng([self.seed, lane, epoch, index]).permutation(len(piece))[place]
         return self._read(self._rows_held(piece), piece.start + int(row))
 
     def _rows_held(self, piece: _RowRange) -> Rows:

@@ -13,7 +13,7 @@ class DistilConfig(Schedule):
 
     crop_px: int = 160
     # How far views are from upright, tight and centred: as far as a first look may be off.
-    turn_deg: float = 40.0
+    rotation_deg: float = 40.0
     zoom: float = 1.4
     shift: float = 0.2
     eight_bit: bool = False  # keep weights on the grid of `annotator/model/quantised.py`

@@ -1,7 +1,7 @@
 """Teach a landmark network to read smaller crops: its outputs at 160 px follow MediaPipe's at 224 px. Not in the paper.
 
 Any crop around a hand will do, and no label is needed. The teacher sees each crop once, upright and tight, as it was
-trained. The student learns to read the same hand in views that are turned, zoomed, shifted and coloured by chance,
+trained. The student learns to read the same hand in views that are rotated, zoomed, shifted and coloured by chance,
 because a first look errs. The crops are of right hands, fingers up. On drawn hands it learns the true landmarks
 instead, also where the teacher is wrong.
 """

@@ -67,7 +67,7 @@ def view(
 ) -> tuple[Tensor, LandmarkHand]:
     """Return views (B, 3, 224, 224) in 0..1 of crops that show `margin` times a tight crop, and their targets."""
     draws = Draws(key)
-    angle, zoom, shift = drawn_motion(draws, margin, config.turn_deg, config.zoom, config.shift)
+    angle, zoom, shift = drawn_motion(draws, margin, config.rotation_deg, config.zoom, config.shift)
     images = coloured(_cut(crops.image, angle, zoom, shift), draws, AugmentConfig())
     plane = plane_of(angle, torch.zeros_like(angle, dtype=torch.bool))
     image = (crops.target.image - F.pad(shift, (0, 1))[:, None]) @ plane / zoom[:, None, None]

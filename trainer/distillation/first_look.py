@@ -59,7 +59,7 @@ class WideExamples(NamedTuple):
         return WideExamples(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-class TurnedViews(NamedTuple):
+class RotatedViews(NamedTuple):
     """B views of crops, and what they show."""
 
     image: Tensor  # (B, 3, crop_px, crop_px) in 0..1
@@ -68,20 +68,20 @@ class TurnedViews(NamedTuple):
     is_right: Tensor  # (B,) bool
 
 
-def turned_views(
+def rotated_views(
     crops: WideExamples, beyond: Tensor, key: Tensor, crop_px: int, config: FirstLookConfig
-) -> TurnedViews:
+) -> RotatedViews:
     """Return views of crops, mirrored or not; `beyond` (B, S, S, 3) uint8 shows beyond their photos."""
     draws, count = Draws(key), len(crops.image)
     angle = draws.uniform(low=-math.pi, high=math.pi)
     mirrored = draws.uniform() < 0.5
-    turn = plane_of(angle, torch.zeros_like(mirrored))[:, :2, :2]
-    turned = crops.joints2d @ turn  # along the view's axes, where its box is
-    low, high = turned.amin(1), turned.amax(1)
+    rotation = plane_of(angle, torch.zeros_like(mirrored))[:, :2, :2]
+    rotated = crops.joints2d @ rotation  # along the view's axes, where its box is
+    low, high = rotated.amin(1), rotated.amax(1)
     reach = math.log(config.zoom)
     half_side = (high - low).amax(1) / 2 * BOX_PADDING * draws.uniform(low=-reach, high=reach).exp()
     shift = draws.uniform(2, low=-config.shift, high=config.shift) * half_side[:, None]
-    centre = (turn @ ((low + high) / 2 + shift)[..., None])[..., 0]
+    centre = (rotation @ ((low + high) / 2 + shift)[..., None])[..., 0]
     viewed_px = round(crop_px * _VIEWED)
     shown = resample(_unit(crops.image), centre, half_side, angle, mirrored, viewed_px, (0, 0, 0, 0))
     other = resample(
@@ -99,10 +99,10 @@ def turned_views(
     images = coloured(shown[:, :3] * inside + other * (1 - inside), draws, AugmentConfig())
     plane = plane_of(angle, mirrored)[:, :2, :2]
     joints2d = (crops.joints2d - centre[:, None]) / half_side[:, None, None] @ plane
-    return TurnedViews(shrunk(images, crop_px), joints2d, crops.is_hand, ~mirrored)
+    return RotatedViews(shrunk(images, crop_px), joints2d, crops.is_hand, ~mirrored)
 
 
-def first_look_loss(network: Network, features: Features, views: TurnedViews) -> Tensor:
+def first_look_loss(network: Network, features: Features, views: RotatedViews) -> Tensor:
     """Return how far a network's 2D joints, presence and side are from the views': the mean over hands."""
     assert features.joints2d is not None  # a first look has landmarks
     hands = views.is_hand.float()
@@ -141,7 +141,7 @@ def teach_first_look(
     return train_with_running_mean(network, loss, out, config, on_save, on_step)
 
 
-def views_of_step(crops: WideExamples, step: int, crop_px: int, config: FirstLookConfig) -> TurnedViews:
+def views_of_step(crops: WideExamples, step: int, crop_px: int, config: FirstLookConfig) -> RotatedViews:
     """Return a step's views; crops are drawn by their chance."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     part = crops.rows(torch.multinomial(crops.chance, config.batch_size, True, generator=generator))
@@ -149,7 +149,7 @@ def views_of_step(crops: WideExamples, step: int, crop_px: int, config: FirstLoo
     chosen = empty[torch.randint(len(empty), (config.batch_size,), generator=generator)]
     edge = round(crops.image.shape[1] * (1 - EMPTY_SHARE) / 2)
     beyond = crops.image[chosen, edge:-edge, edge:-edge, :3]
-    return turned_views(part, beyond, keys(config.seed, config.places(step)), crop_px, config)
+    return rotated_views(part, beyond, keys(config.seed, config.places(step)), crop_px, config)
 
 
 def _unit(images: Tensor) -> Tensor:

@@ -31,10 +31,10 @@ def fit_presence(student: Landmarker, crops: LandmarkExamples, margin: float, co
     The distillation uses upright hands only, so the read-out also accepts rotated hands. Only a low presence makes the
     second look try other rotations.
     """
-    turned = torch.stack(
+    rotated = torch.stack(
         [torch.rot90(image, 1 + number % 3, (0, 1)) for number, image in enumerate(crops.image)]
     )
-    parts = [(crops.image, False), (turned, False)]
+    parts = [(crops.image, False), (rotated, False)]
     return _fit_read_out(student, student.heads.presence, parts, margin, config)
 
 

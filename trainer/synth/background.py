@@ -60,8 +60,10 @@ def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: 
     colours = torch.where(draws.uniform(THINGS, 1) < 0.14, tone, colours).clamp(0, 1)
     middle = draws.uniform(THINGS, 2, low=-1.1, high=1.1)
     half = draws.uniform(THINGS, 2, low=-2.4, high=-0.2).exp()
-    turn = draws.uniform(THINGS, high=math.pi)
-    turn = torch.where(draws.uniform(THINGS) < 0.5, (turn * 2 / math.pi).round() * (math.pi / 2), turn)
+    rotation = draws.uniform(THINGS, high=math.pi)
+    rotation = torch.where(
+        draws.uniform(THINGS) < 0.5, (rotation * 2 / math.pi).round() * (math.pi / 2), rotation
+    )
     sharp = draws.uniform(1, low=1.2, high=3.6).exp() * draws.uniform(THINGS, low=0.5, high=1.0)
     worn = draws.uniform(THINGS, high=1.0)
     solid = draws.uniform(THINGS, low=0.6, high=1.3).clamp(max=1)
@@ -72,7 +74,7 @@ def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: 
         torch.where(person[:, None, None], new, old)
         for new, old in zip(body, (middle[:, -4:], half[:, -4:]), strict=True)
     )
-    turn[:, -4:].masked_fill_(person[:, None], 0)
+    rotation[:, -4:].masked_fill_(person[:, None], 0)
     own = torch.stack([colours[:, -4], skin * 0.8, colours[:, -1] * 0.15, skin], 1)
     colours[:, -4:] = torch.where(person[:, None, None], own, colours[:, -4:])
     worn[:, -4] = torch.where(person, 0.8, worn[:, -4])
@@ -83,7 +85,7 @@ def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: 
     paint: list[Tensor] = []
     shares = share.new_empty(len(share), THINGS + len(_CLOTHED) + 2, size_px, size_px)
     for k in reversed(range(THINGS)):
-        cos, sin = turn[:, k].cos()[:, None, None], turn[:, k].sin()[:, None, None]
+        cos, sin = rotation[:, k].cos()[:, None, None], rotation[:, k].sin()[:, None, None]
         dx, dy = x - middle[:, k, :1, None], y - middle[:, k, 1:, None]
         wide, high = half[:, k, :1, None], half[:, k, 1:, None]
         along, over = dx * (cos / wide) + dy * (sin / wide), dy * (cos / high) - dx * (sin / high)

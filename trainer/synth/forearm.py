@@ -79,11 +79,11 @@ def forearms(
 
     # The centreline is an arc over the bend, then straight: its mean direction up to s has at most half the rotation.
     share = (along / _BEND_MM).clamp(max=1)
-    turned = roma.rotvec_to_rotmat(share[..., None] * bend[:, None])
+    rotations = roma.rotvec_to_rotmat(share[..., None] * bend[:, None])
     half = roma.rotvec_to_rotmat(share[..., None] * bend[:, None] / 2)
     arc = half[..., 0] * along.clamp(max=_BEND_MM)[..., None]
     straight = roma.rotvec_to_rotmat(bend)[:, None, :, 0] * (along - _BEND_MM).clamp(min=0)[..., None]
-    rings = torch.einsum("brij,brej->brei", turned, shape) + (centre[:, None] + arc + straight)[:, :, None]
+    rings = torch.einsum("brij,brej->brei", rotations, shape) + (centre[:, None] + arc + straight)[:, :, None]
     # Absent parts have no area, so they are not drawn.
     first = len(RINGS_MM)
     for start_mm, number in ((sleeve_start_mm, len(SLEEVE_MM)), (band_start_mm, len(BAND))):

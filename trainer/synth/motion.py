@@ -29,10 +29,11 @@ RATE_HZ = 30.0
 #: Seconds from one gesture to the next, and the share of that time in which the fingers rest.
 _GESTURE_S, _REST = (0.4, 1.1), 0.35
 
-#: Standard deviations of the hand's turn, degrees, of its place, shares of the photo, and of the log of its distance.
-_TURN_DEG, _PLACE, _DEPTH = 22.0, 0.13, 0.08
+#: Standard deviations of the hand's rotation, degrees, of its position, shares of the photo, and of the logarithm of
+#: its distance.
+_ROTATION_DEG, _PLACE, _DEPTH = 22.0, 0.13, 0.08
 
-#: Standard deviation of the camera's slow turn and of its tremor, degrees.
+#: Standard deviation of the camera's slow rotation and of its tremor, degrees.
 _PAN_DEG, _TREMOR_DEG = 3.0, 0.08
 
 #: Box of the hand over the photo's side, and focal length over it.
@@ -53,7 +54,7 @@ class Moving:
 
     scene: Scene  # of T photos
     time_s: Floats  # (T,)
-    background_shift: Tensor  # (T, 2) half photos, by the camera's turn
+    background_shift: Tensor  # (T, 2) half photos, by the camera's rotation
     blur: Tensor  # (T, 2) half photos that the hand moves while the shutter is open
 
 
@@ -73,10 +74,10 @@ class Motions:
         pan = np.radians(
             _PAN_DEG * _wander(time_s, 2, 1.2, chance) + _TREMOR_DEG * _wander(time_s, 2, 0.1, chance)
         )
-        camera = _turns(np.concatenate([-pan[:, 1:], pan[:, :1], 0 * pan[:, :1]], 1))
-        sway = _turns(np.radians(_TURN_DEG) * _wander(time_s, 3, 0.9, chance))
-        turn = camera @ sway @ still.rotations[:, 0]
-        rotations = torch.cat([turn[:, None], self.poses.rotations(angles)], 1)
+        camera = _matrices(np.concatenate([-pan[:, 1:], pan[:, :1], 0 * pan[:, :1]], 1))
+        sway = _matrices(np.radians(_ROTATION_DEG) * _wander(time_s, 3, 0.9, chance))
+        rotation = camera @ sway @ still.rotations[:, 0]
+        rotations = torch.cat([rotation[:, None], self.poses.rotations(angles)], 1)
         betas = still.betas.expand(frames, -1)
         vertices, joints = self.layer(rotations, betas)
         focal, cam_t = _places(vertices, time_s, camera, chance)
@@ -126,13 +127,13 @@ class Motions:
         chance: np.random.Generator,
     ) -> Scene:
         """Add forearm, sleeve and objects."""
-        frames, turn = len(vertices), rotations[:, 0]
+        frames, rotation = len(vertices), rotations[:, 0]
         sleeve = chance.choice([math.inf, chance.uniform(5, 90)], p=[0.6, 0.4])
-        forearm = (turn @ roma.rotvec_to_rotmat(bend))[:, :, 0]
+        forearm = (rotation @ roma.rotvec_to_rotmat(bend))[:, :, 0]
         reach = (cam_t[:, 2] - 110.0) / (-forearm[:, 2]).clamp(min=1e-3)
         ones = torch.ones(frames)
         tube = forearms(
-            vertices[:, self.figure.edge] @ turn, bend, sleeve * ones, math.inf * ones, 20 * ones, reach
+            vertices[:, self.figure.edge] @ rotation, bend, sleeve * ones, math.inf * ones, 20 * ones, reach
         )
         size = (vertices.amax(1) - vertices.amin(1))[:, :2].amax(1)
         things, kinds, places = [], [], []
@@ -153,7 +154,7 @@ class Motions:
             angles=angles,
             vertices_mm=vertices,
             joints3d_mm=joints,
-            others_mm=torch.cat([tube @ turn.transpose(1, 2), *things], 1),
+            others_mm=torch.cat([tube @ rotation.transpose(1, 2), *things], 1),
             object_kind=torch.stack(kinds, 1),
             object_place=torch.stack(places, 1),
             cam_t_mm=cam_t,
@@ -187,7 +188,7 @@ def _places(
     )
     room = 1 - focal * (high - low)[:, :2].max(0) / (2 * depth.min())
     centre = np.clip(2 * _PLACE * _wander(time_s, 2, 0.8, chance), -room.clip(0), room.clip(0))
-    # The camera's turn moves the hand through the photo, too, as far as there is room.
+    # The camera's rotation moves the hand through the photo, too, as far as there is room.
     centre = np.clip(centre + focal * 0.4 * camera.numpy()[:, :2, 2], -room.clip(0), room.clip(0))
     middle = (low + high) / 2
     cam_t = np.concatenate([centre / focal * depth[:, None], depth[:, None]], 1) - middle * [1, 1, 0]
@@ -196,7 +197,7 @@ def _places(
     return focal, torch.from_numpy(cam_t if spline is None else spline(time_s)).float()
 
 
-def _turns(rotvec: Floats) -> Tensor:
+def _matrices(rotvec: Floats) -> Tensor:
     return roma.rotvec_to_rotmat(torch.from_numpy(rotvec).float())
 
 

@@ -73,13 +73,13 @@ class Objects:
         """Return vertices (B, VERTICES, 3), with the long axis along z."""
         device = self.kind.device
         up = torch.linspace(-math.pi / 2, math.pi / 2, RINGS, device=device)[None, :, None]
-        turn = (torch.arange(SEGMENTS, device=device) * (2 * math.pi / SEGMENTS))[None, None]
+        angle = (torch.arange(SEGMENTS, device=device) * (2 * math.pi / SEGMENTS))[None, None]
         along, around = self._exponents[:, :1, None], self._exponents[:, 1:, None]
         z = _power(up.sin(), along)
         radius = _power(up.cos().clamp(min=0), along) * (1 + self._taper[:, None, None] * z)
         unit = torch.stack(
             torch.broadcast_tensors(
-                radius * _power(turn.cos(), around), radius * _power(turn.sin(), around), z
+                radius * _power(angle.cos(), around), radius * _power(angle.sin(), around), z
             ),
             -1,
         )
@@ -110,7 +110,7 @@ def place(
         spare_mm: (B,) the apparent size of the hand.
         draws: for the exact position.
     """
-    turn = roma.unitquat_to_rotmat(F.normalize(draws.normal(4), dim=1))
+    rotation = roma.unitquat_to_rotmat(F.normalize(draws.normal(4), dim=1))
     knuckles, tips = joints_mm[:, [5, 9, 13, 17]], joints_mm[:, [8, 12, 16, 20]]
     across = F.normalize(knuckles[:, 0] - knuckles[:, 3], dim=1)
     along = F.normalize(knuckles.mean(1) - joints_mm[:, 0], dim=1)
@@ -128,7 +128,7 @@ def place(
     tilt = F.normalize(across + 0.25 * draws.normal(3), dim=1)
     side = F.normalize(torch.linalg.cross(inwards, tilt), dim=1)
     grip = torch.stack([side, torch.linalg.cross(tilt, side), tilt], -1)
-    turn = torch.where((where == HELD)[:, None, None], grip, turn)
+    rotation = torch.where((where == HELD)[:, None, None], grip, rotation)
     palm = 0.75 * knuckles.mean(1) + 0.25 * joints_mm[:, [6, 10, 14, 18]].mean(1)
     held = (
         palm + inwards * (room + 9)[:, None] + along * (draws.normal(1) * 6 + 4) + tilt * draws.normal(1) * 25
@@ -140,5 +140,5 @@ def place(
         target_mm + to_camera * share_of_way + beside * torch.where(where == BEFORE, 0.3, 1.5)[:, None]
     )
     centre = torch.where((where == HELD)[:, None], held, elsewhere)
-    vertices = vertices @ turn.transpose(1, 2) + centre[:, None]
+    vertices = vertices @ rotation.transpose(1, 2) + centre[:, None]
     return torch.where((where == NOWHERE)[:, None, None], centre[:, None], vertices)

@@ -69,12 +69,12 @@ class Poses:
 
     def rotations(self, angles: Tensor) -> Tensor:
         """Convert angles (B, 5, 4) to rotations (B, 15, 3, 3), MANO's joint order, relative to the rest pose."""
-        turn = torch.deg2rad(angles - self._rest)
-        bent = roma.rotvec_to_rotmat(turn[..., 1:, None] * self._flexion)
+        change_rad = torch.deg2rad(angles - self._rest)
+        bent = roma.rotvec_to_rotmat(change_rad[..., 1:, None] * self._flexion)
         # As in `annotator.hand.anatomy`: the thumb twists as it bends.
-        twist = 0.5 * (turn[:, 0, 0] - turn[:, 0, 1])
+        twist = 0.5 * (change_rad[:, 0, 0] - change_rad[:, 0, 1])
         bent[:, 0, 0] = bent[:, 0, 0] @ roma.rotvec_to_rotmat(twist[:, None] * self._twist[0, 0])
-        bent[:, :, 0] = roma.rotvec_to_rotmat(turn[..., :1] * self._spread[:, 0]) @ bent[:, :, 0]
+        bent[:, :, 0] = roma.rotvec_to_rotmat(change_rad[..., :1] * self._spread[:, 0]) @ bent[:, :, 0]
         rotations = bent.new_empty(len(angles), 15, 3, 3)
         order = torch.tensor(FREIHAND_FROM_MANO[1:], device=bent.device).view(5, 4)[:, :3] - 1
         rotations[:, order] = bent

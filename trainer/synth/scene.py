@@ -119,8 +119,8 @@ def draw_hands(poses: Poses, layer: HandLayer, draws: Draws, ray: Tensor | None 
     spread = torch.deg2rad(torch.tensor([0.0, 9.0, 22.0], device=draws.key.device))
     bend = draws.normal(3).clamp(-2.2, 2.2) * spread
     ray = bend.new_zeros(len(bend), 2) if ray is None else ray
-    turn = axes_of_ray(ray) @ _views(bend, draws)
-    rotations = torch.cat([turn[:, None], poses.rotations(angles)], 1)
+    rotation = axes_of_ray(ray) @ _views(bend, draws)
+    rotations = torch.cat([rotation[:, None], poses.rotations(angles)], 1)
     vertices, joints = layer(rotations, betas)
     return DrawnHands(rotations, betas, angles, bend, vertices, joints, *_framing(vertices, ray, draws))
 
@@ -139,15 +139,15 @@ class Scenes:
         ray = _rays(Draws(keys(draws.key, _PLACE)))
         hands = draw_hands(self.poses, self.layer, draws, ray)
         vertices, joints, cam_t, bend = hands.vertices_mm, hands.joints3d_mm, hands.cam_t_mm, hands.bend
-        turn = hands.rotations[:, 0]
+        rotation = hands.rotations[:, 0]
 
-        edge = vertices[:, self.figure.edge] @ turn  # back to the rest frame
+        edge = vertices[:, self.figure.edge] @ rotation  # back to the rest frame
         sleeve = draws.uniform(low=5, high=90).masked_fill(draws.chance(_BARE), math.inf)
         band = draws.uniform(low=8, high=45).masked_fill(draws.chance(_NO_BAND), math.inf)
         width = torch.exp2(draws.uniform(low=2.5, high=5.0))
-        forearm = (turn @ roma.rotvec_to_rotmat(bend))[:, :, 0]
+        forearm = (rotation @ roma.rotvec_to_rotmat(bend))[:, :, 0]
         reach = (cam_t[:, 2] - _NEAR_ARM_MM) / (-forearm[:, 2]).clamp(min=1e-3)
-        tube = forearms(edge, bend, sleeve, band, width, reach) @ turn.transpose(1, 2)
+        tube = forearms(edge, bend, sleeve, band, width, reach) @ rotation.transpose(1, 2)
 
         things, kinds, places = [], [], []
         size = (vertices.amax(1) - vertices.amin(1))[:, :2].amax(1)
