@@ -4,7 +4,7 @@
   covers [0, width] x [0, height].
 - **Crop**: the square cut around a hand, -1 to 1 on both axes, x right, y down. A left hand's crop is
   mirrored (x changes sign), because the network predicts right hands only. It may be rotated in its plane, about its
-  centre; labels are for the upright square.
+  centre; labels are for the axis-aligned square.
 - **Camera**: x right, y down, z forward along the optical axis, millimetres. Hands are wrist-relative here.
 - **Crop axes**: camera axes rotated so that z points along the ray through the crop's centre, by the smallest
   rotation and so without roll. A network gets only the crop, so its 3D is in these axes; labels are in camera axes.
@@ -49,18 +49,22 @@ class CropFrame(NamedTuple):
         """Convert photo pixels (B, N, 2) to crop coordinates (B, N, 2)."""
         points = np.asarray(points_px, np.float64)
         half_side = np.asarray(self.half_side_px)[..., None, None]
-        return (points - np.asarray(self.centre_px)[..., None, :]) / half_side @ self.plane()[..., :2, :2]
+        return (
+            (points - np.asarray(self.centre_px)[..., None, :])
+            / half_side
+            @ self.in_plane_matrix()[..., :2, :2]
+        )
 
     def photo_from_crop(self, points: ArrayLike) -> Floats:
         """Convert crop coordinates (B, N, 2) to photo pixels (B, N, 2)."""
         half_side = np.asarray(self.half_side_px)[..., None, None]
         centre = np.asarray(self.centre_px)[..., None, :]
-        return from_plane(np.asarray(points), self.plane()) * half_side + centre
+        return axis_aligned(np.asarray(points), self.in_plane_matrix()) * half_side + centre
 
-    def plane(self) -> Floats:
-        """Return the orientation of each crop in the plane (B, 3, 3), see `plane_of`."""
-        plane: Floats = plane_of(np.asarray(self.rotation_rad, np.float64), np.asarray(self.mirrored))
-        return plane
+    def in_plane_matrix(self) -> Floats:
+        """Return the in-plane rotation and mirroring (B, 3, 3) of each crop, see `in_plane_matrix`."""
+        matrix: Floats = in_plane_matrix(np.asarray(self.rotation_rad, np.float64), np.asarray(self.mirrored))
+        return matrix
 
     def axes(self, principal_px: ArrayLike, focal_px: ArrayLike) -> Floats:
         """Return the crop axes (B, 3, 3) of each crop, see `axes_of_ray`, ignoring rotation and mirroring.
@@ -105,12 +109,12 @@ def upright_square(joints_px: ArrayLike, padding: float = 1.35) -> Upright:
     return Upright(centre, (high - low).max(-1) / 2 * padding, angle)
 
 
-def plane_of(rotation_rad: Points, mirrored: Any) -> Points:
-    """Return the matrices (..., 3, 3) that transform a rotated, mirrored crop's axes to those of the upright square.
+def in_plane_matrix(rotation_rad: Points, mirrored: Any) -> Points:
+    """Return the matrices (..., 3, 3) that transform a rotated, mirrored crop's axes to the axis-aligned square's.
 
-    `Rz(rotation_rad) diag(-1 or 1, 1, 1)`: orthogonal, with determinant -1 where `mirrored` (..., bool). The upright
-    square has the crop's centre and side. Its point `plane @ p` is the point p of the crop, which is rotated by
-    `rotation_rad` (...) and then mirrored. NumPy or tensors.
+    `Rz(rotation_rad) diag(-1 or 1, 1, 1)`: orthogonal, with determinant -1 where `mirrored` (..., bool). The
+    axis-aligned square has the crop's centre and side. Its point `matrix @ p` is the point p of the crop, which is
+    rotated by `rotation_rad` (...) and then mirrored. NumPy or tensors.
     """
     if isinstance(rotation_rad, np.ndarray):
         cos, sin, sign = np.cos(rotation_rad), np.sin(rotation_rad), np.where(mirrored, -1.0, 1.0)
@@ -120,23 +124,23 @@ def plane_of(rotation_rad: Points, mirrored: Any) -> Points:
     return _matrices([cos * sign, -sin, zero, sin * sign, cos, zero, zero, zero, zero + 1])
 
 
-def from_plane(points: Points, plane: Points) -> Points:
-    """Transform points or directions (..., N, 2 or 3) from a rotated, mirrored crop to the upright square.
+def axis_aligned(points: Points, matrix: Points) -> Points:
+    """Transform points or directions (..., N, 2 or 3) from a rotated, mirrored crop to the axis-aligned square.
 
-    `plane` is from `plane_of`. A weak-perspective translation is such a point; the scale is unchanged.
+    `matrix` is from `in_plane_matrix`. A weak-perspective translation is such a point; the scale is unchanged.
     """
     size = points.shape[-1]
-    return points @ plane[..., :size, :size].swapaxes(-1, -2)
+    return points @ matrix[..., :size, :size].swapaxes(-1, -2)
 
 
-def covariance_from_plane(covariance: Points, plane: Points) -> Points:
-    """Transform covariances (..., N, 2, 2 or 3, 3) of points from a rotated, mirrored crop to the upright square.
+def axis_aligned_covariance(covariance: Points, matrix: Points) -> Points:
+    """Transform covariances (..., N, 2, 2 or 3, 3) of points from a rotated, mirrored crop to the axis-aligned square.
 
     For std use `rotated_std`. The rotation r of a weak-perspective camera transforms like points, because
     `J2 = s (Rot(r) J3)_xy + t`.
     """
     size = covariance.shape[-1]
-    part = plane[..., None, :size, :size]
+    part = matrix[..., None, :size, :size]
     return part @ covariance @ part.swapaxes(-1, -2)
 
 

@@ -80,8 +80,8 @@ def test_a_mirrored_crop_swaps_left_and_right_only():
     assert frame.crop_from_photo(left_edge)[0, 1] == frame.flipped().crop_from_photo(left_edge)[0, 1]
 
 
-def test_what_a_rotated_mirrored_crop_says_is_carried_to_the_upright_one():
-    """Points, rotations, cameras and doubt of hands, once as the upright square shows them, once as the other does."""
+def test_what_a_rotated_mirrored_crop_says_is_carried_to_the_axis_aligned_one():
+    """Points, rotations, cameras and doubt of hands in both squares."""
     rng, count = np.random.default_rng(3), 6
     rotation, mirrored = rng.uniform(-3, 3, count), np.arange(count) % 2 == 1
     rest = rng.normal(0, 50, (count, 30, 3))  # of right hands
@@ -92,9 +92,9 @@ def test_what_a_rotated_mirrored_crop_says_is_carried_to_the_upright_one():
     ).as_matrix()  # of the hand that the square shows, maybe a left one
     hand = np.einsum("bij,bjk,bnk->bni", wrist, flip, rest)
     shown = np.einsum("bij,bkj,bnk->bni", flip, roll, hand)  # first rotated back, then mirrored
-    plane = coordinates.plane_of(rotation, mirrored)
-    np.testing.assert_allclose(coordinates.from_plane(shown, plane), hand, atol=1e-9)
-    np.testing.assert_allclose(coordinates.from_plane(shown[..., :2], plane), hand[..., :2], atol=1e-9)
+    matrix = coordinates.in_plane_matrix(rotation, mirrored)
+    np.testing.assert_allclose(coordinates.axis_aligned(shown, matrix), hand, atol=1e-9)
+    np.testing.assert_allclose(coordinates.axis_aligned(shown[..., :2], matrix), hand[..., :2], atol=1e-9)
     of_network = flip @ roll.swapaxes(1, 2) @ wrist @ flip
     np.testing.assert_allclose(np.einsum("bij,bnj->bni", of_network, rest), shown, atol=1e-9)
     assert np.allclose(np.linalg.det(of_network), 1)
@@ -105,24 +105,24 @@ def test_what_a_rotated_mirrored_crop_says_is_carried_to_the_upright_one():
         rng.normal(0, 0.1, (count, 2)),
     )
     seen = scale * np.einsum("bij,bnj->bni", r, shown)[..., :2] + shift[:, None]
-    carried_r = coordinates.covariance_from_plane(r[:, None], plane)[:, 0]
-    carried_shift = coordinates.from_plane(shift[:, None], plane)
+    carried_r = coordinates.axis_aligned_covariance(r[:, None], matrix)[:, 0]
+    carried_shift = coordinates.axis_aligned(shift[:, None], matrix)
     again = scale * np.einsum("bij,bnj->bni", carried_r, hand)[..., :2] + carried_shift
-    np.testing.assert_allclose(coordinates.from_plane(seen, plane), again, atol=1e-9)
+    np.testing.assert_allclose(coordinates.axis_aligned(seen, matrix), again, atol=1e-9)
     # Doubt: the spread of draws, carried as points.
     root = rng.normal(0, 1, (count, 2, 2))
     drawn = np.einsum("bij,bnj->bni", root, rng.normal(0, 1, (count, 200_000, 2)))
-    covariance = coordinates.covariance_from_plane((root @ root.swapaxes(1, 2))[:, None], plane)[:, 0]
+    covariance = coordinates.axis_aligned_covariance((root @ root.swapaxes(1, 2))[:, None], matrix)[:, 0]
     std = np.array([[[1.0, 3, 5]]]).repeat(count, 0)
-    for k, points in enumerate(coordinates.from_plane(drawn, plane)):
+    for k, points in enumerate(coordinates.axis_aligned(drawn, matrix)):
         np.testing.assert_allclose(np.cov(points.T), covariance[k], atol=0.05 * covariance[k].max())
-    spread = coordinates.from_plane(rng.normal(0, 1, (count, 200_000, 3)) * std, plane).std(1)
-    np.testing.assert_allclose(coordinates.rotated_std(std, plane)[:, 0], spread, rtol=0.02)
-    np.testing.assert_allclose(coordinates.rotated_std(std[..., :2], plane)[:, 0], spread[:, :2], rtol=0.02)
+    spread = coordinates.axis_aligned(rng.normal(0, 1, (count, 200_000, 3)) * std, matrix).std(1)
+    np.testing.assert_allclose(coordinates.rotated_std(std, matrix)[:, 0], spread, rtol=0.02)
+    np.testing.assert_allclose(coordinates.rotated_std(std[..., :2], matrix)[:, 0], spread[:, :2], rtol=0.02)
     # Tensors give the same.
-    tensors = coordinates.plane_of(torch.from_numpy(rotation), torch.from_numpy(mirrored))
-    np.testing.assert_allclose(tensors, plane)
-    np.testing.assert_allclose(coordinates.from_plane(torch.from_numpy(shown), tensors), hand, atol=1e-9)
+    tensors = coordinates.in_plane_matrix(torch.from_numpy(rotation), torch.from_numpy(mirrored))
+    np.testing.assert_allclose(tensors, matrix)
+    np.testing.assert_allclose(coordinates.axis_aligned(torch.from_numpy(shown), tensors), hand, atol=1e-9)
 
 
 def test_weak_projection_is_the_papers_formula():

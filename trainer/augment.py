@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from annotator.coordinates import axes_of_ray, plane_of, upright_square
+from annotator.coordinates import axes_of_ray, in_plane_matrix, upright_square
 from annotator.photos.cut import OUTSIDE, resample
 from trainer.batch import Batch
 from trainer.config import AugmentConfig
@@ -98,7 +98,7 @@ def move(
     # Outside the wide image: the padding colour, and no hand.
     moved = resample(both, shift, zoom, angle, upright, crop_px, (*OUTSIDE, 0))
     images, mask = moved[:, :3], moved[:, 3:]
-    back = plane_of(angle, upright)  # row vectors: p @ T is T^-1 p
+    back = in_plane_matrix(angle, upright)  # row vectors: p @ T is T^-1 p
     rotation = back[:, :2, :2]
     joints2d = ((batch.joints2d - shift[:, None]) @ rotation) / zoom[:, None, None]
     ray = batch.ray + batch.half_side_tan[:, None] * shift

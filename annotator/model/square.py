@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from annotator.coordinates import from_plane, plane_of, upright_square
+from annotator.coordinates import axis_aligned, in_plane_matrix, upright_square
 from annotator.model.checkpoint_file import WIDE
 from annotator.photos.cut import resample
 
@@ -58,13 +58,16 @@ class Square:
         self.centre[rows], self.half_side[rows] = other.centre, other.half_side
         self.rotation_rad[rows] = other.rotation_rad
 
-    def plane(self) -> Tensor:
+    def in_plane_matrix(self) -> Tensor:
         """Return the rotations (B, 3, 3) from each square's axes to those of its tight crop."""
-        return plane_of(self.rotation_rad, torch.zeros_like(self.rotation_rad, dtype=torch.bool))
+        return in_plane_matrix(self.rotation_rad, torch.zeros_like(self.rotation_rad, dtype=torch.bool))
 
     def to_tight(self, points: Tensor) -> Tensor:
         """Transform points (B, N, 2) from the squares to their tight crops."""
-        return from_plane(points, self.plane()) * self.half_side[:, None, None] + self.centre[:, None]
+        return (
+            axis_aligned(points, self.in_plane_matrix()) * self.half_side[:, None, None]
+            + self.centre[:, None]
+        )
 
     def cut(self, images: Tensor, size_px: int) -> Tensor:
         """Resample the squares (B, 3, size_px, size_px) from wide images (B, 3, S, S)."""

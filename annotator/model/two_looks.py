@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from annotator.config import NetworkConfig
-from annotator.coordinates import covariance_from_plane, from_plane, rotated_std
+from annotator.coordinates import axis_aligned, axis_aligned_covariance, rotated_std
 from annotator.labels.schema import Columns
 from annotator.model.amvur import Gaussian
 from annotator.model.camera import WeakCamera
@@ -231,22 +231,22 @@ def first_look_config(config: NetworkConfig) -> NetworkConfig:
 
 def _carried(prediction: Prediction, square: Square) -> Prediction:
     """Transform a prediction from rotated squares to the coordinates and axes of their tight crops."""
-    plane, size = square.plane(), square.half_side[:, None, None, None]
+    matrix, size = square.in_plane_matrix(), square.half_side[:, None, None, None]
 
     def gaussian(points: Gaussian) -> Gaussian:
-        return Gaussian(from_plane(points.mean_mm, plane), rotated_std(points.std_mm, plane))
+        return Gaussian(axis_aligned(points.mean_mm, matrix), rotated_std(points.std_mm, matrix))
 
     def camera(in_square: WeakCamera) -> WeakCamera:
         # J2 = h P (s Rot(r) J3 + t) + c = h s Rot(P r) (P J3) + (h P t + c)
         scale_std, rotation_std, translation_std = in_square.std[:, None].split([1, 3, 2], -1)
         std = [
             scale_std * size[:, 0],
-            rotated_std(rotation_std, plane),
-            rotated_std(translation_std, plane) * size[:, 0],
+            rotated_std(rotation_std, matrix),
+            rotated_std(translation_std, matrix) * size[:, 0],
         ]
         return WeakCamera(
             in_square.scale_per_mm * square.half_side,
-            from_plane(in_square.rotvec[:, None], plane)[:, 0],
+            axis_aligned(in_square.rotvec[:, None], matrix)[:, 0],
             square.to_tight(in_square.translation[:, None])[:, 0],
             torch.cat(std, -1)[:, 0],
         )
@@ -254,9 +254,9 @@ def _carried(prediction: Prediction, square: Square) -> Prediction:
     def prior(hand: PriorHand) -> PriorHand:
         return replace(
             hand,
-            vertices_mm=from_plane(hand.vertices_mm, plane),
-            joints3d_mm=from_plane(hand.joints3d_mm, plane),
-            rotations=torch.cat([plane[:, None] @ hand.rotations[:, :1], hand.rotations[:, 1:]], 1),
+            vertices_mm=axis_aligned(hand.vertices_mm, matrix),
+            joints3d_mm=axis_aligned(hand.joints3d_mm, matrix),
+            rotations=torch.cat([matrix[:, None] @ hand.rotations[:, :1], hand.rotations[:, 1:]], 1),
         )
 
     return replace(
@@ -265,7 +265,7 @@ def _carried(prediction: Prediction, square: Square) -> Prediction:
         joints3d=gaussian(prediction.joints3d),
         camera=camera(prediction.camera),
         joints2d=square.to_tight(prediction.joints2d),
-        joints2d_covariance=covariance_from_plane(prediction.joints2d_covariance, plane) * size**2,
+        joints2d_covariance=axis_aligned_covariance(prediction.joints2d_covariance, matrix) * size**2,
         prior=None if prediction.prior is None else prior(prediction.prior),
         prior_camera=None if prediction.prior_camera is None else camera(prediction.prior_camera),
         landmarks=None,  # its maps cover the rotated square

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from annotator.coordinates import CropFrame, plane_of
+from annotator.coordinates import CropFrame, in_plane_matrix
 
 if TYPE_CHECKING:  # decoders use this file, and start seconds faster without torch
     from torch import Tensor
@@ -60,8 +60,8 @@ def resample(
 ) -> Tensor:
     """Cut rotated, mirrored squares (B, C, size_px, size_px) out of square images (B, C, S, S), bilinearly; tensors.
 
-    A crop's point p shows the image's `centre + half_side * plane_of(rotation_rad, mirrored) @ p`, see `CropFrame`. If
-    any crop shrinks its image by more than 1.5, each pixel is the mean of several samples.
+    A crop's point p shows the image's `centre + half_side * in_plane_matrix(rotation_rad, mirrored) @ p`, see
+    `CropFrame`. If any crop shrinks its image by more than 1.5, each pixel is the mean of several samples.
 
     Args:
         images: in 0..1, e.g. crops cut wider than needed.
@@ -76,10 +76,10 @@ def resample(
     from torch.nn import functional as F
 
     samples = max(1, math.ceil(float(half_side.max()) * images.shape[-1] / size_px / 1.5))
-    plane = (plane_of(rotation_rad, mirrored)[:, :2, :2] * half_side[:, None, None]).to(images)
+    matrix = (in_plane_matrix(rotation_rad, mirrored)[:, :2, :2] * half_side[:, None, None]).to(images)
     # The centres of all samples, as of `affine_grid`, which is slower.
     steps = (2 * torch.arange(size_px * samples).to(images) + 1) / (size_px * samples) - 1
-    across, down = plane[..., 0, None] * steps, plane[..., 1, None] * steps + centre[..., None].to(images)
+    across, down = matrix[..., 0, None] * steps, matrix[..., 1, None] * steps + centre[..., None].to(images)
     grid = torch.stack([across[:, k, None, :] + down[:, k, :, None] for k in range(2)], -1)
     # Relative to the colour outside, everything beyond the image is 0, as `grid_sample` pads.
     colour = images.new_tensor(outside).view(-1, 1, 1)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from annotator.coordinates import plane_of
+from annotator.coordinates import in_plane_matrix
 from annotator.model.landmarker import Landmarker, LandmarkHand
 from annotator.photos.cut import resample
 from trainer.augment import drawn_motion, noisy, relit
@@ -69,9 +69,9 @@ def view(
     draws = Draws(key)
     angle, zoom, shift = drawn_motion(draws, margin, config.rotation_deg, config.zoom, config.shift)
     images = coloured(_cut(crops.image, angle, zoom, shift), draws, AugmentConfig())
-    plane = plane_of(angle, torch.zeros_like(angle, dtype=torch.bool))
-    image = (crops.target.image - F.pad(shift, (0, 1))[:, None]) @ plane / zoom[:, None, None]
-    return images, crops.target._replace(image=image, world_mm=crops.target.world_mm @ plane)
+    matrix = in_plane_matrix(angle, torch.zeros_like(angle, dtype=torch.bool))
+    image = (crops.target.image - F.pad(shift, (0, 1))[:, None]) @ matrix / zoom[:, None, None]
+    return images, crops.target._replace(image=image, world_mm=crops.target.world_mm @ matrix)
 
 
 def _cut(crops: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:

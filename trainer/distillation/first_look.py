@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from annotator.coordinates import plane_of
+from annotator.coordinates import in_plane_matrix
 from annotator.model.network import Features, Network
 from annotator.photos.crops import BOX_PADDING
 from annotator.photos.cut import resample
@@ -75,7 +75,7 @@ def rotated_views(
     draws, count = Draws(key), len(crops.image)
     angle = draws.uniform(low=-math.pi, high=math.pi)
     mirrored = draws.uniform() < 0.5
-    rotation = plane_of(angle, torch.zeros_like(mirrored))[:, :2, :2]
+    rotation = in_plane_matrix(angle, torch.zeros_like(mirrored))[:, :2, :2]
     rotated = crops.joints2d @ rotation  # along the view's axes, where its box is
     low, high = rotated.amin(1), rotated.amax(1)
     reach = math.log(config.zoom)
@@ -97,8 +97,8 @@ def rotated_views(
     other = torch.where(draws.uniform(1, 1, 1) < 0.5, other, plain)
     inside = shown[:, 3:]
     images = coloured(shown[:, :3] * inside + other * (1 - inside), draws, AugmentConfig())
-    plane = plane_of(angle, mirrored)[:, :2, :2]
-    joints2d = (crops.joints2d - centre[:, None]) / half_side[:, None, None] @ plane
+    matrix = in_plane_matrix(angle, mirrored)[:, :2, :2]
+    joints2d = (crops.joints2d - centre[:, None]) / half_side[:, None, None] @ matrix
     return RotatedViews(shrunk(images, crop_px), joints2d, crops.is_hand, ~mirrored)
 
 
