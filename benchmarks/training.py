@@ -159,8 +159,10 @@ def best_texture_db(model: str, examples: str, truth: Path) -> list[float]:
             covered = ((fragments.face_ids[0] >= 0) & (mask > 127)).numpy()
             corners = loaded.hand.faces[fragments.face_ids[0].numpy()[covered]]
             weights = fragments.barycentrics[0].numpy()[covered]
-            places = np.repeat(np.arange(len(corners)), 3)
-            design = csr_matrix((weights.ravel(), (places, corners.ravel())), (len(corners), points.shape[0]))
+            points_at = np.repeat(np.arange(len(corners)), 3)
+            design = csr_matrix(
+                (weights.ravel(), (points_at, corners.ravel())), (len(corners), points.shape[0])
+            )
             colours = image.permute(1, 2, 0).numpy()[covered] / 255
             fitted = np.stack([design @ lsqr(design, colours[:, c], damp=1e-3)[0] for c in range(3)], 1)
             found.append(float(-10 * np.log10(np.square(fitted.clip(0, 1) - colours).mean())))

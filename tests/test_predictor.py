@@ -190,11 +190,11 @@ def test_a_detectors_joints_lead_the_second_look_where_the_first_look_fails(monk
     monkeypatch.setattr(predictor.network.first, "is_hand", lambda features: torch.zeros(len(features.g)))
 
     def off_px(photos, joints_px, side, found):
-        places = joints_px if found else [None] * len(photos)
+        given = joints_px if found else [None] * len(photos)
         crops = [
             crop_photo(photo, 160, 160, predictor.checkpoint.cut_px, (16, 16, 144, 144), None,
                        predictor.checkpoint.cut_margin, joints2d_px=joints)
-            for photo, joints in zip(photos, places, strict=True)
+            for photo, joints in zip(photos, given, strict=True)
         ]  # fmt: skip
         labels = predictor.predict_crops(Crops.stack(crops), side)
         return np.linalg.norm(labels["joints2d_px"] - joints_px, axis=-1).mean(1)

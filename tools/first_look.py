@@ -175,8 +175,8 @@ def evaluated(network: Network, aside: WideExamples, config: FirstLookConfig) ->
         f"{name} {torch.cat(values).float().mean():.3f}"
         for name, values in (("side", right), ("hands", hand), ("squares without a hand", empty))
     )
-    places = f"joints off by {joints.mean():.1f} % of the crop (median {joints.median():.1f})"
-    return f"loss {np.mean(loss):.2f}; {places}; {shares}"
+    errors = f"joints off by {joints.mean():.1f} % of the crop (median {joints.median():.1f})"
+    return f"loss {np.mean(loss):.2f}; {errors}; {shares}"
 
 
 def start_first_look(start: str, hand: HandModel, seed: int) -> Network:

@@ -29,7 +29,7 @@ DETECT_EVERY = 8
 #: Presence of a hand below which it is lost.
 IS_HAND = 0.5
 
-#: A hand and its expectation differ in size by at most this factor, and in place by at most this many hand sizes.
+#: A hand and its expectation differ in size by at most this factor, and in position by at most this many hand sizes.
 _MAX_RESIZE, _MAX_MOVE = 2.0, 2.0
 
 #: Cost of another side when hands of two frames are matched, in hand sizes.
@@ -49,7 +49,7 @@ class FollowedHand:
 
 @dataclass(frozen=True, eq=False)
 class ExpectedHand:
-    """The expected place of a hand in a frame."""
+    """The expected position of a hand in a frame."""
 
     frame: Photo
     box_xyxy: Floats  # (4,) photo pixels
@@ -147,7 +147,7 @@ class _Chain:
         return all(k in self.hands for k in range(start, frame + self.step, self.step))
 
     def expected(self, frame: int, photo: Photo) -> ExpectedHand:
-        """Return the expected place of the hand, from the nearest frames that have it."""
+        """Return the expected position of the hand, from the nearest frames that have it."""
         before, after = (None if k is None else (k, self.hands[k]) for k in self.around(frame))
         if before is None or after is None:
             hand = (before or after or (0, next(iter(self.hands.values()))))[1]
@@ -255,7 +255,7 @@ def _size(box_xyxy: Floats) -> float:
 
 
 def _matched(some: Sequence[FollowedHand | ExpectedHand], others: Sequence[FollowedHand]) -> dict[int, int]:
-    """Return pairs of the same hand, by index: the nearest places; among near ones, the same side."""
+    """Return pairs of the same hand, by index: the nearest positions; among near ones, the same side."""
     cost = np.array([[_distance(hand, other) for other in others] for hand in some])
     if not cost.size:
         return {}

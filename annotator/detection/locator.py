@@ -1,4 +1,4 @@
-"""Locate hands near expected places with the network alone: 2D joints and presence, without meshes.
+"""Locate hands near expected positions with the network alone: 2D joints and presence, without meshes.
 
 Of a checkpoint with two looks, the first is enough. It is a tenth of the labelling, and sees any rotation.
 """

@@ -40,8 +40,8 @@ def animated_glb_bytes(
     # The first node is the mesh; joints and tips follow.
     nodes: list[dict[str, Any]] = [{"name": "hand", "mesh": 0, "skin": 0}]
     for joint, offset in enumerate(skeleton.offsets_m):
-        place = wrist[0] if joint == 0 else offset
-        node = {"name": NAMES[joint], "translation": [float(value) for value in place]}
+        offset_m = wrist[0] if joint == 0 else offset
+        node = {"name": NAMES[joint], "translation": [float(value) for value in offset_m]}
         if joint < 16:
             node["rotation"] = [float(value) for value in quaternions[0, joint]]
         children = [1 + int(child) for child in np.flatnonzero(skeleton.parents == joint)]

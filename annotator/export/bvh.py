@@ -63,9 +63,9 @@ def _joint(skeleton: Skeleton, joint: int, indent: str) -> list[str]:
     if joint >= 16:
         return [f"{indent}End Site", f"{indent}{{", f"{inside}OFFSET {offset}", f"{indent}}}"]
     head = f"{indent}ROOT" if parents[joint] < 0 else f"{indent}JOINT"
-    place = "6 Xposition Yposition Zposition" if parents[joint] < 0 else "3"
+    position = "6 Xposition Yposition Zposition" if parents[joint] < 0 else "3"
     lines = [f"{head} {NAMES[joint]}", f"{indent}{{", f"{inside}OFFSET {offset}"]
-    lines.append(f"{inside}CHANNELS {place} {_ROTATIONS}")
+    lines.append(f"{inside}CHANNELS {position} {_ROTATIONS}")
     for child in np.flatnonzero(parents == joint):
         lines += _joint(skeleton, int(child), inside)
     return [*lines, f"{indent}}}"]

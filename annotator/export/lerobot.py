@@ -101,7 +101,7 @@ class DataSet:
     def _stretch(self, frames: Frames, part: NDArray[np.int64], name: str, task: str) -> None:
         """Add frames that follow each other; one whose photo is missing ends an episode."""
         kept: list[int] = []
-        for k, found in zip(part, self._photos.of([frames.places[k] for k in part]), strict=True):
+        for k, found in zip(part, self._photos.of([frames.addresses[k] for k in part]), strict=True):
             if self._photos.is_full:
                 self._episode(frames, kept, name, task)
                 kept = []
@@ -134,13 +134,13 @@ class DataSet:
         stats = self._add_stats(values, counters, frames.valid[kept])
         episode: dict[str, Any] = {"episode_index": self.episodes, "tasks": [task], "length": count}
         photos = self._photos.end_episode()
-        place = self._data.add(self._table(values, counters, photos.files))
-        episode |= {f"data/{key}": number for key, number in place.items()}
+        location = self._data.add(self._table(values, counters, photos.files))
+        episode |= {f"data/{key}": number for key, number in location.items()}
         episode |= {"dataset_from_index": self.total, "dataset_to_index": self.total + count}
-        episode |= {f"videos/{CAMERA}/{key}": part for key, part in photos.place.items()}
+        episode |= {f"videos/{CAMERA}/{key}": part for key, part in photos.location.items()}
         if photos.stats:
             stats[CAMERA] = photos.stats
-        episode |= {f"meta/episodes/{key}": number for key, number in self._episodes.next_place().items()}
+        episode |= {f"meta/episodes/{key}": number for key, number in self._episodes.next_location().items()}
         episode |= {"source": name, "source_start_s": float(frames.time_s[kept[0]])}
         for key, summary in stats.items():
             episode |= {f"stats/{key}/{part}": numbers for part, numbers in summary.items()}

@@ -37,7 +37,7 @@ class NumberedFiles:
         self._is_open = False
 
     @property
-    def place(self) -> dict[str, int]:
+    def location(self) -> dict[str, int]:
         """Chunk and number of the current file."""
         return {"chunk_index": self._number // CHUNK_FILES, "file_index": self._number % CHUNK_FILES}
 
@@ -57,7 +57,7 @@ class NumberedFiles:
     def _open_next(self) -> Any:
         self._number += 1
         self._is_open = True
-        path = self._path.format(**self._names, **self.place)
+        path = self._path.format(**self._names, **self.location)
         return self._stack.enter_context(atomic_file(join(self._out, path)))
 
     def _complete(self) -> None:
@@ -78,12 +78,12 @@ class Tables(NumberedFiles):
             self._writer = pq.ParquetWriter(self._open_next(), table.schema)
         self._writer.write_table(table)
         self._bytes += table.nbytes
-        place = self.place
+        location = self.location
         if self._bytes >= DATA_BYTES:
             self.close()
-        return place
+        return location
 
-    def next_place(self) -> dict[str, int]:
+    def next_location(self) -> dict[str, int]:
         """Return chunk and number of the file that the next rows go to."""
         number = self._number + (not self._is_open)
         return {"chunk_index": number // CHUNK_FILES, "file_index": number % CHUNK_FILES}
@@ -131,13 +131,13 @@ class Videos(NumberedFiles):
 
     def end_episode(self) -> dict[str, Any]:
         """Return where the episode lies: chunk and number of the file, and seconds in it."""
-        place: dict[str, Any] = dict(self.place)
-        place["from_timestamp"] = float(self._start / self._rate)
-        place["to_timestamp"] = float(self._frames / self._rate)
+        location: dict[str, Any] = dict(self.location)
+        location["from_timestamp"] = float(self._start / self._rate)
+        location["to_timestamp"] = float(self._frames / self._rate)
         self._start = self._frames
         if self._file.tell() >= VIDEO_BYTES:
             self.close()
-        return place
+        return location
 
     def _complete(self) -> None:
         self._container.mux(self._stream.encode())

@@ -65,7 +65,7 @@ class Frames:
     time_s: Floats  # (F,) increasing
     valid: NDArray[np.bool_]  # (F, 2) right, left
     values: dict[str, NDArray[Any]]  # feature -> (F, n); 0 where a hand is not there
-    places: list[tuple[str, int | None]]  # (F) uri and frame of each photo
+    addresses: list[tuple[str, int | None]]  # (F) uri and frame of each photo
     sizes: list[tuple[int, int]]  # (F) width and height of each photo
 
     def __len__(self) -> int:
@@ -91,13 +91,13 @@ def frames_of(model: HandModel, sequence: TrackedSequence, exported: Exported) -
         exported.left_out["hand of a shorter track of the same side"] += beside
     first = np.where(valid[:, 0], rows[:, 0], rows[:, 1])
     table = sequence.rows
-    places = table.select(["image_uri", "frame_index", "width", "height"]).take(first).to_pylist()
+    addresses = table.select(["image_uri", "frame_index", "width", "height"]).take(first).to_pylist()
     return Frames(
         time_s=sequence.time_s[first],
         valid=valid,
         values=_values(model, table, sequence.time_s, rows, first),
-        places=[(row["image_uri"], row["frame_index"]) for row in places],
-        sizes=[(row["width"], row["height"]) for row in places],
+        addresses=[(row["image_uri"], row["frame_index"]) for row in addresses],
+        sizes=[(row["width"], row["height"]) for row in addresses],
     )
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from annotator.export.lerobot_files import DATA_BYTES, Videos
 from annotator.export.lerobot_stats import ColourStats, Summary
 from annotator.export.photo_encoding import as_others_read
-from annotator.export.stored_photos import Found, Place, Positions, stored_photos
+from annotator.export.stored_photos import Address, Found, Positions, stored_photos
 from annotator.photos.decode import decode_photo
 from annotator.photos.errors import PhotoError
 
@@ -30,7 +30,7 @@ Size = tuple[int, int]  # width, height
 class EpisodePhotos:
     """The photos of an episode."""
 
-    place: dict[str, Any] = field(default_factory=dict)  # of a video: file and seconds
+    location: dict[str, Any] = field(default_factory=dict)  # of a video: file and seconds
     files: list[bytes] = field(default_factory=list)  # of frames: a JPEG or PNG file each
     stats: Summary | None = None
 
@@ -56,11 +56,11 @@ class CameraPhotos:
         """Whether an episode's files are as large as memory should hold."""
         return self._bytes >= DATA_BYTES
 
-    def of(self, places: Sequence[Place]) -> Iterator[Found | None]:
-        """Yield the stored photo of each place, or the error; None where no photos are wanted."""
+    def of(self, addresses: Sequence[Address]) -> Iterator[Found | None]:
+        """Yield the stored photo of each address, or the error; None where no photos are wanted."""
         if self._form == "none":
-            return iter([None] * len(places))
-        return stored_photos(places, self._positions.of(places))
+            return iter([None] * len(addresses))
+        return stored_photos(addresses, self._positions.of(addresses))
 
     def add(self, size: Size, found: Found | None) -> str | None:
         """Add a photo to the episode, or return the reason to leave its frame out; `size` is the label's."""
@@ -90,8 +90,8 @@ class CameraPhotos:
         """Return the photos since the last episode."""
         if self._form == "none":
             return EpisodePhotos()
-        place = {} if self._videos is None else self._videos.end_episode()
-        episode = EpisodePhotos(place, self._files, self._colours.summary())
+        location = {} if self._videos is None else self._videos.end_episode()
+        episode = EpisodePhotos(location, self._files, self._colours.summary())
         self._all_colours.merge(self._colours)
         self._files, self._bytes, self._colours = [], 0, ColourStats()
         return episode

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from annotator.photos.errors import PhotoError
 from annotator.sources.parquet import list_parquet, read_parquet
-from annotator.sources.read import REQUESTS_AT_ONCE, place_of, stored_at
+from annotator.sources.read import REQUESTS_AT_ONCE, location_of, stored_at
 from annotator.sources.tar import list_tar, read_tar
 from annotator.sources.video.source import list_video, read_video
 
 Pixels = NDArray[np.uint8]
 Found = bytes | Pixels | PhotoError
-Place = tuple[str, int | None]  # a label's image_uri and frame_index
+Address = tuple[str, int | None]  # a label's image_uri and frame_index
 At = tuple[int, ...]  # a photo's position in its container
 
 _LIST: dict[str, Callable[[str, str], Iterator[Any]]] = {
@@ -44,47 +44,47 @@ class Positions:
     def __init__(self) -> None:
         self._listed: tuple[str, dict[str, At]] = ("", {})
 
-    def of(self, places: Sequence[Place]) -> list[At | None]:
+    def of(self, addresses: Sequence[Address]) -> list[At | None]:
         """Return each photo's position in its container, or None: it is a file, or not found."""
         found: list[At | None] = []
-        for place in places:
-            kind, path, inside = place_of(*place)
+        for address in addresses:
+            kind, path, inside = location_of(*address)
             if kind == "file":
                 found.append(None)
                 continue
             if self._listed[0] != path:
-                self._listed = path, _places_in(kind, path)
+                self._listed = path, _positions_in(kind, path)
             found.append(self._listed[1].get(inside))
         return found
 
 
-def stored_photos(places: Sequence[Place], positions: Sequence[At | None]) -> Iterator[Found]:
-    """Yield the stored photo of each place, or the error."""
-    located = zip(places, positions, strict=True)
+def stored_photos(addresses: Sequence[Address], positions: Sequence[At | None]) -> Iterator[Found]:
+    """Yield the stored photo of each address, or the error."""
+    located = zip(addresses, positions, strict=True)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        for (kind, path), group in groupby(located, key=lambda one: place_of(*one[0])[:2]):
+        for (kind, path), group in groupby(located, key=lambda one: location_of(*one[0])[:2]):
             together = list(group)
             if kind == "file":
                 for start in range(0, len(together), REQUESTS_AT_ONCE):
                     yield from pool.map(
-                        _one, (place for place, _ in together[start : start + REQUESTS_AT_ONCE])
+                        _one, (address for address, _ in together[start : start + REQUESTS_AT_ONCE])
                     )
             else:
                 yield from _of_container(kind, path, together)
 
 
-def _of_container(kind: str, path: str, located: Sequence[tuple[Place, At | None]]) -> Iterator[Found]:
+def _of_container(kind: str, path: str, located: Sequence[tuple[Address, At | None]]) -> Iterator[Found]:
     read = iter(_READ[kind](path, [at for _, at in located if at is not None]))
-    for place, at in located:
+    for address, at in located:
         found = None
         if at is not None:
             # The reader of a damaged file ends early; the remaining photos are read one by one.
             with suppress(PhotoError, OSError):
                 found = next(read, None)
-        yield found if isinstance(found, (bytes, np.ndarray)) else _one(place)
+        yield found if isinstance(found, (bytes, np.ndarray)) else _one(address)
 
 
-def _places_in(kind: str, path: str) -> dict[str, At]:
+def _positions_in(kind: str, path: str) -> dict[str, At]:
     """Return each photo's position in a file by the part of its uri after #, or by frame number."""
     at: dict[str, At] = {}
     with suppress(PhotoError, OSError):
@@ -94,8 +94,8 @@ def _places_in(kind: str, path: str) -> dict[str, At]:
     return at
 
 
-def _one(place: Place) -> Found:
+def _one(address: Address) -> Found:
     try:
-        return stored_at(*place)
+        return stored_at(*address)
     except PhotoError as error:
         return error

@@ -17,7 +17,7 @@ from annotator.export.exported_labels import Labels
 from annotator.track.frames import FRAME, TIME, frame_times
 
 #: The columns that identify a track and order its frames.
-PLACE = (
+TRACK_COLUMNS = (
     "image_uri",
     "image_id",
     "duplicate",
@@ -75,7 +75,7 @@ class Track:
 
 
 def columns_to_read(labels: Labels, to: str, *names: str) -> list[str]:
-    """Return the columns to read for tracks: those that place a row, and further ones that exist.
+    """Return the columns to read for tracks: `TRACK_COLUMNS`, and further ones that exist.
 
     Raises:
         UserError: the labels hold no tracks; the message names `to`.
@@ -84,7 +84,7 @@ def columns_to_read(labels: Labels, to: str, *names: str) -> list[str]:
         raise UserError(
             f"'{labels.place}' holds no tracks, which {to} needs: give a folder that `amvur track` wrote"
         )
-    return labels.present(*dict.fromkeys((*PLACE, *_OF_LISTS, *names)))
+    return labels.present(*dict.fromkeys((*TRACK_COLUMNS, *_OF_LISTS, *names)))
 
 
 def sequences(labels: Labels, batches: Iterator[pa.Table], exported: Exported) -> Iterator[TrackedSequence]:

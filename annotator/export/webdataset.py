@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from annotator.export.exported import Exported
 from annotator.export.exported_labels import Labels, camera_field
 from annotator.export.photo_encoding import StoredPhoto, as_others_read
-from annotator.export.stored_photos import At, Found, Place, Positions, stored_photos
+from annotator.export.stored_photos import Address, At, Found, Positions, stored_photos
 from annotator.labels.arrays import array_of
 from annotator.labels.folder import read_faces
 from annotator.labels.schema import SAMPLES_ROUNDING
 from annotator.photos.errors import PhotoError
-from annotator.sources.read import place_of
+from annotator.sources.read import location_of
 from annotator.storage.files import atomic_file, is_local, join, local_path, write_atomic
 
 #: A tar ends with the sample that exceeds this size: large enough to read quickly, small enough for many workers.
@@ -53,7 +53,7 @@ def columns(labels: Labels) -> list[str]:
 def local_photo(first: pa.Table) -> list[str]:
     """Return the path of the first photo if this machine has it: then all machines of a cluster need it."""
     frame = first["frame_index"][0].as_py() if "frame_index" in first.column_names else None
-    path = place_of(first["image_uri"][0].as_py(), frame)[1]
+    path = location_of(first["image_uri"][0].as_py(), frame)[1]
     return [path] if is_local(path) and local_path(path).exists() else []
 
 
@@ -78,7 +78,7 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
 def _parts(batches: Iterator[pa.Table]) -> Iterator[tuple[list[list[HandArrays]], list[At | None]]]:
     """Yield the hands of each photo (adjacent rows), some photos at a time, and the photos' positions."""
     positions = Positions()
-    photos = (list(hands) for _, hands in groupby(_rows(batches), key=lambda hand: _place(hand[0])))
+    photos = (list(hands) for _, hands in groupby(_rows(batches), key=lambda hand: _address(hand[0])))
     while some := list(islice(photos, _PHOTOS_AT_ONCE)):
         yield some, positions.of([_stored_at(hands) for hands in some])
 
@@ -91,11 +91,11 @@ def _samples(
     return [(_sample(hands, photo), len(hands)) for hands, photo in zip(photos, found, strict=True)]
 
 
-def _stored_at(hands: list[HandArrays]) -> Place:
+def _stored_at(hands: list[HandArrays]) -> Address:
     return hands[0][0]["image_uri"], hands[0][0].get("frame_index")
 
 
-def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+def _address(row: dict[str, Any]) -> tuple[Any, ...]:
     """Return the key of a photo. A list may give each hand its own id; a duplicate is a photo of its own."""
     return row["image_uri"], row.get("frame_index"), row["image_id"] if row.get("duplicate") else None
 

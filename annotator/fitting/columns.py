@@ -32,9 +32,9 @@ def fitted_columns(fitter: HandFitter, hands: ListedHands) -> dict[str, Any]:
     if len(unknown):
         landmarks.is_right[unknown], right[unknown] = fitter.sides(landmarks[unknown])
     fit = fitter.fit(landmarks)
-    places = _places(hands, landmarks)
-    scale = fit.scale_px_per_mm / places.half_side_px
-    translation = (fit.wrist_px - places.centre_px) / places.half_side_px[:, None]
+    geometry = _crop_geometry(hands, landmarks)
+    scale = fit.scale_px_per_mm / geometry.half_side_px
+    translation = (fit.wrist_px - geometry.centre_px) / geometry.half_side_px[:, None]
     fitted = CropHands(
         is_right=landmarks.is_right,
         joints3d_mm=fit.joints3d_mm,
@@ -50,10 +50,10 @@ def fitted_columns(fitter: HandFitter, hands: ListedHands) -> dict[str, Any]:
         pose=fit.pose,
         betas=fit.betas,
     )
-    return label_columns(fitted, places) | {"side_score": np.maximum(right, 1 - right), "vertex_rgb": None}
+    return label_columns(fitted, geometry) | {"side_score": np.maximum(right, 1 - right), "vertex_rgb": None}
 
 
-def _places(hands: ListedHands, landmarks: Landmarks) -> CropGeometry:
+def _crop_geometry(hands: ListedHands, landmarks: Landmarks) -> CropGeometry:
     """Return the crops around n hands as `annotate` cuts them; without a box, around the known joints."""
     boxes = np.stack(
         [

@@ -42,7 +42,7 @@ ANGLE_NAMES = tuple(
     f"{finger}_{joint}_{kind}" for finger in FINGERS for joint in (1, 2, 3) for kind in ANGLE_KINDS
 )
 
-#: Places among the 45 of the 20 angles that a real hand moves: the spread of joints 1, the flexion of all.
+#: Indices among the 45 of the 20 angles that a real hand moves: the spread of joints 1, the flexion of all.
 MOVING_ANGLES = tuple(k for k, name in enumerate(ANGLE_NAMES) if name.endswith(("1_spread", "flexion")))
 
 #: Pose components with a smaller standard deviation (radians) move no joint.

@@ -15,7 +15,7 @@ from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
 
 Floats = NDArray[np.floating]
 
-#: The place of each of the 21 joints of MANO's order, tips last, in FreiHAND's.
+#: The index of each of the 21 joints of MANO's order, tips last, in FreiHAND's.
 MANO_FROM_FREIHAND = tuple(FREIHAND_FROM_MANO.index(k) for k in range(21))
 
 #: Joints 1 of all fingers, which move with the wrist alone.

@@ -23,7 +23,7 @@ class Skinning(nn.Module):
     joint_shapedirs: Tensor  # (10, 16 * 3)
     weights: Tensor  # (V, 16)
     order: Tensor  # (16,) joints by level, in MANO's numbers
-    places: Tensor  # (16,) the inverse: index of each of MANO's joints in `order`
+    index_in_order: Tensor  # (16,) the inverse: index of each of MANO's joints in `order`
     parents: Tensor  # (16,) index of each joint's parent in `order`; the wrist is its own parent
 
     def __init__(self, hand: HandModel) -> None:
@@ -33,7 +33,7 @@ class Skinning(nn.Module):
         for joint in range(1, 16):
             depth[joint] = depth[parents[joint]] + 1
         order = np.argsort(depth, kind="stable")
-        places = np.argsort(order)
+        index_in_order = np.argsort(order)
         self.level_sizes = np.bincount(depth).tolist()
         # Joints are linear in the shaped vertices and so in betas: the sum over vertices is computed here, once.
         regressor = hand.J_regressor[order].astype(np.float64)
@@ -47,8 +47,8 @@ class Skinning(nn.Module):
             .astype(np.float32),
             "weights": hand.weights[:, order],
             "order": order,
-            "places": places,
-            "parents": places[parents[order]],
+            "index_in_order": index_in_order,
+            "parents": index_in_order[parents[order]],
         }
         for name, array in arrays.items():
             tensor = None if array is None else torch.from_numpy(np.ascontiguousarray(array))
@@ -75,7 +75,7 @@ class Skinning(nn.Module):
         columns = torch.cat([chained.transpose(-1, -2).flatten(2), shifts], dim=-1)  # (B, 16, 12)
         of_x, of_y, of_z, shift = (self.weights @ columns).split(3, dim=-1)  # (B, V, 3) each
         x, y, z = rest.unflatten(1, (-1, 3)).split(1, dim=-1)
-        return x * of_x + y * of_y + z * of_z + shift, joints.index_select(1, self.places)
+        return x * of_x + y * of_y + z * of_z + shift, joints.index_select(1, self.index_in_order)
 
     def _chain(self, rotations: Tensor, rest_joints: Tensor) -> tuple[Tensor, Tensor]:
         """Return rotations (B, 16, 3, 3) in the rest frame and posed joints (B, 16, 3), both ordered by level."""

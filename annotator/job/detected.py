@@ -76,8 +76,8 @@ class _VideoRunKey:
         entry, _, photo = opened
         if self._following is None or photo is None or entry.frame_index is None or entry.lists_boxes:
             return 0
-        place = entry.path, entry.frame_index
-        if place != self._next:  # also at the end of a shard, and after an unreadable frame
+        address = entry.path, entry.frame_index
+        if address != self._next:  # also at the end of a shard, and after an unreadable frame
             self._run += 1
         self._next = entry.path, entry.frame_index + self._following.frame_step
         return self._run

@@ -36,12 +36,12 @@ class CropHands:
     betas: Floats | None = None  # (n, 10)
 
 
-def crop_axes(places: CropGeometry) -> NDArray[np.float32]:
+def crop_axes(geometry: CropGeometry) -> NDArray[np.float32]:
     """Return the crop axes (n, 3, 3) of each crop."""
-    frame = CropFrame(places.centre_px, places.half_side_px, np.zeros(len(places), bool))
-    axes = frame.axes(places.principal_px, places.focal_px)
-    for k in through_lens(places.view):
-        axes[k] = places.view[k].axes
+    frame = CropFrame(geometry.centre_px, geometry.half_side_px, np.zeros(len(geometry), bool))
+    axes = frame.axes(geometry.principal_px, geometry.focal_px)
+    for k in through_lens(geometry.view):
+        axes[k] = geometry.view[k].axes
     return axes.astype(np.float32)
 
 
@@ -51,25 +51,25 @@ def through_lens(views: NDArray[np.object_]) -> list[int]:
 
 
 def seen_through_lens(
-    hands: CropHands, places: CropGeometry, k: int
+    hands: CropHands, geometry: CropGeometry, k: int
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return 2D joints and their std (21, 2) in the photo, and the wrist's place (3,) and its covariance (3, 3)."""
-    view: View = places.view[k]
-    points = (hands.joints2d_px[k] - places.centre_px[k]) / places.half_side_px[k]
-    std = hands.joints2d_std_px[k] / places.half_side_px[k]
+    """Return 2D joints and their std (21, 2) in the photo, and the wrist's position (3,) and its covariance (3, 3)."""
+    view: View = geometry.view[k]
+    points = (hands.joints2d_px[k] - geometry.centre_px[k]) / geometry.half_side_px[k]
+    std = hands.joints2d_std_px[k] / geometry.half_side_px[k]
     # Joints beyond the lens have no slope; the square's own scale is near.
-    slopes = np.nan_to_num(view.slopes(points), nan=float(places.half_side_px[k]))
+    slopes = np.nan_to_num(view.slopes(points), nan=float(geometry.half_side_px[k]))
     variance = (slopes**2 @ (std**2)[..., None])[..., 0]
-    place = position_in_view(
+    position = position_in_view(
         view, points, hands.joints3d_mm[k], hands.joints3d_std_mm[k], std * view.half_tan
     )
-    return view.nearest_in_photo(points), np.sqrt(variance), *place
+    return view.nearest_in_photo(points), np.sqrt(variance), *position
 
 
 def position_in_view(
     view: View, points: Floats, joints_mm: Floats, std_mm: Floats, std_tan: Floats
 ) -> tuple[Floats, Floats]:
-    """Return the wrist's place (3,) and its covariance (3, 3), camera axes, of a hand in a view.
+    """Return the wrist's position (3,) and its covariance (3, 3), camera axes, of a hand in a view.
 
     Args:
         view: a square in crop axes.
@@ -84,10 +84,10 @@ def position_in_view(
     return view.axes @ wrist[0], view.axes @ covariance @ view.axes.T
 
 
-def label_columns(hands: CropHands, places: CropGeometry) -> dict[str, Any]:
+def label_columns(hands: CropHands, geometry: CropGeometry) -> dict[str, Any]:
     """Return the columns of `annotator.labels.schema` that depend only on the hands and their crops."""
-    hands = _resized(hands, places.hand_length_mm)
-    axes = crop_axes(places)
+    hands = _resized(hands, geometry.hand_length_mm)
+    axes = crop_axes(geometry)
     joints3d_mm = coordinates.camera_from_crop(hands.joints3d_mm, axes)
     joints3d_std_mm = coordinates.rotated_std(hands.joints3d_std_mm, axes)
     camera_rotation = coordinates.rotation_matrices(hands.rotvec) @ axes.swapaxes(1, 2)
@@ -97,22 +97,24 @@ def label_columns(hands: CropHands, places: CropGeometry) -> dict[str, Any]:
         shown_axes = np.where(hands.is_right[:, None, None], axes, coordinates.mirror_rotation(axes))
         wrist = coordinates.rotation_vectors(shown_axes @ coordinates.rotation_matrices(hands.pose[:, :3]))
         pose = np.concatenate([wrist, hands.pose[:, 3:]], 1).astype(hands.pose.dtype)
-    half_side_px = places.half_side_px[:, None]
+    half_side_px = geometry.half_side_px[:, None]
     cam_t_mm = coordinates.camera_translation(
-        joints3d_mm, hands.joints2d_px, places.focal_px, places.principal_px
+        joints3d_mm, hands.joints2d_px, geometry.focal_px, geometry.principal_px
     )
     joints2d_px, joints2d_std_px = np.array(hands.joints2d_px), np.array(hands.joints2d_std_px)
     covariance = position_covariance(
-        joints3d_mm + cam_t_mm[:, None], joints3d_std_mm, places.focal_px, joints2d_std_px
+        joints3d_mm + cam_t_mm[:, None], joints3d_std_mm, geometry.focal_px, joints2d_std_px
     )
-    for k in through_lens(places.view):
-        joints2d_px[k], joints2d_std_px[k], cam_t_mm[k], covariance[k] = seen_through_lens(hands, places, k)
+    for k in through_lens(geometry.view):
+        joints2d_px[k], joints2d_std_px[k], cam_t_mm[k], covariance[k] = seen_through_lens(hands, geometry, k)
     length_std_mm = np.where(
-        np.isnan(places.hand_length_mm), hand_length_stds_mm(joints3d_mm, joints3d_std_mm), 0
+        np.isnan(geometry.hand_length_mm), hand_length_stds_mm(joints3d_mm, joints3d_std_mm), 0
     )
     return {
-        "box_xyxy": places.box_xyxy.copy(),  # a copy, because callers may write to columns
-        "crop_xyxy": np.concatenate([places.centre_px - half_side_px, places.centre_px + half_side_px], 1),
+        "box_xyxy": geometry.box_xyxy.copy(),  # a copy, because callers may write to columns
+        "crop_xyxy": np.concatenate(
+            [geometry.centre_px - half_side_px, geometry.centre_px + half_side_px], 1
+        ),
         "is_right": hands.is_right,
         "joints3d_mm": joints3d_mm,
         "joints3d_std_mm": joints3d_std_mm,
@@ -125,9 +127,9 @@ def label_columns(hands: CropHands, places: CropGeometry) -> dict[str, Any]:
             "rotation": coordinates.rotation_vectors(camera_rotation),
             "translation": hands.translation,
             "cam_t_mm": cam_t_mm,
-            "focal_px": places.focal_px.copy(),
-            "principal_px": places.principal_px.copy(),
-            "focal_source": places.focal_source,
+            "focal_px": geometry.focal_px.copy(),
+            "principal_px": geometry.principal_px.copy(),
+            "focal_source": geometry.focal_source,
         },
         **summary_columns(hands.joints3d_mm, joints3d_std_mm, length_std_mm, covariance),
         **(_mesh_columns(hands, axes) if hands.vertices_mm.shape[1] else {}),
@@ -141,7 +143,7 @@ def summary_columns(
 
     Args:
         joints3d_mm: (n, 21, 3). joints3d_std_mm: theirs, camera axes.
-        length_std_mm: (n,) of the lengths. covariance: (n, 3, 3) of the wrists' places.
+        length_std_mm: (n,) of the lengths. covariance: (n, 3, 3) of the wrists' positions.
     """
     per_joint = np.linalg.norm(joints3d_std_mm[:, 1:], axis=-1)
     return {

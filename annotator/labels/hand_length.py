@@ -58,7 +58,7 @@ def mean_length(lengths_mm: Floats, stds_mm: Floats) -> tuple[float, float]:
 
 
 def position_covariance(points_mm: Floats, std_mm: Floats, focal_px: Floats, std_px: Floats) -> Floats:
-    """Return the covariance (n, 3, 3) of the wrist's place in `coordinates.camera_translation`, to first order.
+    """Return the covariance (n, 3, 3) of the wrist's position in `coordinates.camera_translation`, to first order.
 
     Args:
         points_mm: joints (n, 21, 3) in front of the camera.
@@ -74,7 +74,7 @@ def position_covariance(points_mm: Floats, std_mm: Floats, focal_px: Floats, std
     normal = (slopes.swapaxes(2, 3) @ slopes).sum(1)
     valid = np.isfinite(normal).all((1, 2), keepdims=True)
     inverse = np.linalg.pinv(np.where(valid, normal, 0), hermitian=True)
-    of_2d = inverse[:, None] @ slopes.swapaxes(2, 3)  # (n, 21, 3, 2) the place over each joint's pixels
+    of_2d = inverse[:, None] @ slopes.swapaxes(2, 3)  # (n, 21, 3, 2) the position over each joint's pixels
     of_3d = (of_2d @ slopes) * std_mm[:, :, None]
     of_2d = of_2d * std_px[:, :, None]
     of_fingers = of_3d[:, 1:].reshape(len(z), 5, 4, 3, 3).sum(2)

@@ -115,20 +115,20 @@ class Amvur(nn.Module):
         template = torch.as_tensor(hand.v_template)
         joints = self.R @ template
         # Decimetres from the wrist: about the same magnitude as g.
-        places = (template[self.token_vertices] - joints[:1]) * 10
-        joint_places = (joints - joints[:1]) * 10
+        positions = (template[self.token_vertices] - joints[:1]) * 10
+        joint_positions = (joints - joints[:1]) * 10
 
         posed_dim = 3 * self.corrects + 2 * config.aligned
 
-        def tokens(places: Tensor, posed_dim: int) -> Tokens:
+        def tokens(positions: Tensor, posed_dim: int) -> Tokens:
             return Tokens(
-                *(feature_dim, places, config.width, config.positional, posed_dim, config.plain),
+                *(feature_dim, positions, config.width, config.positional, posed_dim, config.plain),
                 map_dims=map_dims if config.aligned else (),
             )
 
-        self.vertex_tokens = tokens(places, posed_dim)
+        self.vertex_tokens = tokens(positions, posed_dim)
         if config.cross_attention:
-            self.joint_tokens = tokens(joint_places, posed_dim + 2 * (config.aligned and landmarks))
+            self.joint_tokens = tokens(joint_positions, posed_dim + 2 * (config.aligned and landmarks))
         widths = config.widths
         self.stages = nn.ModuleList(
             nn.ModuleList(

@@ -30,7 +30,7 @@ def zero_start(linear: nn.Linear) -> nn.Linear:
 
 
 class FeatureMap(NamedTuple):
-    """A map of crops, and how points of the crop find their place in it."""
+    """A map of crops, and how points of the crop find their position in it."""
 
     values: Tensor  # (B, C, H, W)
     in_map: Callable[[Tensor], Tensor]  # crop points (..., 2) to coordinates of `reverse_interpolate`
@@ -109,12 +109,12 @@ class Tokens(nn.Module):
     where tokens project into the crop.
     """
 
-    places: Tensor  # (N, 3), or (N, 3 + 6 * OCTAVES) encoded
+    positions: Tensor  # (N, 3), or (N, 3 + 6 * OCTAVES) encoded
 
     def __init__(
         self,
         feature_dim: int,
-        places: Tensor,
+        positions: Tensor,
         width: int,
         positional: str,
         posed_dim: int = 0,
@@ -126,12 +126,12 @@ class Tokens(nn.Module):
         self.from_feature = nn.Linear(feature_dim, width)
         self.from_posed = nn.Linear(posed_dim, width, bias=False) if posed_dim else None
         if positional == "template":
-            places = places if plain else encoded(places)
-            self.register_buffer("places", places, persistent=False)
-            self.from_place: nn.Linear | None = nn.Linear(places.shape[1], width, bias=False)
+            positions = positions if plain else encoded(positions)
+            self.register_buffer("positions", positions, persistent=False)
+            self.from_place: nn.Linear | None = nn.Linear(positions.shape[1], width, bias=False)
         else:
             self.from_place = None
-            self.index = nn.Parameter(torch.randn(len(places), width) * 0.02)
+            self.index = nn.Parameter(torch.randn(len(positions), width) * 0.02)
         if not plain:
             self.embed = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
             self.gate = nn.Linear(feature_dim, width)
@@ -152,12 +152,12 @@ class Tokens(nn.Module):
             points: (B, N, 2) projections of the tokens, crop coordinates; required with `map_dims`.
             maps: sampled at `points`.
         """
-        place = self.index if self.from_place is None else self.from_place(self.places)
+        position = self.index if self.from_place is None else self.from_place(self.positions)
         if self.from_posed is not None and posed is not None:
-            place = place + self.from_posed(posed)
+            position = position + self.from_posed(posed)
         if not self.plain:
-            place = self.embed(place) * (1 + self.gate(g)[:, None])
-        tokens = self.from_feature(g)[:, None] + place
+            position = self.embed(position) * (1 + self.gate(g)[:, None])
+        tokens = self.from_feature(g)[:, None] + position
         if self.from_maps and points is not None:
             for layer, features in zip(self.from_maps, maps, strict=True):
                 assert isinstance(layer, nn.Linear)
@@ -170,14 +170,14 @@ def _sampled(layer: nn.Linear, features: FeatureMap, points: Tensor) -> Tensor:
 
     Sampling and a layer without bias are both linear in the map, so the cheaper order is taken.
     """
-    values, places = features.values.float(), features.in_map(points)
+    values, positions = features.values.float(), features.in_map(points)
     if values[0, 0].numel() > CELLS_PER_POINT * points.shape[1]:
-        sampled: Tensor = layer(reverse_interpolate(values, places))
+        sampled: Tensor = layer(reverse_interpolate(values, positions))
         return sampled
-    return reverse_interpolate(conv2d(values, layer.weight[..., None, None]), places)
+    return reverse_interpolate(conv2d(values, layer.weight[..., None, None]), positions)
 
 
-def encoded(places: Tensor) -> Tensor:
+def encoded(positions: Tensor) -> Tensor:
     """Encode positions (N, 3), decimetres, with sines and cosines of `OCTAVES` frequencies: (N, 3 + 6 * OCTAVES)."""
-    angles = torch.cat([math.pi * 2.0**octave * places for octave in range(OCTAVES)], -1)
-    return torch.cat([places, angles.sin(), angles.cos()], -1)
+    angles = torch.cat([math.pi * 2.0**octave * positions for octave in range(OCTAVES)], -1)
+    return torch.cat([positions, angles.sin(), angles.cos()], -1)

@@ -51,7 +51,7 @@ class LandmarkHead(nn.Module):
         x = (torch.arange(width, device=features.device) * 2 + 1) / width - 1
         y = (torch.arange(height, device=features.device) * 2 + 1) / height - 1
         centres = torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)  # (H * W, 2)
-        places = share @ centres
+        positions = share @ centres
         local = share @ self.local(features).flatten(2).transpose(1, 2)  # (B, 21, LOCAL)
-        feature = torch.cat([places, local], -1).flatten(1)
-        return log_share.unflatten(2, (height, width)), places, feature
+        feature = torch.cat([positions, local], -1).flatten(1)
+        return log_share.unflatten(2, (height, width)), positions, feature

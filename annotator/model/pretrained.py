@@ -185,7 +185,7 @@ def _timm_name(key: str) -> str:
         return f"{ours[first]}.{rest}"
     number, part, value = rest.split(".")
     counts = [1, *(stage[-1] for stage in EfficientNet.STAGES)]
-    places = [f"{stage}.{block}" for stage, blocks in enumerate(counts) for block in range(blocks)]
+    block_names = [f"{stage}.{block}" for stage, blocks in enumerate(counts) for block in range(blocks)]
     convolutions = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"}
     norms = {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
     if number == "0":  # has no expansion
@@ -193,7 +193,7 @@ def _timm_name(key: str) -> str:
             {"_depthwise_conv": "conv_dw", "_project_conv": "conv_pw"},
             {"_bn1": "bn1", "_bn2": "bn2"},
         )
-    return f"blocks.{places[int(number)]}.{(convolutions | norms)[part]}.{value}"
+    return f"blocks.{block_names[int(number)]}.{(convolutions | norms)[part]}.{value}"
 
 
 def _put(data: bytes, backbone: Backbone, name: str, source: str) -> None:

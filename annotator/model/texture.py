@@ -68,8 +68,8 @@ class OcclusionAwareTexture(nn.Module):
         self.photo_colour = config.photo_colour
         width = config.width
         template = torch.as_tensor(hand.v_template)
-        places = (template - template.mean(0)) * 10
-        self.tokens = Tokens(feature_dim, places, width, "template")
+        positions = (template - template.mean(0)) * 10
+        self.tokens = Tokens(feature_dim, positions, width, "template")
         self.from_pixels = nn.Linear(shallow_dim + 3 * config.photo_colour, width)
         self.self_attention = Attention(width)
         keys = farthest_points(
@@ -103,13 +103,13 @@ class OcclusionAwareTexture(nn.Module):
             face_ids: (B, S, S) nearest face per pixel, at any size S.
             faces: (F, 3).
         """
-        places = points[..., :2]
+        positions = points[..., :2]
         mask = visible[..., None].to(X.dtype)
         pixels = reverse_interpolate(X, points_in_X) * mask
         logits = torch.zeros_like(pixels[..., :3])
         if self.photo_colour:
             coverage = cover(points, faces, face_ids)
-            photo = fit_colours(reverse_interpolate(images, places), images, coverage, face_ids.shape[-1])
+            photo = fit_colours(reverse_interpolate(images, positions), images, coverage, face_ids.shape[-1])
             photo = photo * mask
             pixels = torch.cat([pixels, photo], -1)
             # A hidden vertex starts from the mean colour of visible ones; from grey if no vertex is visible.

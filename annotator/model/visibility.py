@@ -25,9 +25,9 @@ class JointVisibility(nn.Module):
     def __init__(self, feature_dim: int, hand: HandModel, map_dims: Sequence[int]) -> None:
         super().__init__()
         joints = torch.as_tensor(hand.joint_regressor @ hand.v_template)
-        places = (joints - joints[:1]) * 10  # decimetres from the wrist, as in AMVUR
+        positions = (joints - joints[:1]) * 10  # decimetres from the wrist, as in AMVUR
         self.tokens = Tokens(
-            feature_dim, places, WIDTH, "template", posed_dim=2, plain=False, map_dims=map_dims
+            feature_dim, positions, WIDTH, "template", posed_dim=2, plain=False, map_dims=map_dims
         )
         self.logit = zero_start(nn.Linear(WIDTH, 1))
 

@@ -1,8 +1,8 @@
 """A hand behind a lens as a pinhole camera would show it that looks straight at the hand.
 
 Networks see crops of pinhole photos. So a crop of any other photo is resampled along undistorted rays: as the picture
-of a virtual pinhole camera in the same place, whose optical axis is the ray through the crop's centre. The axes of that
-camera are crop axes. Boxes, and all labels in photo pixels, stay in the photo as it is.
+of a virtual pinhole camera at the same position, whose optical axis is the ray through the crop's centre. The axes of
+that camera are crop axes. Boxes, and all labels in photo pixels, stay in the photo as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from annotator.photos.errors import PhotoError
 
 Floats = NDArray[np.float64]
 
-#: Points along each side of a box that decide its place in the view.
+#: Points along each side of a box that decide its position in the view.
 _PER_SIDE = 9
 
 #: The farthest point of a view off its axis, degrees: a plane can't show more.

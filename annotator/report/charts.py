@@ -79,13 +79,13 @@ class Axes:
         for tick in ticks(*self.y, 4, whole):
             _, y = self.at(self.x[0], tick)
             self.shapes.append(_path("grid", f"M{self.left} {y:.1f}H{right:.1f}"))
-            place: Attributes = {"x": self.left - 8, "y": f"{y + 4:.1f}", "class": "end"}
-            self.shapes.append(Shape("text", place, axis_number(tick)))
+            attributes: Attributes = {"x": self.left - 8, "y": f"{y + 4:.1f}", "class": "end"}
+            self.shapes.append(Shape("text", attributes, axis_number(tick)))
         for tick in ticks(*self.x, 5):
             x, _ = self.at(tick, self.y[0])
-            place = {"x": f"{x:.1f}", "y": f"{floor + 17:.1f}", "class": "mid"}
+            attributes = {"x": f"{x:.1f}", "y": f"{floor + 17:.1f}", "class": "mid"}
             self.shapes.append(
-                Shape("text", place, f"{tick * 100:.0f} %" if x_percent else axis_number(tick))
+                Shape("text", attributes, f"{tick * 100:.0f} %" if x_percent else axis_number(tick))
             )
         self.shapes.append(_path("axis", f"M{self.left} {floor:.1f}H{right:.1f}"))
         middle = f"translate({(self.left + right) / 2:.1f} {self.height - 5})"
@@ -197,8 +197,8 @@ def histogram_chart(histogram: Histogram, range_mm: Range, title: str, about: in
     x, floor = axes.at(median, 0)
     axes.shapes.append(_path("median", f"M{x:.1f} 12V{floor:.1f}"))
     side, shift = ("end", -6) if x > axes.width / 2 else ("start", 6)
-    place: Attributes = {"x": f"{x + shift:.1f}", "y": 22, "class": f"{side} strong"}
-    axes.shapes.append(Shape("text", place, f"median {median:.1f} mm"))
+    attributes: Attributes = {"x": f"{x + shift:.1f}", "y": 22, "class": f"{side} strong"}
+    axes.shapes.append(Shape("text", attributes, f"median {median:.1f} mm"))
     return axes.chart(f"Histogram of {title}: {histogram.total:,} hands, median {median:.1f} mm")
 
 

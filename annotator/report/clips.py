@@ -49,10 +49,10 @@ class SequenceSummary:
     tracks: list[int] = field(default_factory=list)
     std_mm: list[float] = field(default_factory=list)  # mean over the joints
     filled: list[bool] = field(default_factory=list)
-    places: list[tuple[int, int]] = field(default_factory=list)  # number of the file, and row
+    locations: list[tuple[int, int]] = field(default_factory=list)  # number of the file, and row
     photos: dict[str, int] = field(default_factory=dict)  # their numbers, where the list has none
 
-    def add(self, row: dict[str, Any], place: tuple[int, int]) -> None:
+    def add(self, row: dict[str, Any], location: tuple[int, int]) -> None:
         """Add a tracked hand."""
         frame = row["frame_index"] if row["frame_index"] is not None else row.get("frame")
         self.frames.append(
@@ -61,7 +61,7 @@ class SequenceSummary:
         self.tracks.append(row["track_id"])
         self.std_mm.append(float("nan") if row["joint_std_mm"] is None else row["joint_std_mm"])
         self.filled.append(row["source"] == "interpolated")
-        self.places.append(place)
+        self.locations.append(location)
 
 
 class Clips:
@@ -116,7 +116,7 @@ class Clips:
         frames = sorted(set(clip.frames))[:MAX_FRAMES]
         shown = [k for k, frame in enumerate(clip.frames) if frame <= frames[-1]]
         hands: dict[int, list[dict[str, Any]]] = {frame: [] for frame in frames}
-        rows = self._rows([clip.places[k] for k in shown])
+        rows = self._rows([clip.locations[k] for k in shown])
         for k, row in zip(shown, rows, strict=True):
             std_mm = np.linalg.norm(np.array(row["joints3d_std_mm"], np.float64), axis=-1)
             hands[clip.frames[k]].append(
@@ -137,15 +137,15 @@ class Clips:
             "pictures": list(_pictures([of_frame[frame] for frame in frames])),
         }
 
-    def _rows(self, places: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    def _rows(self, locations: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
         """Return the large columns of some rows; each file is read once."""
         by_file: dict[int, list[int]] = defaultdict(list)
-        for position, (file, _) in enumerate(places):
+        for position, (file, _) in enumerate(locations):
             by_file[file].append(position)
-        rows: list[dict[str, Any]] = [{}] * len(places)
+        rows: list[dict[str, Any]] = [{}] * len(locations)
         for file, positions in by_file.items():
             table = read_columns(self._labels, self._files[file], list(_COLUMNS))
-            taken = table.take([places[position][1] for position in positions]).to_pylist()
+            taken = table.take([locations[position][1] for position in positions]).to_pylist()
             for position, row in zip(positions, taken, strict=True):
                 rows[position] = row
         return rows

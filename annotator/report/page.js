@@ -174,8 +174,8 @@ function load(hand) {
 function ramp(std) {
   const [low, high] = data.range, last = data.stops.length - 1, colours = new Float32Array(3 * std.length);
   std.forEach((value, i) => {
-    const place = Math.min(Math.max((value - low) / (high - low), 0), 1) * last;
-    const below = Math.min(Math.floor(place), last - 1), part = place - below;
+    const position = Math.min(Math.max((value - low) / (high - low), 0), 1) * last;
+    const below = Math.min(Math.floor(position), last - 1), part = position - below;
     for (let k = 0; k < 3; k++) colours[3 * i + k] = data.stops[below][k] * (1 - part) + data.stops[below + 1][k] * part;
   });
   return colours;

@@ -69,15 +69,15 @@ def galleries(found: Survey, most: int) -> list[Gallery]:
     """Return up to `most` hands: those of lowest and of highest std and some between, or all of a small set."""
     surest, least = found.surest.rows, found.least_sure.rows
     if found.is_constant or not surest:
-        rows = sorted(found.sample.rows[:most], key=_place)
+        rows = sorted(found.sample.rows[:most], key=_location)
         note = "A random sample: all have the same standard deviation."
         return [Gallery("A sample of hands", note, rows)] if rows else []
     if len(surest) < most or found.std.total == most:
         return [Gallery("All hands", "Lowest std first.", surest)]
     third = max(most // 3, 1)
     ends = surest[:third] + (least[:third] if most > 1 else [])
-    taken = {_place(row) for row in ends}
-    between = [row for row in found.sample.rows if _place(row) not in taken and _std(row) == _std(row)]
+    taken = {_location(row) for row in ends}
+    between = [row for row in found.sample.rows if _location(row) not in taken and _std(row) == _std(row)]
     between.sort(key=_std)
     wanted = np.linspace(0, len(between) - 1, max(most - len(ends), 0) + 2)[1:-1]
     middle = [between[i] for i in np.unique(wanted.round().astype(int))] if between else []
@@ -89,7 +89,7 @@ def galleries(found: Survey, most: int) -> list[Gallery]:
     return [gallery for gallery in parts if gallery.rows]
 
 
-def _place(row: Row) -> tuple[str, int]:
+def _location(row: Row) -> tuple[str, int]:
     return row.file, row.index
 
 
@@ -103,7 +103,7 @@ class Pictures:
 
     def __init__(self, labels: str, rows: Sequence[Row]) -> None:
         """Read the labels of the hands to draw."""
-        self._rows = list({_place(row): row for row in rows}.values())
+        self._rows = list({_location(row): row for row in rows}.values())
         self._hands = _heavy(labels, self._rows)
         self.faces = read_faces(labels) if rows else np.zeros((0, 3), np.int64)
         self.range_mm = std_range(np.concatenate([np.zeros(0), *map(_lengths, self._hands)]))

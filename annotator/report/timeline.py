@@ -20,7 +20,7 @@ _WIDTH, _PLOT_PX, _BAR_PX = 1100, 220, 14
 
 @dataclass(frozen=True)
 class Timeline:
-    """One sequence on the page, and the places of its frames for the page's script."""
+    """One sequence on the page, and the positions of its frames for the page's script."""
 
     name: str
     frames: int
@@ -44,13 +44,13 @@ def timeline(clip: SequenceSummary) -> Timeline:
     height = _PLOT_PX + _BAR_PX * len(drawn) + 8
     axes = Axes((first, max(last, first + 1)), (0, high), _WIDTH, height, bottom=50 + _BAR_PX * len(drawn))
     axes.frame("frame", "mean std of joints, mm")
-    for place, track in enumerate(drawn):
+    for number, track in enumerate(drawn):
         own = np.flatnonzero(tracks == track)
         own = own[np.argsort(frames[own], kind="stable")]
-        style = f"track-{place % COLOURS}"
+        style = f"track-{number % COLOURS}"
         for run in np.split(own, np.flatnonzero(np.diff(frames[own]) > _gap(frames)) + 1):
             _line(axes, frames[run], std_mm[run], style)
-        _bar(axes, frames[own], filled[own], place, style, int(track), _gap(frames))
+        _bar(axes, frames[own], filled[own], number, style, int(track), _gap(frames))
     left, floor = axes.at(first, 0)
     right, top = axes.at(axes.x[1], high)
     label = f"Std over {last - first + 1} frames of {len(numbers)} tracks in {display_name(clip.name)}"
@@ -89,11 +89,11 @@ def _line(axes: Axes, frames: np.ndarray, std_mm: np.ndarray, style: str) -> Non
 
 
 def _bar(
-    axes: Axes, frames: np.ndarray, filled: np.ndarray, place: int, style: str, track: int, step: int
+    axes: Axes, frames: np.ndarray, filled: np.ndarray, number: int, style: str, track: int, step: int
 ) -> None:
     """Add the bar of a track: frames with a label full, filled ones pale."""
     _, floor = axes.at(axes.x[0], 0)
-    top = floor + 24 + _BAR_PX * place
+    top = floor + 24 + _BAR_PX * number
     cuts = np.flatnonzero((np.diff(frames) > step) | (np.diff(filled.astype(int)) != 0)) + 1
     for run in np.split(np.arange(len(frames)), cuts):
         low, high = int(frames[run[0]]), int(frames[run[-1]])

@@ -98,12 +98,12 @@ function normalsOf(vertices, faces) {
 }
 
 const VERTEX = `
-attribute vec3 place, normal, colour;
+attribute vec3 position, normal, colour;
 uniform mat3 rotation;
 uniform vec2 scale;
 varying vec3 facing, paint;
 void main() {
-  vec3 seen = rotation * place;
+  vec3 seen = rotation * position;
   facing = rotation * normal;
   paint = colour;
   float far = 1.0 + 0.18 * seen.z * max(scale.x, scale.y); // weak perspective: nearer parts are larger
@@ -137,7 +137,7 @@ function webGlPainter(canvas) {
       gl.attachShader(program, shader);
     }
     gl.linkProgram(program);
-    buffers = ["place", "normal", "colour", "faces"].map(() => gl.createBuffer());
+    buffers = ["position", "normal", "colour", "faces"].map(() => gl.createBuffer());
   }
   prepare();
 
@@ -160,7 +160,7 @@ function webGlPainter(canvas) {
       gl.enable(gl.DEPTH_TEST);
       gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
       gl.useProgram(program);
-      ["place", "normal", "colour"].forEach((name, k) => {
+      ["position", "normal", "colour"].forEach((name, k) => {
         const at = gl.getAttribLocation(program, name);
         gl.bindBuffer(gl.ARRAY_BUFFER, buffers[k]);
         gl.enableVertexAttribArray(at);

@@ -74,28 +74,28 @@ def coco_hands(path: str) -> Iterator[CocoHand]:
     }
     counts: Counter[Any] = Counter()
     for index, annotation in enumerate(_listed(document, "annotations", path, image_id=(int, str))):
-        place = f"{path}: annotation {index}"
+        where = f"{path}: annotation {index}"
         photo = photos.get(annotation["image_id"])
         if photo is None:
-            raise UserError(f"{place}: image_id: no image has the id {annotation['image_id']!r}")
-        for is_right, keypoints, box in _sided(annotation, sides, place):
+            raise UserError(f"{where}: image_id: no image has the id {annotation['image_id']!r}")
+        for is_right, keypoints, box in _sided(annotation, sides, where):
             yield CocoHand(photo, index, counts[photo["id"]], is_right, keypoints.reshape(21, 3), box)
             counts[photo["id"]] += 1
 
 
 def _sided(
-    annotation: dict[str, Any], sides: dict[Any, str], place: str
+    annotation: dict[str, Any], sides: dict[Any, str], where: str
 ) -> Iterator[tuple[bool | None, NDArray[np.float64], NDArray[np.float64] | None]]:
     """Yield the hands of one annotation: side (True is right), keypoints (63,), box (4,) or None."""
     if "lefthand_kpts" in annotation or "righthand_kpts" in annotation:
         for side in ("left", "right"):
             name = f"{side}hand_kpts"
             if annotation.get(f"{side}hand_valid", name in annotation):
-                keypoints = numbers(annotation.get(name), (63,), f"{place}: {name}")
+                keypoints = numbers(annotation.get(name), (63,), f"{where}: {name}")
                 box = annotation.get(f"{side}hand_box")
-                yield side == "right", keypoints, _optional_box(box, f"{place}: {side}hand_box")
+                yield side == "right", keypoints, _optional_box(box, f"{where}: {side}hand_box")
         return
-    keypoints = numbers(annotation.get("keypoints"), (63,), f"{place}: keypoints")
+    keypoints = numbers(annotation.get("keypoints"), (63,), f"{where}: keypoints")
     is_right = annotation.get("is_right")
     if is_right is None:
         category = annotation.get("category_id")
@@ -103,11 +103,11 @@ def _sided(
         if ("right" in name) != ("left" in name):
             is_right = "right" in name
     elif is_right not in (0, 1):
-        raise UserError(f"{place}: is_right: expected true or false, got {is_right!r}")
+        raise UserError(f"{where}: is_right: expected true or false, got {is_right!r}")
     yield (
         None if is_right is None else bool(is_right),
         keypoints,
-        _optional_box(annotation.get("bbox"), f"{place}: bbox"),
+        _optional_box(annotation.get("bbox"), f"{where}: bbox"),
     )
 
 
@@ -115,8 +115,8 @@ def _photos(document: dict[str, Any], path: str) -> list[dict[str, Any]]:
     return _listed(document, "images", path, id=(int, str), file_name=(str,))
 
 
-def _optional_box(value: Any, place: str) -> NDArray[np.float64] | None:
-    return None if value is None else numbers(value, (4,), place)
+def _optional_box(value: Any, where: str) -> NDArray[np.float64] | None:
+    return None if value is None else numbers(value, (4,), where)
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -22,13 +22,13 @@ _AFTER_ENTRY = re.compile(r"\s*([,\]])\s*")
 _NEAR_END = 64
 
 
-def numbers(value: Any, shape: tuple[int, ...], place: str) -> NDArray[np.float64]:
+def numbers(value: Any, shape: tuple[int, ...], where: str) -> NDArray[np.float64]:
     """Convert nested lists or an array to an array of finite float64 numbers.
 
     Args:
         value: from a file.
         shape: the required shape.
-        place: the file and the field, for the error.
+        where: the file and the field, for the error.
 
     Raises:
         UserError: the value has another shape, or is not finite numbers.
@@ -39,9 +39,9 @@ def numbers(value: Any, shape: tuple[int, ...], place: str) -> NDArray[np.float6
         array = np.empty(0, object)
     if array.dtype.kind not in "iuf" or array.shape != shape:
         expected = "x".join(map(str, shape)) + " numbers" if shape else "a number"
-        raise UserError(f"{place}: expected {expected}")
+        raise UserError(f"{where}: expected {expected}")
     if not np.isfinite(array).all():
-        raise UserError(f"{place}: holds values that are not finite")
+        raise UserError(f"{where}: holds values that are not finite")
     return array.astype(np.float64)
 
 

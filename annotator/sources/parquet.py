@@ -188,8 +188,8 @@ def _batches(table: pq.ParquetFile, columns: list[str], group: int | None, rows:
         raise PhotoError("corrupt", "the Parquet file's data is damaged") from error
 
 
-def read_parquet(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[bytes | PhotoError | None]:
-    """Yield the photo at each (row group, row in it), in the order of `places`; None for an empty row.
+def read_parquet(path: str, positions: Sequence[tuple[int, ...]]) -> Iterator[bytes | PhotoError | None]:
+    """Yield the photo at each (row group, row in it), in the order of `positions`; None for an empty row.
 
     If a row has a path instead of bytes, its file is read; the path is relative to the Parquet file's folder, or the
     one above.
@@ -201,17 +201,17 @@ def read_parquet(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[bytes
         OSError: the file can't be opened or read.
     """
     with open_existing(path) as file:
-        photos = _photos(_opened(file), sorted(set(places)))
-        uses = Counter(places)
+        photos = _photos(_opened(file), sorted(set(positions)))
+        uses = Counter(positions)
         waiting: dict[tuple[int, ...], bytes | str | None] = {}
-        for place in places:
-            while place not in waiting:
+        for position in positions:
+            while position not in waiting:
                 earlier, photo = next(photos)
                 waiting[earlier] = photo
-            yield _followed(waiting[place], path)
-            uses[place] -= 1
-            if not uses[place]:
-                del waiting[place]
+            yield _followed(waiting[position], path)
+            uses[position] -= 1
+            if not uses[position]:
+                del waiting[position]
 
 
 def _followed(photo: bytes | str | None, table: str) -> bytes | PhotoError | None:
@@ -235,15 +235,15 @@ def _followed(photo: bytes | str | None, table: str) -> bytes | PhotoError | Non
 
 
 def _photos(
-    table: pq.ParquetFile, places: list[tuple[int, ...]]
+    table: pq.ParquetFile, positions: list[tuple[int, ...]]
 ) -> Iterator[tuple[tuple[int, ...], bytes | str | None]]:
-    """Yield the photos, or their paths, at sorted places."""
+    """Yield the photos, or their paths, at sorted positions."""
     column = _image_column(table.schema_arrow)
     kind, columns = table.schema_arrow.field(column).type, [column]
     if pa.types.is_struct(kind):
         columns = [f"{column}.bytes"] + [f"{column}.path"] * _has_path(kind)
     wanted: dict[int, list[int]] = {}
-    for group, row in places:
+    for group, row in positions:
         wanted.setdefault(group, []).append(row)
     for group, rows in wanted.items():
         if group >= table.num_row_groups or rows[-1] >= table.metadata.row_group(group).num_rows:

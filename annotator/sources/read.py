@@ -69,7 +69,7 @@ def stored_at(uri: str, frame_index: int | None = None) -> bytes | NDArray[np.ui
     Raises:
         PhotoError: the photo does not exist any more, or can't be read.
     """
-    kind, path, inside = place_of(uri, frame_index)
+    kind, path, inside = location_of(uri, frame_index)
     photos: Iterator[Any]
     if kind == "video":
         frames = islice(list_video(path, path, 1), int(inside), int(inside) + 1)
@@ -89,7 +89,7 @@ def stored_at(uri: str, frame_index: int | None = None) -> bytes | NDArray[np.ui
     return stored
 
 
-def place_of(uri: str, frame_index: int | None = None) -> tuple[str, str, str]:
+def location_of(uri: str, frame_index: int | None = None) -> tuple[str, str, str]:
     """Locate a photo by its label's `image_uri` and `frame_index`.
 
     Names of files and members may contain `#` themselves: on disk, an existing file has priority. A frame may also be

@@ -157,14 +157,14 @@ class _Headers:
         return data
 
 
-def read_tar(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[bytes]:
-    """Yield the bytes at each (offset, size), in the order of `places`; fewer bytes if the file has become shorter.
+def read_tar(path: str, positions: Sequence[tuple[int, ...]]) -> Iterator[bytes]:
+    """Yield the bytes at each (offset, size), in the order of `positions`; fewer bytes if the file has become shorter.
 
     Raises:
         OSError: the file can't be opened or read.
     """
     with open_existing(path) as file:
-        for group in _groups(places):
+        for group in _groups(positions):
             start, end = group[0][0], sum(group[-1])
             file.seek(start)
             data = file.read(end - start)
@@ -172,15 +172,15 @@ def read_tar(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[bytes]:
                 yield data[offset - start : offset - start + size]
 
 
-def _groups(places: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Yield runs of places to read in one request."""
+def _groups(positions: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Yield runs of positions to read in one request."""
     group: list[tuple[int, ...]] = []
-    for place in places:
+    for position in positions:
         if group:
-            gap = place[0] - sum(group[-1])
-            if not 0 <= gap < _MAX_GAP or sum(place) - group[0][0] > _MAX_READ:
+            gap = position[0] - sum(group[-1])
+            if not 0 <= gap < _MAX_GAP or sum(position) - group[0][0] > _MAX_READ:
                 yield group
                 group = []
-        group.append(place)
+        group.append(position)
     if group:
         yield group

@@ -1,7 +1,7 @@
 """Hands behind a lens: from their views to the photo of an ideal fisheye, in which tracks are smoothed, and back.
 
 A view changes from label to label. The ideal fisheye is the same for a whole sequence. Distances in its photo are
-angles, so it shows every direction, and any place has pixels there.
+angles, so it shows every direction, and any position has pixels there.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ class WeakCamera(NamedTuple):
     """A weak-perspective camera: in a view, or in the photo of the ideal fisheye."""
 
     scale: float  # half-sides of the view, or pixels, per millimetre
-    place: Floats  # (2,) half-sides of the view, or pixels
+    position: Floats  # (2,) half-sides of the view, or pixels
 
 
 def fisheye_from_view(view: View, camera: WeakCamera, focal_px: float, principal_px: Floats) -> WeakCamera:
     """Convert a camera in a view to one in the photo of the ideal fisheye."""
-    on_plane = view.half_tan * camera.place
-    place_px = _ideal_fisheye(focal_px, principal_px).project(view.axes @ [*on_plane, 1])
-    return WeakCamera(camera.scale * view.half_tan * focal_px, place_px)
+    on_plane = view.half_tan * camera.position
+    position_px = _ideal_fisheye(focal_px, principal_px).project(view.axes @ [*on_plane, 1])
+    return WeakCamera(camera.scale * view.half_tan * focal_px, position_px)
 
 
 def view_from_fisheye(view: View, camera: WeakCamera, focal_px: float, principal_px: Floats) -> WeakCamera:
     """Convert a camera in the photo of the ideal fisheye to one in a view."""
-    x, y, z = _ideal_fisheye(focal_px, principal_px).rays(camera.place) @ view.axes
-    place = np.array([x, y]) / max(z, _MIN_Z) / view.half_tan
-    return WeakCamera(camera.scale / (view.half_tan * focal_px), place)
+    x, y, z = _ideal_fisheye(focal_px, principal_px).rays(camera.position) @ view.axes
+    position = np.array([x, y]) / max(z, _MIN_Z) / view.half_tan
+    return WeakCamera(camera.scale / (view.half_tan * focal_px), position)
 
 
 def _ideal_fisheye(focal_px: float, principal_px: Floats) -> Lens:
@@ -61,7 +61,7 @@ def view_around(box_xyxy: Floats, nearest: View) -> View:
 def position_of_track(
     view: View, points: Floats, joints_mm: Floats, std_mm: Floats, std_px: Floats
 ) -> tuple[Floats, Floats]:
-    """Return the wrist's place (3,) and its covariance (3, 3), of joints (21, 3) that are at `points` of a view."""
+    """Return the wrist's position (3,) and its covariance (3, 3), of joints (21, 3) that are at `points` of a view."""
     # Joints beyond the lens have no slope; that of the middle is near.
     areas = np.abs(np.linalg.det(np.nan_to_num(view.slopes(points))))
     px_per_tan = np.sqrt(np.where(areas > 0, areas, view.square_px()[1] ** 2))[:, None] / view.half_tan

@@ -1,4 +1,4 @@
-"""One track smoothed: one shape, and rotation, pose, joints, place and size over time; `mesh.py` has its meshes."""
+"""One track smoothed: one shape, and rotation, pose, joints, position and size over time; `mesh.py` has its meshes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Floats = NDArray[np.floating]
 class Motion:
     """A track over T frames as labels hold it: camera axes, wrist-relative.
 
-    Behind a lens, place and size are in the photo of an ideal fisheye (`behind_lens.py`).
+    Behind a lens, position and size are in the photo of an ideal fisheye (`behind_lens.py`).
     """
 
     pose: Floats  # (T, 48)
@@ -32,7 +32,7 @@ class Motion:
     joints3d_std_mm: Floats  # (T, 21, 3)
     joints2d_std_px: Floats  # (T, 21, 2)
     scale_px: Floats  # (T,) of the weak-perspective camera, pixels per millimetre
-    place_px: Floats  # (T, 2) its translation
+    position_px: Floats  # (T, 2) its translation
 
 
 def smoothed_motion(
@@ -90,7 +90,7 @@ def smoothed_motion(
     share = scatter_share(apart, labels.joints3d_std_mm[observed, 1:])
     of_image = _image(labels, time_s, observed)
     share_px = scatter_share(
-        (labels.place_px - of_image.place_px)[observed, None], labels.joints2d_std_px[observed]
+        (labels.position_px - of_image.position_px)[observed, None], labels.joints2d_std_px[observed]
     )
     motion = Motion(
         pose=new_pose,
@@ -101,7 +101,7 @@ def smoothed_motion(
             time_s, observed, labels.joints2d_std_px, share_px, of_image.variance_ratio
         ),
         scale_px=of_image.scale_px,
-        place_px=of_image.place_px,
+        position_px=of_image.position_px,
     )
     return motion, MeshPath(
         time_s=time_s,
@@ -123,19 +123,19 @@ def smoothed_motion(
 @dataclass(frozen=True, eq=False)
 class _Image:
     scale_px: Floats  # (T,)
-    place_px: Floats  # (T, 2)
+    position_px: Floats  # (T, 2)
     variance_ratio: Floats  # (T,)
 
 
 def _image(labels: Motion, time_s: Floats, observed: NDArray[np.bool_]) -> _Image:
-    """Smooth place and size in the photo by the variance of 2D joints."""
+    """Smooth position and size in the photo by the variance of 2D joints."""
     variance = np.square(labels.joints2d_std_px, dtype=np.float64).mean((1, 2))
     variance = np.where(observed, np.maximum(variance, 1e-6), 1.0)
-    place, of_place, noise = _smoothed(time_s, labels.place_px, variance, observed)
+    position, of_position, noise = _smoothed(time_s, labels.position_px, variance, observed)
     log_scale = np.log(np.where(observed, labels.scale_px, 1.0))[:, None]
     size, _, _ = _smoothed(time_s, log_scale, variance * np.exp(2 * log_scale[:, 0]), observed)
     return _Image(
-        np.exp(size[:, 0]), place, variance_ratio(of_place, noise, float(variance[observed].mean()))
+        np.exp(size[:, 0]), position, variance_ratio(of_position, noise, float(variance[observed].mean()))
     )
 
 

@@ -34,11 +34,11 @@ def labels_motion(columns: dict[str, Any], views: NDArray[np.object_], rows: NDA
     half_px = (crop[:, 2] - crop[:, 0]) / 2
     centre_px = (crop[:, :2] + crop[:, 2:]) / 2
     scale_px = camera["scale"][rows].astype(np.float64) * half_px
-    place_px = (centre_px + camera["translation"][rows] * half_px[:, None]).astype(np.float64)
+    position_px = (centre_px + camera["translation"][rows] * half_px[:, None]).astype(np.float64)
     for k in through_lens(views[rows]):
         row = rows[k]
         label = WeakCamera(camera["scale"][row], camera["translation"][row].astype(np.float64))
-        scale_px[k], place_px[k] = fisheye_from_view(
+        scale_px[k], position_px[k] = fisheye_from_view(
             views[row], label, float(camera["focal_px"][row]), camera["principal_px"][row]
         )
     return Motion(
@@ -48,7 +48,7 @@ def labels_motion(columns: dict[str, Any], views: NDArray[np.object_], rows: NDA
         joints3d_std_mm=columns["joints3d_std_mm"][rows],
         joints2d_std_px=columns["joints2d_std_px"][rows],
         scale_px=scale_px,
-        place_px=place_px,
+        position_px=position_px,
     )
 
 
@@ -135,12 +135,12 @@ def _crops(
         rotated = motion.joints3d_mm[k] @ frames.rotation_matrices(rotation[k].astype(np.float64)).T
         if views[k] is not None:
             weak = _weak_camera(crops, motion, photos, k)
-            box[k] = box_around_joints(views[k].nearest_in_photo(weak.scale * rotated[:, :2] + weak.place))
+            box[k] = box_around_joints(views[k].nearest_in_photo(weak.scale * rotated[:, :2] + weak.position))
             views[k] = view_around(box[k], views[k])
             centre_px, half_side_px = views[k].square_px()
             axes = views[k].axes
         else:
-            box[k] = box_around_joints(motion.scale_px[k] * rotated[:, :2] + motion.place_px[k])
+            box[k] = box_around_joints(motion.scale_px[k] * rotated[:, :2] + motion.position_px[k])
             centre_px, half_side_px, *_ = square = square_around(box[k], BOX_PADDING)
             axes = square.axes(photos.principal_px[k], photos.focal_px[k])
         crop[k] = np.concatenate([centre_px - half_side_px, centre_px + half_side_px])
@@ -164,7 +164,7 @@ def _projected(motion: Motion, crops: _Crops, photos: _Photos) -> _Projected:
     half_px, centre_px = (crop[:, 2] - crop[:, 0]) / 2, (crop[:, :2] + crop[:, 2:]) / 2
     matrices = frames.rotation_matrices(crops.rotation.astype(np.float64))
     rotated = motion.joints3d_mm @ matrices.swapaxes(1, 2)
-    joints2d_px = motion.scale_px[:, None, None] * rotated[..., :2] + motion.place_px[:, None]
+    joints2d_px = motion.scale_px[:, None, None] * rotated[..., :2] + motion.position_px[:, None]
     cam_t_mm = frames.camera_translation(
         motion.joints3d_mm, joints2d_px, photos.focal_px, photos.principal_px
     )
@@ -174,12 +174,12 @@ def _projected(motion: Motion, crops: _Crops, photos: _Photos) -> _Projected:
         photos.focal_px,
         motion.joints2d_std_px,
     )
-    scale, translation = motion.scale_px / half_px, (motion.place_px - centre_px) / half_px[:, None]
+    scale, translation = motion.scale_px / half_px, (motion.position_px - centre_px) / half_px[:, None]
     for k in through_lens(crops.views):
         view = crops.views[k]
         weak = _weak_camera(crops, motion, photos, k)
-        points = weak.scale * rotated[k, :, :2] + weak.place
-        scale[k], translation[k], joints2d_px[k] = weak.scale, weak.place, view.nearest_in_photo(points)
+        points = weak.scale * rotated[k, :, :2] + weak.position
+        scale[k], translation[k], joints2d_px[k] = weak.scale, weak.position, view.nearest_in_photo(points)
         cam_t_mm[k], covariance[k] = position_of_track(
             view, points, motion.joints3d_mm[k], motion.joints3d_std_mm[k], motion.joints2d_std_px[k]
         )
@@ -188,5 +188,5 @@ def _projected(motion: Motion, crops: _Crops, photos: _Photos) -> _Projected:
 
 def _weak_camera(crops: _Crops, motion: Motion, photos: _Photos, k: int) -> WeakCamera:
     """Return the camera of frame k of a smoothed track in its view."""
-    smoothed = WeakCamera(float(motion.scale_px[k]), motion.place_px[k])
+    smoothed = WeakCamera(float(motion.scale_px[k]), motion.position_px[k])
     return view_from_fisheye(crops.views[k], smoothed, float(photos.focal_px[k]), photos.principal_px[k])

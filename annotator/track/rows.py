@@ -72,11 +72,11 @@ class SequenceRows:
         order = list(range(len(self.rows)))
         if not as_they_are:
             order.sort(key=lambda row: (self._frame[row], self.rows[row]["hand_index"]))
-        place = np.empty(len(self.rows), np.int64)
-        place[order] = np.arange(len(self.rows))
+        index = np.empty(len(self.rows), np.int64)
+        index[order] = np.arange(len(self.rows))
         return TrackedRows(
             [self.rows[row] for row in order],
-            place[self._hand_rows],
+            index[self._hand_rows],
             joined_columns(self._columns),
             self._meshes,
             np.array([self._frame[row] for row in order], np.int64),

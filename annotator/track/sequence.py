@@ -96,7 +96,7 @@ class _Labels:
     rows: NDArray[np.int64]  # (n,) index among the sequence's rows
     frame: NDArray[np.int64]  # (n,) index among the sequence's frames, ascending
     vertex_rows: VertexRows  # of all rows
-    places: NDArray[np.int64]  # (n,) index in `vertex_rows`
+    vertex_indices: NDArray[np.int64]  # (n,) index in `vertex_rows`
     whole: set[str]  # per-vertex columns in which none is null
 
 
@@ -105,7 +105,7 @@ def _labels_of(
     rows: NDArray[np.int64],
     frame: NDArray[np.int64],
     vertex_rows: VertexRows,
-    places: NDArray[np.int64],
+    vertex_indices: NDArray[np.int64],
 ) -> _Labels:
     columns = columns_of_hands(table)
     return _Labels(
@@ -117,23 +117,23 @@ def _labels_of(
         rows=rows,
         frame=frame,
         vertex_rows=vertex_rows,
-        places=places,
-        whole=vertex_rows.without_gaps(places),
+        vertex_indices=vertex_indices,
+        whole=vertex_rows.without_gaps(vertex_indices),
     )
 
 
 def _join(labels: _Labels, time_s: Floats, max_gap: int) -> NDArray[np.int64]:
     """Return the track (n,) of each hand; -1 for a label that is not a number, which is in no track."""
-    columns, vertex_rows, places = labels.columns, labels.vertex_rows, labels.places
+    columns, vertex_rows, vertex_indices = labels.columns, labels.vertex_rows, labels.vertex_indices
     hands = Hands(
         frame=labels.frame,
         joints2d_px=columns["joints2d_px"],
         box_xyxy=columns["box_xyxy"],
         right=right_scores(columns["is_right"], labels.side_score),
         betas=columns["betas"],
-        rgb=vertex_rows.rgb[places],
+        rgb=vertex_rows.rgb[vertex_indices],
     )
-    usable = _are_finite(columns) & vertex_rows.is_finite[places] & are_usable(labels.views)
+    usable = _are_finite(columns) & vertex_rows.is_finite[vertex_indices] & are_usable(labels.views)
     ids = np.full(len(hands), -1)
     ids[usable] = track_ids(hands[usable], time_s, max_gap)
     return ids
@@ -148,7 +148,10 @@ def _keep_as_they_are(labels: _Labels, hands: NDArray[np.int64], out: SequenceRo
         labels.rows[hands].tolist(),
         _with_track_columns(picked_columns(labels.columns, hands), len(hands)),
         UnchangedMeshes(
-            labels.vertex_rows, labels.places[hands], labels.whole, None if std_mm is None else std_mm[hands]
+            labels.vertex_rows,
+            labels.vertex_indices[hands],
+            labels.whole,
+            None if std_mm is None else std_mm[hands],
         ),
     )
 
@@ -247,7 +250,7 @@ def _add_hands(
     """Add the columns of a smoothed track to its rows; meshes are made when the rows are written."""
     meshes = None
     if smoothed.path is not None:
-        labelled_at = np.where(frames.label >= 0, labels.places[frames.label], -1)
+        labelled_at = np.where(frames.label >= 0, labels.vertex_indices[frames.label], -1)
         meshes = partial(track_meshes, layer, smoothed.path, labels.vertex_rows, labelled_at)
     columns = track_columns(
         labels.columns,
@@ -258,7 +261,7 @@ def _add_hands(
         track.side.is_right,
         smoothed.length_std_mm,
     )
-    near = labels.places[frames.nearest]
+    near = labels.vertex_indices[frames.nearest]
     out.add(rows, columns, SmoothedMeshes(labels.vertex_rows, near, labels.whole, meshes))
 
 

@@ -162,7 +162,7 @@ def test_photos_filled_by_a_right_hand_give_a_right_hand_in_2d_and_3d(detector, 
     assert np.mean([hand.joints2d_px[12, 1] < hand.joints2d_px[0, 1] for hand in hands]) > 0.95
 
 
-def test_a_mirrored_photo_shows_the_other_hand_in_the_mirrored_place(detector, hand_scenes):
+def test_a_mirrored_photo_shows_the_other_hand_at_the_mirrored_position(detector, hand_scenes):
     pixels = pixels_of(sorted((hand_scenes / "images").glob("*.jpg"))[100])
     (hand,), (mirrored,) = detector.find(pixels), detector.find(pixels[:, ::-1])
     assert hand.is_right != mirrored.is_right

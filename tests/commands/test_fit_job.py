@@ -167,11 +167,11 @@ def test_a_hand_far_from_the_middle_of_the_photo_is_rotated_to_the_camera_it_was
     """True pinhole views, 27 degrees off the axis: palms point where they do in the camera's axes."""
     _, joints, _, _ = drawn(40, 77)
     focal_px = 1.2 * WIDTH
-    place_mm = np.array([-250.0, 180, 600])
-    moved = joints + place_mm
+    position_mm = np.array([-250.0, 180, 600])
+    moved = joints + position_mm
     seen_px = focal_px * moved[..., :2] / moved[..., 2:] + [WIDTH / 2, HEIGHT / 2]
-    ray = place_mm / np.linalg.norm(place_mm)
-    depth_px = joints @ ray * focal_px / np.linalg.norm(place_mm)
+    ray = position_mm / np.linalg.norm(position_mm)
+    depth_px = joints @ ray * focal_px / np.linalg.norm(position_mm)
     points = np.concatenate([seen_px, depth_px[..., None]], -1)
     entries = [
         Entry(

@@ -23,7 +23,7 @@ SMALL = (
     ("3_1528505750.77_pic00096.jpg", 281, 100),
     ("5_pic00071.jpg", 331, 70),
 )
-PLACES = [(120, 40, 90, 60, quarters) for quarters in range(4)] + [(0, 0, 160, 120, 1)]
+VIEWS = [(120, 40, 90, 60, quarters) for quarters in range(4)] + [(0, 0, 160, 120, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +82,11 @@ def shrunk(pixels: np.ndarray, by: int, left: int, top: int) -> np.ndarray:
     return canvas
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_point_of_a_view_lies_in_the_photo_where_its_pixel_came_from(place):
+@pytest.mark.parametrize("fields", VIEWS)
+def test_a_point_of_a_view_lies_in_the_photo_where_its_pixel_came_from(fields):
     rows, columns = np.mgrid[:120, :240]
     photo = np.stack([columns, rows, np.zeros_like(rows)], -1).astype(np.uint8)
-    view = SearchView(*place)
+    view = SearchView(*fields)
     seen = view.cut(photo)
     v, u = np.mgrid[: seen.shape[0], : seen.shape[1]]
     points = np.stack([u.ravel() + 0.5, v.ravel() + 0.5, np.arange(u.size)], 1)

@@ -23,7 +23,7 @@ SHAPE = np.random.default_rng(0).uniform(-50, 50, (21, 2))
 
 
 class Scene:
-    """Hands at known places, a detector that misses some frames, and a network that sees a hand near its hand."""
+    """Hands at known positions, a detector that misses some frames, and a network that sees a hand near its hand."""
 
     def __init__(self, *ways: dict[int, tuple[float, float]], missed: Sequence[int] = ()) -> None:
         self.ways, self.missed, self.detections = ways, missed, []
@@ -36,8 +36,8 @@ class Scene:
     def detect(self, photo: Photo) -> list[FoundHand]:
         frame = self.number(photo)
         self.detections.append(frame)
-        places = [] if frame in self.missed else [way[frame] for way in self.ways if frame in way]
-        joints = [SHAPE + place for place in places]
+        positions = [] if frame in self.missed else [way[frame] for way in self.ways if frame in way]
+        joints = [SHAPE + position for position in positions]
         depth, joints3d = np.zeros(21), np.zeros((21, 3))
         return [FoundHand(box_around_joints(j), True, 0.9, 1.0, j, depth, joints3d) for j in joints]
 

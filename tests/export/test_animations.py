@@ -100,30 +100,30 @@ class Bvh:
     def joints_cm(self) -> dict[str, np.ndarray]:
         """Return each joint's path (N, 3); a tip has the name of its finger."""
         found: dict[str, np.ndarray] = {}
-        places, rotations = [], []
+        positions, rotations = [], []
         column = 0
         for name, parent, offset, channels in zip(
             self.names, self.parents, self.offsets, self.channels, strict=True
         ):
-            place = np.tile(np.array(offset), (len(self.frames), 1))
+            position = np.tile(np.array(offset), (len(self.frames), 1))
             rotation = np.tile(np.eye(3), (len(self.frames), 1, 1))
             for channel in channels:
                 axis = "XYZ".index(channel[0])
                 values = self.frames[:, column]
                 column += 1
                 if channel.endswith("position"):
-                    place[:, axis] += values
+                    position[:, axis] += values
                 else:
                     rotation = (
                         rotation
                         @ Rotation.from_rotvec(np.radians(values)[:, None] * np.eye(3)[axis]).as_matrix()
                     )
             if parent >= 0:
-                place = places[parent] + np.einsum("nij,nj->ni", rotations[parent], place)
+                position = positions[parent] + np.einsum("nij,nj->ni", rotations[parent], position)
                 rotation = rotations[parent] @ rotation
-            places.append(place)
+            positions.append(position)
             rotations.append(rotation)
-            found[name if channels else self.names[parent].replace("_3", "_tip")] = place
+            found[name if channels else self.names[parent].replace("_3", "_tip")] = position
         assert column == self.frames.shape[1]
         return found
 
@@ -152,7 +152,7 @@ def test_bvh_moves_the_joints_of_both_hands_as_labels_do(tracked, tmp_path):
         for row in rows:
             wanted = placed_mm(row)
             apart = np.linalg.norm(found[row["frame_index"] - first] - wanted, axis=1)
-            # A metre of a millimetre per frame: the place is as the camera gives it, to the file's rounding.
+            # A metre of a millimetre per frame: the position is as the camera gives it, to the file's rounding.
             scale = max(1.0, np.linalg.norm(row["camera"]["cam_t_mm"]) * 1e-6)
             assert apart.max() < REGRESSED_MM * scale, (row["frame_index"], apart)
         between = found[30 - first]
@@ -295,7 +295,7 @@ def test_glb_skins_the_mesh_of_every_frame_of_both_hands(tracked, tmp_path):
         np.testing.assert_allclose(times, wanted_s - wanted_s[0], atol=1e-5)
         assert set(JOINT_NAMES) < set(nodes) and len(meshes) == len(rows)
         for k, row in enumerate(rows):
-            # The camera of these labels is a kilometre away: float32 rounds places there to a millimetre.
+            # The camera of these labels is a kilometre away: float32 rounds positions there to a millimetre.
             off = nodes["wrist"][k] * CAMERA * 1000
             mesh = meshes[k] * CAMERA * 1000 - off
             np.testing.assert_allclose(off, row["camera"]["cam_t_mm"], rtol=1e-5, atol=0.05)

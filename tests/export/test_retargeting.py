@@ -19,7 +19,7 @@ MIRROR = np.array([-1.0, 1.0, 1.0])
 
 
 def hands(count: int, seed: int = 0) -> np.ndarray:
-    """Right hands in any place and direction, metres."""
+    """Right hands at any position, in any direction, metres."""
     rng = np.random.default_rng(seed)
     joints = anatomy.pose_joints(REST, plausible_poses.sample_angles(REST, count, rng))
     rotations = Rotation.random(count, random_state=seed).as_matrix()
@@ -66,7 +66,7 @@ def test_a_hand_lies_as_the_robot_does_whatever_the_wrist(side):
     assert found[12, 0] > 0.08 and found[12, 2] < 0.75 * joints["middle_tip"][2]
 
 
-def test_references_are_vectors_between_joints_or_places():
+def test_references_are_vectors_between_joints_or_positions():
     joints = hands(1)[0]
     vectors = reference(joints, np.array([[0, 4], [8, 12]]), "VECTOR")
     np.testing.assert_array_equal(vectors, [joints[8] - joints[0], joints[12] - joints[4]])

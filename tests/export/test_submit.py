@@ -53,9 +53,9 @@ def test_freihand_wants_metres_before_the_camera(tmp_path):
 def test_ho3d_wants_its_own_joint_order_and_opengl_axes(tmp_path, name):
     xyz, verts, joints, vertices = submitted(tmp_path, name)
     flip = np.array([1, -1, -1])
-    for place, joint in enumerate(HO3D_NAMES[:16]):
+    for index, joint in enumerate(HO3D_NAMES[:16]):
         np.testing.assert_allclose(
-            xyz[:, place], joints[:, JOINT_NAMES.index(joint)] / 1000 * flip, atol=1e-6
+            xyz[:, index], joints[:, JOINT_NAMES.index(joint)] / 1000 * flip, atol=1e-6
         )
     np.testing.assert_allclose(xyz[:, 16:], vertices[:, HO3D_TIPS] / 1000 * flip, atol=1e-6)
     np.testing.assert_allclose(verts, vertices / 1000 * flip, atol=1e-6)

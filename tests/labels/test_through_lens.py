@@ -29,7 +29,7 @@ from trainer.convert.labels import label_tables
 from trainer.synth import write_photos
 
 cv2 = pytest.importorskip("cv2")
-from tests.support.opencv_lens import FISHEYE, by_opencv, matrix, place_errors, through_fisheye  # noqa: E402
+from tests.support.opencv_lens import FISHEYE, by_opencv, matrix, position_errors, through_fisheye  # noqa: E402
 
 COUNT, SIZE_PX, WIDE_PX = 24, 256, 400
 
@@ -132,7 +132,7 @@ def drawn(tmp_path_factory) -> tuple[list[np.ndarray], dict[str, Any]]:
 def errors(label: dict[str, Any], joints: np.ndarray, wrists: np.ndarray) -> dict[str, float]:
     found = label["joints3d_mm"].astype(np.float64)
     pa = float(np.linalg.norm(align(found, joints) - joints, axis=-1).mean())
-    return {"pa": pa} | place_errors(label | {"cam_t_mm": label["camera"]["cam_t_mm"]}, joints, wrists)
+    return {"pa": pa} | position_errors(label | {"cam_t_mm": label["camera"]["cam_t_mm"]}, joints, wrists)
 
 
 def test_drawn_hands_through_a_fisheye_come_back_as_from_the_undistorted_photo(drawn, capsys):

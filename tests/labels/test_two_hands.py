@@ -1,4 +1,4 @@
-"""Two hands of one photo: one length, one camera, penetration; and the std of lengths and places."""
+"""Two hands of one photo: one length, one camera, penetration; and the std of lengths and positions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_right_and_a_left_hand_get_the_mean_length_and_stay_where_they_are_see
     shard = shard_of(lively, tmp_path, ["right", "left"])
     before = {name: np.copy(shard.hands[name]) for name in ("joints3d_mm", "joints2d_px", "vertices_mm")}
     lengths, stds = shard.hands["hand_length_mm"].copy(), shard.hands["hand_length_std_mm"].copy()
-    places = shard.hands["camera"]["cam_t_mm"].copy()
+    positions = shard.hands["camera"]["cam_t_mm"].copy()
     drawn = shard.hands["vertices_samples_mm"].copy()
     read_only(shard)
     relate_two_hands(shard, lively.checkpoint.hand.faces)
@@ -71,7 +71,7 @@ def test_a_right_and_a_left_hand_get_the_mean_length_and_stay_where_they_are_see
     np.testing.assert_allclose(
         hands["vertices_samples_mm"], drawn * factor[:, None, None, None], rtol=1e-4, atol=1e-3
     )
-    np.testing.assert_allclose(camera["cam_t_mm"], places * factor[:, None], rtol=1e-4)
+    np.testing.assert_allclose(camera["cam_t_mm"], positions * factor[:, None], rtol=1e-4)
     np.testing.assert_array_equal(hands["joints2d_px"], before["joints2d_px"])
     assert len(set(camera["focal_px"])) == 1 and (camera["principal_px"] == [150, 100]).all()
 
@@ -134,7 +134,7 @@ def test_penetration_is_of_the_hands_in_their_camera(lively, tmp_path):
     assert near[0] == near[1] > 2 and far == [0, 0]
 
 
-def test_the_std_of_a_length_and_of_a_place_are_those_of_many_noisy_hands():
+def test_the_std_of_a_length_and_of_a_position_are_those_of_many_noisy_hands():
     rng = np.random.default_rng(0)
     joints = rng.normal(0, 45, (1, 21, 3))
     joints -= joints[:, :1]
@@ -160,7 +160,7 @@ def test_the_std_of_a_length_and_of_a_place_are_those_of_many_noisy_hands():
     np.testing.assert_allclose(covariance, np.cov(found.T), atol=0.06 * np.cov(found.T).max())
 
 
-def test_behind_a_lens_the_std_of_a_place_is_nearly_that_of_the_same_hand_without(lively):
+def test_behind_a_lens_the_std_of_a_position_is_nearly_that_of_the_same_hand_without(lively):
     """On the axis of a weak fisheye, both cameras see almost the same."""
     lens = Lens(400, 400, 85, 75, "fisheye", (0.0, 0.0, 0.0, 0.0))
     plain, behind = (

@@ -73,11 +73,11 @@ def test_two_heads_attend_on_their_own():
     torch.testing.assert_close(attention(tokens, tokens), torch.cat(halves, -1), atol=1e-5, rtol=1e-5)
 
 
-def test_tokens_equal_one_product_with_feature_and_place_joined():
+def test_tokens_equal_one_product_with_feature_and_position_joined():
     torch.manual_seed(0)
-    places, g = torch.randn(7, 3), torch.randn(2, 11)
-    tokens = Tokens(11, places, 5, "template")
-    joined = torch.cat([g[:, None].expand(2, 7, 11), places.expand(2, 7, 3)], -1)
+    positions, g = torch.randn(7, 3), torch.randn(2, 11)
+    tokens = Tokens(11, positions, 5, "template")
+    joined = torch.cat([g[:, None].expand(2, 7, 11), positions.expand(2, 7, 3)], -1)
     weight = torch.cat([tokens.from_feature.weight, tokens.from_place.weight], 1)
     torch.testing.assert_close(tokens(g), joined @ weight.T + tokens.from_feature.bias, atol=1e-5, rtol=1e-5)
 
@@ -215,12 +215,14 @@ def test_landmarks_are_where_their_maps_are_brightest():
     fine[0, 4, 0, :2] = 1  # joint 4: between the first two cells of the first row
     pyramid = (fine, torch.randn(1, 2, 2, 4), torch.randn(1, 3, 1, 2))
     log_share, seen, feature = landmarks(pyramid)
-    places, local = feature.view(1, 21, -1).split([2, LOCAL], -1)
-    assert torch.equal(seen, places)
+    positions, local = feature.view(1, 21, -1).split([2, LOCAL], -1)
+    assert torch.equal(seen, positions)
     torch.testing.assert_close(log_share.exp().sum((2, 3)), torch.ones(1, 21))
-    torch.testing.assert_close(places[0, 3], torch.tensor([2 * 5.5 / 8 - 1, 2 * 2.5 / 4 - 1]))
-    torch.testing.assert_close(places[0, 4], torch.tensor([2 * 1 / 8 - 1, 2 * 0.5 / 4 - 1]))
-    torch.testing.assert_close(places[0, 0], torch.zeros(2), atol=1e-6, rtol=0)  # a uniform map: the middle
+    torch.testing.assert_close(positions[0, 3], torch.tensor([2 * 5.5 / 8 - 1, 2 * 2.5 / 4 - 1]))
+    torch.testing.assert_close(positions[0, 4], torch.tensor([2 * 1 / 8 - 1, 2 * 0.5 / 4 - 1]))
+    torch.testing.assert_close(
+        positions[0, 0], torch.zeros(2), atol=1e-6, rtol=0
+    )  # a uniform map: the middle
     # The feature of joint 3 comes from its position in the photo.
     met = torch.nn.functional.pad(fine[:, :, 2, 5], (0, 43))[..., None, None]
     torch.testing.assert_close(local[0, 3], landmarks.local(met)[0, :, 0, 0])
@@ -229,8 +231,8 @@ def test_landmarks_are_where_their_maps_are_brightest():
         landmarks.levels[2].weight[7, 1] = 1.0
     coarse = torch.tensor([[[[0.0, 0]], [[0, 9]], [[0, 0]]]])
     _, _, feature = landmarks((torch.zeros_like(fine), pyramid[1], coarse))
-    places = feature.view(1, 21, -1)[..., :2]
-    assert places[0, 7, 0] > 0.5 and abs(places[0, 7, 1]) < 1e-5
+    positions = feature.view(1, 21, -1)[..., :2]
+    assert positions[0, 7, 0] > 0.5 and abs(positions[0, 7, 1]) < 1e-5
 
 
 def test_switches_change_the_weights_they_name():
@@ -452,7 +454,7 @@ def test_maps_are_sampled_where_their_cells_lie(backbone):
         torch.testing.assert_close(reverse_interpolate(own, level.in_map(points)), points, atol=1e-5, rtol=0)
 
 
-def test_normalised_landmarks_have_neither_place_nor_size():
+def test_normalised_landmarks_have_neither_position_nor_size():
     points = torch.randn(3, 21, 3, generator=torch.Generator().manual_seed(0))
     found = normalised(points)
     assert (found[:, 0] == 0).all()

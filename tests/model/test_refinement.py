@@ -106,7 +106,7 @@ def test_training_has_prior_nets_own_hand_and_prediction_the_refined_one():
     trained = network(images)
     assert trained.prior.vertices_mm.requires_grad and not refined.prior.vertices_mm.requires_grad
     assert (trained.prior.joints3d_mm - refined.prior.joints3d_mm).abs().max() > 1
-    # AMVUR's last layer starts at zero: its mean is the refined hand, less the wrist's place.
+    # AMVUR's last layer starts at zero: its mean is the refined hand, less the wrist's position.
     torch.testing.assert_close(refined.vertices.mean_mm, refined.prior.vertices_mm, atol=0.05, rtol=0)
 
 

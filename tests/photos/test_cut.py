@@ -58,8 +58,8 @@ def test_a_resampled_crop_shows_a_blob_where_the_map_says():
     side, size_px = 150, 64
     centre, half, rotation, mirrored = _looks(8)
     at = (torch.arange(side) * 2 + 1) / side - 1
-    places = torch.from_numpy(np.random.default_rng(1).uniform(-0.2, 0.2, (8, 2))).float()
-    aside = (at[None, None] - places[:, :1, None]) ** 2 + (at[None, :, None] - places[:, 1:, None]) ** 2
+    positions = torch.from_numpy(np.random.default_rng(1).uniform(-0.2, 0.2, (8, 2))).float()
+    aside = (at[None, None] - positions[:, :1, None]) ** 2 + (at[None, :, None] - positions[:, 1:, None]) ** 2
     images = torch.exp(-aside / (2 * 0.06**2))[:, None].expand(-1, 3, -1, -1)
     crops = resample(images, centre, half, rotation, mirrored, size_px, (0, 0, 0))[:, 0].numpy()
     grid = (np.arange(size_px) + 0.5) / size_px * 2 - 1
@@ -67,7 +67,7 @@ def test_a_resampled_crop_shows_a_blob_where_the_map_says():
         np.stack([(crops.sum(1) * grid).sum(1), (crops.sum(2) * grid).sum(1)], 1) / crops.sum((1, 2))[:, None]
     )
     for k in range(8):
-        z = (complex(*places[k]) - complex(*centre[k])) / float(half[k]) * np.exp(-1j * float(rotation[k]))
+        z = (complex(*positions[k]) - complex(*centre[k])) / float(half[k]) * np.exp(-1j * float(rotation[k]))
         np.testing.assert_allclose(found[k], [-z.real if mirrored[k] else z.real, z.imag], atol=0.01)
 
 

@@ -66,7 +66,7 @@ def test_a_mirror_image_is_not_aligned_away(seed):
             assert np.square(y @ nudge + other.mean(0) - other).sum() >= best - 1e-6
 
 
-def test_points_in_one_place_align_onto_the_middle_of_the_truth():
+def test_points_at_one_position_align_onto_the_middle_of_the_truth():
     _, truth = hands(0)
     found = metrics.align(np.full_like(truth, 7.0), truth)
     np.testing.assert_allclose(found, np.broadcast_to(truth.mean(1, keepdims=True), truth.shape))

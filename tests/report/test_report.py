@@ -470,8 +470,8 @@ def test_galleries_hold_as_many_hands_as_asked_for_each_once(tmp_path, count, ti
     labels = write_labels(tmp_path / "labels", 30, bad=0)
     parts = galleries(survey(str(labels), count), count)
     assert [len(part.rows) for part in parts] == titles
-    places = [(row.file, row.index) for row in each_row(parts)]
-    assert len(set(places)) == len(places) == min(count, 30)
+    locations = [(row.file, row.index) for row in each_row(parts)]
+    assert len(set(locations)) == len(locations) == min(count, 30)
 
 
 def test_a_mesh_comes_to_the_page_as_the_label_has_it(tmp_path):

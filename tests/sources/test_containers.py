@@ -309,7 +309,7 @@ def test_listing_keeps_no_members_in_memory(tmp_path):
     assert peak < 4e6  # the tar has 48 MB; the member objects would take 30 MB
 
 
-def test_places_are_read_in_the_given_order_and_neighbours_together(tmp_path, monkeypatch):
+def test_positions_are_read_in_the_given_order_and_neighbours_together(tmp_path, monkeypatch):
     photos = {f"{number}.jpg": some_bytes(number) for number in range(60)}
     photos["large.jpg"] = bytes(20 << 20)
     path = tmp_path / "t.tar"
@@ -347,8 +347,8 @@ def test_tars_and_parquet_behind_a_url(tmp_path):
     with fsspec.open("memory://containers/t.parquet", "wb") as file:
         file.write(out.getvalue())
     url = "memory://containers/t.parquet"
-    places = [entry.at for entry in list_parquet(url, "t.parquet")]
-    assert list(read_parquet(url, places)) == [data for _, data in members]
+    positions = [entry.at for entry in list_parquet(url, "t.parquet")]
+    assert list(read_parquet(url, positions)) == [data for _, data in members]
     assert faults(list(list_parquet("memory://containers/none", "none"))) == ["missing"]
 
 
@@ -380,9 +380,9 @@ def test_photos_of_many_row_groups_are_their_rows(tmp_path):
         with pytest.raises(PhotoError, match="no row") as raised:
             read_row(str(path), row)
         assert raised.value.reason == "missing"
-    for place in ((99, 0), (0, 33)):
+    for position in ((99, 0), (0, 33)):
         with pytest.raises(PhotoError, match="no such row"):
-            list(read_parquet(str(path), [place]))
+            list(read_parquet(str(path), [position]))
 
 
 def test_a_file_by_pandas(tmp_path, hand_scenes):

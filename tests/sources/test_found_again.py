@@ -18,7 +18,7 @@ from annotator.export.stored_photos import Positions, stored_photos
 from annotator.hand import load_hand
 from annotator.sources import open_source
 from annotator.sources.entry import path_as_utf8, path_of
-from annotator.sources.read import photos_of, place_of, stored_at
+from annotator.sources.read import location_of, photos_of, stored_at
 from annotator.storage.files import local_path
 from tests.export.test_export import label_set
 from tests.robustness.hostile_photos import encoded
@@ -68,8 +68,8 @@ def test_every_photo_is_found_by_its_uri(everything):
     entries = [entry for entry in open_source(str(everything)) if entry.fault is None]
     assert len(entries) > 6 * len(NAMES)
     read = list(photos_of(entries, lambda _: 8))
-    places = [(entry.uri, entry.frame_index) for entry in entries]
-    together = list(stored_photos(places, Positions().of(places)))
+    addresses = [(entry.uri, entry.frame_index) for entry in entries]
+    together = list(stored_photos(addresses, Positions().of(addresses)))
     for entry, before, at_once in zip(entries, read, together, strict=True):
         found = stored_at(entry.uri, entry.frame_index)
         if entry.frame_index is not None:
@@ -87,11 +87,11 @@ def test_readable_text_gives_its_path_back():
 
 
 def test_stores_are_split_at_the_first_container():
-    assert place_of("s3://b/x.tar#a#b.jpg") == ("tar", "s3://b/x.tar", "a#b.jpg")
-    assert place_of("s3://b/p#q/x.parquet#17") == ("parquet", "s3://b/p#q/x.parquet", "17")
-    assert place_of("s3://b/x.parquet#a.jpg") == ("file", "s3://b/x.parquet#a.jpg", "")
-    assert place_of("s3://b/c.MP4#7") == ("video", "s3://b/c.MP4", "7") == place_of("s3://b/c.MP4", 7)
-    assert place_of("s3://b/a\\xff.jpg") == ("file", os.fsdecode(b"s3://b/a\xff.jpg"), "")
+    assert location_of("s3://b/x.tar#a#b.jpg") == ("tar", "s3://b/x.tar", "a#b.jpg")
+    assert location_of("s3://b/p#q/x.parquet#17") == ("parquet", "s3://b/p#q/x.parquet", "17")
+    assert location_of("s3://b/x.parquet#a.jpg") == ("file", "s3://b/x.parquet#a.jpg", "")
+    assert location_of("s3://b/c.MP4#7") == ("video", "s3://b/c.MP4", "7") == location_of("s3://b/c.MP4", 7)
+    assert location_of("s3://b/a\\xff.jpg") == ("file", os.fsdecode(b"s3://b/a\xff.jpg"), "")
 
 
 def test_file_uris_of_pathlib_are_read(tmp_path):

@@ -236,8 +236,8 @@ def test_frames_near_ahead_are_reached_without_a_seek(videos, monkeypatch):
 def test_a_time_between_two_frames_is_an_error(videos):
     entries = listed(videos("open.mp4"))
     between = [entries[50].at[0] + 1, entries[-1].at[0] + 1, entries[0].at[0] - 1, 10**12, -(10**12)]
-    places = [(place,) for place in between] + [entries[50].at]
-    *none, frame = read_video(str(videos("open.mp4")), places)
+    positions = [(position,) for position in between] + [entries[50].at]
+    *none, frame = read_video(str(videos("open.mp4")), positions)
     assert [error.reason for error in none] == ["corrupt"] * 5
     assert number_in(frame) == 50
 

@@ -74,14 +74,14 @@ def table_of(
     """
     rng = np.random.default_rng(0)
     noisy = pose + 0.03 * rng.normal(size=pose.shape)
-    rows, parts, places = [], [], []
+    rows, parts, indices = [], [], []
     for k in range(len(pose)):
         row = {"image_uri": f"{k}.jpg", "image_id": f"{k}", "duplicate": False, "width": SIDE_PX, "frame": k}
         row |= {"height": SIDE_PX, "sequence": "one", "hand_index": -1} | listed(lens)
         if k in missing:
             rows.append(row | without_hand("no_hand_found", "no hand"))
             continue
-        places.append(len(rows))
+        indices.append(len(rows))
         rows.append(row | {"status": "ok", "hand_index": 0, "side_score": 0.9, "checkpoint": "net"})
         seen = by_opencv(joints[k] + wrists[k], lens)
         crop = crop_photo(
@@ -102,8 +102,8 @@ def table_of(
         plane = (seen - centre) / half if lens.is_plain else view_from_photo(crop.view[0], seen)
         flat, at = true[:, :2] - true[:, :2].mean(0), plane - plane.mean(0)
         scale = (flat * at).sum() / (flat**2).sum()
-        place = plane.mean(0) - scale * true[:, :2].mean(0)
-        points = scale * in_view[0, :, :2] + place
+        position = plane.mean(0) - scale * true[:, :2].mean(0)
+        points = scale * in_view[0, :, :2] + position
         std = np.full((1, 21, 3), 5.0)
         std[:, 0] = 0
         hand = CropHands(
@@ -117,13 +117,13 @@ def table_of(
             visible=np.ones(vertices.shape[:2], bool),
             scale_per_mm=np.array([scale]),
             rotvec=np.zeros((1, 3)),
-            translation=place[None],
+            translation=position[None],
             pose=own[None],
             betas=np.zeros((1, 10)),
         )
         parts.append(label_columns(hand, crop))
     hands = {name: _joined([part[name] for part in parts]) for name in parts[0]}
-    return labels_to_table(rows, hands, places, label_schema(HAND.vertex_count, None, COLUMNS))
+    return labels_to_table(rows, hands, indices, label_schema(HAND.vertex_count, None, COLUMNS))
 
 
 def _joined(values: list[Any]) -> Any:

@@ -72,7 +72,7 @@ def hands_of(moving: Moving, noise: bool = True) -> dict[str, Any]:
     joints2d_px = wrist_px[:, None] + SCALE * joints[..., :2]
     low, high = joints2d_px.min(1), joints2d_px.max(1)
     half_px = (high - low).max(1) * 0.7
-    places = CropGeometry(
+    geometry = CropGeometry(
         centre_px=(low + high) / 2,
         half_side_px=half_px,
         box_xyxy=np.concatenate([low, high], 1),
@@ -97,11 +97,11 @@ def hands_of(moving: Moving, noise: bool = True) -> dict[str, Any]:
         visible=np.ones(vertices.shape[:2], bool),
         scale_per_mm=SCALE / half_px,
         rotvec=np.zeros((count, 3)),
-        translation=(wrist_px - places.centre_px) / half_px[:, None],
+        translation=(wrist_px - geometry.centre_px) / half_px[:, None],
         pose=pose,
         betas=betas,
     )
-    return label_columns(found, places) | {"vertex_rgb": np.full((*vertices.shape[:2], 3), 90, np.uint8)}
+    return label_columns(found, geometry) | {"vertex_rgb": np.full((*vertices.shape[:2], 3), 90, np.uint8)}
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Clip:
 def table_of(clip: Clip, columns: dict[str, pa.DataType]) -> pa.Table:
     """The rows of a clip."""
     rows: list[dict[str, Any]] = []
-    places: list[int] = []
+    indices: list[int] = []
     parts = [hands_of(one) for one in clip.hands]
     taken = []
     for frame in range(clip.count):
@@ -140,7 +140,7 @@ def table_of(clip: Clip, columns: dict[str, pa.DataType]) -> pa.Table:
         if not here:
             rows.append(row | without_hand("no_hand_found", "the detector found no hand"))
         for index, k in enumerate(here):
-            places.append(len(rows))
+            indices.append(len(rows))
             taken.append((k, frame - clip.hands[k].frames.start))
             score = 0.8 if frame not in clip.hands[k].flipped else 0.6
             rows.append(
@@ -150,7 +150,7 @@ def table_of(clip: Clip, columns: dict[str, pa.DataType]) -> pa.Table:
             )
     picked = [_picked(parts[k], slice(at, at + 1)) for k, at in taken]
     return labels_to_table(
-        rows, joined_columns(picked), places, label_schema(HAND.vertex_count, None, columns)
+        rows, joined_columns(picked), indices, label_schema(HAND.vertex_count, None, columns)
     )
 
 

@@ -40,12 +40,12 @@ def through_fisheye(
     return cv2.remap(photo, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderValue=(124, 116, 104))
 
 
-def place_errors(label: dict, joints: np.ndarray, wrists: np.ndarray) -> dict[str, float]:
-    """Return the errors of n hands: sizes are predicted, so places are compared along the ray and across it."""
-    places = np.asarray(label["cam_t_mm"], np.float64)
+def position_errors(label: dict, joints: np.ndarray, wrists: np.ndarray) -> dict[str, float]:
+    """Return the errors of n hands: sizes are predicted, so positions are compared along the ray and across it."""
+    positions = np.asarray(label["cam_t_mm"], np.float64)
     found = np.asarray(label["joints3d_mm"], np.float64)
-    away, true_away = np.linalg.norm(places, axis=1), np.linalg.norm(wrists, axis=1)
-    cosine = (places * wrists).sum(1) / away / true_away
+    away, true_away = np.linalg.norm(positions, axis=1), np.linalg.norm(wrists, axis=1)
+    cosine = (positions * wrists).sum(1) / away / true_away
     return {
         "mpjpe": float(np.linalg.norm(found - joints, axis=-1).mean()),
         "ray_deg": float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean()),

@@ -15,15 +15,15 @@ from annotator.track.side import right_scores, side_of
 SIZE_PX = 100.0
 
 
-def moving(place_px, right, frames=None, shape=0.0, seed=0, rgb=np.nan):
+def moving(position_px, right, frames=None, shape=0.0, seed=0, rgb=np.nan):
     """One hand whose middle is at (T, 2) pixels; its fingers differ by the seed."""
-    place_px = np.asarray(place_px, float)
-    count = len(place_px)
+    position_px = np.asarray(position_px, float)
+    count = len(position_px)
     fingers = np.random.default_rng(seed).uniform(-SIZE_PX / 2, SIZE_PX / 2, (21, 2))
     return Hands(
         frame=np.arange(count) if frames is None else np.asarray(frames),
-        joints2d_px=fingers + place_px[:, None],
-        box_xyxy=np.concatenate([place_px - SIZE_PX / 2, place_px + SIZE_PX / 2], 1),
+        joints2d_px=fingers + position_px[:, None],
+        box_xyxy=np.concatenate([position_px - SIZE_PX / 2, position_px + SIZE_PX / 2], 1),
         right=np.full(count, right),
         betas=np.full((count, 10), shape),
         rgb=np.full((count, 3), rgb),
@@ -68,10 +68,10 @@ def test_two_alike_hands_that_cross_go_on_as_they_moved():
 
 
 def test_a_hand_is_found_again_after_a_short_gap_and_not_after_a_long_one():
-    place = across(40, (0, 0), (200, 0))
+    position = across(40, (0, 0), (200, 0))
     for missing, tracks in ((5, 1), (6, 2)):
         frames = np.array([k for k in range(40) if not 10 <= k < 10 + missing])
-        ids = track_ids(moving(place[frames], 0.8, frames), times(40), max_gap=5)
+        ids = track_ids(moving(position[frames], 0.8, frames), times(40), max_gap=5)
         assert len(set(ids.tolist())) == tracks
 
 
@@ -82,10 +82,10 @@ def test_a_long_time_between_two_frames_is_a_gap_too():
 
 
 def test_a_cut_ends_all_tracks():
-    before = [moving(np.full((10, 2), place), 0.8, seed=k) for k, place in enumerate((100.0, 400.0))]
+    before = [moving(np.full((10, 2), position), 0.8, seed=k) for k, position in enumerate((100.0, 400.0))]
     after = [
-        moving(np.full((10, 2), place), 0.8, np.arange(10, 20), seed=k)
-        for k, place in enumerate((250.0, 700.0), 5)
+        moving(np.full((10, 2), position), 0.8, np.arange(10, 20), seed=k)
+        for k, position in enumerate((250.0, 700.0), 5)
     ]
     hands, whose = together(*before, *after)
     ids = track_ids(hands, times(20), 10)
@@ -103,7 +103,7 @@ def test_a_cut_ends_all_tracks():
         (1, 10.0, 6, [0, 1]),
     ],
 )
-def test_a_cut_to_a_hand_at_the_same_place_ends_a_track_if_its_colour_changes_too(seed, rgb, gap, tracks):
+def test_a_cut_to_a_hand_at_the_same_position_ends_a_track_if_its_colour_changes_too(seed, rgb, gap, tracks):
     before = moving(np.full((10, 2), 200.0), 0.8, rgb=120.0)
     after = moving(np.full((10, 2), 205.0), 0.8, np.arange(10 + gap, 20 + gap), seed=seed, rgb=rgb)
     hands, whose = together(before, after)

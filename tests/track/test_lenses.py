@@ -34,7 +34,7 @@ from tests.support.lens_labels import (  # noqa: E402
     tracked_rows,
     true_hands,
 )
-from tests.support.opencv_lens import FISHEYE, by_opencv, place_errors, through_fisheye  # noqa: E402
+from tests.support.opencv_lens import FISHEYE, by_opencv, position_errors, through_fisheye  # noqa: E402
 
 LENSES = {
     "fisheye": Lens(250, 253, 510, 490, "fisheye", FISHEYE),
@@ -77,8 +77,8 @@ def test_a_hand_that_crosses_the_photo_of_a_lens_is_one_track_in_its_camera(name
     assert np.mean(apart(rows, lens)) < 1.2 * np.mean(apart(before, lens)) < 0.03
     assert max(apart([rows[k] for k in MISSING], lens)) < max(apart(before, lens))
     kept = [k for k in range(FRAMES) if k not in MISSING]
-    raw = place_errors(columns_of(before), joints[kept], wrists[kept])
-    smooth = place_errors(columns_of(rows), joints, wrists)
+    raw = position_errors(columns_of(before), joints[kept], wrists[kept])
+    smooth = position_errors(columns_of(rows), joints, wrists)
     assert smooth["mpjpe"] < 0.7 * raw["mpjpe"]
     assert smooth["ray_deg"] < 0.5 and smooth["depth"] < 0.03
     # Metres: the way from frame to frame is the true one.
@@ -152,7 +152,7 @@ def test_a_drawn_sequence_through_a_fisheye_is_tracked_as_the_undistorted_one(tm
         table = labels_to_table(rows, predictor.predict_crops(Crops.stack(parts)), range(COUNT), schema)
         made = columns_of(tracked_rows(table))
         back = rotation if own else np.eye(3)
-        found[name] = place_errors(made, joints @ back.T, wrists @ back.T)
+        found[name] = position_errors(made, joints @ back.T, wrists @ back.T)
     assert found["fisheye"]["mpjpe"] < found["plain"]["mpjpe"] * 1.15 + 0.5, found
     assert found["fisheye"]["ray_deg"] < found["plain"]["ray_deg"] + 0.3, found
     assert found["fisheye"]["depth"] < found["plain"]["depth"] + 0.03, found

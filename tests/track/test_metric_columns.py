@@ -1,4 +1,4 @@
-"""Columns of tracks in millimetres: lengths and places with their std, and how deep two hands touch."""
+"""Columns of tracks in millimetres: lengths and positions with their std, and how deep two hands touch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_length_of_a_tracked_hand_is_that_of_its_joints_with_their_std(made)
 
 
 @pytest.mark.parametrize("lens", [PINHOLE, FISH], ids=["pinhole", "fisheye"])
-def test_the_std_of_a_place_is_that_of_wrists_fitted_to_drawn_errors(made, lens):
+def test_the_std_of_a_position_is_that_of_wrists_fitted_to_drawn_errors(made, lens):
     """Joints and pixels are drawn from their std, a finger's joints together; OpenCV's camera places each hand."""
     rng = np.random.default_rng(1)
     ratios = []
@@ -47,14 +47,14 @@ def test_the_std_of_a_place_is_that_of_wrists_fitted_to_drawn_errors(made, lens)
         joints, std = np.array(row["joints3d_mm"], np.float64), np.array(row["joints3d_std_mm"])
         wrist = np.array(row["camera"]["cam_t_mm"], np.float64)
         seen, std_px = by_opencv(joints + wrist, lens), np.array(row["joints2d_std_px"])
-        places = []
+        positions = []
         for _ in range(120):
             finger = np.repeat(rng.normal(size=(5, 3)), 4, 0)
             moved = joints + np.concatenate([np.zeros((1, 3)), finger]) * std
             at = seen + rng.normal(size=seen.shape) * std_px
             fit = least_squares(lambda t, m=moved, p=at: (by_opencv(m + t, lens) - p).ravel(), wrist)
-            places.append(fit.x)
-        ratios.append(np.array(row["cam_t_std_mm"]) / np.std(places, 0))
+            positions.append(fit.x)
+        ratios.append(np.array(row["cam_t_std_mm"]) / np.std(positions, 0))
     assert np.array(ratios) == pytest.approx(1, abs=0.3)
     assert np.mean(ratios) == pytest.approx(1, abs=0.12)
 

@@ -35,7 +35,7 @@ def dotted(count: int = 6, size_px: int = 90) -> Batch:
 
 
 def centre_of(weights: torch.Tensor) -> np.ndarray:
-    """The mean place (B, 2) of what is bright in (B, H, W), crop coordinates."""
+    """The mean position (B, 2) of what is bright in (B, H, W), crop coordinates."""
     size = weights.shape[-1]
     at = (torch.arange(size) * 2 + 1) / size - 1
     total = weights.sum((1, 2))

@@ -27,8 +27,8 @@ def before_a_wall(skin: tuple[int, int, int], seed: int = 0):
     hand = (np.hypot(y - 45, x - 50) < 18) | ((np.abs(x - 50) < 5) & (y > 8) & (y < 60))
     wall = 225 - 60 * np.hypot((y - 40) / 80, (x - 50) / 100)[..., None] + np.array([0, 0, 6])
     pixels = np.where(hand[..., None], np.array(skin), wall) + rng.normal(0, 3, (80, 100, 3))
-    places = np.argwhere(hand)[:: hand.sum() // 21][:21, ::-1] + 0.5
-    return pixels.clip(0, 255).astype(np.uint8), hand, places
+    positions = np.argwhere(hand)[:: hand.sum() // 21][:21, ::-1] + 0.5
+    return pixels.clip(0, 255).astype(np.uint8), hand, positions
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_angles_cover_the_circle() -> None:
     assert (quarter.clamp(0, 3).bincount(minlength=4) > 30).all()
 
 
-def test_another_place_or_a_colour_shows_beyond_the_photo() -> None:
+def test_another_scene_or_a_colour_shows_beyond_the_photo() -> None:
     """Outside pixels of the crop never show, though they are bright."""
     crops = dotted(inside=0)
     crops = crops._replace(image=torch.where(torch.arange(4) < 3, 255, 0).byte().expand(1, 240, 240, 4))
@@ -93,8 +93,8 @@ def test_another_place_or_a_colour_shows_beyond_the_photo() -> None:
     many = crops.rows(torch.zeros(40, dtype=torch.long))
     views = rotated_views(many, green, keys(0, torch.arange(40)), CROP_PX, STILL)
     middle = views.image[:, :, 24:40, 24:40].mean((2, 3))
-    from_place = (middle[:, 1] > middle[:, 0] + 0.3) & (middle[:, 1] > middle[:, 2] + 0.3)
-    assert 8 < int(from_place.sum()) < 36  # the others show a plain colour, a few of which are green
+    from_scene = (middle[:, 1] > middle[:, 0] + 0.3) & (middle[:, 1] > middle[:, 2] + 0.3)
+    assert 8 < int(from_scene.sum()) < 36  # the others show a plain colour, a few of which are green
 
 
 def views_of(count: int = 4) -> RotatedViews:

@@ -111,9 +111,9 @@ def test_errors_have_the_spread_that_the_configuration_names():
     finger, joint = 2.0, torch.tensor([3.0, 3, 6])
     noise = replace(NONE, joint_mm=(3.0, 3.0, 6.0), finger=finger)
     off = with_errors(torch.zeros(20_000, 21, 3), draws, noise)
-    for place, along in ((0, 0), (5, 0), (6, 1 / 3), (8, 1)):
+    for index, along in ((0, 0), (5, 0), (6, 1 / 3), (8, 1)):
         expected = joint * (1 + (finger * along) ** 2) ** 0.5
-        torch.testing.assert_close(off[:, place].std(0), expected, rtol=0.03, atol=0)
+        torch.testing.assert_close(off[:, index].std(0), expected, rtol=0.03, atol=0)
     x = off[..., 0].T.corrcoef()
     assert x[7, 8] > 0.5 and x[8, 12].abs() < 0.03
     wrong = with_errors(torch.zeros(20_000, 21, 3), draws, replace(noise, wrong=0.2, wrong_times=10.0))

@@ -48,8 +48,8 @@ def test_one_hand_moves_smoothly_inside_the_photo(drawn):
         assert len({tuple(row["betas"]) for row in of_one}) == len({row["is_right"] for row in of_one}) == 1
         points = np.array([row["joints2d_px"] for row in of_one])
         assert (points > -4).all() and (points < SIZE_PX + 4).all()
-        place = np.array([row["camera"]["cam_t_mm"] for row in of_one])
-        assert np.linalg.norm(np.diff(place, 3, axis=0), axis=-1).max() < 10
+        position = np.array([row["camera"]["cam_t_mm"] for row in of_one])
+        assert np.linalg.norm(np.diff(position, 3, axis=0), axis=-1).max() < 10
 
 
 def test_joints_project_to_where_they_are_seen_and_lie_on_the_hand(drawn):

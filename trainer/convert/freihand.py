@@ -81,13 +81,13 @@ def freihand_examples(
 
 
 def _hand(fields: dict[str, NDArray[np.float32]], pose: int, hand: HandModel, file: str) -> dict[str, Any]:
-    place = f"{file}: entry {pose}"
+    where = f"{file}: entry {pose}"
     K = fields["K"][pose].astype(np.float64)
-    columns = camera_columns(K, place)
+    columns = camera_columns(K, where)
     verts_mm = 1000 * fields["verts"][pose].astype(np.float64) if "verts" in fields else None
     if "xyz" in fields:
         joints_mm = 1000 * fields["xyz"][pose].astype(np.float64)
-        columns |= hand_columns(joints_mm, verts_mm, K, place)
+        columns |= hand_columns(joints_mm, verts_mm, K, where)
         if verts_mm is not None and hand.name == "mano":
             columns["vertices_mm"] = verts_mm - joints_mm[0]
     if "mano" in fields and hand.name == "mano":

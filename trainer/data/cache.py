@@ -218,7 +218,7 @@ class Cached:
         return self._rows([self._row(number) for number in numbers])
 
     def in_order(self, size: int, rows: range | None = None) -> Iterator[tuple[Batch, list[Facts]]]:
-        """Yield hands once in batches with their facts; `rows` are their places in the window, default all."""
+        """Yield hands once in batches with their facts; `rows` are their indices in the window, default all."""
         side = self.info.crop_px / 2
         whole = CropFrame(np.full(2, side), np.float64(side), np.bool_(False))
         numbers = range(self.config.first, self.config.first + self.total)

@@ -173,8 +173,8 @@ class Steps(Dataset[list[Batch | DeferredExamples]]):
         return [
             number
             for number in range(step * count, (step + 1) * count)
-            for place, rank in [divmod(number % lanes, self.workers)]
-            if rank == self.rank and place % loaders == loader
+            for index, rank in [divmod(number % lanes, self.workers)]
+            if rank == self.rank and index % loaders == loader
         ]
 
     def part(self, step: int, loader: int = 0, loaders: int = 1) -> list[Batch | DeferredExamples | None]:
@@ -200,12 +200,12 @@ class Steps(Dataset[list[Batch | DeferredExamples]]):
                 whole += batches or orders
                 continue
             numbers = [n for i in range(len(parts)) for n in self._numbers(source, step, i, len(parts))]
-            places = torch.tensor(numbers).argsort()
+            order_read = torch.tensor(numbers).argsort()
             if batches:
-                whole.append(Batch.join(batches)[places])
+                whole.append(Batch.join(batches)[order_read])
             elif orders:
                 key = torch.cat([order.key for order in orders])
-                whole.append(DeferredExamples(source, sorted(numbers), key[places]))
+                whole.append(DeferredExamples(source, sorted(numbers), key[order_read]))
         return whole
 
     def filled(self, parts: Sequence[Batch | DeferredExamples], device: torch.device) -> list[Batch]:

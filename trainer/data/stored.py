@@ -134,7 +134,7 @@ class Stored:
     def in_order(self, size: int, rows: range | None = None) -> Iterator[tuple[Batch, list[Facts]]]:
         """Yield examples once in batches with their facts, in the order of the files.
 
-        `rows` are their places in the window; default all.
+        `rows` are their indices in the window; default all.
         """
         rows = rows or range(self.total)
         part: list[tuple[Batch, Facts]] = []
@@ -149,18 +149,18 @@ class Stored:
             yield Batch.join([batch for batch, _ in part]), [facts for _, facts in part]
 
     def _example(self, number: int) -> Batch:
-        lane, place = number % self.lanes, number // self.lanes
+        lane, position = number % self.lanes, number // self.lanes
         rows = (lane + 1) * self.total // self.lanes - lane * self.total // self.lanes
-        epoch, place = divmod(place, rows)
+        epoch, position = divmod(position, rows)
         if self._order.get(lane, (-1,))[0] != epoch:
             pieces = self._pieces(lane)
             mixed = np.random.default_rng([self.seed, lane, epoch]).permutation(len(pieces))
             self._order[lane] = epoch, [pieces[i] for i in mixed]
         index = 0
-        while place >= len(piece := self._order[lane][1][index]):
-            place -= len(piece)
+        while position >= len(piece := self._order[lane][1][index]):
+            position -= len(piece)
             index += 1
-        row = np.random.default_rng([self.seed, lane, epoch, index]).permutation(len(piece))[place]
+        row = np.random.default_rng([self.seed, lane, epoch, index]).permutation(len(piece))[position]
         return self._read(self._rows_held(piece), piece.start + int(row))
 
     def _rows_held(self, piece: _RowRange) -> Rows:

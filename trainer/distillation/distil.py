@@ -73,7 +73,7 @@ def distil(
 
     def loss(network: nn.Module, step: int) -> Tensor:
         part = crops.rows(_rows_of_step(step, len(crops.image), config))
-        images, target = view(part, keys(config.seed, config.places(step)), margin, config)
+        images, target = view(part, keys(config.seed, config.numbers(step)), margin, config)
         return landmark_loss(network(shrunk(images, config.crop_px)), target, part.drawn).mean()
 
     def result(mean: Landmarker) -> Landmarker:
@@ -111,8 +111,8 @@ def _with_plain_weights(folded: Landmarker) -> Landmarker:
 
 def _rows_of_step(step: int, count: int, config: DistilConfig) -> Tensor:
     """Return the rows of a step among `count` crops; each epoch has its own order, which follows from the seed."""
-    place = config.places(step)
+    numbers = config.numbers(step)
     order = torch.randperm(
-        count, generator=torch.Generator().manual_seed(config.seed + int(place[0]) // count)
+        count, generator=torch.Generator().manual_seed(config.seed + int(numbers[0]) // count)
     )
-    return order[place % count]
+    return order[numbers % count]

@@ -2,7 +2,7 @@
 
 The network sees the crops that boxes give, of right and left hands alike, with random errors in size and position and
 rotated by any angle. 2D joints of a detector are the target; the second look corrects their errors. Beyond the edge of
-a photo, views show another place without a hand or a plain colour, so that edges do not reveal the rotation.
+a photo, views show another scene without a hand or a plain colour, so that edges do not reveal the rotation.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def views_of_step(crops: WideExamples, step: int, crop_px: int, config: FirstLoo
     chosen = empty[torch.randint(len(empty), (config.batch_size,), generator=generator)]
     edge = round(crops.image.shape[1] * (1 - EMPTY_SHARE) / 2)
     beyond = crops.image[chosen, edge:-edge, edge:-edge, :3]
-    return rotated_views(part, beyond, keys(config.seed, config.places(step)), crop_px, config)
+    return rotated_views(part, beyond, keys(config.seed, config.numbers(step)), crop_px, config)
 
 
 def _unit(images: Tensor) -> Tensor:

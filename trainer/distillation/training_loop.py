@@ -42,7 +42,7 @@ class Schedule:
         """Return the learning rate of a step, see `cosine_rate`."""
         return cosine_rate(self.learning_rate, step, self.steps, self.warmup_steps)
 
-    def places(self, step: int) -> Tensor:
+    def numbers(self, step: int) -> Tensor:
         """Return the numbers (batch_size,) of a step's views."""
         return torch.arange(self.batch_size) + step * self.batch_size
 

@@ -111,7 +111,7 @@ def measure_part(
     rows: range,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> PartResult:
-    """Measure the examples in these places; `on_batch` is called with the place of the next one after each batch."""
+    """Measure the examples at these indices; `on_batch` is called with the index of the next one after each batch."""
     checkpoint, examples, measurement = shared
     part = PartResult.empty(measurement.calibration, seed=rows.start)
     generator = torch.Generator().manual_seed(rows.start)

@@ -49,7 +49,7 @@ class HeldOut:
         return len(self._numbers)
 
     def in_order(self, size: int, rows: range | None = None) -> Iterator[tuple[Batch, list[Facts]]]:
-        """Yield hands once in batches with their facts; `rows` are their places in the window, default all."""
+        """Yield hands once in batches with their facts; `rows` are their indices in the window, default all."""
         numbers = self._numbers if rows is None else self._numbers[rows.start : rows.stop]
         whole = CropFrame(np.full(2, self._crop_px / 2), np.float64(self._crop_px / 2), np.bool_(False))
         for start in range(0, len(numbers), size):
@@ -116,18 +116,18 @@ def predicted(
 
     Args:
         device: device to run on; default: a GPU if available.
-        rows: places of the examples within their window; default all.
+        rows: indices of the examples within their window; default all.
         against_labels: accept predicted or fitted labels in place of truth.
 
     Raises:
         UserError: the device does not exist, or the 3D of the examples is predicted.
     """
-    place = device_of(device)
-    network = checkpoint.network.to(place).eval()
+    target = device_of(device)
+    network = checkpoint.network.to(target).eval()
     for batch, facts in examples.in_order(BATCH_SIZE, rows):
         if not against_labels:
             _check_truth(batch, examples)
-        batch = batch.to(place)
+        batch = batch.to(target)
         shown = batch.image
         if checkpoint.cut_margin > 1 and not isinstance(examples, Stored):
             shown = _resized(shown, checkpoint.cut_margin, checkpoint.cut_px, OUTSIDE)
@@ -137,7 +137,7 @@ def predicted(
         if batch.features.shape[1] and isinstance(network, Network):
             prediction = network(images, None, unpacked(batch.features, images, network.backbone))
         else:
-            prediction = network(images, torch.arange(len(images), device=place))
+            prediction = network(images, torch.arange(len(images), device=target))
         yield batch, prediction, facts
 
 

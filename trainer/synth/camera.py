@@ -128,8 +128,8 @@ def _cut(bank: Tensor, side: int, at: Tensor) -> Tensor:
     """Cut squares (B, C, side, side) from a repeating bank at positions `at` (B, C, 2) in 0..1."""
     way = torch.arange(side, device=bank.device)
     row, column = ((at[..., k, None] * len(bank)).long() + way for k in range(2))
-    place = (row % len(bank) * len(bank))[..., None] + (column % len(bank))[..., None, :]
-    return bank.view(-1).index_select(0, place.view(-1)).view(place.shape)
+    index = (row % len(bank) * len(bank))[..., None] + (column % len(bank))[..., None, :]
+    return bank.view(-1).index_select(0, index.view(-1)).view(index.shape)
 
 
 def jpeg(photos: Tensor, quality: Tensor) -> Tensor:

@@ -103,14 +103,14 @@ def reached(depth_mm: Tensor, focal: Tensor, ray: Tensor, light: Light) -> Tenso
     centre = (torch.arange(size, device=device) * 2 + 1) / size - 1
     focal = focal[:, None, None]
     away_x, away_y = ray[:, :1, None], ray[:, 1:, None]
-    place_x = (centre[None, None] / focal + away_x) * depth
-    place_y = (centre[None, :, None] / focal + away_y) * depth
+    position_x = (centre[None, None] / focal + away_x) * depth
+    position_y = (centre[None, :, None] / focal + away_y) * depth
     blocked = torch.zeros_like(depth)
     scene = torch.where(covered, depth_mm, 1e6)[:, None]
     for step in _SHADOW_STEPS_MM:
         x, y, z = (step * light.to_lamp[:, k, None, None] for k in range(3))
         way = (depth + z).clamp(min=1.0)
-        at_x, at_y = (place_x + x) / way - away_x, (place_y + y) / way - away_y
+        at_x, at_y = (position_x + x) / way - away_x, (position_y + y) / way - away_y
         at = torch.stack([at_x * focal, at_y * focal], -1)
         there = F.grid_sample(scene, at, mode="nearest", padding_mode="border", align_corners=False)[:, 0]
         behind = way - there

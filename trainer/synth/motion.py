@@ -31,7 +31,7 @@ _GESTURE_S, _REST = (0.4, 1.1), 0.35
 
 #: Standard deviations of the hand's rotation, degrees, of its position, shares of the photo, and of the logarithm of
 #: its distance.
-_ROTATION_DEG, _PLACE, _DEPTH = 22.0, 0.13, 0.08
+_ROTATION_DEG, _POSITION, _DEPTH = 22.0, 0.13, 0.08
 
 #: Standard deviation of the camera's slow rotation and of its tremor, degrees.
 _PAN_DEG, _TREMOR_DEG = 3.0, 0.08
@@ -80,7 +80,7 @@ class Motions:
         rotations = torch.cat([rotation[:, None], self.poses.rotations(angles)], 1)
         betas = still.betas.expand(frames, -1)
         vertices, joints = self.layer(rotations, betas)
-        focal, cam_t = _places(vertices, time_s, camera, chance)
+        focal, cam_t = _positions(vertices, time_s, camera, chance)
         scene = self._scene(
             draws,
             still.bend.expand(frames, -1),
@@ -136,7 +136,7 @@ class Motions:
             vertices[:, self.figure.edge] @ rotation, bend, sleeve * ones, math.inf * ones, 20 * ones, reach
         )
         size = (vertices.amax(1) - vertices.amin(1))[:, :2].amax(1)
-        things, kinds, places = [], [], []
+        things, kinds, locations = [], [], []
         for where, share in ((HELD, _HOLDS), (BEFORE, _PASSES)):
             same = Draws(draws.key.expand(frames) + where)
             shape = Objects(same)
@@ -147,7 +147,7 @@ class Motions:
             target = vertices[:, chance.integers(vertices.shape[1])]
             things.append(objects.place(shape, there, joints, target, cam_t, size, same) + moved[:, None])
             kinds.append(shape.kind)
-            places.append(there)
+            locations.append(there)
         return Scene(
             pose=roma.rotmat_to_rotvec(rotations).flatten(1),
             betas=betas,
@@ -156,7 +156,7 @@ class Motions:
             joints3d_mm=joints,
             others_mm=torch.cat([tube @ rotation.transpose(1, 2), *things], 1),
             object_kind=torch.stack(kinds, 1),
-            object_place=torch.stack(places, 1),
+            object_location=torch.stack(locations, 1),
             cam_t_mm=cam_t,
             focal=torch.full((frames,), focal),
             ray=torch.zeros(frames, 2),
@@ -175,7 +175,7 @@ def _passing(there: Tensor, size_mm: Tensor, chance: np.random.Generator) -> tup
     return torch.where(passes, there, NOWHERE), torch.from_numpy(moved).float() * size_mm[:, None]
 
 
-def _places(
+def _positions(
     vertices_mm: Tensor, time_s: Floats, camera: Tensor, chance: np.random.Generator
 ) -> tuple[float, Tensor]:
     """Return the focal length in half photos and where the wrist stands (T, 3), the hand inside the photo."""
@@ -187,7 +187,7 @@ def _places(
         focal * extent / (2 * chance.uniform(*_FILL)) * np.exp(_DEPTH * _wander(time_s, 1, 1.0, chance)[:, 0])
     )
     room = 1 - focal * (high - low)[:, :2].max(0) / (2 * depth.min())
-    centre = np.clip(2 * _PLACE * _wander(time_s, 2, 0.8, chance), -room.clip(0), room.clip(0))
+    centre = np.clip(2 * _POSITION * _wander(time_s, 2, 0.8, chance), -room.clip(0), room.clip(0))
     # The camera's rotation moves the hand through the photo, too, as far as there is room.
     centre = np.clip(centre + focal * 0.4 * camera.numpy()[:, :2, 2], -room.clip(0), room.clip(0))
     middle = (low + high) / 2

@@ -45,7 +45,7 @@ _BARE, _NO_BAND = 0.6, 0.85
 # Minimum distance of the wrist and of the forearm's axis from the lens.
 _NEAR_WRIST_MM, _NEAR_ARM_MM = 210.0, 110.0
 # Random stream of the position in a wide-angle photo, separate so that other draws do not change.
-_PLACE = 1
+_POSITION = 1
 # Probabilities of positions of the first and second object (absent, held, in front, behind).
 _WHERE_A, _WHERE_B = [0.58, 0.15, 0.12, 0.15], [0.73, 0.0, 0.12, 0.15]
 
@@ -61,7 +61,7 @@ class Scene:
     joints3d_mm: Tensor  # (B, 21, 3)
     others_mm: Tensor  # (B, N - V, 3) forearm, sleeve, watch, objects
     object_kind: Tensor  # (B, 2) indices of `objects.NAMES`
-    object_place: Tensor  # (B, 2) NOWHERE, HELD, BEFORE, BEHIND
+    object_location: Tensor  # (B, 2) NOWHERE, HELD, BEFORE, BEHIND
     cam_t_mm: Tensor  # (B, 3) the wrist before the pinhole
     focal: Tensor  # (B,) half photos
     ray: Tensor  # (B, 2) x / z and y / z of the photo's centre; 0 where it lies on the optical axis
@@ -136,7 +136,7 @@ class Scenes:
     def sample(self, draws: Draws) -> Scene:
         """Draw one scene per key."""
         count, device = len(draws), draws.key.device
-        ray = _rays(Draws(keys(draws.key, _PLACE)))
+        ray = _rays(Draws(keys(draws.key, _POSITION)))
         hands = draw_hands(self.poses, self.layer, draws, ray)
         vertices, joints, cam_t, bend = hands.vertices_mm, hands.joints3d_mm, hands.cam_t_mm, hands.bend
         rotation = hands.rotations[:, 0]
@@ -149,7 +149,7 @@ class Scenes:
         reach = (cam_t[:, 2] - _NEAR_ARM_MM) / (-forearm[:, 2]).clamp(min=1e-3)
         tube = forearms(edge, bend, sleeve, band, width, reach) @ rotation.transpose(1, 2)
 
-        things, kinds, places = [], [], []
+        things, kinds, locations = [], [], []
         size = (vertices.amax(1) - vertices.amin(1))[:, :2].amax(1)
         for shares in (_WHERE_A, _WHERE_B):
             shape, where = Objects(draws), draws.choice(shares)
@@ -158,7 +158,7 @@ class Scenes:
             ]
             things.append(objects.place(shape, where, joints, target, cam_t, size, draws))
             kinds.append(shape.kind)
-            places.append(where)
+            locations.append(where)
         return Scene(
             pose=roma.rotmat_to_rotvec(hands.rotations).flatten(1),
             betas=hands.betas,
@@ -167,7 +167,7 @@ class Scenes:
             joints3d_mm=joints,
             others_mm=torch.cat([tube, *things], 1),
             object_kind=torch.stack(kinds, 1),
-            object_place=torch.stack(places, 1),
+            object_location=torch.stack(locations, 1),
             cam_t_mm=cam_t,
             focal=hands.focal,
             ray=ray,

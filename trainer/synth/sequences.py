@@ -29,7 +29,7 @@ BLOCK = 8
 _LOOK, _SIDE = 40, 60
 # The background is drawn this much larger than the photo, for the camera to rotate over.
 _WIDER = 1.5
-# Places along its way at which a moving hand is seen while the shutter is open.
+# Positions along its way at which a moving hand is seen while the shutter is open.
 _SHUTTER = 5
 
 

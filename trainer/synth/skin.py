@@ -208,8 +208,8 @@ def _texels(hand: HandModel) -> tuple[Floats, Floats, Floats, Floats]:
         shape = (len(faces) * TEXELS**2, *values.shape[1:])
         return np.einsum("tk,fk...->ft...", corners, values[faces]).reshape(shape)
 
-    place = spread(positions)
-    return place, spread(facing), spread(weights), place[:, 0] - wrist
+    position = spread(positions)
+    return position, spread(facing), spread(weights), position[:, 0] - wrist
 
 
 def _normals(hand: HandModel) -> Floats:

@@ -137,9 +137,9 @@ def _front_faces(points: Tensor, faces: Tensor) -> _Front:
         chosen &= torch.maximum(torch.maximum(a, b), c) > -1
     photo, face = chosen.nonzero(as_tuple=True)
     counts = chosen.sum(1)
-    place = torch.arange(len(face), device=face.device) - (counts.cumsum(0) - counts).index_select(0, photo)
+    index = torch.arange(len(face), device=face.device) - (counts.cumsum(0) - counts).index_select(0, photo)
     kept = max(int(counts.max()), 1)
-    rows = photo * kept + place
+    rows = photo * kept + index
     # Padding draws nothing.
     corners = torch.full((count * kept, 9), torch.nan, device=face.device)
     three = faces.index_select(0, face) + photo[:, None] * vertex_count

@@ -56,8 +56,8 @@ _SIZES = [("w", "h"), ("width", "height")]
 #: The names of four columns, without prefix and underscores, in order of priority.
 _FOUR: dict[tuple[str, ...], Layout] = {
     **dict.fromkeys(_CORNERS, "corners"),
-    **{place + size: "size" for place, size in product(_TOP_LEFT, _SIZES)},
-    **{place + size: "centre" for place, size in product(_CENTRES, _SIZES)},
+    **{start + size: "size" for start, size in product(_TOP_LEFT, _SIZES)},
+    **{start + size: "centre" for start, size in product(_CENTRES, _SIZES)},
 }
 _PARTS = {part for four in _FOUR for part in four} | {"x3", "y3"}
 

@@ -32,39 +32,39 @@ _BACK_S = (0, 1, 4, 16, 64, math.inf)
 def frames_at(
     container: InputContainer, stream: VideoStream, wanted: list[int]
 ) -> Iterator[NDArray[np.uint8] | PhotoError]:
-    """Yield the frame at each wanted place (time stamp or number), in their order, or an error in its stead."""
+    """Yield the frame at each wanted position (time stamp or number), in their order, or an error in its stead."""
     pixel_aspect = sensible_aspect(float(stream.sample_aspect_ratio or 1))
     from_start = is_counted(container, stream) or not can_seek(container)
     near = math.inf if from_start else _NEAR_S / base(stream)
     frames: Iterator[tuple[float, Any]] = iter(())
-    # `frame` is the first frame at or after `low`, and its place is `at`; initially no frame is decoded.
+    # `frame` is the first frame at or after `low`, and its position is `at`; initially no frame is decoded.
     low, at, frame = math.inf, -math.inf, None
-    for place in wanted:
-        if not low <= place <= at + near:
-            frames = _frames_before(container, stream, place)
-            low, (at, frame) = place, next(frames, (-math.inf, None))
-        while at < place and frame is not None:
+    for position in wanted:
+        if not low <= position <= at + near:
+            frames = _frames_before(container, stream, position)
+            low, (at, frame) = position, next(frames, (-math.inf, None))
+        while at < position and frame is not None:
             low = at + 1
             at, frame = next(frames, (math.inf, None))
-        if at == place and frame is not None:
+        if at == position and frame is not None:
             yield _pixels(frame, pixel_aspect)
         else:
             yield PhotoError("corrupt", "the frame can't be decoded")
 
 
 def _frames_before(
-    container: InputContainer, stream: VideoStream, place: int
+    container: InputContainer, stream: VideoStream, position: int
 ) -> Iterator[tuple[float, VideoFrame]]:
-    """Yield frames with their places, in order, from the keyframe before `place` on; nothing if there is none."""
+    """Yield frames with their positions, in order, from the keyframe before `position` on; nothing if there is none."""
     if is_counted(container, stream):
         yield from _counted(container, stream)
         return
     for back in _BACK_S if can_seek(container) else (math.inf,):
-        start = place - back / base(stream) if back < math.inf else -math.inf
+        start = position - back / base(stream) if back < math.inf else -math.inf
         earliest = min(0, stream.start_time or 0)
         frames = _decoded(container, stream, int(max(start, earliest)))
         first = next(frames, None)
-        if first is not None and first[0] <= place:
+        if first is not None and first[0] <= position:
             yield first
             yield from frames
             return

@@ -106,10 +106,10 @@ def _is_shown(packet: Packet, stream: VideoStream) -> bool:
     return stream.codec_context.name not in ("vp8", "libvpx") or bool(memoryview(packet)[0] & 0x10)
 
 
-def read_frames(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[Photo | PhotoError]:
-    """Yield the frame at each place, in the order of `places`, or an error in its stead.
+def read_frames(path: str, positions: Sequence[tuple[int, ...]]) -> Iterator[Photo | PhotoError]:
+    """Yield the frame at each position, in the order of `positions`, or an error in its stead.
 
-    Ascending places are fastest. After damage, all frames up to the next keyframe are errors: each depends on
+    Ascending positions are fastest. After damage, all frames up to the next keyframe are errors: each depends on
     the frames before it.
 
     Raises:
@@ -120,10 +120,10 @@ def read_frames(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[Photo 
         try:
             container, stream = stack.enter_context(opened_video(path))
         except PhotoError as error:
-            yield from [error] * len(places)
+            yield from [error] * len(positions)
             return
         film_mm = film_focal_mm(container, stream)
-        for pixels in frames_at(container, stream, [place[0] for place in places]):
+        for pixels in frames_at(container, stream, [position[0] for position in positions]):
             if isinstance(pixels, PhotoError):
                 yield pixels
                 continue
@@ -132,7 +132,7 @@ def read_frames(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[Photo 
             yield Photo(pixels, width, height, exif_focal_px=focal_px)
 
 
-def read_video(path: str, places: Sequence[tuple[int, ...]]) -> Iterator[NDArray[np.uint8] | PhotoError]:
-    """Yield the upright RGB frame (H, W, 3) at each place; see `read_frames`."""
-    for frame in read_frames(path, places):
+def read_video(path: str, positions: Sequence[tuple[int, ...]]) -> Iterator[NDArray[np.uint8] | PhotoError]:
+    """Yield the upright RGB frame (H, W, 3) at each position; see `read_frames`."""
+    for frame in read_frames(path, positions):
         yield frame.pixels if isinstance(frame, Photo) else frame
