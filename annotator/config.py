@@ -80,7 +80,7 @@ class NetworkConfig:
     crop_px: int = 128
     variant: Literal["prior_net", "amvur", "both"] = "both"  # the three rows of Tables 1 and 2
     landmarks: bool = False  # append joint positions to the global feature, see model/landmark_maps.py
-    # Use linear read-outs of the global feature instead, as in MediaPipe's network, see model/landmarker.py.
+    # Use linear read-outs of the global feature instead, as in MediaPipe's network, see model/landmarker/network.py.
     read_outs: bool = False
     # With read-outs: solver steps from prior-net's hand to the landmarks, see model/refinement.py.
     refine_steps: int = 0

@@ -30,7 +30,7 @@ from annotator.coordinates import CropFrame
 from annotator.hand.model import HandModel
 from annotator.hand.open_hand import open_hand
 from annotator.model.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
-from annotator.model.landmarker_weights import is_landmarker_file
+from annotator.model.landmarker.distilled_file import is_landmarker_file
 from annotator.model.network import Network
 from annotator.model.two_looks import first_look_config
 from annotator.photos.cut import cut

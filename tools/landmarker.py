@@ -26,9 +26,9 @@ from annotator.commands.detect import detect
 from annotator.coordinates import CropFrame, upright_square
 from annotator.hand.open_hand import open_hand
 from annotator.model.checkpoint import load_checkpoint
-from annotator.model.landmarker import Landmarker
-from annotator.model.landmarker_file import read_landmarker
-from annotator.model.landmarker_weights import is_landmarker_file, landmarker_bytes, load_landmarker
+from annotator.model.landmarker.distilled_file import is_landmarker_file, landmarker_bytes, load_landmarker
+from annotator.model.landmarker.network import Landmarker
+from annotator.model.landmarker.released_file import read_landmarker
 from annotator.photos.cut import OUTSIDE, cut, resample
 from annotator.photos.decode import Photo
 from annotator.sources.read import photo_at

@@ -17,7 +17,7 @@ from annotator.coordinates import axes_of_ray, upright_square
 from annotator.hand.few_vertices import few_vertices
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
-from annotator.model.landmarker import normalised
+from annotator.model.landmarker.network import normalised
 from annotator.model.prior_net import PriorHand, PriorNet
 from trainer import losses
 from trainer.keyed_random import Draws, keys

@@ -11,9 +11,9 @@ from annotator.config import NetworkConfig
 from annotator.errors import UserError
 from annotator.hand.model import HandModel
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
-from annotator.model.landmarker import Landmarker
-from annotator.model.landmarker_file import INPUT_PX, read_landmarker
-from annotator.model.landmarker_weights import is_landmarker_file, load_landmarker
+from annotator.model.landmarker.distilled_file import is_landmarker_file, load_landmarker
+from annotator.model.landmarker.network import Landmarker
+from annotator.model.landmarker.released_file import INPUT_PX, read_landmarker
 from annotator.model.network import Network
 from annotator.model.pretrained import PretrainedUnreachableError, load_pretrained
 from annotator.storage.files import join

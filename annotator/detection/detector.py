@@ -29,7 +29,7 @@ from PIL import Image
 from annotator.detection.duplicates import distinct
 from annotator.detection.views import search_rounds
 from annotator.errors import UserError, first_line
-from annotator.model.landmarker_bundle import MODEL_NAME, WHERE_TO_GET, read_bundle
+from annotator.model.landmarker.bundle import MODEL_NAME, WHERE_TO_GET, read_bundle
 from annotator.photos.crops import box_around_joints
 from annotator.runtime.per_process import once_per_process
 from annotator.runtime.stderr import quiet_stderr

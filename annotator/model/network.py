@@ -20,7 +20,7 @@ from annotator.model.attention import FeatureMap
 from annotator.model.backbone import BackboneFeatures, build_backbone
 from annotator.model.camera import CameraHead, WeakCamera, fit_camera, joints2d_covariance
 from annotator.model.landmark_maps import LandmarkHead
-from annotator.model.landmarker import NUMBERS, LandmarkHand, LandmarkHeads
+from annotator.model.landmarker.network import NUMBERS, LandmarkHand, LandmarkHeads
 from annotator.model.prior_net import PRIOR_STD_MM, PriorHand, PriorNet, mean_hand
 from annotator.model.read_out import ReadOut
 from annotator.model.refinement import Refinement

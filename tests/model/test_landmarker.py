@@ -18,10 +18,10 @@ from annotator.coordinates import square_around, upright_square
 from annotator.errors import UserError
 from annotator.hand import JOINT_NAMES, load_hand
 from annotator.hand.anatomy import chirality
-from annotator.model import landmarker_file
-from annotator.model.landmarker import Landmarker, LandmarkHand
-from annotator.model.landmarker_bundle import MEMBER
-from annotator.model.landmarker_file import read_landmarker
+from annotator.model.landmarker import released_file
+from annotator.model.landmarker.bundle import MEMBER
+from annotator.model.landmarker.network import Landmarker, LandmarkHand
+from annotator.model.landmarker.released_file import read_landmarker
 from annotator.photos.cut import cut
 from tests.conftest import SHARED
 from tests.support.example_files import write_stick_hands
@@ -215,7 +215,7 @@ def test_bytes_changed_at_random_are_refused_or_read_and_nothing_else(model, tmp
 
 def test_without_the_package_one_line_names_it(model, monkeypatch):
     monkeypatch.setattr(
-        landmarker_file, "find_spec", lambda name: None if name == "tflite" else util.find_spec(name)
+        released_file, "find_spec", lambda name: None if name == "tflite" else util.find_spec(name)
     )
     with pytest.raises(UserError, match=r"pip install 'amvur-annotator\[landmarker\]'"):
         read_landmarker(model, torch.zeros(0, 3, 64, 64))

@@ -18,7 +18,7 @@ from annotator.model.amvur import Amvur, Gaussian, joints_from_vertices
 from annotator.model.attention import Attention, FeatureMap, Tokens
 from annotator.model.camera import WeakCamera, joints2d_covariance
 from annotator.model.landmark_maps import LOCAL, LandmarkHead
-from annotator.model.landmarker import Landmarker, normalised
+from annotator.model.landmarker.network import Landmarker, normalised
 from annotator.model.network import Network
 from annotator.model.prior_net import REACH
 from annotator.model.texture import OcclusionAwareTexture, fit_colours, reverse_interpolate

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from annotator.model.landmarker import Landmarker, LandmarkHand
+from annotator.model.landmarker.network import Landmarker, LandmarkHand
 from annotator.model.quantised import quantised_convolutions
 from trainer.distillation.config import DistilConfig
 from trainer.distillation.distil import MODEL_FILE, TOLERANCE, distil, landmark_loss

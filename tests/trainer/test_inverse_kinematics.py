@@ -13,7 +13,7 @@ import torch
 from annotator.hand import load_hand
 from annotator.hand.few_vertices import few_vertices
 from annotator.hand.layer import HandLayer
-from annotator.model.landmarker import normalised
+from annotator.model.landmarker.network import normalised
 from annotator.model.prior_net import PriorNet
 from annotator.quality.metrics import pa_mpjpe
 from tests.support import mano_file

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from annotator.model.landmarker import Landmarker, LandmarkHand
+from annotator.model.landmarker.network import Landmarker, LandmarkHand
 from annotator.model.quantised import quantised_convolutions, round_to_grid
 from annotator.storage.files import write_atomic
 from trainer.distillation.config import DistilConfig

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from annotator.coordinates import in_plane_matrix
-from annotator.model.landmarker import Landmarker, LandmarkHand
+from annotator.model.landmarker.network import Landmarker, LandmarkHand
 from annotator.photos.cut import resample
 from trainer.augment import drawn_motion, noisy, relit
 from trainer.config import AugmentConfig

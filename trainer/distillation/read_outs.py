@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from annotator.model.landmarker import Landmarker
+from annotator.model.landmarker.network import Landmarker
 from trainer.distillation.config import DistilConfig
 from trainer.distillation.examples import LandmarkExamples, drawn_examples, shrunk, view
 from trainer.keyed_random import keys

@@ -1,6 +1,6 @@
 """The convolutional backbones in plain torch: ResNet-50, EfficientNet-B0 and -Lite0, MediaPipe's hand landmark network.
 
-Parameter names and shapes match the public timm weights, so these load unchanged. `landmarker_file.py` reads
+Parameter names and shapes match the public timm weights, so these load unchanged. `landmarker/released_file.py` reads
 MediaPipe's. No library replaces these files: `timm` needs torchvision, which does not import with every CPU build of
 torch. The ResNet and EfficientNet classes of `transformers` delay the start of every process by 5 s. They take 7.0 s,
 torch alone 2.0 s, and these files 0.2 s more. They are two files of 858 lines; these have under 550.

@@ -12,7 +12,7 @@ class HandLandmark(EfficientNet):
     """The network of MediaPipe's hand landmarks (2021): Lite0 with a narrow stem and a depthwise head.
 
     It takes colours from 0 to 1. Its last stage ends before the projection, so `head` is a 1x1 expansion and a 3x3
-    depthwise convolution. The released file has no batch norms; `landmarker_file.py` restores them.
+    depthwise convolution. The released file has no batch norms; `landmarker/released_file.py` restores them.
     """
 
     feature_dim, shallow_dim, pyramid_dims = 1152, 24, (40, 112, 1152)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from annotator.errors import UserError
-from annotator.model.landmarker import JOINTS, Landmarker, LandmarkHeads
-from annotator.model.landmarker_bundle import MEMBER, no_landmark_network, read_bundle
+from annotator.model.landmarker.bundle import MEMBER, no_landmark_network, read_bundle
+from annotator.model.landmarker.network import JOINTS, Landmarker, LandmarkHeads
 
 #: Identifier of TensorFlow Lite files, at byte 4.
 IDENTIFIER = b"TFL3"

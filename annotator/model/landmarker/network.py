@@ -1,6 +1,6 @@
 """MediaPipe's hand landmark network: a backbone and four linear read-outs, in this project's units. Not in the paper.
 
-Its weights come from MediaPipe's own file (`landmarker_file.py`). It serves as a start for training and as a teacher.
+Its weights come from MediaPipe's own file (`released_file.py`). It serves as a start for training and as a teacher.
 The joints are FreiHAND's, in FreiHAND's order. Lengths are in crop half-sides or millimetres, never in input pixels,
 so that they do not depend on the input size.
 """

@@ -8,7 +8,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from annotator.errors import UserError, first_line
-from annotator.model.landmarker import Landmarker
+from annotator.model.landmarker.network import Landmarker
 from annotator.storage.files import read_if_exists
 
 #: Metadata key of such a file; its value is the side of the crops in its training, pixels.
