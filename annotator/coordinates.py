@@ -83,7 +83,7 @@ def square_around(box_xyxy: ArrayLike, padding: float) -> CropFrame:
     return CropFrame(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), np.float64(half_side), np.bool_(False))
 
 
-class Upright(NamedTuple):
+class UprightSquare(NamedTuple):
     """A rotated square in a photo, in which a hand's fingers point up: B squares, or one."""
 
     centre_px: Floats  # (B, 2)
@@ -91,7 +91,7 @@ class Upright(NamedTuple):
     rotation_rad: Floats  # (B,) from the photo's x axis to the square's, positive towards the photo's y
 
 
-def upright_square(joints_px: ArrayLike, padding: float = 1.35) -> Upright:
+def upright_square(joints_px: ArrayLike, padding: float = 1.35) -> UprightSquare:
     """Return the square around 2D joints (B, 21, 2), photo pixels, in which the middle knuckle is above the wrist.
 
     Its side is `padding` times the longer side of the joints' box along the square's own axes. A point p of the
@@ -106,7 +106,7 @@ def upright_square(joints_px: ArrayLike, padding: float = 1.35) -> Upright:
     rotated_back = joints @ rotation
     low, high = rotated_back.min(-2), rotated_back.max(-2)
     centre = (rotation @ ((low + high) / 2)[..., None])[..., 0]
-    return Upright(centre, (high - low).max(-1) / 2 * padding, angle)
+    return UprightSquare(centre, (high - low).max(-1) / 2 * padding, angle)
 
 
 def in_plane_matrix(rotation_rad: Points, mirrored: Any) -> Points:

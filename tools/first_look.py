@@ -30,7 +30,7 @@ from annotator.coordinates import CropFrame
 from annotator.hand.model import HandModel
 from annotator.hand.open_hand import open_hand
 from annotator.model.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
-from annotator.model.landmarker.distilled_file import is_landmarker_file
+from annotator.model.landmarker.distilled_file import is_distilled_landmarker
 from annotator.model.network import Network
 from annotator.model.two_looks import first_look_config
 from annotator.photos.cut import cut
@@ -185,7 +185,7 @@ def start_first_look(start: str, hand: HandModel, seed: int) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(config, hand)
-    earlier = None if is_landmarker_file(start) else first_look_of(start, hand="open")
+    earlier = None if is_distilled_landmarker(start) else first_look_of(start, hand="open")
     if earlier is not None and earlier.info.network == first_look_config(config):
         network.load_state_dict(earlier.network.state_dict(), strict=False)
     else:

@@ -26,9 +26,13 @@ from annotator.commands.detect import detect
 from annotator.coordinates import CropFrame, upright_square
 from annotator.hand.open_hand import open_hand
 from annotator.model.checkpoint import load_checkpoint
-from annotator.model.landmarker.distilled_file import is_landmarker_file, landmarker_bytes, load_landmarker
+from annotator.model.landmarker.distilled_file import (
+    distilled_landmarker_bytes,
+    is_distilled_landmarker,
+    load_distilled_landmarker,
+)
 from annotator.model.landmarker.network import Landmarker
-from annotator.model.landmarker.released_file import read_landmarker
+from annotator.model.landmarker.released_file import read_released_landmarker
 from annotator.photos.cut import OUTSIDE, cut, resample
 from annotator.photos.decode import Photo
 from annotator.sources.read import photo_at
@@ -163,10 +167,12 @@ def distil_landmarker(
     drawn, drawn_aside = drawn_crops(out)
     edge = round(CROP_PX * (1 - 1 / MARGIN) / 2)
     measured = train[:: len(train) // MEASURED, edge:-edge, edge:-edge].permute(0, 3, 1, 2) / 255
-    teacher = read_landmarker(
+    teacher = read_released_landmarker(
         model, F.interpolate(measured, size=TEACHER_PX, mode="bilinear", antialias=True)
     )
-    student = load_start(start) if start else read_landmarker(model, shrunk(measured, config.crop_px))
+    student = (
+        load_start(start) if start else read_released_landmarker(model, shrunk(measured, config.crop_px))
+    )
     print(f"{len(train)} crops, {len(aside)} held out, {len(drawn.image)} drawn", flush=True)
     evaluation_crops = {
         "photos": taught_examples(teacher, aside[:: max(len(aside) // EVALUATED, 1)], MARGIN),
@@ -189,14 +195,14 @@ def distil_landmarker(
     side, presence = (fit(mean, crops, MARGIN, config) for fit in (fit_side, fit_presence))
     print(f"after: {describe(mean)}; read-outs on trained hands: side {side:.3f}, presence {presence:.3f}")
     path = out / MODEL_FILE
-    write_atomic(str(path), landmarker_bytes(mean, config.crop_px))
+    write_atomic(str(path), distilled_landmarker_bytes(mean, config.crop_px))
     return path
 
 
 def load_start(place: str) -> Landmarker:
     """Return the landmark network of an earlier distillation, or of a checkpoint such as `default`."""
-    if is_landmarker_file(place):
-        return load_landmarker(place)
+    if is_distilled_landmarker(place):
+        return load_distilled_landmarker(place)
     network = load_checkpoint(place).network.hand_network
     landmarker = Landmarker()
     for name, part in landmarker.named_children():

@@ -93,12 +93,12 @@ def move(
     pixels. 3D follows the crop's axes: shift moves the ray, T rotates about the ray, zoom has no effect. 3D std stays,
     because shift rotates by a few degrees only. The visibility of joints outside the crop is unknown.
     """
-    upright = torch.zeros_like(angle, dtype=torch.bool)  # none is mirrored
+    mirrored = torch.zeros_like(angle, dtype=torch.bool)  # none is mirrored
     both = torch.cat([images, batch.hand_mask.float() / 255], 1)
     # Outside the wide image: the padding colour, and no hand.
-    moved = resample(both, shift, zoom, angle, upright, crop_px, (*OUTSIDE, 0))
+    moved = resample(both, shift, zoom, angle, mirrored, crop_px, (*OUTSIDE, 0))
     images, mask = moved[:, :3], moved[:, 3:]
-    back = in_plane_matrix(angle, upright)  # row vectors: p @ T is T^-1 p
+    back = in_plane_matrix(angle, mirrored)  # row vectors: p @ T is T^-1 p
     rotation = back[:, :2, :2]
     joints2d = ((batch.joints2d - shift[:, None]) @ rotation) / zoom[:, None, None]
     ray = batch.ray + batch.half_side_tan[:, None] * shift

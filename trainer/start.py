@@ -11,9 +11,9 @@ from annotator.config import NetworkConfig
 from annotator.errors import UserError
 from annotator.hand.model import HandModel
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
-from annotator.model.landmarker.distilled_file import is_landmarker_file, load_landmarker
+from annotator.model.landmarker.distilled_file import is_distilled_landmarker, load_distilled_landmarker
 from annotator.model.landmarker.network import Landmarker
-from annotator.model.landmarker.released_file import INPUT_PX, read_landmarker
+from annotator.model.landmarker.released_file import INPUT_PX, read_released_landmarker
 from annotator.model.network import Network
 from annotator.model.pretrained import PretrainedUnreachableError, load_pretrained
 from annotator.storage.files import join
@@ -42,7 +42,7 @@ def start_network(config: TrainConfig, hand: HandModel, resumes: bool = False) -
         network = Network(config.network, hand)
     if resumes:
         return network.train()
-    if config.start_from.endswith(".task") or is_landmarker_file(config.start_from):
+    if config.start_from.endswith(".task") or is_distilled_landmarker(config.start_from):
         _start_from_landmarker(network, config, hand)
         if config.inverse_kinematics:
             train_inverse_kinematics(network.prior_net, hand, config.inverse_kinematics, config.seed)
@@ -83,7 +83,7 @@ def kept_first_look(config: TrainConfig, out: str, resumes: bool) -> Checkpoint 
     if resumes:
         return first_look_of(join(out, MODEL_FILE), config.hand)
     is_checkpoint = config.start_from and not config.start_from.endswith(".task")
-    if not is_checkpoint or is_landmarker_file(config.start_from):
+    if not is_checkpoint or is_distilled_landmarker(config.start_from):
         return None
     return first_look_of(config.start_from, config.hand)
 
@@ -121,7 +121,7 @@ def _start_from_landmarker(network: Network, config: TrainConfig, hand: HandMode
     landmarker = (
         _measured_landmarker(config, hand)
         if config.start_from.endswith(".task")
-        else load_landmarker(config.start_from)
+        else load_distilled_landmarker(config.start_from)
     )
     network.backbone.load_state_dict(landmarker.backbone.state_dict())
     if network.heads is not None:
@@ -134,7 +134,7 @@ def _measured_landmarker(config: TrainConfig, hand: HandModel) -> Landmarker:
     data = Steps(at_its_size, hand)
     steps = range(math.ceil(MEASURED_CROPS / config.batch_size))
     crops = [network_inputs(data[step], data, at_its_size, torch.device("cpu"))[0] for step in steps]
-    return read_landmarker(config.start_from, torch.cat(crops))
+    return read_released_landmarker(config.start_from, torch.cat(crops))
 
 
 def _without_sizes(config: NetworkConfig) -> NetworkConfig:

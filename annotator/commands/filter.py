@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from annotator.errors import UserError
-from annotator.job.each_file import in_order, tasks, tasks_are_faster
+from annotator.job.each_file import in_order, ray_for_tasks, tasks_are_faster
 from annotator.job.record import FILE as RUN_FILE
 from annotator.labels.filter_file import (
     FilterPlan,
@@ -128,7 +128,7 @@ def filter_labels(
     uris: dict[str, None] = {}
     passes, done = 1 if keep.keep_best is None else 2, 0
     places = [filter_plan.labels] if filter_plan.out is None else [filter_plan.labels, filter_plan.out]
-    with tasks(as_tasks, places, address):
+    with ray_for_tasks(as_tasks, places, address):
         if keep.keep_best is not None:
             weights = []
             for weighed in in_order(weigh_file, filter_plan, list(sizes.items()), as_tasks, workers):

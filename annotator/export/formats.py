@@ -21,7 +21,7 @@ from annotator.export.exported import Exported
 from annotator.export.exported_labels import Labels
 from annotator.export.lerobot_photos import FORMS as PHOTO_FORMS
 from annotator.export.output_paths import check_new_file, check_new_folder, new_folder
-from annotator.job.each_file import tasks, tasks_are_faster
+from annotator.job.each_file import ray_for_tasks, tasks_are_faster
 from annotator.labels.folder import label_file_sizes
 
 
@@ -134,7 +134,7 @@ def export_labels(
         which = "has status ok" if where is None else f"has status ok and meets '{where}'"
         raise UserError(f"none of the {source.rows} rows of '{labels}' {which}: there is nothing to export")
     places = [labels, out, *chosen.reads(first)]
-    with nullcontext() if chosen.suffix else new_folder(out, plan), tasks(as_tasks, places, address):
+    with nullcontext() if chosen.suffix else new_folder(out, plan), ray_for_tasks(as_tasks, places, address):
         exported = write(source, chain([first], batches), out)
         if not exported.hands:
             reasons = ", ".join(f"{count} {reason}" for reason, count in exported.left_out.items())

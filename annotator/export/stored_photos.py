@@ -67,7 +67,7 @@ def stored_photos(addresses: Sequence[Address], positions: Sequence[At | None]) 
             if kind == "file":
                 for start in range(0, len(together), REQUESTS_AT_ONCE):
                     yield from pool.map(
-                        _one, (address for address, _ in together[start : start + REQUESTS_AT_ONCE])
+                        _photo_at, (address for address, _ in together[start : start + REQUESTS_AT_ONCE])
                     )
             else:
                 yield from _of_container(kind, path, together)
@@ -81,7 +81,7 @@ def _of_container(kind: str, path: str, located: Sequence[tuple[Address, At | No
             # The reader of a damaged file ends early; the remaining photos are read one by one.
             with suppress(PhotoError, OSError):
                 found = next(read, None)
-        yield found if isinstance(found, (bytes, np.ndarray)) else _one(address)
+        yield found if isinstance(found, (bytes, np.ndarray)) else _photo_at(address)
 
 
 def _positions_in(kind: str, path: str) -> dict[str, At]:
@@ -94,7 +94,7 @@ def _positions_in(kind: str, path: str) -> dict[str, At]:
     return at
 
 
-def _one(address: Address) -> Found:
+def _photo_at(address: Address) -> Found:
     try:
         return stored_at(*address)
     except PhotoError as error:

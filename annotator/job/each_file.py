@@ -30,7 +30,7 @@ def tasks_are_faster(folder: str, sizes: Sequence[int]) -> bool:
 
 
 @contextmanager
-def tasks(as_tasks: bool, places: Sequence[str], address: str | None = None) -> Iterator[None]:
+def ray_for_tasks(as_tasks: bool, places: Sequence[str], address: str | None = None) -> Iterator[None]:
     """Connect to Ray within the block if work is done as tasks; raises as `connected` and `check_shared` do.
 
     Args:

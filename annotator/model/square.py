@@ -71,9 +71,9 @@ class Square:
 
     def cut(self, images: Tensor, size_px: int) -> Tensor:
         """Resample the squares (B, 3, size_px, size_px) from wide images (B, 3, S, S)."""
-        upright = torch.zeros_like(self.rotation_rad, dtype=torch.bool)
+        mirrored = torch.zeros_like(self.rotation_rad, dtype=torch.bool)
         return resample(
-            images, self.centre / WIDE, self.half_side / WIDE, self.rotation_rad, upright, size_px
+            images, self.centre / WIDE, self.half_side / WIDE, self.rotation_rad, mirrored, size_px
         )
 
     def is_off(self, other: Square) -> Tensor:

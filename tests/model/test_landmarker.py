@@ -21,7 +21,7 @@ from annotator.hand.anatomy import chirality
 from annotator.model.landmarker import released_file
 from annotator.model.landmarker.bundle import MEMBER
 from annotator.model.landmarker.network import Landmarker, LandmarkHand
-from annotator.model.landmarker.released_file import read_landmarker
+from annotator.model.landmarker.released_file import read_released_landmarker
 from annotator.photos.cut import cut
 from tests.conftest import SHARED
 from tests.support.example_files import write_stick_hands
@@ -54,7 +54,7 @@ def crops() -> Tensor:
 
 @pytest.fixture(scope="module")
 def landmarker(model, crops) -> Landmarker:
-    return read_landmarker(model, crops)
+    return read_released_landmarker(model, crops)
 
 
 @torch.no_grad()
@@ -69,12 +69,12 @@ def in_litert(model: str, images: Tensor) -> list[np.ndarray]:
     interpreter = interpreters.Interpreter(model_content=network, num_threads=1)
     interpreter.resize_tensor_input(0, [1, *images.shape[2:], 3])
     interpreter.allocate_tensors()
-    places = {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
+    indices = {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
     found = []
     for image in images:
         interpreter.set_tensor(0, image.permute(1, 2, 0)[None].contiguous().numpy())
         interpreter.invoke()
-        found.append([interpreter.get_tensor(places[name])[0] for name in sorted(places)])
+        found.append([interpreter.get_tensor(indices[name])[0] for name in sorted(indices)])
     return [np.stack(output) for output in zip(*found, strict=True)]
 
 
@@ -93,11 +93,11 @@ def test_outputs_are_those_of_litert(model, landmarker, crops, size_px):
 
 
 def test_batch_norms_unfolded_on_crops_change_nothing_and_are_those_of_the_crops(model, landmarker, crops):
-    untouched = read_landmarker(model, crops[:0])
+    untouched = read_released_landmarker(model, crops[:0])
     before, after = hands_in(untouched, crops), hands_in(landmarker, crops)
     for a, b in zip(before, after, strict=True):
         torch.testing.assert_close(b, a, rtol=0, atol=2e-5 * float(a.abs().max()))
-    in_training = hands_in(read_landmarker(model, crops).train(), crops)
+    in_training = hands_in(read_released_landmarker(model, crops).train(), crops)
     torch.testing.assert_close(in_training.image, before.image, rtol=0, atol=1e-4)
     stem = landmarker.backbone.conv_stem(crops)
     torch.testing.assert_close(
@@ -190,10 +190,10 @@ def test_a_file_of_something_else_is_one_line(model, tmp_path):
     ]
     for place in wrong:
         with pytest.raises(UserError, match="does not hold MediaPipe's hand landmark network") as caught:
-            read_landmarker(place, torch.zeros(0, 3, 64, 64))
+            read_released_landmarker(place, torch.zeros(0, 3, 64, 64))
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"there is no '.*nowhere\.task'"):
-        read_landmarker(str(tmp_path / "nowhere.task"), torch.zeros(0, 3, 64, 64))
+        read_released_landmarker(str(tmp_path / "nowhere.task"), torch.zeros(0, 3, 64, 64))
 
 
 def test_bytes_changed_at_random_are_refused_or_read_and_nothing_else(model, tmp_path):
@@ -206,7 +206,9 @@ def test_bytes_changed_at_random_are_refused_or_read_and_nothing_else(model, tmp
         changed[rng.integers(0, 3000, 3)] = rng.integers(0, 256, 3)
         changed[-rng.integers(1, 60_000, 3)] = rng.integers(0, 256, 3)
         try:
-            read_landmarker(bundle(tmp_path / "changed.task", changed.tobytes()), torch.zeros(0, 3, 64, 64))
+            read_released_landmarker(
+                bundle(tmp_path / "changed.task", changed.tobytes()), torch.zeros(0, 3, 64, 64)
+            )
             outcomes.add("read")
         except UserError:
             outcomes.add("refused")
@@ -218,7 +220,7 @@ def test_without_the_package_one_line_names_it(model, monkeypatch):
         released_file, "find_spec", lambda name: None if name == "tflite" else util.find_spec(name)
     )
     with pytest.raises(UserError, match=r"pip install 'amvur-annotator\[landmarker\]'"):
-        read_landmarker(model, torch.zeros(0, 3, 64, 64))
+        read_released_landmarker(model, torch.zeros(0, 3, 64, 64))
 
 
 def test_training_starts_from_the_file(model, landmarker, crops, tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
-from annotator.job.each_file import in_order, tasks
+from annotator.job.each_file import in_order, ray_for_tasks
 from annotator.sources.read import REQUESTS_AT_ONCE
 from annotator.storage.files import (
     absolute,
@@ -137,7 +137,7 @@ def convert(
     write_atomic(join(out, SUMMARY_FILE), UNFINISHED)
     schema = example_schema(vertex_count, {"hand": hand_id, "source": kind, "split": split})
     as_tasks = photos is not None and workers != 1 and (workers is not None or address is not None)
-    with tasks(as_tasks, [path, *([images] if images else [])], address):
+    with ray_for_tasks(as_tasks, [path, *([images] if images else [])], address):
         examples: Any = rows if photos is None else _joined(photos, rows, as_tasks, workers)
         summary.examples = write_examples(out, _kept(examples, left_out), schema)
     summary.left_out = dict(left_out.most_common())

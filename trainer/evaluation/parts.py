@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from annotator.job.each_file import in_order, tasks
+from annotator.job.each_file import in_order, ray_for_tasks
 from annotator.model.checkpoint import Checkpoint
 from annotator.model.network import Network, Prediction
 from annotator.model.two_looks import TwoLooks
@@ -98,7 +98,7 @@ def measured_parts(
         for some in rows:
             yield measure_part(shared, some, lambda done: on_progress(done, total))
         return
-    with tasks(True, examples.places, address):
+    with ray_for_tasks(True, examples.places, address):
         gpus = 0 if measurement.device == "cpu" else 1
         parts = in_order(measure_part, shared, [(some,) for some in rows], True, workers, gpus)
         for some, part in zip(rows, parts, strict=True):

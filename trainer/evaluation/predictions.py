@@ -169,13 +169,13 @@ def _tight(batch: Batch, margin: float, size_px: int) -> Batch:
 def _resized(images: Tensor, times: float, size_px: int, outside: Sequence[float]) -> Tensor:
     """Resample uint8 images (B, C, S, S) to squares (B, C, size_px, size_px) about their centres, `times` as wide."""
     centre = torch.zeros(len(images), 2, device=images.device)
-    rotation_rad = centre[:, 0]
+    zero = centre[:, 0]
     found = resample(
         images.float() / 255,
         centre,
-        rotation_rad + times,
-        rotation_rad,
-        rotation_rad.bool(),
+        zero + times,
+        zero,
+        zero.bool(),
         size_px,
         outside,
     )

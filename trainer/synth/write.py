@@ -23,7 +23,7 @@ from PIL import Image
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
-from annotator.job.each_file import in_order, tasks
+from annotator.job.each_file import in_order, ray_for_tasks
 from annotator.labels.schema import encode_table, label_schema, write_tables
 from annotator.storage.disk_space import DiskFullError
 from annotator.storage.files import (
@@ -125,7 +125,7 @@ def write_photos(
             on_progress(done, count)
             yield table
 
-    with writing_to(out), tasks(as_tasks, [plan.out], address):
+    with writing_to(out), ray_for_tasks(as_tasks, [plan.out], address):
         write_truth(out, written(), schema)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
-from annotator.job.each_file import in_order, tasks
+from annotator.job.each_file import in_order, ray_for_tasks
 from annotator.labels.schema import label_schema, labels_to_table
 from annotator.storage.files import check_writable, write_atomic
 from trainer.synth.sequences import Sequences
@@ -78,7 +78,7 @@ def write_sequences(
             yield table
 
     with writing_to(out):
-        with tasks(as_tasks, [plan.out], address):
+        with ray_for_tasks(as_tasks, [plan.out], address):
             write_truth(out, written(), schema)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(listed[0]), lineterminator="\n")

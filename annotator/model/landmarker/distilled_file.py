@@ -15,7 +15,7 @@ from annotator.storage.files import read_if_exists
 KEY = "amvur_landmarker"
 
 
-def landmarker_bytes(landmarker: Landmarker, crop_px: int) -> bytes:
+def distilled_landmarker_bytes(landmarker: Landmarker, crop_px: int) -> bytes:
     """Return the safetensors file, with weights in 16 bits."""
     tensors = {
         name: (tensor.half() if tensor.ndim > 1 else tensor).contiguous()
@@ -24,7 +24,7 @@ def landmarker_bytes(landmarker: Landmarker, crop_px: int) -> bytes:
     return safetensors.torch.save(tensors, metadata={KEY: str(crop_px)})
 
 
-def is_landmarker_file(place: str) -> bool:
+def is_distilled_landmarker(place: str) -> bool:
     """Return whether a path or URL is such a file, by its header."""
     data = read_if_exists(place) if place.endswith(".safetensors") else None
     if not data or len(data) < 8:
@@ -36,8 +36,8 @@ def is_landmarker_file(place: str) -> bool:
     return KEY in header.get("__metadata__", {})
 
 
-def load_landmarker(place: str) -> Landmarker:
-    """Load a network from a file with `landmarker_bytes`.
+def load_distilled_landmarker(place: str) -> Landmarker:
+    """Load a network from a file with `distilled_landmarker_bytes`.
 
     Raises:
         UserError: the file is missing, damaged or of another kind.

@@ -50,7 +50,7 @@ class _Layer(NamedTuple):
     bias: Tensor  # (O,)
 
 
-def read_landmarker(uri: str, crops: Tensor) -> Landmarker:
+def read_released_landmarker(uri: str, crops: Tensor) -> Landmarker:
     """Return MediaPipe's network with batch norms. In evaluation mode it gives MediaPipe's landmarks.
 
     Args:
