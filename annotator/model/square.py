@@ -25,7 +25,7 @@ MAX_ROTATION_RAD, MAX_RESIZE, MAX_SHIFT = math.radians(20), 1.35, 0.25
 
 @dataclass
 class Square:
-    """B rotated squares in the coordinates of their tight crops, see `coordinates.plane_of`."""
+    """B rotated squares in the coordinates of their tight crops, see `coordinates.in_plane_matrix`."""
 
     centre: Tensor  # (B, 2)
     half_side: Tensor  # (B,)
