@@ -26,7 +26,7 @@ from annotator.config import AmvurConfig
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import HandModel
 from annotator.hand.regressor import coarse_tokens
-from annotator.model.attention import Block, FeatureMap, Tokens, zero_start
+from annotator.model.attention import Block, FeatureMap, TokenLinear, Tokens, zero_start
 from annotator.model.prior_net import mean_hand
 
 #: Std of an untrained network; the mean hand is about this far off.
@@ -137,12 +137,14 @@ class Amvur(nn.Module):
             )
             for width in widths
         )
-        self.narrow = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        self.narrow = nn.ModuleList(TokenLinear(*pair) for pair in pairwise(widths))
         if config.cross_attention:
-            self.narrow_joints = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+            self.narrow_joints = nn.ModuleList(TokenLinear(*pair) for pair in pairwise(widths))
         self.norm = nn.Identity() if config.plain else nn.LayerNorm(widths[-1])
         self.mean, self.log_variance = (
-            nn.Sequential(nn.Linear(widths[-1], widths[-1]), nn.ReLU(), zero_start(nn.Linear(widths[-1], 3)))
+            nn.Sequential(
+                TokenLinear(widths[-1], widths[-1]), nn.ReLU(), zero_start(TokenLinear(widths[-1], 3))
+            )
             for _ in range(2)
         )
 

@@ -29,6 +29,21 @@ def zero_start(linear: nn.Linear) -> nn.Linear:
     return linear
 
 
+class TokenLinear(nn.Linear):
+    """A linear layer on tokens (B, N, width).
+
+    On a CPU it is a convolution of one pixel, without copies. Forward and backward it takes half the time of torch's
+    matrix product on AMD's CPUs, for which MKL has no fast kernels.
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, N, in_features) -> (B, N, out_features)."""
+        if tokens.ndim != 3 or tokens.device.type != "cpu" or tokens.dtype == torch.float64:
+            return super().forward(tokens)
+        columns = tokens[:, :, None].permute(0, 3, 1, 2)  # (B, in_features, N, 1), channels last
+        return conv2d(columns, self.weight[..., None, None], self.bias).permute(0, 2, 3, 1)[:, :, 0]
+
+
 class FeatureMap(NamedTuple):
     """A map of crops, and how points of the crop find their position in it."""
 
@@ -45,10 +60,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int = 1, output: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.output = nn.Linear(width, width) if output else nn.Identity()
+        self.query = TokenLinear(width, width)
+        self.key = TokenLinear(width, width)
+        self.value = TokenLinear(width, width)
+        self.output = TokenLinear(width, width) if output else nn.Identity()
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Map queries (B, N, width), keys and values (B, M, width) -> (B, N, width)."""
@@ -78,11 +93,11 @@ class Block(nn.Module):
             self.cross_norm, self.joint_norm = norm(), norm()
         if within:
             self.self_norm = norm()
-        self.expand: nn.Linear | None = None
+        self.expand: TokenLinear | None = None
         if not plain:
             self.feed_norm = norm()
-            self.expand = nn.Linear(width, FEED_FORWARD * width)
-            self.contract = nn.Linear(FEED_FORWARD * width, width)
+            self.expand = TokenLinear(width, FEED_FORWARD * width)
+            self.contract = TokenLinear(FEED_FORWARD * width, width)
 
     def forward(self, vertices: Tensor, joints: Tensor | None) -> Tensor:
         """Map vertex tokens F_V (B, T, width) and joint tokens F_J (B, 21, width) to F'' (B, T, width)."""
@@ -133,7 +148,9 @@ class Tokens(nn.Module):
             self.from_place = None
             self.index = nn.Parameter(torch.randn(len(positions), width) * 0.02)
         if not plain:
-            self.embed = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+            self.embed = nn.Sequential(
+                nn.GELU(), TokenLinear(width, width), nn.GELU(), TokenLinear(width, width)
+            )
             self.gate = nn.Linear(feature_dim, width)
         self.from_maps = nn.ModuleList(nn.Linear(dim, width, bias=False) for dim in map_dims)
 

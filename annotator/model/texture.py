@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 from annotator.config import TextureConfig
 from annotator.hand.model import HandModel
 from annotator.hand.regressor import farthest_points
-from annotator.model.attention import Attention, Tokens, zero_start
+from annotator.model.attention import Attention, TokenLinear, Tokens, zero_start
 from annotator.render import Covered, cover, reverse_interpolate
 
 #: Steps of `fit_colours`. On 32 photos at 96 px, PSNR of the painted mesh: 34.2 dB after no step, 37.5 after one, 38.1
@@ -70,7 +70,7 @@ class OcclusionAwareTexture(nn.Module):
         template = torch.as_tensor(hand.v_template)
         positions = (template - template.mean(0)) * 10
         self.tokens = Tokens(feature_dim, positions, width, "template")
-        self.from_pixels = nn.Linear(shallow_dim + 3 * config.photo_colour, width)
+        self.from_pixels = TokenLinear(shallow_dim + 3 * config.photo_colour, width)
         self.self_attention = Attention(width)
         keys = farthest_points(
             hand.v_template,
@@ -78,7 +78,7 @@ class OcclusionAwareTexture(nn.Module):
             hand.tip_vertices.tolist(),
         )
         self.register_buffer("keys", torch.as_tensor(keys), persistent=False)
-        self.colour = nn.Sequential(nn.Linear(width, width), nn.ReLU(), zero_start(nn.Linear(width, 3)))
+        self.colour = nn.Sequential(TokenLinear(width, width), nn.ReLU(), zero_start(TokenLinear(width, 3)))
 
     def forward(
         self,
