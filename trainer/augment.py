@@ -109,7 +109,7 @@ def move(
         joints2d_std=batch.joints2d_std / zoom[:, None],
         joints3d_mm=batch.joints3d_mm @ back,
         vertices_mm=batch.vertices_mm @ back,
-        detector_joints3d_mm=batch.detector_joints3d_mm @ back,
+        guess3d_mm=batch.guess3d_mm @ back,
         hand_mask=(mask * 255).round().byte(),
         has_joint_visible=batch.has_joint_visible & batch.has_joints2d & (joints2d.abs() <= 1).all(-1),
         ray=(ray[:, None] @ rotation)[:, 0],

@@ -32,8 +32,8 @@ class Batch:
     vertices_mm: Tensor  # (B, V, 3) of this run's hand model
     vertices_std_mm: Tensor  # (B, V, 3) likewise
     has_vertices: Tensor  # (B,) bool
-    detector_joints3d_mm: Tensor  # (B, 21, 3) a detector's 3D joints, at the size of its typical hand
-    has_detector_joints3d: Tensor  # (B,) bool
+    guess3d_mm: Tensor  # (B, 21, 3) a detector's 3D joints, at the size of its typical hand
+    has_guess3d: Tensor  # (B,) bool
     # (B, 1, S, S) uint8, 255 where the hand is visible and not covered; all 255 where unknown.
     hand_mask: Tensor
     has_hand_mask: Tensor  # (B,) bool
@@ -78,8 +78,8 @@ class Batch:
             vertices_mm=torch.zeros(count, vertex_count, 3),
             vertices_std_mm=torch.zeros(count, vertex_count, 3),
             has_vertices=torch.zeros(count, dtype=torch.bool),
-            detector_joints3d_mm=torch.zeros(count, 21, 3),
-            has_detector_joints3d=torch.zeros(count, dtype=torch.bool),
+            guess3d_mm=torch.zeros(count, 21, 3),
+            has_guess3d=torch.zeros(count, dtype=torch.bool),
             hand_mask=torch.full((count, 1, size_px, size_px), 255, dtype=torch.uint8),
             has_hand_mask=torch.zeros(count, dtype=torch.bool),
             joint_visible=torch.zeros(count, 21, dtype=torch.bool),

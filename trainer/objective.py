@@ -105,7 +105,7 @@ class Objective(nn.Module):
         has_camera = has_camera & batch.has_joints3d
         every = batch.has_hand
         # With weight 0 a detector's joints do not count as a target, so the pose prior still applies.
-        detected = batch.has_detector_joints3d & ~batch.has_joints3d & (self.config.detector_joints3d > 0)
+        guessed = batch.has_guess3d & ~batch.has_joints3d & (self.config.detector_joints3d > 0)
         draws = Draws(keys(batch.key, 1))
         q, camera = prediction.joints3d, prediction.camera
         vertices_std_mm = self.config.label_std_scale * batch.vertices_std_mm
@@ -128,13 +128,13 @@ class Objective(nn.Module):
             "joints2d": self._joints2d(q, camera, batch, draws),
             "camera": self._camera(losses.camera_loss(camera, target_camera), has_camera, every),
             "aligned": _term(losses.aligned_loss(q.mean_mm, batch.joints3d_mm), of_hands),
-            "detector_joints3d": _term(losses.aligned_loss(q.mean_mm, batch.detector_joints3d_mm), detected),
+            "detector_joints3d": _term(losses.aligned_loss(q.mean_mm, batch.guess3d_mm), guessed),
         }
         prior, prior_camera = prediction.prior, prediction.prior_camera
         if prior is not None and prior_camera is not None:
             # A sum over the 15 joints, so that one joint bent too far keeps its full weight.
             terms["limits"] = _term(self.limits(prior.rotations).sum((1, 2)), every)
-            terms["pose"] = _term(prior.coefficients.square() / 2, every & ~batch.has_joints3d & ~detected)
+            terms["pose"] = _term(prior.coefficients.square() / 2, every & ~batch.has_joints3d & ~guessed)
             terms["shape"] = _term(prior.betas.square() / 2, every)
             if self.network_config.variant == "both":
                 p_vertices, p_joints = _prior(prior.vertices_mm), _prior(prior.joints3d_mm)
@@ -147,7 +147,7 @@ class Objective(nn.Module):
                     losses.aligned_loss(p_joints.mean_mm, batch.joints3d_mm), of_hands
                 )
                 terms["prior_detector_joints3d"] = _term(
-                    losses.aligned_loss(p_joints.mean_mm, batch.detector_joints3d_mm), detected
+                    losses.aligned_loss(p_joints.mean_mm, batch.guess3d_mm), guessed
                 )
                 terms["prior_joints2d"] = self._joints2d(p_joints, prior_camera, batch, None)
                 terms["prior_camera"] = self._camera(

@@ -192,7 +192,7 @@ def test_squares_beside_the_hands_become_examples_without_a_hand(synthetic: Path
         convert(f"labels:{labels}", str(tmp_path / "other"), empty=2)
 
 
-def test_a_detector_s_3d_joints_are_kept_apart_from_true_ones(synthetic: Path, tmp_path: Path) -> None:
+def test_a_detector_s_3d_joints_are_kept_as_a_guess(synthetic: Path, tmp_path: Path) -> None:
     labels = detected(tmp_path / "labels", synthetic)
     truth = {row["image_id"]: row for row in pq.read_table(synthetic / "truth.parquet").to_pylist()}
     for path in (labels / "data").glob("*.parquet"):
@@ -209,8 +209,8 @@ def test_a_detector_s_3d_joints_are_kept_apart_from_true_ones(synthetic: Path, t
         assert row["guess3d_mm"] == truth[row["image_id"]]["joints3d_mm"]
     stored = Stored(str(tmp_path / "out"), load_hand("open"), 32, SourceConfig(), seed=0)
     batch, _ = next(stored.in_order(99))
-    assert batch.has_detector_joints3d.all() and not batch.has_joints3d.any()
-    assert (chirality(batch.detector_joints3d_mm.numpy()) > 0).all()  # left hands arrive mirrored
+    assert batch.has_guess3d.all() and not batch.has_joints3d.any()
+    assert (chirality(batch.guess3d_mm.numpy()) > 0).all()  # left hands arrive mirrored
 
 
 def test_missing_damaged_and_mixed_labels_are_named(labelled: Any, synthetic: Path, tmp_path: Path) -> None:

@@ -238,15 +238,10 @@ def test_visible_joints_count_where_their_truth_is_known():
 def test_distance_from_a_detector_s_joints_is_the_benchmarks_procrustes():
     batch, prediction = example(4)
     assert summarise(measure(batch, prediction))["guess3d"] == {"count": 0, "pa_mpjpe_mm": None}
-    batch.detector_joints3d_mm, batch.has_detector_joints3d = (
-        0.8 * batch.joints3d_mm.flip(0),
-        torch.arange(4) > 0,
-    )
+    batch.guess3d_mm, batch.has_guess3d = 0.8 * batch.joints3d_mm.flip(0), torch.arange(4) > 0
     found = measure(batch, prediction)
-    detected = batch.detector_joints3d_mm.numpy()
-    expected = metrics.distances(metrics.align(prediction.joints3d.mean_mm.numpy(), detected), detected).mean(
-        1
-    )
+    guess = batch.guess3d_mm.numpy()
+    expected = metrics.distances(metrics.align(prediction.joints3d.mean_mm.numpy(), guess), guess).mean(1)
     np.testing.assert_allclose(found["guess_pa_mpjpe_mm"][1:], expected[1:], rtol=1e-4)
     assert np.isnan(found["guess_pa_mpjpe_mm"][0])
     summary = summarise(found)

@@ -90,7 +90,7 @@ def test_a_batch_has_all_targets(hands: SyntheticHands) -> None:
         assert got.shape == value.shape, name
         assert got.dtype == value.dtype, name
         # A detector's joints only exist where the truth is unknown.
-        assert not name.startswith("has_") or got.all() != (name == "has_detector_joints3d"), name
+        assert not name.startswith("has_") or got.all() != (name == "has_guess3d"), name
     assert (batch.joints2d_std == 0).all()
     assert set(batch.hand_mask.unique().tolist()) == {0, 255}
 

@@ -313,16 +313,12 @@ def test_a_network_with_read_outs_trains_and_its_checkpoint_loads(sticks, tmp_pa
     assert {"heads.image.bias", "heads.is_right.bias", "prior_net.ik.5.bias"} <= set(moved)
 
 
-def test_a_detectors_joints_count_without_better_targets_and_photos_without_a_hand_have_no_targets(sticks):
+def test_a_guess_counts_without_better_targets_and_photos_without_a_hand_have_no_targets(sticks):
     network, objective, images, batch = objective_and_batch(
         sticks, batch_size=6, loss=LossConfig(detector_joints3d=3, pose=1)
     )
-    batch = replace(
-        batch,
-        detector_joints3d_mm=batch.joints3d_mm.flip(0),
-        has_detector_joints3d=torch.ones(6, dtype=torch.bool),
-    )
-    for name in ("has_hand", "has_joints2d", "has_joints3d", "has_vertices", "has_detector_joints3d"):
+    batch = replace(batch, guess3d_mm=batch.joints3d_mm.flip(0), has_guess3d=torch.ones(6, dtype=torch.bool))
+    for name in ("has_hand", "has_joints2d", "has_joints3d", "has_vertices", "has_guess3d"):
         getattr(batch, name)[5] = False
     batch.has_joints3d[:2] = False
     terms = objective.terms(network(images, torch.tensor([0])), batch, images)
@@ -337,11 +333,11 @@ def test_a_detectors_joints_count_without_better_targets_and_photos_without_a_ha
     assert (counts["presence_hand"], counts["presence_none"], counts["side_right"]) == (5, 1, 5)
     assert counts["kl_vertices"] == 5 * 800 * 3 and counts["limits"] == counts["shape"] / 10 == 5
     q = network(images).joints3d.mean_mm
-    expected = losses.aligned_loss(q[:2], batch.detector_joints3d_mm[:2]).sum()
+    expected = losses.aligned_loss(q[:2], batch.guess3d_mm[:2]).sum()
     torch.testing.assert_close(terms["detector_joints3d"].sum, expected)
     loss, _ = objective.total(terms)
-    spoilt = replace(batch, detector_joints3d_mm=batch.detector_joints3d_mm.clone())
-    spoilt.detector_joints3d_mm[2:] = 77
+    spoilt = replace(batch, guess3d_mm=batch.guess3d_mm.clone())
+    spoilt.guess3d_mm[2:] = 77
     again, _ = objective.total(objective.terms(network(images, torch.tensor([0])), spoilt, images))
     assert torch.equal(loss, again)
 

@@ -108,25 +108,25 @@ def read_example(
         batch.has_joints2d[0] = torch.from_numpy(known)
         if (std_px := rows.array("joints2d_std_px", row)) is not None:
             batch.joints2d_std[0] = torch.from_numpy(np.nan_to_num(_root_mean_square(std_px / half_side_px)))
-    for target, name in (
-        ("joints3d", "joints3d"),
-        ("vertices", "vertices"),
-        ("guess3d", "detector_joints3d"),
+    for name, has in (
+        ("joints3d", "has_joints3d"),
+        ("vertices", "has_vertices"),
+        ("guess3d", "has_guess3d"),
     ):
-        points = rows.array(f"{target}_mm", row)
-        if points is not None and target in targets:
+        points = rows.array(f"{name}_mm", row)
+        if points is not None and name in targets:
             # The network sees only the crop, so targets are in crop axes.
             points = crop_from_camera(points, axes)
             points = mirror_points(points) if mirrored else points
             getattr(batch, f"{name}_mm")[0] = torch.from_numpy(points).float()
-            getattr(batch, f"has_{name}")[0] = True
-            if (std_mm := rows.array(f"{target}_std_mm", row)) is not None:
+            getattr(batch, has)[0] = True
+            if (std_mm := rows.array(f"{name}_std_mm", row)) is not None:
                 std_mm = rotated_std(std_mm, axes.T)
                 # Augmentation rotates photos in the image plane, so x and y share one std.
                 across = _root_mean_square(std_mm[:, :2])
                 std = np.stack([across, across, std_mm[:, 2].astype(np.float32)], 1)
                 # A label without a finite std does not count.
-                getattr(batch, f"has_{name}")[0] = bool(np.isfinite(std).all())
+                getattr(batch, has)[0] = bool(np.isfinite(std).all())
                 getattr(batch, f"{name}_std_mm")[0] = torch.from_numpy(np.nan_to_num(std, posinf=0))
     visible, score = (rows.scalar(name, row) for name in ("joint_visible", "joint_visible_score"))
     if visible is not None and score is None:  # a score marks a prediction

@@ -154,7 +154,7 @@ class Measured:
         joint_std_mm, vertex_std_mm = self._stds(prediction, ids, columns)
         self._side_and_presence(batch, prediction, columns)
         self._joints3d(batch, prediction, joint_std_mm, columns)
-        self._detector_joints3d(batch, prediction, columns)
+        self._guess(batch, prediction, columns)
         self._vertices(batch, prediction, vertex_std_mm, columns)
         self._joints2d(batch, prediction, columns)
         if prediction.joint_visible_logit is not None:
@@ -231,14 +231,11 @@ class Measured:
         columns["pa_mpjpe_mm"][rows] = aligned.mean(1)
         columns["scale_aligned_mpjpe_mm"][rows] = scaled.mean(1)
 
-    def _detector_joints3d(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
-        rows = np.flatnonzero(batch.has_detector_joints3d.cpu().numpy())
+    def _guess(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
+        rows = np.flatnonzero(batch.has_guess3d.cpu().numpy())
         if len(rows):
-            predicted, detected = (
-                _numpy(prediction.joints3d.mean_mm)[rows],
-                _numpy(batch.detector_joints3d_mm)[rows],
-            )
-            distance = metrics.distances(metrics.align(predicted, detected), detected)
+            predicted, guess = _numpy(prediction.joints3d.mean_mm)[rows], _numpy(batch.guess3d_mm)[rows]
+            distance = metrics.distances(metrics.align(predicted, guess), guess)
             columns["guess_pa_mpjpe_mm"][rows] = distance.mean(1)
 
     def _vertices(
