@@ -27,7 +27,7 @@ class StoredPhoto:
 
 
 def as_others_read(found: bytes | NDArray[np.uint8]) -> StoredPhoto:
-    """Return the result of `photos.stored_at` as a file for readers without EXIF and other formats.
+    """Return the result of `sources.read.stored_at` as a file for readers without EXIF and other formats.
 
     An upright JPEG or PNG with square pixels and 8-bit grey or RGB stays as it is. Any other photo is decoded as for
     labelling and encoded again: as JPEG if it was lossy, otherwise as PNG.

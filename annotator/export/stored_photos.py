@@ -1,7 +1,7 @@
 """Read many stored photos: neighbours in one tar, Parquet file or video are read in one pass.
 
-`photos.stored_at` lists the whole file for each photo, which is quadratic for a tar with thousands. It remains the
-fallback for photos that are not found here, and gives the reason.
+`annotator.sources.read.stored_at` lists the whole file for each photo, which is quadratic for a tar with thousands. It
+remains the fallback for photos that are not found here, and gives the reason.
 """
 
 from __future__ import annotations

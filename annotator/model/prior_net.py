@@ -108,7 +108,7 @@ class PriorNet(nn.Module):
 
         Args:
             g: (B, feature_dim).
-            landmarks: (B, 21, 3) normalised (`landmarker.normalised`), in the axes of the crop; required with `ik`.
+            landmarks: (B, 21, 3) from `landmarker.network.normalised`, in the axes of the crop; required with `ik`.
         """
         numbers = self.mlp(g)
         if self.ik is not None:

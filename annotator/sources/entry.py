@@ -180,7 +180,7 @@ def path_as_utf8(path: str) -> str:
 
 
 def path_of(text: str) -> str:
-    """Return the path that `readable` turned into this text."""
+    """Return the path that `path_as_utf8` converted to this text."""
     if "\\x" not in text:
         return text
     return os.fsdecode(_ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), os.fsencode(text)))

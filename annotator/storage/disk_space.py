@@ -65,7 +65,8 @@ def name_in_errors(
 def written(
     file: BufferedWriter, path: Path, size: int | None = None, unfinished: Path | None = None
 ) -> Iterator[BufferedWriter]:
-    """Write a new file to the disk and close it after the block; arguments and errors are those of `naming`."""
+    """Write a new file to the disk and close it after the block; arguments and errors are those of
+    `name_in_errors`."""
     try:
         with name_in_errors(path, size, unfinished, file.tell):
             yield file

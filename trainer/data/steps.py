@@ -65,7 +65,7 @@ class DeferredExamples:
 class Steps(Dataset[list[Batch | DeferredExamples]]):
     """Map a step number to one worker's part of its batch: one `Batch` per source, images at the size of the source.
 
-    With `draw_later` synthetic hands come as an `Order`, which `filled` draws on the network's device.
+    With `draw_later` synthetic hands are `DeferredExamples`, which `filled` draws on the network's device.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class Steps(Dataset[list[Batch | DeferredExamples]]):
         return whole
 
     def filled(self, parts: Sequence[Batch | DeferredExamples], device: torch.device) -> list[Batch]:
-        """Move a step's parts to a device and draw the orders there."""
+        """Move a step's parts to a device and draw the deferred examples there."""
         return [
             self._filled(part, device) if isinstance(part, DeferredExamples) else part.to(device)
             for part in parts

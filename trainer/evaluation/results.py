@@ -1,4 +1,4 @@
-"""Summarise an evaluation: the metrics of section 9, and how well std predicts errors.
+"""Summarise an evaluation: the benchmarks' metrics (`annotator/quality/metrics.py`), and how well std predicts errors.
 
 `summarise` computes the figures from `Measured`, `write_results` writes the files. A metric without a target in any
 photo is None.
