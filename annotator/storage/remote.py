@@ -54,7 +54,7 @@ def with_retries(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
         UserError: the kind of URL is not supported, or its library is not installed.
         RefusedError: no permission, or no credentials.
         FileNotFoundError: the file or bucket does not exist.
-        OSError: any other error that persists until `patience` ends; names the URL.
+        OSError: any other error that lasts as long as retries (`retry_limit`); names the URL.
     """
     deadline = time.monotonic() + _patience_s.get()
     pause = _PAUSE_S
