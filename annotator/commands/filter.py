@@ -1,6 +1,6 @@
 """`filter`: keep the best labels, by predicted std, by share, or by a condition on columns.
 
-Filters file by file (`annotator.labels.filter_file`), as Ray tasks for large label sets.
+It filters file by file (`annotator.labels.filter_file`), as Ray tasks for large label sets.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ FindHands = Callable[[], HandDetector]
 
 @dataclass(frozen=True)
 class Following:
-    """Settings for videos: the detector runs on every `detect_every`-th frame."""
+    """Settings for videos: the detector runs on every Nth frame, N = `detect_every`."""
 
     locator: Callable[[], Any]  # returns this process's `HandLocator`; the first call loads it
     detect_every: int

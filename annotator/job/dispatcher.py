@@ -1,4 +1,4 @@
-"""Sends shards through their stages on Ray.
+"""Send shards through their stages on Ray.
 
     planned --decode (tasks)--> --predict (actors, one model each)--> --write (tasks)--> reports
 
@@ -30,7 +30,7 @@ from annotator.job.tally import ShardReport
 from annotator.job.tasks import TaskStats
 from annotator.job.workers import QUEUED_PER_WORKER, Worker, Workers
 
-#: Shards queued for any worker, besides those being opened: enough to keep decoders busy within bounded memory.
+#: Shards queued for any worker, besides those being decoded: enough to keep decoders busy within bounded memory.
 _QUEUED = 2
 
 
@@ -194,10 +194,10 @@ class Dispatcher:
     # Predict, hand by hand.
 
     def _retry_hand(self, hand: SingleHand, error: Exception, worker_died: bool) -> None:
-        """Queue a hand without a result again, or give it or its shard up."""
+        """Queue a hand without a result again, or give up the hand or its shard."""
         shard = hand.shard
         action = failures.after_hand_crash(hand, worker_died)
-        if action is Action.DECODE_AGAIN:  # its machine was lost, and the opened shard with it
+        if action is Action.DECODE_AGAIN:  # its machine was lost, and the decoded shard with it
             self._end_hand_by_hand(shard)
             self._reopen(shard.in_flight, error)
         elif action is Action.GIVE_UP:

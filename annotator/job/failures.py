@@ -1,7 +1,7 @@
 """The failure policy of a run: plain decisions after a process or a store fails, without Ray.
 
 `Dispatcher._process_died` detects a dead process; these functions return the consequence. The shards that it held
-are opened again. Two deaths over one shard make the shard a suspect: its photos are decoded one by one, or its
+are decoded again. Two deaths over one shard make the shard a suspect: its photos are decoded one by one, or its
 hands labelled one by one (`annotator.job.hand_by_hand`). A photo or hand that crashes three processes gets a row with
 reason `crashed`. Failures without such a culprit end the run.
 """
@@ -20,7 +20,7 @@ SHARD_CRASHES, PHOTO_CRASHES = 2, 3
 #: Maximum losses of a shard's data in a run.
 MAX_DATA_LOSSES = 20
 
-#: Maximum deaths of models in a row without a finished shard.
+#: Maximum deaths of workers in a row without a finished shard.
 WORKER_DEATHS = 5
 
 #: Attempts per shard when a disk or store does not respond, and the base of the doubling pause between them.
@@ -29,7 +29,7 @@ MAX_ATTEMPTS, PAUSE_S = 4, 1.0
 #: Maximum time of a process on a piece of work, and the extra time per photo.
 HANG_S, HANG_PER_PHOTO_S = 240.0, 5.0
 
-#: Maximum wait of all models for a processor: a cluster may have to start a machine first.
+#: Maximum wait of all workers for a processor: a cluster may have to start a machine first.
 START_S = 1800.0
 
 
@@ -48,7 +48,7 @@ class Action(Enum):
 class ShardFailures:
     """Failures of one shard so far."""
 
-    model_deaths: int = 0  # of models that held it first
+    model_deaths: int = 0  # of workers that held it first
     losses: int = 0  # of its data, with the process that held it
     store_tries: int = 0
 
@@ -92,7 +92,7 @@ def hang_limit_s(photos: int) -> float:
 
 
 def check_start(waited_s: float) -> None:
-    """Raise a `UserError` if all models have waited too long for a processor."""
+    """Raise a `UserError` if all workers have waited too long for a processor."""
     if waited_s > START_S:
         raise UserError(
             f"no model found a free processor within {START_S / 60:.0f} minutes: see `ray status`, stop other work "
@@ -110,7 +110,7 @@ def after_decode_crash(entries: int, crashes: int) -> Action:
 
 
 def blame(first: ShardFailures | SingleHand) -> None:
-    """Count the death of a model against the work it held first: a model takes its work in order."""
+    """Count the death of a worker against the work it held first: a worker takes its work in order."""
     if isinstance(first, SingleHand):
         first.shard.died(first)
     else:
@@ -124,7 +124,7 @@ def after_label_crash(failures: ShardFailures) -> Action:
 
 
 def after_hand_crash(hand: SingleHand, is_model: bool) -> Action:
-    """Decide about a hand whose labelling ended without a result; `is_model`: its model died, not its data."""
+    """Decide about a hand whose labelling ended without a result; `is_model`: its worker died, not its data."""
     if hand.shard.is_over:
         return Action.IGNORE
     if not is_model:
@@ -135,12 +135,12 @@ def after_hand_crash(hand: SingleHand, is_model: bool) -> Action:
 
 
 def deaths_in_a_row(before: int, shards_done: int, held_hand: bool, error: Exception) -> int:
-    """Return the deaths of models in a row after one more death.
+    """Return the deaths of workers in a row after one more death.
 
     Args:
-        before: deaths in a row before that model started.
-        shards_done: shards that the model finished.
-        held_hand: it held a single hand first, which counts against the hand, not the model.
+        before: deaths in a row before that worker started.
+        shards_done: shards that the worker finished.
+        held_hand: it held a single hand first, which counts against the hand, not the worker.
         error: of the death.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Labels the hands of a shard one by one, to find the hand that crashes models.
+"""Label the hands of a shard one by one, to find the hand that crashes workers.
 
-A hand that crashes a model returns to the end of the queue. After three crashes it stays without labels; the other
+A hand that crashes a worker returns to the end of the queue. After three crashes it stays without labels; the other
 hands keep theirs. If the first few hands all crash, the model may be at fault, and the shard is given up.
 """
 
@@ -10,10 +10,10 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Models that a hand may crash before it is given up.
+#: Workers that a hand may crash before it is given up.
 HAND_DEATHS = 3
 
-#: Models that hands of a shard may crash before any hand is labelled; then the shard is given up.
+#: Workers that hands of a shard may crash before any hand is labelled; then the shard is given up.
 FIRST_DEATHS = 4
 
 
@@ -23,7 +23,7 @@ class SingleHand:
 
     shard: HandByHand
     number: int  # index among the shard's hands
-    deaths: int = 0  # of models that held it first
+    deaths: int = 0  # of workers that held it first
     data: Any = None  # reference to its result, once labelled or given up
 
 
@@ -32,7 +32,7 @@ class HandByHand:
     """The hands of one shard, labelled one by one."""
 
     in_flight: Any  # the dispatcher's record of the shard
-    data: Any  # reference to the opened shard
+    data: Any  # reference to the decoded shard
     hands: list[SingleHand] = field(default_factory=list)  # in the order of the shard
     deaths: int = 0
     labelled: int = 0
@@ -41,7 +41,7 @@ class HandByHand:
 
     @staticmethod
     def of(in_flight: Any, data: Any, count: int) -> HandByHand:
-        """Split an opened shard into its `count` hands."""
+        """Split a decoded shard into its `count` hands."""
         shard = HandByHand(in_flight, data)
         shard.hands = [SingleHand(shard, number) for number in range(count)]
         return shard
@@ -51,7 +51,7 @@ class HandByHand:
         return random.Random(len(self.hands)).sample(self.hands, len(self.hands))
 
     def died(self, hand: SingleHand) -> None:
-        """Count the death of a model that held this hand first."""
+        """Count the death of a worker that held this hand first."""
         hand.deaths += 1
         self.deaths += 1
 
@@ -69,5 +69,5 @@ class HandByHand:
 
     @property
     def clears_models(self) -> bool:
-        """Whether some hands crashed models and others did not, which clears the models."""
+        """Whether some hands crashed workers and others did not, so that the model is not at fault."""
         return self.labelled > 0 and self.given_up > 0

@@ -39,5 +39,5 @@ class Piece:
     entries: list[Entry]
     crashes: int = 0  # of its decoders
     is_decoded: bool = False
-    data: Any = None  # reference to the opened piece
+    data: Any = None  # reference to the decoded piece
     hands: int = 0  # to be labelled

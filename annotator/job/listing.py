@@ -1,4 +1,4 @@
-"""Lists shards in a thread, so that work starts before a slow source has been listed to its end."""
+"""List shards in a thread, so that work starts before a slow source has been listed to its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans workers and decoders on a machine or cluster: decoders on CPUs, models on GPUs or CPUs."""
+"""Plan workers and decoders on a machine or cluster: decoders on CPUs, models on GPUs or CPUs."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def _models_on_cpus(
 ) -> list[tuple[float, int]]:
     """Return (CPUs, number of models) per machine, the largest first.
 
-    By default one model per core, as far as memory allows. The threads of one model run in step, layer by layer, and
-    all wait for the thread whose core a decoder uses: a third slower on two cores (docs/benchmarks.md).
+    By default one model per core, as far as memory allows. The threads of one model run in step, layer by layer.
+    All wait for the thread whose core a decoder uses: a third slower on two cores (docs/benchmarks.md).
     """
     machines = sorted(
         ((node["CPU"], node.get("memory", math.inf)) for node in nodes if node.get("CPU")), reverse=True

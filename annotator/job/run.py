@@ -1,4 +1,4 @@
-"""Runs a job: from a source to a label set, for any stages.
+"""Run a job: from a source to a label set, for any stages.
 
     lease -> settings -> manifest: shards of earlier runs, then new ones as the source is listed -> dispatch -> tally
 

@@ -25,7 +25,7 @@ class Shard:
 
     @staticmethod
     def join(parts: Sequence[Shard]) -> Shard:
-        """Join parts that were opened separately, in order."""
+        """Join pieces that were decoded separately, in order."""
         if any(part.file or part.parts for part in parts):
             return Shard(parts=list(parts))
         joined = Shard()

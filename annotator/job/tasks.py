@@ -1,4 +1,4 @@
-"""Code that runs in the processes of a job, on any machine: tasks that decode, and actors that predict.
+"""Code of a job's processes, on any machine: tasks that decode or join, and actors that predict.
 
 The stages themselves are in `annotator.job.stages`; its `write_labels` is a task as it is.
 """
@@ -47,14 +47,14 @@ def join_pieces(*parts: Shard) -> Shard:
 
 
 def give_up(shard: Shard) -> Shard:
-    """Return a shard that crashes models with its hands recorded as crashed."""
+    """Return a shard that crashes workers, with its hands recorded as crashed."""
     for row in shard.hand_rows:
         shard.rows[row] |= without_hand("crashed", "every model that tried to label this shard crashed")
     return Shard(shard.rows)
 
 
 def give_up_hand(shard: Shard, number: int) -> Shard:
-    """Return the row of one hand that crashes models, recorded as crashed."""
+    """Return the row of one hand that crashes workers, recorded as crashed."""
     row = shard.rows[shard.hand_rows[number]]
     return Shard([row | without_hand("crashed", "every model that tried to label this hand crashed")])
 

@@ -94,7 +94,7 @@ class Workers:
         self._start(failures.deaths_in_a_row(worker.deaths_before, worker.done, held_hand, error))
 
     def clear_deaths(self) -> None:
-        """Forget deaths in a row, since their cause was found in the hands."""
+        """Reset the deaths in a row, since hands were their cause."""
         for worker in self._workers:
             worker.deaths_before = 0
 

@@ -1,4 +1,4 @@
-"""Filters one label file of `amvur filter`, in few requests and in any process.
+"""Filter one label file of `amvur filter`, in few requests and in any process.
 
 Scalar columns are read first, heavy columns only for row groups with a kept row.
 """

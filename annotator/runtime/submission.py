@@ -1,4 +1,4 @@
-"""Submits commands of amvur to a Ray cluster: this code is sent and run there, and its log is followed here.
+"""Submit commands of amvur to a Ray cluster: this code is sent and run there, and its log is followed here.
 
 Ray calls a submission a job.
 """

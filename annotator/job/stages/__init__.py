@@ -32,5 +32,5 @@ class Stages:
     schema: pa.Schema
     #: Changes a shard in place once all its hands are labelled.
     finish_shard: Callable[[Shard], None] | None = None
-    #: Rows of entries that crashed every process that opened them.
+    #: Rows of entries that crashed every decoder.
     crashed: Callable[[Sequence[Entry]], Shard] = crashed_shard

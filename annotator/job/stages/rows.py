@@ -1,4 +1,4 @@
-"""Rows of entries without labels: the values that all rows share, and the outcomes of errors."""
+"""Rows without labels: the values common to all rows of an entry, and the outcomes of errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def row_of_error(error: Exception) -> dict[str, Any]:
 
 
 def crashed_shard(entries: Sequence[Entry]) -> Shard:
-    """Return rows of entries that crashed every process that opened them."""
+    """Return rows of entries that crashed every decoder."""
     outcome = without_hand("crashed", "every process that decoded this photo crashed")
     return Shard([first_row(entry) | outcome for entry in entries])
 
