@@ -1,4 +1,4 @@
-"""The steps of `amvur demo`: draw hands, label them, write a report. It is in `trainer/`, as the drawing is."""
+"""The steps of `amvur demo`: draw hands, label them, write a report. The drawing is in `trainer/`, so this is too."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Teach prior-net inverse kinematics: a hand's pose and shape from its landmarks alone. Not in the paper.
 
-Hands are drawn (`synth/scene.py`) but not rendered: their joints, seen through the camera, rotated upright as crops are
-and disturbed as a detector errs, are the input. A few minutes show more poses and views than photos will.
+Hands are drawn (`synth/scene.py`) but not rendered. Their joints, seen through the camera, are the input: rotated
+upright as crops are, and disturbed as a detector errs. A few minutes show more poses and views than photos will.
 """
 
 from __future__ import annotations

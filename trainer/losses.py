@@ -1,6 +1,7 @@
 """The losses of sections 3.2 to 3.4, formulas (3) to (6), (8) and (12), each a pure function.
 
-Not in the paper: joints after Procrustes, std after Procrustes, landmarks, and targets with a std of their own.
+Not in the paper: joints after Procrustes, std after Procrustes, landmarks, and targets with a std of their own. The
+network's formulas, (9) to (11), are in `annotator/model/`.
 
 **Unit of length: centimetres.** Functions take millimetres, like all code, and divide by `CM`. The unit matters: it
 sets how far a prior with a variance of 1 lets a vertex stray, and the size of sigma. With w = 1 the log terms of (3)
@@ -163,7 +164,7 @@ def camera_numbers(camera: WeakCamera) -> Tensor:
 def camera_loss(camera: WeakCamera, target: Tensor) -> Tensor:
     """Return L_C, formula (4), against C* `target` (B, 6) from `annotator.model.camera.fit_camera`: (B, 6).
 
-    s and t have a likelihood. r is always 0, so its likelihood would be unbounded: it has the KL from q(r) to the tight
+    s and t have a likelihood. r is always 0, so its likelihood would be unbounded. It has the KL from q(r) to the tight
     prior N(0, PRIOR_STD^2) instead, which needs no label. That term is zero if r is off (std 0).
     """
     numbers, std = camera_numbers(camera), camera.std

@@ -109,9 +109,9 @@ def _take_backbone(network: Network, config: TrainConfig) -> None:
 def _start_from_landmarker(network: Network, config: TrainConfig, hand: HandModel) -> None:
     """Give backbone and read-outs the weights of MediaPipe's network or of one distilled from it.
 
-    MediaPipe's file has no batch norms: they are measured on the first crops, of the file's own input size, with the
+    MediaPipe's file has no batch norms. They are measured on the first crops, of the file's own input size, with the
     same result on every worker. In training mode each batch then has the statistics that the layers expect, for any
-    `crop_px`; at smaller sizes this moves outputs closer to MediaPipe's landmarks.
+    `crop_px`. At smaller sizes this moves outputs closer to MediaPipe's landmarks.
     """
     if config.network.backbone != "hand_landmark":
         raise UserError(

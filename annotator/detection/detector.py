@@ -4,11 +4,11 @@ Its landmarks are FreiHAND's joints in FreiHAND's order. World landmarks are in 
 forward. The side is the true one, not that of a mirrored photo as in older releases. Measured with MediaPipe 1.2 on
 2,062 photos of right hands: 2,060 detected, 5 of them as left, `chirality` positive for 2,051.
 
-It misses hands that fill the photo. A border of the photo's own edge pixels, half its side wide, fixes this: of 207
-such photos (100 x 100) it detects 79 % without a border, all with it, 92 % with a border of one colour. Enlarging the
-photo does not help. On scenes the border hurts (recall 0.97 to 0.93). So small photos are searched with the border
-first, larger ones without, and the other way only if no hand is detected. In 179 pieces of scenes without a hand,
-neither way detected any.
+It misses hands that fill the photo. A border of the photo's own edge pixels, half its side wide, fixes this. Of 207
+such photos (100 x 100) it detects 79 % without a border and all with it. With a border of one colour it detects 92 %.
+Enlarging the photo does not help. On scenes the border hurts (recall 0.97 to 0.93). So small photos are searched with
+the border first, larger ones without, and the other way only if no hand is detected. In 179 pieces of scenes without a
+hand, neither way detected any.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Detection in videos: the detector runs on every Nth frame, and the network follows the hands between.
+"""Detect hands in videos: the detector runs on every Nth frame, and the network follows the hands between.
 
 A hand in two successive detections is expected on the line between them. Any other hand is expected where it was
-detected, forwards or backwards. The cheap part of the network (`locator.py`) checks each expected hand: its joints give
-the box, and low presence means a lost hand. A lost hand is expected again from nearer frames; then the detector runs.
-All expected hands of a round are one batch, in less than half the time of going from frame to frame.
+detected, in later and earlier frames. The cheap part of the network (`locator.py`) checks each expected hand: its
+joints give the box, and low presence means a lost hand. A lost hand is expected again from nearer frames; then the
+detector runs. All expected hands of a round are one batch, in less than half the time of going from frame to frame.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class _Chain:
         return before, min((k for k in self.hands if k > frame), default=None)
 
     def missing(self) -> list[int]:
-        """Return wanted frames without the hand."""
+        """Return the frames that lack the hand although it is expected."""
         return sorted(self.wanted - self.hands.keys())
 
     def next_lost(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Views for the thorough search of a photo with fewer hands than wanted: rotated, and in overlapping tiles.
+"""Search views of a photo with fewer hands than `max_hands`: rotated, and in overlapping tiles.
 
 MediaPipe detects palms in the photo scaled to 192 x 192 pixels, where small hands have too few pixels. A tile enlarges
 them. Sideways and upside-down hands are detected less often, so each view is also rotated.

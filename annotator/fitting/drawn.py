@@ -1,10 +1,10 @@
 """Drawn hands, and landmarks with the errors of a detector, on which the std of fits is calibrated.
 
-A detector's errors resemble another hand more than independent noise: its landmarks form a plausible hand, bent and
+A detector's errors resemble another hand more than independent noise. Its landmarks form a plausible hand, bent and
 rotated slightly differently, with larger errors in depth than in the photo. So landmarks are drawn as those of the
-true hand with other angles and another rotation, plus noise per joint. x and y take only a part of the difference.
-The amounts vary per hand. They were chosen so that fits improve on landmarks as little as on real photos: there
-landmarks are 10.0 mm off after Procrustes and fits 9.0 mm, and here 10.1 and 9.0 (`python benchmarks/fit.py`).
+true hand with other angles and another rotation, plus noise per joint. Along x and y only a part of the difference
+counts. The amounts vary per hand. They were chosen so that fits improve on landmarks as little as on real photos.
+There, landmarks are 10.0 mm off after Procrustes and fits 9.0 mm; here, 10.1 and 9.0 (`python benchmarks/fit.py`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The cost is a negative log posterior, up to its tolerances. So near its minimum the parameters are Gaussian with the
 inverse of its curvature as covariance C. With C = U U^T, a point that moves by D per parameter has the covariance
-(D U) (D U)^T; its diagonal is the squared row norms of D U.
+(D U) (D U)^T. Its diagonal is the squared row norms of D U.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The side of each hand. Networks are trained on right hands, so that images of left hands are mirrored for them."""
+"""The side of each hand. Networks are trained on right hands, so images of left hands are mirrored for them."""
 
 from __future__ import annotations
 

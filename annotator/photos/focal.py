@@ -1,8 +1,8 @@
 """Read focal lengths of photos from EXIF, and of videos, where they are of a camera's whole, unedited picture.
 
-Programs that cut photos copy EXIF. So a focal length counts only if EXIF's pixel dimensions have the photo's aspect,
-and that is the aspect of a camera's pictures: some programs update the dimensions. A cut of the same aspect looks like
-a smaller photo, and is taken for one.
+Programs that cut photos copy EXIF. So a focal length counts only if EXIF's pixel dimensions have the photo's aspect.
+It must also be the aspect of a camera's pictures, because some programs update the dimensions. A cut of the same aspect
+is treated as a smaller photo.
 """
 
 from __future__ import annotations

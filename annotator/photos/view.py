@@ -1,8 +1,8 @@
-"""A hand behind a lens as a pinhole camera would show it that looks straight at the hand.
+"""A hand behind a lens, as a pinhole camera that looks straight at it would show it.
 
-Networks see crops of pinhole photos. So a crop of any other photo is resampled along undistorted rays: as the picture
-of a virtual pinhole camera at the same position, whose optical axis is the ray through the crop's centre. The axes of
-that camera are crop axes. Boxes, and all labels in photo pixels, stay in the photo as it is.
+Networks see crops of pinhole photos. So a crop of any other photo is resampled along undistorted rays. It becomes the
+picture of a virtual pinhole camera at the same position, whose optical axis is the ray through the crop's centre. The
+axes of that camera are crop axes. Boxes, and all labels in photo pixels, stay in the photo as it is.
 """
 
 from __future__ import annotations

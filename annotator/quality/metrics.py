@@ -48,7 +48,7 @@ def align(predicted: Floats, truth: Floats) -> Floats:
 def align_wrist_and_scale(predicted: Floats, truth: Floats) -> Floats:
     """Return HO3D's "scale-translation aligned" joints (B, 21, 3): wrist moved onto the true one, and scaled.
 
-    As in HO3D's evaluation, the scale is not fitted: it makes the bone from the wrist to the middle finger's knuckle
+    As in HO3D's evaluation, the scale is not fitted. It makes the bone from the wrist to the middle finger's knuckle
     as long as the true one.
     """
     predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
@@ -99,8 +99,10 @@ def auc_of_pck(errors_mm: Floats) -> float:
 
 
 def auc_of_scores(scores: Floats, truth: NDArray[np.bool_]) -> float | None:
-    """Return the area under the ROC curve: the share of pairs, one true and one false, in which the true one has the
-    higher score (n,); equal scores count half. None if all or none are true.
+    """Return the area under the ROC curve of scores (n,); None if all or none are true.
+
+    It is the share of pairs, one true and one false, in which the true one has the higher score. Equal scores count
+    half.
     """
     false = np.sort(scores[~truth])
     if not len(false) or not truth.any():
@@ -118,8 +120,8 @@ def f_score(
 ) -> NDArray[np.float64]:
     """Return the F-score of each mesh at each threshold, (B, thresholds), as in FreiHAND (Knapitsch et al., 2017).
 
-    The harmonic mean of two shares: predicted vertices (B, V, 3) within the threshold of some true vertex (B, W, 3),
-    and true vertices within the threshold of some predicted one. V and W may differ.
+    It is the harmonic mean of two shares. One is of predicted vertices (B, V, 3) within the threshold of some true
+    vertex (B, W, 3), the other of true vertices near some predicted one. V and W may differ.
     """
     scores = np.zeros((len(predicted), len(thresholds_mm)))
     for scored, one, other in zip(scores, predicted, truth, strict=True):

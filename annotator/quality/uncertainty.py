@@ -182,9 +182,9 @@ def fit_power_law(std: Floats, error: Floats, bins: int = 25) -> PowerLaw:
     """Fit the map `scale * std ** exponent` that makes std match the errors, per coordinate (any shape).
 
     The exponent is the slope of log observed std on log predicted std over bins of equal count. "Observed" is the std
-    that would cover 68 % of a bin's errors, so that small and large std have the same coverage. The scale then makes
-    the overall coverage exactly 68 %. The fit uses percentiles, not squares, so that heavy tails, which errors of
-    hands have, do not inflate it. Pairs without a std are ignored; a constant std is only scaled.
+    that would cover 68 % of a bin's errors. So small and large std have the same coverage. The scale then makes the
+    overall coverage exactly 68 %. Errors of hands have heavy tails; the fit uses percentiles, not squares, so that
+    they do not inflate it. Pairs without a std are ignored; a constant std is only scaled.
 
     Raises:
         ValueError: fewer than `MIN_PAIRS` pairs with a positive, finite std, or no error in them.

@@ -1,11 +1,11 @@
-"""Colours of predicted standard deviations, from sure to unsure."""
+"""Colours of predicted standard deviations, from low to high."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: RGB 0..255, sure to unsure; they also differ in lightness.
+#: RGB 0..255, low to high std; they also differ in lightness.
 STOPS = np.array([[38, 70, 132], [44, 140, 153], [131, 196, 118], [246, 205, 82], [222, 84, 47]], np.float32)
 
 

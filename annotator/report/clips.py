@@ -1,6 +1,6 @@
 """The tracked sequences of a report: all their hands on a timeline, and the first frames for a player.
 
-A player's frames are a small script beside the page, `clips/000.js`, loaded on demand: a page opened from disk can load
+A player's frames are a small script beside the page, `clips/000.js`, loaded on demand. A page opened from disk can load
 scripts but not fetch files.
 """
 

@@ -1,10 +1,10 @@
 """Std of a smoothed hand: the predicted variance, less the scatter that smoothing removes.
 
-A frame's predicted variance measures all of its error. Part of it is scatter about the track's path, which frames
-average out; the rest is common to frames near in time, and no smoother removes it. The share of the scatter is the
+A frame's predicted variance measures all of its error. Part of it is scatter about the track's path, which smoothing
+averages out. The rest is common to frames near in time, and no smoother removes it. The share of the scatter is the
 mean squared distance between labels and path over the predicted variance. The scatter's part shrinks, or grows in a
 gap, as the smoother's own variance does. The common part is the rest of the predicted variance of frames near in time,
-weighted by its inverse, but no less than the scatter: a track that scatters more than predicted also errs more.
+weighted by its inverse. It is no less than the scatter: a track that scatters more than predicted also errs more.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Labels that are rotated the wrong way weigh less than others of their track.
 
-A network sometimes takes a palm for a back, and so rotates a hand by up to 180 degrees for a few frames. Gaussian
+A network sometimes confuses palm and back, and so rotates a hand by up to 180 degrees for a few frames. Gaussian
 errors would drag the path around with them. So a label is rotated either by a Gaussian error or by any rotation, all
 equally likely. Its weight is the probability of the first.
 """

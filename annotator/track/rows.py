@@ -1,4 +1,4 @@
-"""The rows of a sequence while it is tracked: labels' own rows, to which filled frames are added."""
+"""The rows of a sequence while it is tracked: those of its labels, and added ones for filled frames."""
 
 from __future__ import annotations
 

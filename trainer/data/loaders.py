@@ -1,6 +1,6 @@
 """Read the steps of a run ahead, in processes that each read their own part of the files.
 
-The examples of a step are divided among all loaders, by lanes: loader i of L reads the lanes whose index among this
+The examples of a step are divided among all loaders, by lanes. Loader i of L reads the lanes whose index among this
 worker's is i modulo L. So the loaders of a worker together read each row group once and hold one per lane, however many
 they are. Parts are put back into the order of the step, so batches do not depend on the number of loaders.
 """
