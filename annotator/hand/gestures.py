@@ -53,8 +53,8 @@ GESTURES: dict[str, Array] = {
         "three": [[55, 20, 5, 5], [14, 4, 5, 3], [-6, 4, 5, 3], *_CURLED_FINGERS[2:]],
     }.items()
 }
-# Target of the thumb's tip in a gesture, solved for each hand: a finger, a number of bones from its knuckle
-# (3 is its tip), and an offset in palm lengths (towards the tips, the palm's back, the thumb's side).
+# Target of the thumb's tip in a gesture, solved for each hand: a finger, a number of bones from its knuckle (3 is its
+# tip), and an offset. The offset is in palm lengths: towards the tips, the palm's back, the thumb's side.
 _THUMB_AT: dict[str, tuple[int, float, tuple[float, float, float]]] = {
     "fist": (2, 2.0, (-0.06, -0.24, 0.06)),
     "pointing": (2, 2.0, (-0.06, -0.24, 0.06)),

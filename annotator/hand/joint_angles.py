@@ -17,7 +17,7 @@ class JointAngles(nn.Module):
 
     Angles are those of `annotator.hand.anatomy`, about the axes of the hand model's mean shape. Each joint is
     decomposed into three successive rotations: spread, twist, flexion; the thumb's saddle joint into spread, flexion,
-    twist, as in `pose_from_angles`. The second rotation has the gimbal lock at a right angle; the order is chosen so
+    twist, as in `pose_from_angles`. The second rotation has the gimbal lock at a right angle. The order is chosen so
     that the lock lies far outside the limits of real hands.
     """
 

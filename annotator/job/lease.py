@@ -29,7 +29,7 @@ FILE = "_lease.json"
 
 HEARTBEAT_S = 5.0
 
-#: A lease without a heartbeat for this long belongs to no run: a slow store takes up to `ANSWER_S` per response, and a
+#: A lease without a heartbeat for this long belongs to no run. A slow store takes up to `ANSWER_S` per response, and a
 #: heartbeat needs two responses.
 STILL_S = 3 * ANSWER_S
 

@@ -1,8 +1,8 @@
 """Teach a first look: 2D joints, side and presence of a hand in any rotation. Not in the paper.
 
-The network sees the crops that boxes give, of right and left hands alike, with random errors in size and position and
-rotated by any angle. 2D joints of a detector are the target; the second look corrects their errors. Beyond the edge of
-a photo, views show another scene without a hand or a plain colour, so that edges do not reveal the rotation.
+The network sees the crops that boxes give, of right and left hands alike. They have random errors in size and position,
+and are rotated by any angle. 2D joints of a detector are the target; the second look corrects their errors. Beyond the
+edge of a photo, views show another scene without a hand or a plain colour, so that edges do not reveal the rotation.
 """
 
 from __future__ import annotations
