@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from annotator.detection.duplicates import distinct
-from annotator.detection.views import search_rounds
+from annotator.detection.search_views import search_rounds
 from annotator.errors import UserError, first_line
 from annotator.model.landmarker.bundle import MODEL_NAME, WHERE_TO_GET, read_bundle
 from annotator.photos.crops import box_around_joints

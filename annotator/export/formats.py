@@ -16,7 +16,16 @@ from typing import Any
 import pyarrow as pa
 
 from annotator.errors import UserError
-from annotator.export import animations, coco, csv_table, lerobot, mano, meshes, submission, webdataset
+from annotator.export import (
+    animations,
+    benchmark_submission,
+    coco,
+    csv_table,
+    lerobot,
+    mano,
+    meshes,
+    webdataset,
+)
 from annotator.export.exported import Exported
 from annotator.export.exported_labels import Labels
 from annotator.export.lerobot_photos import FORMS as PHOTO_FORMS
@@ -38,8 +47,8 @@ class _Format:
 #: Formats by the value of `to`.
 FORMATS: dict[str, _Format] = {
     "coco": _Format(coco.columns, coco.write, suffix=".json"),
-    "freihand": _Format(submission.columns, submission.write_freihand),
-    "ho3d": _Format(submission.columns, submission.write_ho3d),
+    "freihand": _Format(benchmark_submission.columns, benchmark_submission.write_freihand),
+    "ho3d": _Format(benchmark_submission.columns, benchmark_submission.write_ho3d),
     "webdataset": _Format(webdataset.columns, webdataset.write, spreads=True, reads=webdataset.local_photo),
     # One file per hand: limited, so that no folder gets a million by accident.
     "glb": _Format(meshes.columns, partial(meshes.write, "glb"), limit=1000, spreads=True),

@@ -178,7 +178,7 @@ class Dispatcher:
                 self._workers.died(worker, error, held_first)
             if isinstance(work, SingleHand):
                 self._retry_hand(work, error, worker_died)
-            elif failures.after_label_crash(in_flight.failures) is Action.GIVE_UP:
+            elif failures.after_predict_crash(in_flight.failures) is Action.GIVE_UP:
                 in_flight.data = self._tasks.give_up(in_flight.data)
                 self._begin_write(in_flight)
             else:

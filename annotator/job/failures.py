@@ -48,14 +48,14 @@ class Action(Enum):
 class ShardFailures:
     """Failures of one shard so far."""
 
-    model_deaths: int = 0  # of workers that held it first
+    worker_deaths: int = 0  # of workers that held it first
     losses: int = 0  # of its data, with the process that held it
     store_tries: int = 0
 
     @property
     def is_suspect(self) -> bool:
         """Whether its hands are labelled one by one."""
-        return self.model_deaths >= SHARD_CRASHES
+        return self.worker_deaths >= SHARD_CRASHES
 
     def lose(self, error: Exception) -> None:
         """Count a loss of the shard's data.
@@ -95,7 +95,7 @@ def check_start(waited_s: float) -> None:
     """Raise a `UserError` if all workers have waited too long for a processor."""
     if waited_s > START_S:
         raise UserError(
-            f"no model found a free processor within {START_S / 60:.0f} minutes: see `ray status`, stop other work "
+            f"no worker found a free processor within {START_S / 60:.0f} minutes: see `ray status`, stop other work "
             "there, or add machines; run the same command again to resume"
         )
 
@@ -114,20 +114,20 @@ def blame(first: ShardFailures | SingleHand) -> None:
     if isinstance(first, SingleHand):
         first.shard.died(first)
     else:
-        first.model_deaths += 1
+        first.worker_deaths += 1
 
 
-def after_label_crash(failures: ShardFailures) -> Action:
+def after_predict_crash(failures: ShardFailures) -> Action:
     """Decide about a shard whose labelling ended without a result."""
     # Only a single hand gets that far: a suspect shard with several is labelled hand by hand.
-    return Action.GIVE_UP if failures.model_deaths >= PHOTO_CRASHES else Action.DECODE_AGAIN
+    return Action.GIVE_UP if failures.worker_deaths >= PHOTO_CRASHES else Action.DECODE_AGAIN
 
 
-def after_hand_crash(hand: SingleHand, is_model: bool) -> Action:
-    """Decide about a hand whose labelling ended without a result; `is_model`: its worker died, not its data."""
+def after_hand_crash(hand: SingleHand, worker_died: bool) -> Action:
+    """Decide about a hand whose labelling ended without a result; `worker_died`: its worker died, not its data."""
     if hand.shard.is_over:
         return Action.IGNORE
-    if not is_model:
+    if not worker_died:
         return Action.DECODE_AGAIN
     if hand.shard.model_is_suspect:
         return Action.GIVE_UP
@@ -149,7 +149,7 @@ def deaths_in_a_row(before: int, shards_done: int, held_hand: bool, error: Excep
     deaths = 0 if shards_done else before + (not held_hand)
     if deaths >= WORKER_DEATHS:
         raise UserError(
-            f"models died {deaths} times without finishing a shard ({first_line(error)}): if memory ran out, "
+            f"workers died {deaths} times without finishing a shard ({first_line(error)}): if memory ran out, "
             "lower --batch-size or --workers; run the same command again to resume"
         )
     return deaths

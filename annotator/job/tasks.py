@@ -66,7 +66,7 @@ class WorkerActor:
         """Load the model. Not in `__init__`, whose errors Ray hides behind the actor's death."""
         self._do = make()
 
-    def label(self, shard: Shard) -> tuple[TaskStats, Shard]:
+    def predict(self, shard: Shard) -> tuple[TaskStats, Shard]:
         """Label the hands of a shard."""
         began = time.time()
         try:
@@ -77,7 +77,7 @@ class WorkerActor:
     def predict_hand(self, shard: Shard, number: int) -> tuple[TaskStats, Shard]:
         """Label one hand of a shard without the others; return a shard with its row alone."""
         crops = None if shard.crops is None else shard.crops[number : number + 1]
-        stats, part = self.label(Shard([shard.rows[shard.hand_rows[number]]], [0], crops))
+        stats, part = self.predict(Shard([shard.rows[shard.hand_rows[number]]], [0], crops))
         if part.rows[0].get("reason") == "internal_error":
             os._exit(1)  # the error may have broken the model for later hands
         return stats, part

@@ -38,7 +38,7 @@ class Worker:
             call = self.actor.predict_hand.options(num_returns=2)
             stats, data = call.remote(work.shard.data, work.number)
         else:
-            stats, data = self.actor.label.options(num_returns=2).remote(work.data)
+            stats, data = self.actor.predict.options(num_returns=2).remote(work.data)
         return stats, data
 
 

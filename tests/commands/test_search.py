@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from annotator.detection.duplicates import distinct, landmark_distance
-from annotator.detection.views import OVERLAP, TILE_SIDES, SearchView, search_rounds
+from annotator.detection.search_views import OVERLAP, TILE_SIDES, SearchView, search_rounds
 from annotator.errors import UserError
 from annotator.hand.anatomy import chirality
 from tests.conftest import SHARED

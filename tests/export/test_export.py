@@ -29,7 +29,7 @@ from annotator import UserError
 from annotator.export import FORMATS, export_labels
 from annotator.export import mano as mano_parts
 from annotator.export import webdataset as tars
-from annotator.export.submissions import BENCHMARKS
+from annotator.export.benchmark_files import BENCHMARKS
 from annotator.hand import JOINT_NAMES, HandModel, anatomy, gestures, load_hand
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import FINGERS

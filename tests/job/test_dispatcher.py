@@ -141,7 +141,7 @@ def test_a_model_that_always_dies_ends_the_run_with_one_line(photos, lively_file
     killer.start()
     try:
         with pytest.raises(
-            UserError, match=r"models died 5 times without finishing a shard .* again to resume"
+            UserError, match=r"workers died 5 times without finishing a shard .* again to resume"
         ) as e:
             annotate(str(photos), str(labels), checkpoint=lively_file, compute=SMALL)
     finally:

@@ -11,7 +11,7 @@ from annotator.job.failures import (
     ShardFailures,
     after_decode_crash,
     after_hand_crash,
-    after_label_crash,
+    after_predict_crash,
     blame,
     deaths_in_a_row,
 )
@@ -58,7 +58,7 @@ def test_a_shard_of_one_hand_is_reopened_twice_and_given_up_after_three_models()
     actions = []
     for _ in range(3):
         blame(shard)
-        actions.append(after_label_crash(shard))
+        actions.append(after_predict_crash(shard))
     assert actions == [Action.DECODE_AGAIN, Action.DECODE_AGAIN, Action.GIVE_UP]
 
 
@@ -77,7 +77,7 @@ def split_shard(count: int) -> HandByHand:
 
 def crash(hand: SingleHand) -> Action:
     blame(hand)
-    return after_hand_crash(hand, is_model=True)
+    return after_hand_crash(hand, worker_died=True)
 
 
 def test_a_hand_among_good_ones_is_given_up_after_three_models():
@@ -99,11 +99,11 @@ def test_a_shard_whose_first_hands_all_crash_is_given_up():
 
 def test_a_lost_machine_reopens_the_shard_and_later_results_are_ignored():
     shard = split_shard(3)
-    assert after_hand_crash(shard.hands[0], is_model=False) is Action.DECODE_AGAIN
+    assert after_hand_crash(shard.hands[0], worker_died=False) is Action.DECODE_AGAIN
     assert shard.deaths == 0
     shard.is_over = True
-    for is_model in (True, False):
-        assert after_hand_crash(shard.hands[1], is_model) is Action.IGNORE
+    for worker_died in (True, False):
+        assert after_hand_crash(shard.hands[1], worker_died) is Action.IGNORE
 
 
 def test_five_models_in_a_row_end_the_run_and_a_finished_shard_starts_over():
@@ -114,7 +114,7 @@ def test_five_models_in_a_row_end_the_run_and_a_finished_shard_starts_over():
         assert deaths == expected
     assert deaths_in_a_row(deaths, 1, False, error) == 0
     assert deaths_in_a_row(deaths, 0, True, error) == deaths  # counts against the hand
-    with pytest.raises(UserError, match=r"^models died 5 times .*\(the worker died\).* again to resume$"):
+    with pytest.raises(UserError, match=r"^workers died 5 times .*\(the worker died\).* again to resume$"):
         deaths_in_a_row(deaths, 0, False, error)
 
 
@@ -139,5 +139,5 @@ def test_a_store_that_fails_is_retried_after_doubling_pauses():
 def test_time_limits():
     assert failures.hang_limit_s(256) == 240 + 5 * 256
     failures.check_start(1800)
-    with pytest.raises(UserError, match="no model found a free processor within 30 minutes"):
+    with pytest.raises(UserError, match="no worker found a free processor within 30 minutes"):
         failures.check_start(1801)

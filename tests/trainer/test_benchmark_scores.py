@@ -15,7 +15,7 @@ import pytest
 from scipy.linalg import orthogonal_procrustes
 from scipy.spatial import cKDTree
 
-from annotator.export.submissions import BENCHMARKS, write_submission
+from annotator.export.benchmark_files import BENCHMARKS, write_submission
 from annotator.hand import load_hand
 from annotator.quality import metrics
 from tests.support.dataset_fixtures import write_freihand, write_ho3d

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from annotator.errors import UserError
-from annotator.export.submissions import BENCHMARKS, write_submission
+from annotator.export.benchmark_files import BENCHMARKS, write_submission
 from annotator.hand import load_hand
 from annotator.hand.anatomy import chirality
 from annotator.hand.layer import HandLayer

@@ -14,7 +14,7 @@ differ by some millimetres. HO3D's own pages do not list them: other
 projects use these vertices for the published joints, and without the files they are not checked here. With MANO,
 examples take tips from the mesh at our vertices, so that J3 = R V; this does not need HO3D's list. Without MANO there
 is no mesh, and tips stay HO3D's. A submission takes HO3D's tips from the predicted mesh
-(`annotator/export/submissions.py`).
+(`annotator/export/benchmark_files.py`).
 """
 
 from __future__ import annotations

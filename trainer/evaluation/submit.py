@@ -1,9 +1,9 @@
-"""Check that a checkpoint can be submitted to a benchmark; `annotator/export/submissions.py` writes the files."""
+"""Check that a checkpoint can be submitted to a benchmark; `annotator/export/benchmark_files.py` writes the files."""
 
 from __future__ import annotations
 
 from annotator.errors import UserError
-from annotator.export.submissions import BENCHMARKS, Benchmark, write_submission
+from annotator.export.benchmark_files import BENCHMARKS, Benchmark, write_submission
 from annotator.hand.mano_mesh import check_mano_vertices
 from annotator.hand.model import HandModel
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from annotator.errors import UserError
+from annotator.export.benchmark_files import BENCHMARKS, Benchmark, write_submission
 from annotator.export.exported import Exported
 from annotator.export.exported_labels import Labels, camera_field
-from annotator.export.submissions import BENCHMARKS, Benchmark, write_submission
 from annotator.hand.mano_mesh import check_mano_vertices
 from annotator.labels.arrays import array_of
 from annotator.storage.files import join, read_if_exists
