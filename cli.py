@@ -253,7 +253,8 @@ def annotate(
         from annotator.commands.estimate import estimate
 
         with counting_bar("listing") as on_progress:
-            _print_table(estimate(photos, labels, LabelOptions(**options), on_progress).table())
+            found = estimate(photos, labels, LabelOptions(**options), address, on_progress)
+        _print_table(found.table())
         return
     compute = ComputeOptions(workers, threads, batch_size, shard_size, decoders, gpus_per_worker, address)
     record = _annotate(photos, labels, **options, compute=compute, relabel=relabel)

@@ -36,7 +36,7 @@ def photo_folder(given: str | None, count: int) -> Path:
 
 def prepared(photos: Path, crop_px: int, margin: float = 1.0) -> torch.Tensor:
     """Return crops of all readable photos as network input (n, 3, crop_px, crop_px), `margin` times as wide."""
-    import torch
+    from annotator.model.network import images_of
 
     cut = []
     for entry in FolderSource(str(photos)):
@@ -45,8 +45,7 @@ def prepared(photos: Path, crop_px: int, margin: float = 1.0) -> torch.Tensor:
         except PhotoError:
             continue
         cut.append(crop_photo(photo.pixels, photo.width, photo.height, crop_px, margin=margin))
-    pixels = torch.from_numpy(Crops.stack(cut).pixels)
-    return pixels.permute(0, 3, 1, 2).float().div_(255).contiguous(memory_format=torch.channels_last)
+    return images_of(Crops.stack(cut).pixels)
 
 
 def shown(value: float) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from annotator.commands.annotate import LabelOptions, annotate_job
 from annotator.job.manifest import DoneShards, Manifest
 from annotator.job.run import checked_record
+from annotator.runtime.precision import check_precision
 from annotator.runtime.progress import time_left
 from annotator.storage.remote import without_secrets
 
@@ -62,11 +63,12 @@ def estimate(
     source: str,
     labels: str,
     options: LabelOptions,
+    address: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Estimate:
     """List the whole source, and time the model on this machine for a few seconds. A detector's time is not included.
 
-    Errors are those of `annotate`.
+    `address`: the Ray cluster of the run, which must gain by the precision. Errors are those of `annotate`.
     """
     import torch
 
@@ -74,6 +76,7 @@ def estimate(
 
     job = annotate_job(source, labels, options, is_dry=True)
     checked_record(job)
+    check_precision(options.precision, address)
     done_shards, manifest = DoneShards(job.labels), Manifest(job.labels)
     done = sum(count for number, count in manifest.counts() if number in done_shards)
     count = manifest.photo_count

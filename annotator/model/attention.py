@@ -191,7 +191,11 @@ def _sampled(layer: nn.Linear, features: FeatureMap, points: Tensor) -> Tensor:
     if values[0, 0].numel() > CELLS_PER_POINT * points.shape[1]:
         sampled: Tensor = layer(reverse_interpolate(values, positions))
         return sampled
-    return reverse_interpolate(conv2d(values, layer.weight[..., None, None]), positions)
+    if values.device.type == "cpu":  # a convolution copies nothing
+        return reverse_interpolate(conv2d(values, layer.weight[..., None, None]), positions)
+    # By default, GPUs round the inputs of convolutions to ten bits, those of products to none.
+    cells = values.permute(0, 2, 3, 1) @ layer.weight.T
+    return reverse_interpolate(cells.permute(0, 3, 1, 2), positions)
 
 
 def encoded(positions: Tensor) -> Tensor:

@@ -17,9 +17,17 @@ def is_left_unfinished(out: str, marker: str, plan: dict[str, Any]) -> bool:
     """
     names = {name for name in names_in(out) if not name.startswith(".")}
     left = read_if_exists(join(out, marker)) if marker in names else None
-    if names and (left is None or json.loads(left) != plan):
+    if names and (left is None or _plan_in(left) != json.loads(json.dumps(plan))):
         raise UserError(f"'{out}' is not empty: give a new folder")
     return bool(names)
+
+
+def _plan_in(marker: bytes) -> Any:
+    """Return the plan in a marker, or None if it is damaged."""
+    try:
+        return json.loads(marker)
+    except ValueError:
+        return None
 
 
 def mark_unfinished(out: str, marker: str, plan: dict[str, Any]) -> None:

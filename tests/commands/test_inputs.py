@@ -281,5 +281,11 @@ def test_a_dry_run_counts_and_writes_nothing(few, plain, tmp_path, monkeypatch, 
     precision = ("--precision", "bfloat16", "--side", "left")
     code, _, error = run(monkeypatch, capsys, "annotate", few, tmp_path / "left", "--dry-run", *precision)
     assert code == 2 and "was labelled with precision 'float32', this run has 'bfloat16'" in error
+    monkeypatch.setattr("annotator.runtime.precision._has_gpus", lambda address: False)
+    half = ("annotate", few, out, "--precision", "float16")
+    (dry_code, _, dry), (code, _, error) = (
+        run(monkeypatch, capsys, *half, *more) for more in (["--dry-run"], [])
+    )
+    assert dry_code == code == 2 and dry == error and "leave out --precision" in error
     assert "6" in lines["photos"] and "6" in lines["remaining"] and str(out) in lines["written to"]
     assert "photos/s" in lines["time"] and "KB per hand" in lines["labels"]

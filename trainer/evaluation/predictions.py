@@ -133,7 +133,7 @@ def predicted(
             shown = _resized(shown, checkpoint.cut_margin, checkpoint.cut_px, OUTSIDE)
         elif checkpoint.cut_margin > 1:
             batch = _tight(batch, checkpoint.cut_margin, checkpoint.info.network.crop_px)
-        images = (shown.float() / 255).contiguous(memory_format=torch.channels_last)
+        images = shown.float() / 255
         if batch.features.shape[1] and isinstance(network, Network):
             prediction = network(images, None, unpacked(batch.features, images, network.backbone))
         else:
