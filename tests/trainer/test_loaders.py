@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
+from multiprocessing import get_context
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -70,6 +72,28 @@ def check_equal(found, expected) -> None:
         assert [same(a, b) for a, b in zip(one, other, strict=True)] == [True] * len(one) != []
 
 
+def in_own_process(function, *arguments):
+    """Call a function of this module in a new process, as a training has it; a crash there fails the test alone."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def check_one_epoch(data: Steps) -> int:
+    """Check that loaders read one epoch as this process does alone; return the id of this process."""
+    alone = [data[step] for step in range(STEPS)]
+    numbers = sorted(n for (batch,) in alone for n in batch.joints3d_mm[:, 0, 0].tolist())
+    assert numbers == [*range(BATCH * STEPS)]
+    check_equal(read_steps(data, 0), alone)
+    return os.getpid()
+
+
+def check_resumed(config: TrainConfig) -> None:
+    """Check that reading from step 5 on gives the steps of the whole run, with and without loaders."""
+    whole = [Steps(config, HAND)[k] for k in range(STEPS)]
+    check_equal(read_steps(Steps(config, HAND), 5), whole[5:])
+    check_equal(read_steps(Steps(replace(config, loaders=0), HAND), 5), whole[5:])
+
+
 def test_processes_together_read_each_row_group_once(photos, tmp_path, monkeypatch):
     """In one epoch, by a file system that notes every read. Only footers are read by each process."""
     count_reads(tmp_path / "package", monkeypatch)
@@ -78,11 +102,7 @@ def test_processes_together_read_each_row_group_once(photos, tmp_path, monkeypat
     monkeypatch.setenv(NOTES, str(notes))
     loaders = 3
     data = Steps(config_for(SourceConfig(source=f"counted://{photos}"), loaders=loaders), HAND)
-    data.check()
-    alone = [data[step] for step in range(STEPS)]
-    numbers = sorted(n for (batch,) in alone for n in batch.joints3d_mm[:, 0, 0].tolist())
-    assert numbers == [*range(BATCH * STEPS)]
-    check_equal(read_steps(data, 0), alone)
+    own_pid = in_own_process(check_one_epoch, data)
     groups = [
         (path.name, g, _middle(footer.row_group(g).column(footer.schema.names.index("image"))))
         for path in (photos / "data").iterdir()
@@ -99,10 +119,10 @@ def test_processes_together_read_each_row_group_once(photos, tmp_path, monkeypat
         ]
         for pid, found in reads.items()
     }
-    here = read.pop(os.getpid())
+    here = read.pop(own_pid)
     assert [len(part) for part in read.values()] == [2 * LANES // loaders] * loaders
     assert sorted(group for part in read.values() for group in part) == here
-    of_one, *of_others = (sum(end - start for _, start, end in reads[pid]) for pid in (os.getpid(), *read))
+    of_one, *of_others = (sum(end - start for _, start, end in reads[pid]) for pid in (own_pid, *read))
     assert sum(of_others) < 1.1 * of_one
 
 
@@ -113,10 +133,7 @@ def _middle(chunk: pq.ColumnChunkMetaData) -> int:
 
 
 def test_a_resumed_run_reads_the_same_batches_with_other_loaders(photos):
-    config = config_for(SourceConfig(source=str(photos)), loaders=2)
-    whole = [Steps(config, HAND)[k] for k in range(STEPS)]
-    check_equal(read_steps(Steps(config, HAND), 5), whole[5:])
-    check_equal(read_steps(Steps(replace(config, loaders=0), HAND), 5), whole[5:])
+    in_own_process(check_resumed, config_for(SourceConfig(source=str(photos)), loaders=2))
 
 
 @pytest.mark.parametrize("draw_later", [False, True])
