@@ -108,6 +108,8 @@ def _members(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         except Exception:  # a damaged header makes `tarfile` raise many kinds of errors
             raise tarfile.ReadError(*(_CUT if headers.ended else _damaged(position))) from None
         if member is None:
+            if headers.ended:  # Python 3.11.2 takes an extended header that is cut short for the end
+                raise tarfile.ReadError(*_CUT)
             break
         tar.members.clear()  # type: ignore[attr-defined]  # `tarfile` would keep all members
         if member.size < 0 or tar.offset <= member.offset:
