@@ -13,6 +13,7 @@ from annotator.labels.crop_hands import CropHands, crop_axes, label_columns
 from annotator.model.checkpoint import Checkpoint
 from annotator.model.network import Prediction
 from annotator.photos.crops import Crops
+from annotator.runtime.device import numpy_of
 
 
 def predicted_columns(
@@ -77,11 +78,6 @@ def _visibility(prediction: Prediction) -> dict[str, Any]:
     score = numpy_of(prediction.joint_visible_logit.sigmoid())
     visible = score >= 0.5
     return {"joint_visible": visible, "joint_visible_score": score, "hidden_joints": (~visible).sum(1)}
-
-
-def numpy_of(tensor: torch.Tensor) -> np.ndarray:
-    """Return a tensor of any device as an array."""
-    return tensor.cpu().numpy()
 
 
 def _mirror_where(points: np.ndarray, mirrored: NDArray[np.bool_]) -> np.ndarray:

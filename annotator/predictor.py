@@ -25,8 +25,8 @@ from annotator.model.network import Prediction, images_of
 from annotator.model.samples import MeshSampler, keyed_noise
 from annotator.model.sides import features_and_sides, mirror
 from annotator.photos.crops import Crops, Side
-from annotator.predicted_columns import numpy_of, predicted_columns, sample_columns
-from annotator.runtime.device import device_of
+from annotator.predicted_columns import predicted_columns, sample_columns
+from annotator.runtime.device import device_of, numpy_of
 from annotator.runtime.precision import CPU_BATCH, Precision, autocast
 from annotator.sources.entry import Camera
 from annotator.sources.given_photos import crops_of_photos

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from annotator.model.network import Network
 from annotator.model.two_looks import TwoLooks
+from annotator.runtime.device import numpy_of
 from annotator.runtime.precision import Precision, autocast
 
 #: Hands with a lower probability of being right are also predicted mirrored.
@@ -41,7 +42,7 @@ def features_and_sides(
         with autocast(images.device, precision):
             first = network.first_look(images)
         if listed is not None:
-            is_left = np.isnan(listed) & (_numpy(network.first.is_right(first)) < 0.5)
+            is_left = np.isnan(listed) & (numpy_of(network.first.is_right(first)) < 0.5)
         mirror(images, np.flatnonzero(is_left))
         with autocast(images.device, precision):
             if is_left.any():
@@ -70,13 +71,13 @@ def _right_scores(
     Where the hand shown may be a left one, it is also predicted mirrored, and both predictions are averaged. The
     likelier side stays, in `images` and `features`; `is_left` (n,) are images that show a mirrored hand.
     """
-    shown = _numpy(network.is_right(features)).copy()
+    shown = numpy_of(network.is_right(features)).copy()
     to_mirror = np.zeros(len(images), bool)
     unsure = np.flatnonzero(np.isnan(listed) & (shown < SURELY_RIGHT))
     if len(unsure):
         with autocast(images.device, precision):
             mirrored_features: Any = network.extract(images[unsure].flip(-1))
-        shown[unsure] = (shown[unsure] + 1 - _numpy(network.is_right(mirrored_features))) / 2
+        shown[unsure] = (shown[unsure] + 1 - numpy_of(network.is_right(mirrored_features))) / 2
         to_mirror[unsure] = shown[unsure] < 0.5
         mirror(images, np.flatnonzero(to_mirror))
         features.put(
@@ -84,7 +85,3 @@ def _right_scores(
             mirrored_features[torch.from_numpy(to_mirror[unsure]).to(images.device)],
         )
     return np.where(np.isnan(listed), np.where(is_left, 1 - shown, shown), listed)
-
-
-def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.cpu().numpy()

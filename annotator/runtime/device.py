@@ -1,7 +1,8 @@
-"""The device of a network."""
+"""The device of a network, and its numbers on the CPU."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from annotator.errors import UserError
@@ -20,3 +21,8 @@ def device_of(name: str | None) -> torch.device:
         devices = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         raise UserError(f"there is no device {name!r} here: give one of {devices}") from None
     return device
+
+
+def numpy_of(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor of any device as an array."""
+    return tensor.cpu().numpy()

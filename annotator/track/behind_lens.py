@@ -58,7 +58,7 @@ def view_around(box_xyxy: Floats, nearest: View) -> View:
         return nearest
 
 
-def position_of_track(
+def wrist_in_view(
     view: View, points: Floats, joints_mm: Floats, std_mm: Floats, std_px: Floats
 ) -> tuple[Floats, Floats]:
     """Return the wrist's position (3,) and its covariance (3, 3), of joints (21, 3) that are at `points` of a view."""

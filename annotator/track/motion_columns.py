@@ -15,9 +15,9 @@ from annotator.photos.crops import BOX_PADDING, box_around_joints
 from annotator.track.behind_lens import (
     WeakCamera,
     fisheye_from_view,
-    position_of_track,
     view_around,
     view_from_fisheye,
+    wrist_in_view,
 )
 from annotator.track.columns import NEAREST
 from annotator.track.motion import Motion
@@ -180,7 +180,7 @@ def _projected(motion: Motion, crops: _Crops, photos: _Photos) -> _Projected:
         weak = _weak_camera(crops, motion, photos, k)
         points = weak.scale * rotated[k, :, :2] + weak.position
         scale[k], translation[k], joints2d_px[k] = weak.scale, weak.position, view.nearest_in_photo(points)
-        cam_t_mm[k], covariance[k] = position_of_track(
+        cam_t_mm[k], covariance[k] = wrist_in_view(
             view, points, motion.joints3d_mm[k], motion.joints3d_std_mm[k], motion.joints2d_std_px[k]
         )
     return _Projected(scale, translation, joints2d_px, cam_t_mm, covariance)

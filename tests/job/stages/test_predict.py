@@ -61,7 +61,7 @@ def test_one_photo_that_the_network_fails_on_takes_no_other_along(lively):
     whole = lively.predict_crops(shard.crops, "right")
     np.testing.assert_allclose(found.hands["vertices_mm"][5], whole["vertices_mm"][6], atol=1e-2)
     assert found.hands["camera"]["scale"].shape == (7,)
-    # Where it fails on all of them the model itself is broken, and a new process is asked.
+    # If all of them fail, the model itself is broken, and only a new process can help.
     picky.network = Broken(lively.network)
     with pytest.raises(ModelBrokenError):
         predict_shard(picky, shard, "right")
