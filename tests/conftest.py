@@ -27,7 +27,10 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort files marked `slow` first, so that no process of the suite ends long after the other."""
+    """Mark tests that start Ray as slow, and sort files marked `slow` first: both processes then end together."""
+    for item in items:
+        if "local_ray" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "slow" not in (mark.name for mark in _file_marks(item)))
 
 

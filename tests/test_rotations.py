@@ -90,6 +90,7 @@ def test_gram_schmidt_keeps_the_first_axis_and_the_plane() -> None:
     np.testing.assert_allclose(matrices, roma.special_gramschmidt(columns), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_predictor_starts_without_torchs_compiler() -> None:
     code = (
         "import sys, annotator; annotator.load('fast').warm_up()\n"

@@ -88,6 +88,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert not list(out.glob("data/*"))
 
 
+@pytest.mark.slow
 def test_help_is_quick_and_shows_an_example_for_every_command():
     started = time.perf_counter()
     shown = subprocess.run(
@@ -122,6 +123,7 @@ def test_annotator_never_imports_trainer():
         assert "import trainer" not in path.read_text() and "from trainer" not in path.read_text(), path
 
 
+@pytest.mark.slow
 def test_demo_draws_labels_and_reports(tmp_path, local_ray, monkeypatch, capsys):
     for _ in range(2):  # twice: `make demo` may be typed again
         code, printed, _ = run(monkeypatch, capsys, "demo", tmp_path / "demo", "--count", 4, "--no-show")

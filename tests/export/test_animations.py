@@ -160,6 +160,7 @@ def test_bvh_moves_the_joints_of_both_hands_as_labels_do(tracked, tmp_path):
         assert (np.linalg.norm(between - (before + after) / 2, axis=1) < 0.5).all()
 
 
+@pytest.mark.slow
 def test_skeletons_follow_joints_that_are_refined_beyond_the_pose(tmp_path):
     clip = Clip("refined.mp4", 30, [replace(RIGHT, refined=0.12), replace(LEFT, refined=0.12)])
     labels = write_labels(tmp_path / "labels", [table_of(clip, VIDEO_COLUMNS)], VIDEO_COLUMNS)

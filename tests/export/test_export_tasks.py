@@ -20,6 +20,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["webdataset", "glb", "ply"])
 def test_tasks_write_the_same_bytes(scene, local_ray, to, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(tars, "_PHOTOS_AT_ONCE", 1)

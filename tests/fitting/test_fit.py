@@ -207,6 +207,7 @@ def test_hands_are_fitted_each_by_itself(noisy_px):
     np.testing.assert_allclose(alone.vertices_mm[0], together.vertices_mm[7], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_unknown_landmarks_are_filled_in_and_unknown_depth_is_inferred(hands, noisy_px):
     joints = hands[1]
     part = noisy_px.copy()
@@ -256,6 +257,7 @@ def test_the_std_is_the_spread_of_hands_drawn_from_the_curvature(noisy_px):
         assert not spread.joints3d_mm[:, 0].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [True, False])
 def test_the_std_has_the_right_coverage_on_held_out_hands(depth):
     """With a detector's errors: 68 % of the errors per axis are within one std, and the surer half has less error."""

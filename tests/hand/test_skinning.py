@@ -113,6 +113,7 @@ def test_only_mano_is_posed_by_smplx(mano_path: Path, monkeypatch: pytest.Monkey
         assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_drawing_labelling_and_training_never_import_smplx(tmp_path: Path, mano_path: Path) -> None:
     """Run new processes, also in Ray, with a `smplx` on their path that reports its import."""
     trap, imported = tmp_path / "trap", tmp_path / "imported"

@@ -26,6 +26,7 @@ from tests.conftest import SMALL
 from tests.fitting.test_fit import drawn
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_a_weight_that_is_nan_labels_nothing(photos, lively, tmp_path, local_ray):
     network = copy.deepcopy(lively.checkpoint.network)
     with torch.no_grad():

@@ -135,6 +135,7 @@ def errors(label: dict[str, Any], joints: np.ndarray, wrists: np.ndarray) -> dic
     return {"pa": pa} | position_errors(label | {"cam_t_mm": label["camera"]["cam_t_mm"]}, joints, wrists)
 
 
+@pytest.mark.slow
 def test_drawn_hands_through_a_fisheye_come_back_as_from_the_undistorted_photo(drawn, capsys):
     photos, truth = drawn
     predictor = load("default", device="cpu")

@@ -121,6 +121,7 @@ def test_the_same_weights_give_what_timm_gave(name: str) -> None:
     torch.testing.assert_close(X[1, :: X.shape[1] // 8, 17, 13], expected_X, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @every_backbone
 def test_measured_norms_give_the_same_function_and_in_training_mode_too(name: str) -> None:
     """Statistics are measured on this batch, so batch statistics and running statistics must give equal outputs."""
@@ -180,6 +181,7 @@ def test_a_ramp_is_read_from_the_shallow_map_where_the_points_are(name: str, siz
     torch.testing.assert_close(read * slope, points[0].T, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @every_backbone
 @pytest.mark.parametrize("size", [480, 455])
 def test_cells_of_every_map_are_centred_where_the_backbone_puts_them(name: str, size: int) -> None:

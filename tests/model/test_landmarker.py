@@ -92,6 +92,7 @@ def test_outputs_are_those_of_litert(model, landmarker, crops, size_px):
     np.testing.assert_allclose(hands.is_right.sigmoid()[:, None], side, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_norms_unfolded_on_crops_change_nothing_and_are_those_of_the_crops(model, landmarker, crops):
     untouched = read_released_landmarker(model, crops[:0])
     before, after = hands_in(untouched, crops), hands_in(landmarker, crops)
@@ -223,6 +224,7 @@ def test_without_the_package_one_line_names_it(model, monkeypatch):
         read_released_landmarker(model, torch.zeros(0, 3, 64, 64))
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_file(model, landmarker, crops, tmp_path):
     examples = str(write_stick_hands(tmp_path / "sticks", 48))
     config = TrainConfig(

@@ -384,6 +384,7 @@ def test_the_backs_vertices_are_hidden_when_the_palm_faces_the_camera():
     assert visible[away].float().mean() < 0.3
 
 
+@pytest.mark.slow
 def test_amvur_alone_can_overfit_hands():
     """A global rotation needs products of g and position, which a plain sum can't express."""
     torch.manual_seed(0)

@@ -266,6 +266,7 @@ def test_a_left_hand_in_a_box_is_the_mirrored_photos_right_one(both, photos):
         np.testing.assert_allclose(label["joints2d_px"], expected["joints2d_px"], atol=0.05)
 
 
+@pytest.mark.slow
 def test_annotate_cuts_wide_and_labels_as_the_predictor_does(both, both_file, photos, tmp_path, local_ray):
     few = tmp_path / "photos"
     few.mkdir()
@@ -286,6 +287,7 @@ def test_annotate_cuts_wide_and_labels_as_the_predictor_does(both, both_file, ph
     assert facts["crop_px"] == both.cut_px
 
 
+@pytest.mark.slow
 def test_evaluate_reads_wide_and_measures_in_the_tight_crop(both, both_file, lively, tmp_path):
     folder = write_stick_hands(tmp_path / "sticks", 5)
     plain = list(run(lively.checkpoint, str(folder), device="cpu"))
@@ -310,6 +312,7 @@ def _numbers(values):
     return [values] if isinstance(values, (int, float)) else []
 
 
+@pytest.mark.slow
 def test_drawn_hands_are_surrounded_by_the_outside_colour(both):
     seen = []
     hook = both.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))

@@ -52,6 +52,7 @@ def test_an_avif_is_rotated_once(orientation):
     ).mean() < 4
 
 
+@pytest.mark.slow
 def test_a_heic_or_avif_that_is_cut_is_truncated_and_a_giant_too_large(faults, monkeypatch):
     smooth = Image.fromarray(noise(64, 48)).resize((320, 240), Image.Resampling.BICUBIC)
     for data in ((faults / "photo.heic").read_bytes(), encoded(smooth, "AVIF")):

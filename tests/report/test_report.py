@@ -97,6 +97,7 @@ def test_contact_sheet_keeps_every_picture_whole():
             assert (sheet[2 + 12 * y : 12 + 12 * y, 2 + 12 * x : 12 + 12 * x] == pictures[y][x]).all()
 
 
+@pytest.mark.slow
 def test_the_page_names_photos_safely_and_survives_photos_that_are_gone(photos, tmp_path, local_ray):
     folder, labels = tmp_path / "photos", tmp_path / "labels"
     folder.mkdir()
@@ -244,6 +245,7 @@ class Page(HTMLParser):
         return json.loads(self.scripts[0])
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(tmp_path):
     labels = write_labels(tmp_path / "<b>&labels", 40, NAMES, bad=0.3)
     page = Page(write_report(str(labels), tmp_path / "report"))
@@ -261,6 +263,7 @@ def test_hostile_names_stay_text(tmp_path):
     assert max(map(len, names)) < 200
 
 
+@pytest.mark.slow
 def test_a_page_of_many_labels_is_small_and_says_that_it_samples(tmp_path):
     labels = write_labels(tmp_path / "labels", 200_000, per_file=20_000)
     out = tmp_path / "report"
@@ -342,6 +345,7 @@ def write_truth(path, labels, noise_by_std=True, **columns):
     return rows, joints, true
 
 
+@pytest.mark.slow
 def test_error_against_what_is_kept_is_the_mean_error_of_the_surest(tmp_path):
     labels = write_labels(tmp_path / "labels", 900, per_file=200, pairs=True)
     rows, joints, true = write_truth(tmp_path / "truth.parquet", labels)
@@ -444,6 +448,7 @@ def test_the_page_names_the_data_of_the_calibration(tmp_path):
     assert "Standard deviations are not calibrated" in notes("none")
 
 
+@pytest.mark.slow
 def test_numbers_that_are_none_are_counted_and_shown(tmp_path):
     labels = write_labels(tmp_path / "labels", 40, bad=0)
     (path,) = (labels / "data").iterdir()

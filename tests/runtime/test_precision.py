@@ -25,6 +25,7 @@ def vertices_mm(labels: Path) -> np.ndarray:
     return array_of(pq.read_table(labels / "data").sort_by("image_id")["vertices_mm"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_BF16, reason="this machine has no instructions for bfloat16")
 def test_a_job_in_bfloat16_stays_within_two_millimetres(tmp_path, local_ray):
     write_photos(tmp_path / "hands", 16, 0, 128)

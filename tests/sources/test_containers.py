@@ -290,6 +290,7 @@ def test_joined_tars_are_reported(tmp_path):
     assert "joined" in entries[-1].fault.message
 
 
+@pytest.mark.slow
 def test_listing_keeps_no_members_in_memory(tmp_path):
     path = tmp_path / "t.tar"
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:

@@ -204,6 +204,7 @@ def test_labels_among_the_photos_are_skipped(tmp_path, server, monkeypatch):
     assert ids("..") == every
 
 
+@pytest.mark.slow
 def test_a_large_folder_is_listed_in_little_memory(tmp_path):
     for number in range(20_000):
         (tmp_path / f"{number:06d}.jpg").touch()

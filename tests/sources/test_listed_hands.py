@@ -192,6 +192,7 @@ def test_hands_with_ids_of_their_own_keep_them(photos):
     ]
 
 
+@pytest.mark.slow
 def test_two_hands_of_a_list_are_one_photo_of_every_export(photos, tmp_path, lively_file, local_ray):
     """Export a list to COCO and WebDataset; a hand listed later joins its photo."""
     pytest.importorskip("webdataset")
@@ -251,6 +252,7 @@ def test_lists_of_other_programs_are_read(photos):
         assert Path(entry.path).name == "a.jpg"
 
 
+@pytest.mark.slow
 def test_a_json_array_reads_like_json_lines(photos):
     rows = [
         {"path": "a.jpg", "side": "left", "n": k, "text": "a [b], {c}\n", "list": [1, {"x": 2}]}

@@ -273,6 +273,7 @@ def test_empty_lists(tmp_path):
     assert rows_of(tmp_path / "l.parquet", pa.table({"uri": pa.array([], pa.string())})) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet", "txt"])
 def test_a_long_list_streams(tmp_path, suffix):
     path, count = tmp_path / f"l.{suffix}", 200_000

@@ -242,6 +242,7 @@ def test_probabilities_beyond_one_are_refused():
             Faults(**faults)
 
 
+@pytest.mark.slow
 def test_data_written_among_all_faults_reads_back_unchanged(server, tmp_path):
     files = {
         f"bucket/many/{number:03}": random.Random(number).randbytes(number * 37) for number in range(100)

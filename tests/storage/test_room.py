@@ -65,6 +65,7 @@ def test_a_full_disk_names_the_file_and_its_bytes(tmp_path: Path) -> None:
         file.write(bytes(70_000))
 
 
+@pytest.mark.slow
 def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
     code = "import sys, cli; sys.argv[0] = 'amvur'; cli.main()"
     done = limited(code, 20_000, "synth", str(tmp_path / "out"), "--count", "2", "--size-px", "512")
@@ -120,6 +121,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_each_command_names_its_file_under_a_limit(command, labelled, photos, tmp_path) -> None:
     arguments, message = COMMANDS[command]

@@ -100,6 +100,7 @@ def test_a_lens_that_the_columns_do_not_tell_is_refused_in_one_line():
 SMALL_PX, WIDE_PX, COUNT = 256, 420, 24
 
 
+@pytest.mark.slow
 def test_a_drawn_sequence_through_a_fisheye_is_tracked_as_the_undistorted_one(tmp_path: Path):
     write_sequences(tmp_path, 1, COUNT, 5, SMALL_PX)
     truth = pq.read_table(tmp_path / "truth.parquet")

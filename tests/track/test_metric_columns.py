@@ -59,6 +59,7 @@ def test_the_std_of_a_position_is_that_of_wrists_fitted_to_drawn_errors(made, le
     assert np.mean(ratios) == pytest.approx(1, abs=0.12)
 
 
+@pytest.mark.slow
 def test_two_tracked_hands_that_touch_have_the_depth_of_their_meshes():
     pose, joints, wrists = true_hands(20)
     near = np.exp(

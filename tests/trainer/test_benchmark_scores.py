@@ -155,6 +155,7 @@ def test_official_scores_of_a_submission_are_ours_to_six_digits(
 _OURS_FROM_HO3D = [0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["freihand", "ho3d_v2", "ho3d_v3"])
 def test_one_command_leads_from_the_archive_to_the_submission(
     name: str, mano_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

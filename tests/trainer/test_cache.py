@@ -146,6 +146,7 @@ def test_heads_get_the_same_gradient_as_behind_a_frozen_backbone(cache, start):
     torch.testing.assert_close(gradients[0].norm(), gradients[1].norm(), rtol=0.02, atol=0)
 
 
+@pytest.mark.slow
 def test_a_stopped_cache_resumes_with_the_same_hands(tmp_path):
     count = CHUNK + 3
 
@@ -204,6 +205,7 @@ def test_features_of_another_backbone_are_refused(cache, tmp_path, network):
         fill_cache(cache, COUNT, 48, 8, HAND, PLAIN, network.backbone, maps=True)
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_its_validation_error_stands_still(cache, start, tmp_path):
     # With a learning rate of almost zero no look gains anything after the first.
     config = config_for(cache, start, steps=50, validation=ValidationConfig(cache, every=2, patience=2))
@@ -215,6 +217,7 @@ def test_a_run_ends_when_its_validation_error_stands_still(cache, start, tmp_pat
     train(config, str(tmp_path), "cpu", lambda _: pytest.fail("a finished run took a step"))
 
 
+@pytest.mark.slow
 def test_the_best_network_is_kept_and_its_error_is_that_of_an_evaluation(cache, start, tmp_path):
     config = config_for(cache, start, steps=6, validation=ValidationConfig(cache, every=2, patience=5))
     train(config, str(tmp_path / "run"), "cpu")
@@ -228,6 +231,7 @@ def test_the_best_network_is_kept_and_its_error_is_that_of_an_evaluation(cache, 
     assert both == pytest.approx(best["error"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_weak_training_is_not_ended_by_3d(cache, start, tmp_path):
     config = config_for(
         cache,

@@ -31,6 +31,7 @@ def drawn(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["synth", "coco", "labels"])
 def test_tasks_write_the_same_files(kind, drawn, labelled, photos, local_ray, tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "_AT_ONCE", 3)

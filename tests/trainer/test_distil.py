@@ -105,6 +105,7 @@ def test_true_landmarks_move_with_the_pixels():
         assert 0.1 * 1.5 / 1.4 <= float(target.image[0, 0, 2]) <= 0.1 * 1.5 * 1.4
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_with_the_same_result(tmp_path):
     config = DistilConfig(crop_px=64, batch_size=2, steps=4, warmup_steps=1, checkpoint_every=2)
     distil(landmarker(1), crops(), 1.5, tmp_path / "whole", config)
@@ -124,6 +125,7 @@ def test_a_stopped_run_resumes_with_the_same_result(tmp_path):
         torch.testing.assert_close(parts[name], tensor)
 
 
+@pytest.mark.slow
 def test_the_student_comes_closer_to_its_teacher(tmp_path):
     losses: list[float] = []
     config = dataclasses.replace(

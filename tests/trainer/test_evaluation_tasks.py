@@ -64,6 +64,7 @@ def dying_once(shared, rows: range) -> parts.PartResult:
     return parts.measure_part(shared, rows)
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_writes_the_files_of_one_process(sticks, lively_file, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "EXAMPLES_AT_ONCE", BATCH_SIZE)
     (tmp_path / "examples").symlink_to(sticks)
@@ -88,6 +89,7 @@ def test_any_number_of_workers_writes_the_files_of_one_process(sticks, lively_fi
     assert done["here"] == done["one"] == done["two"] == [(32, 80), (64, 80), (80, 80)]
 
 
+@pytest.mark.slow
 def test_drawn_hands_are_measured_by_tasks(lively_file, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "EXAMPLES_AT_ONCE", BATCH_SIZE)
     here = calibrate(lively_file, "synth", str(tmp_path / "here.safetensors"), first=3, count=40)
@@ -95,6 +97,7 @@ def test_drawn_hands_are_measured_by_tasks(lively_file, tmp_path, monkeypatch):
     assert here == there != Calibration()
 
 
+@pytest.mark.slow
 def test_a_part_whose_process_dies_is_measured_again(sticks, lively_file, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "EXAMPLES_AT_ONCE", 2 * BATCH_SIZE)
     here = calibrate(lively_file, sticks, str(tmp_path / "here.safetensors"))
@@ -105,6 +108,7 @@ def test_a_part_whose_process_dies_is_measured_again(sticks, lively_file, tmp_pa
     assert written[0] == written[1]
 
 
+@pytest.mark.slow
 def test_a_cache_of_drawn_hands_is_measured_by_tasks(lively, lively_file, tmp_path):
     cache = str(tmp_path / "cache")
     crop_px = lively.checkpoint.info.network.crop_px
@@ -146,6 +150,7 @@ def test_mistakes_are_one_line_from_a_task_too(lively_file, tmp_path, monkeypatc
     assert code == 2 and error.count("\n") == 1 and not printed
 
 
+@pytest.mark.slow
 def test_the_command_line_shows_progress_of_tasks(lively_file, tmp_path, monkeypatch, capsys):
     code, printed, error = command(
         monkeypatch,

@@ -138,6 +138,7 @@ def test_crops_come_by_their_chance() -> None:
     assert not torch.equal(views.image, views_of_step(examples(), 1, CROP_PX, config).image)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_with_the_same_result(tmp_path) -> None:
     config = FirstLookConfig(batch_size=2, steps=4, warmup_steps=1, checkpoint_every=2)
     saved = []
@@ -163,6 +164,7 @@ def test_a_stopped_run_resumes_with_the_same_result(tmp_path) -> None:
     assert safetensors.torch.load_file(tmp_path / "parts" / "state.safetensors")
 
 
+@pytest.mark.slow
 def test_the_recipe_writes_a_checkpoint_that_leads_a_second_look(tmp_path, monkeypatch) -> None:
     """Its crops are random here; without them the recipe detects hands in photos for minutes."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))

@@ -128,6 +128,7 @@ def mean_error_mm(prior_net: PriorNet, source: LandmarkSource) -> float:
     return pa_mpjpe(hand.joints3d_mm.numpy(), drawn.joints3d_mm.numpy()).mean()
 
 
+@pytest.mark.slow
 def test_it_learns_poses_from_joints_and_changes_nothing_else(source):
     torch.manual_seed(0)
     prior_net = PriorNet(8, HAND, HandLayer(HAND), landmarks=True)
@@ -141,6 +142,7 @@ def test_it_learns_poses_from_joints_and_changes_nothing_else(source):
     assert all(torch.equal(values, before[name]) for name, values in prior_net.mlp.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights():
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(0)

@@ -94,6 +94,7 @@ def check_resumed(config: TrainConfig) -> None:
     check_equal(read_steps(Steps(replace(config, loaders=0), HAND), 5), whole[5:])
 
 
+@pytest.mark.slow
 def test_processes_together_read_each_row_group_once(photos, tmp_path, monkeypatch):
     """In one epoch, by a file system that notes every read. Only footers are read by each process."""
     count_reads(tmp_path / "package", monkeypatch)
@@ -132,10 +133,12 @@ def _middle(chunk: pq.ColumnChunkMetaData) -> int:
     return start + chunk.total_compressed_size // 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reads_the_same_batches_with_other_loaders(photos):
     in_own_process(check_resumed, config_for(SourceConfig(source=str(photos)), loaders=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw_later", [False, True])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_parts_of_any_number_of_loaders_are_the_step(photos, sticks, workers, draw_later):

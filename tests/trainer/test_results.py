@@ -281,6 +281,7 @@ def test_a_real_network_is_measured():
     assert 1 < summarise(found)["joints3d"]["pa_mpjpe_mm"] < 60
 
 
+@pytest.mark.slow
 def test_results_are_readable_by_other_programs(tmp_path):
     known, prediction = example(40)
     batch = Batch.join([known[:30], example(40, supervised=False)[0][30:]])
@@ -352,6 +353,7 @@ def test_calibration_makes_std_cover_68_percent_of_other_photos_along_each_axis(
     assert before["joints3d"]["axes"]["z"]["coverage"]["68%"] < 0.3
 
 
+@pytest.mark.slow
 def test_errors_that_a_network_shares_with_its_labels_are_added():
     """A student that repeats the errors of its labels: against the truth, its calibrated std covers 68 %."""
     truth, prediction = example(600, seed=5)

@@ -52,6 +52,7 @@ def source(url: str, **settings) -> Stored:
     return Stored(url, HAND, 32, SourceConfig(source=url, **settings), seed=1)
 
 
+@pytest.mark.slow
 def test_all_examples_are_read_equally_often_in_a_new_order_per_epoch(many):
     stored = source(many)
     assert (len(stored), stored.lanes) == (1500, 48)
@@ -85,6 +86,7 @@ def test_an_example_depends_on_its_number_alone(many):
     assert numbers(one.batch([5, 29, 4000])) == numbers(other.batch([5, 29, 4000]))
 
 
+@pytest.mark.slow
 def test_workers_share_a_step_and_read_only_their_own_row_groups(many, monkeypatch):
     monkeypatch.setattr("trainer.data.stored.LANES", 6)
     config = TrainConfig(data=(SourceConfig(source=many),), batch_size=48)
@@ -216,6 +218,7 @@ def test_shares_add_up():
     assert sum(shares(33, [0.2, 5, 1.7])) == 33
 
 
+@pytest.mark.slow
 def test_hands_drawn_later_equal_those_drawn_at_once():
     config = TrainConfig(data=(SourceConfig(count=5), SourceConfig(targets=("joints2d",))), batch_size=6)
     config = replace(config, network=replace(config.network, crop_px=32))

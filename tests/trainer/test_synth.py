@@ -68,6 +68,7 @@ def vertices_px(truth: dict[str, Any]) -> np.ndarray:
     return seen_px(truth, truth["vertices_mm"])
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_photos(tmp_path / name, 3, seed, 64)

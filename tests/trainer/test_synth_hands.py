@@ -73,6 +73,7 @@ def test_the_same_share_of_rooms_is_empty_in_any_batch(hands: SyntheticHands) ->
     assert_same(together[together.has_hand], hands.batch(torch.arange(24))[together.has_hand])
 
 
+@pytest.mark.slow
 def test_another_source_of_the_same_seed_gives_the_same_and_of_another_seed_others(
     hands: SyntheticHands,
 ) -> None:

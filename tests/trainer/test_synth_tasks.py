@@ -32,6 +32,7 @@ def dying_once(plan: PhotosPlan, numbers: range) -> pa.Table:
     return table
 
 
+@pytest.mark.slow
 def test_tasks_write_the_same_files_as_one_process(local_ray, tmp_path, monkeypatch):
     monkeypatch.setattr(write, "PHOTOS_AT_ONCE", BLOCK)
     done: list[tuple[int, int]] = []
@@ -46,6 +47,7 @@ def test_tasks_write_the_same_files_as_one_process(local_ray, tmp_path, monkeypa
     assert done == [(BLOCK, count), (2 * BLOCK, count), (count, count)]
 
 
+@pytest.mark.slow
 def test_sequences_as_tasks_are_the_same_files(local_ray, tmp_path):
     write_sequences(tmp_path / "one", 2, 5, 2, 64)
     write_sequences(tmp_path / "tasks", 2, 5, 2, 64, workers=2)
@@ -86,6 +88,7 @@ def test_sigterm_while_tasks_draw_has_its_own_exit_code(tmp_path):
     assert code == 143
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_repeats_to_the_same_files(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "PHOTOS_AT_ONCE", BLOCK)
 

@@ -35,6 +35,7 @@ def hands() -> SyntheticHands:
     return SyntheticHands(load_hand("open"), 96, seed=8)
 
 
+@pytest.mark.slow
 def test_a_joint_is_visible_if_most_pixels_of_the_skin_around_it_are(hands: SyntheticHands) -> None:
     index, size_px = torch.arange(24), 320
     photos, truth = hands.photos(index), hands.batch(index).joint_visible
@@ -61,6 +62,7 @@ def test_a_joint_is_visible_if_most_pixels_of_the_skin_around_it_are(hands: Synt
     assert 0.4 < float(truth.float().mean()) < 0.9
 
 
+@pytest.mark.slow
 def test_joints_beyond_the_photo_or_below_an_occluder_are_hidden(hands: SyntheticHands) -> None:
     index = torch.arange(160)
     photos, batch = hands.photos(index), hands.batch(index)
@@ -110,6 +112,7 @@ def config_for(network: NetworkConfig, **settings) -> TrainConfig:
     return replace(plain, **settings)
 
 
+@pytest.mark.slow
 def test_the_head_learns_without_a_change_to_any_other_weight(tmp_path) -> None:
     found = []
     for visibility in (False, True):
@@ -125,6 +128,7 @@ def test_the_head_learns_without_a_change_to_any_other_weight(tmp_path) -> None:
         assert torch.equal(values, with_head[name]), name
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_the_head_loads_and_may_start_a_training_with_it(tmp_path) -> None:
     train(config_for(NETWORK, steps=1), str(tmp_path / "old"), "cpu")
     old = str(tmp_path / "old" / "model.safetensors")
