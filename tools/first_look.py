@@ -35,7 +35,6 @@ from annotator.model.network import Network
 from annotator.model.two_looks import first_look_config
 from annotator.photos.cut import cut
 from annotator.sources.read import photo_at
-from annotator.storage.files import write_atomic
 from trainer.distillation.config import FirstLookConfig
 from trainer.distillation.first_look import (
     EMPTY_SHARE,
@@ -99,14 +98,17 @@ def _write_crops(out: Path, photos: Path, model: str) -> None:
         images = torch.cat([batch.image, inside], 1).permute(0, 2, 3, 1)
         part = parts["train" if first < DRAWN else "aside"]
         part += [(*crop, len(COLLECTIONS) + 1) for crop in zip(images, batch.joints2d, strict=True)]
-    for name, crops in parts.items():
-        image, joints2d, kinds = zip(*crops, strict=True)
-        stacked = {
-            "image": torch.stack(image),
-            "joints2d": torch.stack(joints2d).float(),
-            "kind": torch.tensor(kinds),
+    while parts:  # a part is several gigabytes: no copy stays longer than needed
+        name, crops = parts.popitem()
+        tensors = {
+            "joints2d": torch.stack([joints2d for _, joints2d, _ in crops]).float(),
+            "kind": torch.tensor([kind for _, _, kind in crops]),
+            "image": torch.stack([image for image, _, _ in crops]),
         }
-        write_atomic(str(out / f"{name}.safetensors"), safetensors.torch.save(stacked))
+        del crops
+        unfinished = out / f"{name}.unfinished"
+        safetensors.torch.save_file(tensors, unfinished)
+        unfinished.replace(out / f"{name}.safetensors")
 
 
 def _hand_crops(uri: str, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
