@@ -31,7 +31,7 @@ _SHORT = {
 #: Options that change the numbers, as the page shows them.
 _SHOWN = (
     "hands", "validation", "photos", "seeds", "end_to_end_seeds", "steps", "end_to_end_steps", "every", "patience",
-    "crop_px", "tokens", "width", "blocks", "learning_rate", "backbone_from",
+    "crop_px", "tokens", "width", "blocks", "learning_rate", "backbone_from", "read_outs",
 )  # fmt: skip
 
 
@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument(
+        "--read-outs", action="store_true", help="heads also get the backbone's landmarks, unlike the paper's"
+    )
+    parser.add_argument(
         "--backbone-from", default="default", help="checkpoint whose backbone and read-outs to use"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="rows at the same time")
@@ -83,7 +86,10 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     changed = {
         name: getattr(options, name) for name in _SHOWN if getattr(options, name) != getattr(plain, name)
     }
-    options.changed = "".join(f" --{name.replace('_', '-')} {value}" for name, value in changed.items())
+    options.changed = "".join(
+        f" --{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in changed.items()
+    )
     return options
 
 

@@ -75,7 +75,7 @@ class LandmarkBatch:
     betas: Tensor  # (B, 10)
 
 
-class LandmarkSource:
+class DrawnLandmarks:
     """An endless source: hand i depends on the seed and i alone."""
 
     def __init__(self, hand: HandModel, seed: int, noise: NoiseConfig = NoiseConfig()) -> None:
@@ -167,7 +167,7 @@ def train_inverse_kinematics(
         on_step: is called after each step with its number and mean loss.
     """
     few = few_vertices(hand, VERTICES)
-    source = LandmarkSource(few, seed, config.noise)
+    source = DrawnLandmarks(few, seed, config.noise)
     with torch.random.fork_rng(devices=[]):
         solver = PriorNet(1, few, source.layer, landmarks=True)
     solver.ik = ik = prior_net.ik

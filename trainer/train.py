@@ -95,7 +95,7 @@ def train(
         _set_mode(network, config)
         set_learning_rate(state.optimizer, config, state.step)
         with torch.autocast(torch_device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            prediction = predicted(model, network, images, batch)
+            prediction = predict_batch(model, network, images, batch)
         terms = objective.terms(prediction, batch, images)
         loss, means = objective.total(terms)
         state.optimizer.zero_grad(set_to_none=True)
@@ -137,7 +137,7 @@ def train(
         run_log.close()
 
 
-def predicted(model: Any, network: Network, images: Tensor, batch: Batch) -> Prediction:
+def predict_batch(model: Any, network: Network, images: Tensor, batch: Batch) -> Prediction:
     """Return the prediction for a batch, from its cached features where it has them.
 
     `model` is the network, or a wrapper of it. Cached features are those of images that are not mirrored.

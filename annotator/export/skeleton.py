@@ -14,7 +14,14 @@ from annotator.export.exported_labels import camera_field
 from annotator.export.meshes import FROM_CAMERA
 from annotator.export.tracks import Track
 from annotator.hand.model import FREIHAND_FROM_MANO, JOINT_NAMES, HandModel
-from annotator.hand.refit import CHILD, MANO_FROM_FREIHAND, PALM, refit_rotations, rest_joints, steadied
+from annotator.hand.refit import (
+    CHILD,
+    MANO_FROM_FREIHAND,
+    PALM,
+    refit_rotations,
+    shaped_rest_joints,
+    steadied,
+)
 from annotator.labels.arrays import array_of
 
 Floats = NDArray[np.floating]
@@ -94,7 +101,7 @@ def skeleton_of(model: HandModel, track: Track) -> Skeleton:
     rows = track.rows
     betas = array_of(rows["betas"]).astype(np.float64).mean(0)
     vertices: Floats = model.v_template + model.shapedirs.astype(np.float64) @ betas
-    own_rest = rest_joints(model, betas[None])[0]
+    own_rest = shaped_rest_joints(model, betas[None])[0]
     pose = array_of(rows["pose"]).astype(np.float64)
     joints = array_of(rows["joints3d_mm"])[:, list(MANO_FROM_FREIHAND)].astype(np.float64) / 1000
     if not track.is_right:

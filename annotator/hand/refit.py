@@ -35,7 +35,7 @@ _OWN_ROTATION = 1e-6
 _BACKWARDS = -0.999
 
 
-def rest_joints(model: HandModel, betas: Floats) -> Floats:
+def shaped_rest_joints(model: HandModel, betas: Floats) -> Floats:
     """Return the joints (n, 21, 3) of shapes (n, 10) at rest, metres: MANO's 16, then the tips."""
     regressor = np.zeros((21, model.vertex_count))
     regressor[:16] = model.J_regressor
@@ -119,7 +119,7 @@ def refit_pose(
     joints = np.where(is_right[:, None, None], joints3d_mm, mirror_points(joints3d_mm))[sound]
     rotations = Rotation.from_rotvec(pose[sound].reshape(-1, 3)).as_matrix().reshape(-1, 16, 3, 3)
     fitted = refit_rotations(
-        rest_joints(model, betas[sound]),
+        shaped_rest_joints(model, betas[sound]),
         rotations,
         joints[:, list(MANO_FROM_FREIHAND)].astype(np.float64) / 1000,
     )

@@ -30,7 +30,7 @@ _PALM = (0, 1, 5, 9, 13, 17)
 
 
 @dataclass(frozen=True)
-class Shape:
+class Element:
     """One SVG element; `title` is its tooltip."""
 
     tag: str
@@ -46,12 +46,12 @@ class Chart:
     width: int
     height: int
     label: str
-    shapes: Sequence[Shape]
+    shapes: Sequence[Element]
     style: str = "chart"
 
 
-def _path(style: str, d: str) -> Shape:
-    return Shape("path", {"class": style, "d": d})
+def _path(style: str, d: str) -> Element:
+    return Element("path", {"class": style, "d": d})
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Axes:
     height: int = 230
     left: int = 46
     bottom: int = 42
-    shapes: list[Shape] = field(default_factory=list)
+    shapes: list[Element] = field(default_factory=list)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Return the position of a point in the view box."""
@@ -80,18 +80,18 @@ class Axes:
             _, y = self.at(self.x[0], tick)
             self.shapes.append(_path("grid", f"M{self.left} {y:.1f}H{right:.1f}"))
             attributes: Attributes = {"x": self.left - 8, "y": f"{y + 4:.1f}", "class": "end"}
-            self.shapes.append(Shape("text", attributes, axis_number(tick)))
+            self.shapes.append(Element("text", attributes, axis_number(tick)))
         for tick in ticks(*self.x, 5):
             x, _ = self.at(tick, self.y[0])
             attributes = {"x": f"{x:.1f}", "y": f"{floor + 17:.1f}", "class": "mid"}
             self.shapes.append(
-                Shape("text", attributes, f"{tick * 100:.0f} %" if x_percent else axis_number(tick))
+                Element("text", attributes, f"{tick * 100:.0f} %" if x_percent else axis_number(tick))
             )
         self.shapes.append(_path("axis", f"M{self.left} {floor:.1f}H{right:.1f}"))
         middle = f"translate({(self.left + right) / 2:.1f} {self.height - 5})"
         rotated = f"translate(11 {(12 + floor) / 2:.1f}) rotate(-90)"
         for transform, title in ((middle, x_title), (rotated, y_title)):
-            self.shapes.append(Shape("text", {"transform": transform, "class": "mid title"}, title))
+            self.shapes.append(Element("text", {"transform": transform, "class": "mid title"}, title))
 
     def line(self, x: Sequence[float], y: Sequence[float], style: str) -> None:
         """Add a line through points."""
@@ -192,13 +192,13 @@ def histogram_chart(histogram: Histogram, range_mm: Range, title: str, about: in
                 "height": f"{max(floor - top, 1):.1f}",
                 "fill": _colour(start + bars.width / 2, range_mm),
             }
-            axes.shapes.append(Shape("rect", bar, title=f"{interval}: {count:,} hands"))
+            axes.shapes.append(Element("rect", bar, title=f"{interval}: {count:,} hands"))
     median = histogram.quantile(0.5)
     x, floor = axes.at(median, 0)
     axes.shapes.append(_path("median", f"M{x:.1f} 12V{floor:.1f}"))
     side, shift = ("end", -6) if x > axes.width / 2 else ("start", 6)
     attributes: Attributes = {"x": f"{x + shift:.1f}", "y": 22, "class": f"{side} strong"}
-    axes.shapes.append(Shape("text", attributes, f"median {median:.1f} mm"))
+    axes.shapes.append(Element("text", attributes, f"median {median:.1f} mm"))
     return axes.chart(f"Histogram of {title}: {histogram.total:,} hands, median {median:.1f} mm")
 
 
@@ -208,7 +208,7 @@ def small_histogram(histogram: Histogram, span: Range, range_mm: Range, name: st
     tallest = max(int(bars.counts.max()), 1)
     step = 100 / len(bars.counts)
     shapes = [
-        Shape(
+        Element(
             "rect",
             {
                 "x": f"{k * step + 0.4:.1f}",
@@ -240,7 +240,7 @@ def hand_drawing(joints: Sequence[Histogram], range_mm: Range) -> Chart:
         median = histogram.quantile(0.5)
         colour: Attributes = {"fill": _colour(median, range_mm)} if name != "wrist" else {"class": "wrist"}
         title = f"{joint_name(name)}: {median:.1f} mm"
-        shapes.append(Shape("circle", {"cx": x, "cy": y, "r": 6, **colour}, title=title))
+        shapes.append(Element("circle", {"cx": x, "cy": y, "r": 6, **colour}, title=title))
     return Chart(184, 226, "A hand whose joints have the colour of their median std", shapes, "hand")
 
 
@@ -273,5 +273,5 @@ def reliability_chart(bins: ReliabilityBins) -> Chart:
         x, y = axes.at(std, observed)
         title = f"predicted {std:.1f} mm, observed {observed:.1f} mm, {count:,} coordinates"
         point: Attributes = {"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": 4, "class": "ours"}
-        axes.shapes.append(Shape("circle", point, title=title))
+        axes.shapes.append(Element("circle", point, title=title))
     return axes.chart("Reliability: predicted std against the std of the errors; equal on the diagonal")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from annotator.report.charts import Attributes, Axes, Chart, Shape
+from annotator.report.charts import Attributes, Axes, Chart, Element
 from annotator.report.clips import MAX_FRAMES, SequenceSummary
 from annotator.report.sections import display_name
 
@@ -83,7 +83,7 @@ def _line(axes: Axes, frames: np.ndarray, std_mm: np.ndarray, style: str) -> Non
     ]
     if len(points) == 1:
         x, y = axes.at(*points[0])
-        axes.shapes.append(Shape("circle", {"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": 3, "class": style}))
+        axes.shapes.append(Element("circle", {"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": 3, "class": style}))
     elif points:
         axes.line([x for x, _ in points], [y for _, y in points], style)
 
@@ -109,6 +109,6 @@ def _bar(
         }
         words = "filled from other frames" if filled[run[0]] else "labelled"
         title = f"track {track}, frames {low} to {high}, {words}"
-        axes.shapes.append(Shape("rect", {**bar, "class": kind}, title=title))
+        axes.shapes.append(Element("rect", {**bar, "class": kind}, title=title))
     at: Attributes = {"x": f"{axes.left - 8}", "y": f"{top + 9:.1f}", "class": "end"}
-    axes.shapes.append(Shape("text", at, f"track {track}"))
+    axes.shapes.append(Element("text", at, f"track {track}"))

@@ -24,25 +24,25 @@ Floats = NDArray[np.floating]
 _MIN_Z = 0.1
 
 
-class WeakCamera(NamedTuple):
-    """A weak-perspective camera: in a view, or in the photo of the ideal fisheye."""
+class Placement(NamedTuple):
+    """Scale and position of a hand: in a view, or in the photo of the ideal fisheye."""
 
     scale: float  # half-sides of the view, or pixels, per millimetre
     position: Floats  # (2,) half-sides of the view, or pixels
 
 
-def fisheye_from_view(view: View, camera: WeakCamera, focal_px: float, principal_px: Floats) -> WeakCamera:
-    """Convert a camera in a view to one in the photo of the ideal fisheye."""
-    on_plane = view.half_tan * camera.position
+def fisheye_from_view(view: View, hand: Placement, focal_px: float, principal_px: Floats) -> Placement:
+    """Convert a placement in a view to one in the photo of the ideal fisheye."""
+    on_plane = view.half_tan * hand.position
     position_px = _ideal_fisheye(focal_px, principal_px).project(view.axes @ [*on_plane, 1])
-    return WeakCamera(camera.scale * view.half_tan * focal_px, position_px)
+    return Placement(hand.scale * view.half_tan * focal_px, position_px)
 
 
-def view_from_fisheye(view: View, camera: WeakCamera, focal_px: float, principal_px: Floats) -> WeakCamera:
-    """Convert a camera in the photo of the ideal fisheye to one in a view."""
-    x, y, z = _ideal_fisheye(focal_px, principal_px).rays(camera.position) @ view.axes
+def view_from_fisheye(view: View, hand: Placement, focal_px: float, principal_px: Floats) -> Placement:
+    """Convert a placement in the photo of the ideal fisheye to one in a view."""
+    x, y, z = _ideal_fisheye(focal_px, principal_px).rays(hand.position) @ view.axes
     position = np.array([x, y]) / max(z, _MIN_Z) / view.half_tan
-    return WeakCamera(camera.scale / (view.half_tan * focal_px), position)
+    return Placement(hand.scale / (view.half_tan * focal_px), position)
 
 
 def _ideal_fisheye(focal_px: float, principal_px: Floats) -> Lens:

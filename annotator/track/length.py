@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from annotator.labels.hand_length import hand_length_stds_mm, hand_lengths_mm
 from annotator.track.columns import LENGTHS
 from annotator.track.motion import Motion
-from annotator.track.shape import Shape
+from annotator.track.shape import PersonShape
 
 Floats = NDArray[np.floating]
 
 
 def track_lengths(
-    columns: dict[str, Any], nearest: NDArray[np.int64], motion: Motion, shape: Shape | None
+    columns: dict[str, Any], nearest: NDArray[np.int64], motion: Motion, shape: PersonShape | None
 ) -> tuple[Floats, Floats]:
     """Return the lengths (T,) of a smoothed hand and their std: given ones, its person's, or its own."""
     own_mm = hand_lengths_mm(motion.joints3d_mm)

@@ -13,7 +13,7 @@ from annotator.labels.crop_hands import summary_columns, through_lens
 from annotator.labels.hand_length import position_covariance
 from annotator.photos.crops import BOX_PADDING, box_around_joints
 from annotator.track.behind_lens import (
-    WeakCamera,
+    Placement,
     fisheye_from_view,
     view_around,
     view_from_fisheye,
@@ -37,7 +37,7 @@ def labels_motion(columns: dict[str, Any], views: NDArray[np.object_], rows: NDA
     position_px = (centre_px + camera["translation"][rows] * half_px[:, None]).astype(np.float64)
     for k in through_lens(views[rows]):
         row = rows[k]
-        label = WeakCamera(camera["scale"][row], camera["translation"][row].astype(np.float64))
+        label = Placement(camera["scale"][row], camera["translation"][row].astype(np.float64))
         scale_px[k], position_px[k] = fisheye_from_view(
             views[row], label, float(camera["focal_px"][row]), camera["principal_px"][row]
         )
@@ -134,8 +134,8 @@ def _crops(
         # Where the hand is in the photo depends little on the crop's axes: the nearest frame's find it.
         rotated = motion.joints3d_mm[k] @ frames.rotation_matrices(rotation[k].astype(np.float64)).T
         if views[k] is not None:
-            weak = _weak_camera(crops, motion, photos, k)
-            box[k] = box_around_joints(views[k].nearest_in_photo(weak.scale * rotated[:, :2] + weak.position))
+            hand = _placement(crops, motion, photos, k)
+            box[k] = box_around_joints(views[k].nearest_in_photo(hand.scale * rotated[:, :2] + hand.position))
             views[k] = view_around(box[k], views[k])
             centre_px, half_side_px = views[k].square_px()
             axes = views[k].axes
@@ -177,16 +177,16 @@ def _projected(motion: Motion, crops: _Crops, photos: _Photos) -> _Projected:
     scale, translation = motion.scale_px / half_px, (motion.position_px - centre_px) / half_px[:, None]
     for k in through_lens(crops.views):
         view = crops.views[k]
-        weak = _weak_camera(crops, motion, photos, k)
-        points = weak.scale * rotated[k, :, :2] + weak.position
-        scale[k], translation[k], joints2d_px[k] = weak.scale, weak.position, view.nearest_in_photo(points)
+        hand = _placement(crops, motion, photos, k)
+        points = hand.scale * rotated[k, :, :2] + hand.position
+        scale[k], translation[k], joints2d_px[k] = hand.scale, hand.position, view.nearest_in_photo(points)
         cam_t_mm[k], covariance[k] = wrist_in_view(
             view, points, motion.joints3d_mm[k], motion.joints3d_std_mm[k], motion.joints2d_std_px[k]
         )
     return _Projected(scale, translation, joints2d_px, cam_t_mm, covariance)
 
 
-def _weak_camera(crops: _Crops, motion: Motion, photos: _Photos, k: int) -> WeakCamera:
-    """Return the camera of frame k of a smoothed track in its view."""
-    smoothed = WeakCamera(float(motion.scale_px[k]), motion.position_px[k])
+def _placement(crops: _Crops, motion: Motion, photos: _Photos, k: int) -> Placement:
+    """Return where frame k of a smoothed track lies in its view."""
+    smoothed = Placement(float(motion.scale_px[k]), motion.position_px[k])
     return view_from_fisheye(crops.views[k], smoothed, float(photos.focal_px[k]), photos.principal_px[k])

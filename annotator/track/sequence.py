@@ -22,7 +22,7 @@ from annotator.track.mesh import MeshPath, track_meshes
 from annotator.track.motion import Motion, smoothed_motion
 from annotator.track.motion_columns import labels_motion, track_columns
 from annotator.track.rows import SequenceRows, rows_without_arrays
-from annotator.track.shape import PERSON, Shape, people_of, shapes_of_people
+from annotator.track.shape import PERSON, PersonShape, people_of, shapes_of_people
 from annotator.track.side import TrackSide, right_scores, side_of
 from annotator.track.tables import SmoothedMeshes, TrackedRows, UnchangedMeshes
 from annotator.track.vertex_columns import VertexRows
@@ -161,7 +161,7 @@ class _Track(NamedTuple):
 
     own: NDArray[np.int64]  # indices of its labels, by frame
     side: TrackSide
-    shape: Shape | None  # of its person; None where the person is not known
+    shape: PersonShape | None  # of its person; None where the person is not known
 
 
 def _tracks_of(labels: _Labels, ids: NDArray[np.int64], one_person: bool) -> list[_Track]:

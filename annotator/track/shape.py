@@ -16,7 +16,7 @@ Floats = NDArray[np.floating]
 PERSON = "person"
 
 
-class Shape(NamedTuple):
+class PersonShape(NamedTuple):
     """Shape and length shared by a person's tracks."""
 
     betas: Floats  # (10,)
@@ -40,7 +40,7 @@ def one_shape(betas: Floats, variance: Floats) -> Floats:
 
 def shapes_of_people(
     columns: dict[str, Any], tracks: Sequence[NDArray[np.int64]], people: Sequence[Any]
-) -> list[Shape | None]:
+) -> list[PersonShape | None]:
     """Return the shape of each track, shared by all tracks of a person; None where its person is None.
 
     Args:
@@ -57,16 +57,16 @@ def shapes_of_people(
     return [shapes.get(person) for person in people]
 
 
-def _shape_of(columns: dict[str, Any], tracks: list[NDArray[np.int64]]) -> Shape:
+def _shape_of(columns: dict[str, Any], tracks: list[NDArray[np.int64]]) -> PersonShape:
     rows = np.concatenate(tracks)
     betas = one_shape(columns["betas"][rows], joint_variance(columns["joints3d_std_mm"][rows]))
     length_mm, std_mm = columns["hand_length_mm"], columns["hand_length_std_mm"]
     if length_mm is None or std_mm is None:
-        return Shape(betas, None, 0.0)
+        return PersonShape(betas, None, 0.0)
     # Errors of a track's frames are alike, those of two hands are not.
     each = [mean_length(length_mm[own], std_mm[own])[0] for own in tracks]
     stds = [0.0 if (std_mm[own] == 0).any() else float(std_mm[own].mean()) for own in tracks]
-    return Shape(betas, *mean_length(np.array(each), np.array(stds)))
+    return PersonShape(betas, *mean_length(np.array(each), np.array(stds)))
 
 
 def people_of(

@@ -86,7 +86,7 @@ def configuration(row: Row, options: argparse.Namespace, seed: int) -> TrainConf
             "network.backbone=hand_landmark",
             "network.imagenet=false",
             f"network.crop_px={options.crop_px}",
-            "network.read_outs=true",
+            f"network.read_outs={str(options.read_outs).lower()}",
             f"network.seed={seed}",
             f"network.amvur.tokens={options.tokens}",
             f"network.amvur.width={options.width}",

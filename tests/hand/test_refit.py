@@ -12,7 +12,7 @@ from annotator.hand import anatomy, load_hand, plausible_poses
 from annotator.hand.joint_angles import joint_angles_deg
 from annotator.hand.layer import HandLayer
 from annotator.hand.model import MOVING_ANGLES
-from annotator.hand.refit import refit_pose, rest_joints, steadied
+from annotator.hand.refit import refit_pose, shaped_rest_joints, steadied
 
 HAND = load_hand("open")
 LAYER = HandLayer(HAND)
@@ -35,7 +35,7 @@ def hands() -> tuple[np.ndarray, np.ndarray]:
 
 def test_joints_at_rest_are_those_of_the_layer(hands):
     _, betas = hands
-    rest = rest_joints(HAND, betas)
+    rest = shaped_rest_joints(HAND, betas)
     of_layer = articulated_mm(np.zeros((COUNT, 48)), betas)
     mano = [0, 5, 6, 7, 9, 10, 11, 17, 18, 19, 13, 14, 15, 1, 2, 3, 4, 8, 12, 16, 20]
     np.testing.assert_allclose(1000 * (rest - rest[:, :1]), of_layer[:, mano], atol=1e-3)

@@ -23,7 +23,7 @@ from trainer.objective import Objective
 from trainer.start import start_network
 from trainer.state import saved_states
 from trainer.synth import SyntheticHands
-from trainer.train import predicted, train
+from trainer.train import predict_batch, train
 
 HAND = load_hand("open")
 PLAIN = AugmentConfig(colour=0)
@@ -137,7 +137,7 @@ def test_heads_get_the_same_gradient_as_behind_a_frozen_backbone(cache, start):
     gradients = []
     for one in (batch, replace(batch, features=batch.features[:, :0])):
         network.zero_grad()
-        loss, _ = objective.total(objective.terms(predicted(network, network, images, one), one, images))
+        loss, _ = objective.total(objective.terms(predict_batch(network, network, images, one), one, images))
         loss.backward()
         # The side head trains on mirror images, which a cache does not have.
         named = {n: p.grad for n, p in network.named_parameters() if p.grad is not None and "side" not in n}

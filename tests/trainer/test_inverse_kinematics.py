@@ -19,8 +19,8 @@ from annotator.quality.metrics import pa_mpjpe
 from tests.support import mano_file
 from tests.support.pinhole import project_pinhole
 from trainer.inverse_kinematics import (
+    DrawnLandmarks,
     InverseKinematicsConfig,
-    LandmarkSource,
     NoiseConfig,
     seen_joints,
     train_inverse_kinematics,
@@ -35,11 +35,11 @@ NONE = NoiseConfig(joint_mm=(0.0, 0.0, 0.0), rotation_deg=0.0, any_rotation=0.0)
 
 
 @pytest.fixture(scope="module")
-def source() -> LandmarkSource:
-    return LandmarkSource(HAND, seed=3)
+def source() -> DrawnLandmarks:
+    return DrawnLandmarks(HAND, seed=3)
 
 
-def quietly(source: LandmarkSource, **changes) -> LandmarkSource:
+def quietly(source: DrawnLandmarks, **changes) -> DrawnLandmarks:
     """The same hands under less noise."""
     other = copy.copy(source)
     other.noise = replace(NONE, **changes)
@@ -121,7 +121,7 @@ def test_errors_have_the_spread_that_the_configuration_names():
     assert far.sum(1).max() <= 2 and 0.1 < far.any(1).float().mean() < 0.2
 
 
-def mean_error_mm(prior_net: PriorNet, source: LandmarkSource) -> float:
+def mean_error_mm(prior_net: PriorNet, source: DrawnLandmarks) -> float:
     drawn = source.hands(torch.arange(10**6, 10**6 + 400))
     with torch.no_grad():
         hand = prior_net.from_landmarks(normalised(drawn.landmarks_mm))
