@@ -121,6 +121,8 @@ def move(
 def _colour(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
     """Change saturation, contrast, brightness and white balance; turn some photos grey."""
     reach = config.colour
+    if reach == 0:
+        return images
     grey = (images * torch.tensor(_LUMINANCE, device=images.device).view(3, 1, 1)).sum(1, keepdim=True)
     saturation = _factor(draws, reach, 1, 1, 1) * (~draws.chance(0.2 * reach)).float().view(-1, 1, 1, 1)
     images = grey + (images - grey) * saturation
