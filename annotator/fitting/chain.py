@@ -40,6 +40,15 @@ class PosedChain(NamedTuple):
     rotvecs: Tensor  # (B, 5, 3, 3) of each joint
     globals: Tensor  # (B, 5, 4, 3, 3) rotation of the bone before each joint, then of the last bone
 
+    def rows(self, rows: Tensor) -> PosedChain:
+        """Return some of the hands."""
+        return PosedChain(*(values[rows] for values in self))
+
+    def put(self, rows: Tensor, other: PosedChain) -> None:
+        """Replace some of the hands by `other`, in place."""
+        for mine, theirs in zip(self, other, strict=True):
+            mine[rows] = theirs
+
 
 @dataclass(frozen=True, eq=False)
 class JointChain:

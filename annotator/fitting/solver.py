@@ -52,19 +52,19 @@ def descend(objective: FitObjective, target: Target, start: State, most_steps: i
         step = -torch.cholesky_solve(slope[..., None], factor)[..., 0]
         step = torch.where((failed == 0)[:, None], step, 0.0)
         trial = part.moved(step)
-        trial_residual, _ = objective.residuals(trial, part_target)
+        trial_residual, trial_posed = objective.residuals(trial, part_target)
         before, after = cost[active], _half_square(trial_residual)
         better = after < before  # false for NaN
         state.put(active[better], trial.rows(better))
-        cost[active[better]] = after[better]
+        posed.put(better, trial_posed.rows(better))
+        residual[better], cost[active[better]] = trial_residual[better], after[better]
         damping = (damping * torch.where(better, _BETTER, _WORSE)).clamp(min=_LEAST)
         ended = (better & (before - after < _ENOUGH * before)) | (damping > _MOST)
         going = ~ended
-        active, damping = active[going], damping[going]
+        active, damping, residual, posed = active[going], damping[going], residual[going], posed.rows(going)
         if len(active) == 0:
             break
-        part, part_target = state.rows(active), target.rows(active)
-        residual, posed = objective.residuals(part, part_target)
+        part, part_target = state.rows(active), part_target.rows(going)
     return state, cost
 
 
