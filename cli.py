@@ -67,8 +67,8 @@ class Side(str, Enum):
     right = "right"
 
 
-class Precisions(str, Enum):
-    """Precisions of the backbone."""
+class Precision(str, Enum):
+    """Precision of the backbone."""
 
     float32 = "float32"
     float16 = "float16"
@@ -180,12 +180,12 @@ def annotate(
         ),
     ] = None,
     precision: Annotated[
-        Precisions,
+        Precision,
         typer.Option(
             help="Precision of the backbone. float16 is faster on GPUs and moves vertices by 0.4 mm on average, "
             "bfloat16 by 7 mm."
         ),
-    ] = Precisions.float32,
+    ] = Precision.float32,
     columns: Annotated[
         LabelColumns,
         typer.Option(

@@ -4,10 +4,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import cli
+from annotator.detection import detector
+from annotator.labels import schema
 from tests.robustness.hostile_photos import encoded, noise
 
 ROOT = Path(__file__).parents[2]
@@ -131,3 +134,10 @@ def test_demo_draws_labels_and_reports(tmp_path, local_ray, monkeypatch, capsys)
     page = tmp_path / "demo" / "report" / "index.html"
     assert page.exists() and "Untrained weights" not in page.read_text()
     assert (page.parent / "contact_sheet.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("shown", "accepted"), [(cli.Search, detector.Search), (cli.LabelColumns, schema.Columns)]
+)
+def test_options_offer_what_the_library_accepts(shown, accepted):
+    assert [each.value for each in shown] == list(get_args(accepted))
