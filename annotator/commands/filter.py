@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from annotator.errors import UserError
-from annotator.job.each_file import in_order, ray_for_tasks, tasks_are_faster
 from annotator.job.record import FILE as RUN_FILE
 from annotator.labels.filter_file import (
     FilterPlan,
@@ -26,6 +25,7 @@ from annotator.labels.filter_file import (
 from annotator.labels.folder import label_file_sizes, label_files
 from annotator.labels.label_file import opened_labels
 from annotator.quality.calibration import UNCALIBRATED_3D, Calibration
+from annotator.runtime.ordered_tasks import in_order, ray_for_tasks, tasks_are_faster
 from annotator.storage.files import absolute, join, read_if_exists, remove_file, write_atomic
 from annotator.storage.unfinished import is_left_unfinished, mark_unfinished
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.hand import HandModel
-from annotator.job.each_file import in_order
 from annotator.labels.arrays import array_of
 from annotator.labels.conditions import Condition
 from annotator.labels.folder import (
@@ -28,6 +27,7 @@ from annotator.labels.folder import (
     opened_label_file,
     read_faces,
 )
+from annotator.runtime.ordered_tasks import in_order
 from annotator.storage.files import is_local, join
 
 #: Rows in memory at once: a few megabytes of meshes.
@@ -69,7 +69,7 @@ class Labels:
             limit: maximum number of rows; 0: all.
             on_progress: called with the numbers of read and of all files.
             hand: for `hand_model`: `open` (default), or `mano:PATH`.
-            as_tasks, workers: as for `annotator.job.each_file.in_order`.
+            as_tasks, workers: as for `annotator.runtime.ordered_tasks.in_order`.
 
         Raises:
             UserError: these are not labels, their schema version differs, or a column of `where` is missing.

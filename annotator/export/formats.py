@@ -30,8 +30,8 @@ from annotator.export.exported import Exported
 from annotator.export.exported_labels import Labels
 from annotator.export.lerobot_photos import FORMS as PHOTO_FORMS
 from annotator.export.output_paths import check_new_file, check_new_folder, new_folder
-from annotator.job.each_file import ray_for_tasks, tasks_are_faster
 from annotator.labels.folder import label_file_sizes
+from annotator.runtime.ordered_tasks import ray_for_tasks, tasks_are_faster
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
-from annotator.job.each_file import in_order, ray_for_tasks
+from annotator.runtime.ordered_tasks import in_order, ray_for_tasks
 from annotator.sources.read import REQUESTS_AT_ONCE
 from annotator.storage.files import (
     absolute,

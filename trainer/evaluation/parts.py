@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from annotator.job.each_file import in_order, ray_for_tasks
 from annotator.model.checkpoint import Checkpoint
 from annotator.model.network import Network, Prediction
 from annotator.model.two_looks import TwoLooks
 from annotator.quality.calibration import Calibration
 from annotator.render import interpolate, rasterize
+from annotator.runtime.ordered_tasks import in_order, ray_for_tasks
 from trainer.batch import Batch
 from trainer.evaluation.fit_calibration import with_label_errors
 from trainer.evaluation.measurements import Measured

@@ -23,8 +23,8 @@ from PIL import Image
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
-from annotator.job.each_file import in_order, ray_for_tasks
 from annotator.labels.schema import encode_table, label_schema, write_tables
+from annotator.runtime.ordered_tasks import in_order, ray_for_tasks
 from annotator.storage.disk_space import DiskFullError
 from annotator.storage.files import (
     atomic_local_file,

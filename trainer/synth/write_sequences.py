@@ -16,8 +16,8 @@ import torch
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
-from annotator.job.each_file import in_order, ray_for_tasks
 from annotator.labels.schema import label_schema, labels_to_table
+from annotator.runtime.ordered_tasks import in_order, ray_for_tasks
 from annotator.storage.files import check_writable, write_atomic
 from trainer.synth.sequences import Sequences
 from trainer.synth.truth import true_columns, truth_facts

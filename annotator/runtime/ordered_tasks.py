@@ -58,7 +58,7 @@ def in_order(
     Args:
         do: a function of a module. shared: the argument common to all calls.
         items: further arguments per call, taken a few calls ahead.
-        as_tasks: as Ray tasks, within `tasks`; otherwise in this process.
+        as_tasks: as Ray tasks, within `ray_for_tasks`; otherwise in this process.
         workers: maximum of tasks at once; default `_AHEAD` per core.
         gpus: GPUs per task, on a cluster that has them.
 
