@@ -182,9 +182,9 @@ class Predictor:
         mirrored = crops.right_score < 0.5 if side == "auto" else np.full(len(crops), side == "left")
         images = images_of(crops.pixels, self.device)
         mirror(images, np.flatnonzero(mirrored))
-        found2d = crops.found2d * np.where(mirrored[:, None, None], (-1, 1), 1)
+        detector_joints2d = crops.detector_joints2d * np.where(mirrored[:, None, None], (-1, 1), 1)
         listed = crops.right_score if side == "auto" else None
-        features, right = features_and_sides(self.network, images, listed, found2d, self.precision)
+        features, right = features_and_sides(self.network, images, listed, detector_joints2d, self.precision)
         if right is not None:
             mirrored = right < 0.5
         prediction = self.network.hands(images, features, wanted)

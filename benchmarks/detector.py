@@ -120,7 +120,7 @@ def measure(scenes: Path, model: str, count: int) -> dict[str, dict[str, Tally]]
     def look(names: list[str], pixels: NDArray[np.uint8], boxes: Boxes) -> None:
         for search, detector in detectors.items():
             began = time.process_time()
-            hands = detector.find(pixels)
+            hands = detector.detect(pixels)
             seconds = time.process_time() - began
             for name in names:
                 rows[name][search].add(np.array([hand.box_xyxy for hand in hands]), boxes, seconds)

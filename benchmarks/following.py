@@ -24,7 +24,7 @@ from PIL import Image
 import annotator
 from annotator.detection.detector import HandDetector
 from annotator.detection.locator import HandLocator
-from annotator.job.detected import Following
+from annotator.job.detect_hands import FollowSettings
 from annotator.job.shard import Shard
 from annotator.job.stages import decode_shard, predict_shard
 from annotator.model.checkpoint_file import read_checkpoint
@@ -78,11 +78,11 @@ class Figures:
     boxes: dict[tuple[str, int], Floats] = field(default_factory=dict)
 
 
-class Finder:
+class TimedDetector:
     """A detector whose calls are timed."""
 
     def __init__(self, model: str) -> None:
-        self.find = Timed(HandDetector(model, MAX_HANDS).find)
+        self.detect = Timed(HandDetector(model, MAX_HANDS).detect)
 
 
 def main() -> None:
@@ -145,26 +145,26 @@ def _measure(
     model: str,
 ) -> None:
     entries = list(list_video(str(video), video.name))
-    finder, locate = Finder(model), Timed(locator)
-    finder.find(np.zeros((SIZE_PX, SIZE_PX, 3), np.uint8))
-    finder.find.seconds = finder.find.calls = 0
-    following = Following(lambda: locate, every, 1, MAX_HANDS) if every > 1 else None
+    timed, locate = TimedDetector(model), Timed(locator)
+    timed.detect(np.zeros((SIZE_PX, SIZE_PX, 3), np.uint8))
+    timed.detect.seconds = timed.detect.calls = 0
+    follow_settings = FollowSettings(lambda: locate, every, 1, MAX_HANDS) if every > 1 else None
     checkpoint = predictor.checkpoint
     for first in range(0, len(entries), SHARD):
         part = entries[first : first + SHARD]
         shard = decode_shard(
             part,
             checkpoint.cut_px,
-            lambda: finder,  # type: ignore[arg-type, return-value]
+            lambda: timed,  # type: ignore[arg-type, return-value]
             checkpoint.cut_margin,
-            following=following,
+            follow_settings=follow_settings,
         )
         began = time.process_time()
         labelled = predict_shard(predictor, shard, "auto")
         figures.label_s += time.process_time() - began
         _compare(figures, labelled, truth[first : first + SHARD], video.name)
-    figures.detect_s += finder.find.seconds + locate.seconds
-    figures.detections += finder.find.calls
+    figures.detect_s += timed.detect.seconds + locate.seconds
+    figures.detections += timed.detect.calls
 
 
 def _compare(figures: Figures, shard: Shard, truth: list[dict[str, Any]], video: str) -> None:

@@ -131,7 +131,7 @@ def mediapipe(paths: list[str], model: str) -> float:
         if number == 10:
             began = time.perf_counter()
         pixels = np.asarray(Image.open(path).convert("RGB"))
-        detector.find(pixels, pixels.shape[1], pixels.shape[0])
+        detector.detect(pixels, pixels.shape[1], pixels.shape[0])
     return (len(paths) - 10) / (time.perf_counter() - began)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from annotator.detection.detector import Search, check_search, detector_of_process, read_model
 from annotator.detection.following import DETECT_EVERY
 from annotator.errors import UserError
-from annotator.job.detected import Following
+from annotator.job.detect_hands import FollowSettings
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, RunSettings, read_run_record
 from annotator.job.resources import WorkerPlan, memory_of_model, plan_workers
@@ -174,8 +174,8 @@ def annotate_job(
         tie_sizes=options.tie_sizes,
         columns=options.columns,
     )
-    find = partial(detector_of_process, found, options.max_hands, options.search) if found else None
-    following = _following(file, settings) if settings.detect_every > 1 else None
+    get_detector = partial(detector_of_process, found, options.max_hands, options.search) if found else None
+    follow_settings = _follow_settings(file, settings) if settings.detect_every > 1 else None
     metadata = _metadata(file, options.samples)
     schema = label_schema(file.hand.vertex_count, metadata, photos.columns, options.samples, options.columns)
 
@@ -184,10 +184,10 @@ def annotate_job(
             decode=partial(
                 decode_shard,
                 crop_px=settings.crop_px,
-                find=find,
+                get_detector=get_detector,
                 margin=file.info.cut_margin,
                 hand_length_mm=options.hand_length_mm,
-                following=following,
+                follow_settings=follow_settings,
             ),
             model=partial(
                 ShardPredictor,
@@ -243,8 +243,8 @@ def _checkpoint_file(name: str, hand: str | None) -> CheckpointFile:
     return CheckpointFile(name, made.to_bytes(), made.info, made.hand, made.id)
 
 
-def _following(file: CheckpointFile, settings: RunSettings) -> Following:
-    return Following(partial(_locator, file), settings.detect_every, settings.every, settings.max_hands)
+def _follow_settings(file: CheckpointFile, settings: RunSettings) -> FollowSettings:
+    return FollowSettings(partial(_locator, file), settings.detect_every, settings.every, settings.max_hands)
 
 
 def _locator(file: CheckpointFile) -> HandLocator:

@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from annotator.detection.detector import (
     ENOUGH_PX,
-    FoundHand,
+    DetectedHand,
     Search,
     check_search,
     detector_of_process,
     read_model,
 )
 from annotator.errors import UserError
-from annotator.job.detected import FindHands
+from annotator.job.detect_hands import GetDetector
 from annotator.job.options import ComputeOptions
 from annotator.job.record import RunRecord, read_run_record
 from annotator.job.resources import plan_decoders
@@ -105,9 +105,9 @@ def detect(
     settings = DetectSettings(
         SCHEMA_VERSION, source.place, detector.id, max_hands, world_joints, every, search
     )
-    find = partial(detector_of_process, detector, max_hands, search)
+    get_detector = partial(detector_of_process, detector, max_hands, search)
     stages = Stages(
-        decode=partial(detect_shard, find=find, world_joints=world_joints),
+        decode=partial(detect_shard, get_detector=get_detector, world_joints=world_joints),
         model=None,
         schema=detection_schema(settings, source.columns),
     )
@@ -115,16 +115,16 @@ def detect(
     return run_job(job, compute, relabel, on_progress)
 
 
-def detect_shard(entries: Sequence[Entry], find: FindHands, world_joints: bool) -> Shard:
+def detect_shard(entries: Sequence[Entry], get_detector: GetDetector, world_joints: bool) -> Shard:
     """Detect the hands in every photo of a shard."""
     shard = Shard()
-    hands: list[FoundHand] = []
+    hands: list[DetectedHand] = []
     for _, row, photo in decoded_photos(entries, lambda _: ENOUGH_PX):
         if photo is None:
             shard.rows.append(row)
             continue
         try:
-            found = find().find(photo.pixels, photo.width, photo.height)
+            found = get_detector().detect(photo.pixels, photo.width, photo.height)
         except UserError:  # an unusable detector fails for every photo
             raise
         except Exception as error:  # an internal bug or a bug of the detector fails one photo, not the run
@@ -158,7 +158,7 @@ def detection_schema(settings: DetectSettings, passed: dict[str, pa.DataType] | 
     )
 
 
-def _scalars(hand: FoundHand, index: int) -> dict[str, Any]:
+def _scalars(hand: DetectedHand, index: int) -> dict[str, Any]:
     return {
         "status": "ok",
         "hand_index": index,

@@ -165,7 +165,7 @@ def _detector(model: str | None) -> str:
 
     detector_model = read_model(model)
     detector = HandDetector(detector_model)
-    detector.find(np.zeros((64, 64, 3), np.uint8))
+    detector.detect(np.zeros((64, 64, 3), np.uint8))
     detector.close()
     return f"{detector_model.id}, MediaPipe {_version('mediapipe')}"
 

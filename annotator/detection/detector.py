@@ -64,7 +64,7 @@ DEPTH_SCALE = 1.28
 
 
 @dataclass(frozen=True, eq=False)
-class FoundHand:
+class DetectedHand:
     """One hand of a photo."""
 
     box_xyxy: NDArray[np.float64]  # (4,) photo pixels, around the joints; may reach beyond the photo
@@ -123,15 +123,15 @@ class HandDetector:
             # Closing a landmarker during garbage collection can wait forever for a thread that has ended.
             self._closing = weakref.finalize(self, self._landmarker.close)
             self._closing.atexit = False  # no thread can start at exit
-            self._detect(np.zeros((8, 8, 3), np.uint8))
+            self._detect_in_view(np.zeros((8, 8, 3), np.uint8))
 
     def close(self) -> None:
         """Free the network now, instead of with the detector."""
         self._closing()
 
-    def find(
+    def detect(
         self, pixels: NDArray[np.uint8], width: int | None = None, height: int | None = None
-    ) -> list[FoundHand]:
+    ) -> list[DetectedHand]:
         """Detect the hands of a photo, the largest first.
 
         Args:
@@ -143,7 +143,9 @@ class HandDetector:
         if shrink > 1:
             pixels = np.asarray(Image.fromarray(pixels).reduce(shrink))
         bordered_first = max(pixels.shape[:2]) <= CROP_LIKE_PX
-        detected = self._detect(pixels, bordered_first) or self._detect(pixels, not bordered_first)
+        detected = self._detect_in_view(pixels, bordered_first) or self._detect_in_view(
+            pixels, not bordered_first
+        )
         hands = _distinct(_hands(detected, size))[: self._max_hands]
         if self._search == "thorough" and len(hands) < self._max_hands:
             more = _hands(self._search_thoroughly(full, FEW_ROUNDS if hands else None), size)
@@ -152,13 +154,13 @@ class HandDetector:
         return sorted(hands, key=lambda hand: -float(np.prod(hand.box_xyxy[2:] - hand.box_xyxy[:2])))
 
     def _search_thoroughly(self, pixels: NDArray[np.uint8], rounds: int | None) -> list[Any]:
-        """Return the hands of some rounds of views, or of the first with a detection (None), as `_detect` does."""
+        """Return the hands of some rounds of views, or of the first with a detection (None): see `_detect_in_view`."""
         (height, width), detected = pixels.shape[:2], list[Any]()
         to_shares = np.array([width, height, width], np.float64)
         for views in islice(search_rounds(width, height), rounds):
             for view in views:
                 part = view.cut(pixels)
-                for shares, joints3d_mm, *side in self._detect(part):
+                for shares, joints3d_mm, *side in self._detect_in_view(part):
                     points = view.to_photo(shares * [part.shape[1], part.shape[0], part.shape[1]])
                     joints3d_mm = view.rotated_back(joints3d_mm)
                     if view.holds(points, width, height) and _is_sure(points[:, :2], joints3d_mm):
@@ -167,7 +169,7 @@ class HandDetector:
                 break
         return detected
 
-    def _detect(self, pixels: NDArray[np.uint8], bordered: bool = False) -> list[Any]:
+    def _detect_in_view(self, pixels: NDArray[np.uint8], bordered: bool = False) -> list[Any]:
         """Return (landmarks (21, 3), joints (21, 3) in mm, is right, side score) per hand.
 
         Landmarks are fractions of the photo's width, height and, for depth, width.
@@ -205,15 +207,15 @@ def detector_of_process(model: DetectorModel, max_hands: int, search: Search) ->
     return HandDetector(model, max_hands, search)
 
 
-def _hands(detected: list[Any], size_px: NDArray[np.float64]) -> list[FoundHand]:
+def _hands(detected: list[Any], size_px: NDArray[np.float64]) -> list[DetectedHand]:
     return [_hand(shares * [*size_px, size_px[0]], *rest) for shares, *rest in detected]
 
 
 def _hand(
     landmarks_px: NDArray[np.float64], joints3d_mm: NDArray[np.float64], is_right: bool, side_score: float
-) -> FoundHand:
+) -> DetectedHand:
     joints2d_px = landmarks_px[:, :2]
-    return FoundHand(
+    return DetectedHand(
         box_xyxy=box_around_joints(joints2d_px),
         is_right=is_right,
         side_score=side_score,
@@ -224,7 +226,7 @@ def _hand(
     )
 
 
-def _distinct(hands: list[FoundHand], before: Sequence[FoundHand] = ()) -> list[FoundHand]:
+def _distinct(hands: list[DetectedHand], before: Sequence[DetectedHand] = ()) -> list[DetectedHand]:
     """Return each hand once: those of `before`, then the others in their order."""
     scores = [2.0] * len(before) + [hand.detection_score for hand in hands]
     both = [*before, *hands]

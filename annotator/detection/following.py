@@ -15,7 +15,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.detection.detector import FoundHand
+from annotator.detection.detector import DetectedHand
 from annotator.detection.duplicates import distinct
 from annotator.errors import UserError
 from annotator.photos.crops import box_around_joints
@@ -60,7 +60,7 @@ class ExpectedHand:
 Locate = Callable[[Sequence[ExpectedHand]], tuple[Floats, Floats]]
 
 #: Detect the hands of a photo.
-Detect = Callable[[Photo], list[FoundHand]]
+Detect = Callable[[Photo], list[DetectedHand]]
 
 
 @dataclass(eq=False)
@@ -232,7 +232,7 @@ class _Segment:
         return FrameHands(hands, None if detection is None or hands else detection.error)
 
 
-def _detected(hand: FoundHand) -> FollowedHand:
+def _detected(hand: DetectedHand) -> FollowedHand:
     right_score = hand.side_score if hand.is_right else 1 - hand.side_score
     return FollowedHand(hand.box_xyxy, right_score, hand.joints2d_px, 1 + hand.detection_score, "detector")
 

@@ -13,7 +13,7 @@ from PIL import Image
 from annotator.export.lerobot_files import DATA_BYTES, Videos
 from annotator.export.lerobot_stats import ColourStats, Summary
 from annotator.export.photo_encoding import as_others_read
-from annotator.export.stored_photos import Address, Found, Positions, stored_photos
+from annotator.export.stored_photos import Address, PhotoOrError, Positions, stored_photos
 from annotator.photos.decode import decode_photo
 from annotator.photos.errors import PhotoError
 
@@ -56,26 +56,26 @@ class CameraPhotos:
         """Whether an episode's files are as large as memory should hold."""
         return self._bytes >= DATA_BYTES
 
-    def of(self, addresses: Sequence[Address]) -> Iterator[Found | None]:
+    def of(self, addresses: Sequence[Address]) -> Iterator[PhotoOrError | None]:
         """Yield the stored photo of each address, or the error; None where no photos are wanted."""
         if self._form == "none":
             return iter([None] * len(addresses))
         return stored_photos(addresses, self._positions.of(addresses))
 
-    def add(self, size: Size, found: Found | None) -> str | None:
+    def add(self, size: Size, stored: PhotoOrError | None) -> str | None:
         """Add a photo to the episode, or return the reason to leave its frame out; `size` is the label's."""
-        if found is None:
+        if stored is None:
             return None
         if size != self._size:
             return f"hand in a photo whose size is not {self._size[0]} x {self._size[1]} pixels"
         try:
-            if isinstance(found, PhotoError):
-                raise found
-            pixels = _pixels(found, size)
+            if isinstance(stored, PhotoError):
+                raise stored
+            pixels = _pixels(stored, size)
             if pixels.shape[:2] != size[::-1]:
                 return "hand in a photo of another size than the label"
             if self._videos is None:
-                self._files.append(as_others_read(found).data)
+                self._files.append(as_others_read(stored).data)
                 self._bytes += len(self._files[-1])
         except PhotoError as error:
             return f"hand without its photo: {error.reason}"
@@ -125,15 +125,15 @@ class CameraPhotos:
             self._videos.abandon(error)
 
 
-def _pixels(found: bytes | NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+def _pixels(stored: bytes | NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     """Return a photo's upright pixels (H, W, 3).
 
     Raises:
         PhotoError: the photo can't be decoded.
     """
-    if not isinstance(found, bytes):
-        return found
-    photo = decode_photo(found)
+    if not isinstance(stored, bytes):
+        return stored
+    photo = decode_photo(stored)
     if (photo.width, photo.height) == size and photo.pixels.shape[:2] != size[::-1]:
         return np.asarray(Image.fromarray(photo.pixels).resize(size))  # decoded at a reduced size
     return photo.pixels

@@ -26,7 +26,7 @@ class StoredPhoto:
     height: int
 
 
-def as_others_read(found: bytes | NDArray[np.uint8]) -> StoredPhoto:
+def as_others_read(stored: bytes | NDArray[np.uint8]) -> StoredPhoto:
     """Return the result of `sources.read.stored_at` as a file for readers without EXIF and other formats.
 
     An upright JPEG or PNG with square pixels and 8-bit grey or RGB stays as it is. Any other photo is decoded as for
@@ -35,17 +35,17 @@ def as_others_read(found: bytes | NDArray[np.uint8]) -> StoredPhoto:
     Raises:
         PhotoError: the photo can't be decoded.
     """
-    if not isinstance(found, bytes):
-        return _as_jpeg(found)
-    kept = _as_it_is(found)
+    if not isinstance(stored, bytes):
+        return _as_jpeg(stored)
+    kept = _as_it_is(stored)
     if kept is not None:
         return kept
-    photo: Photo = decode_photo(found)
+    photo: Photo = decode_photo(stored)
     # Very large JPEGs are decoded at a reduced size; labels count the pixels of the full size.
     pixels = photo.pixels
     if pixels.shape[:2] != (photo.height, photo.width):
         pixels = np.asarray(Image.fromarray(pixels).resize((photo.width, photo.height)))
-    is_lossy = found[:2] == b"\xff\xd8" or found[8:12] == b"WEBP" or found[4:8] == b"ftyp"
+    is_lossy = stored[:2] == b"\xff\xd8" or stored[8:12] == b"WEBP" or stored[4:8] == b"ftyp"
     return _as_jpeg(pixels) if is_lossy else _as_png(pixels)
 
 

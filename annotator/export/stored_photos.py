@@ -22,7 +22,7 @@ from annotator.sources.tar import list_tar, read_tar
 from annotator.sources.video.source import list_video, read_video
 
 Pixels = NDArray[np.uint8]
-Found = bytes | Pixels | PhotoError
+PhotoOrError = bytes | Pixels | PhotoError  # as stored
 Address = tuple[str, int | None]  # a label's image_uri and frame_index
 At = tuple[int, ...]  # a photo's position in its container
 
@@ -58,7 +58,7 @@ class Positions:
         return found
 
 
-def stored_photos(addresses: Sequence[Address], positions: Sequence[At | None]) -> Iterator[Found]:
+def stored_photos(addresses: Sequence[Address], positions: Sequence[At | None]) -> Iterator[PhotoOrError]:
     """Yield the stored photo of each address, or the error."""
     located = zip(addresses, positions, strict=True)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
@@ -73,15 +73,17 @@ def stored_photos(addresses: Sequence[Address], positions: Sequence[At | None]) 
                 yield from _of_container(kind, path, together)
 
 
-def _of_container(kind: str, path: str, located: Sequence[tuple[Address, At | None]]) -> Iterator[Found]:
+def _of_container(
+    kind: str, path: str, located: Sequence[tuple[Address, At | None]]
+) -> Iterator[PhotoOrError]:
     read = iter(_READ[kind](path, [at for _, at in located if at is not None]))
     for address, at in located:
-        found = None
+        stored = None
         if at is not None:
             # The reader of a damaged file ends early; the remaining photos are read one by one.
             with suppress(PhotoError, OSError):
-                found = next(read, None)
-        yield found if isinstance(found, (bytes, np.ndarray)) else _photo_at(address)
+                stored = next(read, None)
+        yield stored if isinstance(stored, (bytes, np.ndarray)) else _photo_at(address)
 
 
 def _positions_in(kind: str, path: str) -> dict[str, At]:
@@ -94,7 +96,7 @@ def _positions_in(kind: str, path: str) -> dict[str, At]:
     return at
 
 
-def _photo_at(address: Address) -> Found:
+def _photo_at(address: Address) -> PhotoOrError:
     try:
         return stored_at(*address)
     except PhotoError as error:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from annotator.export.exported import Exported
 from annotator.export.exported_labels import Labels, camera_field
 from annotator.export.photo_encoding import StoredPhoto, as_others_read
-from annotator.export.stored_photos import Address, At, Found, Positions, stored_photos
+from annotator.export.stored_photos import Address, At, PhotoOrError, Positions, stored_photos
 from annotator.labels.arrays import array_of
 from annotator.labels.folder import read_faces
 from annotator.labels.schema import SAMPLES_ROUNDING
@@ -87,8 +87,8 @@ def _samples(
     _: None, photos: list[list[HandArrays]], positions: list[At | None]
 ) -> list[tuple[dict[str, bytes] | str, int]]:
     """Return the files of each photo's sample by extension, or why it is left out, and its number of hands."""
-    found = stored_photos([_stored_at(hands) for hands in photos], positions)
-    return [(_sample(hands, photo), len(hands)) for hands, photo in zip(photos, found, strict=True)]
+    stored = stored_photos([_stored_at(hands) for hands in photos], positions)
+    return [(_sample(hands, photo), len(hands)) for hands, photo in zip(photos, stored, strict=True)]
 
 
 def _stored_at(hands: list[HandArrays]) -> Address:
@@ -114,12 +114,12 @@ def _rows(batches: Iterator[pa.Table]) -> Iterator[HandArrays]:
             yield row, {name: values[k] for name, values in arrays.items() if valid[name][k]}
 
 
-def _sample(hands: list[HandArrays], found: Found) -> dict[str, bytes] | str:
+def _sample(hands: list[HandArrays], stored: PhotoOrError) -> dict[str, bytes] | str:
     first = hands[0][0]
     try:
-        if isinstance(found, PhotoError):
-            raise found
-        photo = as_others_read(found)
+        if isinstance(stored, PhotoError):
+            raise stored
+        photo = as_others_read(stored)
     except PhotoError as error:
         return f"photo {error.reason}"
     if (photo.width, photo.height) != (first["width"], first["height"]):

@@ -27,14 +27,14 @@ def features_and_sides(
     network: Network | TwoLooks,
     images: torch.Tensor,
     listed: NDArray[np.float32] | None,
-    found2d: NDArray[np.float64],
+    detector_joints2d: NDArray[np.float64],
     precision: Precision,
 ) -> tuple[Any, NDArray[np.float32] | None]:
     """Return features of images (n, 3, S, S), and the probability (n,) of a right hand or None without `listed`.
 
     `listed` is that probability, NaN where the network predicts it. Images that it lists as left are mirrored already.
-    Left hands that the network finds are mirrored here, in `images` and in the features. `found2d` (n, 21, 2) are
-    joints of a detector in the images as they are, or NaN.
+    Left hands that the network finds are mirrored here, in `images` and in the features. `detector_joints2d`
+    (n, 21, 2) are joints of a detector in the images as they are, or NaN.
     """
     is_left = np.zeros(len(images), bool)
     if isinstance(network, TwoLooks):
@@ -48,8 +48,8 @@ def features_and_sides(
             if is_left.any():
                 left = torch.from_numpy(np.flatnonzero(is_left)).to(images.device)
                 first.put(left, network.first_look(images[left]))
-            found2d = found2d * np.where(is_left[:, None, None], (-1, 1), 1)
-            features: Any = network.second_look(images, first, torch.from_numpy(found2d).to(images))
+            detector_joints2d = detector_joints2d * np.where(is_left[:, None, None], (-1, 1), 1)
+            features: Any = network.second_look(images, first, torch.from_numpy(detector_joints2d).to(images))
     else:
         with autocast(images.device, precision):
             features = network.extract(images)

@@ -120,11 +120,13 @@ class TwoLooks(nn.Module):
         return self.first.extract(self._tight(images))
 
     @torch.no_grad()
-    def second_look(self, images: Tensor, first: Features, found2d: Tensor | None = None) -> TwoLookFeatures:
+    def second_look(
+        self, images: Tensor, first: Features, detector_joints2d: Tensor | None = None
+    ) -> TwoLookFeatures:
         """Return the features of both looks at wide images, given the first.
 
-        Where a detector found joints `found2d` (B, 21, 2), not NaN, the second look is taken around them. The first
-        look still gives the presence, so that one number means the same with and without a detector.
+        Where `detector_joints2d` (B, 21, 2) are not NaN, the second look is taken around them. The first look still
+        gives the presence, so that one number means the same with and without a detector.
 
         If the second look's joints differ too much from its square, it is repeated with the square of these joints.
         If that fails, or the second look finds no hand, the whole crop is tried in four rotations.
@@ -133,8 +135,8 @@ class TwoLooks(nn.Module):
             joints2d = first.joints2d
             if joints2d is None:
                 joints2d = self.first.hands(self._tight(images), first, "joints").joints2d
-            if found2d is not None:
-                joints2d = torch.where(found2d.isnan(), joints2d, found2d)
+            if detector_joints2d is not None:
+                joints2d = torch.where(detector_joints2d.isnan(), joints2d, detector_joints2d)
             is_hand = self.first.is_hand(first)
         features = self._look(images, first, Square.around(joints2d))
         better, is_off = self._better(features)

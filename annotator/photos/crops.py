@@ -51,7 +51,7 @@ class Crops(CropGeometry):
 
     pixels: NDArray[np.uint8]  # (n, crop_px, crop_px, 3) RGB
     right_score: NDArray[np.float32]  # (n,) probability of a right hand; NaN: unknown
-    found2d: NDArray[np.float64]  # (n, 21, 2) the detector's joints, crop coordinates; NaN: none
+    detector_joints2d: NDArray[np.float64]  # (n, 21, 2) the detector's joints, crop coordinates; NaN: none
 
     def __getitem__(self, rows: Any) -> Crops:
         return Crops(*(getattr(self, f.name)[rows] for f in fields(self)))
@@ -103,9 +103,9 @@ def crop_photo(
         centre_px, half_side_px = view.square_px()
         frame = CropFrame(centre_px, np.float64(half_side_px), np.bool_(False))
         shown = cut_view(pixels, view, crop_px, width, margin)
-    found2d = np.full((21, 2), np.nan)
+    detector_joints2d = np.full((21, 2), np.nan)
     if joints2d_px is not None and view is None:
-        found2d = frame.crop_from_photo(joints2d_px)
+        detector_joints2d = frame.crop_from_photo(joints2d_px)
     focal_px = camera.focal_px or assumed_focal_px(width, height, photo_is_crop=photo_is_crop)
     principal_px = camera.principal_px or (width / 2, height / 2)
     return Crops(
@@ -120,7 +120,7 @@ def crop_photo(
         view=np.array([view], object),
         hand_length_mm=np.array([np.nan if hand_length_mm is None else hand_length_mm]),
         right_score=np.array([np.nan if right_score is None else right_score], np.float32),
-        found2d=found2d[None],
+        detector_joints2d=detector_joints2d[None],
     )
 
 

@@ -72,7 +72,7 @@ def test_hands_of_scenes_are_found_where_the_boxes_are(detector, hand_scenes):
     there = found_count = hits = 0
     for path in sorted((hand_scenes / "images").glob("*.jpg"))[::25]:
         left = list(boxes[path.name])
-        found = detector.find(pixels_of(path))
+        found = detector.detect(pixels_of(path))
         there, found_count = there + len(left), found_count + len(found)
         for hand in found:
             match = [overlap(hand.box_xyxy, box) for box in left]
@@ -136,7 +136,7 @@ def test_annotate_with_a_detector_labels_every_hand_of_a_scene(
 
 def test_photos_filled_by_a_right_hand_give_a_right_hand_in_2d_and_3d(detector, sign_digits):
     photos = [pixels_of(path) for path in sorted(sign_digits.rglob("*.JPG"))[7::70]]
-    found = [detector.find(pixels) for pixels in photos]
+    found = [detector.detect(pixels) for pixels in photos]
     assert all(len(hands) <= 1 for hands in found)
     side_px = [len(pixels) for pixels, hands in zip(photos, found, strict=True) if hands]
     hands = [hand for hands in found for hand in hands]
@@ -164,7 +164,7 @@ def test_photos_filled_by_a_right_hand_give_a_right_hand_in_2d_and_3d(detector, 
 
 def test_a_mirrored_photo_shows_the_other_hand_at_the_mirrored_position(detector, hand_scenes):
     pixels = pixels_of(sorted((hand_scenes / "images").glob("*.jpg"))[100])
-    (hand,), (mirrored,) = detector.find(pixels), detector.find(pixels[:, ::-1])
+    (hand,), (mirrored,) = detector.detect(pixels), detector.detect(pixels[:, ::-1])
     assert hand.is_right != mirrored.is_right
     size = np.ptp(hand.joints2d_px, 0).max()
     np.testing.assert_allclose(mirrored.joints2d_px * [-1, 1] + [640, 0], hand.joints2d_px, atol=0.06 * size)
@@ -173,7 +173,7 @@ def test_a_mirrored_photo_shows_the_other_hand_at_the_mirrored_position(detector
 def test_joints_are_pixels_of_the_photo_whatever_was_looked_at(detector, hand_scenes):
     """The photo itself, a smaller version, a much larger one, and its hand alone, which needs the border."""
     pixels = pixels_of(sorted((hand_scenes / "images").glob("*.jpg"))[100])
-    (hand,) = detector.find(pixels)
+    (hand,) = detector.detect(pixels)
     size = np.ptp(hand.joints2d_px, 0).max()
     x1, y1, x2, y2 = hand.box_xyxy.astype(int)
     for seen, where in (
@@ -181,7 +181,7 @@ def test_joints_are_pixels_of_the_photo_whatever_was_looked_at(detector, hand_sc
         (np.asarray(Image.fromarray(pixels).resize((2560, 1920))), {"width": 640, "height": 480}),
         (pixels[y1:y2, x1:x2], {}),
     ):
-        (again,) = detector.find(seen, **where)
+        (again,) = detector.detect(seen, **where)
         joints = again.joints2d_px if where else again.joints2d_px + [x1, y1]
         assert np.linalg.norm(joints - hand.joints2d_px, axis=1).mean() < 0.05 * size
 
@@ -203,7 +203,7 @@ def test_the_score_is_1_for_joints_that_agree_and_half_at_a_twentieth_of_the_han
 
 def test_a_photo_without_a_hand_and_photos_of_a_few_pixels_give_none(detector):
     for shape in ((480, 640), (100, 100), (1, 1), (1, 700), (3, 2)):
-        assert detector.find(np.full((*shape, 3), 120, np.uint8)) == []
+        assert detector.detect(np.full((*shape, 3), 120, np.uint8)) == []
 
 
 def test_a_detector_that_the_garbage_collector_finds_hangs_nobody(model):
@@ -267,7 +267,7 @@ def test_every_photo_ends_in_rows_of_the_label_schema(detected, mixed, detector)
         assert (row["status"] == "ok") == (row["joints2d_px"] is not None) == (row["hand_index"] >= 0)
         assert row["joints3d_mm"] is None
     (name,) = [name for name in first if name.startswith("5 ")][:1]
-    (hand,) = detector.find(pixels_of(mixed / name))
+    (hand,) = detector.detect(pixels_of(mixed / name))
     np.testing.assert_allclose(first[name]["joints2d_px"], hand.joints2d_px, atol=1 / 16)
     np.testing.assert_allclose(first[name]["landmark_depth_px"], hand.landmark_depth_px, atol=1 / 16)
     np.testing.assert_allclose(first[name]["box_xyxy"], hand.box_xyxy, rtol=1e-5)

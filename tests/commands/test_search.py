@@ -135,12 +135,12 @@ def test_hands_at_a_quarter_of_their_size_are_found_where_they_are_however_rotat
     found_first = 0
     for name, left, top in SMALL:
         pixels = scene(hand_scenes, name)
-        (large,) = quick.find(pixels)
+        (large,) = quick.detect(pixels)
         small = shrunk(pixels, 4, left, top)
         whole = SearchView(0, 0, small.shape[1], small.shape[0], quarters)
         seen = whole.cut(small)
-        found_first += len(quick.find(seen))
-        (hand,) = thorough.find(seen)  # though several tiles show it
+        found_first += len(quick.detect(seen))
+        (hand,) = thorough.detect(seen)  # though several tiles show it
         landmarks = whole.to_photo(np.column_stack([hand.joints2d_px, hand.landmark_depth_px]))
         size_px = np.ptp(large.joints2d_px, 0).max() / 4
         off_px = np.linalg.norm(landmarks[:, :2] - (large.joints2d_px / 4 + [left, top]), axis=1).mean()
@@ -156,14 +156,14 @@ def test_a_second_small_hand_is_searched_and_the_first_stays(model, quick, thoro
     from annotator.detection.detector import HandDetector
 
     name = SMALL[0][0]
-    (small,) = quick.find(scene(hand_scenes, name))
+    (small,) = quick.detect(scene(hand_scenes, name))
     pixels = scene(hand_scenes, list(scenes_with_boxes(hand_scenes, 1))[9]).copy()
-    (hand,) = quick.find(pixels)
+    (hand,) = quick.detect(pixels)
     part = np.asarray(Image.fromarray(scene(hand_scenes, name)).reduce(5))
     corner = 0 if hand.box_xyxy[0] > part.shape[1] else pixels.shape[1] - part.shape[1]
     pixels[-len(part) :, corner : corner + part.shape[1]] = part
-    (found,) = quick.find(pixels)
-    both = thorough.find(pixels)
+    (found,) = quick.detect(pixels)
+    both = thorough.detect(pixels)
     assert len(both) == 2 and (both[0].joints2d_px == found.joints2d_px).all()
     there = small.joints2d_px / 5 + [corner, len(pixels) - len(part)]
     size_px = np.ptp(there, 0).max()
@@ -171,30 +171,30 @@ def test_a_second_small_hand_is_searched_and_the_first_stays(model, quick, thoro
     assert both[1].is_right == small.is_right
     # With as many hands as wanted there is no search.
     only = HandDetector(model, max_hands=1, search="thorough")
-    assert len(only.find(pixels)) == 1
+    assert len(only.detect(pixels)) == 1
     only.close()
 
 
 def test_a_photo_of_one_hand_has_one_after_the_search(quick, thorough, hand_scenes):
     pixels = scene(hand_scenes, list(scenes_with_boxes(hand_scenes, 1))[9])
-    (hand,), (again,) = quick.find(pixels), thorough.find(pixels)
+    (hand,), (again,) = quick.detect(pixels), thorough.detect(pixels)
     assert (hand.joints2d_px == again.joints2d_px).all()
 
 
 def test_a_photo_without_a_hand_has_none_after_the_search(thorough):
     blurred = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8))
     for pixels in (np.full((240, 320, 3), 120, np.uint8), np.asarray(blurred.resize((320, 240)))):
-        assert thorough.find(pixels) == []
+        assert thorough.detect(pixels) == []
 
 
 def test_the_hand_that_several_tiles_show_is_one_hand_and_the_surest_stays(quick, hand_scenes):
     pixels = scene(hand_scenes, list(scenes_with_boxes(hand_scenes, 1))[77])
-    (large,) = quick.find(pixels)
+    (large,) = quick.detect(pixels)
     tiles = [SearchView(left, top, 560, 420, 0) for left in (0, 80) for top in (0, 60)]
     views = [*tiles, *(SearchView(0, 0, 640, 480, quarters) for quarters in (1, 2, 3))]
     joints, scores = [], []
     for view in views:
-        for hand in quick.find(view.cut(pixels)):
+        for hand in quick.detect(view.cut(pixels)):
             joints.append(view.to_photo(np.column_stack([hand.joints2d_px, np.zeros(21)]))[:, :2])
             scores.append(hand.detection_score)
     assert len(joints) >= 5
@@ -207,7 +207,7 @@ def test_two_real_hands_that_touch_both_stay_though_their_boxes_overlap(quick, h
     """Two hands of different photos, one pasted beside the other, then rotated, which makes their boxes overlap."""
     left = Image.fromarray(scene(hand_scenes, "996_pic00119.jpg"))
     right = Image.fromarray(scene(hand_scenes, "pic00064.jpg"))
-    (a,), (b,) = quick.find(np.asarray(left)), quick.find(np.asarray(right))
+    (a,), (b,) = quick.detect(np.asarray(left)), quick.detect(np.asarray(right))
     (x1, y1), (x2, y2) = a.joints2d_px.min(0) - [40, 60], a.joints2d_px.max(0) + [12, 60]
     left = left.crop((int(x1), int(y1), int(x2), int(y2)))
     (x1, y1), (x2, y2) = b.joints2d_px.min(0) - [12, 60], b.joints2d_px.max(0) + [40, 60]
@@ -216,14 +216,14 @@ def test_two_real_hands_that_touch_both_stay_though_their_boxes_overlap(quick, h
     canvas.paste(left, (0, canvas.height - left.height))
     canvas.paste(right, (left.width, canvas.height - right.height))
     rotated = canvas.rotate(40, Image.Resampling.BICUBIC, expand=True, fillcolor=(128, 128, 128))
-    a, b = quick.find(np.asarray(rotated))
+    a, b = quick.detect(np.asarray(rotated))
     assert shared_part(a.box_xyxy, b.box_xyxy) > 0.1
     assert np.linalg.norm(a.joints2d_px.mean(0) - b.joints2d_px.mean(0)) > left.width / 2
 
 
 def test_hands_as_found_in_photos_stay_two_when_moved_until_they_overlap(quick, hand_scenes):
     names = list(scenes_with_boxes(hand_scenes, 1))[3::120]
-    hands = [hand for name in names for hand in quick.find(scene(hand_scenes, name))[:1]]
+    hands = [hand for name in names for hand in quick.detect(scene(hand_scenes, name))[:1]]
     for a, b in zip(hands[::2], hands[1::2], strict=False):
         (ax1, ay1, ax2, _), (bx1, by1, bx2, _) = a.box_xyxy, b.box_xyxy
         lapping = 0.3 * min(ax2 - ax1, bx2 - bx1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from annotator.detection.detector import FoundHand
+from annotator.detection.detector import DetectedHand
 from annotator.detection.following import ExpectedHand, FrameHands, follow
 from annotator.errors import UserError
 from annotator.photos.crops import box_around_joints
@@ -33,13 +33,13 @@ class Scene:
     def number(self, photo: Photo) -> int:
         return next(k for k, frame in enumerate(self.frames) if frame is photo)
 
-    def detect(self, photo: Photo) -> list[FoundHand]:
+    def detect(self, photo: Photo) -> list[DetectedHand]:
         frame = self.number(photo)
         self.detections.append(frame)
         positions = [] if frame in self.missed else [way[frame] for way in self.ways if frame in way]
         joints = [SHAPE + position for position in positions]
         depth, joints3d = np.zeros(21), np.zeros((21, 3))
-        return [FoundHand(box_around_joints(j), True, 0.9, 1.0, j, depth, joints3d) for j in joints]
+        return [DetectedHand(box_around_joints(j), True, 0.9, 1.0, j, depth, joints3d) for j in joints]
 
     def locate(self, expected: Sequence[ExpectedHand]) -> tuple[np.ndarray, np.ndarray]:
         joints, presence = np.zeros((len(expected), 21, 2)), np.zeros(len(expected))
@@ -178,7 +178,7 @@ def test_hands_of_a_real_photo_are_followed_as_a_camera_pans_over_it(real, hand_
 
     def detect(photo):
         detections.append(photo)
-        return detector.find(photo.pixels)
+        return detector.detect(photo.pixels)
 
     found = list(follow(frames, detect, locator, 8, 2))
     still = [hand.box_xyxy + [starts[0] - 60, 0] * 2 for hand in found[0].hands]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from annotator.detection.detector import ENOUGH_PX
 from annotator.detection.following import FrameHands
-from annotator.job.detected import FindHands, Following, detected
+from annotator.job.detect_hands import FollowSettings, GetDetector, detect_hands
 from annotator.job.shard import Shard
 from annotator.job.stages.rows import first_row, row_of_error
 from annotator.labels.schema import without_hand
@@ -46,16 +46,16 @@ def decoded_photos(
 def decode_shard(
     entries: Sequence[Entry],
     crop_px: int,
-    find: FindHands | None = None,
+    get_detector: GetDetector | None = None,
     margin: float = 1.0,
     hand_length_mm: float | None = None,
-    following: Following | None = None,
+    follow_settings: FollowSettings | None = None,
 ) -> Shard:
     """Decode every photo of a shard and crop its hands. An unreadable photo becomes a row with its reason.
 
-    Hands come from the entry's list, else from the detector that `find` returns, in videos as `following` states.
-    Without either, each photo is the crop around one hand. Crops have `crop_px` pixels per side and cover `margin`
-    times the crop's square.
+    Hands come from the entry's list, else from the detector that `get_detector` returns, in videos as
+    `follow_settings` state. Without either, each photo is the crop around one hand. Crops have `crop_px` pixels per
+    side and cover `margin` times the crop's square.
 
     Raises:
         UserError: the detector cannot be used.
@@ -63,8 +63,12 @@ def decode_shard(
     shard = Shard()
     cut: list[Crops] = []
     side_px = math.ceil(crop_px / margin)
-    photos = decoded_photos(entries, lambda entry: side_px if _is_crop(entry, find) else ENOUGH_PX)
-    with_hands = detected(photos, find, following) if find else ((*photo, None) for photo in photos)
+    photos = decoded_photos(entries, lambda entry: side_px if _is_crop(entry, get_detector) else ENOUGH_PX)
+    with_hands = (
+        detect_hands(photos, get_detector, follow_settings)
+        if get_detector
+        else ((*photo, None) for photo in photos)
+    )
     for entry, row, photo, found in with_hands:
         if photo is None:
             shard.rows.append(row)
@@ -85,9 +89,9 @@ def decode_shard(
     return shard
 
 
-def _is_crop(entry: Entry, find: FindHands | None) -> bool:
+def _is_crop(entry: Entry, get_detector: GetDetector | None) -> bool:
     """Return whether the photo is the crop around one hand. Decided per entry, independent of the others."""
-    return find is None and not entry.lists_boxes
+    return get_detector is None and not entry.lists_boxes
 
 
 def _hands(

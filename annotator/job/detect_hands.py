@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from annotator.detection.detector import FoundHand, HandDetector
+from annotator.detection.detector import DetectedHand, HandDetector
 from annotator.detection.following import ExpectedHand, Floats, FrameHands, detect_in, follow
 from annotator.photos.decode import Photo
 from annotator.sources.entry import Entry
@@ -17,11 +17,11 @@ from annotator.sources.entry import Entry
 DecodedEntry = tuple[Entry, dict[str, Any], Photo | None]
 
 #: Return this process's detector; the first call loads it.
-FindHands = Callable[[], HandDetector]
+GetDetector = Callable[[], HandDetector]
 
 
 @dataclass(frozen=True)
-class Following:
+class FollowSettings:
     """Settings for videos: the detector runs on every Nth frame, N = `detect_every`."""
 
     locator: Callable[[], Any]  # returns this process's `HandLocator`; the first call loads it
@@ -35,8 +35,8 @@ class Following:
         return joints2d_px, presence
 
 
-def detected(
-    photos: Iterable[DecodedEntry], find: FindHands, following: Following | None = None
+def detect_hands(
+    photos: Iterable[DecodedEntry], get_detector: GetDetector, follow_settings: FollowSettings | None = None
 ) -> Iterator[tuple[Entry, dict[str, Any], Photo | None, FrameHands | None]]:
     """Yield photos with their hands, in order. No hands where the photo is unreadable or its list has boxes.
 
@@ -44,18 +44,20 @@ def detected(
         UserError: the detector cannot be used.
     """
 
-    def detect(photo: Photo) -> list[FoundHand]:
-        return find().find(photo.pixels, photo.width, photo.height)
+    def detect(photo: Photo) -> list[DetectedHand]:
+        return get_detector().detect(photo.pixels, photo.width, photo.height)
 
-    for is_run, run in groupby(photos, _VideoRunKey(following)):
-        if not is_run or following is None:
+    for is_run, run in groupby(photos, _VideoRunKey(follow_settings)):
+        if not is_run or follow_settings is None:
             for entry, row, photo in run:
                 hands = None if photo is None or entry.lists_boxes else detect_in(photo, detect)
                 yield entry, row, photo, hands
             continue
         waiting: deque[DecodedEntry] = deque()
         frames = _photos(run, waiting)
-        for hands in follow(frames, detect, following.locate, following.detect_every, following.max_hands):
+        for hands in follow(
+            frames, detect, follow_settings.locate, follow_settings.detect_every, follow_settings.max_hands
+        ):
             yield (*waiting.popleft(), hands)
 
 
@@ -69,15 +71,15 @@ def _photos(run: Iterable[DecodedEntry], waiting: deque[DecodedEntry]) -> Iterat
 class _VideoRunKey:
     """A key that is equal for consecutive frames of a video, and 0 for all other photos."""
 
-    def __init__(self, following: Following | None) -> None:
-        self._following, self._run, self._next = following, 0, ("", -1)
+    def __init__(self, follow_settings: FollowSettings | None) -> None:
+        self._settings, self._run, self._next = follow_settings, 0, ("", -1)
 
     def __call__(self, opened: DecodedEntry) -> int:
         entry, _, photo = opened
-        if self._following is None or photo is None or entry.frame_index is None or entry.lists_boxes:
+        if self._settings is None or photo is None or entry.frame_index is None or entry.lists_boxes:
             return 0
         address = entry.path, entry.frame_index
         if address != self._next:  # also at the end of a shard, and after an unreadable frame
             self._run += 1
-        self._next = entry.path, entry.frame_index + self._following.frame_step
+        self._next = entry.path, entry.frame_index + self._settings.frame_step
         return self._run
