@@ -90,7 +90,7 @@ class Dispatcher:
             self._calls.cancel()
 
     def _start_ready_work(self) -> None:
-        while self._room():
+        while self._can_decode():
             if not self._to_decode:
                 shard = self._planned.next() if len(self._in_flight) < self._max_in_flight else None
                 if shard is None:
@@ -105,7 +105,7 @@ class Dispatcher:
         while self._to_predict and (worker := self._workers.free()):
             self._begin_predict(self._to_predict.popleft(), worker)
 
-    def _room(self) -> bool:
+    def _can_decode(self) -> bool:
         """Return whether another piece may be decoded."""
         queued = len(self._to_predict) if self._has_predict else 0
         return (

@@ -31,7 +31,7 @@ HEARTBEAT_S = 5.0
 
 #: A lease without a heartbeat for this long belongs to no run. A slow store takes up to `ANSWER_S` per response, and a
 #: heartbeat needs two responses.
-STILL_S = 3 * ANSWER_S
+LEASE_TIMEOUT_S = 3 * ANSWER_S
 
 #: Two runs that start together may both see no lease. The run whose lease is in the file after this time holds it.
 _SETTLE_S = 0.2
@@ -40,7 +40,7 @@ _SETTLE_S = 0.2
 _LAST_HEARTBEAT_S = 60.0
 
 #: Runs whose leases this process holds. An ended run may have left its file in a store that was unavailable.
-_ours: set[str] = set()
+_held_runs: set[str] = set()
 
 
 class Lease:
@@ -48,7 +48,7 @@ class Lease:
 
     def __init__(self, labels: str) -> None:
         self._labels, self._url = labels, join(labels, FILE)
-        self._mine: dict[str, Any] = {
+        self._record: dict[str, Any] = {
             "run": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "boot": _boot(),
@@ -64,7 +64,7 @@ class Lease:
     @property
     def run(self) -> str:
         """Id of the run that holds the lease."""
-        return str(self._mine["run"])
+        return str(self._record["run"])
 
     def check(self) -> None:
         """Raise if the lease is lost.
@@ -79,7 +79,7 @@ class Lease:
 
     def confirm(self) -> None:
         """Read the lease before a write that only its holder may do; raises as `check` does."""
-        self._lost = self._lost or not self._is_ours(_read(self._url))
+        self._lost = self._lost or not self._is_own(_read(self._url))
         self.check()
 
     def take(self) -> None:
@@ -103,16 +103,16 @@ class Lease:
             if now not in (None, present):
                 raise just_now
             self._version = version
-            _ours.add(self._mine["run"])
+            _held_runs.add(self._record["run"])
             try:
                 self._write_heartbeat()
             except OvertakenError:
                 raise just_now from None
         # Runs on other machines, or into a store, are not excluded by the lock.
         time.sleep(_SETTLE_S if is_local(self._labels) else 5 * _SETTLE_S)
-        if not self._is_ours(_read(self._url)):
+        if not self._is_own(_read(self._url)):
             raise just_now
-        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread = threading.Thread(target=self._write_heartbeats, daemon=True)
         self._thread.start()
 
     def give_back(self) -> None:
@@ -121,21 +121,21 @@ class Lease:
         if self._thread is not None:
             # A heartbeat that is being written would otherwise recreate the file.
             self._thread.join(_LAST_HEARTBEAT_S)
-        _ours.discard(self._mine["run"])
+        _held_runs.discard(self._record["run"])
         with suppress(OSError):
-            if self._is_ours(_read(self._url)):
+            if self._is_own(_read(self._url)):
                 remove_file(self._url)
 
-    def _is_ours(self, lease: dict[str, Any] | None) -> bool:
-        return lease is not None and lease.get("run") == self._mine["run"]
+    def _is_own(self, lease: dict[str, Any] | None) -> bool:
+        return lease is not None and lease.get("run") == self._record["run"]
 
     def _is_alive(self, lease: dict[str, Any]) -> bool:
-        if all(lease.get(name) == self._mine[name] for name in ("host", "boot", "pid", "began")):
-            return lease.get("run") in _ours
-        if lease.get("host") == self._mine["host"] and lease.get("boot") == self._mine["boot"]:
+        if all(lease.get(name) == self._record[name] for name in ("host", "boot", "pid", "began")):
+            return lease.get("run") in _held_runs
+        if lease.get("host") == self._record["host"] and lease.get("boot") == self._record["boot"]:
             began = _began(lease.get("pid"))
             return began is not None and began == lease.get("began")
-        until = time.monotonic() + STILL_S
+        until = time.monotonic() + LEASE_TIMEOUT_S
         while time.monotonic() < until:
             time.sleep(min(1.0, HEARTBEAT_S / 2))
             now = _read(self._url)
@@ -157,7 +157,7 @@ class Lease:
             OvertakenError: a store holds a heartbeat of another run.
         """
         self._heartbeats += 1
-        data = json.dumps({**self._mine, "beat": self._heartbeats}).encode()
+        data = json.dumps({**self._record, "beat": self._heartbeats}).encode()
         if is_local(self._url):
             write_atomic(self._url, data)
             return
@@ -170,10 +170,10 @@ class Lease:
         if self._version is None:
             self._version = version_of(self._url)
 
-    def _keep(self) -> None:
+    def _write_heartbeats(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
             with suppress(OSError):  # the store is unavailable; a run that takes the lease now holds it
-                if not self._is_ours(_read(self._url)):
+                if not self._is_own(_read(self._url)):
                     self._lost = not self._stop.is_set()
                     return
                 if not self._stop.is_set():

@@ -55,15 +55,17 @@ def plan_workers_on(
         UserError: more workers are requested than fit.
     """
     share = compute.gpus_per_worker if any(node.get("GPU") for node in nodes) else 0.0
-    room = _models_on_gpus(nodes, share) if share else _models_on_cpus(nodes, compute, model_bytes)
-    workers = compute.workers or sum(count for _, count in room)
-    if workers > (most := sum(count for _, count in room)):
+    models_per_machine = (
+        _models_on_gpus(nodes, share) if share else _models_on_cpus(nodes, compute, model_bytes)
+    )
+    workers = compute.workers or sum(count for _, count in models_per_machine)
+    if workers > (most := sum(count for _, count in models_per_machine)):
         raise UserError(
             f"{workers} workers requested, but {most} fit on the GPUs: give --workers {most}, or a fraction such as "
             "--gpus-per-worker 0.5"
         )
     threads = worker_cpus = 0.0
-    for cpus, count in room:  # a plan for the smallest machine fits all
+    for cpus, count in models_per_machine:  # a plan for the smallest machine fits all
         per_actor = compute.threads or max(1, int(cpus) // count)
         declared = cpus_of_an_actor(cpus, count, per_actor, gpus=share > 0)
         if not threads or declared < worker_cpus:
@@ -93,13 +95,13 @@ def _models_on_gpus(nodes: Sequence[Mapping[str, float]], share: float) -> list[
     """Return (CPUs, models that fit on the GPUs) per machine with a GPU."""
     if share > 1 and share != int(share):
         raise UserError(f"{share} GPUs per worker: give a whole number, or a fraction of one GPU")
-    room = [
+    models_per_machine = [
         (node.get("CPU", 1.0), math.floor(node["GPU"] / share + 1e-6)) for node in nodes if node.get("GPU")
     ]
-    room = [(cpus, count) for cpus, count in room if count]
-    if not room:
+    models_per_machine = [(cpus, count) for cpus, count in models_per_machine if count]
+    if not models_per_machine:
         raise UserError(f"no machine has {share:.0f} GPUs: lower --gpus-per-worker")
-    return room
+    return models_per_machine
 
 
 def _models_on_cpus(
@@ -118,11 +120,11 @@ def _models_on_cpus(
     if compute.workers:
         count = math.ceil(compute.workers / len(machines))
         return [(cpus, count) for cpus, _ in machines[: compute.workers]]
-    room = [
+    models_per_machine = [
         (cpus, int(min(cpus // (compute.threads or 1), memory // model_bytes))) for cpus, memory in machines
     ]
     # At least one model, even with too little memory or too few CPUs.
-    return [(cpus, count) for cpus, count in room if count] or [(machines[0][0], 1)]
+    return [(cpus, count) for cpus, count in models_per_machine if count] or [(machines[0][0], 1)]
 
 
 def plan_decoders(compute: ComputeOptions) -> WorkerPlan:

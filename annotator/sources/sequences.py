@@ -25,7 +25,7 @@ SEQUENCE = "sequence"
 ADDED = {"track_id": pa.int32(), "source": pa.string()}
 
 #: Where an entry lies in label files: name, first row, row after the last.
-Piece = tuple[str, int, int]
+RowRange = tuple[str, int, int]
 
 
 class SequenceSource(Source):
@@ -128,13 +128,13 @@ def read_sequence(
         without: columns to leave out.
     """
     tables = []
-    for file, pieces in groupby(entry.extra["pieces"], key=lambda piece: piece[0]):
+    for file, ranges in groupby(_row_ranges(entry), key=lambda rows: rows[0]):
         with opened_label_file(join(labels, "data", file)) as opened:
             left_out = {*SAMPLES_ROUNDING, *without}
             names = columns or [name for name in opened.schema_arrow.names if name not in left_out]
             table = opened.read(names, use_threads=False)
         # Rows are copied, so that the rest of the file leaves memory.
-        tables += [table.take(list(range(start, stop))) for _, start, stop in pieces]
+        tables += [table.take(list(range(start, stop))) for _, start, stop in ranges]
     whole = pa.concat_tables(tables, promote_options="default").combine_chunks()
     return whole.rename_columns([_renamed(name) for name in whole.column_names])
 
@@ -147,8 +147,8 @@ def sequence_batches(labels: str, entry: Entry, columns: Collection[str], size: 
         columns: to read, where a file has them.
         size: rows in memory.
     """
-    for file, pieces in groupby(entry.extra["pieces"], key=lambda piece: piece[0]):
-        spans = [(start, stop) for _, start, stop in pieces]
+    for file, ranges in groupby(_row_ranges(entry), key=lambda rows: rows[0]):
+        spans = [(start, stop) for _, start, stop in ranges]
         with opened_label_file(join(labels, "data", file)) as opened:
             names = [name for name in opened.schema_arrow.names if name in columns]
             first = 0
@@ -158,6 +158,11 @@ def sequence_batches(labels: str, entry: Entry, columns: Collection[str], size: 
                     if start < stop:
                         yield pa.table(batch.slice(start, stop - start))
                 first += len(batch)
+
+
+def _row_ranges(entry: Entry) -> list[RowRange]:
+    """Return the label-file rows of an entry of `SequenceSource`."""
+    return [(file, start, stop) for file, start, stop in entry.extra["pieces"]]
 
 
 def _renamed(name: str) -> str:

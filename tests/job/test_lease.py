@@ -87,7 +87,7 @@ def labels(request, tmp_path):
 @pytest.fixture
 def fast(monkeypatch):
     monkeypatch.setattr(lease, "HEARTBEAT_S", 0.1)
-    monkeypatch.setattr(lease, "STILL_S", 0.8)
+    monkeypatch.setattr(lease, "LEASE_TIMEOUT_S", 0.8)
 
 
 def elsewhere(labels: str, beat: int = 1) -> None:
@@ -277,7 +277,7 @@ def test_on_one_machine_a_run_that_is_slow_to_start_does_not_come_second(tmp_pat
 )
 def test_a_lease_that_is_damaged_keeps_nobody_out(tmp_path, fast, content):
     if isinstance(content, str):
-        here = {**Lease(str(tmp_path))._mine, "run": "x"}
+        here = {**Lease(str(tmp_path))._record, "run": "x"}
         changed = {
             "NO PID": {"pid": None},
             "NO BEGIN": {"pid": os.getpid(), "began": None},
