@@ -14,13 +14,13 @@ from typing import Any
 from annotator.errors import UserError
 from annotator.job.record import FILE as RUN_FILE
 from annotator.labels.filter_file import (
+    FilteredFile,
     FilterPlan,
     Keep,
-    Kept,
     RowFilter,
     filter_file,
     limits_of,
-    weigh_file,
+    read_stds,
 )
 from annotator.labels.folder import label_file_sizes, label_files
 from annotator.labels.label_file import opened_labels
@@ -47,7 +47,7 @@ class Filtered:
     error_mm: float = 0.0  # sum of their expected errors
     calibrations: tuple[Calibration, ...] = ()  # of the files with kept rows
 
-    def add(self, kept: Kept) -> None:
+    def add(self, kept: FilteredFile) -> None:
         """Add the counts of one file."""
         self.rows += kept.rows
         self.kept += kept.kept
@@ -130,13 +130,13 @@ def filter_labels(
     places = [filter_plan.labels] if filter_plan.out is None else [filter_plan.labels, filter_plan.out]
     with ray_for_tasks(as_tasks, places, address):
         if keep.keep_best is not None:
-            weights = []
-            for weighed in in_order(weigh_file, filter_plan, list(sizes.items()), as_tasks, workers):
-                filtered.bytes_read += weighed.bytes_read
-                weights.append(weighed.std_mm)
+            stds = []
+            for file_stds in in_order(read_stds, filter_plan, list(sizes.items()), as_tasks, workers):
+                filtered.bytes_read += file_stds.bytes_read
+                stds.append(file_stds.std_mm)
                 done += 1
                 on_progress(done, passes * len(sizes))
-            rows.limits = limits_of(keep.keep_best, weights)
+            rows.limits = limits_of(keep.keep_best, stds)
         items = [(name, size, name in made) for name, size in sizes.items()]
         for kept in in_order(filter_file, filter_plan, items, as_tasks, workers):
             filtered.add(kept)

@@ -20,8 +20,8 @@ from annotator.labels.arrays import array_of
 from annotator.labels.conditions import Condition
 from annotator.labels.folder import (
     check_hand_model,
-    groups_that_stay,
     hand_of_labels,
+    kept_groups,
     label_facts,
     label_file_sizes,
     opened_label_file,
@@ -189,10 +189,10 @@ class Labels:
         """Yield the rows to export in parts, each with the number of rows read for it."""
         with opened_label_file(path) as file:
             self._check(path, file.schema_arrow, columns)
-            stay = self._stay(file)
+            is_kept = self._is_kept(file)
             wanted = pa.schema([self.schema.field(name) for name in columns])
-            groups, mask = groups_that_stay(file, stay)
-            yield len(stay), wanted.empty_table()
+            groups, mask = kept_groups(file, is_kept)
+            yield len(is_kept), wanted.empty_table()
             if not groups:
                 return
             at = 0
@@ -209,11 +209,11 @@ class Labels:
             if name not in schema.names:
                 raise UserError(f"'{path}' has no column '{name}', which other files here have")
 
-    def _stay(self, file: pq.ParquetFile) -> NDArray[np.bool_]:
+    def _is_kept(self, file: pq.ParquetFile) -> NDArray[np.bool_]:
         needed = ["status", *(self._where.columns if self._where else [])]
         scalars = file.read(columns=list(dict.fromkeys(needed)), use_threads=False)
-        stay: NDArray[np.bool_] = pc.fill_null(pc.equal(scalars["status"], "ok"), False).to_numpy()
-        return stay if self._where is None else stay & self._where.mask(scalars)
+        is_kept: NDArray[np.bool_] = pc.fill_null(pc.equal(scalars["status"], "ok"), False).to_numpy()
+        return is_kept if self._where is None else is_kept & self._where.mask(scalars)
 
 
 def _facts(path: str, schema: pa.Schema) -> dict[str, Any]:

@@ -228,4 +228,4 @@ def _matching_ids(labels: str, number: int, relabel: str) -> set[str]:
     name = shard_file_name(number)
     condition = Condition(relabel, column_names(labels, name))
     table = read_columns(labels, name, list(dict.fromkeys(["image_id", *condition.columns])))
-    return set(condition.meeting(table)["image_id"].to_pylist())
+    return set(condition.filter(table)["image_id"].to_pylist())

@@ -55,9 +55,9 @@ class Condition:
             raise self._wrong() from None
         types = {field.name: field.type for field in label_schema(1)}
         if set(self.columns) <= set(types):  # columns passed through from a list may have any type
-            self.meeting(pa.schema({name: types[name] for name in self.columns}).empty_table())
+            self.filter(pa.schema({name: types[name] for name in self.columns}).empty_table())
 
-    def meeting(self, table: pa.Table) -> pa.Table:
+    def filter(self, table: pa.Table) -> pa.Table:
         """Return the rows of a table that meet the condition.
 
         Raises:
@@ -72,10 +72,10 @@ class Condition:
             ) from None
 
     def mask(self, table: pa.Table) -> NDArray[np.bool_]:
-        """Return which rows of a table meet the condition; raises as `meeting` does."""
+        """Return which rows of a table meet the condition; raises as `filter` does."""
         numbers = pa.array(np.arange(len(table)))
         mask = np.zeros(len(table), bool)
-        mask[self.meeting(table.append_column(_NUMBER, numbers))[_NUMBER].to_numpy()] = True
+        mask[self.filter(table.append_column(_NUMBER, numbers))[_NUMBER].to_numpy()] = True
         return mask
 
     def _wrong(self) -> UserError:

@@ -62,7 +62,7 @@ class FilterPlan:
     rows: RowFilter
 
 
-class Weighed(NamedTuple):
+class FileStds(NamedTuple):
     """Std of a file's rows that meet all conditions but the share, per value of `per`."""
 
     std_mm: dict[Any, Floats]
@@ -70,7 +70,7 @@ class Weighed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Kept:
+class FilteredFile:
     """The result of one file."""
 
     rows: int
@@ -84,21 +84,21 @@ class Kept:
     uris: tuple[str, ...] = ()  # if only photos are listed
 
 
-def weigh_file(plan: FilterPlan, name: str, size: int) -> Weighed:
+def read_stds(plan: FilterPlan, name: str, size: int) -> FileStds:
     """Read the std of one file's rows: 4 bytes per row."""
     with opened_labels(plan.labels, name, size) as file:
-        return plan.rows.weigh(file)
+        return plan.rows.stds(file)
 
 
-def filter_file(plan: FilterPlan, name: str, size: int, is_made: bool) -> Kept:
+def filter_file(plan: FilterPlan, name: str, size: int, is_made: bool) -> FilteredFile:
     """Write the kept rows of one file, unless an earlier run did (`is_made`).
 
     Raises:
         UserError: the file is damaged, of another hand model than the first, or has one std for all hands.
     """
     with opened_labels(plan.labels, name, size) as file:
-        scalars, stay = plan.rows.of(file)
-        kept = scalars.filter(pa.array(stay))
+        scalars, is_kept = plan.rows.kept_rows(file)
+        kept = scalars.filter(pa.array(is_kept))
         uris: tuple[str, ...] = ()
         outcomes: dict[str, int] = {}
         if plan.out is None:
@@ -106,9 +106,9 @@ def filter_file(plan: FilterPlan, name: str, size: int, is_made: bool) -> Kept:
         else:
             outcomes = count_outcomes(kept.select(["status", "reason", "hand_index"]).to_pylist())
             if len(kept) and not is_made:
-                write_atomic(join(plan.out, "data", name), _encoded(file.rows(stay), plan.sort))
-        return Kept(
-            rows=len(stay),
+                write_atomic(join(plan.out, "data", name), _encoded(file.rows(is_kept), plan.sort))
+        return FilteredFile(
+            rows=len(is_kept),
             kept=len(kept),
             hands=len(kept) - kept[MEAN_STD].null_count,
             error_mm=float(np.nansum(file.calibration.joint_error(_floats(kept, MEAN_STD)))),
@@ -140,32 +140,32 @@ class RowFilter:
             if name not in names:
                 raise UserError(f"there is no column '{name}'; give one of {', '.join(names)}")
         self._columns = list(dict.fromkeys(needed))
-        # Weighing reads these columns only: fewer bytes, close together in the file.
-        self._weighed = [name for name in self._columns if name in _weighing(keep, self._where)]
+        # Stds need these columns only: fewer bytes, close together in the file.
+        self._std_columns = [name for name in self._columns if name in _columns_of_stds(keep, self._where)]
 
-    def weigh(self, file: LabelFile) -> Weighed:
+    def stds(self, file: LabelFile) -> FileStds:
         """Return the std of rows that meet all conditions but the share."""
-        scalars, stay = self._meeting(file, self._weighed)
+        scalars, is_kept = self._conditions_met(file, self._std_columns)
         std_mm = _floats(scalars, MEAN_STD)
-        return Weighed(
-            {value: std_mm[rows & stay] for value, rows in self._by_value(scalars)}, file.bytes_read
+        return FileStds(
+            {value: std_mm[rows & is_kept] for value, rows in self._by_value(scalars)}, file.bytes_read
         )
 
-    def of(self, file: LabelFile) -> tuple[pa.Table, NDArray[np.bool_]]:
+    def kept_rows(self, file: LabelFile) -> tuple[pa.Table, NDArray[np.bool_]]:
         """Return a file's scalar columns, and a mask of the kept rows.
 
         Raises:
             UserError: the file is of another hand model than the first, or has one std for all hands.
         """
         check_hand_model(file.path, file.facts, self.hand)
-        scalars, stay = self._meeting(file, self._columns)
+        scalars, is_kept = self._conditions_met(file, self._columns)
         if self.keep.keep_best is not None:
             std_mm = _floats(scalars, MEAN_STD)
             for value, rows in self._by_value(scalars):
-                stay &= ~rows | (std_mm <= self.limits[value])
-        return scalars, stay
+                is_kept &= ~rows | (std_mm <= self.limits[value])
+        return scalars, is_kept
 
-    def _meeting(self, file: LabelFile, columns: Sequence[str]) -> tuple[pa.Table, NDArray[np.bool_]]:
+    def _conditions_met(self, file: LabelFile, columns: Sequence[str]) -> tuple[pa.Table, NDArray[np.bool_]]:
         keep = self.keep
         if keep.keep_best is not None and file.facts.get("std_is_constant"):
             raise UserError(
@@ -173,14 +173,14 @@ class RowFilter:
                 "filter by another column with --where"
             )
         scalars = file.scalars(columns)
-        stay = np.ones(len(scalars), bool)
+        is_kept = np.ones(len(scalars), bool)
         if self._where:
-            stay &= self._where.mask(scalars)
+            is_kept &= self._where.mask(scalars)
         if keep.max_joint_std_mm is not None:
-            stay &= _floats(scalars, LARGEST_STD) <= keep.max_joint_std_mm
+            is_kept &= _floats(scalars, LARGEST_STD) <= keep.max_joint_std_mm
         if keep.keep_best is not None:
-            stay &= ~np.isnan(_floats(scalars, MEAN_STD))
-        return scalars, stay
+            is_kept &= ~np.isnan(_floats(scalars, MEAN_STD))
+        return scalars, is_kept
 
     def _by_value(self, scalars: pa.Table) -> Iterator[tuple[Any, NDArray[np.bool_]]]:
         if self.keep.per is None:
@@ -192,14 +192,14 @@ class RowFilter:
             yield (None if code < 0 else values.dictionary[code].as_py()), codes == code
 
 
-def _weighing(keep: Keep, where: Condition | None) -> set[str]:
+def _columns_of_stds(keep: Keep, where: Condition | None) -> set[str]:
     return {MEAN_STD, LARGEST_STD, *([keep.per] if keep.per else []), *(where.columns if where else [])}
 
 
-def limits_of(share: float, weights: Sequence[dict[Any, Floats]]) -> dict[Any, float]:
+def limits_of(share: float, stds: Sequence[dict[Any, Floats]]) -> dict[Any, float]:
     """Return per value of `per` the std below which this share of its rows lies."""
     by_value: dict[Any, list[Floats]] = defaultdict(list)
-    for of_file in weights:
+    for of_file in stds:
         for value, std_mm in of_file.items():
             by_value[value].append(std_mm)
     limits = {}

@@ -199,14 +199,14 @@ def hand_of_labels(title: str, hand_id: str, name: str) -> HandModel:
     return model
 
 
-def groups_that_stay(file: pq.ParquetFile, stay: NDArray[np.bool_]) -> tuple[list[int], NDArray[np.bool_]]:
+def kept_groups(file: pq.ParquetFile, is_kept: NDArray[np.bool_]) -> tuple[list[int], NDArray[np.bool_]]:
     """Return the row groups with any row to keep, and the mask of kept rows within them; skip the other groups."""
     groups, masks, start = [], [np.zeros(0, bool)], 0
     for group in range(file.metadata.num_row_groups):
         end = start + file.metadata.row_group(group).num_rows
-        if stay[start:end].any():
+        if is_kept[start:end].any():
             groups.append(group)
-            masks.append(stay[start:end])
+            masks.append(is_kept[start:end])
         start = end
     return groups, np.concatenate(masks)
 

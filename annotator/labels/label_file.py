@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from annotator.labels.folder import calibration_of, groups_that_stay, label_facts, opened_label_file
+from annotator.labels.folder import calibration_of, kept_groups, label_facts, opened_label_file
 from annotator.storage.files import join
 from annotator.storage.ranges import RangedFile
 
@@ -34,9 +34,9 @@ class LabelFile:
         self._fetch(range(self._metadata.num_row_groups), set(columns))
         return self._file.read(columns=list(columns), use_threads=False)
 
-    def rows(self, stay: NDArray[np.bool_]) -> pa.Table:
+    def rows(self, is_kept: NDArray[np.bool_]) -> pa.Table:
         """Read all columns of the kept rows; row groups without any are skipped."""
-        groups, mask = groups_that_stay(self._file, stay)
+        groups, mask = kept_groups(self._file, is_kept)
         self._fetch(groups, None)
         return self._file.read_row_groups(groups, use_threads=False).filter(pa.array(mask))
 

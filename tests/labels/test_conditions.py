@@ -35,7 +35,7 @@ LITERALS = {
 def rows_meeting(text: str, table: pa.Table) -> list[int]:
     condition = Condition(text, table.column_names)
     numbered = table.append_column("number", pa.array(range(len(table))))
-    return condition.meeting(numbered)["number"].to_pylist()
+    return condition.filter(numbered)["number"].to_pylist()
 
 
 @st.composite
@@ -147,7 +147,7 @@ def test_types_of_passed_columns_are_checked_once_rows_exist():
     table = pa.table({"mine": ["1", "2"]})
     condition = Condition("mine < 2", ["mine"])
     with pytest.raises(UserError, match="mine is string"):
-        condition.meeting(table)
+        condition.filter(table)
     assert rows_meeting("mine == '2'", table) == [1]
 
 
