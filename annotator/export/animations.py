@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from annotator.export.animated_glb import animated_glb_bytes
 from annotator.export.bvh import bvh_bytes
 from annotator.export.exported import Exported
-from annotator.export.exported_labels import Labels
+from annotator.export.exported_labels import LabelsToExport
 from annotator.export.meshes import SKIN
 from annotator.export.output_paths import track_name
 from annotator.export.skeleton import COLUMNS, Skeleton, has_skeleton, joint_distances_mm, skeleton_of
@@ -21,7 +21,7 @@ from annotator.labels.arrays import array_of
 from annotator.storage.files import join, write_atomic
 
 
-def columns(labels: Labels) -> list[str]:
+def columns(labels: LabelsToExport) -> list[str]:
     """Return the names of the columns to read.
 
     Raises:
@@ -31,12 +31,12 @@ def columns(labels: Labels) -> list[str]:
     return columns_to_read(labels, "an animated file", *COLUMNS)
 
 
-def columns_with_colours(labels: Labels) -> list[str]:
+def columns_with_colours(labels: LabelsToExport) -> list[str]:
     """Return the names of the columns to read, with those of the texture."""
     return [*columns(labels), *labels.present("vertex_rgb", "visible_fraction")]
 
 
-def write(kind: str, labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
+def write(kind: str, labels: LabelsToExport, batches: Iterator[pa.Table], out: str) -> Exported:
     """Write a file per track; `kind` is `bvh` or `glb`."""
     exported = Exported()
     model = labels.hand_model()

@@ -12,7 +12,7 @@ import pyarrow as pa
 from annotator.errors import UserError
 from annotator.export.benchmark_files import BENCHMARKS, Benchmark, write_submission
 from annotator.export.exported import Exported
-from annotator.export.exported_labels import Labels, camera_field
+from annotator.export.exported_labels import LabelsToExport, camera_field
 from annotator.hand.mano_mesh import check_mano_vertices
 from annotator.labels.arrays import array_of
 from annotator.storage.files import join, read_if_exists
@@ -24,7 +24,7 @@ _FREIHAND_NAME = re.compile(r"(?:^|/)(\d{8})\.\w+$")
 _HO3D_NAME = re.compile(r"^(?:(.*)/)?evaluation/([^/]+)/rgb/([^/.]+)\.\w+$")
 
 
-def columns(labels: Labels) -> list[str]:
+def columns(labels: LabelsToExport) -> list[str]:
     """Return the names of the columns to read.
 
     Raises:
@@ -35,7 +35,7 @@ def columns(labels: Labels) -> list[str]:
     return list(_NEEDED)
 
 
-def write_freihand(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
+def write_freihand(labels: LabelsToExport, batches: Iterator[pa.Table], out: str) -> Exported:
     """Write a submission to FreiHAND, in the order of the photos' numbers (`00000000.jpg` and so on).
 
     Raises:
@@ -59,7 +59,9 @@ def write_freihand(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exp
     return hands.submit(out, benchmark, positions)
 
 
-def write_ho3d(labels: Labels, batches: Iterator[pa.Table], out: str, order: str | None = None) -> Exported:
+def write_ho3d(
+    labels: LabelsToExport, batches: Iterator[pa.Table], out: str, order: str | None = None
+) -> Exported:
     """Write a submission to HO3D, in the order of `evaluation.txt`; the number of photos decides between v2 and v3.
 
     Raises:
@@ -95,7 +97,7 @@ def _order(path: str) -> dict[str, int]:
 class _Hands:
     """All hands of a submission, in memory: benchmarks have few."""
 
-    def __init__(self, labels: Labels, batches: Iterator[pa.Table]) -> None:
+    def __init__(self, labels: LabelsToExport, batches: Iterator[pa.Table]) -> None:
         self._labels = labels
         tables = []
         most = max(benchmark.entries for benchmark in BENCHMARKS.values())

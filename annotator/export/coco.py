@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotator.export.exported import Exported
-from annotator.export.exported_labels import Labels
+from annotator.export.exported_labels import LabelsToExport
 from annotator.hand.model import BONES, JOINT_NAMES
 from annotator.labels.arrays import array_of
 from annotator.photos.crops import box_around_joints
@@ -38,12 +38,12 @@ _SCALARS = (
 )
 
 
-def columns(labels: Labels) -> list[str]:
+def columns(labels: LabelsToExport) -> list[str]:
     """Return the names of the columns to read."""
     return labels.present(*_SCALARS, "box_xyxy", "joints2d_px", "joint_visible")
 
 
-def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
+def write(labels: LabelsToExport, batches: Iterator[pa.Table], out: str) -> Exported:
     """Write the file; hands are collected in a temporary file until all images are written."""
     exported = Exported()
     images = _Images()

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from annotator.export.exported import Exported
-from annotator.export.exported_labels import Labels
+from annotator.export.exported_labels import LabelsToExport
 from annotator.hand import HandModel, load_hand
 from annotator.hand.model import ANGLE_NAMES, JOINT_NAMES
 from annotator.hand.refit import refit_pose
@@ -64,12 +64,12 @@ _ANGLES = [f"{name}_deg" for name in ANGLE_NAMES]
 _OURS = {*itertools.chain(*_NAMES.values()), *_ANGLES, *_RENAMED.values(), *label_schema(1, samples=1).names}
 
 
-def columns(labels: Labels) -> list[str]:
+def columns(labels: LabelsToExport) -> list[str]:
     """Return the names of the columns to read."""
     return [name for name in labels.columns if name not in _MESH]
 
 
-def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
+def write(labels: LabelsToExport, batches: Iterator[pa.Table], out: str) -> Exported:
     """Write the file, batch by batch."""
     exported = Exported()
     model = _model_of_angles(labels, exported)
@@ -85,7 +85,7 @@ def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
     return exported
 
 
-def _model_of_angles(labels: Labels, exported: Exported) -> HandModel | None:
+def _model_of_angles(labels: LabelsToExport, exported: Exported) -> HandModel | None:
     """Return the hand model whose axes the joint angles refer to; None without poses, or where its file is missing."""
     if labels.hand is None or "pose" not in labels.columns:
         return None

@@ -48,7 +48,7 @@ _NEEDED = (
 )
 
 
-class Labels:
+class LabelsToExport:
     """A label set to export."""
 
     def __init__(

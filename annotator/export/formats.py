@@ -27,7 +27,7 @@ from annotator.export import (
     webdataset,
 )
 from annotator.export.exported import Exported
-from annotator.export.exported_labels import Labels
+from annotator.export.exported_labels import LabelsToExport
 from annotator.export.lerobot_photos import FORMS as PHOTO_FORMS
 from annotator.export.output_paths import check_new_file, check_new_folder, new_folder
 from annotator.labels.folder import label_file_sizes
@@ -36,11 +36,11 @@ from annotator.runtime.ordered_tasks import ray_for_tasks, tasks_are_faster
 
 @dataclass(frozen=True)
 class _Format:
-    columns: Callable[[Labels], list[str]]  # to read; UserError if the labels do not suit the format
-    write: Callable[[Labels, Iterator[pa.Table], str], Exported]
+    columns: Callable[[LabelsToExport], list[str]]  # to read; UserError if the labels do not suit the format
+    write: Callable[[LabelsToExport, Iterator[pa.Table], str], Exported]
     suffix: str | None = None  # of a format with one file; None: a folder
     limit: int = 0  # default maximum of hands; 0: all
-    spreads: bool = False  # whether Ray tasks prepare its parts, by `Labels.spread`
+    spreads: bool = False  # whether Ray tasks prepare its parts, by `LabelsToExport.spread`
     reads: Callable[[pa.Table], list[str]] = lambda first: []  # local files that its tasks read
 
 
@@ -111,7 +111,7 @@ def export_labels(
         raise UserError(f"--samples is for glb and ply, not for {to}")
     most = chosen.limit if limit is None else limit
     as_tasks = chosen.spreads and _as_tasks(labels, most, workers, address)
-    source = Labels(labels, where, most, on_progress, hand, as_tasks, workers)
+    source = LabelsToExport(labels, where, most, on_progress, hand, as_tasks, workers)
     if by_photo:
         if to not in ("glb", "ply"):
             raise UserError(f"--by-photo is for glb and ply, not for {to}")

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotator.export.exported import Exported
-from annotator.export.exported_labels import Labels
+from annotator.export.exported_labels import LabelsToExport
 from annotator.export.lerobot_files import DATA_PATH, EPISODES_PATH, Tables, info, write_json, write_tasks
 from annotator.export.lerobot_hands import COLUMNS, FEATURES, OF_SIDES, Frames, frames_of
 from annotator.export.lerobot_photos import CAMERA, CameraPhotos
@@ -30,7 +30,7 @@ _COUNTERS = {"timestamp": "float32"} | dict.fromkeys(
 )
 
 
-def columns(labels: Labels) -> list[str]:
+def columns(labels: LabelsToExport) -> list[str]:
     """Return the names of the columns to read.
 
     Raises:
@@ -40,7 +40,7 @@ def columns(labels: Labels) -> list[str]:
     return columns_to_read(labels, "lerobot", *COLUMNS, "width", "height", TASK)
 
 
-def write(labels: Labels, batches: Iterator[pa.Table], out: str, photos: str = "video") -> Exported:
+def write(labels: LabelsToExport, batches: Iterator[pa.Table], out: str, photos: str = "video") -> Exported:
     """Write the data set; `photos` is one of `lerobot_photos.FORMS`."""
     exported = Exported()
     model = labels.hand_model()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.export.exported import Exported
-from annotator.export.exported_labels import Labels, camera_field
+from annotator.export.exported_labels import LabelsToExport, camera_field
 from annotator.labels.arrays import array_of
 from annotator.storage.files import atomic_file, join
 
@@ -22,7 +22,7 @@ PART_HANDS = 100_000
 _NEEDED = ("image_id", "hand_index", "is_right", "pose", "betas", "camera")
 
 
-def columns(labels: Labels) -> list[str]:
+def columns(labels: LabelsToExport) -> list[str]:
     """Return the names of the columns to read.
 
     Raises:
@@ -41,7 +41,7 @@ def columns(labels: Labels) -> list[str]:
     return list(_NEEDED)
 
 
-def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
+def write(labels: LabelsToExport, batches: Iterator[pa.Table], out: str) -> Exported:
     """Write `mano-000000.npz` and so on: metres, radians; `pose` and `betas` are always those of a right hand."""
     exported = Exported()
     waiting: dict[str, list[NDArray[Any]]] = defaultdict(list)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.export.exported import Exported
-from annotator.export.exported_labels import Labels, camera_field
+from annotator.export.exported_labels import LabelsToExport, camera_field
 from annotator.export.glb import glb_bytes
 from annotator.export.output_paths import HandNames
 from annotator.export.ply import ply_bytes
@@ -56,7 +56,7 @@ def _encoded(kind: str, meshes: Sequence[Mesh], of_photo: bool) -> bytes:
     )
 
 
-def columns(labels: Labels) -> list[str]:
+def columns(labels: LabelsToExport) -> list[str]:
     """Return the names of the columns to read.
 
     Raises:
@@ -66,7 +66,7 @@ def columns(labels: Labels) -> list[str]:
     return labels.present(*_SCALARS, "vertices_mm", "camera", *_COLOUR_COLUMN.values())
 
 
-def columns_with_samples(labels: Labels) -> list[str]:
+def columns_with_samples(labels: LabelsToExport) -> list[str]:
     """Return the names of the columns to read with samples.
 
     Raises:
@@ -151,7 +151,7 @@ def _whole_photos(tables: Iterable[pa.Table], scalars: list[str]) -> Iterator[pa
 
 def write(
     kind: str,
-    labels: Labels,
+    labels: LabelsToExport,
     batches: Iterator[pa.Table],
     out: str,
     colour: str = "texture",

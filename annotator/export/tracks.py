@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.export.exported import Exported
-from annotator.export.exported_labels import Labels
+from annotator.export.exported_labels import LabelsToExport
 from annotator.track.frames import FRAME, TIME, frame_times
 
 #: The columns that identify a track and order its frames.
@@ -74,7 +74,7 @@ class Track:
         return bool(self.sequence.rows["is_right"][int(self.own[0])].as_py())
 
 
-def columns_to_read(labels: Labels, to: str, *names: str) -> list[str]:
+def columns_to_read(labels: LabelsToExport, to: str, *names: str) -> list[str]:
     """Return the columns to read for tracks: `TRACK_COLUMNS`, and further ones that exist.
 
     Raises:
@@ -87,7 +87,9 @@ def columns_to_read(labels: Labels, to: str, *names: str) -> list[str]:
     return labels.present(*dict.fromkeys((*TRACK_COLUMNS, *_OF_LISTS, *names)))
 
 
-def sequences(labels: Labels, batches: Iterator[pa.Table], exported: Exported) -> Iterator[TrackedSequence]:
+def sequences(
+    labels: LabelsToExport, batches: Iterator[pa.Table], exported: Exported
+) -> Iterator[TrackedSequence]:
     """Yield each sequence; count rows of no track in `exported`. One sequence is in memory at a time.
 
     Raises:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotator.export.exported import Exported
-from annotator.export.exported_labels import Labels, camera_field
+from annotator.export.exported_labels import LabelsToExport, camera_field
 from annotator.export.photo_encoding import StoredPhoto, as_others_read
 from annotator.export.stored_photos import Address, At, PhotoOrError, Positions, stored_photos
 from annotator.labels.arrays import array_of
@@ -45,7 +45,7 @@ _OF_PHOTO = (*("image_id", "image_uri", "duplicate", "frame_index", "frame_time_
 _LEFT_OUT = ("status", "reason", "error")
 
 
-def columns(labels: Labels) -> list[str]:
+def columns(labels: LabelsToExport) -> list[str]:
     """Return the names of the columns to read."""
     return [name for name in labels.columns if name not in _LEFT_OUT]
 
@@ -57,7 +57,7 @@ def local_photo(first: pa.Table) -> list[str]:
     return [path] if is_local(path) and local_path(path).exists() else []
 
 
-def write(labels: Labels, batches: Iterator[pa.Table], out: str) -> Exported:
+def write(labels: LabelsToExport, batches: Iterator[pa.Table], out: str) -> Exported:
     """Write `hands-000000.tar` and so on, and `faces.npy`, the triangles of right hands."""
     exported = Exported()
     with _Tars(out) as tars:

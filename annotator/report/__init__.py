@@ -45,12 +45,12 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
     clips = Clips(labels)
     columns = (*(COLUMNS if known else ()), *clips.columns)
 
-    def look(table: pa.Table) -> None:
+    def on_table(table: pa.Table) -> None:
         clips.add(table)
         if known:
             known.add(table)
 
-    found = survey(labels, count, columns, look)
+    found = survey(labels, count, columns, on_table)
     if not found.rows:
         raise UserError(f"'{labels}' has no labels yet: run `amvur annotate` again to resume")
     comparison = known.comparison() if known else None

@@ -67,15 +67,15 @@ def _stem(number: int) -> str:
 
 def galleries(found: Survey, most: int) -> list[Gallery]:
     """Return up to `most` hands: those of lowest and of highest std and some between, or all of a small set."""
-    surest, least = found.surest.rows, found.least_sure.rows
-    if found.is_constant or not surest:
+    lowest, highest = found.lowest_std.rows, found.highest_std.rows
+    if found.is_constant or not lowest:
         rows = sorted(found.sample.rows[:most], key=_location)
         note = "A random sample: all have the same standard deviation."
         return [Gallery("A sample of hands", note, rows)] if rows else []
-    if len(surest) < most or found.std.total == most:
-        return [Gallery("All hands", "Lowest std first.", surest)]
+    if len(lowest) < most or found.std.total == most:
+        return [Gallery("All hands", "Lowest std first.", lowest)]
     third = max(most // 3, 1)
-    ends = surest[:third] + (least[:third] if most > 1 else [])
+    ends = lowest[:third] + (highest[:third] if most > 1 else [])
     taken = {_location(row) for row in ends}
     between = [row for row in found.sample.rows if _location(row) not in taken and _std(row) == _std(row)]
     between.sort(key=_std)

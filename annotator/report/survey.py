@@ -118,7 +118,7 @@ class Survey:
         self.std, self.largest = Histogram(), Histogram()
         self.joints = [Histogram() for _ in JOINT_NAMES]
         self.facts: dict[str, Any] = {}  # metadata of the first file
-        self.surest, self.least_sure = Smallest(count), Smallest(count)
+        self.lowest_std, self.highest_std = Smallest(count), Smallest(count)
         self.sample, self.others = Smallest(max(OK_ROWS, count)), Smallest(OTHER_ROWS)
         self._rng = np.random.default_rng(0)
 
@@ -151,8 +151,8 @@ class Survey:
         self._count_outcomes(scalars)
         self._count_stds(table.filter(pa.array(ok)))
         known = ok & np.isfinite(std_mm)
-        self.surest.offer(np.where(known, std_mm, np.inf), file, scalars)
-        self.least_sure.offer(np.where(known, -std_mm, np.inf), file, scalars)
+        self.lowest_std.offer(np.where(known, std_mm, np.inf), file, scalars)
+        self.highest_std.offer(np.where(known, -std_mm, np.inf), file, scalars)
         chance = self._rng.random(len(table))
         self.sample.offer(np.where(ok, chance, np.inf), file, scalars)
         self.others.offer(np.where(ok, np.inf, chance), file, scalars)
@@ -200,15 +200,15 @@ def survey(
     labels: str,
     count: int,
     more: Sequence[str] = (),
-    look: Callable[[pa.Table], None] = lambda table: None,
+    on_table: Callable[[pa.Table], None] = lambda table: None,
 ) -> Survey:
     """Read a label set once.
 
     Args:
         labels: path or URL.
         count: number of hands with the lowest, and with the highest std, to keep.
-        more: further columns for `look`.
-        look: called with the table of each file.
+        more: further columns for `on_table`.
+        on_table: called with the table of each file.
 
     Raises:
         UserError: a file is damaged, or has another schema version or another hand model than the first.
@@ -220,7 +220,7 @@ def survey(
         hands.append(facts.get("hand"))
         check_hand_model(join(labels, "data", name), facts, hands[0])
         found.add(name, table)
-        look(table)
+        on_table(table)
     return found
 
 
