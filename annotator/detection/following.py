@@ -27,7 +27,7 @@ Floats = NDArray[np.floating]
 DETECT_EVERY = 8
 
 #: Presence of a hand below which it is lost.
-IS_HAND = 0.5
+MIN_PRESENCE_TO_FOLLOW = 0.5
 
 #: A hand and its expectation differ in size by at most this factor, and in position by at most this many hand sizes.
 _MAX_RESIZE, _MAX_MOVE = 2.0, 2.0
@@ -239,7 +239,7 @@ def _detected(hand: DetectedHand) -> FollowedHand:
 
 def _located(expected: ExpectedHand, joints2d_px: Floats, presence: float) -> FollowedHand | None:
     """Return the hand that the network locates; None if it is lost, or has left the frame."""
-    if presence < IS_HAND or not np.isfinite(joints2d_px).all():
+    if presence < MIN_PRESENCE_TO_FOLLOW or not np.isfinite(joints2d_px).all():
         return None
     box = box_around_joints(joints2d_px)
     resize = _size(box) / _size(expected.box_xyxy)

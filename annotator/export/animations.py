@@ -43,7 +43,7 @@ def write(kind: str, labels: LabelsToExport, batches: Iterator[pa.Table], out: s
     count, apart_mm = 0, 0.0
     for sequence in sequences(labels, batches, exported):
         for track in sequence.tracks():
-            track = _sound(track, exported)
+            track = _complete_frames(track, exported)
             if not len(track.own):
                 continue
             skeleton = skeleton_of(model, track)
@@ -59,11 +59,11 @@ def write(kind: str, labels: LabelsToExport, batches: Iterator[pa.Table], out: s
     return exported
 
 
-def _sound(track: Track, exported: Exported) -> Track:
-    sound = has_skeleton(track.rows)
-    if lost := int((~sound).sum()):
+def _complete_frames(track: Track, exported: Exported) -> Track:
+    is_complete = has_skeleton(track.rows)
+    if lost := int((~is_complete).sum()):
         exported.left_out["frame without pose, betas or position"] += lost
-    return Track(track.sequence, track.track_id, track.own[sound])
+    return Track(track.sequence, track.track_id, track.own[is_complete])
 
 
 def _glb(skeleton: Skeleton, model: HandModel, track: Track) -> bytes:

@@ -77,17 +77,17 @@ def frames_of(model: HandModel, sequence: TrackedSequence, exported: Exported) -
 
     Where several tracks of one side share a frame, as with two people, only the longest is kept.
     """
-    sound = has_skeleton(sequence.rows)
-    if lost := int((~sound).sum()):
+    is_complete = has_skeleton(sequence.rows)
+    if lost := int((~is_complete).sum()):
         exported.left_out["hand without pose, betas or position"] += lost
     numbers, frame = np.unique(sequence.frame, return_inverse=True)
-    rows = _rows_of_frames(sequence, sound, frame, len(numbers))
+    rows = _rows_of_frames(sequence, is_complete, frame, len(numbers))
     kept = rows.max(1) >= 0
     rows = rows[kept]
     valid = rows >= 0
     placed = int(valid.sum())
     exported.hands += placed
-    if beside := int(sound.sum()) - placed:
+    if beside := int(is_complete.sum()) - placed:
         exported.left_out["hand of a shorter track of the same side"] += beside
     first = np.where(valid[:, 0], rows[:, 0], rows[:, 1])
     table = sequence.rows
@@ -102,13 +102,13 @@ def frames_of(model: HandModel, sequence: TrackedSequence, exported: Exported) -
 
 
 def _rows_of_frames(
-    sequence: TrackedSequence, sound: NDArray[np.bool_], frame: NDArray[np.int64], count: int
+    sequence: TrackedSequence, is_complete: NDArray[np.bool_], frame: NDArray[np.int64], count: int
 ) -> NDArray[np.int64]:
     """Return the row (F, 2) of each frame's right and left hand, -1 where there is none."""
     rows = np.full((count, 2), -1)
     tracks = sorted(sequence.tracks(), key=lambda track: (-len(track.own), track.track_id))
     for track in tracks:
-        own = track.own[sound[track.own]]
+        own = track.own[is_complete[track.own]]
         side = 0 if track.is_right else 1
         free = own[rows[frame[own], side] < 0]
         rows[frame[free], side] = free

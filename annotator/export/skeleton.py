@@ -89,8 +89,8 @@ def has_skeleton(rows: pa.Table) -> NDArray[np.bool_]:
     """Return which rows (n,) have finite pose, shape, joints and position."""
     parts = [array_of(rows["pose"]), array_of(rows["betas"]), camera_field(rows, "cam_t_mm")]
     parts.append(array_of(rows["joints3d_mm"]).reshape(len(rows), -1))
-    sound: NDArray[np.bool_] = np.logical_and.reduce([np.isfinite(part).all(1) for part in parts])
-    return sound
+    is_complete: NDArray[np.bool_] = np.logical_and.reduce([np.isfinite(part).all(1) for part in parts])
+    return is_complete
 
 
 def skeleton_of(model: HandModel, track: Track) -> Skeleton:

@@ -167,7 +167,7 @@ def _dense(value: object, name: str, shape: tuple[int, int]) -> np.ndarray:
     data = _array(_field(value.state, "data"), name)
     rows = _integers(_field(value.state, "indices"), name)
     starts = _integers(_field(value.state, "indptr"), name)
-    sound = (
+    is_valid = (
         value.state.get("_shape", shape) == shape
         and data.shape == rows.shape == (data.size,)
         and starts.shape == (shape[1] + 1,)
@@ -177,7 +177,7 @@ def _dense(value: object, name: str, shape: tuple[int, int]) -> np.ndarray:
         and (rows >= 0).all()
         and (rows < shape[0]).all()
     )
-    if not sound:
+    if not is_valid:
         raise _FieldError(f"{name} is not a sparse matrix of shape {shape}")
     full = np.zeros(shape)
     np.add.at(full, (rows, np.repeat(np.arange(shape[1]), np.diff(starts))), data)

@@ -113,19 +113,19 @@ def refit_pose(
     """
     found = np.full(pose.shape, np.nan)
     parts = (pose, betas, joints3d_mm.reshape(len(pose), -1))
-    sound = np.logical_and.reduce([np.isfinite(part).all(1) for part in parts])
-    if not sound.any():
+    is_complete = np.logical_and.reduce([np.isfinite(part).all(1) for part in parts])
+    if not is_complete.any():
         return found
-    joints = np.where(is_right[:, None, None], joints3d_mm, mirror_points(joints3d_mm))[sound]
-    rotations = Rotation.from_rotvec(pose[sound].reshape(-1, 3)).as_matrix().reshape(-1, 16, 3, 3)
+    joints = np.where(is_right[:, None, None], joints3d_mm, mirror_points(joints3d_mm))[is_complete]
+    rotations = Rotation.from_rotvec(pose[is_complete].reshape(-1, 3)).as_matrix().reshape(-1, 16, 3, 3)
     fitted = refit_rotations(
-        shaped_rest_joints(model, betas[sound]),
+        shaped_rest_joints(model, betas[is_complete]),
         rotations,
         joints[:, list(MANO_FROM_FREIHAND)].astype(np.float64) / 1000,
     )
     if tracks is not None:
-        for track in np.unique(tracks[sound]):
-            own = tracks[sound] == track
+        for track in np.unique(tracks[is_complete]):
+            own = tracks[is_complete] == track
             fitted[own] = steadied(rotations[own], fitted[own])
-    found[sound] = Rotation.from_matrix(fitted.reshape(-1, 3, 3)).as_rotvec().reshape(-1, 48)
+    found[is_complete] = Rotation.from_matrix(fitted.reshape(-1, 3, 3)).as_rotvec().reshape(-1, 48)
     return found

@@ -61,8 +61,8 @@ def fill_penetration(
     """
     for hands in _together(photos):
         placed = {hand: columns["vertices_mm"][hand] + columns["camera"]["cam_t_mm"][hand] for hand in hands}
-        sound = [hand for hand in hands if np.isfinite(placed[hand]).all()]
-        for pair in combinations(sound, 2):
+        finite = [hand for hand in hands if np.isfinite(placed[hand]).all()]
+        for pair in combinations(finite, 2):
             depth = penetration_mm(placed[pair[0]], placed[pair[1]], faces)
             for of_hand in (rows[hand_rows[hand]] for hand in pair):
                 of_hand["penetration_mm"] = max(depth, of_hand.get("penetration_mm") or 0.0)

@@ -52,28 +52,28 @@ def round_to_grid(weight: Tensor) -> Tensor:
 @torch.no_grad()
 def measure_ranges(backbone: Backbone, images: Tensor) -> dict[str, tuple[float, float]]:
     """Return the input range of each quantised convolution with the least squared rounding error on these images."""
-    seen: dict[str, list[Tensor]] = {}
+    recorded: dict[str, list[Tensor]] = {}
     ends: dict[str, tuple[float, float]] = {}
     chance = torch.Generator().manual_seed(0)
 
-    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
-        def see(_: nn.Module, inputs: tuple[Tensor]) -> None:
+    def register_hook(name: str) -> torch.utils.hooks.RemovableHandle:
+        def record(_: nn.Module, inputs: tuple[Tensor]) -> None:
             values = inputs[0].flatten()
             low, high = ends.get(name, (0.0, 0.0))  # zero must be a level: padding
             ends[name] = min(low, float(values.min())), max(high, float(values.max()))
-            seen.setdefault(name, []).append(
+            recorded.setdefault(name, []).append(
                 values[torch.randint(len(values), (_SAMPLES,), generator=chance)]
             )
 
-        return convolutions[name].register_forward_pre_hook(see)
+        return convolutions[name].register_forward_pre_hook(record)
 
     convolutions = quantised_convolutions(backbone)
-    hooks = [watch(name) for name in convolutions]
+    hooks = [register_hook(name) for name in convolutions]
     for part in images.split(16):
         backbone(part)
     for hook in hooks:
         hook.remove()
-    return {name: best_range(torch.cat(values), *ends[name]) for name, values in seen.items()}
+    return {name: best_range(torch.cat(values), *ends[name]) for name, values in recorded.items()}
 
 
 def best_range(values: Tensor, low: float, high: float) -> tuple[float, float]:

@@ -31,11 +31,11 @@ from annotator.model.square import Square
 REPEATS = 2
 
 #: Presence in the first look above which a second look may be repeated.
-IS_HAND = 0.5
+MIN_PRESENCE_TO_REPEAT = 0.5
 
 #: Minimum presence in the second look; below it the whole crop is tried in four rotations, if the first look finds a
 #: hand.
-FOUND = 0.5
+MIN_SECOND_PRESENCE = 0.5
 
 
 @dataclass
@@ -140,7 +140,7 @@ class TwoLooks(nn.Module):
             is_hand = self.first.is_hand(first)
         features = self._look(images, first, Square.around(joints2d))
         better, is_off = self._better(features)
-        (retried,) = torch.where(is_off & (is_hand > IS_HAND))
+        (retried,) = torch.where(is_off & (is_hand > MIN_PRESENCE_TO_REPEAT))
         for _ in range(REPEATS):
             if not len(retried):
                 break
@@ -148,8 +148,8 @@ class TwoLooks(nn.Module):
             better, is_off = self._better(features)
             retried = retried[is_off[retried]]
         if self.second.heads is not None:
-            not_found = is_off | (self.second.is_hand(features.second) < FOUND)
-            (lost,) = torch.where(not_found & (is_hand > IS_HAND))
+            not_found = is_off | (self.second.is_hand(features.second) < MIN_SECOND_PRESENCE)
+            (lost,) = torch.where(not_found & (is_hand > MIN_PRESENCE_TO_REPEAT))
             if len(lost):
                 self._search(images, features, lost)
         return features

@@ -41,16 +41,16 @@ def image_columns(schema: pa.Schema) -> list[str]:
             or (name in _STRUCT_NAMES and _has_bytes(types[name]))
         ):
             return [name]
-    sounds = _sounds(schema)
+    audio = _audio_columns(schema)
     return [
         name
         for name, kind in types.items()
-        if name not in sounds
+        if name not in audio
         and ((_has_bytes(kind) and _has_path(kind)) or (name.startswith(_CAMERA) and _is_bytes(kind)))
     ]
 
 
-def _sounds(schema: pa.Schema) -> set[str]:
+def _audio_columns(schema: pa.Schema) -> set[str]:
     """Return the columns that Hugging Face's metadata declares as audio, which is stored like photos."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]

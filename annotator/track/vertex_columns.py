@@ -33,8 +33,8 @@ class VertexRows:
         count = 0
         for table in tables:
             for name, column in self.columns.items():
-                there = name in table.column_names
-                is_valid = np.asarray(table[name].is_valid()) if there else np.zeros(len(table), bool)
+                is_present = name in table.column_names
+                is_valid = np.asarray(table[name].is_valid()) if is_present else np.zeros(len(table), bool)
                 valid[name].append(is_valid)
                 if is_valid.any():
                     values = array_of(table[name])
