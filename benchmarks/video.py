@@ -24,6 +24,7 @@ import annotator
 from annotator.hand import HandModel, load_hand
 from annotator.hand.layer import HandLayer
 from annotator.labels.schema import label_schema, labels_to_table
+from annotator.labels.side import right_scores
 from annotator.photos.crops import Crops, crop_photo
 from annotator.predictor import Predictor
 from annotator.quality.metrics import mpjpe, pa_mpjpe
@@ -31,7 +32,6 @@ from annotator.quality.uncertainty import coverage
 from annotator.sources.sequences import ADDED
 from annotator.track.association import Hands, track_ids
 from annotator.track.sequence import track_sequence
-from annotator.track.side import right_scores
 from annotator.track.vertex_columns import VERTEX_COLUMNS, VertexRows
 from trainer.synth.sequences import Sequences
 from trainer.synth.truth import true_columns

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from annotator.detection.detector import DetectedHand
 from annotator.detection.duplicates import distinct
 from annotator.errors import UserError
+from annotator.labels.side import right_score
 from annotator.photos.crops import box_around_joints
 from annotator.photos.decode import Photo
 
@@ -233,8 +234,8 @@ class _Segment:
 
 
 def _detected(hand: DetectedHand) -> FollowedHand:
-    right_score = hand.side_score if hand.is_right else 1 - hand.side_score
-    return FollowedHand(hand.box_xyxy, right_score, hand.joints2d_px, 1 + hand.detection_score, "detector")
+    score = right_score(hand.is_right, hand.side_score)
+    return FollowedHand(hand.box_xyxy, score, hand.joints2d_px, 1 + hand.detection_score, "detector")
 
 
 def _located(expected: ExpectedHand, joints2d_px: Floats, presence: float) -> FollowedHand | None:

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from annotator.hand import BONES
 from annotator.hand.model import FINGERS
+from annotator.labels.outcomes import outcome_of
 from annotator.quality.uncertainty import CALIBRATED_LEVEL, LEVELS
 from annotator.render.std_colours import STOPS
 from annotator.report import charts, sections
 from annotator.report.clips import SequenceSummary
 from annotator.report.pictures import Gallery, Shown, base64_of
 from annotator.report.sections import Record, display_name, in_words
-from annotator.report.survey import Row, Survey, outcome_of
+from annotator.report.survey import Row, Survey
 from annotator.report.tiles import SKIN
 from annotator.report.timeline import Timeline, timeline
 from annotator.report.truth import Comparison

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from annotator.hand import JOINT_NAMES
 from annotator.labels.arrays import array_of
 from annotator.labels.folder import calibration_of, check_hand_model, label_facts, label_files, read_columns
+from annotator.labels.outcomes import outcome_of
 from annotator.quality.calibration import Calibration
 from annotator.storage.files import join
 
@@ -179,11 +180,6 @@ class Survey:
             histogram.add(lengths[:, joint])
         for group in pc.value_counts(hands["checkpoint"].drop_null()).to_pylist():
             self.checkpoints[group["values"]] += group["counts"]
-
-
-def outcome_of(row: dict[str, Any]) -> str:
-    """Return the outcome of a row's photo: `ok`, or `status: reason`."""
-    return row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
 
 
 def floats(table: pa.Table, name: str) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from annotator.errors import UserError, printable
 from annotator.labels.folder import label_files, read_columns
+from annotator.labels.side import right_score
 from annotator.sources.entry import BoxFrame, Entry, Fault, ListedHand, path_as_utf8
 from annotator.sources.folder import holds_many
 from annotator.sources.label_set import is_unfinished
@@ -163,7 +164,6 @@ def _normal(entry: Entry) -> str:
 
 def _hand_of(row: dict[str, Any]) -> Any:
     if row["status"] == "ok":
-        score = row["side_score"] if row["side_score"] is not None else 1.0
-        right = None if row["is_right"] is None else score if row["is_right"] else 1 - score
+        right = None if row["is_right"] is None else right_score(row["is_right"], row["side_score"])
         return ListedHand(row["box_xyxy"], right)
     return None if row["status"] == "no_hand" else Fault(row["reason"], row["error"])

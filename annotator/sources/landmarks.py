@@ -15,6 +15,7 @@ from typing import Any
 from annotator.errors import UserError, printable
 from annotator.labels.folder import read_columns
 from annotator.labels.schema import label_schema
+from annotator.labels.side import right_score
 from annotator.sources.coco import CocoHand, coco_hands, coco_photos
 from annotator.sources.entry import Entry, Fault, ListedHand, path_as_utf8
 from annotator.sources.label_set import LabelSet
@@ -117,8 +118,7 @@ class DetectedLandmarks(LandmarkSource):
 
 
 def _detected(row: dict[str, Any]) -> ListedHand:
-    score = 1.0 if row["side_score"] is None else row["side_score"]
-    right = None if row["is_right"] is None else score if row["is_right"] else 1 - score
+    right = None if row["is_right"] is None else right_score(row["is_right"], row["side_score"])
     depth = row["landmark_depth_px"] or [None] * 21
     landmarks = tuple((*joint, z) for joint, z in zip(row["joints2d_px"], depth, strict=True))
     return ListedHand(tuple(row["box_xyxy"]), right, landmarks, row["detection_score"])

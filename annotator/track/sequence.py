@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from annotator.hand.layer import HandLayer
 from annotator.labels.hand_length import hand_lengths_mm
+from annotator.labels.side import right_scores
 from annotator.track.association import Hands, track_ids
 from annotator.track.columns import COLUMNS_OF_EVERY_TRACK, columns_of_hands, picked_columns
 from annotator.track.frames import frame_times
@@ -23,7 +24,7 @@ from annotator.track.motion import Motion, smoothed_motion
 from annotator.track.motion_columns import labels_motion, track_columns
 from annotator.track.rows import SequenceRows, rows_without_arrays
 from annotator.track.shape import PERSON, PersonShape, people_of, shapes_of_people
-from annotator.track.side import TrackSide, right_scores, side_of
+from annotator.track.side import TrackSide, side_of
 from annotator.track.tables import SmoothedMeshes, TrackedRows, UnchangedMeshes
 from annotator.track.vertex_columns import VertexRows
 from annotator.track.views import are_usable, views_of

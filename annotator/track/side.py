@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.labels.side import right_scores
 from annotator.track.association import log_odds
 
 Floats = NDArray[np.floating]
@@ -17,13 +18,6 @@ class TrackSide(NamedTuple):
 
     is_right: bool
     score: float | None  # mean probability of this side over frames; None where every frame's side was given
-
-
-def right_scores(is_right: NDArray[np.bool_], side_score: Floats) -> Floats:
-    """Return the probability (n,) of a right hand; where nothing is noted (NaN), the side was given."""
-    sure = np.where(np.isnan(side_score), 1.0, side_score)
-    scores: Floats = np.where(is_right, sure, 1 - sure)
-    return scores
 
 
 def side_of(is_right: NDArray[np.bool_], side_score: Floats) -> TrackSide:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from annotator.labels.side import right_scores
 from annotator.track.association import Hands, track_ids
 from annotator.track.gaps import frames_to_fill, hold_constant_ends
 from annotator.track.shape import one_shape
-from annotator.track.side import right_scores, side_of
+from annotator.track.side import side_of
 
 SIZE_PX = 100.0
 
