@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from annotator.errors import UserError
-from annotator.job.record import FILE as RUN_FILE
 from annotator.labels.filter_file import (
     FilteredFile,
     FilterPlan,
@@ -22,7 +21,7 @@ from annotator.labels.filter_file import (
     limits_of,
     read_stds,
 )
-from annotator.labels.folder import label_file_sizes, label_files
+from annotator.labels.folder import RUN_FILE, label_file_sizes, label_files
 from annotator.labels.label_file import opened_labels
 from annotator.quality.calibration import UNCALIBRATED_3D, Calibration
 from annotator.runtime.ordered_tasks import in_order, ray_for_tasks, tasks_are_faster

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from annotator.errors import UserError, printable
+from annotator.labels.folder import LEASE_FILE
 from annotator.runtime.ray_session import missing_paths
 from annotator.storage.conditional import OvertakenError, put_if_unchanged, version_of
 from annotator.storage.files import is_local, join, local_path, read_if_exists, remove_file, write_atomic
 from annotator.storage.remote import ANSWER_S
-
-FILE = "_lease.json"
 
 HEARTBEAT_S = 5.0
 
@@ -47,7 +46,7 @@ class Lease:
     """The right to write into a label set, until another run takes it over."""
 
     def __init__(self, labels: str) -> None:
-        self._labels, self._url = labels, join(labels, FILE)
+        self._labels, self._url = labels, join(labels, LEASE_FILE)
         self._record: dict[str, Any] = {
             "run": uuid.uuid4().hex,
             "host": socket.gethostname(),
@@ -213,7 +212,7 @@ def holder(path: str) -> str | None:
 def missing_on_this_machine(places: Sequence[str], labels: str, run: str) -> list[str]:
     """Return the missing ones of local paths, and the label set if its lease here is not that run's."""
     missing = missing_paths(places)
-    if is_local(labels) and holder(join(labels, FILE)) != run:
+    if is_local(labels) and holder(join(labels, LEASE_FILE)) != run:
         missing.append(str(local_path(labels)))
     return missing
 

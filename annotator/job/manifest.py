@@ -21,11 +21,10 @@ from itertools import groupby
 from typing import Any
 
 from annotator.errors import UserError
+from annotator.labels.folder import ENTRIES_FOLDER
 from annotator.sources.entry import Entry, entries_to_json
 from annotator.sources.source import Source
 from annotator.storage.files import join, names_in, read_if_exists, write_atomic
-
-FOLDER = "_entries"
 
 #: Maximum size of a part. Parts double up to it: work starts with the first shard, and a collection has few parts.
 PART_SHARDS = 16
@@ -100,7 +99,7 @@ class Manifest:
         Raises:
             UserError: a part is missing.
         """
-        self.folder, self._confirm = join(labels, FOLDER), confirm
+        self.folder, self._confirm = join(labels, ENTRIES_FOLDER), confirm
         self.shard_count = 0  # in the parts read or written so far
         self.photo_count = 0
         self._parts: list[tuple[int, int, str]] = []

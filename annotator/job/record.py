@@ -11,10 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from annotator.errors import UserError
-from annotator.job.lease import FILE as LEASE_FILE
+from annotator.labels.folder import LEASE_FILE, RUN_FILE
 from annotator.storage.files import join, names_in, read_if_exists, write_atomic
-
-FILE = "_run.json"
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def read_run_record(labels: str, kind: type[Settings]) -> RunRecord[Settings] | 
     Raises:
         UserError: the folder holds other files, another kind of labels, or labels of a newer schema.
     """
-    data = read_if_exists(join(labels, FILE))
+    data = read_if_exists(join(labels, RUN_FILE))
     if data is None:
         # Unfinished files of killed runs and files of file managers start with a dot.
         if any(not name.startswith(".") for name in names_in(labels) - {"faces.parquet", LEASE_FILE}):
@@ -121,7 +119,7 @@ def read_run_record(labels: str, kind: type[Settings]) -> RunRecord[Settings] | 
         return RunRecord(settings, **values)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(
-            f"'{labels}' was made by another command or another version of amvur, or its {FILE} is damaged: "
+            f"'{labels}' was made by another command or another version of amvur, or its {RUN_FILE} is damaged: "
             "give a new folder"
         ) from None
 
@@ -132,7 +130,7 @@ def read_mesh_record(labels: str) -> RunRecord[Any] | None:
     Raises:
         UserError: as for `read_run_record`.
     """
-    data = read_if_exists(join(labels, FILE)) or b""
+    data = read_if_exists(join(labels, RUN_FILE)) or b""
     if b'"tracked_labels"' in data:
         return read_run_record(labels, TrackSettings)
     return read_run_record(labels, FitSettings if b'"landmarks"' in data else RunSettings)
@@ -165,4 +163,4 @@ def check_settings(labels: str, old: Any, new: Any, may_differ: Sequence[str] = 
 def write_run_record(labels: str, record: RunRecord) -> None:
     """Write `_run.json` atomically."""
     data = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
-    write_atomic(join(labels, FILE), data.encode())
+    write_atomic(join(labels, RUN_FILE), data.encode())

@@ -34,7 +34,7 @@ from annotator.job.resources import WorkerPlan
 from annotator.job.stages import Stages
 from annotator.job.tally import ShardReport, Tally
 from annotator.labels.conditions import Condition
-from annotator.labels.folder import column_names, read_columns
+from annotator.labels.folder import OUTCOMES_FOLDER, column_names, read_columns
 from annotator.runtime.ray_session import check_shared, connected
 from annotator.sources import Source
 from annotator.storage.files import check_writable, join, remove_folder
@@ -215,7 +215,7 @@ class _Run(Generic[Settings]):
             if record.photos != self.manifest.photo_count:
                 raise UserError(
                     f"'{self.job.labels}' has rows of {record.photos} photos instead of the planned "
-                    f"{self.manifest.photo_count}: delete '_outcomes' in it and run the same command again"
+                    f"{self.manifest.photo_count}: delete '{OUTCOMES_FOLDER}' in it and run the same command again"
                 )
         if self.began < math.inf:
             record.seconds = round(record.seconds + time.time() - self.began, 1)

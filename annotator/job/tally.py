@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from annotator.job.manifest import DoneShards, shard_file_name
-from annotator.labels.folder import read_columns
+from annotator.labels.folder import OUTCOMES_FOLDER, read_columns
 from annotator.labels.outcomes import count_outcomes
 from annotator.storage.files import join, names_in, read_if_exists, remove_file, write_atomic
 from annotator.storage.remote import without_secrets
-
-FOLDER = "_outcomes"
 
 #: Columns that outcomes are counted from.
 OUTCOME_COLUMNS = ["status", "reason", "hand_index", "image_uri", "error"]
@@ -64,7 +62,7 @@ class Tally:
         Raises:
             UserError: a label file is damaged.
         """
-        self._labels, self._folder, self._at_end = labels, join(labels, FOLDER), discard_record
+        self._labels, self._folder, self._at_end = labels, join(labels, OUTCOMES_FOLDER), discard_record
         self._began = self._written = time.monotonic()
         counted = bytearray(done.highest())
         if discard_record or not self._count_parts(done, counted):

@@ -28,6 +28,9 @@ from annotator.labels.schema import ROUNDING, SAMPLES_ROUNDING, SCHEMA_VERSION, 
 from annotator.quality.calibration import Calibration, read_calibration
 from annotator.storage.files import join, names_in, open_file, sizes_in, write_atomic
 
+#: Beside the rows: settings and outcomes, the running run's lease, entries per label file, outcomes per label file.
+RUN_FILE, LEASE_FILE, ENTRIES_FOLDER, OUTCOMES_FOLDER = "_run.json", "_lease.json", "_entries", "_outcomes"
+
 
 def label_metadata(
     maker: str, hand: HandModel, calibration: Calibration, samples: int = 0, **facts: Any

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from annotator.errors import UserError
-from annotator.job.record import FILE, read_mesh_record
+from annotator.job.record import read_mesh_record
+from annotator.labels.folder import RUN_FILE
 from annotator.report.clips import Clips
 from annotator.report.page import Report, page_of
 from annotator.report.pictures import Pictures, each_row, galleries
@@ -36,10 +37,10 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
     Raises:
         UserError: `labels` is not a label set or has no rows, `truth` is invalid, or `out` is not writable.
     """
-    record = read_mesh_record(labels) if FILE in names_in(labels) else None
+    record = read_mesh_record(labels) if RUN_FILE in names_in(labels) else None
     if record is None:
         raise UserError(
-            f"'{labels}' is not a label set (no {FILE}): give a folder that `amvur annotate` wrote"
+            f"'{labels}' is not a label set (no {RUN_FILE}): give a folder that `amvur annotate` wrote"
         )
     known = None if truth is None else Truth(truth)
     clips = Clips(labels)

@@ -7,7 +7,7 @@ import json
 import pyarrow as pa
 
 from annotator.errors import UserError, printable
-from annotator.labels.folder import label_files, opened_label_file
+from annotator.labels.folder import LEASE_FILE, RUN_FILE, label_files, opened_label_file
 from annotator.sources.entry import path_as_utf8
 from annotator.storage.files import join, read_if_exists
 from annotator.storage.remote import without_secrets
@@ -44,14 +44,14 @@ class LabelSet:
 
     def photos_place(self) -> str:
         """Return the source of the photos, which relative uris start from; without a record, the set itself."""
-        record = read_if_exists(join(self.labels, "_run.json"))
+        record = read_if_exists(join(self.labels, RUN_FILE))
         source = None if record is None else json.loads(record)["settings"].get("source")
         return source or without_secrets(path_as_utf8(self.labels))
 
 
 def is_unfinished(labels: str) -> bool:
     """Return whether a run is writing to the label set, or none has finished."""
-    record = read_if_exists(join(labels, "_run.json"))
+    record = read_if_exists(join(labels, RUN_FILE))
     if record is None:
         return False
-    return not json.loads(record).get("outcomes") or read_if_exists(join(labels, "_lease.json")) is not None
+    return not json.loads(record).get("outcomes") or read_if_exists(join(labels, LEASE_FILE)) is not None

