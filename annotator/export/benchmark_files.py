@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from annotator.errors import UserError
 from annotator.hand.mano_mesh import HO3D_TIP_VERTICES
-from annotator.hand.model import FREIHAND_FROM_MANO
+from annotator.hand.model import MANO_FROM_FREIHAND
 from annotator.storage.disk_space import DiskFullError
 from annotator.storage.files import join, write_atomic
 
@@ -35,13 +35,14 @@ class Benchmark:
 
 _FREIHAND_ORDER = tuple(range(21))
 
-#: MANO's order: wrist, then index, middle, little, ring, thumb (three each), then the tips from thumb to little.
-_HO3D_ORDER = tuple(FREIHAND_FROM_MANO.index(k) for k in range(21))
-
 BENCHMARKS = {
     "freihand": Benchmark("FreiHAND", 3960, opengl=False, joint_order=_FREIHAND_ORDER),
-    "ho3d_v2": Benchmark("HO3D v2", 11524, opengl=True, joint_order=_HO3D_ORDER, tips=HO3D_TIP_VERTICES),
-    "ho3d_v3": Benchmark("HO3D v3", 20137, opengl=True, joint_order=_HO3D_ORDER, tips=HO3D_TIP_VERTICES),
+    "ho3d_v2": Benchmark(
+        "HO3D v2", 11524, opengl=True, joint_order=MANO_FROM_FREIHAND, tips=HO3D_TIP_VERTICES
+    ),
+    "ho3d_v3": Benchmark(
+        "HO3D v3", 20137, opengl=True, joint_order=MANO_FROM_FREIHAND, tips=HO3D_TIP_VERTICES
+    ),
 }
 
 

@@ -13,10 +13,9 @@ from annotator.coordinates import mirror_points, mirror_rotvec
 from annotator.export.exported_labels import camera_field
 from annotator.export.meshes import FROM_CAMERA
 from annotator.export.tracks import Track
-from annotator.hand.model import FREIHAND_FROM_MANO, JOINT_NAMES, HandModel
+from annotator.hand.model import FREIHAND_FROM_MANO, JOINT_NAMES, MANO_FROM_FREIHAND, HandModel
 from annotator.hand.refit import (
     CHILD,
-    MANO_FROM_FREIHAND,
     PALM,
     refit_rotations,
     shaped_rest_joints,
@@ -36,7 +35,7 @@ PARENTS = (-1, *(0 if k in PALM else k - 1 for k in range(1, 16)), 15, 3, 6, 12,
 _STIFFNESS = 0.02
 
 #: Names of the 16 articulated joints in MANO's order, and of the five tips behind them.
-NAMES = tuple(JOINT_NAMES[FREIHAND_FROM_MANO.index(k)] for k in range(21))
+NAMES = tuple(JOINT_NAMES[k] for k in MANO_FROM_FREIHAND)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ FINGERS = ("thumb", "index", "middle", "ring", "little")
 
 #: FreiHAND's order: the wrist, then each finger from palm to tip.
 JOINT_NAMES = ("wrist",) + tuple(f"{f}_{k}" for f in FINGERS for k in (1, 2, 3, "tip"))
+JOINT_COUNT = len(JOINT_NAMES)
 
 #: Skeleton over the 21 joints: (parent, child), 20 bones.
 BONES = tuple((0 if k == 0 else 4 * f + k, 4 * f + k + 1) for f in range(5) for k in range(4))
@@ -35,6 +36,9 @@ FREIHAND_FROM_MANO = (
     *(7, 8, 9, 20),  # little
 )
 
+#: The index in FreiHAND's order of each of the 21 joints in MANO's: 16 articulated joints, then the tips from thumb to
+#: little.
+MANO_FROM_FREIHAND = tuple(FREIHAND_FROM_MANO.index(k) for k in range(21))
 
 #: The three angles of a finger joint (`joint_angles.py`), and the names of all 45, such as `index_1_flexion`.
 ANGLE_KINDS = ("spread", "flexion", "twist")

@@ -11,12 +11,9 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from annotator.coordinates import mirror_points
-from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
+from annotator.hand.model import MANO_FROM_FREIHAND, HandModel
 
 Floats = NDArray[np.floating]
-
-#: The index of each of the 21 joints of MANO's order, tips last, in FreiHAND's.
-MANO_FROM_FREIHAND = tuple(FREIHAND_FROM_MANO.index(k) for k in range(21))
 
 #: Joints 1 of all fingers, which move with the wrist alone.
 PALM = [1, 4, 7, 10, 13]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from annotator.hand import anatomy, plausible_poses
 from annotator.hand.layer import HandLayer
-from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
+from annotator.hand.model import FREIHAND_FROM_MANO, MANO_FROM_FREIHAND, HandModel
 from annotator.rotations import rotvec_to_rotmat
 
 Array = NDArray[np.floating]
@@ -90,7 +90,7 @@ def fit_joint_regressor(
     `hand.joint_regressor` is not read and may be zero. Fingertip rows select the tip vertices.
     """
     vertices, joints = sample_meshes(hand, samples, seed)
-    articulated = [FREIHAND_FROM_MANO.index(joint) for joint in range(16)]
+    articulated = list(MANO_FROM_FREIHAND[:16])
     candidates = joint_candidates(
         hand.v_template, hand.weights, hand.kintree_table[0], hand.J_regressor @ hand.v_template
     )

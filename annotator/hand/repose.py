@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from annotator.hand.model import FREIHAND_FROM_MANO, HandModel
+from annotator.hand.model import MANO_FROM_FREIHAND, HandModel
 from annotator.rotations import rotmat_to_rotvec, rotvec_to_rotmat
 
 #: Share of the hand model's pose variance in the pose components that are kept.
@@ -54,7 +54,7 @@ class Reposer(nn.Module):
     def __init__(self, hand: HandModel) -> None:
         super().__init__()
         self.parents = [int(parent) for parent in hand.kintree_table[0]]
-        self._articulated = [FREIHAND_FROM_MANO.index(joint) for joint in range(16)]
+        self._articulated = list(MANO_FROM_FREIHAND[:16])
         order = np.argsort(-hand.hands_std, kind="stable")
         held = np.cumsum(np.square(hand.hands_std[order], dtype=np.float64))
         kept = order[: 1 + int(np.searchsorted(held, POSE_SHARE * held[-1]))]

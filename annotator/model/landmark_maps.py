@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Joints with a map of their own.
-JOINTS = 21
+from annotator.hand.model import JOINT_COUNT
 
 #: Channels to which all maps of the pyramid are projected.
 WIDTH = 64
@@ -32,9 +31,9 @@ class LandmarkHead(nn.Module):
 
     def __init__(self, dims: tuple[int, int, int]) -> None:
         super().__init__()
-        self.size = JOINTS * (2 + LOCAL)
+        self.size = JOINT_COUNT * (2 + LOCAL)
         self.levels = nn.ModuleList(nn.Conv2d(dim, WIDTH, 1) for dim in dims)
-        self.maps = nn.Conv2d(WIDTH, JOINTS, 1, bias=False)  # a bias would change no share
+        self.maps = nn.Conv2d(WIDTH, JOINT_COUNT, 1, bias=False)  # a bias would change no share
         self.local = nn.Conv2d(WIDTH, LOCAL, 1)
 
     def forward(self, pyramid: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from annotator.storage.remote import error_code, with_retries
-
-_S3 = ("s3://", "s3a://")
+from annotator.storage.remote import S3, error_code, with_retries
 
 #: Error codes of stores after another write came first.
 _CONFLICTS = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404")
@@ -24,7 +22,7 @@ class OvertakenError(Exception):
 
 def version_of(url: str) -> str | None:
     """Return the ETag of a file in an S3 store; None for a missing file or another kind of store."""
-    if not url.startswith(_S3):
+    if not url.startswith(S3):
         return None
     try:
         info: dict[str, Any] = with_retries(url, lambda filesystem, path: filesystem.info(path))
@@ -45,7 +43,7 @@ def put_if_unchanged(url: str, data: bytes, version: str | None) -> str | None:
     condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
 
     def put(filesystem: Any, path: str) -> dict[str, Any] | None:
-        if not url.startswith(_S3):
+        if not url.startswith(S3):
             filesystem.pipe_file(path, data)
             return {}
         try:

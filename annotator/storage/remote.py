@@ -26,7 +26,8 @@ from annotator.errors import UserError, first_line
 RETRY_LIMIT_S = 90.0
 ANSWER_S = 20.0
 
-_S3 = ("s3://", "s3a://")
+#: Starts of URLs of S3 stores.
+S3 = ("s3://", "s3a://")
 
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 
@@ -105,7 +106,7 @@ def files_below(url: str, start: str = "") -> Iterator[str]:
 
     `start` is a common prefix of the wanted paths; stores that support it skip the others.
     """
-    if url.startswith(_S3):
+    if url.startswith(S3):
         yield from _pages_of_s3(url, start)
     else:
         yield from _walk(url.rstrip("/"), "")
@@ -170,7 +171,7 @@ def open_remote(url: str, ahead: int) -> IO[bytes]:
 def read_all(url: str) -> bytes:
     """Return all bytes of a file."""
     # s3fs reads large files in parts, and leaks the connection of a failed part.
-    options = {"max_concurrency": 1} if url.startswith(_S3) else {}
+    options = {"max_concurrency": 1} if url.startswith(S3) else {}
     return with_retries(url, lambda filesystem, path: filesystem.cat_file(path, **options))
 
 
@@ -190,7 +191,7 @@ def read_part(url: str, start: int, end: int) -> bytes:
 
 def _filesystem(url: str) -> tuple[Any, str]:
     options: dict[str, Any] = {}
-    if url.startswith(_S3):
+    if url.startswith(S3):
         defaults = {
             "read_timeout": ANSWER_S,
             "connect_timeout": ANSWER_S / 2,

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from annotator.hand.model import JOINT_COUNT
 from annotator.model.backbone.hand_landmark import HandLandmark
 
-JOINTS = 21
-
 #: Count of numbers per hand in `LandmarkHand.numbers`.
-NUMBERS = 3 * 3 * JOINTS
+NUMBERS = 3 * 3 * JOINT_COUNT
 
 #: Crop half-sides: a numerical bound, smaller than any legible hand.
 _MIN_SIZE = 1e-3
@@ -64,8 +63,8 @@ class LandmarkHeads(nn.Module):
 
     def __init__(self, feature_dim: int) -> None:
         super().__init__()
-        self.image = nn.Linear(feature_dim, 3 * JOINTS)
-        self.world_mm = nn.Linear(feature_dim, 3 * JOINTS)
+        self.image = nn.Linear(feature_dim, 3 * JOINT_COUNT)
+        self.world_mm = nn.Linear(feature_dim, 3 * JOINT_COUNT)
         self.presence = nn.Linear(feature_dim, 1)
         self.is_right = nn.Linear(feature_dim, 1)
 
@@ -80,8 +79,8 @@ class LandmarkHeads(nn.Module):
     def forward(self, g: Tensor) -> LandmarkHand:
         """Return the landmarks, presence and side read from `g` (B, feature_dim)."""
         return LandmarkHand(
-            self.image(g).unflatten(-1, (JOINTS, 3)),
-            self.world_mm(g).unflatten(-1, (JOINTS, 3)),
+            self.image(g).unflatten(-1, (JOINT_COUNT, 3)),
+            self.world_mm(g).unflatten(-1, (JOINT_COUNT, 3)),
             self.presence(g).squeeze(-1),
             self.is_right(g).squeeze(-1),
         )

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from annotator.errors import UserError
+from annotator.hand.model import JOINT_COUNT
 from annotator.model.landmarker.bundle import MEMBER, no_landmark_network, read_bundle
-from annotator.model.landmarker.network import JOINTS, Landmarker, LandmarkHeads
+from annotator.model.landmarker.network import Landmarker, LandmarkHeads
 
 #: Identifier of TensorFlow Lite files, at byte 4.
 IDENTIFIER = b"TFL3"
@@ -95,9 +96,9 @@ def read_released_landmarker(uri: str, crops: Tensor) -> Landmarker:
 def _change_units(heads: LandmarkHeads) -> None:
     """Convert input pixels to crop coordinates, and metres to millimetres, in place."""
     for parameter in heads.image.parameters():
-        xyz = parameter.unflatten(0, (JOINTS, 3))
+        xyz = parameter.unflatten(0, (JOINT_COUNT, 3))
         xyz.mul_(2 / INPUT_PX)[:, 2].mul_(DEPTH_SCALE)
-    heads.image.bias.unflatten(0, (JOINTS, 3))[:, :2] -= 1
+    heads.image.bias.unflatten(0, (JOINT_COUNT, 3))[:, :2] -= 1
     for parameter in heads.world_mm.parameters():
         parameter.mul_(1000)
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from annotator.errors import UserError
 from annotator.lens import LensModel
 from annotator.sources.entry import Camera
-from annotator.sources.lists.values import is_list_type, is_number_type
+from annotator.sources.lists.values import is_empty, is_list_type, is_number_type
 
 _NUMBERS = ("fx", "fy", "cx", "cy")
 _DISTORTION, _MODEL = "distortion", "camera_model"
@@ -77,7 +77,7 @@ def listed_camera(
         ValueError: a value is missing or impossible.
     """
     given = {
-        name: number(row[name], name) for name in names if name in _NUMBERS and not _is_empty(row.get(name))
+        name: number(row[name], name) for name in names if name in _NUMBERS and not is_empty(row.get(name))
     }
     if not given:
         return None
@@ -99,7 +99,7 @@ def listed_camera(
 
 
 def _model(value: Any) -> LensModel:
-    return "pinhole" if _is_empty(value) else str(value).strip().lower()  # type: ignore[return-value]
+    return "pinhole" if is_empty(value) else str(value).strip().lower()  # type: ignore[return-value]
 
 
 def _coefficients(value: Any, number: Callable[[Any, str], float]) -> tuple[float, ...]:
@@ -108,7 +108,3 @@ def _coefficients(value: Any, number: Callable[[Any, str], float]) -> tuple[floa
     if value is not None and not isinstance(value, list):
         raise ValueError(f"the distortion is {value!r}: expected a list of numbers")
     return tuple(number(each, _DISTORTION) for each in value or ())
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
