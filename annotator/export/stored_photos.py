@@ -6,36 +6,21 @@ remains the fallback for photos that are not found here, and gives the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from annotator.photos.errors import PhotoError
-from annotator.sources.parquet import list_parquet, read_parquet
-from annotator.sources.read import REQUESTS_AT_ONCE, location_of, stored_at
-from annotator.sources.tar import list_tar, read_tar
-from annotator.sources.video.source import list_video, read_video
+from annotator.sources.read import CONTAINERS, REQUESTS_AT_ONCE, location_of, stored_at
 
 Pixels = NDArray[np.uint8]
 PhotoOrError = bytes | Pixels | PhotoError  # as stored
 Address = tuple[str, int | None]  # a label's image_uri and frame_index
 At = tuple[int, ...]  # a photo's position in its container
-
-_LIST: dict[str, Callable[[str, str], Iterator[Any]]] = {
-    "tar": list_tar,
-    "parquet": list_parquet,
-    "video": list_video,
-}
-_READ: dict[str, Callable[[str, Sequence[tuple[int, ...]]], Iterator[Any]]] = {
-    "tar": read_tar,
-    "parquet": read_parquet,
-    "video": read_video,
-}
 
 
 class Positions:
@@ -76,7 +61,7 @@ def stored_photos(addresses: Sequence[Address], positions: Sequence[At | None]) 
 def _of_container(
     kind: str, path: str, located: Sequence[tuple[Address, At | None]]
 ) -> Iterator[PhotoOrError]:
-    read = iter(_READ[kind](path, [at for _, at in located if at is not None]))
+    read = iter(CONTAINERS[kind].stored(path, [at for _, at in located if at is not None]))
     for address, at in located:
         stored = None
         if at is not None:
@@ -90,7 +75,7 @@ def _positions_in(kind: str, path: str) -> dict[str, At]:
     """Return each photo's position in a file by the part of its uri after #, or by frame number."""
     at: dict[str, At] = {}
     with suppress(PhotoError, OSError):
-        for entry in _LIST[kind](path, path):
+        for entry in CONTAINERS[kind].entries(path, path):
             if not entry.fault:
                 at[str(entry.frame_index) if kind == "video" else entry.inside or ""] = entry.at
     return at

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from annotator.photos.decode import Photo, decode_photo, read_photo
 from annotator.photos.errors import PhotoError, reading_error
 from annotator.sources.entry import Entry, path_of
-from annotator.sources.parquet import read_parquet, read_row
+from annotator.sources.parquet import list_parquet, read_parquet, read_row
 from annotator.sources.suffixes import VIDEO_SUFFIXES
 from annotator.sources.tar import list_tar, read_tar
 from annotator.sources.video.source import list_video, read_frames, read_video
@@ -24,10 +24,19 @@ from annotator.storage.files import is_local, local_path
 #: Parallel requests to a store, which has high latency but high throughput.
 REQUESTS_AT_ONCE = 16
 
-_READERS: dict[str, Callable[[str, Sequence[tuple[int, ...]]], Iterator[Any]]] = {
-    "tar": read_tar,
-    "parquet": read_parquet,
-    "video": read_frames,
+
+class Container(NamedTuple):
+    """Functions for one kind of file that holds photos; `stored` and `photos` take a path and positions in it."""
+
+    entries: Callable[[str, str], Iterator[Entry]]  # of a path and its id
+    stored: Callable[[str, Sequence[tuple[int, ...]]], Iterator[Any]]  # bytes, or pixels of frames
+    photos: Callable[[str, Sequence[tuple[int, ...]]], Iterator[Any]]  # the same, with a frame's camera
+
+
+CONTAINERS = {
+    "tar": Container(list_tar, read_tar, read_tar),
+    "parquet": Container(list_parquet, read_parquet, read_parquet),
+    "video": Container(list_video, read_video, read_frames),
 }
 
 
@@ -45,7 +54,7 @@ def photos_of(entries: Sequence[Entry], min_side_px: Callable[[Entry], int]) -> 
         if kind == "file":
             stored = _files([run[0].path for run in runs])
         else:
-            stored = _READERS[kind](path, [run[0].at for run in runs])
+            stored = CONTAINERS[kind].photos(path, [run[0].at for run in runs])
         for run, data in zip(runs, _one_each(stored, len(runs)), strict=True):
             photo = _decoded(data, min_side_px(run[0]))
             yield from [photo] * len(run)
