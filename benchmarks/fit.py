@@ -16,7 +16,7 @@ from annotator.fitting.drawn import drawn_landmarks
 from annotator.fitting.hand_fit import Fit, HandFitter
 from annotator.fitting.landmarks import Landmarks
 from annotator.hand import load_hand
-from annotator.quality.metrics import pa_mpjpe, pa_mpvpe
+from annotator.quality.metrics import pa_mpjpe
 from annotator.quality.uncertainty import coverage, error_of_best, spearman
 
 #: Std of independent errors of x, y and depth, millimetres.
@@ -54,7 +54,7 @@ def main(count: int) -> None:
         points = np.concatenate([landmarks.joints2d_px, landmarks.depth_px[..., None]], -1)
         before = pa_mpjpe(points, truth).mean() if np.isfinite(points).all() else np.nan
         after = pa_mpjpe(fit.joints3d_mm, truth)
-        vertices = pa_mpvpe(fit.vertices_mm, drawn.vertices_mm).mean()
+        vertices = pa_mpjpe(fit.vertices_mm, drawn.vertices_mm).mean()
         print(
             f"| {name} | {before:.1f} | {after.mean():.1f} | {vertices:.1f} | {rate:.0f} | "
             f"{_coverage(fit, truth)} | {_order(fit, after)} |"

@@ -83,10 +83,6 @@ def pa_mpjpe(predicted: Floats, truth: Floats) -> NDArray[np.float64]:
     return distances(align(predicted, truth), truth).mean(1)
 
 
-#: The same for vertices (B, V, 3).
-pa_mpvpe = pa_mpjpe
-
-
 def pck(errors_mm: Floats) -> NDArray[np.float64]:
     """Return the share of errors (any shape) up to each of `PCK_THRESHOLDS_MM`: (100,)."""
     ordered = np.sort(np.ravel(errors_mm))

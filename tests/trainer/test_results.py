@@ -121,7 +121,7 @@ def test_figures_are_those_of_all_photos_taken_one_by_one():
     mesh, true_mesh = prediction.vertices.mean_mm.double().numpy(), batch.vertices_mm.double().numpy()
     aligned = metrics.align(mesh, true_mesh)
     assert summary["vertices"]["pa_mpvpe_mm"] == pytest.approx(
-        metrics.pa_mpvpe(mesh, true_mesh).mean(), rel=1e-4
+        metrics.pa_mpjpe(mesh, true_mesh).mean(), rel=1e-4
     )
     # All photos have the same number of vertices: the mean of their areas is the total area.
     whole = metrics.auc_of_pck(metrics.distances(aligned, true_mesh))
