@@ -50,6 +50,20 @@ def _term(values: Tensor, known: Tensor) -> Term:
     return Term((torch.where(weight > 0, values, 0.0) * weight).sum(), weight.sum())
 
 
+@dataclass(frozen=True)
+class _Targets:
+    """The targets of a batch that several terms share; weights follow the std of labels, and are 0 where unknown."""
+
+    camera: Tensor  # (B, 6)
+    has_camera: Tensor  # (B,)
+    is_detector_target: Tensor  # (B,): a detector's 3D joints are the only ones
+    vertices_std_mm: Tensor  # (B, V, 3)
+    joints_std_mm: Tensor  # (B, 21, 3)
+    vertex_weight: Tensor  # as the loss
+    joint_weight: Tensor  # as the loss
+    hand_weight: Tensor  # (B,)
+
+
 def _prior(mean_mm: Tensor) -> Gaussian:
     return Gaussian(mean_mm, torch.full_like(mean_mm, PRIOR_STD_MM))
 
@@ -101,74 +115,11 @@ class Objective(nn.Module):
 
     def terms(self, prediction: Prediction, batch: Batch, images: Tensor) -> dict[str, Term]:
         """Return every term of this network by name; `images` (B, 3, H, W) are its input."""
-        target_camera, has_camera = fit_camera(batch.joints3d_mm, batch.joints2d, batch.has_joints2d)
-        has_camera = has_camera & batch.has_joints3d
-        every = batch.has_hand
-        # With weight 0 a detector's joints do not count as a target, so the pose prior still applies.
-        guessed = batch.has_guess3d & ~batch.has_joints3d & (self.config.detector_joints3d > 0)
+        targets = self._targets(batch)
         draws = Draws(keys(batch.key, 1))
-        q, camera = prediction.joints3d, prediction.camera
-        vertices_std_mm = self.config.label_std_scale * batch.vertices_std_mm
-        joints_std_mm = self.config.label_std_scale * batch.joints3d_std_mm
-        of_vertices = losses.label_weight(vertices_std_mm) * batch.has_vertices[:, None, None]
-        of_joints = losses.label_weight(joints_std_mm[:, 1:]) * batch.has_joints3d[:, None, None]
-        # One weight per hand: with a weight per joint, the Procrustes fit would not minimise the sum.
-        of_hands = of_joints.mean((1, 2))
-        terms = {
-            "vertices": _term(
-                self._likelihood(
-                    losses.vertices_loss, prediction.vertices, batch.vertices_mm, vertices_std_mm
-                ),
-                batch.has_vertices,
-            ),
-            "joints3d": _term(
-                self._likelihood(losses.joints3d_loss, q, batch.joints3d_mm, joints_std_mm),
-                batch.has_joints3d,
-            ),
-            "joints2d": self._joints2d(q, camera, batch, draws),
-            "camera": self._camera(losses.camera_loss(camera, target_camera), has_camera, every),
-            "aligned": _term(losses.aligned_loss(q.mean_mm, batch.joints3d_mm), of_hands),
-            "detector_joints3d": _term(losses.aligned_loss(q.mean_mm, batch.guess3d_mm), guessed),
-        }
-        prior, prior_camera = prediction.prior, prediction.prior_camera
-        if prior is not None and prior_camera is not None:
-            # A sum over the 15 joints, so that one joint bent too far keeps its full weight.
-            terms["limits"] = _term(self.limits(prior.rotations).sum((1, 2)), every)
-            terms["pose"] = _term(prior.coefficients.square() / 2, every & ~batch.has_joints3d & ~guessed)
-            terms["shape"] = _term(prior.betas.square() / 2, every)
-            if self.network_config.variant == "both":
-                p_vertices, p_joints = _prior(prior.vertices_mm), _prior(prior.joints3d_mm)
-                terms |= self._kl(prediction, prior, prior_camera, every)
-                terms["prior_vertices"] = _term(
-                    losses.vertices_loss(p_vertices, batch.vertices_mm), of_vertices
-                )
-                terms["prior_joints3d"] = _term(losses.joints3d_loss(p_joints, batch.joints3d_mm), of_joints)
-                terms["prior_aligned"] = _term(
-                    losses.aligned_loss(p_joints.mean_mm, batch.joints3d_mm), of_hands
-                )
-                terms["prior_detector_joints3d"] = _term(
-                    losses.aligned_loss(p_joints.mean_mm, batch.guess3d_mm), guessed
-                )
-                terms["prior_joints2d"] = self._joints2d(p_joints, prior_camera, batch, None)
-                terms["prior_camera"] = self._camera(
-                    losses.camera_loss(prior_camera, target_camera), has_camera, every
-                )
-        if prediction.landmarks is not None:
-            terms["landmarks"] = _term(
-                losses.landmarks_loss(prediction.landmarks, batch.joints2d, batch.joints2d_std),
-                batch.has_joints2d,
-            )
-        if prediction.landmark_hand is not None:
-            image = prediction.landmark_hand.image
-            terms["landmarks"] = _term(
-                losses.read_out_loss(image[..., :2], batch.joints2d, batch.joints2d_std), batch.has_joints2d
-            )
-            per_mm = target_camera[:, :1] / 100
-            depth, depth_std = (per_mm * mm[..., 2] for mm in (batch.joints3d_mm, joints_std_mm))
-            terms["landmarks_depth"] = _term(
-                losses.read_out_loss(image[..., 2:], depth[..., None], depth_std),
-                has_camera[:, None].expand_as(depth),
-            )
+        terms = self._amvur(prediction, batch, targets, draws)
+        terms |= self._prior_net(prediction, batch, targets)
+        terms |= self._landmarks(prediction, batch, targets)
         if prediction.joint_visible_logit is not None:
             terms["joint_visible"] = _term(
                 losses.visibility_loss(prediction.joint_visible_logit, batch.joint_visible),
@@ -176,16 +127,7 @@ class Objective(nn.Module):
             )
         if prediction.rgb is not None:
             terms["texture"] = self._texture(prediction, batch, images, draws)
-        all_mirrored = torch.ones_like(prediction.mirrored_is_right, dtype=torch.bool)
-        for name, of_truth, where in (
-            ("side_right", prediction.is_right, every),
-            ("side_left", 1 - prediction.mirrored_is_right, all_mirrored),
-            ("presence_hand", prediction.is_hand, every),
-            ("presence_none", 1 - prediction.is_hand, ~every),
-        ):
-            # torch's own cross-entropy raises on NaN; here NaN only skips the step.
-            terms[name] = _term(-of_truth.float().clamp_min(1e-12).log(), where)
-        return terms
+        return terms | _side_and_presence(prediction, batch.has_hand)
 
     def total(self, terms: dict[str, Term]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss for the backward pass, and the mean per term over all workers (no gradient).
@@ -207,6 +149,109 @@ class Objective(nn.Module):
             self.weights[name] * terms[name].sum / count for name, count in zip(names, counts, strict=True)
         ]
         return workers * torch.stack(weighted).sum(), dict(zip(names, sums / counts, strict=True))
+
+    def _targets(self, batch: Batch) -> _Targets:
+        camera, has_camera = fit_camera(batch.joints3d_mm, batch.joints2d, batch.has_joints2d)
+        vertices_std_mm = self.config.label_std_scale * batch.vertices_std_mm
+        joints_std_mm = self.config.label_std_scale * batch.joints3d_std_mm
+        joint_weight = losses.label_weight(joints_std_mm[:, 1:]) * batch.has_joints3d[:, None, None]
+        return _Targets(
+            camera=camera,
+            has_camera=has_camera & batch.has_joints3d,
+            # With weight 0 a detector's joints do not count as a target, so the pose prior still applies.
+            is_detector_target=batch.has_guess3d & ~batch.has_joints3d & (self.config.detector_joints3d > 0),
+            vertices_std_mm=vertices_std_mm,
+            joints_std_mm=joints_std_mm,
+            vertex_weight=losses.label_weight(vertices_std_mm) * batch.has_vertices[:, None, None],
+            joint_weight=joint_weight,
+            # One weight per hand: with a weight per joint, the Procrustes fit would not minimise the sum.
+            hand_weight=joint_weight.mean((1, 2)),
+        )
+
+    def _amvur(
+        self, prediction: Prediction, batch: Batch, targets: _Targets, draws: Draws
+    ) -> dict[str, Term]:
+        """Return the terms of q and its camera."""
+        q, camera = prediction.joints3d, prediction.camera
+        return {
+            "vertices": _term(
+                self._likelihood(
+                    losses.vertices_loss, prediction.vertices, batch.vertices_mm, targets.vertices_std_mm
+                ),
+                batch.has_vertices,
+            ),
+            "joints3d": _term(
+                self._likelihood(losses.joints3d_loss, q, batch.joints3d_mm, targets.joints_std_mm),
+                batch.has_joints3d,
+            ),
+            "joints2d": self._joints2d(q, camera, batch, draws),
+            "camera": self._camera(
+                losses.camera_loss(camera, targets.camera), targets.has_camera, batch.has_hand
+            ),
+            "aligned": _term(losses.aligned_loss(q.mean_mm, batch.joints3d_mm), targets.hand_weight),
+            "detector_joints3d": _term(
+                losses.aligned_loss(q.mean_mm, batch.guess3d_mm), targets.is_detector_target
+            ),
+        }
+
+    def _prior_net(self, prediction: Prediction, batch: Batch, targets: _Targets) -> dict[str, Term]:
+        """Return the terms of prior-net, and with AMVUR behind it those of p and the KL; empty without prior-net."""
+        prior, camera, every = prediction.prior, prediction.prior_camera, batch.has_hand
+        if prior is None or camera is None:
+            return {}
+        is_unknown = every & ~batch.has_joints3d & ~targets.is_detector_target
+        terms = {
+            # A sum over the 15 joints, so that one joint bent too far keeps its full weight.
+            "limits": _term(self.limits(prior.rotations).sum((1, 2)), every),
+            "pose": _term(prior.coefficients.square() / 2, is_unknown),
+            "shape": _term(prior.betas.square() / 2, every),
+        }
+        if self.network_config.variant != "both":
+            return terms
+        vertices, joints = _prior(prior.vertices_mm), _prior(prior.joints3d_mm)
+        return (
+            terms
+            | self._kl(prediction, prior, camera, every)
+            | {
+                "prior_vertices": _term(
+                    losses.vertices_loss(vertices, batch.vertices_mm), targets.vertex_weight
+                ),
+                "prior_joints3d": _term(
+                    losses.joints3d_loss(joints, batch.joints3d_mm), targets.joint_weight
+                ),
+                "prior_aligned": _term(
+                    losses.aligned_loss(joints.mean_mm, batch.joints3d_mm), targets.hand_weight
+                ),
+                "prior_detector_joints3d": _term(
+                    losses.aligned_loss(joints.mean_mm, batch.guess3d_mm), targets.is_detector_target
+                ),
+                "prior_joints2d": self._joints2d(joints, camera, batch, None),
+                "prior_camera": self._camera(
+                    losses.camera_loss(camera, targets.camera), targets.has_camera, every
+                ),
+            }
+        )
+
+    def _landmarks(self, prediction: Prediction, batch: Batch, targets: _Targets) -> dict[str, Term]:
+        """Return the terms of landmark maps and of a landmark network; empty without either."""
+        terms = {}
+        if prediction.landmarks is not None:
+            terms["landmarks"] = _term(
+                losses.landmarks_loss(prediction.landmarks, batch.joints2d, batch.joints2d_std),
+                batch.has_joints2d,
+            )
+        if prediction.landmark_hand is not None:
+            image = prediction.landmark_hand.image
+            terms["landmarks"] = _term(
+                losses.read_out_loss(image[..., :2], batch.joints2d, batch.joints2d_std), batch.has_joints2d
+            )
+            per_mm = targets.camera[:, :1] / 100
+            depth, depth_std = (per_mm * mm[..., 2] for mm in (batch.joints3d_mm, targets.joints_std_mm))
+            terms["landmarks_depth"] = _term(
+                losses.read_out_loss(image[..., 2:], depth[..., None], depth_std),
+                targets.has_camera[:, None].expand_as(depth),
+            )
+        return terms
 
     def _likelihood(
         self, loss: Callable[..., Tensor], q: Gaussian, target_mm: Tensor, label_std_mm: Tensor
@@ -293,3 +338,18 @@ def _drawn_camera(camera: WeakCamera, draws: Draws) -> WeakCamera:
         losses.reparameterized(camera.translation, camera.std[:, 4:], noise[:, 4:]),
         camera.std,
     )
+
+
+def _side_and_presence(prediction: Prediction, has_hand: Tensor) -> dict[str, Term]:
+    """Return the cross-entropy of side and presence: one term per class."""
+    all_mirrored = torch.ones_like(prediction.mirrored_is_right, dtype=torch.bool)
+    # torch's own cross-entropy raises on NaN; here NaN only skips the step.
+    return {
+        name: _term(-of_truth.float().clamp_min(1e-12).log(), where)
+        for name, of_truth, where in (
+            ("side_right", prediction.is_right, has_hand),
+            ("side_left", 1 - prediction.mirrored_is_right, all_mirrored),
+            ("presence_hand", prediction.is_hand, has_hand),
+            ("presence_none", 1 - prediction.is_hand, ~has_hand),
+        )
+    }
