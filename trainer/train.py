@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from annotator.errors import UserError
 from annotator.hand import load_hand
+from annotator.hand.model import HandModel
 from annotator.model.network import Network, Prediction
 from annotator.runtime.device import device_of
 from annotator.runtime.malloc import keep_freed_memory
@@ -32,7 +33,7 @@ from trainer.optimizer import clip_gradients, learning_rate, new_optimizer, set_
 from trainer.progress import Clock, TrainingProgress
 from trainer.run_log import RunLog
 from trainer.start import kept_first_look, start_network
-from trainer.state import claim_folder, new_state, newest_state, save_state
+from trainer.state import TrainingState, claim_folder, new_state, newest_state, save_state
 from trainer.validation import Validation
 
 #: Maximum consecutive steps with gradients that are not finite, before the run stops.
@@ -64,15 +65,8 @@ def train(
     if rank == 0:
         check_writable(out)
         claim_folder(out, config)
-    saved = newest_state(out, hand)
-    network = start_network(config, hand, resumes=saved is not None).to(torch_device)
-    for module in _frozen(network, config):
-        module.requires_grad_(False)
-    state = new_state(network, new_optimizer(network, config), config)
-    resumes = saved is not None
-    if saved is not None:
-        state.take(*saved)
-        del saved
+    state, resumes = _start_or_resume(config, hand, out, torch_device)
+    network = state.network
     if state.step >= config.steps:
         return
     data.check_features(network)
@@ -81,11 +75,7 @@ def train(
         return
     first_look = kept_first_look(config, out, resumes)
     objective = Objective(config.loss, network, hand).to(torch_device)
-    model: Any = torch.compile(network) if config.compile else network
-    if workers > 1:
-        # Gradients of depthwise filters may have either of two equivalent memory layouts.
-        warnings.filterwarnings("ignore", "Grad strides do not match")
-        model = nn.parallel.DistributedDataParallel(model)
+    model = _wrapped(network, config, workers)
     run_log = RunLog(out, config, state.step) if rank == 0 else None
     backdrops = backdrops_of(config, torch_device)
     clock = Clock()
@@ -96,14 +86,8 @@ def train(
         set_learning_rate(state.optimizer, config, state.step)
         with torch.autocast(torch_device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             prediction = predict_batch(model, network, images, batch)
-        terms = objective.terms(prediction, batch, images)
-        loss, means = objective.total(terms)
-        state.optimizer.zero_grad(set_to_none=True)
-        norm = torch.tensor(math.nan)
-        # Means are over all workers, so all decide alike. On NaN torch's backward of grid_sample may crash the process.
-        if all(math.isfinite(mean) for mean in torch.stack([*means.values()]).tolist()):
-            loss.backward()
-            norm = clip_gradients(network, config.optimizer.clip_norm)
+        loss, means = objective.total(objective.terms(prediction, batch, images))
+        norm = _set_gradients(state, config, loss, means)
         # Workers agree, because gradients are shared: one bad photo costs a step, not the run.
         bad = 0 if torch.isfinite(norm) else bad + 1
         if bad > PATIENCE:
@@ -136,6 +120,42 @@ def train(
             break
     if run_log:
         run_log.close()
+
+
+def _start_or_resume(
+    config: TrainConfig, hand: HandModel, out: str, device: torch.device
+) -> tuple[TrainingState, bool]:
+    """Return the newest state of a run, or that before the first step; and whether the run resumes."""
+    saved = newest_state(out, hand)
+    network = start_network(config, hand, resumes=saved is not None).to(device)
+    for module in _frozen(network, config):
+        module.requires_grad_(False)
+    state = new_state(network, new_optimizer(network, config), config)
+    if saved is not None:
+        state.take(*saved)
+    return state, saved is not None
+
+
+def _wrapped(network: Network, config: TrainConfig, workers: int) -> Any:
+    """Return the network, compiled and with gradients shared between workers as the settings need."""
+    model: Any = torch.compile(network) if config.compile else network
+    if workers > 1:
+        # Gradients of depthwise filters may have either of two equivalent memory layouts.
+        warnings.filterwarnings("ignore", "Grad strides do not match")
+        model = nn.parallel.DistributedDataParallel(model)
+    return model
+
+
+def _set_gradients(
+    state: TrainingState, config: TrainConfig, loss: Tensor, means: dict[str, Tensor]
+) -> Tensor:
+    """Set and clip the gradients of a loss; return their norm, NaN without a backward pass if a mean is not finite."""
+    state.optimizer.zero_grad(set_to_none=True)
+    # Means are over all workers, so all decide alike. On NaN torch's backward of grid_sample may crash the process.
+    if not all(math.isfinite(mean) for mean in torch.stack([*means.values()]).tolist()):
+        return torch.tensor(math.nan)
+    loss.backward()
+    return clip_gradients(state.network, config.optimizer.clip_norm)
 
 
 def predict_batch(model: Any, network: Network, images: Tensor, batch: Batch) -> Prediction:
