@@ -59,8 +59,8 @@ class _Targets:
     is_detector_target: Tensor  # (B,): a detector's 3D joints are the only ones
     vertices_std_mm: Tensor  # (B, V, 3)
     joints_std_mm: Tensor  # (B, 21, 3)
-    vertex_weight: Tensor  # as the loss
-    joint_weight: Tensor  # as the loss
+    vertex_weight: Tensor  # (B, V, 3)
+    joint_weight: Tensor  # (B, 20, 3), without the wrist
     hand_weight: Tensor  # (B,)
 
 

@@ -1,8 +1,9 @@
-"""Backgrounds: plain walls, rooms full of things, cloth, bricks, text, people."""
+"""Backgrounds: plain walls, rooms full of objects, cloth, bricks, text, people."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +13,30 @@ from trainer.keyed_random import Draws
 from trainer.synth.colour import lab_to_linear
 from trainer.synth.patterns import COUNT
 
-THINGS = 9
+#: Maximum number of objects in front of a background.
+OBJECTS = 9
 
-#: Shares: a plain ground; a wall or table with a few things; a room full of things.
+#: Shares: a plain ground; a wall or table with a few objects; a room full of objects.
 _KINDS = [0.22, 0.28, 0.5]
 _PERSON = 0.14
-# Things with a pattern; the first of a person's four parts is the trunk.
-_CLOTHED = (0, 3, THINGS - 4)
-_ROUND = (1, 3, THINGS - 4, THINGS - 2, THINGS - 1)
+# Objects with a pattern; the first of a person's four parts is the trunk.
+_CLOTHED = (0, 3, OBJECTS - 4)
+_ROUND = (1, 3, OBJECTS - 4, OBJECTS - 2, OBJECTS - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Objects:
+    """Flat objects in front of a wall; the first `number` of each photo are shown, the last is the front one."""
+
+    number: Tensor  # (B,)
+    middle: Tensor  # (B, OBJECTS, 2), -1..1 across the photo
+    half: Tensor  # (B, OBJECTS, 2) half sizes
+    rotation: Tensor  # (B, OBJECTS)
+    sharpness: Tensor  # (B, OBJECTS) of the edge
+    opacity: Tensor  # (B, OBJECTS)
+    colours: Tensor  # (B, OBJECTS, 3) linear RGB
+    pattern: Tensor  # (B, size_px, size_px) of cloth
+    pattern_strength: Tensor  # (B, OBJECTS)
 
 
 def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: Draws) -> Tensor:
@@ -32,11 +49,23 @@ def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: 
         light: (B, 1, size_px, size_px) that reaches the background.
         draws: one stream per photo.
     """
-    device = draws.key.device
-    centre = (torch.arange(size_px, device=device) * 2 + 1) / size_px - 1
+    centre = (torch.arange(size_px, device=draws.key.device) * 2 + 1) / size_px - 1
     y, x = centre[None, :, None], centre[None, None]
     kind = draws.choice(_KINDS)
-    plain = kind == 0
+    colours, share, wall = _grounds(x, y, kind == 0, bank, draws)
+    image = _composed(x, y, _objects(kind, size_px, bank, skin, draws), colours, share, wall)
+    for cells, strength in ((4, 0.16), (14, 0.05)):
+        noise = draws.normal(1, cells, cells) * draws.uniform(1, 1, 1) * strength
+        light = light * (
+            1 + F.interpolate(noise, size=(size_px, size_px), mode="bilinear", align_corners=False)
+        )
+    return (image * light).clamp_(0, 1)
+
+
+def _grounds(
+    x: Tensor, y: Tensor, plain: Tensor, bank: Tensor, draws: Draws
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw two colours (B, 2, 3), the share of the first (B, S, S), and the pattern over both (B, 1, S, S)."""
     room = room_colours(draws, 2)
     # Plain grounds are mostly bright, with two similar colours.
     bright = draws.uniform(1, low=0.25, high=1.0) * torch.exp(0.04 * draws.normal(3))
@@ -49,24 +78,30 @@ def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: 
     steep = torch.where(plain[:, None, None], 0.4, steep)
     share = (across * steep + 0.5).clamp(0, 1)
     papered = (draws.chance(0.35) & ~plain) * draws.uniform(high=0.9)
-    wall = 1 + (papered_with(bank, size_px, draws) - 0.5) * papered[:, None, None, None]
+    return room, share, 1 + (papered_with(bank, x.shape[-1], draws) - 0.5) * papered[:, None, None, None]
 
-    number = torch.where(kind == 1, (draws.uniform() * 4).long(), 3 + (draws.uniform() * (THINGS - 2)).long())
+
+def _objects(kind: Tensor, size_px: int, bank: Tensor, skin: Tensor, draws: Draws) -> _Objects:
+    """Draw the objects of each photo; in some, the last four are a person behind the hand."""
+    plain = kind == 0
+    number = torch.where(
+        kind == 1, (draws.uniform() * 4).long(), 3 + (draws.uniform() * (OBJECTS - 2)).long()
+    )
     number = number.masked_fill(plain, 0)
     cloth = papered_with(bank, size_px, draws) - 0.6
-    colours = room_colours(draws, THINGS)
-    # Some things have the colour of skin, like arms and faces.
-    tone = skin[:, None] * torch.exp(0.12 * draws.normal(THINGS, 3))
-    colours = torch.where(draws.uniform(THINGS, 1) < 0.14, tone, colours).clamp(0, 1)
-    middle = draws.uniform(THINGS, 2, low=-1.1, high=1.1)
-    half = draws.uniform(THINGS, 2, low=-2.4, high=-0.2).exp()
-    rotation = draws.uniform(THINGS, high=math.pi)
+    colours = room_colours(draws, OBJECTS)
+    # Some objects have the colour of skin, like arms and faces.
+    tone = skin[:, None] * torch.exp(0.12 * draws.normal(OBJECTS, 3))
+    colours = torch.where(draws.uniform(OBJECTS, 1) < 0.14, tone, colours).clamp(0, 1)
+    middle = draws.uniform(OBJECTS, 2, low=-1.1, high=1.1)
+    half = draws.uniform(OBJECTS, 2, low=-2.4, high=-0.2).exp()
+    rotation = draws.uniform(OBJECTS, high=math.pi)
     rotation = torch.where(
-        draws.uniform(THINGS) < 0.5, (rotation * 2 / math.pi).round() * (math.pi / 2), rotation
+        draws.uniform(OBJECTS) < 0.5, (rotation * 2 / math.pi).round() * (math.pi / 2), rotation
     )
-    sharp = draws.uniform(1, low=1.2, high=3.6).exp() * draws.uniform(THINGS, low=0.5, high=1.0)
-    worn = draws.uniform(THINGS, high=1.0)
-    solid = draws.uniform(THINGS, low=0.6, high=1.3).clamp(max=1)
+    sharpness = draws.uniform(1, low=1.2, high=3.6).exp() * draws.uniform(OBJECTS, low=0.5, high=1.0)
+    strength = draws.uniform(OBJECTS, high=1.0)
+    opacity = draws.uniform(OBJECTS, low=0.6, high=1.3).clamp(max=1)
     # A person behind the hand: trunk, neck, head and hair, without eyes or mouth.
     person = draws.chance(_PERSON) & ~plain
     body = _person(draws)
@@ -77,41 +112,45 @@ def backgrounds(size_px: int, bank: Tensor, skin: Tensor, light: Tensor, draws: 
     rotation[:, -4:].masked_fill_(person[:, None], 0)
     own = torch.stack([colours[:, -4], skin * 0.8, colours[:, -1] * 0.15, skin], 1)
     colours[:, -4:] = torch.where(person[:, None, None], own, colours[:, -4:])
-    worn[:, -4] = torch.where(person, 0.8, worn[:, -4])
-    number = torch.where(person, THINGS, number)
-    solid[:, -4:].masked_fill_(person[:, None], 1)
-    # From front to back: each thing's contribution, and the remaining visibility behind it.
+    strength[:, -4] = torch.where(person, 0.8, strength[:, -4])
+    number = torch.where(person, OBJECTS, number)
+    opacity[:, -4:].masked_fill_(person[:, None], 1)
+    return _Objects(number, middle, half, rotation, sharpness, opacity, colours, cloth[:, 0], strength)
+
+
+def _composed(x: Tensor, y: Tensor, objects: _Objects, ground: Tensor, share: Tensor, wall: Tensor) -> Tensor:
+    """Return the objects in front of their ground (B, 3, S, S): one product of colours and their shares per pixel."""
+    # From front to back: each object's contribution, and the remaining visibility behind it.
     left = torch.ones_like(share)
     paint: list[Tensor] = []
-    shares = share.new_empty(len(share), THINGS + len(_CLOTHED) + 2, size_px, size_px)
-    for k in reversed(range(THINGS)):
-        cos, sin = rotation[:, k].cos()[:, None, None], rotation[:, k].sin()[:, None, None]
-        dx, dy = x - middle[:, k, :1, None], y - middle[:, k, 1:, None]
-        wide, high = half[:, k, :1, None], half[:, k, 1:, None]
-        along, over = dx * (cos / wide) + dy * (sin / wide), dy * (cos / high) - dx * (sin / high)
-        edge = (half[:, k].amin(1) * sharp[:, k] * 4).clamp(min=2)[:, None, None]
-        if k in _ROUND:
-            cover = torch.addcmul(along.square_(), over, over).mul_(-edge / 2).add_(edge / 2 + 0.5)
-        else:
-            cover = torch.maximum(along.abs_(), over.abs_()).mul_(-edge).add_(edge + 0.5)
-        cover = cover.clamp_(0, 1).mul_(((k < number) * solid[:, k])[:, None, None])
-        cover = torch.mul(cover, left, out=shares[:, len(paint)])
+    shares = share.new_empty(len(share), OBJECTS + len(_CLOTHED) + 2, *share.shape[1:])
+    for k in reversed(range(OBJECTS)):
+        cover = torch.mul(_cover(x, y, objects, k), left, out=shares[:, len(paint)])
         left = left - cover
-        paint.append(colours[:, k])
+        paint.append(objects.colours[:, k])
         if k in _CLOTHED:
-            torch.mul(cover, cloth[:, 0], out=shares[:, len(paint)])
-            paint.append(colours[:, k] * worn[:, k, None])
+            torch.mul(cover, objects.pattern, out=shares[:, len(paint)])
+            paint.append(objects.colours[:, k] * objects.pattern_strength[:, k, None])
     left = left * wall[:, 0]
     torch.mul(left, share, out=shares[:, -1])
     torch.sub(left, shares[:, -1], out=shares[:, -2])
-    paint += [room[:, 0], room[:, 1]]
-    image = torch.bmm(torch.stack(paint, 2), shares.flatten(2)).view(-1, 3, size_px, size_px)
-    for cells, strength in ((4, 0.16), (14, 0.05)):
-        noise = draws.normal(1, cells, cells) * draws.uniform(1, 1, 1) * strength
-        light = light * (
-            1 + F.interpolate(noise, size=(size_px, size_px), mode="bilinear", align_corners=False)
-        )
-    return (image * light).clamp_(0, 1)
+    paint += [ground[:, 0], ground[:, 1]]
+    return torch.bmm(torch.stack(paint, 2), shares.flatten(2)).view(-1, 3, *share.shape[1:])
+
+
+def _cover(x: Tensor, y: Tensor, objects: _Objects, k: int) -> Tensor:
+    """Return the opacity of an object at each pixel (B, S, S), 0..1."""
+    rotation, middle, half = objects.rotation[:, k], objects.middle[:, k], objects.half[:, k]
+    cos, sin = rotation.cos()[:, None, None], rotation.sin()[:, None, None]
+    dx, dy = x - middle[:, :1, None], y - middle[:, 1:, None]
+    wide, high = half[:, :1, None], half[:, 1:, None]
+    along, over = dx * (cos / wide) + dy * (sin / wide), dy * (cos / high) - dx * (sin / high)
+    edge = (half.amin(1) * objects.sharpness[:, k] * 4).clamp(min=2)[:, None, None]
+    if k in _ROUND:
+        cover = torch.addcmul(along.square_(), over, over).mul_(-edge / 2).add_(edge / 2 + 0.5)
+    else:
+        cover = torch.maximum(along.abs_(), over.abs_()).mul_(-edge).add_(edge + 0.5)
+    return cover.clamp_(0, 1).mul_(((k < objects.number) * objects.opacity[:, k])[:, None, None])
 
 
 def _person(draws: Draws) -> tuple[Tensor, Tensor]:
