@@ -239,12 +239,12 @@ def test_coco_ids_are_those_of_every_other_export_and_hands_are_found_apart(scen
 
 
 def test_coco_is_read_back_as_examples(labelled, photos, tmp_path):
-    from trainer.convert.coco import coco_rows, with_photo
+    from trainer.convert.coco import coco_rows, coco_example
 
     export_labels(str(labelled[0]), str(tmp_path / "hands.json"), "coco")
     rows = {row["image_id"]: row for row in ok_rows(labelled[0])}
     read = coco_rows(str(tmp_path / "hands.json"), np.random.default_rng(0))
-    examples = [with_photo([str(photos)], hand) for hand in read]
+    examples = [coco_example([str(photos)], hand) for hand in read]
     assert len(examples) == len(rows) == 50
     for example in examples:
         row = rows[example["image_id"]]

@@ -34,7 +34,7 @@ def photo_folders(annotations: str, images: str | None) -> list[str]:
     return [images] if images else [beside, join(beside, "images")]
 
 
-def with_photo(folders: list[str], hand: CocoHand) -> dict[str, Any] | str:
+def coco_example(folders: list[str], hand: CocoHand) -> dict[str, Any] | str:
     """Return the example of a hand, or the reason why it is left out."""
     if hand.is_right is None:
         return "unknown side: no is_right, and no left or right in the category's name"

@@ -92,6 +92,42 @@ def convert(
         UserError: an invalid argument, or a missing or malformed file; the message names the file and the field.
     """
     kind, _, path = source.partition(":")
+    _check_arguments(source, hand, split, images, empty)
+    _check_out(out)
+    split = split or "train"
+    path, images = absolute(path), images and absolute(images)
+    opened = _open_source(kind, path, hand, split, images, empty, outline)
+    summary = ConvertSummary(source, split, opened.hand, std_note=opened.std_note)
+    left_out: Counter[str] = Counter()
+    check_writable(out)
+    # Training refuses an unfinished conversion.
+    write_atomic(join(out, SUMMARY_FILE), UNFINISHED)
+    schema = example_schema(opened.vertex_count, {"hand": opened.hand, "source": kind, "split": split})
+    as_tasks = opened.photos is not None and workers != 1 and (workers is not None or address is not None)
+    with ray_for_tasks(as_tasks, [path, *([images] if images else [])], address):
+        examples: Any = opened.rows
+        if opened.photos is not None:
+            examples = _joined(opened.photos, opened.rows, as_tasks, workers)
+        summary.examples = write_examples(out, _kept(examples, left_out), schema)
+    summary.left_out = dict(left_out.most_common())
+    if not summary.examples:
+        remove_file(join(out, SUMMARY_FILE))
+        why = "; ".join(f"{count}: {reason}" for reason, count in summary.left_out.items())
+        hint = "; give the photos' folder as --images" if "photo missing" in left_out else ""
+        raise UserError(f"'{source}' gives no examples ({why or 'it is empty'}){hint}")
+    write_atomic(
+        join(out, SUMMARY_FILE), (json.dumps(asdict(summary), indent=2, ensure_ascii=False) + "\n").encode()
+    )
+    return summary
+
+
+def _check_arguments(source: str, hand: str, split: str | None, images: str | None, empty: float) -> None:
+    """Check the arguments of `convert` against the kind of source.
+
+    Raises:
+        UserError: one is invalid, or has no effect on this kind.
+    """
+    kind, _, path = source.partition(":")
     if kind not in KINDS or not path:
         choices = ", ".join(f"{name}:PATH" for name in KINDS)
         raise UserError(f"'{source}' is not a source of examples: give one of {choices}")
@@ -107,49 +143,27 @@ def convert(
         )
     if not 0 <= empty <= 1:
         raise UserError(f"empty is {empty}, must be a share from 0 to 1")
-    _check_out(out)
-    split = split or "train"
-    path, images = absolute(path), images and absolute(images)
+
+
+def _open_source(
+    kind: str, path: str, hand: str, split: str, images: str | None, empty: float, outline: bool
+) -> _Source:
+    """Open a source; the arguments are those of `convert`, with absolute paths."""
     chance = np.random.default_rng(_SEED)
-    rows: Iterable[Any]
-    photos: _Photos | None = None  # to join with the rows; None if the rows have them
-    hand_id: str | None
-    std_note = ""
     if kind in ("labels", "synth"):
         tables = (
             labels.label_tables(path, images, empty) if kind == "labels" else labels.synthetic_tables(path)
         )
-        hand_id, vertex_count, std_note = tables.hand, tables.vertex_count, tables.std_note
-        rows, photos = labels.label_rows(tables, chance), _Photos(labels.with_photo, tables, outline)
-    else:
-        model = load_hand(hand)
-        hand_id, vertex_count = model.id, model.vertex_count
-        if kind == "coco":
-            rows = coco.coco_rows(path, chance)
-            photos = _Photos(coco.with_photo, coco.photo_folders(path, images), outline)
-        else:
-            rows = (freihand_examples if kind == "freihand" else ho3d_examples)(path, model, split, chance)
-            rows = map(outlined, rows) if outline else rows
-    summary = ConvertSummary(source, split, hand_id, std_note=std_note)
-    left_out: Counter[str] = Counter()
-    check_writable(out)
-    # Training refuses an unfinished conversion.
-    write_atomic(join(out, SUMMARY_FILE), UNFINISHED)
-    schema = example_schema(vertex_count, {"hand": hand_id, "source": kind, "split": split})
-    as_tasks = photos is not None and workers != 1 and (workers is not None or address is not None)
-    with ray_for_tasks(as_tasks, [path, *([images] if images else [])], address):
-        examples: Any = rows if photos is None else _joined(photos, rows, as_tasks, workers)
-        summary.examples = write_examples(out, _kept(examples, left_out), schema)
-    summary.left_out = dict(left_out.most_common())
-    if not summary.examples:
-        remove_file(join(out, SUMMARY_FILE))
-        why = "; ".join(f"{count}: {reason}" for reason, count in summary.left_out.items())
-        hint = "; give the photos' folder as --images" if "photo missing" in left_out else ""
-        raise UserError(f"'{source}' gives no examples ({why or 'it is empty'}){hint}")
-    write_atomic(
-        join(out, SUMMARY_FILE), (json.dumps(asdict(summary), indent=2, ensure_ascii=False) + "\n").encode()
-    )
-    return summary
+        photos = _Photos(labels.label_example, tables, outline)
+        rows: Iterable[Any] = labels.label_rows(tables, chance)
+        return _Source(rows, photos, tables.hand, tables.vertex_count, tables.std_note)
+    model = load_hand(hand)
+    if kind == "coco":
+        rows = coco.coco_rows(path, chance)
+        photos = _Photos(coco.coco_example, coco.photo_folders(path, images), outline)
+        return _Source(rows, photos, model.id, model.vertex_count)
+    rows = (freihand_examples if kind == "freihand" else ho3d_examples)(path, model, split, chance)
+    return _Source(map(outlined, rows) if outline else rows, None, model.id, model.vertex_count)
 
 
 def _check_out(out: str) -> None:
@@ -185,6 +199,17 @@ class _Photos:
     def _example(self, row: Any) -> dict[str, Any] | str:
         example = row if isinstance(row, str) else self.read(self.shared, row)
         return outlined(example) if self.outline else example
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An open source: its rows in shuffled order, and the hand model of its meshes."""
+
+    rows: Iterable[Any]
+    photos: _Photos | None  # to join with the rows; None if the rows have them
+    hand: str | None  # id
+    vertex_count: int
+    std_note: str = ""
 
 
 def _joined(

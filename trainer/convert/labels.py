@@ -140,7 +140,7 @@ def _square_beside(hands: list[dict[str, Any]], chance: np.random.Generator) -> 
     return None
 
 
-def with_photo(tables: LabelTables, row: dict[str, Any]) -> dict[str, Any] | str:
+def label_example(tables: LabelTables, row: dict[str, Any]) -> dict[str, Any] | str:
     """Join a row with its photo, or return the reason why this fails."""
     uri, frame_index = row["image_uri"] or "", row.get("frame_index")
     name = (row["image_id"] or "").removesuffix(f"#{frame_index}")
