@@ -77,7 +77,6 @@ def read_example(
     A photo that can't be decoded becomes a crop of the padding colour without a hand, so that training continues.
     """
     batch = Batch.empty(1, size_px, vertex_count)
-    joints2d_px = rows.array("joints2d_px", row)
     frame = frame_of(rows, row, margin)
     width, height = rows.scalar("width", row), rows.scalar("height", row)
     mirrored = bool(np.all(frame.mirrored))
@@ -93,54 +92,68 @@ def read_example(
     if rows.scalar("status", row) == NO_HAND:
         batch.has_hand[:], batch.hand_mask[:] = False, 0
         return batch
-    half_side_px = float(frame.half_side_px)
-    axes = np.eye(3)
-    camera = rows.scalar("camera", row)
-    if camera is not None and camera["focal_px"] and camera["principal_px"] is not None:
-        ray = (np.asarray(frame.centre_px) - camera["principal_px"]) / camera["focal_px"]
-        axes = np.asarray(axes_of_ray(ray))
-        batch.ray[0] = torch.from_numpy(mirror_points(ray) if mirrored else ray)
-        batch.half_side_tan[0] = half_side_px / camera["focal_px"]
-    if joints2d_px is not None and "joints2d" in targets:
-        joints2d = frame.crop_from_photo(joints2d_px)
-        known = np.asarray(np.isfinite(joints2d).all(1))
-        batch.joints2d[0] = torch.from_numpy(np.where(known[:, None], joints2d, 0)).float()
-        batch.has_joints2d[0] = torch.from_numpy(known)
-        if (std_px := rows.array("joints2d_std_px", row)) is not None:
-            batch.joints2d_std[0] = torch.from_numpy(np.nan_to_num(_root_mean_square(std_px / half_side_px)))
-    for name, has in (
-        ("joints3d", "has_joints3d"),
-        ("vertices", "has_vertices"),
-        ("guess3d", "has_guess3d"),
-    ):
-        points = rows.array(f"{name}_mm", row)
-        if points is not None and name in targets:
-            # The network sees only the crop, so targets are in crop axes.
-            points = crop_from_camera(points, axes)
-            points = mirror_points(points) if mirrored else points
-            getattr(batch, f"{name}_mm")[0] = torch.from_numpy(points).float()
-            getattr(batch, has)[0] = True
-            if (std_mm := rows.array(f"{name}_std_mm", row)) is not None:
-                std_mm = rotated_std(std_mm, axes.T)
-                # Augmentation rotates photos in the image plane, so x and y share one std.
-                across = _root_mean_square(std_mm[:, :2])
-                std = np.stack([across, across, std_mm[:, 2].astype(np.float32)], 1)
-                # A label without a finite std does not count.
-                getattr(batch, has)[0] = bool(np.isfinite(std).all())
-                getattr(batch, f"{name}_std_mm")[0] = torch.from_numpy(np.nan_to_num(std, posinf=0))
+    axes = _read_camera(batch, rows, row, frame)
+    if "joints2d" in targets:
+        _read_joints2d(batch, rows, row, frame)
+    for name in ("joints3d", "vertices", "guess3d"):
+        if name in targets:
+            _read_points(batch, rows, row, name, axes, mirrored)
     visible, score = (rows.scalar(name, row) for name in ("joint_visible", "joint_visible_score"))
     if visible is not None and score is None:  # a score marks a prediction
         batch.joint_visible[0] = torch.tensor(visible)
         batch.has_joint_visible[:] = True
-    if (mask := rows.scalar("hand_mask", row)) is not None and "hand_mask" in targets:
-        seen = np.asarray(Image.open(io.BytesIO(mask)).convert("RGB"))
-        seen = seen if seen.shape[:2] == (height, width) else np.zeros_like(seen)
-        batch.hand_mask[0] = _pixels(_cut_mask(seen, frame, size_px, width), mirrored)[:1]
+    mask = rows.scalar("hand_mask", row) if "hand_mask" in targets else None
+    if mask is None:
+        pixels = np.full_like(photo.pixels, 255)  # no hand beyond the photo's edge
+    else:
+        pixels = np.asarray(Image.open(io.BytesIO(mask)).convert("RGB"))
+        pixels = pixels if pixels.shape[:2] == (height, width) else np.zeros_like(pixels)
         batch.has_hand_mask[0] = True
-    else:  # no hand beyond the photo's edge
-        everywhere = np.full_like(photo.pixels, 255)
-        batch.hand_mask[0] = _pixels(_cut_mask(everywhere, frame, size_px, width), mirrored)[:1]
+    batch.hand_mask[0] = _pixels(_cut_mask(pixels, frame, size_px, width), mirrored)[:1]
     return batch
+
+
+def _read_camera(batch: Batch, rows: Rows, row: int, frame: CropFrame) -> np.ndarray:
+    """Set the crop's ray and size behind the photo's camera, if known; return the crop's axes in the camera's."""
+    camera = rows.scalar("camera", row)
+    if camera is None or not camera["focal_px"] or camera["principal_px"] is None:
+        return np.eye(3)
+    ray = (np.asarray(frame.centre_px) - camera["principal_px"]) / camera["focal_px"]
+    batch.ray[0] = torch.from_numpy(mirror_points(ray) if np.all(frame.mirrored) else ray)
+    batch.half_side_tan[0] = float(frame.half_side_px) / camera["focal_px"]
+    return np.asarray(axes_of_ray(ray))
+
+
+def _read_joints2d(batch: Batch, rows: Rows, row: int, frame: CropFrame) -> None:
+    joints2d_px, std_px = rows.array("joints2d_px", row), rows.array("joints2d_std_px", row)
+    if joints2d_px is None:
+        return
+    joints2d = frame.crop_from_photo(joints2d_px)
+    known = np.asarray(np.isfinite(joints2d).all(1))
+    batch.joints2d[0] = torch.from_numpy(np.where(known[:, None], joints2d, 0)).float()
+    batch.has_joints2d[0] = torch.from_numpy(known)
+    if std_px is not None:
+        std = _root_mean_square(std_px / float(frame.half_side_px))
+        batch.joints2d_std[0] = torch.from_numpy(np.nan_to_num(std))
+
+
+def _read_points(batch: Batch, rows: Rows, row: int, name: str, axes: np.ndarray, mirrored: bool) -> None:
+    """Set the 3D targets of a name and their std. The network sees only the crop, so targets are in crop axes."""
+    points, std_mm = rows.array(f"{name}_mm", row), rows.array(f"{name}_std_mm", row)
+    if points is None:
+        return
+    points = crop_from_camera(points, axes)
+    points = mirror_points(points) if mirrored else points
+    getattr(batch, f"{name}_mm")[0] = torch.from_numpy(points).float()
+    getattr(batch, f"has_{name}")[0] = True
+    if std_mm is not None:
+        std_mm = rotated_std(std_mm, axes.T)
+        # Augmentation rotates photos in the image plane, so x and y share one std.
+        across = _root_mean_square(std_mm[:, :2])
+        std = np.stack([across, across, std_mm[:, 2].astype(np.float32)], 1)
+        # A label without a finite std does not count.
+        getattr(batch, f"has_{name}")[0] = bool(np.isfinite(std).all())
+        getattr(batch, f"{name}_std_mm")[0] = torch.from_numpy(np.nan_to_num(std, posinf=0))
 
 
 def facts_of(rows: Rows, row: int) -> Facts:
@@ -181,8 +194,8 @@ def _pixels(crop: np.ndarray, mirrored: bool) -> torch.Tensor:
     return torch.from_numpy(np.array(crop[:, ::-1] if mirrored else crop)).permute(2, 0, 1)
 
 
-def _cut_mask(seen: np.ndarray, frame: CropFrame, size_px: int, width: int) -> np.ndarray:
+def _cut_mask(mask: np.ndarray, frame: CropFrame, size_px: int, width: int) -> np.ndarray:
     """Cut a mask with zero outside the photo: subtract the padding colour that `cut` puts there."""
-    crop = cut(seen, frame, size_px, width).astype(np.int16)
-    outside = cut(np.zeros_like(seen), frame, size_px, width).astype(np.int16)
+    crop = cut(mask, frame, size_px, width).astype(np.int16)
+    outside = cut(np.zeros_like(mask), frame, size_px, width).astype(np.int16)
     return (crop - outside).clip(0, 255).astype(np.uint8)
