@@ -20,7 +20,7 @@ from annotator.hand.layer import HandLayer
 from annotator.track.disk_array import DiskArray
 from annotator.track.gaps import held_frames
 from annotator.track.posterior import BLOCK, posterior_std_blocks
-from annotator.track.smoother import Measurements, Noise, filtered, gains, prior_mean, smoothed_back
+from annotator.track.smoother import Noise, Observations, filtered, gains, prior_mean, smoothed_back
 from annotator.track.vertex_columns import VertexRows
 
 Floats = NDArray[np.floating]
@@ -103,8 +103,8 @@ def _smoothed_offsets(
 ) -> DiskArray:
     """Return the offsets (T, V, 3) of a track's meshes from its parametric hand, smoothed."""
     offsets, mean = _label_offsets(layer, path, vertices, rows)
-    measurements = Measurements(path.time_s, np.empty((len(rows), 0)), path.variance, path.observed)
-    by = gains(measurements, path.noise)
+    observations = Observations(path.time_s, np.empty((len(rows), 0)), path.variance, path.observed)
+    by = gains(observations, path.noise)
 
     def values(first: int) -> Floats:
         frames = np.arange(first, min(first + BLOCK, len(rows)))

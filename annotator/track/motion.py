@@ -14,7 +14,7 @@ from annotator.track.mesh import MeshPath, unrotated_hands
 from annotator.track.posterior import posterior_std, scatter_share, variance_ratio
 from annotator.track.rotation_smoothing import smooth_rotations
 from annotator.track.shape import joint_variance, one_shape
-from annotator.track.smoother import Measurements, Noise, Smoothed, fit_noise, smooth
+from annotator.track.smoother import Noise, Observations, Smoothed, fit_noise, smooth
 
 Floats = NDArray[np.floating]
 
@@ -143,7 +143,7 @@ def _smoothed(
     time_s: Floats, values: Floats, variance: Floats, observed: NDArray[np.bool_]
 ) -> tuple[Floats, Smoothed, Noise]:
     """Smooth channels (T, C) that still have to be fitted."""
-    measurements = Measurements(time_s, values.astype(np.float64), variance, observed)
-    noise = fit_noise(measurements)
-    smoothed = smooth(measurements, noise)
+    observations = Observations(time_s, values.astype(np.float64), variance, observed)
+    noise = fit_noise(observations)
+    smoothed = smooth(observations, noise)
     return hold_constant_ends(smoothed.position, observed), smoothed, noise

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from annotator.coordinates import rotation_matrices, rotation_vectors
 from annotator.track.robust import local_medians, rotation_weights
-from annotator.track.smoother import Floats, Measurements, Noise, Smoothed, fit_noise, smooth
+from annotator.track.smoother import Floats, Noise, Observations, Smoothed, fit_noise, smooth
 
 #: Rounds after which a smoothed path of rotations has converged.
 _ROUNDS = 3
@@ -42,9 +42,9 @@ def smooth_rotations(
         unrolled = _unrolled(path)
         apart = rotation_vectors(path.swapaxes(1, 2) @ np.where(observed[:, None, None], rotations, path))
         weight[observed] = rotation_weights(apart[observed], variance[observed])
-        measurements = Measurements(time_s, unrolled + apart, variance / weight, observed)
-        noise = noise or fit_noise(measurements)
-        smoothed = smooth(measurements, noise)
+        observations = Observations(time_s, unrolled + apart, variance / weight, observed)
+        noise = noise or fit_noise(observations)
+        smoothed = smooth(observations, noise)
         path = path @ rotation_matrices(smoothed.position - unrolled)
     assert noise is not None
     return SmoothedRotations(path, smoothed, noise, weight)

@@ -22,7 +22,7 @@ Floats = NDArray[np.floating]
 #: over the squared mean time between frames. So wide that measurements decide.
 PRIOR_POSITION, PRIOR_VELOCITY = 1e6, 1e4
 
-#: Measurements below which noise is not fitted.
+#: Observations below which noise is not fitted.
 MIN_MEASURED = 6
 
 #: Maximum frames from which noise is fitted; more do not improve three numbers.
@@ -45,19 +45,19 @@ class Noise(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Measurements:
-    """Measurements of C channels at T times."""
+class Observations:
+    """Noisy observations of C channels at T times."""
 
     time_s: Floats  # (T,) strictly increasing
     values: Floats  # (T, C); any number where not observed
     variance: Floats  # (T,) predicted, positive
     observed: NDArray[np.bool_]  # (T,) at least one
 
-    def first(self, count: int) -> Measurements:
+    def first(self, count: int) -> Observations:
         """Return `count` times from the first observed one on, or fewer."""
         start = int(np.argmax(self.observed))
         rows = slice(start, start + count)
-        return Measurements(self.time_s[rows], self.values[rows], self.variance[rows], self.observed[rows])
+        return Observations(self.time_s[rows], self.values[rows], self.variance[rows], self.observed[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +82,12 @@ class Gains:
     predicted: Floats  # (T, 3, 3) before it
 
 
-def prior(measurements: Measurements, noise: Noise) -> tuple[Floats, Floats]:
+def prior(observations: Observations, noise: Noise) -> tuple[Floats, Floats]:
     """Return mean (3, C) and covariance (3, 3) of position, velocity and lasting error at the first time."""
-    seen = measurements.observed
-    variance = (noise.own + noise.lasting) * float(measurements.variance[seen].mean())
-    step_s = mean_step(measurements.time_s)
-    mean = prior_mean(measurements.values[seen].mean(0))
+    seen = observations.observed
+    variance = (noise.own + noise.lasting) * float(observations.variance[seen].mean())
+    step_s = mean_step(observations.time_s)
+    mean = prior_mean(observations.values[seen].mean(0))
     return mean, np.diag([PRIOR_POSITION * variance, PRIOR_VELOCITY * variance / step_s**2, 1.0])
 
 
@@ -113,28 +113,28 @@ def transition(step_s: float, noise: Noise) -> tuple[Floats, Floats]:
     return move, grown
 
 
-def gains(measurements: Measurements, noise: Noise) -> Gains:
+def gains(observations: Observations, noise: Noise) -> Gains:
     """Return the gains of a filter; they depend on times and variances only."""
-    covariance = prior(measurements, noise)[1]
-    size = len(measurements.time_s)
+    covariance = prior(observations, noise)[1]
+    size = len(observations.time_s)
     made = Gains(
-        observed=measurements.observed,
+        observed=observations.observed,
         move=np.empty((size, 3, 3)),
-        design=np.stack([np.ones(size), np.zeros(size), np.sqrt(noise.lasting * measurements.variance)], 1),
+        design=np.stack([np.ones(size), np.zeros(size), np.sqrt(noise.lasting * observations.variance)], 1),
         forward=np.zeros((size, 3)),
         total=np.ones(size),
         covariance=np.empty((size, 3, 3)),
         predicted=np.empty((size, 3, 3)),
     )
     identity = np.eye(3)
-    for k, seen in enumerate(measurements.observed):
+    for k, seen in enumerate(observations.observed):
         if k:
-            move, grown = transition(measurements.time_s[k] - measurements.time_s[k - 1], noise)
+            move, grown = transition(observations.time_s[k] - observations.time_s[k - 1], noise)
             covariance = move @ covariance @ move.T + grown
             made.move[k] = move
         made.predicted[k] = covariance
         if seen:
-            measured, design = noise.own * measurements.variance[k], made.design[k]
+            measured, design = noise.own * observations.variance[k], made.design[k]
             across = covariance @ design
             made.total[k] = float(design @ across) + measured
             gain = made.forward[k] = across / made.total[k]
@@ -195,10 +195,10 @@ def _backward(by: Gains, k: int) -> Floats:
     return gain
 
 
-def smooth(measurements: Measurements, noise: Noise) -> Smoothed:
+def smooth(observations: Observations, noise: Noise) -> Smoothed:
     """Filter forwards, smooth backwards."""
-    by = gains(measurements, noise)
-    states = smoothed_back(by, *filtered(by, measurements.values, prior(measurements, noise)[0]), 0)
+    by = gains(observations, noise)
+    states = smoothed_back(by, *filtered(by, observations.values, prior(observations, noise)[0]), 0)
     variance = by.covariance[:, 0, 0].copy()
     covariance = by.covariance[-1]
     for k in range(len(variance) - 2, -1, -1):
@@ -208,14 +208,14 @@ def smooth(measurements: Measurements, noise: Noise) -> Smoothed:
     return Smoothed(states[:, 0], states[:, 1], variance)
 
 
-def fit_noise(measurements: Measurements) -> Noise:
+def fit_noise(observations: Observations) -> Noise:
     """Return the factors under which the measurements are likeliest.
 
     For given ratios, the best size of all noise is the mean squared innovation over its variance, so that two numbers
     are searched for. Fewer than `MIN_MEASURED` do not determine the motion: the hand then moves as it is measured.
     """
-    part = measurements.first(FIT_FRAMES)
-    count, channels = int(part.observed.sum()), measurements.values.shape[1]
+    part = observations.first(FIT_FRAMES)
+    count, channels = int(part.observed.sum()), observations.values.shape[1]
     unit = float(part.variance[part.observed].mean()) / mean_step(part.time_s) ** 3
     if count < MIN_MEASURED:
         return Noise(unit * 10 ** _PROCESS_LOG10[1], 1.0, 0.0)

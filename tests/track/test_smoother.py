@@ -12,10 +12,10 @@ from annotator.track import robust
 from annotator.track.posterior import posterior_std, scatter_share
 from annotator.track.robust import MIN_WEIGHT, local_medians, rotation_weights
 from annotator.track.rotation_smoothing import filled, smooth_rotations
-from annotator.track.smoother import MEMORY_S, Measurements, Noise, fit_noise, mean_step, prior, smooth
+from annotator.track.smoother import MEMORY_S, Noise, Observations, fit_noise, mean_step, prior, smooth
 
 
-def dense(track: Measurements, noise: Noise):
+def dense(track: Observations, noise: Noise):
     """Mean and variance of every state by one weighted least-squares problem, with no recursion in it."""
     count, channels = track.values.shape
     mean, covariance = prior(track, noise)
@@ -61,7 +61,7 @@ def test_smoothing_is_the_least_squares_solution_of_the_whole_sequence(lasting):
     values = np.cumsum(rng.normal(size=(23, 5)), 0)
     observed = rng.random(23) > 0.3
     observed[[0, 10, 11, 12, 13, 22]] = False  # a gap, and both ends
-    track = Measurements(time_s, values, rng.uniform(0.1, 4.0, 23), observed)
+    track = Observations(time_s, values, rng.uniform(0.1, 4.0, 23), observed)
     noise = Noise(40.0, 0.6, lasting)
     found = smooth(track, noise)
     mean, variance = dense(track, noise)
@@ -77,15 +77,15 @@ def test_unobserved_values_change_nothing_and_an_unsure_frame_gives_way():
     wrong = values.copy()
     wrong[4] = 1e3
     noise = Noise(1.0, 1.0, 0.2)
-    kept = smooth(Measurements(time_s, values, np.ones(9), observed), noise)
+    kept = smooth(Observations(time_s, values, np.ones(9), observed), noise)
     assert np.array_equal(
-        smooth(Measurements(time_s, wrong, np.ones(9), observed), noise).position, kept.position
+        smooth(Observations(time_s, wrong, np.ones(9), observed), noise).position, kept.position
     )
     wrong[4] = 14.0
     unsure = np.ones(9)
     unsure[4] = 1e4
-    pulled = smooth(Measurements(time_s, wrong, np.ones(9), np.ones(9, bool)), noise).position[4, 0]
-    given_way = smooth(Measurements(time_s, wrong, unsure, np.ones(9, bool)), noise).position[4, 0]
+    pulled = smooth(Observations(time_s, wrong, np.ones(9), np.ones(9, bool)), noise).position[4, 0]
+    given_way = smooth(Observations(time_s, wrong, unsure, np.ones(9, bool)), noise).position[4, 0]
     assert abs(given_way - 4) < 0.02 < 0.3 < abs(pulled - 4)
 
 
@@ -103,7 +103,7 @@ def test_noise_is_fitted_to_what_it_was():
         error = keep * error + np.sqrt(1 - keep**2) * rng.normal(size=channels)
         noise = np.sqrt(own * variance[k]) * rng.normal(size=channels)
         values.append(state[0] + np.sqrt(lasting * variance[k]) * error + noise)
-    track = Measurements(np.arange(count) * dt, np.array(values), variance, np.ones(count, bool))
+    track = Observations(np.arange(count) * dt, np.array(values), variance, np.ones(count, bool))
     found = fit_noise(track)
     assert found.process == pytest.approx(process, rel=0.4)
     assert found.own == pytest.approx(own, rel=0.25)
@@ -112,10 +112,10 @@ def test_noise_is_fitted_to_what_it_was():
 
 def test_a_few_measurements_are_kept_as_they_are():
     values = np.array([[0.0], [3.0], [-1.0]])
-    track = Measurements(np.array([0.0, 0.1, 0.2]), values, np.ones(3), np.ones(3, bool))
+    track = Observations(np.array([0.0, 0.1, 0.2]), values, np.ones(3), np.ones(3, bool))
     found = smooth(track, fit_noise(track))
     assert np.abs(found.position - values).max() < 0.1
-    alone = Measurements(np.zeros(1), values[:1], np.ones(1), np.ones(1, bool))
+    alone = Observations(np.zeros(1), values[:1], np.ones(1), np.ones(1, bool))
     assert mean_step(alone.time_s) == 1
     np.testing.assert_allclose(smooth(alone, fit_noise(alone)).position, values[:1], atol=1e-4)
 
@@ -131,7 +131,7 @@ def test_rotations_about_one_axis_are_smoothed_as_their_angle_is_over_several_ci
     rotation = smooth_rotations(time_s, rotations, np.ones(80), observed)
     path = rotation.rotations
     along = smooth(
-        Measurements(time_s, angle[:, None], 1 / rotation.weight, observed), rotation.noise
+        Observations(time_s, angle[:, None], 1 / rotation.weight, observed), rotation.noise
     ).position
     expected = Rotation.from_rotvec(along * axis)
     off = (expected.inv() * Rotation.from_matrix(path)).magnitude()
