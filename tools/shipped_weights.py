@@ -50,7 +50,7 @@ from trainer.evaluation.calibrate import calibrate
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.fit_calibration import with_label_errors
 from trainer.evaluation.machine import machine
-from trainer.evaluation.measurements import Measured
+from trainer.evaluation.measurements import PhotoErrors
 from trainer.evaluation.predictions import run
 from trainer.evaluation.results import summarise
 from trainer.keyed_random import keys
@@ -219,12 +219,12 @@ def with_ranges(checkpoint: Checkpoint, out: Path, photos: Path, model: str) -> 
 def uncertainty_of_all(checkpoint: str, fits: Path) -> dict[str, Any]:
     """Return the uncertainty on drawn hands and fits together, none of which calibrated it; fits err by their std."""
     loaded = load_checkpoint(checkpoint)
-    measured, generator = Measured(loaded.info.calibration), torch.Generator().manual_seed(1)
+    errors, generator = PhotoErrors(loaded.info.calibration), torch.Generator().manual_seed(1)
     places = {SYNTHETIC: (CALIBRATED_ON, JUDGED_ON)} | {str(fits / n): (CALIBRATED_FITS, 0) for n in FITTED}
     for place, (first, count) in places.items():
         for batch, prediction, facts in run(loaded, place, first, count, against_labels=True):
-            measured.add(with_label_errors(batch, generator), prediction, [fact.image_id for fact in facts])
-    summary = summarise(measured)
+            errors.add(with_label_errors(batch, generator), prediction, [fact.image_id for fact in facts])
+    summary = summarise(errors)
     return {name: summary[name] for name in ("photos", "uncertainty", "expected_error")}
 
 

@@ -19,7 +19,7 @@ from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 from trainer.batch import Batch
 from trainer.evaluation import measurements as measured_module
 from trainer.evaluation.fit_calibration import fit_calibration, with_label_errors
-from trainer.evaluation.measurements import Measured
+from trainer.evaluation.measurements import PhotoErrors
 from trainer.evaluation.results import summarise, write_results
 from trainer.evaluation.results_table import table_rows
 
@@ -93,7 +93,7 @@ def part(prediction, rows):
 
 
 def measure(batch, prediction, calibration=None, size=7):
-    found = Measured(calibration)
+    found = PhotoErrors(calibration)
     for start in range(0, len(batch), size):
         rows = slice(start, start + size)
         found.add(batch[rows], part(prediction, rows))
@@ -182,9 +182,9 @@ def test_a_diverged_network_is_named_with_the_photo():
     batch, prediction = example(3)
     prediction.vertices.mean_mm[1, 5] = float("nan")
     with pytest.raises(UserError, match="'photo b' is not a number"):
-        Measured().add(batch, prediction, ["photo a", "photo b", "photo c"])
+        PhotoErrors().add(batch, prediction, ["photo a", "photo b", "photo c"])
     with pytest.raises(UserError, match="no photos to evaluate"):
-        summarise(Measured())
+        summarise(PhotoErrors())
 
 
 def test_meshes_are_not_kept(monkeypatch):
@@ -204,7 +204,7 @@ def test_texture_is_compared_where_the_hand_is_visible():
     rendered = batch.image / 255 * 0.9
     region = torch.zeros(3, 32, 32, dtype=torch.bool)
     region[:2, 8:20, 8:20] = True
-    found = Measured()
+    found = PhotoErrors()
     found.add(batch, prediction, rendered=rendered, region=region)
     photo = (batch.image / 255).double()
     for k in range(2):
@@ -222,7 +222,7 @@ def test_texture_is_compared_where_the_hand_is_visible():
 def test_visible_joints_count_where_their_truth_is_known():
     batch, prediction = example(3)
     assert summarise(measure(batch, prediction))["visibility"]["count"] == 0
-    found = Measured()
+    found = PhotoErrors()
     batch.joint_visible[:2, :5], batch.has_joint_visible[:2] = True, True
     logit = torch.where(batch.joint_visible, 1.0, -1.0)
     logit[0, 0] = -2  # one of the 10 visible joints looks more hidden than all 32 hidden ones
@@ -261,7 +261,7 @@ def test_squares_without_a_hand_count_for_presence_alone():
     batch, prediction = example(4)
     empty = Batch.empty(1, 32, V)
     empty.has_hand[:] = False
-    with_empty, found = Measured(), Measured()
+    with_empty, found = PhotoErrors(), PhotoErrors()
     with_empty.add(Batch.join([batch[:3], empty]), prediction)
     found.add(batch[:3], part(prediction, slice(0, 3)))
     one, other = summarise(with_empty), summarise(found)
@@ -276,7 +276,7 @@ def test_a_real_network_is_measured():
     batch = Batch.join([example(2)[0]] * 2)
     with torch.inference_mode():
         prediction = network(torch.zeros(4, 3, 64, 64), also_mirrored=torch.arange(4))
-    found = Measured()
+    found = PhotoErrors()
     found.add(batch, prediction)
     assert 1 < summarise(found)["joints3d"]["pa_mpjpe_mm"] < 60
 

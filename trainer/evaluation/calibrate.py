@@ -10,7 +10,7 @@ from annotator.model.checkpoint import load_checkpoint, save_checkpoint
 from annotator.quality.calibration import Calibration
 from annotator.storage.files import check_writable
 from trainer.evaluation.fit_calibration import check_enough, fit_calibration
-from trainer.evaluation.parts import Measurement, PartResult, measured_parts
+from trainer.evaluation.parts import MeasurementSettings, PartResult, measured_parts
 from trainer.evaluation.predictions import Progress, open_examples
 
 
@@ -49,13 +49,13 @@ def calibrate(
     check_enough(sum(map(len, opened.values())), ", ".join(places))
     check_writable(out.rpartition("/")[0] or ".")
     whole = PartResult.empty()
-    measurement = Measurement(
+    measurement = MeasurementSettings(
         Calibration(), device, against_labels=shares_label_errors, label_errors=shares_label_errors
     )
     for one in opened.values():
         for part in measured_parts(loaded, one, measurement, workers, address, on_progress):
             whole.extend(part)
     names = [examples] if isinstance(examples, str) else [place.rpartition("/")[2] for place in places]
-    fitted = fit_calibration(whole.measured, ", ".join(names))
+    fitted = fit_calibration(whole.errors, ", ".join(names))
     save_checkpoint(replace(loaded, info=replace(loaded.info, calibration=fitted)), out)
     return fitted

@@ -10,7 +10,7 @@ import numpy as np
 from annotator.errors import UserError
 from annotator.model.checkpoint import load_checkpoint
 from annotator.storage.files import check_writable
-from trainer.evaluation.parts import Measurement, PartResult, measured_parts
+from trainer.evaluation.parts import MeasurementSettings, PartResult, measured_parts
 from trainer.evaluation.predictions import Progress, open_examples
 from trainer.evaluation.results import write_results
 from trainer.evaluation.submit import check_submission, write_submission
@@ -61,7 +61,7 @@ def evaluate(
             "convert the whole evaluation split"
         )
     check_writable(out)
-    measurement = Measurement(
+    measurement = MeasurementSettings(
         loaded.info.calibration, device, against_labels, textured=True, for_submission=bool(benchmark)
     )
     whole = PartResult.empty(loaded.info.calibration)
@@ -82,4 +82,4 @@ def evaluate(
         "examples": examples,
         "first": first,
     }
-    return write_results(out, whole.measured, facts_of_run)
+    return write_results(out, whole.errors, facts_of_run)

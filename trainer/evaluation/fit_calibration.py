@@ -13,7 +13,7 @@ from annotator.errors import UserError
 from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 from annotator.quality.uncertainty import fit_axis_laws, fit_mean_error, fit_power_law
 from trainer.batch import Batch
-from trainer.evaluation.measurements import Floats, Measured
+from trainer.evaluation.measurements import Floats, PhotoErrors
 
 Law = TypeVar("Law", AxisLaws, PowerLaw)
 
@@ -22,26 +22,26 @@ Law = TypeVar("Law", AxisLaws, PowerLaw)
 MIN_PHOTOS = 20
 
 
-def fit_calibration(measured: Measured, source: str) -> Calibration:
+def fit_calibration(errors: PhotoErrors, source: str) -> Calibration:
     """Fit power laws to joints, vertices and 2D joints, and the mean error of a hand's joints to their std.
 
     A kind without truth in any photo keeps the network's own std; `fitted_on` names the fitted kinds. Photos with 2D
     joints alone leave all of 3D unchanged, depth included.
 
     Args:
-        measured: held-out photos, measured without a calibration.
+        errors: of held-out photos, measured without a calibration.
         source: name of the photos for the record, e.g. of the data set.
 
     Raises:
         UserError: too few photos, none with a target, or errors that are all zero.
     """
-    if measured.calibration != Calibration():
+    if errors.calibration != Calibration():
         raise ValueError("calibrate from the network's own stds: measure without a calibration")
-    check_enough(len(measured), source)
-    std_mm, error_mm = measured["joints3d_std_mm"], measured["joints3d_error_mm"]
+    check_enough(len(errors), source)
+    std_mm, error_mm = errors["joints3d_std_mm"], errors["joints3d_error_mm"]
     joints3d = _fit(fit_axis_laws, "joints3d", source, std_mm, error_mm)
-    vertices = _fit(fit_axis_laws, "vertices", source, *measured.vertex_pairs())
-    joints2d = _fit(fit_power_law, "joints2d", source, measured["joints2d_stds"], measured["joints2d_errors"])
+    vertices = _fit(fit_axis_laws, "vertices", source, *errors.vertex_pairs())
+    joints2d = _fit(fit_power_law, "joints2d", source, errors["joints2d_stds"], errors["joints2d_errors"])
     found = {"joints3d": joints3d, "vertices": vertices, "joints2d": joints2d}
     fitted = [name for name, law in found.items() if law]
     if not fitted:
@@ -50,9 +50,9 @@ def fit_calibration(measured: Measured, source: str) -> Calibration:
         vertices or AxisLaws(),
         joints3d or AxisLaws(),
         joints2d or PowerLaw(),
-        fitted_on=f"{source}, {len(measured)} photos: {', '.join(fitted)}",
+        fitted_on=f"{source}, {len(errors)} photos: {', '.join(fitted)}",
     )
-    return replace(calibration, joint_error=_fit_joint_error(joints3d, measured)) if joints3d else calibration
+    return replace(calibration, joint_error=_fit_joint_error(joints3d, errors)) if joints3d else calibration
 
 
 def with_label_errors(batch: Batch, generator: torch.Generator) -> Batch:
@@ -94,8 +94,8 @@ def _fit(
         raise UserError(f"can't calibrate {kind} on '{source}': {problem}") from None
 
 
-def _fit_joint_error(laws: AxisLaws, measured: Measured) -> PowerLaw:
-    error_mm = np.linalg.norm(measured["joints3d_error_mm"][:, 1:], axis=-1).mean(1)
-    std_mm = np.linalg.norm(laws(measured["joints3d_std_mm"][:, 1:]), axis=-1).mean(1)
+def _fit_joint_error(laws: AxisLaws, errors: PhotoErrors) -> PowerLaw:
+    error_mm = np.linalg.norm(errors["joints3d_error_mm"][:, 1:], axis=-1).mean(1)
+    std_mm = np.linalg.norm(laws(errors["joints3d_std_mm"][:, 1:]), axis=-1).mean(1)
     known = ~np.isnan(error_mm)
     return fit_mean_error(std_mm[known], error_mm[known])

@@ -79,7 +79,7 @@ class StdAndError:
     coordinates: tuple[Floats, Floats] | None
 
 
-class Measured:
+class PhotoErrors:
     """Per-photo errors of predictions: about 1 KB per photo, for any hand model."""
 
     def __init__(self, calibration: Calibration | None = None, seed: int = 0) -> None:
@@ -173,7 +173,7 @@ class Measured:
         for name, values in columns.items():
             self._columns[name].append(values)
 
-    def extend(self, other: Measured) -> None:
+    def extend(self, other: PhotoErrors) -> None:
         """Add the photos of other measurements, of at most 16,384 photos."""
         self._ids += other._ids
         for name, parts in other._columns.items():

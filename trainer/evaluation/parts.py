@@ -21,7 +21,7 @@ from annotator.render import interpolate, rasterize
 from annotator.runtime.ordered_tasks import in_order, ray_for_tasks
 from trainer.batch import Batch
 from trainer.evaluation.fit_calibration import with_label_errors
-from trainer.evaluation.measurements import Measured
+from trainer.evaluation.measurements import PhotoErrors
 from trainer.evaluation.predictions import (
     BATCH_SIZE,
     Examples,
@@ -35,7 +35,7 @@ EXAMPLES_AT_ONCE = 4 * BATCH_SIZE
 
 
 @dataclass(frozen=True)
-class Measurement:
+class MeasurementSettings:
     """The settings of a measurement; pickled to other processes.
 
     `calibration` applies to std. With `textured`, painted hands are compared with photos. With `for_submission`,
@@ -54,7 +54,7 @@ class Measurement:
 class PartResult:
     """Measurements of some examples."""
 
-    measured: Measured
+    errors: PhotoErrors
     targets: int  # known targets
     #: Of a submission: wrist-relative joints, vertices and wrists in camera axes, mm, and the data set's own number.
     hands: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -62,12 +62,12 @@ class PartResult:
 
     @classmethod
     def empty(cls, calibration: Calibration | None = None, seed: int = 0) -> PartResult:
-        """Return a part without examples; `seed` is as for `Measured`."""
-        return cls(Measured(calibration, seed), 0, [], [])
+        """Return a part without examples; `seed` is as for `PhotoErrors`."""
+        return cls(PhotoErrors(calibration, seed), 0, [], [])
 
     def extend(self, other: PartResult) -> None:
         """Add the measurements of the examples that follow."""
-        self.measured.extend(other.measured)
+        self.errors.extend(other.errors)
         self.targets += other.targets
         self.hands += other.hands
         self.source_indices += other.source_indices
@@ -76,7 +76,7 @@ class PartResult:
 def measured_parts(
     checkpoint: Checkpoint,
     examples: Examples,
-    measurement: Measurement,
+    measurement: MeasurementSettings,
     workers: int | None = None,
     address: str | None = None,
     on_progress: Progress = lambda done, total: None,
@@ -107,7 +107,7 @@ def measured_parts(
 
 
 def measure_part(
-    shared: tuple[Checkpoint, Examples, Measurement],
+    shared: tuple[Checkpoint, Examples, MeasurementSettings],
     rows: range,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> PartResult:
@@ -122,7 +122,7 @@ def measure_part(
         if measurement.label_errors:
             batch = with_label_errors(batch, generator)
         painted = _painted(checkpoint.network, batch, prediction) if measurement.textured else ()
-        part.measured.add(batch, prediction, [fact.image_id for fact in facts], *painted)
+        part.errors.add(batch, prediction, [fact.image_id for fact in facts], *painted)
         part.targets += int(
             batch.has_joints2d.any(1).sum() + batch.has_joints3d.sum() + batch.has_vertices.sum()
         )

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from annotator.quality import metrics, uncertainty
-from trainer.evaluation.measurements import Measured, StdAndError
+from trainer.evaluation.measurements import PhotoErrors, StdAndError
 
 _BLUE, _ORANGE, _GREY, _INK = "#2a6fb0", "#d9772b", "#9a9a9a", "#222222"
 
@@ -20,12 +20,12 @@ _BLUE, _ORANGE, _GREY, _INK = "#2a6fb0", "#d9772b", "#9a9a9a", "#222222"
 _DOTS = 3000
 
 
-def draw_plots(measured: Measured) -> dict[str, bytes]:
+def draw_plots(errors: PhotoErrors) -> dict[str, bytes]:
     """Return PNG files by name, for the kinds with known truth in some photo."""
-    kinds = dict(measured.std_and_errors())
+    kinds = dict(errors.std_and_errors())
     plots = {}
     if "joints3d" in kinds:
-        plots["pck"] = _pck(measured)
+        plots["pck"] = _pck(errors)
     if kinds:
         plots["kept"] = _panels([kinds[name] for name in kinds], _kept, "Mean error after filtering by std")
         sized = [one for one in kinds.values() if one.coordinates is not None]
@@ -67,15 +67,15 @@ def _png(figure: Figure) -> bytes:
     return sink.getvalue()
 
 
-def _pck(measured: Measured) -> bytes:
+def _pck(errors: PhotoErrors) -> bytes:
     figure, (panel,) = _figure(1)
     kinds = (
-        ("Procrustes", measured["pa_joint_errors_mm"], _BLUE, "-"),
-        ("wrist and scale", measured["scale_aligned_joint_errors_mm"], _ORANGE, "--"),
-        ("root-relative", np.linalg.norm(measured["joints3d_error_mm"], axis=-1), _INK, ":"),
+        ("Procrustes", errors["pa_joint_errors_mm"], _BLUE, "-"),
+        ("wrist and scale", errors["scale_aligned_joint_errors_mm"], _ORANGE, "--"),
+        ("root-relative", np.linalg.norm(errors["joints3d_error_mm"], axis=-1), _INK, ":"),
     )
-    for name, errors, colour, style in kinds:
-        known = errors[~np.isnan(errors)]
+    for name, joint_errors, colour, style in kinds:
+        known = joint_errors[~np.isnan(joint_errors)]
         label = f"{name}: AUC {metrics.auc_of_pck(known):.3f}"
         panel.plot(
             metrics.PCK_THRESHOLDS_MM, metrics.pck(known), style, color=colour, label=label, linewidth=1.8

@@ -1,6 +1,6 @@
 """Summarise an evaluation: the benchmarks' metrics (`annotator/quality/metrics.py`), and how well std predicts errors.
 
-`summarise` computes the figures from `Measured`, `write_results` writes the files. A metric without a target in any
+`summarise` computes the figures from `PhotoErrors`, `write_results` writes the files. A metric without a target in any
 photo is None.
 """
 
@@ -22,7 +22,7 @@ from annotator.hand.model import JOINT_NAMES
 from annotator.quality import metrics, uncertainty
 from annotator.storage.disk_space import DiskFullError
 from annotator.storage.files import join, write_atomic
-from trainer.evaluation.measurements import PHOTO_COLUMNS, Measured, StdAndError
+from trainer.evaluation.measurements import PHOTO_COLUMNS, PhotoErrors, StdAndError
 from trainer.evaluation.results_table import UNCERTAINTIES, table_text
 
 Floats = NDArray[np.floating]
@@ -31,54 +31,54 @@ Floats = NDArray[np.floating]
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def summarise(measured: Measured) -> dict[str, Any]:
+def summarise(errors: PhotoErrors) -> dict[str, Any]:
     """Return all figures, ready for JSON: numbers, and None where no photo has the target.
 
     Raises:
         UserError: nothing was measured.
     """
-    if not len(measured):
+    if not len(errors):
         raise UserError("there are no photos to evaluate: the data set is empty")
-    root_errors = np.linalg.norm(measured["joints3d_error_mm"], axis=-1)
-    aligned = measured["pa_mpjpe_mm"]
-    kinds = dict(measured.std_and_errors())
+    root_errors = np.linalg.norm(errors["joints3d_error_mm"], axis=-1)
+    aligned = errors["pa_mpjpe_mm"]
+    kinds = dict(errors.std_and_errors())
     return {
-        "photos": len(measured),
+        "photos": len(errors),
         "joints3d": {
-            "count": _count(measured["mpjpe_mm"]),
-            **_means(measured, "pa_mpjpe_mm", "mpjpe_mm", "scale_aligned_mpjpe_mm"),
+            "count": _count(errors["mpjpe_mm"]),
+            **_means(errors, "pa_mpjpe_mm", "mpjpe_mm", "scale_aligned_mpjpe_mm"),
             "pa_mpjpe_median_mm": _number(np.nanmedian(aligned)) if _count(aligned) else None,
-            "pa_auc": _auc(measured["pa_joint_errors_mm"]),
+            "pa_auc": _auc(errors["pa_joint_errors_mm"]),
             "auc": _auc(root_errors),
-            "scale_aligned_auc": _auc(measured["scale_aligned_joint_errors_mm"]),
-            "per_joint_mm": _per_joint(measured, root_errors),
+            "scale_aligned_auc": _auc(errors["scale_aligned_joint_errors_mm"]),
+            "per_joint_mm": _per_joint(errors, root_errors),
         },
-        "size": {"count": _count(measured["hand_length_mm"]), **_means(measured, "hand_length_mm")},
+        "size": {"count": _count(errors["hand_length_mm"]), **_means(errors, "hand_length_mm")},
         "guess3d": {
-            "count": _count(measured["guess_pa_mpjpe_mm"]),
-            "pa_mpjpe_mm": _mean(measured["guess_pa_mpjpe_mm"]),
+            "count": _count(errors["guess_pa_mpjpe_mm"]),
+            "pa_mpjpe_mm": _mean(errors["guess_pa_mpjpe_mm"]),
         },
         "vertices": {
-            "count": _count(measured["mpvpe_mm"]),
-            **_means(measured, "pa_mpvpe_mm", "mpvpe_mm", "pa_f5", "pa_f15", "f5", "f15"),
-            "pa_auc": _mean(measured["pa_vertices_auc"]),
-            "auc": _mean(measured["vertices_auc"]),
+            "count": _count(errors["mpvpe_mm"]),
+            **_means(errors, "pa_mpvpe_mm", "mpvpe_mm", "pa_f5", "pa_f15", "f5", "f15"),
+            "pa_auc": _mean(errors["pa_vertices_auc"]),
+            "auc": _mean(errors["vertices_auc"]),
         },
         "joints2d": {
-            "count": _count(measured["joints2d_error"]),
-            "error_share_of_crop": _mean(measured["joints2d_error"]),
+            "count": _count(errors["joints2d_error"]),
+            "error_share_of_crop": _mean(errors["joints2d_error"]),
         },
-        "texture": {"count": _count(measured["psnr_db"]), **_means(measured, "ssim", "psnr_db")},
+        "texture": {"count": _count(errors["psnr_db"]), **_means(errors, "ssim", "psnr_db")},
         "side": {
-            "right_taken_for_right": _share(measured["right_probability"], yes=True),
-            "mirrored_taken_for_left": _share(measured["mirrored_right_probability"], yes=False),
+            "right_taken_for_right": _share(errors["right_probability"], yes=True),
+            "mirrored_taken_for_left": _share(errors["mirrored_right_probability"], yes=False),
         },
         "presence": {
-            "hands_taken_for_hands": _share(measured["hand_probability"], yes=True),
-            "nothing_taken_for_nothing": _share(measured["empty_hand_probability"], yes=False),
+            "hands_taken_for_hands": _share(errors["hand_probability"], yes=True),
+            "nothing_taken_for_nothing": _share(errors["empty_hand_probability"], yes=False),
         },
-        "visibility": _visibility(measured["joint_visible"], measured["joint_visible_score"]),
-        "expected_error": _expected(measured),
+        "visibility": _visibility(errors["joint_visible"], errors["joint_visible_score"]),
+        "expected_error": _expected(errors),
         "uncertainty": {name: _uncertainty(kinds[name]) if name in kinds else None for name in UNCERTAINTIES},
     }
 
@@ -113,8 +113,8 @@ def _visibility(truth: Floats, score: Floats) -> dict[str, float | None]:
     }
 
 
-def _means(measured: Measured, *names: str) -> dict[str, float | None]:
-    return {name: _mean(measured[name]) for name in names}
+def _means(errors: PhotoErrors, *names: str) -> dict[str, float | None]:
+    return {name: _mean(errors[name]) for name in names}
 
 
 def _auc(errors_mm: Floats) -> float | None:
@@ -122,8 +122,8 @@ def _auc(errors_mm: Floats) -> float | None:
     return metrics.auc_of_pck(known) if len(known) else None
 
 
-def _per_joint(measured: Measured, root_errors: Floats) -> dict[str, dict[str, float | None]]:
-    aligned, std = measured["pa_joint_errors_mm"], np.linalg.norm(measured["joints3d_std_mm"], axis=-1)
+def _per_joint(errors: PhotoErrors, root_errors: Floats) -> dict[str, dict[str, float | None]]:
+    aligned, std = errors["pa_joint_errors_mm"], np.linalg.norm(errors["joints3d_std_mm"], axis=-1)
     kinds = {"pa_error": aligned, "error": root_errors, "std": std}
     return {
         joint: {name: _mean(values[:, k]) for name, values in kinds.items()}
@@ -190,15 +190,15 @@ def _spread(shares: Floats) -> dict[str, float] | None:
     return dict(zip(_percents(_QUANTILES), np.quantile(known, _QUANTILES).tolist(), strict=True))
 
 
-def _expected(measured: Measured) -> dict[str, dict[str, float]] | None:
+def _expected(errors: PhotoErrors) -> dict[str, dict[str, float]] | None:
     """Return expected and true mean joint error of the hands with the lowest std, per share of hands kept.
 
     `amvur filter` reports the same expected error. None without a calibration of 3D joints, or without their truth.
     """
-    std_mm, error_mm = measured.joint_errors()
-    if not measured.calibration.measures_3d or not len(std_mm):
+    std_mm, error_mm = errors.joint_errors()
+    if not errors.calibration.measures_3d or not len(std_mm):
         return None
-    expected_mm = measured.calibration.joint_error(std_mm)
+    expected_mm = errors.calibration.joint_error(std_mm)
     shares = (*uncertainty.KEPT, 1.0)
     pairs = zip(
         uncertainty.error_of_best(std_mm, expected_mm, shares),
@@ -215,7 +215,7 @@ def _percents(shares: Sequence[float]) -> list[str]:
     return [f"{share:.0%}" for share in shares]
 
 
-def write_results(out: str, measured: Measured, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def write_results(out: str, errors: PhotoErrors, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Write OUT/metrics.json, table.txt, photos.parquet and plots/*.png, and return the figures.
 
     `out` is a folder or fsspec URL; `facts` (checkpoint, data set, ...) go first into `metrics.json`.
@@ -226,12 +226,12 @@ def write_results(out: str, measured: Measured, facts: Mapping[str, Any] | None 
     # Imported late: matplotlib takes a second to import.
     from trainer.evaluation.plots import draw_plots
 
-    summary = {**(facts or {}), **summarise(measured)}
+    summary = {**(facts or {}), **summarise(errors)}
     files = {
         "metrics.json": json.dumps(summary, indent=1, allow_nan=False).encode() + b"\n",
         "table.txt": table_text(summary).encode(),
-        "photos.parquet": _photos_file(measured),
-        **{f"plots/{name}.png": png for name, png in draw_plots(measured).items()},
+        "photos.parquet": _photos_file(errors),
+        **{f"plots/{name}.png": png for name, png in draw_plots(errors).items()},
     }
     try:
         for name, data in files.items():
@@ -243,16 +243,16 @@ def write_results(out: str, measured: Measured, facts: Mapping[str, Any] | None 
     return summary
 
 
-def _photos_file(measured: Measured) -> bytes:
-    columns = {"image_id": pa.array(measured.image_ids, pa.string())}
+def _photos_file(errors: PhotoErrors) -> bytes:
+    columns = {"image_id": pa.array(errors.image_ids, pa.string())}
     for name in PHOTO_COLUMNS:
-        columns[name] = pa.array(measured[name], pa.float32(), from_pandas=True)
+        columns[name] = pa.array(errors[name], pa.float32(), from_pandas=True)
     per_joint = {
-        "joint_errors_mm": np.linalg.norm(measured["joints3d_error_mm"], axis=-1),
-        "pa_joint_errors_mm": measured["pa_joint_errors_mm"],
-        "joint_stds_mm": np.linalg.norm(measured["joints3d_std_mm"], axis=-1),
-        "joint2d_errors": np.linalg.norm(measured["joints2d_errors"], axis=-1) / 2,
-        "joint2d_stds": np.linalg.norm(measured["joints2d_stds"], axis=-1) / 2,
+        "joint_errors_mm": np.linalg.norm(errors["joints3d_error_mm"], axis=-1),
+        "pa_joint_errors_mm": errors["pa_joint_errors_mm"],
+        "joint_stds_mm": np.linalg.norm(errors["joints3d_std_mm"], axis=-1),
+        "joint2d_errors": np.linalg.norm(errors["joints2d_errors"], axis=-1) / 2,
+        "joint2d_stds": np.linalg.norm(errors["joints2d_stds"], axis=-1) / 2,
     }
     for name, values in per_joint.items():
         flat = pa.array(values.ravel().astype(np.float32), from_pandas=True)
