@@ -25,9 +25,9 @@ from annotator.quality import metrics
 from annotator.storage.files import join, read_if_exists, write_atomic
 from trainer.batch import Batch
 from trainer.config import SourceConfig, TrainConfig
-from trainer.data.cache import Cached, is_cache, measured_by
+from trainer.data.cache import CachedExamples, is_cache, measured_by
 from trainer.data.features import unpacked
-from trainer.data.stored import Stored
+from trainer.data.stored import StoredExamples
 from trainer.state import TrainingState, as_checkpoint
 
 LOG_FILE, BEST_FILE = "validation.jsonl", "best.safetensors"
@@ -48,7 +48,7 @@ class Validation:
         self.settings = config.validation
         lines = (read_if_exists(join(out, LOG_FILE)) or b"").decode().splitlines()
         self._measurements = [one for one in map(json.loads, lines) if one["step"] <= step]
-        self._source: Stored | Cached | None = None
+        self._source: StoredExamples | CachedExamples | None = None
 
     @property
     def stands_still(self) -> bool:
@@ -96,7 +96,7 @@ class Validation:
             )
         return float(known.mean())
 
-    def _opened(self, network: Network) -> Stored | Cached:
+    def _opened(self, network: Network) -> StoredExamples | CachedExamples:
         settings = self.settings
         targets = self.config.data[0].targets
         source = SourceConfig(
@@ -104,8 +104,8 @@ class Validation:
         )
         if is_cache(settings.source):
             features = measured_by(settings.source, network.backbone)
-            return Cached(settings.source, self.hand, source, 0, features)
-        return Stored(settings.source, self.hand, self.config.network.crop_px, source, 0, margin=1.0)
+            return CachedExamples(settings.source, self.hand, source, 0, features)
+        return StoredExamples(settings.source, self.hand, self.config.network.crop_px, source, 0, margin=1.0)
 
 
 def _errors(prediction: Prediction, batch: Batch) -> np.ndarray:

@@ -239,7 +239,7 @@ def test_coco_ids_are_those_of_every_other_export_and_hands_are_found_apart(scen
 
 
 def test_coco_is_read_back_as_examples(labelled, photos, tmp_path):
-    from trainer.convert.coco import coco_rows, coco_example
+    from trainer.convert.coco import coco_example, coco_rows
 
     export_labels(str(labelled[0]), str(tmp_path / "hands.json"), "coco")
     rows = {row["image_id"]: row for row in ok_rows(labelled[0])}

@@ -22,7 +22,7 @@ from tests.support.dataset_fixtures import write_freihand, write_ho3d
 from tests.support.mano_file import write_mano_file
 from trainer.config import SourceConfig
 from trainer.convert.convert import convert
-from trainer.data.stored import Stored
+from trainer.data.stored import StoredExamples
 
 #: Photos of the small evaluation splits.
 COUNT = 3
@@ -120,7 +120,7 @@ def test_official_scores_of_a_submission_are_ours_to_six_digits(
     data, out = tmp_path / "data", str(tmp_path / "out")
     write_archive(name, data, mano)
     convert(f"{name.partition('_')[0]}:{data}", out, f"mano:{mano_path}", split="evaluation")
-    stored = Stored(out, mano, 32, SourceConfig(source=out), seed=0)
+    stored = StoredExamples(out, mano, 32, SourceConfig(source=out), seed=0)
     hands = sorted(
         (fact.source_index, batch.joints3d_mm[k].numpy(), batch.vertices_mm[k].numpy())
         for batch, facts in stored.in_order(8)

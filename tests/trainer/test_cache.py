@@ -16,7 +16,7 @@ from annotator.model.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from annotator.model.checkpoint_file import CheckpointInfo
 from annotator.model.network import Network
 from trainer.config import AugmentConfig, SourceConfig, TrainConfig, ValidationConfig
-from trainer.data.cache import CHUNK, Cached, fill_cache, read_cache_info
+from trainer.data.cache import CHUNK, CachedExamples, fill_cache, read_cache_info
 from trainer.data.features import packed, unpacked
 from trainer.evaluation.evaluate import evaluate
 from trainer.objective import Objective
@@ -69,8 +69,8 @@ def start(tmp_path_factory, network) -> str:
     return path
 
 
-def cached(place: str, features: bool = True, **settings) -> Cached:
-    return Cached(place, HAND, SourceConfig(source=place, **settings), 0, features)
+def cached(place: str, features: bool = True, **settings) -> CachedExamples:
+    return CachedExamples(place, HAND, SourceConfig(source=place, **settings), 0, features)
 
 
 def config_for(cache: str, start: str, **settings) -> TrainConfig:

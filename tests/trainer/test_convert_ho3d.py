@@ -36,7 +36,7 @@ from tests.support.mano_file import dump, write_mano_file
 from trainer.config import SourceConfig
 from trainer.convert.convert import ConvertSummary, convert
 from trainer.convert.ho3d import ho3d_examples
-from trainer.data.stored import Stored
+from trainer.data.stored import StoredExamples
 
 NO_TIPS = [joint for joint in range(21) if joint % 4 or not joint]
 TARGETS = ("joints2d_px", "joints3d_mm", "vertices_mm", "pose", "betas")
@@ -225,7 +225,7 @@ def test_masks_show_the_hand_and_not_the_object_before_it(
                 assert mask[int(y), int(x)] == 255 * (below_px > 0)
                 counts[int(below_px > 0)] += 1
     assert counts.min() > 10
-    batches = Stored(str(out), mano, 64, SourceConfig(source=str(out)), seed=0).in_order(8)
+    batches = StoredExamples(str(out), mano, 64, SourceConfig(source=str(out)), seed=0).in_order(8)
     for batch, facts in batches:
         for k, fact in enumerate(facts):
             known = fact.image_id.split("/")[1], Path(fact.image_id).stem

@@ -20,7 +20,7 @@ from annotator.labels.schema import SCHEMA_VERSION, encode_table, label_schema, 
 from trainer.config import SourceConfig
 from trainer.convert.convert import convert
 from trainer.data.examples import write_examples
-from trainer.data.stored import Stored
+from trainer.data.stored import StoredExamples
 from trainer.evaluation.calibrate import calibrate
 from trainer.evaluation.evaluate import evaluate
 from trainer.synth import write_photos
@@ -63,7 +63,9 @@ def test_labels_that_annotate_wrote_are_joined_with_their_photos(
     # Files hold the photos in the order of their paths.
     assert [row["image_id"] for row in rows] != sorted(row["image_id"] for row in rows)
     # Examples keep the labels' std; because photos may be rotated, x and y share one.
-    batch = Stored(str(out), load_hand("open"), 32, SourceConfig(source=str(out)), seed=0).batch([0, 1, 2])
+    batch = StoredExamples(str(out), load_hand("open"), 32, SourceConfig(source=str(out)), seed=0).batch(
+        [0, 1, 2]
+    )
     for number, row in enumerate(rows[:3]):
         for name in ("joints3d", "vertices"):
             x, y, z = np.array(row[f"{name}_std_mm"]).T
@@ -183,7 +185,9 @@ def test_squares_beside_the_hands_become_examples_without_a_hand(synthetic: Path
         x1, y1, x2, y2 = row["box_xyxy"]
         assert (x1 > 25 or y1 > 20) and x1 >= 0 and y1 >= 0 and x2 <= 96 and y2 <= 96
         assert row["joints2d_px"] is None and row["is_right"] is None and row["image"]
-    batch, _ = next(Stored(str(tmp_path / "out"), load_hand("open"), 32, SourceConfig(), seed=0).in_order(99))
+    batch, _ = next(
+        StoredExamples(str(tmp_path / "out"), load_hand("open"), 32, SourceConfig(), seed=0).in_order(99)
+    )
     assert (~batch.has_hand).sum() == 9
     assert not batch.has_joints2d[~batch.has_hand].any() and not batch.hand_mask[~batch.has_hand].any()
     with pytest.raises(UserError, match="leave it out for synth"):
@@ -207,7 +211,7 @@ def test_a_detector_s_3d_joints_are_kept_as_a_guess(synthetic: Path, tmp_path: P
     for row in rows_of(tmp_path / "out"):
         assert row["joints3d_mm"] is None
         assert row["guess3d_mm"] == truth[row["image_id"]]["joints3d_mm"]
-    stored = Stored(str(tmp_path / "out"), load_hand("open"), 32, SourceConfig(), seed=0)
+    stored = StoredExamples(str(tmp_path / "out"), load_hand("open"), 32, SourceConfig(), seed=0)
     batch, _ = next(stored.in_order(99))
     assert batch.has_guess3d.all() and not batch.has_joints3d.any()
     assert (chirality(batch.guess3d_mm.numpy()) > 0).all()  # left hands arrive mirrored
@@ -281,7 +285,7 @@ def test_a_killed_conversion_is_refused_as_a_data_set(synthetic: Path, tmp_path:
     with pytest.raises(KeyboardInterrupt):
         convert(f"synth:{synthetic}", str(tmp_path))
     with pytest.raises(UserError, match="unfinished conversion"):
-        Stored(str(tmp_path), load_hand("open"), 32, SourceConfig(source=str(tmp_path)), seed=0)
+        StoredExamples(str(tmp_path), load_hand("open"), 32, SourceConfig(source=str(tmp_path)), seed=0)
 
 
 def test_labels_rewritten_with_other_types_are_refused_in_one_line(synthetic: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from trainer.data import examples
 from trainer.data.examples import example_schema, write_examples
 from trainer.data.loaders import read_steps
 from trainer.data.steps import DeferredExamples, Steps
-from trainer.data.stored import LANES, Stored
+from trainer.data.stored import LANES, StoredExamples
 
 HAND = load_hand("open")
 SIDE_PX = 210  # of noise, so 130 kB as PNG
@@ -160,6 +160,6 @@ def test_a_loader_holds_the_row_groups_of_its_own_lanes(photos):
     for step in range(2 * STEPS):
         data.part(step, 1, 4)
     (stored,) = data._opened.values()
-    assert isinstance(stored, Stored)
+    assert isinstance(stored, StoredExamples)
     assert len(stored._order) == LANES // 4
     assert len(stored._held) <= LANES // 4 + 1

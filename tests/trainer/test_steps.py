@@ -16,7 +16,7 @@ from trainer.batch import Batch, withhold
 from trainer.config import SourceConfig, TrainConfig
 from trainer.data.examples import example_schema, write_examples
 from trainer.data.steps import Steps, shares
-from trainer.data.stored import Stored
+from trainer.data.stored import StoredExamples
 
 HAND = load_hand("open")
 
@@ -48,8 +48,8 @@ def numbers(batch) -> list[int]:
     return batch.joints3d_mm[:, 0, 0].int().tolist()
 
 
-def source(url: str, **settings) -> Stored:
-    return Stored(url, HAND, 32, SourceConfig(source=url, **settings), seed=1)
+def source(url: str, **settings) -> StoredExamples:
+    return StoredExamples(url, HAND, 32, SourceConfig(source=url, **settings), seed=1)
 
 
 @pytest.mark.slow
@@ -91,8 +91,10 @@ def test_workers_share_a_step_and_read_only_their_own_row_groups(many, monkeypat
     monkeypatch.setattr("trainer.data.stored.LANES", 6)
     config = TrainConfig(data=(SourceConfig(source=many),), batch_size=48)
     read = []
-    original = Stored._rows
-    monkeypatch.setattr(Stored, "_rows", lambda self, *group: (read.append(group), original(self, *group))[1])
+    original = StoredExamples._rows
+    monkeypatch.setattr(
+        StoredExamples, "_rows", lambda self, *group: (read.append(group), original(self, *group))[1]
+    )
     groups, parts = [], []
     for rank in range(2):
         read.clear()
@@ -111,8 +113,10 @@ def test_workers_share_a_step_and_read_only_their_own_row_groups(many, monkeypat
 
 def test_a_row_group_is_read_once_for_all_its_rows(many, monkeypatch):
     read = []
-    original = Stored._rows
-    monkeypatch.setattr(Stored, "_rows", lambda self, *group: (read.append(group), original(self, *group))[1])
+    original = StoredExamples._rows
+    monkeypatch.setattr(
+        StoredExamples, "_rows", lambda self, *group: (read.append(group), original(self, *group))[1]
+    )
     stored = source(many)
     stored.batch(range(48 * 20))
     assert len(read) == len(set(read))
@@ -166,7 +170,7 @@ def test_targets_can_be_withheld(sticks):
 
 def test_meshes_of_another_hand_model_are_left_out(sticks):
     other = replace(HAND, name="other")
-    batch = Stored(sticks, other, 32, SourceConfig(source=sticks), seed=0).batch([0])
+    batch = StoredExamples(sticks, other, 32, SourceConfig(source=sticks), seed=0).batch([0])
     assert batch.has_joints3d.all() and not batch.has_vertices.any()
 
 

@@ -166,7 +166,7 @@ def _put(
         array.flush()
 
 
-class Cached:
+class CachedExamples:
     """Hands of a cache, in a different order every epoch."""
 
     def __init__(self, place: str, hand: HandModel, config: SourceConfig, seed: int, features: bool) -> None:

@@ -21,13 +21,13 @@ from annotator.hand.model import HandModel
 from annotator.model.network import Network
 from trainer.batch import Batch, withhold
 from trainer.config import SYNTHETIC, SourceConfig, TrainConfig
-from trainer.data.cache import Cached, is_cache, measured_by, read_cache_info
+from trainer.data.cache import CachedExamples, is_cache, measured_by, read_cache_info
 from trainer.data.features import samples_maps
-from trainer.data.stored import LANES, MARGIN, Stored
+from trainer.data.stored import LANES, MARGIN, StoredExamples
 from trainer.keyed_random import keys
 
 
-class Synthetic:
+class SyntheticExamples:
     """Hands drawn as needed, with all targets."""
 
     lanes = LANES
@@ -74,7 +74,7 @@ class Steps(Dataset[list[Batch | DeferredExamples]]):
         self.config, self.hand, self.rank, self.workers = config, hand, rank, workers
         self.draw_later = draw_later
         self.counts = shares(config.batch_size, [source.share for source in config.data])
-        self._opened: dict[int, Synthetic | Stored | Cached] = {}
+        self._opened: dict[int, SyntheticExamples | StoredExamples | CachedExamples] = {}
 
     def _lanes(self, number: int) -> int:
         return LANES if self._is_drawn_later(number) else self._source(number).lanes
@@ -82,18 +82,22 @@ class Steps(Dataset[list[Batch | DeferredExamples]]):
     def _is_drawn_later(self, number: int) -> bool:
         return self.draw_later and self.config.data[number].source == SYNTHETIC
 
-    def _source(self, number: int, device: str | torch.device = "cpu") -> Synthetic | Stored | Cached:
+    def _source(
+        self, number: int, device: str | torch.device = "cpu"
+    ) -> SyntheticExamples | StoredExamples | CachedExamples:
         """Return a source, opened at first use, so that each loader process opens its own files."""
         if number not in self._opened:
             source, crop_px = self.config.data[number], self.config.network.crop_px
             seed = self.config.seed + number
             if source.source == SYNTHETIC:
-                self._opened[number] = Synthetic(self.hand, crop_px, source, seed, device)
+                self._opened[number] = SyntheticExamples(self.hand, crop_px, source, seed, device)
             elif is_cache(source.source):
                 features = self.config.freeze_backbone
-                self._opened[number] = Cached(source.source, self.hand, source, seed, features)
+                self._opened[number] = CachedExamples(source.source, self.hand, source, seed, features)
             else:
-                self._opened[number] = Stored(source.source, self.hand, round(crop_px * MARGIN), source, seed)
+                self._opened[number] = StoredExamples(
+                    source.source, self.hand, round(crop_px * MARGIN), source, seed
+                )
         return self._opened[number]
 
     def check(self) -> None:
@@ -123,7 +127,7 @@ class Steps(Dataset[list[Batch | DeferredExamples]]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a loader's process, which maps caches and draws hands itself."""
-        stored = {number: one for number, one in self._opened.items() if isinstance(one, Stored)}
+        stored = {number: one for number, one in self._opened.items() if isinstance(one, StoredExamples)}
         return {**vars(self), "_opened": stored}
 
     def _check_caches(self) -> None:

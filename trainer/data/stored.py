@@ -44,7 +44,7 @@ class _RowRange(NamedTuple):
         return self.stop - self.start
 
 
-class Stored:
+class StoredExamples:
     """Examples from `OUT/data/*.parquet`, in a different order every epoch."""
 
     def __init__(

@@ -17,10 +17,10 @@ from annotator.photos.cut import OUTSIDE, resample
 from annotator.runtime.device import device_of
 from trainer.batch import Batch
 from trainer.config import SYNTHETIC, SourceConfig
-from trainer.data.cache import Cached, is_cache, measured_by
+from trainer.data.cache import CachedExamples, is_cache, measured_by
 from trainer.data.features import unpacked
 from trainer.data.read import Facts
-from trainer.data.stored import Stored
+from trainer.data.stored import StoredExamples
 
 #: Seed of synthetic photos for evaluation; unlikely to be the seed of a training.
 HELD_OUT_SEED = 982_451_653
@@ -33,7 +33,7 @@ BATCH_SIZE = 32
 Progress = Callable[[int, int], None]  # photos done, total photos
 
 
-class HeldOut:
+class SyntheticHeldOut:
     """Hands drawn as needed, with a seed of their own."""
 
     places: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class HeldOut:
 
 
 #: Opened examples; pickled to other processes without their files.
-Examples = Stored | Cached | HeldOut
+Examples = StoredExamples | CachedExamples | SyntheticHeldOut
 
 
 def open_examples(checkpoint: Checkpoint, place: str, first: int = 0, count: int = 0) -> Examples:
@@ -78,10 +78,12 @@ def open_examples(checkpoint: Checkpoint, place: str, first: int = 0, count: int
     if is_cache(place):
         network = checkpoint.network
         features = isinstance(network, Network) and measured_by(place, network.backbone)
-        return Cached(place, checkpoint.hand, config, seed=0, features=features)
+        return CachedExamples(place, checkpoint.hand, config, seed=0, features=features)
     if place != SYNTHETIC:
-        return Stored(place, checkpoint.hand, checkpoint.cut_px, config, seed=0, margin=checkpoint.cut_margin)
-    return HeldOut(checkpoint, first, count or SYNTHETIC_COUNT)
+        return StoredExamples(
+            place, checkpoint.hand, checkpoint.cut_px, config, seed=0, margin=checkpoint.cut_margin
+        )
+    return SyntheticHeldOut(checkpoint, first, count or SYNTHETIC_COUNT)
 
 
 def run(
@@ -129,7 +131,7 @@ def predicted(
             _check_truth(batch, examples)
         batch = batch.to(target)
         shown = batch.image
-        if checkpoint.cut_margin > 1 and not isinstance(examples, Stored):
+        if checkpoint.cut_margin > 1 and not isinstance(examples, StoredExamples):
             shown = _resized(shown, checkpoint.cut_margin, checkpoint.cut_px, OUTSIDE)
         elif checkpoint.cut_margin > 1:
             batch = _tight(batch, checkpoint.cut_margin, checkpoint.info.network.crop_px)
@@ -147,7 +149,7 @@ def _check_truth(batch: Batch, examples: Examples) -> None:
     Raises:
         UserError: it is.
     """
-    if isinstance(examples, Stored) and (batch.vertices_std_mm.any() or batch.joints3d_std_mm.any()):
+    if isinstance(examples, StoredExamples) and (batch.vertices_std_mm.any() or batch.joints3d_std_mm.any()):
         raise UserError(
             f"'{examples.url}' holds predicted labels with std, which can't serve as truth: "
             "give examples with known truth, or 'synth'"
