@@ -31,7 +31,7 @@ from trainer.convert.convert import convert
 from trainer.data.examples import is_converted
 from trainer.evaluation.calibrate import calibrate
 from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.predictions import run
+from trainer.evaluation.predictions import predict_examples
 from trainer.progress import TrainingProgress
 from trainer.synth import write_photos
 from trainer.train import train
@@ -146,7 +146,7 @@ def best_texture_db(model: str, examples: str, truth: Path) -> list[float]:
     columns = ["image_id", "vertices_mm", "camera"]
     rows = {row["image_id"]: row for row in pq.read_table(truth, columns=columns).to_pylist()}
     found = []
-    for batch, _, facts in run(loaded, examples, device="cpu"):
+    for batch, _, facts in predict_examples(loaded, examples, device="cpu"):
         for image, mask, fact in zip(batch.image, batch.hand_mask[:, 0], facts, strict=True):
             row = rows[fact.image_id]
             points = np.array(row["vertices_mm"]) + np.array(row["camera"]["cam_t_mm"])

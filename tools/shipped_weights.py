@@ -51,7 +51,7 @@ from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.fit_calibration import with_label_errors
 from trainer.evaluation.machine import machine
 from trainer.evaluation.measurements import PhotoErrors
-from trainer.evaluation.predictions import run
+from trainer.evaluation.predictions import predict_examples
 from trainer.evaluation.results import summarise
 from trainer.keyed_random import keys
 from trainer.launch import run_training
@@ -222,7 +222,7 @@ def uncertainty_of_all(checkpoint: str, fits: Path) -> dict[str, Any]:
     errors, generator = PhotoErrors(loaded.info.calibration), torch.Generator().manual_seed(1)
     places = {SYNTHETIC: (CALIBRATED_ON, JUDGED_ON)} | {str(fits / n): (CALIBRATED_FITS, 0) for n in FITTED}
     for place, (first, count) in places.items():
-        for batch, prediction, facts in run(loaded, place, first, count, against_labels=True):
+        for batch, prediction, facts in predict_examples(loaded, place, first, count, against_labels=True):
             errors.add(with_label_errors(batch, generator), prediction, [fact.image_id for fact in facts])
     summary = summarise(errors)
     return {name: summary[name] for name in ("photos", "uncertainty", "expected_error")}

@@ -23,7 +23,7 @@ from annotator.predictor import Predictor
 from trainer.batch import Batch
 from trainer.data.examples import example_schema, example_table
 from trainer.data.read import Rows, facts_of, read_example
-from trainer.evaluation.predictions import before_cameras
+from trainer.evaluation.predictions import to_camera_axes
 
 WIDTH_PX, HEIGHT_PX, FOCAL_PX = 1600, 1200, 800.0
 PRINCIPAL_PX = np.array([WIDTH_PX / 2, HEIGHT_PX / 2])
@@ -368,7 +368,7 @@ def test_a_submission_is_in_camera_axes(predictor, hands_at, given):
         images = batch.image.float() / 255
         answer = perfect.hands(images, perfect.extract(images))
     facts = [facts_of(rows, k) for k in range(4)]
-    joints_mm, vertices_mm, wrists_mm = before_cameras(batch, answer, facts)
+    joints_mm, vertices_mm, wrists_mm = to_camera_axes(batch, answer, facts)
     np.testing.assert_allclose(joints_mm, hands.joints_mm, atol=0.02)
     np.testing.assert_allclose(vertices_mm, hands.vertices_mm, atol=0.02)
     np.testing.assert_allclose(wrists_mm, hands.wrist_mm, atol=0.05)

@@ -32,7 +32,7 @@ from tests.conftest import SMALL
 from tests.support.example_files import hands as open_hands
 from tests.support.example_files import write_stick_hands
 from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.predictions import run
+from trainer.evaluation.predictions import predict_examples
 
 
 @pytest.fixture(scope="module")
@@ -290,8 +290,8 @@ def test_annotate_cuts_wide_and_labels_as_the_predictor_does(both, both_file, ph
 @pytest.mark.slow
 def test_evaluate_reads_wide_and_measures_in_the_tight_crop(both, both_file, lively, tmp_path):
     folder = write_stick_hands(tmp_path / "sticks", 5)
-    plain = list(run(lively.checkpoint, str(folder), device="cpu"))
-    wide = list(run(both, str(folder), device="cpu"))
+    plain = list(predict_examples(lively.checkpoint, str(folder), device="cpu"))
+    wide = list(predict_examples(both, str(folder), device="cpu"))
     (ours, prediction, _), (theirs, alone, _) = wide[0], plain[0]
     for name in ("joints2d", "joints2d_std", "joints3d_mm", "half_side_tan", "ray"):
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), atol=1e-5, rtol=0)
@@ -317,7 +317,7 @@ def test_drawn_hands_are_surrounded_by_the_outside_colour(both):
     seen = []
     hook = both.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     try:
-        ((batch, _, _),) = run(both, "synth", count=2, device=str(device_of("cpu")))
+        ((batch, _, _),) = predict_examples(both, "synth", count=2, device=str(device_of("cpu")))
     finally:
         hook.remove()
     edge = (both.cut_px - batch.image.shape[-1]) // 2

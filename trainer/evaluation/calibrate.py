@@ -11,7 +11,7 @@ from annotator.quality.calibration import Calibration
 from annotator.storage.files import check_writable
 from trainer.evaluation.fit_calibration import check_enough, fit_calibration
 from trainer.evaluation.parts import MeasurementSettings, PartResult, measured_parts
-from trainer.evaluation.predictions import Progress, open_examples
+from trainer.evaluation.predictions import OnProgress, open_examples
 
 
 def calibrate(
@@ -22,7 +22,7 @@ def calibrate(
     first: int = 0,
     count: int = 0,
     device: str | None = None,
-    on_progress: Progress = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
     shares_label_errors: bool = False,
     workers: int | None = None,
     address: str | None = None,

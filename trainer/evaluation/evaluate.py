@@ -11,7 +11,7 @@ from annotator.errors import UserError
 from annotator.model.checkpoint import load_checkpoint
 from annotator.storage.files import check_writable
 from trainer.evaluation.parts import MeasurementSettings, PartResult, measured_parts
-from trainer.evaluation.predictions import Progress, open_examples
+from trainer.evaluation.predictions import OnProgress, open_examples
 from trainer.evaluation.results import write_results
 from trainer.evaluation.submit import check_submission, write_submission
 
@@ -25,7 +25,7 @@ def evaluate(
     count: int = 0,
     device: str | None = None,
     submission: str | None = None,
-    on_progress: Progress = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
     against_labels: bool = False,
     workers: int | None = None,
     address: str | None = None,

@@ -25,9 +25,9 @@ from trainer.evaluation.measurements import PhotoErrors
 from trainer.evaluation.predictions import (
     BATCH_SIZE,
     Examples,
-    Progress,
-    before_cameras,
+    OnProgress,
     predicted,
+    to_camera_axes,
 )
 
 #: Examples per part: some seconds of a core.
@@ -79,7 +79,7 @@ def measured_parts(
     measurement: MeasurementSettings,
     workers: int | None = None,
     address: str | None = None,
-    on_progress: Progress = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> Iterator[PartResult]:
     """Measure examples and yield the parts in order.
 
@@ -127,7 +127,7 @@ def measure_part(
             batch.has_joints2d.any(1).sum() + batch.has_joints3d.sum() + batch.has_vertices.sum()
         )
         if measurement.for_submission:
-            part.hands += zip(*before_cameras(batch, prediction, facts), strict=True)
+            part.hands += zip(*to_camera_axes(batch, prediction, facts), strict=True)
             part.source_indices += [-1 if fact.source_index is None else fact.source_index for fact in facts]
         done += len(batch)
         on_batch(done)

@@ -30,7 +30,8 @@ SYNTHETIC_COUNT = 1000
 
 BATCH_SIZE = 32
 
-Progress = Callable[[int, int], None]  # photos done, total photos
+#: Called with the numbers of photos done and of all photos.
+OnProgress = Callable[[int, int], None]
 
 
 class SyntheticHeldOut:
@@ -86,13 +87,13 @@ def open_examples(checkpoint: Checkpoint, place: str, first: int = 0, count: int
     return SyntheticHeldOut(checkpoint, first, count or SYNTHETIC_COUNT)
 
 
-def run(
+def predict_examples(
     checkpoint: Checkpoint,
     examples: str,
     first: int = 0,
     count: int = 0,
     device: str | None = None,
-    on_progress: Progress = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
     against_labels: bool = False,
 ) -> Iterator[tuple[Batch, Prediction, list[Facts]]]:
     """Predict all examples, as `predicted` does; `examples`, `first` and `count` are those of `open_examples`."""
@@ -184,7 +185,7 @@ def _resized(images: Tensor, times: float, size_px: int, outside: Sequence[float
     return (found * 255).round().byte()
 
 
-def before_cameras(
+def to_camera_axes(
     batch: Batch, prediction: Prediction, facts: list[Facts]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return wrist-relative joints (B, 21, 3) and vertices (B, V, 3), and wrists (B, 3), in camera axes, mm.
