@@ -17,7 +17,6 @@ from trainer.synth import camera, occluders
 from trainer.synth.background import backgrounds
 from trainer.synth.colour import lab_to_linear, stored
 from trainer.synth.figure import Figure
-from trainer.synth.joints_seen import JointsSeen
 from trainer.synth.light import Light, contact_shadow, reached
 from trainer.synth.paint import Cloth, painted
 from trainer.synth.patterns import patterns
@@ -25,12 +24,13 @@ from trainer.synth.pool import Pool
 from trainer.synth.scene import Scene, Scenes
 from trainer.synth.skin import TEXELS, SkinLook, skin_map
 from trainer.synth.surface_samples import Samples, samples
+from trainer.synth.visible_joints import VisibleJoints
 
 # Random streams per stage of a photo, so that more draws in one stage do not change others.
 _SCENE, _SKIN, _CLOTH, _LIGHT, _BACKGROUND, _FLAT, _CAMERA, _EMPTY = range(8)
 
 #: Image size for the visibility of vertices, for photos of any size.
-SEEN_PX = 256
+VISIBILITY_RASTER_PX = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class SyntheticHands:
         self.scenes = Scenes(hand, self.figure, seed, self.device)
         self.skin_map = skin_map(hand).to(self.device)
         self.vertex_texel = _texel_of_vertices(self.figure.faces, hand.vertex_count)
-        self.joints_seen = JointsSeen(hand, self.device)
+        self.joint_visibility = VisibleJoints(hand, self.device)
         self.patterns = patterns(seed, self.device)
         self.noise = camera.noise_bank(seed, self.device)
 
@@ -71,7 +71,7 @@ class SyntheticHands:
         has_hand = ~Draws(keys(self.seed, _EMPTY, indices.to(self.device))).chance(empty)
         photos = self.photos(indices, has_hand)
         count, scene = len(photos.image), photos.scene
-        axes, there = scene.axes(), has_hand[:, None, None]
+        axes, hand_factor = scene.axes(), has_hand[:, None, None]
 
         def known(*shape: int) -> Tensor:
             return has_hand.view(-1, *[1] * len(shape)).expand(-1, *shape).clone()
@@ -80,20 +80,20 @@ class SyntheticHands:
             key=keys(self.seed, indices.to(self.device)),
             image=photos.image,
             has_hand=has_hand,
-            joints2d=scene.project(scene.joints3d_mm) * there,
+            joints2d=scene.project(scene.joints3d_mm) * hand_factor,
             joints2d_std=torch.zeros(count, 21, device=self.device),
             has_joints2d=known(21),
-            joints3d_mm=crop_from_camera(scene.joints3d_mm, axes) * there,
+            joints3d_mm=crop_from_camera(scene.joints3d_mm, axes) * hand_factor,
             joints3d_std_mm=torch.zeros(count, 21, 3, device=self.device),
             has_joints3d=known(),
-            vertices_mm=crop_from_camera(scene.vertices_mm, axes) * there,
+            vertices_mm=crop_from_camera(scene.vertices_mm, axes) * hand_factor,
             vertices_std_mm=torch.zeros_like(scene.vertices_mm),
             has_vertices=known(),
             guess3d_mm=torch.zeros(count, 21, 3, device=self.device),
             has_guess3d=torch.zeros_like(has_hand),
             hand_mask=photos.hand_mask,
             has_hand_mask=known(),
-            joint_visible=self.visible_joints(photos, self.visible_vertices(photos)) & there[..., 0],
+            joint_visible=self.visible_joints(photos, self.visible_vertices(photos)) & hand_factor[..., 0],
             has_joint_visible=known(21),
             ray=scene.ray,
             half_side_tan=1 / scene.focal,
@@ -138,7 +138,7 @@ class SyntheticHands:
     def visible_vertices(self, photos: DrawnPhotos) -> Tensor:
         """Return (B, V) bool: vertices that neither hand, object nor edge hides."""
         points = photos.scene.raster_points()
-        face_ids = nearest_faces(points, self.figure.faces, SEEN_PX)
+        face_ids = nearest_faces(points, self.figure.faces, VISIBILITY_RASTER_PX)
         seen = visible_vertices(face_ids, self.figure.faces, points.shape[1])[:, : self.figure.vertex_count]
         at = points[:, None, : self.figure.vertex_count, :2]
         covered = F.grid_sample(
@@ -149,7 +149,7 @@ class SyntheticHands:
     def visible_joints(self, photos: DrawnPhotos, visible_vertices: Tensor) -> Tensor:
         """Return (B, 21) bool: the visible joints, given the visible vertices (B, V)."""
         scene = photos.scene
-        return self.joints_seen.visible(scene.vertices_mm, scene.cam_t_mm, visible_vertices)
+        return self.joint_visibility.visible(scene.vertices_mm, scene.cam_t_mm, visible_vertices)
 
     def drawn(self, scene: Scene, look: SkinLook, light: Light, draws: Draws) -> tuple[Tensor, Samples]:
         """Return lit figures, linear RGB (B, 3, S, S), zero elsewhere, and the visible samples."""

@@ -112,8 +112,10 @@ def reached(depth_mm: Tensor, focal: Tensor, ray: Tensor, light: Light) -> Tenso
         way = (depth + z).clamp(min=1.0)
         at_x, at_y = (position_x + x) / way - away_x, (position_y + y) / way - away_y
         at = torch.stack([at_x * focal, at_y * focal], -1)
-        there = F.grid_sample(scene, at, mode="nearest", padding_mode="border", align_corners=False)[:, 0]
-        behind = way - there
+        scene_depth_mm = F.grid_sample(scene, at, mode="nearest", padding_mode="border", align_corners=False)[
+            :, 0
+        ]
+        behind = way - scene_depth_mm
         blocked = torch.maximum(blocked, ((behind - 1.0) / 2.5).clamp(0, 1) * (behind < _THICKNESS_MM))
     soft = F.avg_pool2d(F.pad(blocked[:, None], (1, 1, 1, 1), mode="replicate"), 3, 1)[:, 0]
     lit = 1 - light.shadow[:, None, None] * soft

@@ -136,25 +136,27 @@ class Motions:
             vertices[:, self.figure.edge] @ rotation, bend, sleeve * ones, math.inf * ones, 20 * ones, reach
         )
         size = (vertices.amax(1) - vertices.amin(1))[:, :2].amax(1)
-        things, kinds, locations = [], [], []
+        object_meshes, kinds, locations = [], [], []
         for where, share in ((HELD, _HOLDS), (BEFORE, _PASSES)):
             same = Draws(draws.key.expand(frames) + where)
             shape = Objects(same)
-            there = torch.full((frames,), where if chance.random() < share else NOWHERE)
+            location = torch.full((frames,), where if chance.random() < share else NOWHERE)
             moved = torch.zeros(frames, 3)
             if where == BEFORE:
-                there, moved = _passing(there, size, chance)
+                location, moved = _passing(location, size, chance)
             target = vertices[:, chance.integers(vertices.shape[1])]
-            things.append(objects.place(shape, there, joints, target, cam_t, size, same) + moved[:, None])
+            object_meshes.append(
+                objects.place(shape, location, joints, target, cam_t, size, same) + moved[:, None]
+            )
             kinds.append(shape.kind)
-            locations.append(there)
+            locations.append(location)
         return Scene(
             pose=roma.rotmat_to_rotvec(rotations).flatten(1),
             betas=betas,
             angles=angles,
             vertices_mm=vertices,
             joints3d_mm=joints,
-            others_mm=torch.cat([tube @ rotation.transpose(1, 2), *things], 1),
+            others_mm=torch.cat([tube @ rotation.transpose(1, 2), *object_meshes], 1),
             object_kind=torch.stack(kinds, 1),
             object_location=torch.stack(locations, 1),
             cam_t_mm=cam_t,
@@ -163,16 +165,16 @@ class Motions:
         )
 
 
-def _passing(there: Tensor, size_mm: Tensor, chance: np.random.Generator) -> tuple[Tensor, Tensor]:
+def _passing(location: Tensor, size_mm: Tensor, chance: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Return where (T,) an object passes in front of the hand, and its offset (T, 3)."""
-    frames = len(there)
+    frames = len(location)
     length = max(2, round(chance.uniform(*_PASS_S) * RATE_HZ))
     start = chance.integers(0, max(frames - length, 1))
     way = (np.arange(frames) - start) / length
     direction = chance.uniform(0, 2 * math.pi)
     moved = (2 * way - 1)[:, None] * np.array([math.cos(direction), math.sin(direction), 0.0])
     passes = torch.from_numpy((way >= 0) & (way <= 1))
-    return torch.where(passes, there, NOWHERE), torch.from_numpy(moved).float() * size_mm[:, None]
+    return torch.where(passes, location, NOWHERE), torch.from_numpy(moved).float() * size_mm[:, None]
 
 
 def _positions(
@@ -188,7 +190,7 @@ def _positions(
     )
     room = 1 - focal * (high - low)[:, :2].max(0) / (2 * depth.min())
     centre = np.clip(2 * _POSITION * _wander(time_s, 2, 0.8, chance), -room.clip(0), room.clip(0))
-    # The camera's rotation moves the hand through the photo, too, as far as there is room.
+    # The camera's rotation moves the hand through the photo, too, as far as location is room.
     centre = np.clip(centre + focal * 0.4 * camera.numpy()[:, :2, 2], -room.clip(0), room.clip(0))
     middle = (low + high) / 2
     cam_t = np.concatenate([centre / focal * depth[:, None], depth[:, None]], 1) - middle * [1, 1, 0]

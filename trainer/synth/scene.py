@@ -149,14 +149,14 @@ class Scenes:
         reach = (cam_t[:, 2] - _NEAR_ARM_MM) / (-forearm[:, 2]).clamp(min=1e-3)
         tube = forearms(edge, bend, sleeve, band, width, reach) @ rotation.transpose(1, 2)
 
-        things, kinds, locations = [], [], []
+        object_meshes, kinds, locations = [], [], []
         size = (vertices.amax(1) - vertices.amin(1))[:, :2].amax(1)
         for shares in (_WHERE_A, _WHERE_B):
             shape, where = Objects(draws), draws.choice(shares)
             target = vertices[
                 torch.arange(count, device=device), (draws.uniform() * vertices.shape[1]).long()
             ]
-            things.append(objects.place(shape, where, joints, target, cam_t, size, draws))
+            object_meshes.append(objects.place(shape, where, joints, target, cam_t, size, draws))
             kinds.append(shape.kind)
             locations.append(where)
         return Scene(
@@ -165,7 +165,7 @@ class Scenes:
             angles=hands.angles,
             vertices_mm=vertices,
             joints3d_mm=joints,
-            others_mm=torch.cat([tube, *things], 1),
+            others_mm=torch.cat([tube, *object_meshes], 1),
             object_kind=torch.stack(kinds, 1),
             object_location=torch.stack(locations, 1),
             cam_t_mm=cam_t,

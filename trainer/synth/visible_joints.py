@@ -19,7 +19,7 @@ from annotator.render.shading import vertex_normals
 REACH_MM = 8.0
 
 
-class JointsSeen:
+class VisibleJoints:
     """The skin around each joint of a hand model: the vertices nearer to it than to any other joint, at rest."""
 
     def __init__(self, hand: HandModel, device: torch.device | str = "cpu") -> None:
