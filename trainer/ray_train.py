@@ -22,7 +22,7 @@ from trainer.progress import TrainingProgress
 from trainer.train import train
 
 #: Maximum consecutive deaths of workers without a reported step; each restart resumes from the newest checkpoint.
-PATIENCE = 5
+MAX_DEATHS = 5
 
 #: Errors that would repeat. Any other error may come from a worker that died, and is retried.
 MISTAKES = (
@@ -67,7 +67,7 @@ def train_on_ray(
         while error := _attempt(settings, workers, gpus, report):
             deaths = deaths + 1 if reached <= reached_before else 1
             reached_before = max(reached, reached_before)
-            if deaths == PATIENCE:
+            if deaths == MAX_DEATHS:
                 raise UserError(
                     f"workers died {deaths} times without progress ({_reason(error)}): if memory "
                     "ran out, lower batch_size"

@@ -80,14 +80,14 @@ class _Board:
 
 
 class RunLog:
-    """Write OUT/metrics.jsonl, OUT/tensorboard/ and OUT/pictures/; a remote OUT receives them at each `keep`."""
+    """Write OUT/metrics.jsonl, OUT/tensorboard/ and OUT/pictures/; a remote OUT receives them at each `upload`."""
 
     def __init__(self, out: str, config: TrainConfig, step: int) -> None:
         """Open the log at the step where the run resumes, and drop entries of later steps, which will be repeated."""
         self.out, self.config = out, config
         # Removed when this process ends, even if the run does not finish.
         self._scratch = None if is_local(out) else tempfile.TemporaryDirectory(prefix="amvur-")
-        self._kept: dict[Path, tuple[int, int]] = {}  # size and time of uploaded files
+        self._uploaded: dict[Path, tuple[int, int]] = {}  # size and time of uploaded files
         self._folder = Path(self._scratch.name) if self._scratch else local_path(out)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._metrics = self._folder / "metrics.jsonl"
@@ -125,20 +125,20 @@ class RunLog:
         )
         self._board.write(step=step, summary=Summary(value=[Summary.Value(tag="predictions", image=image)]))
 
-    def keep(self) -> None:
+    def upload(self) -> None:
         """Flush the log, and upload new or changed files if OUT is remote."""
         self._board.flush()
         if not self._scratch:
             return
         for path in filter(Path.is_file, self._folder.rglob("*")):
             state = (path.stat().st_size, path.stat().st_mtime_ns)
-            if self._kept.get(path) != state:
+            if self._uploaded.get(path) != state:
                 write_atomic(join(self.out, path.relative_to(self._folder).as_posix()), path.read_bytes())
-                self._kept[path] = state
+                self._uploaded[path] = state
 
     def close(self) -> None:
         """Flush, upload and close the log."""
-        self.keep()
+        self.upload()
         self._board.close()
         if self._scratch:
             self._scratch.cleanup()
@@ -159,9 +159,9 @@ def picture(images: Tensor, batch: Batch, prediction: Prediction, faces: Tensor)
     points = camera.project(vertices.mean_mm.float())[:count].cpu()
     std_mm = vertices.std_mm[:count].float().norm(dim=-1).cpu().numpy()
     skin = torch.tensor(SKIN).expand(count, points.shape[1], 3)
-    surety = torch.from_numpy(std_colours(std_mm, *STD_RANGE_MM)).float()
+    std_rgb = torch.from_numpy(std_colours(std_mm, *STD_RANGE_MM)).float()
     mesh = draw(points, faces.cpu(), skin, TILE_PX).numpy()
-    unsure = draw(points, faces.cpu(), surety, TILE_PX).numpy()
+    std_picture = draw(points, faces.cpu(), std_rgb, TILE_PX).numpy()
     photos = torch.nn.functional.interpolate(images[:count].float().cpu(), size=TILE_PX, mode="bilinear")
     photo = (photos.permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
     rows = []
@@ -170,7 +170,7 @@ def picture(images: Tensor, batch: Batch, prediction: Prediction, faces: Tensor)
         if bool(batch.has_joints2d[i].any()):
             draw_bones(bones, batch.joints2d[i].cpu().numpy(), (40, 200, 80))
         draw_bones(bones, prediction.joints2d[i].float().cpu().numpy(), (230, 60, 40))
-        rows.append([photo[i], _over(mesh[i], photo[i]), np.asarray(bones), _over(unsure[i], photo[i])])
+        rows.append([photo[i], _over(mesh[i], photo[i]), np.asarray(bones), _over(std_picture[i], photo[i])])
     half = (count + 1) // 2
     return contact_sheet([a + b for a, b in zip(rows[:half], rows[half:] or rows[:half], strict=False)])
 

@@ -63,7 +63,7 @@ class TrainingState:
         """Return the weights for prediction."""
         return self.network if self.mean is None else self.mean
 
-    def follow(self, decay: float) -> None:
+    def update_mean(self, decay: float) -> None:
         """Update the running mean of the weights, if the training keeps one."""
         if self.mean is not None:
             update_mean(self.mean, self.network, decay, self.step)
@@ -78,7 +78,7 @@ class TrainingState:
                 named[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
-    def take(self, tensors: dict[str, Tensor], step: int) -> None:
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
         """Restore the state from `tensors` after `step` steps."""
         self.step = step
         _load(self.network, tensors, "network.")

@@ -37,7 +37,7 @@ from trainer.state import TrainingState, claim_folder, new_state, newest_state, 
 from trainer.validation import Validation
 
 #: Maximum consecutive steps with gradients that are not finite, before the run stops.
-PATIENCE = 20
+MAX_BAD_STEPS = 20
 
 #: Photos per mirror image, which trains the side head.
 PHOTOS_PER_MIRRORED = 4
@@ -71,7 +71,7 @@ def train(
         return
     data.check_features(network)
     validation = Validation(config, hand, out, state.step) if config.validation.source else None
-    if validation is not None and validation.stands_still:
+    if validation is not None and validation.stopped_improving:
         return
     first_look = kept_first_look(config, out, resumes)
     objective = Objective(config.loss, network, hand).to(torch_device)
@@ -90,13 +90,13 @@ def train(
         norm = _set_gradients(state, config, loss, means)
         # Workers agree, because gradients are shared: one bad photo costs a step, not the run.
         bad = 0 if torch.isfinite(norm) else bad + 1
-        if bad > PATIENCE:
+        if bad > MAX_BAD_STEPS:
             raise UserError(
-                f"no finite gradient for {PATIENCE} steps before step {state.step}: lower the learning rate"
+                f"no finite gradient for {MAX_BAD_STEPS} steps before step {state.step}: lower the learning rate"
             )
         if not bad:
             state.optimizer.step()
-            state.follow(config.optimizer.ema)
+            state.update_mean(config.optimizer.ema)
         state.step += 1
         clock.photos += config.batch_size
         last = state.step == config.steps
@@ -112,7 +112,7 @@ def train(
         if state.step % config.checkpoint_every == 0 or last:
             if run_log:
                 # Before the state: a restart drops log entries of later steps, but can't recover lost ones.
-                run_log.keep()
+                run_log.upload()
                 save_state(state, out, config, hand, first_look)
             if workers > 1:
                 dist.barrier()  # no worker runs ahead of the state that a restart resumes from
@@ -132,7 +132,7 @@ def _start_or_resume(
         module.requires_grad_(False)
     state = new_state(network, new_optimizer(network, config), config)
     if saved is not None:
-        state.take(*saved)
+        state.restore(*saved)
     return state, saved is not None
 
 

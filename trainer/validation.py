@@ -51,7 +51,7 @@ class Validation:
         self._source: StoredExamples | CachedExamples | None = None
 
     @property
-    def stands_still(self) -> bool:
+    def stopped_improving(self) -> bool:
         """Whether the last measurements brought no gain."""
         best, since = np.inf, 0
         for measured in self._measurements:
@@ -65,7 +65,7 @@ class Validation:
         return last or step % self.settings.every == 0
 
     def measure(self, state: TrainingState) -> bool:
-        """Measure and log the error of the running mean, keep the best, and return `stands_still`."""
+        """Measure and log the error of the running mean, keep the best, and return `stopped_improving`."""
         error = self._error(state.best)
         smallest = min((measured["error"] for measured in self._measurements), default=np.inf)
         self._measurements.append({"step": state.step, "error": error})
@@ -75,7 +75,7 @@ class Validation:
                 save_checkpoint(checkpoint, join(self.out, BEST_FILE))
             log = "".join(json.dumps(measured) + "\n" for measured in self._measurements)
             write_atomic(join(self.out, LOG_FILE), log.encode())
-        return self.stands_still
+        return self.stopped_improving
 
     @torch.inference_mode()
     def _error(self, network: Network) -> float:

@@ -206,7 +206,7 @@ def test_features_of_another_backbone_are_refused(cache, tmp_path, network):
 
 
 @pytest.mark.slow
-def test_a_run_ends_when_its_validation_error_stands_still(cache, start, tmp_path):
+def test_a_run_ends_when_its_validation_error_stops_improving(cache, start, tmp_path):
     # With a learning rate of almost zero no look gains anything after the first.
     config = config_for(cache, start, steps=50, validation=ValidationConfig(cache, every=2, patience=2))
     config = replace(config, optimizer=replace(config.optimizer, learning_rate=1e-12))
