@@ -15,13 +15,13 @@ import json
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from annotator.errors import UserError
 from annotator.hand.model import HandModel
 from annotator.model.checkpoint import save_checkpoint
 from annotator.model.network import Network, Prediction
 from annotator.quality import metrics
+from annotator.runtime.device import numpy_of
 from annotator.storage.files import join, read_if_exists, write_atomic
 from trainer.batch import Batch
 from trainer.config import SourceConfig, TrainConfig
@@ -116,12 +116,8 @@ def _errors(prediction: Prediction, batch: Batch) -> np.ndarray:
     ):
         if known.any():
             # Both are wrist-relative already.
-            predicted, truth = _numpy(points[known]), _numpy(target[known])
+            predicted, truth = numpy_of(points[known]), numpy_of(target[known])
             return (metrics.distances(predicted, truth).mean(1) + metrics.pa_mpjpe(predicted, truth)) / 2
-    distance = _numpy((prediction.joints2d - batch.joints2d).norm(dim=-1))
+    distance = numpy_of((prediction.joints2d - batch.joints2d).norm(dim=-1))
     seen = batch.has_joints2d.cpu().numpy()
     return np.asarray((distance * seen).sum(1)[seen.any(1)] / seen.sum(1)[seen.any(1)])
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy()

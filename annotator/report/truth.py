@@ -88,7 +88,7 @@ class Truth:
         self._std: list[Floats] = []
         self._errors: list[Floats] = []
         self._ids: list[tuple[str, str, int]] = []  # truth's id, label's id, hand_index
-        self._coordinates = _Thinned()
+        self._coordinates = _RandomSample()
 
     def add(self, table: pa.Table) -> None:
         """Compare the hands of a label file with the truth."""
@@ -167,7 +167,7 @@ class Truth:
         )
 
 
-class _Thinned:
+class _RandomSample:
     """Std and error of coordinates, of a random sample once there are many hands."""
 
     def __init__(self) -> None:

@@ -122,7 +122,7 @@ def test_measurements_do_not_depend_on_the_split(sticks, lively_file, monkeypatc
     """Thinned pairs of vertices included: a stream that is cut anywhere keeps the same rows."""
     monkeypatch.setattr(measurements, "_VERTEX_PHOTOS", 20)
     rows = np.random.default_rng(0).normal(size=(101, 4, 2, 3))
-    whole, joined = measurements._Thinned(20), measurements._Thinned(20)
+    whole, joined = measurements._EveryKth(20), measurements._EveryKth(20)
     whole.add(rows)
     for start, stop in ((0, 3), (3, 40), (40, 41), (41, 101)):
         joined.add(rows[start:stop])

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from annotator.errors import UserError
+from annotator.labels.hand_length import hand_lengths_mm
 from annotator.model.network import Prediction
 from annotator.quality import metrics
 from annotator.quality.calibration import Calibration
+from annotator.runtime.device import numpy_of
 from trainer.batch import Batch
 
 Floats = NDArray[np.floating]
@@ -59,9 +61,6 @@ _JOINT_COLUMNS = {
 #: Numbers per joint (21,) of the photos alone whose truth is known for a joint: truth 0 or 1, and probability.
 _VISIBILITY_COLUMNS = ("joint_visible", "joint_visible_score")
 
-# Wrist and middle finger.
-_MIDDLE = [0, 9, 10, 11, 12]
-
 # Coverage of vertices uses this many per photo, of at most this many photos.
 _VERTICES_A_PHOTO, _VERTEX_PHOTOS = 24, 16384
 
@@ -92,7 +91,7 @@ class PhotoErrors:
         self._columns: dict[str, list[Floats]] = {
             name: [] for name in (*PHOTO_COLUMNS, *_JOINT_COLUMNS, *_VISIBILITY_COLUMNS)
         }
-        self._vertex_pairs = _Thinned(_VERTEX_PHOTOS)
+        self._vertex_pairs = _EveryKth(_VERTEX_PHOTOS)
         self._picks = np.random.default_rng(seed)
 
     def __len__(self) -> int:
@@ -153,18 +152,19 @@ class PhotoErrors:
         }
         joint_std_mm, vertex_std_mm = self._stds(prediction, ids, columns)
         self._side_and_presence(batch, prediction, columns)
+        self._length(batch, prediction, columns)
         self._joints3d(batch, prediction, joint_std_mm, columns)
         self._guess(batch, prediction, columns)
         self._vertices(batch, prediction, vertex_std_mm, columns)
         self._joints2d(batch, prediction, columns)
         if prediction.joint_visible_logit is not None:
             known = batch.has_joint_visible.cpu().numpy()
-            score = _numpy(prediction.joint_visible_logit.sigmoid())
+            score = _floats(prediction.joint_visible_logit.sigmoid())
             rows = known.any(1)
-            for name, values in zip(_VISIBILITY_COLUMNS, (_numpy(batch.joint_visible), score), strict=True):
+            for name, values in zip(_VISIBILITY_COLUMNS, (_floats(batch.joint_visible), score), strict=True):
                 columns[name] = np.where(known, values, np.nan)[rows].astype(np.float32)
         if rendered is not None and region is not None:
-            shown, photo = (_numpy(images).transpose(0, 2, 3, 1) for images in (rendered, batch.image / 255))
+            shown, photo = (_floats(images).transpose(0, 2, 3, 1) for images in (rendered, batch.image / 255))
             where = region.cpu().numpy().astype(bool)
             has_hand = batch.has_hand.cpu().numpy()
             columns["ssim"][:] = np.where(has_hand, metrics.ssim(shown, photo, where), np.nan)
@@ -184,10 +184,10 @@ class PhotoErrors:
     def _stds(
         self, prediction: Prediction, ids: list[str], columns: dict[str, Floats]
     ) -> tuple[Floats, Floats]:
-        joint_std_mm = self.calibration.joints3d(_numpy(prediction.joints3d.std_mm)).copy()
+        joint_std_mm = self.calibration.joints3d(_floats(prediction.joints3d.std_mm)).copy()
         joint_std_mm[:, 0] = 0  # the wrist is the origin
-        vertex_std_mm = self.calibration.vertices(_numpy(prediction.vertices.std_mm))
-        means = (_numpy(gaussian.mean_mm) for gaussian in (prediction.joints3d, prediction.vertices))
+        vertex_std_mm = self.calibration.vertices(_floats(prediction.vertices.std_mm))
+        means = (_floats(gaussian.mean_mm) for gaussian in (prediction.joints3d, prediction.vertices))
         outputs = (joint_std_mm, vertex_std_mm, *means)
         finite = np.all([np.isfinite(values).all((1, 2)) for values in outputs], axis=0)
         if not finite.all():
@@ -202,16 +202,17 @@ class PhotoErrors:
         return joint_std_mm, vertex_std_mm
 
     def _side_and_presence(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
-        has_hand, mirrored = batch.has_hand.cpu().numpy(), _numpy(prediction.mirrored_is_right)
-        columns["right_probability"][:] = np.where(has_hand, _numpy(prediction.is_right), np.nan)
+        has_hand, mirrored = batch.has_hand.cpu().numpy(), _floats(prediction.mirrored_is_right)
+        columns["right_probability"][:] = np.where(has_hand, _floats(prediction.is_right), np.nan)
         columns["mirrored_right_probability"][: len(mirrored)] = np.where(
             has_hand[: len(mirrored)], mirrored, np.nan
         )
-        columns["hand_probability"][:] = np.where(has_hand, _numpy(prediction.is_hand), np.nan)
-        columns["empty_hand_probability"][:] = np.where(has_hand, np.nan, _numpy(prediction.is_hand))
-        chain = _numpy(prediction.joints3d.mean_mm)[:, _MIDDLE]
-        length_mm = np.linalg.norm(np.diff(chain, axis=1), axis=-1).sum(1)
-        columns["hand_length_mm"][:] = np.where(has_hand, length_mm, np.nan)
+        columns["hand_probability"][:] = np.where(has_hand, _floats(prediction.is_hand), np.nan)
+        columns["empty_hand_probability"][:] = np.where(has_hand, np.nan, _floats(prediction.is_hand))
+
+    def _length(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
+        length_mm = hand_lengths_mm(_floats(prediction.joints3d.mean_mm))
+        columns["hand_length_mm"][:] = np.where(batch.has_hand.cpu().numpy(), length_mm, np.nan)
 
     def _joints3d(
         self, batch: Batch, prediction: Prediction, std_mm: Floats, columns: dict[str, Floats]
@@ -219,7 +220,7 @@ class PhotoErrors:
         rows = np.flatnonzero(batch.has_joints3d.cpu().numpy())
         if not len(rows):
             return
-        predicted, truth = _numpy(prediction.joints3d.mean_mm)[rows], _numpy(batch.joints3d_mm)[rows]
+        predicted, truth = _floats(prediction.joints3d.mean_mm)[rows], _floats(batch.joints3d_mm)[rows]
         error = (predicted - predicted[:, :1]) - (truth - truth[:, :1])
         aligned = metrics.distances(metrics.align(predicted, truth), truth)
         scaled = metrics.distances(metrics.align_wrist_and_scale(predicted, truth), truth)
@@ -234,7 +235,7 @@ class PhotoErrors:
     def _guess(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
         rows = np.flatnonzero(batch.has_guess3d.cpu().numpy())
         if len(rows):
-            predicted, guess = _numpy(prediction.joints3d.mean_mm)[rows], _numpy(batch.guess3d_mm)[rows]
+            predicted, guess = _floats(prediction.joints3d.mean_mm)[rows], _floats(batch.guess3d_mm)[rows]
             distance = metrics.distances(metrics.align(predicted, guess), guess)
             columns["guess_pa_mpjpe_mm"][rows] = distance.mean(1)
 
@@ -245,7 +246,7 @@ class PhotoErrors:
         if not len(rows):
             return
         # Both are wrist-relative already.
-        predicted, truth = _numpy(prediction.vertices.mean_mm)[rows], _numpy(batch.vertices_mm)[rows]
+        predicted, truth = _floats(prediction.vertices.mean_mm)[rows], _floats(batch.vertices_mm)[rows]
         for prefix, moved in (("", predicted), ("pa_", metrics.align(predicted, truth))):
             error = metrics.distances(moved, truth)
             columns[f"{prefix}mpvpe_mm"][rows] = error.mean(1)
@@ -258,8 +259,8 @@ class PhotoErrors:
 
     def _joints2d(self, batch: Batch, prediction: Prediction, columns: dict[str, Floats]) -> None:
         known = batch.has_joints2d.cpu().numpy()
-        variance = _numpy(prediction.joints2d_covariance.diagonal(dim1=-2, dim2=-1))
-        error = _numpy(prediction.joints2d) - _numpy(batch.joints2d)
+        variance = _floats(prediction.joints2d_covariance.diagonal(dim1=-2, dim2=-1))
+        error = _floats(prediction.joints2d) - _floats(batch.joints2d)
         error = np.where(known[..., None], error, np.nan)
         std = np.where(known[..., None], self.calibration.joints2d(np.sqrt(variance)), np.nan)
         columns["joints2d_errors"][:], columns["joints2d_stds"][:] = error, std
@@ -292,7 +293,7 @@ class PhotoErrors:
             )
 
 
-class _Thinned:
+class _EveryKth:
     """Every kth row of a stream; k doubles whenever more than `limit` rows are held."""
 
     def __init__(self, limit: int) -> None:
@@ -310,5 +311,6 @@ class _Thinned:
         return np.concatenate(self.parts) if self.parts else np.zeros((0, *shape), np.float32)
 
 
-def _numpy(tensor: Tensor) -> Floats:
-    return tensor.detach().float().cpu().numpy()
+def _floats(tensor: Tensor) -> Floats:
+    """Return a tensor of any type, with or without a gradient, as float32."""
+    return numpy_of(tensor.detach().float())
