@@ -48,9 +48,9 @@ from trainer.distillation.config import DistilConfig, FirstLookConfig
 from trainer.distillation.examples import drawn_examples, shrunk, view
 from trainer.evaluation.calibrate import calibrate
 from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.fit_calibration import with_label_errors
 from trainer.evaluation.machine import machine
 from trainer.evaluation.measurements import PhotoErrors
+from trainer.evaluation.parts import with_label_errors
 from trainer.evaluation.predictions import predict_examples
 from trainer.evaluation.results import summarise
 from trainer.keyed_random import keys

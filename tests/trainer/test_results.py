@@ -18,8 +18,9 @@ from annotator.quality import metrics
 from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 from trainer.batch import Batch
 from trainer.evaluation import measurements as measured_module
-from trainer.evaluation.fit_calibration import fit_calibration, with_label_errors
+from trainer.evaluation.fit_calibration import fit_calibration
 from trainer.evaluation.measurements import PhotoErrors
+from trainer.evaluation.parts import with_label_errors
 from trainer.evaluation.results import summarise, write_results
 from trainer.evaluation.results_table import table_rows
 

@@ -7,12 +7,10 @@ from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from annotator.errors import UserError
 from annotator.quality.calibration import AxisLaws, Calibration, PowerLaw
 from annotator.quality.uncertainty import fit_axis_laws, fit_mean_error, fit_power_law
-from trainer.batch import Batch
 from trainer.evaluation.measurements import Floats, PhotoErrors
 
 Law = TypeVar("Law", AxisLaws, PowerLaw)
@@ -53,21 +51,6 @@ def fit_calibration(errors: PhotoErrors, source: str) -> Calibration:
         fitted_on=f"{source}, {len(errors)} photos: {', '.join(fitted)}",
     )
     return replace(calibration, joint_error=_fit_joint_error(joints3d, errors)) if joints3d else calibration
-
-
-def with_label_errors(batch: Batch, generator: torch.Generator) -> Batch:
-    """Return a batch whose 3D targets are moved by random errors of the size of their own std.
-
-    A network that learnt from fits repeats their errors, so its distance from other fits is too small by their std.
-    """
-    joints3d_mm, vertices_mm = (
-        values + std * torch.randn(values.shape, generator=generator).to(values.device)
-        for values, std in (
-            (batch.joints3d_mm, batch.joints3d_std_mm),
-            (batch.vertices_mm, batch.vertices_std_mm),
-        )
-    )
-    return replace(batch, joints3d_mm=joints3d_mm, vertices_mm=vertices_mm)
 
 
 def check_enough(photos: int, source: str) -> None:

@@ -7,7 +7,7 @@ batches start at the same examples. Processes with other numbers of threads roun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from annotator.quality.calibration import Calibration
 from annotator.render import interpolate, rasterize
 from annotator.runtime.ordered_tasks import in_order, ray_for_tasks
 from trainer.batch import Batch
-from trainer.evaluation.fit_calibration import with_label_errors
 from trainer.evaluation.measurements import PhotoErrors
 from trainer.evaluation.predictions import (
     BATCH_SIZE,
@@ -132,6 +131,21 @@ def measure_part(
         done += len(batch)
         on_batch(done)
     return part
+
+
+def with_label_errors(batch: Batch, generator: torch.Generator) -> Batch:
+    """Return a batch whose 3D targets are moved by random errors of the size of their own std.
+
+    A network that learnt from fits repeats their errors, so its distance from other fits is too small by their std.
+    """
+    joints3d_mm, vertices_mm = (
+        values + std * torch.randn(values.shape, generator=generator).to(values.device)
+        for values, std in (
+            (batch.joints3d_mm, batch.joints3d_std_mm),
+            (batch.vertices_mm, batch.vertices_std_mm),
+        )
+    )
+    return replace(batch, joints3d_mm=joints3d_mm, vertices_mm=vertices_mm)
 
 
 def _painted(
