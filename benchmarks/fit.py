@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from common import machine, print_figures
 
-from annotator.fitting.drawn import drawn_landmarks
 from annotator.fitting.hand_fit import Fit, HandFitter
 from annotator.fitting.landmarks import Landmarks
 from annotator.hand import load_hand
 from annotator.quality.metrics import pa_mpjpe
 from annotator.quality.uncertainty import coverage, error_of_best, spearman
+from trainer.synth.landmarks import drawn_landmarks
 
 #: Std of independent errors of x, y and depth, millimetres.
 INDEPENDENT_MM = np.array([3.0, 3.0, 6.0])

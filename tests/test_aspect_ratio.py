@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from annotator.fitting.drawn import drawn_landmarks
 from annotator.fitting.hand_fit import HandFitter
 from annotator.fitting.landmarks import Landmarks
 from annotator.hand.open_hand import open_hand
+from trainer.synth.landmarks import drawn_landmarks
 
 TOOLS = Path(__file__).parents[1] / "tools"
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from annotator.config import FitConfig, to_dict
 from annotator.fitting.calibration import PATH, FitCalibration
-from annotator.fitting.drawn import drawn_landmarks
 from annotator.fitting.hand_fit import HandFitter
 from annotator.quality.calibration import Calibration
 from annotator.quality.uncertainty import fit_axis_laws, fit_mean_error, fit_power_law
+from trainer.synth.landmarks import drawn_landmarks
 
 #: Number of hands on which the shipped laws are fitted, and their seed.
 COUNT, SEED = 1000, 20

@@ -10,7 +10,6 @@ import torch
 
 from annotator.config import FitConfig
 from annotator.fitting.chain import HandParameters, JointChain, left_jacobian
-from annotator.fitting.drawn import drawn_landmarks
 from annotator.fitting.hand_fit import HandFitter, fit_landmarks
 from annotator.fitting.landmarks import Landmarks
 from annotator.fitting.laplace import Laplace
@@ -21,6 +20,7 @@ from annotator.hand import anatomy, load_hand, plausible_poses
 from annotator.hand.layer import HandLayer
 from annotator.quality.metrics import pa_mpjpe
 from annotator.quality.uncertainty import coverage, error_of_best, spearman
+from trainer.synth.landmarks import drawn_landmarks
 
 HAND = load_hand("open")
 COUNT = 200
