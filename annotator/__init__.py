@@ -3,7 +3,7 @@
     import annotator
     labels = annotator.load("default").predict(["hand.jpg"])
 
-docs/api.md lists the public functions. Each is imported at first use, so that `import annotator` is fast.
+docs/api.md lists the public names. Each is imported at first use, so that `import annotator` is fast.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from annotator.errors import UserError
 if TYPE_CHECKING:
     from annotator.commands.annotate import annotate
     from annotator.commands.detect import detect
-    from annotator.commands.filter import Keep, filter_labels
+    from annotator.commands.filter import Filtered, Keep, filter_labels
     from annotator.commands.fit import fit
     from annotator.commands.track import track as track_labels
-    from annotator.export import export_labels
+    from annotator.export import Exported, export_labels
     from annotator.job.options import ComputeOptions
-    from annotator.predictor import load
+    from annotator.job.record import RunRecord
+    from annotator.labels.label import Label
+    from annotator.photos.errors import PhotoError
+    from annotator.predictor import Predictor, load
     from annotator.sources.entry import Camera
 
     __version__: str
@@ -29,7 +32,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Camera",
     "ComputeOptions",
+    "Exported",
+    "Filtered",
     "Keep",
+    "Label",
+    "PhotoError",
+    "Predictor",
+    "RunRecord",
     "UserError",
     "__version__",
     "annotate",
@@ -45,7 +54,13 @@ __all__ = [
 _PUBLIC = {
     "Camera": ("annotator.sources.entry", "Camera"),
     "ComputeOptions": ("annotator.job.options", "ComputeOptions"),
+    "Exported": ("annotator.export", "Exported"),
+    "Filtered": ("annotator.commands.filter", "Filtered"),
     "Keep": ("annotator.labels.filter_file", "Keep"),
+    "Label": ("annotator.labels.label", "Label"),
+    "PhotoError": ("annotator.photos.errors", "PhotoError"),
+    "Predictor": ("annotator.predictor", "Predictor"),
+    "RunRecord": ("annotator.job.record", "RunRecord"),
     "annotate": ("annotator.commands.annotate", "annotate"),
     "detect": ("annotator.commands.detect", "detect"),
     "export_labels": ("annotator.export", "export_labels"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from annotator.errors import UserError
 from annotator.labels.arrays import joined_columns
 from annotator.labels.finite import rows_of
 from annotator.labels.hand_length import hand_lengths_mm
+from annotator.labels.label import Label
 from annotator.labels.schema import Columns, check_columns
 from annotator.model.amvur import Gaussian
 from annotator.model.checkpoint import Checkpoint, load_checkpoint
@@ -155,8 +156,8 @@ class Predictor:
         side: Side = "auto",
         boxes_xyxy: Sequence[Sequence[float]] | None = None,
         cameras: Sequence[Camera | None] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Label photos: arrays (H, W, 3) uint8 RGB, or paths. Return one dictionary of label columns per photo.
+    ) -> list[Label]:
+        """Label photos: arrays (H, W, 3) uint8 RGB, or paths. Return one label per photo.
 
         Args:
             images: photos, each showing one hand.
@@ -166,7 +167,7 @@ class Predictor:
             cameras: of each photo; None where it is not known. Default: from EXIF, else assumed.
 
         Raises:
-            annotator.photos.errors.PhotoError: a photo that can't be read.
+            annotator.PhotoError: a photo that can't be read.
             UserError: an array that is not (H, W, 3) uint8, or an impossible camera.
         """
         checkpoint = self.checkpoint
@@ -174,7 +175,7 @@ class Predictor:
         if not cut:
             return []
         columns = self.predict_crops(Crops.stack(cut), side, samples)
-        return [rows_of(columns, index) for index in range(len(cut))]
+        return [cast(Label, rows_of(columns, index)) for index in range(len(cut))]
 
     def _predict_batch(self, crops: Crops, side: Side, samples: int, wanted: Columns) -> dict[str, Any]:
         """Predict crops, with left hands mirrored, and transform results back to the photo's frame."""

@@ -48,16 +48,18 @@ def held_out_rows(photos: Path) -> list[dict[str, Any]]:
 
 def labels_of(predictor: Predictor, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Label the rows' boxes and add `off`: the mean distance from the detector's 2D joints over the crop's side."""
-    labels = predictor.predict([row["path"] for row in rows], boxes_xyxy=[row["box_xyxy"] for row in rows])
-    for row, label in zip(rows, labels, strict=True):
+    labels = []
+    predicted = predictor.predict([row["path"] for row in rows], boxes_xyxy=[row["box_xyxy"] for row in rows])
+    for row, label in zip(rows, predicted, strict=True):
         x0, _, x1, _ = label["crop_xyxy"]
         distances = np.linalg.norm(label["joints2d_px"] - np.array(row["joints2d_px"]), axis=1)
-        label |= {
+        added = {
             "image_uri": row["path"],
             "frame_index": None,
             "off": float(distances.mean() / (x1 - x0)),
             "row": row,
         }
+        labels.append({**label, **added})
     return labels
 
 

@@ -153,8 +153,8 @@ def picture(out: Path) -> Image.Image:
             [row["image_uri"] for row in hands], boxes_xyxy=[row["box_xyxy"] for row in hands]
         )
         for tiles, row, label in zip(rows, hands, labels, strict=True):
-            label |= {"image_uri": row["image_uri"], "frame_index": None}
-            drawn = hand_tiles(label, predictor.checkpoint.hand.faces, TILE_PX, (10.0, 40.0))
+            shown = {**label, "image_uri": row["image_uri"], "frame_index": None}
+            drawn = hand_tiles(shown, predictor.checkpoint.hand.faces, TILE_PX, (10.0, 40.0))
             tiles += [drawn["photo"]] * (not tiles) + [drawn["overlay"]]
     half = len(rows) // 2
     return contact_sheet([a + b for a, b in zip(rows[:half], rows[half : 2 * half], strict=True)])

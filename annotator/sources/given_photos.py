@@ -32,7 +32,7 @@ def crops_of_photos(
         cameras: of each photo; None where it is not known. Default: from EXIF, else assumed.
 
     Raises:
-        annotator.photos.errors.PhotoError: a photo that can't be read.
+        PhotoError: a photo that can't be read.
         UserError: an array that is not (H, W, 3) uint8, an impossible camera, or lists of different lengths.
     """
     cameras = [None] * len(images) if cameras is None else cameras
