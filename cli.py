@@ -432,10 +432,10 @@ def convert(
     split: Annotated[str | None, typer.Option(help="'train' (default) or 'evaluation'.")] = None,
     images: Annotated[
         str | None,
-        typer.Option(help="Folder of the photos, if the paths in coco or labels do not lead to them."),
+        typer.Option(help="Photo folder, if the paths in coco or labels are wrong."),
     ] = None,
     empty: Annotated[
-        float, typer.Option(help="For labels: share of photos that also give a square without a hand.")
+        float, typer.Option(help="Share of photos (labels only) that add a negative example, 0 to 1.")
     ] = 0.0,
     outline: Annotated[
         bool,
@@ -496,9 +496,9 @@ def train(
 
     chosen = read_train_config(config, data or [], hand, settings or [])
     with training_bar() as on_progress:
-        job_code = run_training(chosen, out, workers, address, local, device, on_progress, _print_text)
-    if job_code is not None:  # a submission prints its own log
-        raise typer.Exit(job_code)
+        exit_code = run_training(chosen, out, workers, address, local, device, on_progress, _print_text)
+    if exit_code is not None:  # a submission prints its own log
+        raise typer.Exit(exit_code)
     typer.echo(f"trained {chosen.steps} steps; the model is {out.rstrip('/')}/model.safetensors")
 
 

@@ -157,7 +157,7 @@ def _without_wrist(q: Gaussian) -> Gaussian:
 
 
 def camera_numbers(camera: WeakCamera) -> Tensor:
-    """Return the mean of C = (s per decimetre, r, t), (B, 6), in the order and units of `Camera.std`."""
+    """Return the mean of C = (s per decimetre, r, t), (B, 6), in the order and units of `WeakCamera.std`."""
     return torch.cat([camera.scale_per_mm[:, None] * 100, camera.rotvec, camera.translation], 1)
 
 

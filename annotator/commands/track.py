@@ -73,7 +73,7 @@ def track(
     """
     labels, out = absolute(labels), absolute(out)
     if max_gap < 0:
-        raise UserError(f"max-gap is {max_gap}: give 0 or more frames")
+        raise UserError(f"max_gap (--max-gap) is {max_gap}: give 0 or more frames")
     if labels == out:
         raise UserError(
             f"'{printable(without_secrets(out))}' is the label set to track: give another output folder"

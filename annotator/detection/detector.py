@@ -47,7 +47,7 @@ BORDER = 0.5
 #: Misfit of 2D and 3D joints, relative to the hand's size, at which `detection_score` is 1/2.
 _HALF_SCORE_MISFIT = 0.05
 
-#: `quick` searches with and without the border; `thorough` then also rotated photos and tiles (`views.py`).
+#: `quick` searches with and without the border; `thorough` then also rotated photos and tiles (`search_views.py`).
 Search = Literal["quick", "thorough"]
 
 #: Minimum `detection_score` and longer side of a hand in the thorough search, whose many views give false detections:

@@ -79,9 +79,7 @@ class LabelsToExport:
         self._sizes = label_file_sizes(place)
         self.files = sorted(self._sizes)
         if not self.files:
-            raise UserError(
-                f"'{place}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
-            )
+            raise UserError(f"'{place}' holds no labels (data/*.parquet): give a label set")
         with opened_label_file(join(place, "data", self.files[0])) as file:
             self.schema: pa.Schema = file.schema_arrow
             facts = _facts(join(place, "data", self.files[0]), self.schema)
@@ -108,8 +106,8 @@ class LabelsToExport:
         """
         if "vertices_mm" not in self.columns:
             raise UserError(
-                f"'{self.place}' holds no meshes (column 'vertices_mm'), which {to} needs: give a folder that "
-                "`amvur annotate` wrote, without --columns joints"
+                f"'{self.place}' holds no meshes (column 'vertices_mm'), which {to} needs: label "
+                "photos without --columns joints"
             )
         try:
             return read_faces(self.place)
@@ -129,7 +127,7 @@ class LabelsToExport:
         """
         if self.hand is None or "pose" not in self.columns:
             raise UserError(
-                f"'{self.place}' holds no poses: give a folder that `amvur annotate` or `amvur fit` wrote"
+                f"'{self.place}' holds no poses: give a label set of `amvur annotate` or `amvur fit`"
             )
         return hand_of_labels(self.place, self.hand, self.given_hand or "open")
 

@@ -108,16 +108,16 @@ def export_labels(
     chosen = FORMATS[to]
     write = _with_options(chosen.write, to, colour, order, photos)
     if samples and to not in ("glb", "ply"):
-        raise UserError(f"--samples is for glb and ply, not for {to}")
+        raise UserError(f"samples (--samples) is for glb and ply, not for {to}")
     most = chosen.limit if limit is None else limit
     as_tasks = chosen.spreads and _as_tasks(labels, most, workers, address)
     source = LabelsToExport(labels, where, most, on_progress, hand, as_tasks, workers)
     if by_photo:
         if to not in ("glb", "ply"):
-            raise UserError(f"--by-photo is for glb and ply, not for {to}")
+            raise UserError(f"by_photo (--by-photo) is for glb and ply, not for {to}")
         if samples:
             raise UserError(
-                "--samples writes a file per sample, and --by-photo one per photo: give one of them"
+                "samples (--samples) writes a file per sample, by_photo (--by-photo) one per photo: give one of them"
             )
         write = partial(write, by_photo=True)
     columns = meshes.columns_with_samples(source) if samples else chosen.columns(source)
@@ -149,7 +149,7 @@ def export_labels(
             reasons = ", ".join(f"{count} {reason}" for reason, count in exported.left_out.items())
             raise UserError(f"nothing of '{labels}' can be exported to {to}: {reasons}")
     if source.is_cut:
-        exported.notes.append(f"these are the first {source.limit:,} hands; --limit 0 exports all")
+        exported.notes.append(f"these are the first {source.limit:,} hands; limit 0 exports all")
     return exported
 
 
@@ -164,18 +164,18 @@ def _with_options(
 ) -> Any:
     if colour is not None:
         if to not in ("glb", "ply"):
-            raise UserError(f"--colour is for glb and ply, not for {to}")
+            raise UserError(f"colour (--colour) is for glb and ply, not for {to}")
         if colour not in ("texture", "std"):
             raise UserError(f"no colour '{colour}': give texture or std")
         return partial(write, colour=colour)
     if photos is not None:
         if to != "lerobot":
-            raise UserError(f"--photos is for lerobot, not for {to}")
+            raise UserError(f"photos (--photos) is for lerobot, not for {to}")
         if photos not in PHOTO_FORMS:
             raise UserError(f"no photos '{photos}': give one of {', '.join(PHOTO_FORMS)}")
         return partial(write, photos=photos)
     if order is not None:
         if to != "ho3d":
-            raise UserError(f"--order is for ho3d, not for {to}")
+            raise UserError(f"order (--order) is for ho3d, not for {to}")
         return partial(write, order=order)
     return write

@@ -30,8 +30,8 @@ def columns(labels: LabelsToExport) -> list[str]:
     """
     if labels.hand is None:
         raise UserError(
-            f"'{labels.place}' has no hand model, so there are no MANO parameters: give a folder that "
-            "`amvur annotate` wrote"
+            f"'{labels.place}' has no hand model, so there are no MANO parameters: give a label "
+            "set of `amvur annotate`"
         )
     if not labels.hand.startswith("mano-"):
         raise UserError(

@@ -225,7 +225,7 @@ class _Paint:
 
 def _painter(first: pa.Table, colour: str, exported: Exported) -> _Paint:
     if _COLOUR_COLUMN[colour] not in first.column_names:
-        raise UserError(f"column '{_COLOUR_COLUMN[colour]}' is missing: choose another --colour")
+        raise UserError(f"column '{_COLOUR_COLUMN[colour]}' is missing: choose another colour")
     if colour == "texture":
         if first["vertex_rgb"].null_count:
             exported.notes.append("hands without a texture have one colour")

@@ -1,4 +1,4 @@
-"""Tracks of a label set that `amvur track` wrote: the rows of a sequence together, in the order of its frames."""
+"""Tracks of a label set of `amvur track`: the rows of a sequence together, in the order of its frames."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def columns_to_read(labels: LabelsToExport, to: str, *names: str) -> list[str]:
     """
     if "track_id" not in labels.columns:
         raise UserError(
-            f"'{labels.place}' holds no tracks, which {to} needs: give a folder that `amvur track` wrote"
+            f"'{labels.place}' holds no tracks, which {to} needs: give a label set of `amvur track`"
         )
     return labels.present(*dict.fromkeys((*TRACK_COLUMNS, *_OF_LISTS, *names)))
 
@@ -99,8 +99,8 @@ def sequences(
     for name, parts in groupby(_runs(batches, exported), key=lambda run: run[0]):
         if name in seen:
             raise UserError(
-                f"the rows of '{name}' are not adjacent in '{labels.place}': give the label set that `amvur track` "
-                "wrote, or one filtered without --sort"
+                f"the rows of '{name}' are not adjacent in '{labels.place}': give the label set of `amvur track`, "
+                "or one filtered without --sort"
             )
         seen.add(name)
         rows = pa.concat_tables([table for _, table in parts]).combine_chunks()

@@ -45,11 +45,15 @@ class Keep:
 
     def __post_init__(self) -> None:
         if self.max_joint_std_mm is None and self.keep_best is None and self.where is None:
-            raise UserError("no condition given: give --max-joint-std-mm, --keep-best or --where")
+            raise UserError(
+                "no condition: give max_joint_std_mm, keep_best or where (--max-joint-std-mm, --keep-best, --where)"
+            )
         if self.keep_best is not None and not 0 < self.keep_best <= 1:
-            raise UserError(f"keep-best is {self.keep_best}: give a share between 0 and 1, such as 0.5")
+            raise UserError(
+                f"keep_best (--keep-best) is {self.keep_best}: give a share between 0 and 1, such as 0.5"
+            )
         if self.per is not None and self.keep_best is None:
-            raise UserError("--per applies to --keep-best: give both")
+            raise UserError("per (--per) applies to keep_best (--keep-best): give both")
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class RowFilter:
         if keep.keep_best is not None and file.facts.get("std_is_constant"):
             raise UserError(
                 f"'{file.path}' has one std for all hands (its network is prior-net alone), so std cannot rank them: "
-                "filter by another column with --where"
+                "filter by another column, with where (--where)"
             )
         scalars = file.scalars(columns)
         is_kept = np.ones(len(scalars), bool)

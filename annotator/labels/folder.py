@@ -196,8 +196,8 @@ def hand_of_labels(title: str, hand_id: str, name: str) -> HandModel:
     model = load_hand(name)
     if model.id != hand_id:
         raise UserError(
-            f"'{title}' is of hand model {hand_id}, this one is {model.id}: give the labels' own (--hand open, or "
-            "--hand mano:PATH)"
+            f"'{title}' uses hand model {hand_id}, but --hand gives {model.id}: pass the labels' hand model "
+            "(--hand open, or --hand mano:PATH)"
         )
     return model
 

@@ -1,4 +1,6 @@
-"""AMVUR (section 3.3): attention-based mesh vertices uncertainty regression, the model-free half.
+"""AMVUR (section 3.3), the model-free half: mean and std of each vertex, here turned into millimetres.
+
+The name is short for attention-based mesh vertices uncertainty regression.
 
 `attention.Block` computes (9) and (10); this file makes the tokens and reads out vertices.
 

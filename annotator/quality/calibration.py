@@ -2,7 +2,8 @@
 
 A checkpoint has one in its header, and every label file has a copy in its metadata, both in the form of `asdict`.
 `annotator/quality/uncertainty.py` fits one map, `trainer/evaluation/fit_calibration.py` all of them.
-`predicted_columns.py` applies them to labels, `predictor.py` to samples.
+`predicted_columns.py` applies them to labels, `predictor.py` to samples. The network's std in millimetres comes from
+`annotator/model/amvur.py`.
 """
 
 from __future__ import annotations

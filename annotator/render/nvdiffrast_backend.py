@@ -25,7 +25,10 @@ def _context(device: torch.device) -> dr.RasterizeCudaContext:
 
 @torch.no_grad()
 def nearest_faces(points: Tensor, faces: Tensor, size_px: int) -> Tensor:
-    """Do the same as the torch backend, for CUDA tensors; at equal depth the winning face is undefined."""
+    """Return the nearest face at each pixel centre (B, H, W), -1 for no face; at equal depth any of them.
+
+    Tensors are as for the torch backend, on a CUDA device.
+    """
     batch, vertex_count = points.shape[:2]
     usable = usable_vertices(points)
     # Range mode: each image has its own triangles, so that those with an unusable corner can be excluded.

@@ -41,15 +41,15 @@ class SequenceSource(Source):
         self._set = LabelSet(
             labels,
             unfinished="is unfinished: run the same `amvur annotate` or `amvur fit` command again first",
-            empty="holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote",
+            empty="holds no labels (data/*.parquet): give a label set",
         )
         self.schema = self._set.schema
         self.facts = label_facts(self._set.path_of(self._set.files()[0]), self.schema)
         names = self.schema.names
         if not {"pose", "vertices_mm", "joints3d_std_mm"} <= set(names):
             raise UserError(
-                f"'{self._set.name}' holds no meshes: give a folder that `amvur annotate` or `amvur fit` wrote, "
-                "without --columns joints"
+                f"'{self._set.name}' holds no meshes: give a label set of `amvur annotate` (without --columns "
+                "joints) or `amvur fit`"
             )
         if "track_id" in names:
             raise UserError(f"'{self._set.name}' is tracked already: give the label set that was tracked")

@@ -283,7 +283,7 @@ def _are_finite(columns: dict[str, Any]) -> NDArray[np.bool_]:
 
 
 def _nearest(time_s: Floats, own_s: Floats, own: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return of a track's labels (rows `own`) the one nearest in time to each of its frames (T,)."""
+    """Return the track's label (one of rows `own`) that is nearest in time to each frame (T,)."""
     after = np.searchsorted(own_s, time_s).clip(0, len(own) - 1)
     before = (after - 1).clip(0)
     nearer = np.where(time_s - own_s[before] < own_s[after] - time_s, before, after)

@@ -234,7 +234,7 @@ def test_mistakes_are_one_line(many, tmp_path):
     (cut / "data" / "shard-0000002.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "none").mkdir()
     for labels, options, words in (
-        (many, {}, "no condition given: give"),
+        (many, {}, "no condition: give"),
         (many, {"keep_best": 1.5}, "give a share between 0 and 1"),
         (many, {"max_joint_std_mm": 9, "per": "subject"}, "give both"),
         (many, {"keep_best": 0.5, "per": "subjekt"}, "there is no column 'subjekt'; give one of image_uri"),

@@ -315,7 +315,7 @@ def test_labels_without_tracks_are_refused_in_one_line(labels, tmp_path):
     (tmp_path / "points" / "data").mkdir(parents=True)
     file = pq.read_table(labels / "data" / "shard-0000000.parquet")
     for name, table, words in (
-        ("points", file.drop(["pose"]), "holds no meshes: give a folder that `amvur annotate`"),
+        ("points", file.drop(["pose"]), "holds no meshes: give a label set of `amvur annotate`"),
         (
             "again",
             file.append_column("track_id", pa.array([0] * len(file), pa.int32())),
@@ -338,7 +338,7 @@ def test_labels_without_tracks_are_refused_in_one_line(labels, tmp_path):
         track(str(tmp_path / "nowhere"), out)
     with pytest.raises(UserError, match="is the label set to track: give another output folder"):
         track(str(labels), str(labels))
-    with pytest.raises(UserError, match="max-gap is -1: give 0 or more"):
+    with pytest.raises(UserError, match=r"max_gap \(--max-gap\) is -1: give 0 or more"):
         track(str(labels), out, max_gap=-1)
     assert not Path(out).exists()
 

@@ -371,7 +371,7 @@ def test_no_id_leads_out_of_the_folder(scene, tmp_path):
 
 def test_the_surest_vertices_are_blue_and_a_limit_is_printed(scene, tmp_path):
     exported = export_labels(str(scene), str(tmp_path / "m"), "ply", colour="std", limit=1)
-    assert "blue: std of" in exported.notes[0] and "the first 1 hands; --limit 0" in exported.notes[1]
+    assert "blue: std of" in exported.notes[0] and "the first 1 hands; limit 0" in exported.notes[1]
     (path,) = (tmp_path / "m").iterdir()
     colours = trimesh.load(path, process=False).visual.vertex_colors.astype(int)
     std = np.linalg.norm(ok_rows(scene)[0]["vertices_std_mm"], axis=1)
@@ -526,7 +526,7 @@ def test_angles_of_mano_need_its_file(mano_model, tmp_path):
     export_labels(str(labels), str(tmp_path / "with.csv"), "csv", hand=f"mano:{file}")
     assert pd.read_csv(tmp_path / "with.csv")["thumb_3_flexion_deg"].notna().all()
     with pytest.raises(
-        UserError, match=r"is of hand model mano-.*, this one is open-.*: give the labels' own"
+        UserError, match=r"uses hand model mano-.*, but --hand gives open-.*: pass the labels' hand model"
     ):
         export_labels(str(labels), str(tmp_path / "other.csv"), "csv", hand="open")
 
@@ -752,11 +752,11 @@ def test_mistakes_are_one_line(scene, tmp_path, monkeypatch, capsys):
         ),
         (scene, "coco", ("--where", "joint_std_mm <"), "is not a condition"),
         (scene, "coco", ("--where", "joint_std_mm > 1000"), "none of the 10 rows"),
-        (scene, "coco", ("--colour", "std"), "--colour is for glb and ply"),
+        (scene, "coco", ("--colour", "std"), "colour (--colour) is for glb and ply"),
         (scene, "glb", ("--colour", "blue"), "no colour 'blue'"),
-        (scene, "coco", ("--samples",), "--samples is for glb and ply"),
+        (scene, "coco", ("--samples",), "samples (--samples) is for glb and ply"),
         (scene, "ply", ("--samples",), "holds no samples: label with `amvur annotate --samples N`"),
-        (scene, "coco", ("--order", "x"), "--order is for ho3d"),
+        (scene, "coco", ("--order", "x"), "order (--order) is for ho3d"),
         (scene, "obj", (), "'obj' is not one of"),
     ):
         out = tmp_path / ("out.json" if to == "coco" else "out")

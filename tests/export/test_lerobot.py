@@ -330,7 +330,7 @@ def test_mistakes_are_one_line_and_leave_no_files(listed, tracked, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             export_labels(str(tracked), out, "lerobot", **options)
-    with pytest.raises(UserError, match="--photos is for lerobot, not for csv"):
+    with pytest.raises(UserError, match=r"photos \(--photos\) is for lerobot, not for csv"):
         export_labels(str(tracked), f"{out}.csv", "csv", photos="video")
     with pytest.raises(UserError, match="holds no tracks, which lerobot needs"):
         export_labels(str(listed.parent / "labels"), out, "lerobot")

@@ -356,7 +356,7 @@ def test_files_that_are_missing_strange_or_damaged_are_named(small: Path, tmp_pa
     (data / "train.txt").write_text("MC1/0000\n../../etc/passwd\n")
     says(r"train.txt: line 2: expected SEQUENCE/FRAME")
     (data / "train.txt").write_text("\n")
-    says("train.txt: names no frames")
+    says("train.txt: lists no frames")
     (data / "train.txt").unlink()
     says("train.txt: no such file")
     write_meta(data / "evaluation" / "SM1" / "meta" / "0001.pkl", handBoundingBox=None)

@@ -36,8 +36,8 @@ KINDS = {
     "freihand": "the folder of FreiHAND, which holds training_K.json",
     "ho3d": "the folder of HO3D v2 or v3, which holds train.txt",
     "coco": "a JSON file of 2D hand keypoints in COCO's layout",
-    "labels": "a folder that `amvur annotate` or `amvur detect` wrote",
-    "synth": "a folder that `amvur synth` wrote",
+    "labels": "a label set",
+    "synth": "an output folder of `amvur synth`",
 }
 SPLITS = ("train", "evaluation")
 

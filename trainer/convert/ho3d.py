@@ -224,7 +224,7 @@ def _frames(path: str) -> list[tuple[str, str]]:
             elif line.strip():
                 raise UserError(f"{path}: line {number}: expected SEQUENCE/FRAME, got {line.strip()[:60]!r}")
     if not frames:
-        raise UserError(f"{path}: names no frames")
+        raise UserError(f"{path}: lists no frames: check that the file is complete")
     return frames
 
 

@@ -71,15 +71,13 @@ def label_tables(labels: str, images: str | None = None, empty: float = 0.0) -> 
     """
     files = sorted(label_files(labels))
     if not files:
-        raise UserError(
-            f"'{labels}' holds no labels (data/*.parquet): give a folder that `amvur annotate` wrote"
-        )
+        raise UserError(f"'{labels}' holds no labels (data/*.parquet): give a label set")
     tables = _tables([join(labels, "data", file) for file in files], images or _labelled_folder(labels))
     return replace(tables, empty=empty)
 
 
 def synthetic_tables(out: str) -> LabelTables:
-    """Open a folder that `amvur synth` wrote.
+    """Open an output folder of `amvur synth`.
 
     Raises:
         UserError: the folder has no truth.parquet.
@@ -194,7 +192,7 @@ def _tables(files: list[str], folder: str | None) -> LabelTables:
             with opened_label_file(path) as file:
                 schema = file.schema_arrow
         except FileNotFoundError:
-            raise UserError(f"'{path}' does not exist: give a folder that `amvur synth` wrote") from None
+            raise UserError(f"'{path}' does not exist: give an output folder of `amvur synth`") from None
         facts = label_facts(path, schema)
         for name in _NEEDED:
             if name not in schema.names:
