@@ -148,8 +148,7 @@ def label_facts(path: str, schema: pa.Schema) -> dict[str, Any]:
         version = int(facts["schema_version"])
     except (KeyError, ValueError, TypeError):
         raise UserError(
-            f"'{path}' is not a label file (its metadata has no valid key 'amvur'): give a folder from "
-            "`amvur annotate`, `detect`, `fit`, `track` or `filter`"
+            f"'{path}' is not a label file (its metadata has no valid key 'amvur'): give a label set"
         ) from None
     if facts.get("examples"):
         raise UserError(f"'{path}' holds training examples, not labels: give the labels they were made from")

@@ -39,7 +39,7 @@ def write_report(labels: str, out: Path | None = None, count: int = 48, truth: s
     """
     record = read_mesh_record(labels) if RUN_FILE in names_in(labels) else None
     if record is None:
-        raise UserError(f"'{labels}' holds no {RUN_FILE}: give a label set")
+        raise UserError(f"'{labels}' is not a label set: give a folder that holds {RUN_FILE}")
     known = None if truth is None else Truth(truth)
     clips = Clips(labels)
     columns = (*(COLUMNS if known else ()), *clips.columns)
