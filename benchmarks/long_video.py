@@ -1,4 +1,4 @@
-"""Frames/s and memory over time from a video file to tracked labels: one drawn hand that moves to and fro.
+"""Frames/s and memory over time from a video file to tracked labels: one synthetic hand that moves back and forth.
 
 python benchmarks/long_video.py [FRAMES ...] [--model hand_landmarker.task] [--detect-every 8] [--checkpoint default]
 """

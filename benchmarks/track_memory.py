@@ -1,4 +1,4 @@
-"""Peak memory of a process that tracks one long sequence: one drawn hand that moves to and fro, without photos.
+"""Peak memory of a process that tracks one long sequence: one synthetic hand that moves back and forth, without photos.
 
 python benchmarks/track_memory.py [FRAMES ...]
 """

@@ -34,7 +34,7 @@ class SourceConfig:
             raise UserError(f"empty is {self.empty}, must be 0 or more and below 1")
         if self.empty and self.source != SYNTHETIC:
             raise UserError(
-                f"empty is for drawn photos only: for '{self.source}' use `amvur convert --empty`"
+                f"empty is for synthetic photos only: for '{self.source}' use `amvur convert --empty`"
             )
         if self.first < 0 or self.count < 0:
             raise UserError("first and count must not be negative")

@@ -128,10 +128,10 @@ def test_the_page_has_every_column_with_its_type():
 
 def test_the_page_has_the_rounding_of_the_code():
     documented = (
-        r"rounded to 1/(\d+) \(mm or px\), vertex std and drawn vertices to 1/(\d+) mm, "
+        r"rounded to 1/(\d+) \(mm or px\), vertex std and samples' vertices to 1/(\d+) mm, "
         r"pose and betas to 1/(\d+)"
     )
-    positions, std, pose = map(int, re.search(documented, PAGE).groups())
+    positions, std, pose = map(int, re.search(documented, " ".join(PAGE.split())).groups())
     assert {"joints3d_samples_mm": 1 / positions, "vertices_samples_mm": 1 / std} == SAMPLES_ROUNDING
     steps = dict.fromkeys(ROUNDING, 1 / positions) | {"vertices_std_mm": 1 / std}
     assert steps | {"pose": 1 / pose, "betas": 1 / pose} == ROUNDING
