@@ -740,7 +740,7 @@ def demo(
     count: Annotated[int, typer.Option(min=1, help="Number of hands.")] = 36,
     show: Annotated[bool, typer.Option(help="Open the report in a browser.")] = True,
 ) -> None:
-    """Draw hands, label them and open the report, in about a minute."""
+    """Draw synthetic hands, label them and open the report, in about a minute."""
     from trainer.demo import write_demo
 
     typer.echo(f"drawing {count} hands")

@@ -1,4 +1,4 @@
-"""Measure fits of drawn hands: errors of landmarks and fits, coverage of std, and hands/s on one thread.
+"""Measure fits of synthetic hands: errors of landmarks and fits, coverage of std, and hands/s on one thread.
 
 python benchmarks/fit.py [COUNT]
 """

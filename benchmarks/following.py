@@ -1,4 +1,4 @@
-"""`annotate --detector` on drawn videos with true motion: detection in every frame against every Nth.
+"""`annotate --detector` on synthetic videos with true motion: detection in every frame against every Nth.
 
 python benchmarks/following.py [--sequences 4] [--frames 240] [--model hand_landmarker.task] [--checkpoint default]
 """

@@ -1,4 +1,4 @@
-"""Errors and jitter of `amvur track` on drawn sequences with true motion, beside filters tuned on the same ones.
+"""Errors and jitter of `amvur track` on synthetic sequences with true motion, beside filters tuned on the same ones.
 
 python benchmarks/video.py [SEQUENCES] [FRAMES] [SEED]
 """
@@ -50,7 +50,7 @@ BOX_NOISE = 0.03
 
 @dataclass(frozen=True, eq=False)
 class Sequence:
-    """One drawn sequence: truth, labels, and labels that were tracked; joints (T, 21, 3) in camera axes."""
+    """One synthetic sequence: truth, labels, and labels that were tracked; joints (T, 21, 3) in camera axes."""
 
     time_s: Floats
     true_mm: Floats

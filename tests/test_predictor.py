@@ -173,7 +173,7 @@ def test_the_batch_size_that_is_found_fits(lively, monkeypatch):
 
 @pytest.mark.slow
 def test_a_detectors_joints_lead_the_second_look_where_the_first_look_fails(monkeypatch):
-    """On drawn hands, also mirrored: the joints' truth is within reach of the second look alone."""
+    """On synthetic hands, also mirrored: the joints' truth is within reach of the second look alone."""
     predictor = annotator.load("default", device="cpu")
     hands = SyntheticHands(open_hand(), 160, seed=3).batch(torch.arange(6))
     drawn = hands.image.permute(0, 2, 3, 1).numpy()

@@ -88,8 +88,8 @@ def test_held_out_drawn_hands(name, tmp_path):
 def test_std_of_held_out_hands_matches_errors_along_each_axis(name, photos):
     """The recorded numbers, within what 500 photos leave unsure, on hands like those of the calibration.
 
-    Of `fast` these are drawn hands. Of `default` they are drawn hands and fits of real ones, which err by their std;
-    one law for both leaves the expected error up to a tenth off.
+    `fast` has synthetic hands. `default` has synthetic hands and fits of real ones, which err by their std; one law for
+    both leaves the expected error up to a tenth off.
     """
     stated = STATED_OF[name][photos]
     for kind in ("joints3d", "vertices"):

@@ -1,4 +1,4 @@
-"""Fit the power laws of `fit`'s std on drawn hands and write `annotator/fitting/calibration.json`.
+"""Fit the power laws of `fit`'s std on synthetic hands and write `annotator/fitting/calibration.json`.
 
 python tools/calibrate_fits.py
 """
@@ -23,7 +23,7 @@ COUNT, SEED = 1000, 20
 
 
 def calibrate_fits(count: int = COUNT, seed: int = SEED, config: FitConfig = FitConfig()) -> dict[str, Any]:
-    """Fit the laws on drawn hands and return the content of the shipped file."""
+    """Fit the laws on synthetic hands and return the content of the shipped file."""
     fitter = HandFitter(config=config, calibration=FitCalibration())
     drawn = drawn_landmarks(fitter.hand, count, np.random.default_rng(seed))
     parts = {}

@@ -55,7 +55,7 @@ MARGIN, CROP_PX = 2.4, 240
 #: Squares without a hand per photo, their sides, and attempts at one that touches no hand.
 EMPTY, EMPTY_SIDES_PX, ATTEMPTS = 8, (60, 260), 80
 
-#: Seed and number of drawn hands for training, and number after them for evaluation.
+#: Seed and number of synthetic hands for training, and number after them for evaluation.
 SEED, DRAWN, DRAWN_HELD_OUT = 11, 10_000, 256
 
 #: The checkpoint.
@@ -65,7 +65,7 @@ FILE = "first-look.safetensors"
 def crops_of(out: Path, photos: Path, model: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return crops for training and held-out ones: `image`, `joints2d` and the number of their `kind`; OUT caches them.
 
-    Kinds are the collections, then squares without a hand, then drawn hands.
+    Kinds are the collections, then squares without a hand, then synthetic hands.
     """
     for part in ("train", "aside"):
         if not (out / f"{part}.safetensors").is_file():

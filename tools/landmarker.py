@@ -61,7 +61,7 @@ PADDING = 1.35
 #: Side of the square that is cut, over that of a rotated square inside.
 REACH = 1.42
 
-#: Seed and number of drawn hands for training, and number after them for evaluation.
+#: Seed and number of synthetic hands for training, and number after them for evaluation.
 SEED, DRAWN, DRAWN_HELD_OUT = 7, 4000, 256
 
 #: Crops for the statistics of batch norms; views for the evaluation.
@@ -121,7 +121,7 @@ def crops_of(out: Path, photos: Path, model: str) -> tuple[Tensor, Tensor]:
 
 
 def drawn_crops(out: Path) -> tuple[LandmarkExamples, LandmarkExamples]:
-    """Return upright crops of drawn hands for training and for evaluation; OUT caches them."""
+    """Return upright crops of synthetic hands for training and for evaluation; OUT caches them."""
     kept = out / "drawn.safetensors"
     if not kept.is_file():
         hands = SyntheticHands(open_hand(), CROP_PX, seed=SEED)

@@ -8,7 +8,7 @@ starts from the end of the previous one. For `default`, MODEL's landmark network
 second look, heads learn from the fits. A stopped run resumes.
 
 OUT/fast.safetensors is one look, OUT/default.safetensors two looks: they ship in annotator/weights.
-OUT/NAME.json has the figures of each on drawn hands and on held-out hands. OUT/held_out_detections.parquet holds the
+OUT/NAME.json has the figures of each on synthetic and on held-out hands. OUT/held_out_detections.parquet holds the
 detections of held-out hands, OUT/held_out_landmarks.parquet some of them with depth. All three go to tests/data.
 
 `--weights default` or `fast` trains nothing: it calibrates and evaluates these weights again. Tensors do not change.
@@ -69,7 +69,7 @@ FITTED = ("hand-photos", "sign-digits", "hand-scenes")
 #: Detections in the held-out photos.
 DETECTIONS = Path(__file__).parents[1] / "tests/data/held_out_detections.parquet"
 
-#: Drawn hands for calibration, and the number after them for evaluation.
+#: Synthetic hands for calibration, and the number after them for evaluation.
 CALIBRATED_ON, JUDGED_ON = 1000, 500
 
 #: Held-out fits of each collection for calibration; the others are for evaluation.
@@ -217,7 +217,7 @@ def with_ranges(checkpoint: Checkpoint, out: Path, photos: Path, model: str) -> 
 
 
 def uncertainty_of_all(checkpoint: str, fits: Path) -> dict[str, Any]:
-    """Return the uncertainty on drawn hands and fits together, none of which calibrated it; fits err by their std."""
+    """Return the uncertainty on synthetic hands and fits, none of which calibrated it; fits err by their std."""
     loaded = load_checkpoint(checkpoint)
     errors, generator = PhotoErrors(loaded.info.calibration), torch.Generator().manual_seed(1)
     places = {SYNTHETIC: (CALIBRATED_ON, JUDGED_ON)} | {str(fits / n): (CALIBRATED_FITS, 0) for n in FITTED}
@@ -229,7 +229,7 @@ def uncertainty_of_all(checkpoint: str, fits: Path) -> dict[str, Any]:
 
 
 def numbers(checkpoint: str, held_out: Path, out: Path) -> dict[str, Any]:
-    """Evaluate a checkpoint on drawn hands and on the held-out hands of each collection."""
+    """Evaluate a checkpoint on synthetic hands and on the held-out hands of each collection."""
     return {
         "machine": machine(),
         "checkpoint": load_checkpoint(checkpoint).id,

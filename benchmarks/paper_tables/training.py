@@ -30,7 +30,7 @@ from trainer.validation import BEST_FILE, LOG_FILE
 #: As in configs/shipped/4-upright.yaml: crops as a second look gets them, off by the first look's errors.
 UPRIGHT = AugmentConfig(upright=True, rotation_deg=20, zoom=1.15, shift=0.08)
 
-#: Seed of the drawn hands to train on; validation and report have seeds of their own, so no hand is in two.
+#: Seed of the synthetic hands to train on; validation and report have seeds of their own, so no hand is in two.
 DRAWN_SEED = 77
 
 

@@ -1,4 +1,4 @@
-"""Fits to landmarks: compare with drawn hands of known truth, and with other minimisers of the same cost."""
+"""Fits to landmarks: compare with synthetic hands of known truth, and with other minimisers of the same cost."""
 
 from __future__ import annotations
 

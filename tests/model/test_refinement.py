@@ -1,4 +1,4 @@
-"""Refinement against drawn hands with known landmarks, and against the whole fit of the same landmarks."""
+"""Refinement against synthetic hands with known landmarks, and against the whole fit of the same landmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawn sequences: their motion is smooth, their labels true, and a seed repeats them."""
+"""Synthetic sequences: their motion is smooth, their labels true, and a seed repeats them."""
 
 from __future__ import annotations
 

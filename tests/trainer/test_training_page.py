@@ -67,7 +67,7 @@ def smaller(text: str) -> str:
 
 
 def write_keypoints(truth: Path, out: Path, size_px: int) -> None:
-    """Write the 2D joints of a folder of drawn hands in COCO layout."""
+    """Write the 2D joints of a folder of synthetic hands in COCO layout."""
     keypoints = {"images": [], "annotations": []}
     for number, row in enumerate(pq.read_table(truth).to_pylist()):
         points = [value for x, y in row["joints2d_px"] for value in (x, y, 2)]
