@@ -31,7 +31,7 @@ def prepare(
 ) -> tuple[Tensor, Batch]:
     """Return images for the network (B, 3, crop_px, crop_px) float 0..1, and the batch with targets in these crops.
 
-    `margin` is the width of the batch's images over that of a crop. With 1 only colours change: drawn hands already
+    `margin` is the width of the batch's images over that of a crop. With 1 only colours change: synthetic hands already
     come rotated, shifted, covered, blurred and noisy. `config.backdrop` is the share of photos that get `backdrops`.
     """
     draws = Draws(batch.key)

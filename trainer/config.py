@@ -25,7 +25,7 @@ class SourceConfig:
     targets: tuple[Target, ...] = TARGETS  # known targets to use; [joints2d] is weak training
     first: int = 0  # number of the first example
     count: int = 0  # number of examples; 0 = all
-    empty: float = 0.0  # share of drawn photos without a hand; no effect on stored ones
+    empty: float = 0.0  # share of synthetic photos without a hand; no effect on stored ones
 
     def __post_init__(self) -> None:
         if self.share <= 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from annotator.report import write_report
 from trainer.synth import write_photos
 
-#: Side of a drawn photo in pixels, and number of hands in the report.
+#: Side of a synthetic photo in pixels, and number of hands in the report.
 _SIZE_PX, _REPORTED = 256, 24
 
 

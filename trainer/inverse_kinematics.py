@@ -66,7 +66,7 @@ class InverseKinematicsConfig:
 
 @dataclass(frozen=True, eq=False)
 class LandmarkBatch:
-    """B drawn hands in the axes of a crop, millimetres, wrist-relative, and landmarks of them."""
+    """B synthetic hands in the axes of a crop, millimetres, wrist-relative, and landmarks of them."""
 
     landmarks_mm: Tensor  # (B, 21, 3) with errors; depth relative to the wrist
     joints3d_mm: Tensor  # (B, 21, 3)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 #: Photos per forward pass on a CPU; larger batches are not faster.
 CPU_BATCH = 32
 
-#: On drawn hands the vertices of `default` move by 0.4 mm on average in float16 (median hand 0.2). In bfloat16 it is
-#: 7 mm (1.6), because for some hands it changes whether the second look is repeated. int8 is for CPUs.
+#: On synthetic hands the vertices of `default` move by 0.4 mm on average in float16 (median hand 0.2). In bfloat16 it
+#: is 7 mm (1.6), because for some hands it changes whether the second look is repeated. int8 is for CPUs.
 Precision = Literal["float32", "float16", "bfloat16", "int8"]
 
 

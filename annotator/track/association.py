@@ -31,8 +31,8 @@ _SHAPES_APART = 1.5
 
 #: Minimum jump in a cut: of a hand's mean colour, levels of a channel, and of its joints about their centre, sizes of
 #: the hand. Only both together mean a cut. Colours drift, so that the first grows with the root of the frames between.
-#: On drawn sequences colours jump by up to 16 levels between frames, by 38 behind another hand, and by 49 (median) in
-#: cuts.
+#: On synthetic sequences colours jump by up to 16 levels between frames, by 38 behind another hand, and by 49 (median)
+#: in cuts.
 _CUT_LEVELS, _CUT_JOINTS = 30.0, 0.1
 
 _FORBIDDEN = 1e6

@@ -29,7 +29,7 @@ MIN_MEASURED = 6
 FIT_FRAMES = 600
 
 #: Time in which the lasting error falls to 1 / e. Fitted to a sequence, it takes gestures for errors. With this value
-#: errors fall on drawn sequences (`benchmarks/video.py`); that of two or five frames gives the same result.
+#: errors fall on synthetic sequences (`benchmarks/video.py`); that of two or five frames gives the same result.
 MEMORY_S = 0.1
 
 #: Ranges of the fit: process noise times dt^3 over the measurement variance, and the share of the error that lasts.

@@ -1,4 +1,4 @@
-"""Drawn hands on disk, once for many trainings: crops, targets, and the features that a frozen backbone gives them.
+"""Synthetic hands on disk, once for many trainings: crops, targets, and the features that a frozen backbone gives them.
 
     FOLDER/cache.json   how the hands were drawn, and how many are done
     FOLDER/*.npy        one array per field, memory-mapped
@@ -42,7 +42,7 @@ CHUNK = 32
 #: Separates the random numbers of cutting and colouring from those of drawing.
 _PREPARATION = 1
 
-#: Fields of a batch as stored; all others follow, because drawn hands have every target without error.
+#: Fields of a batch as stored; all others follow, because synthetic hands have every target without error.
 _FLOATS = ("joints2d", "joints3d_mm", "vertices_mm", "ray", "half_side_tan")
 _FLAGS = ("joint_visible", "has_joint_visible")
 
@@ -94,7 +94,7 @@ def fill_cache(
     Args:
         place: a local folder.
         count: number of hands. crop_px: side of their crops.
-        seed: of the drawn hands.
+        seed: of the synthetic hands.
         augment: how crops are cut and coloured.
         backbone: gives the features; None for crops alone.
         maps: also store the backbone's maps (`features.samples_maps`).

@@ -30,7 +30,7 @@ class FirstLookConfig(Schedule):
     zoom: float = 1.4
     shift: float = 0.22
     # Shares of the collections in each step, in the order of tools/held_out.py; of squares without a hand, and of
-    # drawn hands.
+    # synthetic hands.
     empty: float = 0.25
     drawn: float = 0.2
     photos: tuple[float, ...] = (0.38, 0.09, 0.08)

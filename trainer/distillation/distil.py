@@ -2,7 +2,7 @@
 
 Any crop around a hand will do, and no label is needed. The teacher sees each crop once, upright and tight, as it was
 trained. The student learns to read the same hand in views that are rotated, zoomed, shifted and coloured by chance,
-because a first look errs. The crops are of right hands, fingers up. On drawn hands it learns the true landmarks
+because a first look errs. The crops are of right hands, fingers up. On synthetic hands it learns the true landmarks
 instead, also where the teacher is wrong.
 """
 
@@ -26,7 +26,7 @@ from trainer.distillation.examples import LandmarkExamples, shrunk, view
 from trainer.distillation.training_loop import train_with_running_mean
 from trainer.keyed_random import keys
 
-#: Crop half-sides: drawn hands' joints differ from MediaPipe's landmarks in definition by up to this much; x and y, z.
+#: Crop half-sides: joints of synthetic hands differ from MediaPipe's landmarks in definition by up to this; x and y, z.
 TOLERANCE = (0.03, 0.03, 0.06)
 
 #: The running mean of the student's weights, in the folder of a run.
@@ -36,7 +36,7 @@ MODEL_FILE = "landmarker.safetensors"
 def landmark_loss(student: LandmarkHand, target: LandmarkHand, drawn: Tensor) -> Tensor:
     """Return how far each hand (B,) of the student is from its target; every part is of about the same size.
 
-    Landmarks count by the target's presence: on a crop without a hand they mean nothing. Those of drawn hands count
+    Landmarks count by the target's presence: on a crop without a hand they mean nothing. Those of synthetic hands count
     beyond TOLERANCE; their world landmarks do not count.
     """
     tolerance = student.image.new_tensor(TOLERANCE) * drawn[:, None, None]
@@ -62,7 +62,7 @@ def distil(
 
     Args:
         student: MediaPipe's network, or one that an earlier run has taught; its batch norms keep their statistics.
-        crops: of photos and drawn hands, in any order.
+        crops: of photos and synthetic hands, in any order.
         margin: side of the crops, over that of tight ones.
         out: a folder.
         config: the run's settings.

@@ -19,7 +19,7 @@ from trainer.keyed_random import Draws
 #: Side of the teacher's crops.
 TEACHER_PX = 224
 
-#: Logit of a drawn hand's presence and side.
+#: Logit of a synthetic hand's presence and side.
 SURE = 6.0
 
 
@@ -27,7 +27,7 @@ class LandmarkExamples(NamedTuple):
     """Upright crops of N right hands, or views of them, and the target of a network for each."""
 
     image: Tensor  # (N, S, S, 3) uint8
-    target: LandmarkHand  # in the coordinates of the crops; world landmarks of drawn hands are 0
+    target: LandmarkHand  # in the coordinates of the crops; world landmarks of synthetic hands are 0
     drawn: Tensor  # (N,) bool: the target is the truth, up to TOLERANCE
 
     def rows(self, rows: Tensor | slice) -> LandmarkExamples:
@@ -56,7 +56,7 @@ def taught_examples(teacher: Landmarker, images: Tensor, margin: float) -> Landm
 
 
 def drawn_examples(images: Tensor, landmarks: Tensor) -> LandmarkExamples:
-    """Return crops (N, S, S, 3) uint8 of drawn hands with their true landmarks (N, 21, 3), crop coordinates."""
+    """Return crops (N, S, S, 3) uint8 of synthetic hands with their true landmarks (N, 21, 3), crop coordinates."""
     sure = torch.full((len(images),), SURE)
     target = LandmarkHand(landmarks, torch.zeros_like(landmarks), sure, sure)
     return LandmarkExamples(images, target, torch.ones(len(images), dtype=torch.bool))

@@ -125,7 +125,7 @@ def teach_first_look(
 
     Args:
         network: with landmarks; its backbone has seen hands, at any size.
-        crops: of photos and drawn hands, some without a hand, in any order.
+        crops: of photos and synthetic hands, some without a hand, in any order.
         out: a folder.
         config: the run's settings.
         on_save: called with the running mean at each saved step.

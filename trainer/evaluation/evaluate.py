@@ -34,7 +34,7 @@ def evaluate(
 
     Args:
         checkpoint: as `load_checkpoint` takes it.
-        examples: a folder or URL that `amvur convert` wrote, `synth`, or a cache of drawn hands.
+        examples: a folder or URL that `amvur convert` wrote, `synth`, or a cache of synthetic hands.
         out: a folder or URL.
         hand: as `load_checkpoint` takes it.
         first: number of the first example. count: number of examples; 0 = all (of `synth` 1,000).

@@ -69,7 +69,7 @@ def open_examples(checkpoint: Checkpoint, place: str, first: int = 0, count: int
     Those of a cache have its features, if they come from the checkpoint's own backbone.
 
     Args:
-        place: a folder or URL that `amvur convert` wrote, `synth`, or a cache of drawn hands.
+        place: a folder or URL that `amvur convert` wrote, `synth`, or a cache of synthetic hands.
         first: number of the first example. count: number of examples; 0 = all (of `synth` 1,000).
 
     Raises:
@@ -114,8 +114,8 @@ def predicted(
 ) -> Iterator[tuple[Batch, Prediction, list[Facts]]]:
     """Predict examples in order. Crops are cut as in `annotate`; left hands are mirrored to right ones.
 
-    Batches hold the tight crop, even if the network takes wider images (`Checkpoint.cut_margin`). Around drawn hands
-    the wider images show `OUTSIDE_RGB`.
+    Batches hold the tight crop, even if the network takes wider images (`Checkpoint.cut_margin`). Around synthetic
+    hands the wider images show `OUTSIDE_RGB`.
 
     Args:
         device: device to run on; default: a GPU if available.

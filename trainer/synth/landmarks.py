@@ -1,4 +1,4 @@
-"""Drawn hands, and landmarks with the errors of a detector, on which the std of fits is calibrated.
+"""Synthetic hands, and landmarks with the errors of a detector, on which the std of fits is calibrated.
 
 A detector's errors resemble another hand more than independent noise. Its landmarks form a plausible hand, bent and
 rotated slightly differently, with larger errors in depth than in the photo. So landmarks are drawn as those of the

@@ -1,4 +1,4 @@
-"""Motion of a drawn hand and its camera: gestures, rotations, positions, objects in front of the hand. No pixels."""
+"""Motion of a synthetic hand and its camera: gestures, rotations, positions, objects before the hand. No pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""True labels of drawn hands, as label columns."""
+"""True labels of synthetic hands, as label columns."""
 
 from __future__ import annotations
 
