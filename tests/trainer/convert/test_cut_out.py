@@ -75,7 +75,7 @@ def test_examples_without_a_mask_get_one():
 
 
 def test_real_hands_are_cut_out_from_a_wall(sign_digits):
-    table = Path(__file__).parents[1] / "data" / "held_out_detections.parquet"
+    table = Path(__file__).parents[2] / "data" / "held_out_detections.parquet"
     rows = pq.read_table(table, filters=[("collection", "=", "sign-digits")]).to_pylist()[:20]
     masks = [
         cut_out(

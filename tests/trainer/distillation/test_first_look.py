@@ -167,7 +167,7 @@ def test_a_stopped_run_resumes_with_the_same_result(tmp_path) -> None:
 @pytest.mark.slow
 def test_the_recipe_writes_a_checkpoint_that_leads_a_second_look(tmp_path, monkeypatch) -> None:
     """Its crops are random here; without them the recipe detects hands in photos for minutes."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "tools"))
     recipe = importlib.import_module("first_look")
     image, joints2d, *_ = examples()
     crops = {"image": image, "joints2d": joints2d, "kind": torch.tensor([0, 1, 2, 4, 3, 3])}
@@ -183,7 +183,7 @@ def test_the_recipe_writes_a_checkpoint_that_leads_a_second_look(tmp_path, monke
 
 
 def test_the_recipe_continues_the_first_look_of_a_checkpoint(monkeypatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "tools"))
     recipe = importlib.import_module("first_look")
     shipped = load_checkpoint("default").network.first.state_dict()
     started = recipe.start_first_look("default", open_hand(), seed=0).state_dict()

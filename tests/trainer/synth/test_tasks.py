@@ -73,7 +73,7 @@ def test_sigterm_while_tasks_draw_has_its_own_exit_code(tmp_path):
                 "--workers",
                 "2",
             ],
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
             stdout=subprocess.DEVNULL,
             stderr=stderr,
             start_new_session=True,
