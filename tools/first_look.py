@@ -2,8 +2,8 @@
 
 PHOTOS holds the folders of tools/shipped_weights.py; MODEL is MediaPipe's hand_landmarker.task. The script detects
 hands, cuts a wide crop per hand and squares without a hand, draws hands, and teaches a small network on these crops
-(`trainer/distillation/first_look.py`). A checkpoint with a first look, as `--start`, gives all weights; a network that
-tools/landmarker.py distilled, or another checkpoint, gives its backbone. A stopped run resumes.
+(`trainer/distillation/first_look.py`). A checkpoint of a first look, or with one, gives all weights as `--start`; a
+network that tools/landmarker.py distilled, or another checkpoint, gives its backbone. A stopped run resumes.
 OUT/first-look.safetensors is a checkpoint of its own.
 """
 
@@ -29,7 +29,7 @@ from annotator.config import NetworkConfig, read_config
 from annotator.coordinates import CropFrame
 from annotator.hand.model import HandModel
 from annotator.hand.open_hand import open_hand
-from annotator.model.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
+from annotator.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint, save_checkpoint
 from annotator.model.landmarker.distilled_file import is_distilled_landmarker
 from annotator.model.network import Network
 from annotator.model.two_looks import first_look_config
@@ -187,8 +187,10 @@ def start_first_look(start: str, hand: HandModel, seed: int) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(config, hand)
-    earlier = None if is_distilled_landmarker(start) else first_look_of(start, hand="open")
-    if earlier is not None and earlier.info.network == first_look_config(config):
+    earlier = (
+        None if is_distilled_landmarker(start) else first_look_of(start, "open") or load_checkpoint(start)
+    )
+    if earlier is not None and first_look_config(earlier.info.network) == first_look_config(config):
         network.load_state_dict(earlier.network.state_dict(), strict=False)
     else:
         network.backbone.load_state_dict(load_start(start).backbone.state_dict())

@@ -180,6 +180,8 @@ def test_the_recipe_writes_a_checkpoint_that_leads_a_second_look(tmp_path, monke
     taught = first.network.state_dict()
     for name, tensor in joined.network.first.state_dict().items():
         assert torch.equal(tensor, taught[name]), name
+    continued = recipe.start_first_look(str(path), open_hand(), seed=0).state_dict()
+    assert all(torch.equal(tensor, taught[name]) for name, tensor in continued.items())
 
 
 def test_the_recipe_continues_the_first_look_of_a_checkpoint(monkeypatch) -> None:
