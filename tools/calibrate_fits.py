@@ -1,12 +1,14 @@
-"""Fit the power laws of `fit`'s std on synthetic hands and write `annotator/fitting/calibration.json`.
+"""Fit the power laws of `fit`'s std on synthetic hands: `python tools/calibrate_fits.py`.
 
-python tools/calibrate_fits.py
+The result replaces `annotator/fitting/calibration.json`, or goes to the path given as `--out`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,5 +56,15 @@ def calibrate_fits(count: int = COUNT, seed: int = SEED, config: FitConfig = Fit
     }
 
 
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=PATH, help="JSON file of the laws; default: the shipped one"
+    )
+    out: Path = parser.parse_args().out
+    out.write_text(json.dumps(calibrate_fits(), indent=1) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    PATH.write_text(json.dumps(calibrate_fits(), indent=1) + "\n", encoding="utf-8")
+    main()

@@ -182,7 +182,7 @@ class Dispatcher:
                 in_flight.data = self._tasks.give_up(in_flight.data)
                 self._begin_write(in_flight)
             else:
-                self._reopen(in_flight, error)
+                self._decode_again(in_flight, error)
         else:
             if isinstance(work, SingleHand):
                 self._end_hand(work, data, is_labelled=True)
@@ -199,7 +199,7 @@ class Dispatcher:
         action = failures.after_hand_crash(hand, worker_died)
         if action is Action.DECODE_AGAIN:  # its machine was lost, and the decoded shard with it
             self._end_hand_by_hand(shard)
-            self._reopen(shard.in_flight, error)
+            self._decode_again(shard.in_flight, error)
         elif action is Action.GIVE_UP:
             self._end_hand_by_hand(shard)
             shard.in_flight.data = self._tasks.give_up(shard.data)
@@ -236,7 +236,7 @@ class Dispatcher:
             written, retries = self._ray.get(ref)
         except Exception as error:
             if self._process_died(error, in_flight, lambda: self._begin_write(in_flight)):
-                self._reopen(in_flight, error)
+                self._decode_again(in_flight, error)
             return None
         self._in_flight.remove(in_flight)
         in_flight.retries.update(retries)
@@ -248,7 +248,7 @@ class Dispatcher:
         in_flight.retries.update(stats.retries)
         in_flight.began = stats.began
 
-    def _reopen(self, in_flight: ShardInFlight, error: Exception) -> None:
+    def _decode_again(self, in_flight: ShardInFlight, error: Exception) -> None:
         """Decode a shard again whose data was lost with a process."""
         in_flight.failures.lose(error)
         self._to_decode.extend(in_flight.cut(len(in_flight.shard.entries)))

@@ -18,7 +18,7 @@ from annotator.runtime.stderr import quiet_stderr
 from annotator.runtime.termination import same_sigterm
 
 #: Object store for shards between stages, minimum and per core: two or three shards per model.
-STORE_BYTES, STORE_BYTES_A_CORE = 1 << 30, 1 << 26
+STORE_BYTES, STORE_BYTES_PER_CORE = 1 << 30, 1 << 26
 
 #: Ray's minimum is 75 MiB. Its file is larger than the store; twice the bytes are enough.
 MIN_STORE_BYTES = 96 << 20
@@ -161,7 +161,7 @@ def _store_bytes() -> int:
     Raises:
         UserError: the shell's limit on file sizes is too low for the smallest one.
     """
-    wanted = max(STORE_BYTES, STORE_BYTES_A_CORE * (os.cpu_count() or 1))
+    wanted = max(STORE_BYTES, STORE_BYTES_PER_CORE * (os.cpu_count() or 1))
     try:
         import resource
     except ImportError:  # Windows has no such limit

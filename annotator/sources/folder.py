@@ -88,7 +88,7 @@ class FolderSource(Source):
         return entry.file_id, math.inf if atomic_local_file else entry.order
 
     def __iter__(self) -> Iterator[Entry]:
-        self.forget_skipped()
+        self.reset_skipped()
         for name in self._names():
             if self._matches is None or self._matches(path_as_utf8(name)):
                 yield from self._entries(name)

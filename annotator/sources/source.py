@@ -20,7 +20,7 @@ class Source(ABC):
 
     def __init__(self) -> None:
         self.columns: dict[str, pa.DataType] = {}  # columns in the `extra` of its entries
-        self.forget_skipped()
+        self.reset_skipped()
 
     @abstractmethod
     def __iter__(self) -> Iterator[Entry]:
@@ -41,7 +41,7 @@ class Source(ABC):
         if len(self.skipped) < 5:
             self.skipped.append(name)
 
-    def forget_skipped(self) -> None:
+    def reset_skipped(self) -> None:
         """Reset the record of skipped files."""
         self.skipped: list[str] = []
         self.skipped_count = 0

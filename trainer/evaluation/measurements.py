@@ -62,7 +62,7 @@ _JOINT_COLUMNS = {
 _VISIBILITY_COLUMNS = ("joint_visible", "joint_visible_score")
 
 # Coverage of vertices uses this many per photo, of at most this many photos.
-_VERTICES_A_PHOTO, _VERTEX_PHOTOS = 24, 16384
+_VERTICES_PER_PHOTO, _VERTEX_PHOTOS = 24, 16384
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class PhotoErrors:
 
     def vertex_pairs(self) -> tuple[Floats, Floats]:
         """Return std and signed error (m, 24, 3) of some vertices of m photos, mm: a random sample of bounded size."""
-        pairs = self._vertex_pairs.rows((_VERTICES_A_PHOTO, 2, 3))
+        pairs = self._vertex_pairs.rows((_VERTICES_PER_PHOTO, 2, 3))
         return pairs[:, :, 0], pairs[:, :, 1]
 
     def joint_errors(self) -> tuple[Floats, Floats]:
@@ -253,7 +253,7 @@ class PhotoErrors:
             columns[f"{prefix}vertices_auc"][rows] = [metrics.auc_of_pck(one) for one in error]
             scores = metrics.f_score(moved, truth, (5.0, 15.0))
             columns[f"{prefix}f5"][rows], columns[f"{prefix}f15"][rows] = scores.T
-        picked = self._picks.integers(0, truth.shape[1], (len(rows), _VERTICES_A_PHOTO, 1))
+        picked = self._picks.integers(0, truth.shape[1], (len(rows), _VERTICES_PER_PHOTO, 1))
         pairs = [np.take_along_axis(values, picked, 1) for values in (std_mm[rows], predicted - truth)]
         self._vertex_pairs.add(np.stack(pairs, 2))
 

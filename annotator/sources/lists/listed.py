@@ -120,7 +120,7 @@ class ListSource(Source):
         return (entry.order,)
 
     def __iter__(self) -> Iterator[Entry]:
-        self.forget_skipped()
+        self.reset_skipped()
         with NameIndex() as names:
             for uri, entry in self.rows():
                 yield self._classified(entry, uri, names)
