@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         "--read-outs", action="store_true", help="heads also get the backbone's landmarks, unlike the paper's"
     )
     parser.add_argument(
-        "--backbone-from", default="default", help="checkpoint whose backbone and read-outs to use"
+        "--backbone-from",
+        default="default",
+        help="checkpoint of the backbone; with --read-outs, of these too",
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="rows at the same time")
     parser.add_argument("--threads", type=int, default=1, help="torch threads per row")

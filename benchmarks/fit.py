@@ -17,7 +17,7 @@ from annotator.fitting.landmarks import Landmarks
 from annotator.hand import load_hand
 from annotator.quality.metrics import pa_mpjpe
 from annotator.quality.uncertainty import coverage, error_of_best, spearman
-from trainer.synth.landmarks import drawn_landmarks
+from trainer.synth.landmarks import simulated_detections
 
 #: Std of independent errors of x, y and depth, millimetres.
 INDEPENDENT_MM = np.array([3.0, 3.0, 6.0])
@@ -30,7 +30,7 @@ def main(count: int) -> None:
     figures: dict[str, float] = {}
     hand = load_hand("open")
     fitter = HandFitter(hand)
-    drawn = drawn_landmarks(hand, count, np.random.default_rng(7))
+    drawn = simulated_detections(hand, count, np.random.default_rng(7))
     truth = drawn.joints3d_mm
     noise = np.random.default_rng(8).normal(size=truth.shape) * INDEPENDENT_MM
     right = drawn.landmarks.is_right

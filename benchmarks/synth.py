@@ -24,13 +24,14 @@ from trainer.synth import SyntheticHands, camera, hands, occluders, surface_samp
 #: Timed functions by the module that calls them; functions below another's line are part of it.
 STAGES: tuple[tuple[Any, str], ...] = (
     (hands.Scenes, "sample"),
-    (SyntheticHands, "_drawn"),
+    (SyntheticHands, "drawn"),
     (hands, "samples"),
     (surface_samples, "nearest_faces"),
     (hands, "reached"),
     (hands, "painted"),
     (hands, "backgrounds"),
-    (occluders, "before"),
+    (occluders, "cover_with_objects"),
+    (occluders, "beyond_the_photo"),
     (camera, "blurred_by_lens"),
     (camera, "taken"),
     (camera, "jpeg"),

@@ -12,7 +12,7 @@ from PIL import Image
 from annotator.fitting.hand_fit import HandFitter
 from annotator.fitting.landmarks import Landmarks
 from annotator.hand.open_hand import open_hand
-from trainer.synth.landmarks import drawn_landmarks
+from trainer.synth.landmarks import simulated_detections
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -35,7 +35,7 @@ def test_only_squashed_photos_change_their_shape(squashed, tmp_path):
 
 
 def test_fits_of_squashed_drawn_hands_cost_least_at_their_true_shape():
-    drawn = drawn_landmarks(open_hand(), 60, np.random.default_rng(0))
+    drawn = simulated_detections(open_hand(), 60, np.random.default_rng(0))
     squares = drawn.landmarks.joints2d_px * (4 / 3, 1)  # 3:4 stretched to a square
     fitter = HandFitter()
     costs = [

@@ -18,7 +18,7 @@ from annotator.fitting.calibration import PATH, FitCalibration
 from annotator.fitting.hand_fit import HandFitter
 from annotator.quality.calibration import Calibration
 from annotator.quality.uncertainty import fit_axis_laws, fit_mean_error, fit_power_law
-from trainer.synth.landmarks import drawn_landmarks
+from trainer.synth.landmarks import simulated_detections
 
 #: Number of hands on which the shipped laws are fitted, and their seed.
 COUNT, SEED = 1000, 20
@@ -27,7 +27,7 @@ COUNT, SEED = 1000, 20
 def calibrate_fits(count: int = COUNT, seed: int = SEED, config: FitConfig = FitConfig()) -> dict[str, Any]:
     """Fit the laws on synthetic hands and return the content of the shipped file."""
     fitter = HandFitter(config=config, calibration=FitCalibration())
-    drawn = drawn_landmarks(fitter.hand, count, np.random.default_rng(seed))
+    drawn = simulated_detections(fitter.hand, count, np.random.default_rng(seed))
     parts = {}
     for name, landmarks in (
         ("with_depth", drawn.landmarks),

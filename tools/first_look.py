@@ -1,9 +1,9 @@
-"""Teach the first of two looks: `python tools/first_look.py OUT --photos PHOTOS --model MODEL --start default`.
+"""Train the first of two looks: `python tools/first_look.py OUT --photos PHOTOS --model MODEL --start default`.
 
 PHOTOS holds the folders of tools/shipped_weights.py; MODEL is MediaPipe's hand_landmarker.task. The script detects
-hands, cuts a wide crop per hand and squares without a hand, draws hands, and teaches a small network on these crops
-(`trainer/distillation/first_look.py`). A checkpoint of a first look, or with one, gives all weights as `--start`; a
-network that tools/landmarker.py distilled, or another checkpoint, gives its backbone. A stopped run resumes.
+hands, cuts a wide crop per hand and squares without a hand, draws hands, and trains a small network on these crops
+(`trainer/distillation/first_look.py`). `--start` takes a checkpoint of a first look, or of two looks, for all weights;
+for the backbone alone, a network that tools/landmarker.py distilled, or any other checkpoint. A stopped run resumes.
 OUT/first-look.safetensors is a checkpoint of its own.
 """
 
@@ -107,8 +107,11 @@ def _write_crops(out: Path, photos: Path, model: str) -> None:
         }
         del crops
         unfinished = out / f"{name}.unfinished"
-        safetensors.torch.save_file(tensors, unfinished)
-        unfinished.replace(out / f"{name}.safetensors")
+        try:
+            safetensors.torch.save_file(tensors, unfinished)
+            unfinished.replace(out / f"{name}.safetensors")
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def _hand_crops(uri: str, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -198,7 +201,7 @@ def start_first_look(start: str, hand: HandModel, seed: int) -> Network:
 
 
 def first_look(out: Path, photos: Path, model: str, start: str, config: FirstLookConfig) -> Path:
-    """Cut crops, teach a first look, evaluate it, and return the path of its checkpoint."""
+    """Cut crops, train a first look, evaluate it, and return the path of its checkpoint."""
     train, aside = crops_of(out, photos, model)
     hand = open_hand()
     network = start_first_look(start, hand, config.seed)

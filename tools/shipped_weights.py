@@ -294,7 +294,7 @@ def main() -> None:
     for name, weights in trained.items():
         calibrated = str(out / "calibrated.safetensors")
         places = {SYNTHETIC: CALIBRATED_ON}
-        if name == "default":  # it learnt from fits, and real hands are to count more than drawn ones
+        if name == "default":  # it learnt from fits, and real hands are to count more than synthetic ones
             places = {SYNTHETIC: 2 * CALIBRATED_FITS} | {
                 str(out / "fitted_held_out" / collection): CALIBRATED_FITS for collection in FITTED
             }

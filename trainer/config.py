@@ -152,7 +152,7 @@ class TrainConfig:
     freeze_normalisation: bool = False  # batch norms keep their statistics
     freeze_early: bool = False  # freeze the backbone's layers before stride 8
     freeze_backbone: bool = False  # freeze backbone and read-outs, batch norms included
-    # Steps of inverse kinematics on drawn joints before the first photo (read_outs only).
+    # Steps of inverse kinematics on synthetic joints before the first photo (read_outs only).
     inverse_kinematics: int = 0
     loaders: int = 1  # processes per worker that read or draw examples; 0 = in the training process
     checkpoint_every: int = 500

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def backdrops_of(config: TrainConfig, device: torch.device) -> Backdrops | None:
-    """Return drawn rooms to put behind hands, if the settings have any."""
+    """Return synthetic rooms to put behind hands, if the settings have any."""
     if not config.augment.backdrop:
         return None
     from trainer.synth.backdrops import Backdrops

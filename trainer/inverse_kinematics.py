@@ -1,4 +1,4 @@
-"""Teach prior-net inverse kinematics: a hand's pose and shape from its landmarks alone. Not in the paper.
+"""Train prior-net in inverse kinematics: a hand's pose and shape from its landmarks alone. Not in the paper.
 
 Hands are drawn (`synth/scene.py`) but not rendered. Their joints, seen through the camera, are the input: rotated
 upright as crops are, and disturbed as a detector errs. A few minutes show more poses and views than photos will.
@@ -156,7 +156,7 @@ def train_inverse_kinematics(
     config: InverseKinematicsConfig = InverseKinematicsConfig(),
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> None:
-    """Train `prior_net.ik` on drawn joints, in place; nothing else of the network changes.
+    """Train `prior_net.ik` on synthetic joints, in place; nothing else of the network changes.
 
     Args:
         prior_net: on the CPU, made with `landmarks`.

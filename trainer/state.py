@@ -165,7 +165,7 @@ def saved_states(out: str) -> list[str]:
 
 
 def newest_state(out: str, hand: HandModel) -> tuple[dict[str, Tensor], int] | None:
-    """Return the newest complete state, for `TrainingState.take`, and its step; None without any.
+    """Return the newest complete state, for `TrainingState.restore`, and its step; None without any.
 
     Raises:
         UserError: the run has another hand model, or comes from another version.

@@ -83,6 +83,8 @@ def train(
     _set_mode(network, config)
     for parts in clock.waited(read_steps(data, state.step)):
         images, batch = network_inputs(parts, data, config, torch_device, backdrops)
+        if not network.training:  # after validation, or where a saved checkpoint shares the network
+            _set_mode(network, config)
         set_learning_rate(state.optimizer, config, state.step)
         with torch.autocast(torch_device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             prediction = predict_batch(model, network, images, batch)
@@ -102,7 +104,6 @@ def train(
         last = state.step == config.steps
         if validation is not None and validation.is_due(state.step, last):
             last = validation.measure(state) or last
-            _set_mode(network, config)
         if run_log and (state.step % config.log_every == 0 or last):
             progress = clock.progress(state.step, config, means, learning_rate(config, state.step))
             run_log.write(progress, float(norm))

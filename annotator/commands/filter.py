@@ -13,7 +13,7 @@ from typing import Any
 
 from annotator.errors import UserError
 from annotator.labels.filter_file import (
-    FilteredFile,
+    FileResult,
     FilterPlan,
     Keep,
     RowFilter,
@@ -46,7 +46,7 @@ class Filtered:
     error_mm: float = 0.0  # sum of their expected errors
     calibrations: tuple[Calibration, ...] = ()  # of the files with kept rows
 
-    def add(self, kept: FilteredFile) -> None:
+    def add(self, kept: FileResult) -> None:
         """Add the counts of one file."""
         self.rows += kept.rows
         self.kept += kept.kept

@@ -149,7 +149,7 @@ def export_labels(
             reasons = ", ".join(f"{count} {reason}" for reason, count in exported.left_out.items())
             raise UserError(f"nothing of '{labels}' can be exported to {to}: {reasons}")
     if source.is_cut:
-        exported.notes.append(f"these are the first {source.limit:,} hands; limit 0 exports all")
+        exported.notes.append(f"these are the first {source.limit:,} hands; limit 0 (--limit 0) exports all")
     return exported
 
 

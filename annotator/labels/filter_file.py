@@ -74,7 +74,7 @@ class FileStds(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FilteredFile:
+class FileResult:
     """The result of one file."""
 
     rows: int
@@ -94,7 +94,7 @@ def read_stds(plan: FilterPlan, name: str, size: int) -> FileStds:
         return plan.rows.stds(file)
 
 
-def filter_file(plan: FilterPlan, name: str, size: int, is_made: bool) -> FilteredFile:
+def filter_file(plan: FilterPlan, name: str, size: int, is_made: bool) -> FileResult:
     """Write the kept rows of one file, unless an earlier run did (`is_made`).
 
     Raises:
@@ -111,7 +111,7 @@ def filter_file(plan: FilterPlan, name: str, size: int, is_made: bool) -> Filter
             outcomes = count_outcomes(kept.select(["status", "reason", "hand_index"]).to_pylist())
             if len(kept) and not is_made:
                 write_atomic(join(plan.out, "data", name), _encoded(file.rows(is_kept), plan.sort))
-        return FilteredFile(
+        return FileResult(
             rows=len(is_kept),
             kept=len(kept),
             hands=len(kept) - kept[MEAN_STD].null_count,

@@ -195,7 +195,7 @@ def hand_of_labels(title: str, hand_id: str, name: str) -> HandModel:
     model = load_hand(name)
     if model.id != hand_id:
         raise UserError(
-            f"'{title}' uses hand model {hand_id}, but --hand gives {model.id}: pass the labels' hand model "
+            f"'{title}' uses hand model {hand_id}, not {model.id}: give the labels' hand model as hand "
             "(--hand open, or --hand mano:PATH)"
         )
     return model

@@ -2,8 +2,8 @@
 
 A photo determines a hand's angular size, not its length: scaling all lengths changes nothing in the photo. The std
 of the wrist's position comes from the stds of 2D and 3D joints, through the least squares that locate it. 2D joints err
-independently there. The 3D errors of a finger's four joints are alike, so they count as one. Of the errors of 320 drawn
-hands, 59 to 71 % are then within one std along each axis, and 88 to 97 % within two.
+independently there. The 3D errors of a finger's four joints are alike, so they count as one. Of the errors of 320
+synthetic hands, 59 to 71 % are then within one std along each axis, and 88 to 97 % within two.
 """
 
 from __future__ import annotations

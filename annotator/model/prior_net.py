@@ -4,7 +4,7 @@
 p(V | I) = N(V_p, 1) and p(J3 | I) = N(J_p, 1), with centimetres as the unit of that 1.
 
 Not in the paper: if the network reads landmarks, a second network solves inverse kinematics. It predicts the same
-numbers from landmarks alone, so drawn joints can train it without photos (`trainer/inverse_kinematics.py`). The
+numbers from landmarks alone, so synthetic joints can train it without photos (`trainer/inverse_kinematics.py`). The
 network on `g` then corrects it.
 """
 

@@ -23,7 +23,7 @@ Floats = NDArray[np.floating]
 PRIOR_POSITION, PRIOR_VELOCITY = 1e6, 1e4
 
 #: Observations below which noise is not fitted.
-MIN_MEASURED = 6
+MIN_OBSERVED = 6
 
 #: Maximum frames from which noise is fitted; more do not improve three numbers.
 FIT_FRAMES = 600
@@ -209,15 +209,15 @@ def smooth(observations: Observations, noise: Noise) -> Smoothed:
 
 
 def fit_noise(observations: Observations) -> Noise:
-    """Return the factors under which the measurements are likeliest.
+    """Return the factors under which the observations are likeliest.
 
     For given ratios, the best size of all noise is the mean squared innovation over its variance, so that two numbers
-    are searched for. Fewer than `MIN_MEASURED` do not determine the motion: the hand then moves as it is measured.
+    are searched for. Fewer than `MIN_OBSERVED` do not determine the motion: the hand then moves as it is measured.
     """
     part = observations.first(FIT_FRAMES)
     count, channels = int(part.observed.sum()), observations.values.shape[1]
     unit = float(part.variance[part.observed].mean()) / mean_step(part.time_s) ** 3
-    if count < MIN_MEASURED:
+    if count < MIN_OBSERVED:
         return Noise(unit * 10 ** _PROCESS_LOG10[1], 1.0, 0.0)
 
     def noise_of(numbers: Floats, size: float = 1.0) -> Noise:

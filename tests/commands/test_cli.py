@@ -11,6 +11,8 @@ import pytest
 import cli
 from annotator.detection import detector
 from annotator.labels import schema
+from annotator.photos import crops
+from annotator.runtime import precision
 from tests.robustness.hostile_photos import encoded, noise
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +139,10 @@ def test_demo_draws_labels_and_reports(tmp_path, local_ray, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
-    ("shown", "accepted"), [(cli.Search, detector.Search), (cli.LabelColumns, schema.Columns)]
+    ("shown", "accepted"),
+    [(cli.Search, detector.Search), (cli.LabelColumns, schema.Columns), (cli.Side, crops.Side)],
 )
 def test_options_offer_what_the_library_accepts(shown, accepted):
     assert [each.value for each in shown] == list(get_args(accepted))
+    # int8 is for Python alone.
+    assert {each.value for each in cli.Precision} == {*get_args(precision.Precision)} - {"int8"}

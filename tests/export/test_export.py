@@ -371,7 +371,9 @@ def test_no_id_leads_out_of_the_folder(scene, tmp_path):
 
 def test_the_surest_vertices_are_blue_and_a_limit_is_printed(scene, tmp_path):
     exported = export_labels(str(scene), str(tmp_path / "m"), "ply", colour="std", limit=1)
-    assert "blue: std of" in exported.notes[0] and "the first 1 hands; limit 0" in exported.notes[1]
+    assert (
+        "blue: std of" in exported.notes[0] and "the first 1 hands; limit 0 (--limit 0)" in exported.notes[1]
+    )
     (path,) = (tmp_path / "m").iterdir()
     colours = trimesh.load(path, process=False).visual.vertex_colors.astype(int)
     std = np.linalg.norm(ok_rows(scene)[0]["vertices_std_mm"], axis=1)
@@ -525,9 +527,7 @@ def test_angles_of_mano_need_its_file(mano_model, tmp_path):
     write_mano_file(file)
     export_labels(str(labels), str(tmp_path / "with.csv"), "csv", hand=f"mano:{file}")
     assert pd.read_csv(tmp_path / "with.csv")["thumb_3_flexion_deg"].notna().all()
-    with pytest.raises(
-        UserError, match=r"uses hand model mano-.*, but --hand gives open-.*: pass the labels' hand model"
-    ):
+    with pytest.raises(UserError, match=r"uses hand model mano-.*, not open-.*: give the labels' hand model"):
         export_labels(str(labels), str(tmp_path / "other.csv"), "csv", hand="open")
 
 

@@ -20,7 +20,7 @@ from annotator.hand import anatomy, load_hand, plausible_poses
 from annotator.hand.layer import HandLayer
 from annotator.quality.metrics import pa_mpjpe
 from annotator.quality.uncertainty import coverage, error_of_best, spearman
-from trainer.synth.landmarks import drawn_landmarks
+from trainer.synth.landmarks import simulated_detections
 
 HAND = load_hand("open")
 COUNT = 200
@@ -261,7 +261,7 @@ def test_the_std_is_the_spread_of_hands_drawn_from_the_curvature(noisy_px):
 @pytest.mark.parametrize("depth", [True, False])
 def test_the_std_has_the_right_coverage_on_held_out_hands(depth):
     """With a detector's errors: 68 % of the errors per axis are within one std, and the surer half has less error."""
-    hands = drawn_landmarks(HAND, 400, np.random.default_rng(99))
+    hands = simulated_detections(HAND, 400, np.random.default_rng(99))
     landmarks = hands.landmarks if depth else hands.landmarks.without_depth()
     fit = HandFitter().fit(landmarks)
     units = fit.units_per_px[:, None, None]

@@ -19,6 +19,7 @@ from annotator.model.checkpoint import load_checkpoint, save_checkpoint, with_fi
 from annotator.model.two_looks import TwoLooks
 from tests.support.example_files import write_stick_hands
 from trainer import losses
+from trainer import train as training_loop
 from trainer.config import LossConfig, OptimizerConfig, SourceConfig, TrainConfig
 from trainer.objective import Objective
 from trainer.start import start_network
@@ -635,3 +636,22 @@ def test_a_run_from_two_looks_trains_the_second_and_keeps_the_first(sticks, tmp_
     first, second = trained.network.first.state_dict(), trained.network.second.state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in first.items())
     assert not all(torch.equal(tensor, before[name]) for name, tensor in second.items())
+
+
+def test_saving_a_second_look_leaves_it_in_training_mode(sticks, tmp_path, monkeypatch):
+    """Without a running mean the saved network is the trained one, and joined looks predict."""
+    train(config_for(sticks, steps=1), str(tmp_path / "start"), "cpu")
+    single = load_checkpoint(str(tmp_path / "start/model.safetensors"))
+    start = tmp_path / "both.safetensors"
+    save_checkpoint(with_first_look(single, single), start)
+    modes, predict = [], training_loop.predict_batch
+
+    def recorded(model, network, *rest):
+        modes.append(network.training)
+        return predict(model, network, *rest)
+
+    monkeypatch.setattr(training_loop, "predict_batch", recorded)
+    without_mean = OptimizerConfig(warmup_steps=1, ema=0)
+    config = config_for(sticks, steps=3, start_from=str(start), checkpoint_every=1, optimizer=without_mean)
+    train(config, str(tmp_path / "run"), "cpu")
+    assert modes == [True] * 3

@@ -1,1 +1,1 @@
-"""A landmark network for smaller crops, taught by MediaPipe's. Not in the paper."""
+"""A landmark network for smaller crops, distilled from MediaPipe's. Not in the paper."""

@@ -1,4 +1,4 @@
-"""Teach a landmark network to read smaller crops: its outputs at 160 px follow MediaPipe's at 224 px. Not in the paper.
+"""Train a landmark network to read smaller crops: its outputs at 160 px follow MediaPipe's at 224 px. Not in the paper.
 
 Any crop around a hand will do, and no label is needed. The teacher sees each crop once, upright and tight, as it was
 trained. The student learns to read the same hand in views that are rotated, zoomed, shifted and coloured by chance,
@@ -61,7 +61,7 @@ def distil(
     """Train `student` and return the running mean of its weights; OUT keeps the run, which resumes there.
 
     Args:
-        student: MediaPipe's network, or one that an earlier run has taught; its batch norms keep their statistics.
+        student: MediaPipe's network, or one that an earlier run has trained; its batch norms keep their statistics.
         crops: of photos and synthetic hands, in any order.
         margin: side of the crops, over that of tight ones.
         out: a folder.

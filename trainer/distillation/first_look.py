@@ -1,4 +1,4 @@
-"""Teach a first look: 2D joints, side and presence of a hand in any rotation. Not in the paper.
+"""Train a first look: 2D joints, side and presence of a hand in any rotation. Not in the paper.
 
 The network sees the crops that boxes give, of right and left hands alike. They have random errors in size and position,
 and are rotated by any angle. 2D joints of a detector are the target; the second look corrects their errors. Beyond the

@@ -1,4 +1,4 @@
-"""Replace the background of real photos that have a hand mask by drawn rooms."""
+"""Replace the background of real photos that have a hand mask by synthetic rooms."""
 
 from __future__ import annotations
 

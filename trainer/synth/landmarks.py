@@ -42,7 +42,7 @@ class SimulatedDetections:
     landmarks: Landmarks
 
 
-def drawn_landmarks(hand: HandModel, count: int, rng: np.random.Generator) -> SimulatedDetections:
+def simulated_detections(hand: HandModel, count: int, rng: np.random.Generator) -> SimulatedDetections:
     """Draw hands in plausible poses, of any shape, at any rotation, and a detector's landmarks of them."""
     rest = anatomy.rest_joints(hand)
     layer = HandLayer(hand)

@@ -190,7 +190,7 @@ def _positions(
     )
     room = 1 - focal * (high - low)[:, :2].max(0) / (2 * depth.min())
     centre = np.clip(2 * _POSITION * _wander(time_s, 2, 0.8, chance), -room.clip(0), room.clip(0))
-    # The camera's rotation moves the hand through the photo, too, as far as location is room.
+    # The camera's rotation moves the hand through the photo, too, as far as there is room.
     centre = np.clip(centre + focal * 0.4 * camera.numpy()[:, :2, 2], -room.clip(0), room.clip(0))
     middle = (low + high) / 2
     cam_t = np.concatenate([centre / focal * depth[:, None], depth[:, None]], 1) - middle * [1, 1, 0]
