@@ -3,17 +3,20 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
+# A crashed process ends the run: pytest-xdist would wait forever for the process that replaces it.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
 .PHONY: demo test test-fast robustness lint bench paper clean
 
 demo: $(VENV)/.installed
 	$(BIN)/amvur demo demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	$(PYTEST)
 
 # Everything but the tests marked as slow.
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # All hostile files, then two dozen random kills; `make test` has a few of both.
 robustness: $(VENV)/.installed-dev

@@ -181,6 +181,7 @@ def test_labels_of_a_fit_agree_with_each_other(noisy_px):
     np.testing.assert_allclose(fit.joints2d_px, seen, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_left_hand_is_the_mirror_image_of_a_right_one(noisy_px):
     right = fitted(noisy_px)
     mirrored = (noisy_px - MIDDLE_PX) * [-1, 1, 1] + MIDDLE_PX

@@ -69,6 +69,7 @@ RUN = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=120)
 @given(st.lists(RUN, min_size=1, max_size=6), st.booleans())
 def test_every_entry_is_in_one_shard_for_good_however_runs_end(runs, at_the_end_only):

@@ -228,6 +228,7 @@ def test_a_perfect_networks_labels_are_true(predictor, hands_at, angle_deg, dist
     np.testing.assert_allclose(posed, label["vertices_mm"], atol=0.05)
 
 
+@pytest.mark.slow
 def test_the_table_of_docs_labels(predictor, hands_at, capsys):
     """The table of docs/labels.md: `python -m pytest tests/labels/test_camera_axes.py -k table -s` prints it.
 

@@ -82,6 +82,7 @@ def test_int8_rounds_weights_and_inputs_and_nothing_else():
         assert float(error) < 0.6 * float(rounding)
 
 
+@pytest.mark.slow
 def test_a_predictor_labels_like_torch(photos):
     paths = sorted(map(str, photos.rglob("*.jpg")))[:8]
     compiled, plain = load("default"), load("default", precision="bfloat16")

@@ -197,6 +197,7 @@ def test_a_file_of_something_else_is_one_line(model, tmp_path):
         read_released_landmarker(str(tmp_path / "nowhere.task"), torch.zeros(0, 3, 64, 64))
 
 
+@pytest.mark.slow
 def test_bytes_changed_at_random_are_refused_or_read_and_nothing_else(model, tmp_path):
     network = zipfile.ZipFile(model).read(MEMBER)
     rng = np.random.default_rng(1)

@@ -235,6 +235,7 @@ def test_landmarks_are_where_their_maps_are_brightest():
     assert positions[0, 7, 0] > 0.5 and abs(positions[0, 7, 1]) < 1e-5
 
 
+@pytest.mark.slow
 def test_switches_change_the_weights_they_name():
     names = {s: {n for n, _ in network(**SWITCHES[s]).named_parameters()} for s in SWITCHES}
     assert any(".cross." in n for n in names["B0, both"])

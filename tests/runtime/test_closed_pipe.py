@@ -49,11 +49,13 @@ def test_output_ends_quietly(line: str) -> None:
     assert closed(["-c", MUCH.format(line=line)]) == (141, "")
 
 
+@pytest.mark.slow
 def test_a_mistake_keeps_its_code_and_its_line() -> None:
     code, line = closed(["cli.py", "annotate", "no such folder", "out"])
     assert code == 2 and line.startswith("amvur: 'no such folder' does not exist")
 
 
+@pytest.mark.slow
 def test_nobody_to_read_a_mistake() -> None:
     assert closed(["cli.py", "annotate", "no such folder", "out"], "stderr") == (141, "")
 

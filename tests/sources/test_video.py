@@ -208,6 +208,7 @@ def test_frames_before_an_edited_start_do_not_count(tmp_path):
     assert numbers(path, entries[::-9]) == list(range(10, COUNT))[::-9]
 
 
+@pytest.mark.slow
 def test_listing_decodes_nothing_and_takes_little_memory(tmp_path, monkeypatch):
     path = tmp_path / "v.mp4"
     write_video(path, "libx264", {"x264-params": "keyint=infinite:bframes=3:scenecut=0"}, count=3000)

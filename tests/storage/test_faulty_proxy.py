@@ -197,6 +197,7 @@ def test_a_cut_answer_is_shorter_than_it_promises(server, proxied):
         assert proxy.counts()["cut"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stall", "stall_inside"])
 def test_a_stalled_answer_is_late_but_complete(proxied, kind):
     with proxied(**{kind: 1}, stall_s=0.5, most_in_a_row=1) as proxy:

@@ -53,6 +53,7 @@ def apart(rows: list[dict[str, Any]], lens: Lens) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LENSES)
 def test_a_hand_that_crosses_the_photo_of_a_lens_is_one_track_in_its_camera(name):
     lens = LENSES[name]

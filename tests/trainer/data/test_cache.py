@@ -91,6 +91,7 @@ def config_for(cache: str, start: str, **settings) -> TrainConfig:
     return replace(plain, **settings)
 
 
+@pytest.mark.slow
 def test_a_cached_hand_is_the_drawn_one(cache):
     drawn = SyntheticHands(HAND, 48, 7).batch(torch.arange(COUNT))
     (held, facts), *rest = cached(cache).in_order(COUNT)

@@ -276,6 +276,7 @@ def test_colours_agree_with_published_values() -> None:
     )
 
 
+@pytest.mark.slow
 def test_repeating_a_command_rewrites_its_own_files(tmp_path: Path) -> None:
     write_photos(tmp_path, 2, 0, 32)
     first = all_bytes(tmp_path)
@@ -323,6 +324,7 @@ def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
         write_photos(tmp_path, 1, -1, 32)
 
 
+@pytest.mark.slow
 def test_photos_are_drawn_only_a_little_ahead_of_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
     photos = write.SyntheticHands.photos
