@@ -19,7 +19,8 @@ from annotator.errors import UserError
 from annotator.hand import load_hand
 from paper_tables.rows import ROWS, Row
 from trainer.config import AugmentConfig, TrainConfig, read_train_config
-from trainer.data.cache import fill_cache, is_cache, read_cache_info
+from trainer.data.cache import is_cache, read_cache_info
+from trainer.data.fill_cache import fill_cache
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.predictions import HELD_OUT_SEED
 from trainer.progress import TrainingProgress
@@ -64,7 +65,15 @@ def draw(options: argparse.Namespace) -> int:
                 print(f"{name}: {done} of {total} drawn, {time.monotonic() - began:.0f} s", flush=True)
 
         fill_cache(
-            str(places[name]), count, options.crop_px, seed, hand, UPRIGHT, backbone, on_progress=report
+            str(places[name]),
+            count,
+            options.crop_px,
+            seed,
+            hand,
+            UPRIGHT,
+            backbone,
+            on_progress=report,
+            processes=options.jobs,
         )
     return drawn
 

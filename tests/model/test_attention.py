@@ -6,12 +6,17 @@ import pytest
 import torch
 from torch import nn
 
+from annotator.model import attention
 from annotator.model.attention import TokenLinear
 
 
 @pytest.mark.parametrize(("tokens", "width", "out"), [(1, 3, 5), (98, 64, 128), (21, 27, 32)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_layer_of_tokens_is_a_linear_layer_with_its_gradients(tokens, width, out, dtype):
+@pytest.mark.parametrize("convolves", [True, False])
+def test_a_layer_of_tokens_is_a_linear_layer_with_its_gradients(
+    tokens, width, out, dtype, convolves, monkeypatch
+):
+    monkeypatch.setattr(attention, "CONVOLVES", convolves)
     torch.manual_seed(0)
     ours, plain = TokenLinear(width, out).to(dtype), nn.Linear(width, out).to(dtype)
     plain.load_state_dict(ours.state_dict())

@@ -11,40 +11,29 @@ training, or evaluation of another backbone, gets the crops alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
-from torch import Tensor
 
 from annotator.coordinates import CropFrame
 from annotator.errors import UserError
 from annotator.hand.model import HandModel
 from annotator.model.backbone import Backbone
-from annotator.storage.files import is_local, local_path, write_atomic
-from trainer.augment import prepare
+from annotator.storage.files import is_local, local_path
 from trainer.batch import Batch, withhold
-from trainer.config import AugmentConfig, SourceConfig
-from trainer.data.features import digest, packed, row_size
+from trainer.config import SourceConfig
+from trainer.data.features import digest
 from trainer.data.read import Facts
-from trainer.keyed_random import keys
 
 CACHE_FILE = "cache.json"
 
-#: Hands drawn at once, which bounds memory; a killed drawing repeats at most this many.
-CHUNK = 32
-
-#: Separates the random numbers of cutting and colouring from those of drawing.
-_PREPARATION = 1
-
 #: Fields of a batch as stored; all others follow, because synthetic hands have every target without error.
-_FLOATS = ("joints2d", "joints3d_mm", "vertices_mm", "ray", "half_side_tan")
-_FLAGS = ("joint_visible", "has_joint_visible")
+FLOATS = ("joints2d", "joints3d_mm", "vertices_mm", "ray", "half_side_tan")
+FLAGS = ("joint_visible", "has_joint_visible")
 
 
 @dataclass(frozen=True)
@@ -78,94 +67,6 @@ def read_cache_info(place: str) -> CacheInfo:
         raise UserError(f"'{path}' is damaged: delete the folder and make the cache again") from None
 
 
-def fill_cache(
-    place: str,
-    count: int,
-    crop_px: int,
-    seed: int,
-    hand: HandModel,
-    augment: AugmentConfig,
-    backbone: Backbone | None = None,
-    maps: bool = False,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
-    """Draw hands into a folder; an unfinished cache resumes, a finished one of the same kind is left as it is.
-
-    Args:
-        place: a local folder.
-        count: number of hands. crop_px: side of their crops.
-        seed: of the synthetic hands.
-        augment: how crops are cut and coloured.
-        backbone: gives the features; None for crops alone.
-        maps: also store the backbone's maps (`features.samples_maps`).
-        on_progress: called with hands done and their total.
-
-    Raises:
-        UserError: the folder is not local, or holds a cache of another kind.
-    """
-    from trainer.synth import SyntheticHands  # not needed to read a cache
-
-    if not is_local(place):
-        raise UserError(f"'{place}' is not a local folder, which a memory-mapped cache needs")
-    size = 0 if backbone is None else row_size(backbone, crop_px, maps)
-    wanted = CacheInfo(count, crop_px, seed, hand.id, digest(backbone) if backbone else "", size)
-    info = read_cache_info(place) if is_cache(place) else wanted
-    if replace(info, done=0) != wanted:
-        raise UserError(f"'{place}' holds a cache of another kind: give another folder, or delete it")
-    folder = local_path(place)
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = _arrays(folder, wanted, hand.vertex_count, new=not is_cache(place))
-    hands = SyntheticHands(hand, crop_px, seed)
-    if backbone is not None:
-        backbone.eval()
-    for start in range(info.done, count, CHUNK):
-        rows = slice(start, min(start + CHUNK, count))
-        indices = torch.arange(rows.start, rows.stop)
-        with torch.inference_mode():
-            drawn = hands.batch(indices)
-            drawn = replace(drawn, key=keys(seed, _PREPARATION, indices))
-            images, batch = prepare(drawn, crop_px, 1.0, augment)
-            stored = (images * 255).round().byte()
-            seen = None if backbone is None else packed(backbone(stored.float() / 255), maps)
-        _put(arrays, rows, stored, batch, seen)
-        write_atomic(str(folder / CACHE_FILE), json.dumps(asdict(replace(wanted, done=rows.stop))).encode())
-        on_progress(rows.stop, count)
-
-
-def _arrays(folder: Path, info: CacheInfo, vertex_count: int, new: bool) -> dict[str, np.memmap[Any, Any]]:
-    side = info.crop_px
-    shapes: dict[str, tuple[tuple[int, ...], type]] = {
-        "image": ((3, side, side), np.uint8),
-        "hand_mask": ((side * side + 7 >> 3,), np.uint8),  # one bit per pixel
-        "joints2d": ((21, 2), np.float32),
-        "joints3d_mm": ((21, 3), np.float32),
-        "vertices_mm": ((vertex_count, 3), np.float32),
-        "ray": ((2,), np.float32),
-        "half_side_tan": ((), np.float32),
-        **dict.fromkeys(_FLAGS, ((21,), np.bool_)),
-    }
-    if info.features:
-        shapes["features"] = (info.features,), np.float16
-    mode = "w+" if new else "r+"
-    return {
-        name: open_memmap(folder / f"{name}.npy", mode, dtype, (info.count, *shape))
-        for name, (shape, dtype) in shapes.items()
-    }
-
-
-def _put(
-    arrays: dict[str, np.memmap[Any, Any]], rows: slice, images: Tensor, batch: Batch, seen: Tensor | None
-) -> None:
-    arrays["image"][rows] = images.numpy()
-    arrays["hand_mask"][rows] = np.packbits(batch.hand_mask.flatten(1).numpy() > 127, axis=1)
-    for name in (*_FLOATS, *_FLAGS):
-        arrays[name][rows] = getattr(batch, name).numpy()
-    if seen is not None:
-        arrays["features"][rows] = seen.numpy()
-    for array in arrays.values():
-        array.flush()
-
-
 class CachedExamples:
     """Hands of a cache, in a different order every epoch."""
 
@@ -190,7 +91,7 @@ class CachedExamples:
                 f"'{place}' holds no features, which freeze_backbone reads: make it with a backbone"
             )
         self.places = (str(local_path(place).absolute()),)
-        self._names = ("image", "hand_mask", *_FLOATS, *_FLAGS, *(["features"] if features else []))
+        self._names = ("image", "hand_mask", *FLOATS, *FLAGS, *(["features"] if features else []))
         self._arrays = self._mapped()
         self.total = max(min(config.count or self.info.count, self.info.count - config.first), 0)
         if not self.total:

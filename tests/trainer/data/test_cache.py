@@ -16,8 +16,9 @@ from annotator.model.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from annotator.model.checkpoint_file import CheckpointInfo
 from annotator.model.network import Network
 from trainer.config import AugmentConfig, SourceConfig, TrainConfig, ValidationConfig
-from trainer.data.cache import CHUNK, CachedExamples, fill_cache, read_cache_info
+from trainer.data.cache import CachedExamples, read_cache_info
 from trainer.data.features import packed, unpacked
+from trainer.data.fill_cache import CHUNK, fill_cache
 from trainer.evaluation.evaluate import evaluate
 from trainer.objective import Objective
 from trainer.start import start_network
@@ -148,7 +149,7 @@ def test_heads_get_the_same_gradient_as_behind_a_frozen_backbone(cache, start):
 
 
 @pytest.mark.slow
-def test_a_stopped_cache_resumes_with_the_same_hands(tmp_path):
+def test_a_stopped_cache_resumes_with_the_same_hands_as_one_drawn_by_two_processes(tmp_path):
     count = CHUNK + 3
 
     def stop(done, total):
@@ -170,7 +171,7 @@ def test_a_stopped_cache_resumes_with_the_same_hands(tmp_path):
         on_progress=lambda n, _: done.append(n),
     )
     assert done == [count]  # the finished chunk is not drawn again
-    fill_cache(str(tmp_path / "whole"), count, 32, 3, HAND, AugmentConfig())
+    fill_cache(str(tmp_path / "whole"), count, 32, 3, HAND, AugmentConfig(), processes=2)
     for file in (tmp_path / "whole").glob("*.npy"):
         assert np.array_equal(np.load(file), np.load(tmp_path / "stopped" / file.name)), file.name
 

@@ -18,7 +18,7 @@ from tests.commands.test_cli import run as command
 from tests.support.example_files import write_stick_hands
 from trainer.config import AugmentConfig
 from trainer.data import examples as example_files
-from trainer.data.cache import fill_cache
+from trainer.data.fill_cache import fill_cache
 from trainer.evaluation import measurements, parts
 from trainer.evaluation.calibrate import calibrate
 from trainer.evaluation.evaluate import evaluate
