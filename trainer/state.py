@@ -15,6 +15,7 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import safetensors.torch
@@ -65,8 +66,12 @@ class TrainingState:
 
     def update_mean(self, decay: float) -> None:
         """Update the running mean of the weights, if the training keeps one."""
-        if self.mean is not None:
-            update_mean(self.mean, self.network, decay, self.step)
+        if self._running_mean is not None:
+            self._running_mean.update(decay, self.step)
+
+    @cached_property
+    def _running_mean(self) -> RunningMean | None:
+        return None if self.mean is None else RunningMean(self.mean, self.network)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the whole state as tensors by name."""
@@ -90,20 +95,27 @@ class TrainingState:
                 continue
             parameter_name, key = name.removeprefix("optimizer.").rsplit(".", 1)
             parameter = parameters[parameter_name]
-            # Adam keeps its step count on the CPU.
-            device = torch.device("cpu") if key == "step" else parameter.device
-            self.optimizer.state[parameter][key] = tensor.to(device)
+            self.optimizer.state[parameter][key] = tensor.to(parameter.device)
 
 
-@torch.no_grad()
-def update_mean(mean: nn.Module, network: nn.Module, decay: float, step: int) -> None:
-    """Update the running mean of a network's weights after a step, faster in the first steps."""
-    decay = min(decay, (1 + step) / (10 + step))
-    new, old = network.state_dict(), mean.state_dict()
-    moving = [name for name in old if old[name].dtype.is_floating_point]
-    torch._foreach_lerp_([old[n] for n in moving], [new[n] for n in moving], 1 - decay)
-    for name in old.keys() - set(moving):
-        old[name].copy_(new[name])
+class RunningMean:
+    """The running mean of a network's weights, kept in a network of the same kind."""
+
+    def __init__(self, mean: nn.Module, network: nn.Module) -> None:
+        """Find the tensors that training changes; frozen weights are left as they are in `mean`."""
+        new, old = network.state_dict(), mean.state_dict()
+        frozen = {name for name, weight in network.named_parameters() if not weight.requires_grad}
+        pairs = [(old[name], new[name]) for name in old.keys() - frozen]
+        self._floats = [pair for pair in pairs if pair[0].dtype.is_floating_point]
+        self._counts = [pair for pair in pairs if not pair[0].dtype.is_floating_point]
+
+    @torch.no_grad()
+    def update(self, decay: float, step: int) -> None:
+        """Update the mean after a step, faster in the first steps."""
+        decay = min(decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_([old for old, _ in self._floats], [new for _, new in self._floats], 1 - decay)
+        for old, new in self._counts:
+            old.copy_(new)
 
 
 def _load(network: Network, tensors: dict[str, Tensor], prefix: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from annotator.storage.files import write_atomic
 from trainer.optimizer import cosine_rate
-from trainer.state import update_mean
+from trainer.state import RunningMean
 
 Student = TypeVar("Student", bound=nn.Module)
 
@@ -69,6 +69,7 @@ def train_with_running_mean(
     mean = copy.deepcopy(student)
     optimizer = torch.optim.AdamW(student.parameters(), lr=schedule.learning_rate, weight_decay=0.0)
     start = _resume(out / STATE_FILE, student, mean, optimizer)
+    running_mean = RunningMean(mean, student)
     for step in range(start, schedule.steps):
         optimizer.param_groups[0]["lr"] = schedule.rate(step)
         loss = loss_of_step(student, step)
@@ -76,7 +77,7 @@ def train_with_running_mean(
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
         optimizer.step()
-        update_mean(mean, student, schedule.ema, step)
+        running_mean.update(schedule.ema, step)
         on_step(step + 1, float(loss.detach()))
         if (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
             _save(out / STATE_FILE, step + 1, student, mean, optimizer)
