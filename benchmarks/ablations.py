@@ -31,7 +31,7 @@ _SHORT = {
 #: Options that change the numbers, as the page shows them.
 _SHOWN = (
     "hands", "validation", "photos", "seeds", "end_to_end_seeds", "steps", "end_to_end_steps", "every", "patience",
-    "crop_px", "tokens", "width", "blocks", "learning_rate", "backbone_from", "read_outs",
+    "crop_px", "tokens", "width", "blocks", "batch_size", "learning_rate", "backbone_from", "read_outs",
 )  # fmt: skip
 
 
@@ -57,13 +57,14 @@ def _parser() -> argparse.ArgumentParser:
         "--every", type=int, default=100, help="steps between measurements of the validation error"
     )
     parser.add_argument(
-        "--patience", type=int, default=5, help="measurements without a gain before a row ends"
+        "--patience", type=int, default=3, help="measurements without a gain before a row ends"
     )
     parser.add_argument("--crop-px", type=int, default=160)
     parser.add_argument("--tokens", type=int, default=98)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--blocks", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument(
         "--read-outs", action="store_true", help="heads also get the backbone's landmarks, unlike the paper's"
     )

@@ -122,10 +122,14 @@ class ValidationConfig:
     every: int = 100  # steps between two measurements
     patience: int = 5  # measurements without a gain before the run ends
     gain: float = 0.005  # smallest gain that counts, share of the best error so far
+    # Last steps of the run, after the last measurement without a gain: the learning rate falls to a hundredth.
+    cool_down: int = 0
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.patience < 1:
-            raise UserError("validation: every and patience must be at least 1")
+        if self.every < 1 or self.patience < 1 or self.cool_down < 0:
+            raise UserError(
+                "validation: every and patience must be at least 1, and cool_down must not be negative"
+            )
 
 
 @dataclass(frozen=True)

@@ -188,10 +188,7 @@ class Objective(nn.Module):
             "camera": self._camera(
                 losses.camera_loss(camera, targets.camera), targets.has_camera, batch.has_hand
             ),
-            "aligned": _term(losses.aligned_loss(q.mean_mm, batch.joints3d_mm), targets.hand_weight),
-            "detector_joints3d": _term(
-                losses.aligned_loss(q.mean_mm, batch.guess3d_mm), targets.is_detector_target
-            ),
+            **self._aligned("", q, batch, targets),
         }
 
     def _prior_net(self, prediction: Prediction, batch: Batch, targets: _Targets) -> dict[str, Term]:
@@ -219,12 +216,7 @@ class Objective(nn.Module):
                 "prior_joints3d": _term(
                     losses.joints3d_loss(joints, batch.joints3d_mm), targets.joint_weight
                 ),
-                "prior_aligned": _term(
-                    losses.aligned_loss(joints.mean_mm, batch.joints3d_mm), targets.hand_weight
-                ),
-                "prior_detector_joints3d": _term(
-                    losses.aligned_loss(joints.mean_mm, batch.guess3d_mm), targets.is_detector_target
-                ),
+                **self._aligned("prior_", joints, batch, targets),
                 "prior_joints2d": self._joints2d(joints, camera, batch, None),
                 "prior_camera": self._camera(
                     losses.camera_loss(camera, targets.camera), targets.has_camera, every
@@ -265,6 +257,17 @@ class Objective(nn.Module):
         values = loss(Gaussian(q.mean_mm, q.std_mm.detach()), target_mm)
         of_std = losses.aligned_std_loss(q, target_mm)
         return values + of_std[:, of_std.shape[1] - values.shape[1] :]  # joints without the wrist
+
+    def _aligned(self, prefix: str, joints: Gaussian, batch: Batch, targets: _Targets) -> dict[str, Term]:
+        """Return the terms after Procrustes that have a weight: each fit takes a few percent of a step."""
+        return {
+            prefix + name: _term(losses.aligned_loss(joints.mean_mm, target_mm), known)
+            for name, target_mm, known in (
+                ("aligned", batch.joints3d_mm, targets.hand_weight),
+                ("detector_joints3d", batch.guess3d_mm, targets.is_detector_target),
+            )
+            if self.weights[prefix + name]
+        }
 
     def _kl(self, q: Prediction, prior: PriorHand, camera: WeakCamera, every: Tensor) -> dict[str, Term]:
         """Return the KL terms of (3), (5) and (8); without `kl_moves_prior`, prior-net is a constant in them."""

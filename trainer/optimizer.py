@@ -26,14 +26,20 @@ def new_optimizer(network: Network, config: TrainConfig) -> torch.optim.Optimize
     return kind(groups, lr=settings.learning_rate, weight_decay=decay, fused=True)
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate: a linear warm-up, then half a cosine down to a hundredth."""
+def learning_rate(config: TrainConfig, step: int, cools_from: int | None = None) -> float:
+    """Return the learning rate: a linear warm-up, the schedule, and a cool-down, which is a line to a hundredth.
+
+    `cools_from`: number of steps before the cool-down of `config.validation`; None = there is none.
+    """
     settings = config.optimizer
     warm = min((step + 1) / max(settings.warmup_steps, 1), 1.0)
-    if settings.schedule == "constant":
-        return settings.learning_rate * warm
-    done = max(step - settings.warmup_steps, 0) / max(config.steps - settings.warmup_steps, 1)
-    return settings.learning_rate * warm * (0.505 + 0.495 * math.cos(math.pi * min(done, 1.0)))
+    rate = settings.learning_rate * warm
+    if settings.schedule == "cosine":
+        done = max(step - settings.warmup_steps, 0) / max(config.steps - settings.warmup_steps, 1)
+        rate *= 0.505 + 0.495 * math.cos(math.pi * min(done, 1.0))
+    if cools_from is not None and step >= cools_from:
+        rate *= 1 - 0.99 * min((step + 1 - cools_from) / config.validation.cool_down, 1.0)
+    return rate
 
 
 def cosine_rate(peak: float, step: int, steps: int, warmup_steps: int) -> float:
@@ -42,10 +48,10 @@ def cosine_rate(peak: float, step: int, steps: int, warmup_steps: int) -> float:
     return peak * warm * (0.505 + 0.495 * math.cos(math.pi * step / steps))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of a step."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step) * group["share"]
+        group["lr"] = rate * group["share"]
 
 
 def clip_gradients(network: Network, limit: float) -> Tensor:

@@ -94,7 +94,10 @@ def _take_backbone(network: Network, config: TrainConfig) -> None:
     Raises:
         UserError: the checkpoint can't be read, or has another backbone.
     """
-    held = load_checkpoint(config.backbone_from, config.hand)
+    try:
+        held = load_checkpoint(config.backbone_from)  # with its own hand: a backbone depends on none
+    except UserError:
+        held = load_checkpoint(config.backbone_from, config.hand)  # MANO's hand is in a file of its own
     if held.info.network.backbone != config.network.backbone:
         raise UserError(
             f"backbone_from '{config.backbone_from}' holds the backbone {held.info.network.backbone}: set "

@@ -71,7 +71,7 @@ def train(
         return
     data.check_features(network)
     validation = Validation(config, hand, out, state.step) if config.validation.source else None
-    if validation is not None and validation.stopped_improving:
+    if validation is not None and validation.is_over(state.step):
         return
     first_look = kept_first_look(config, out, resumes)
     objective = Objective(config.loss, network, hand).to(torch_device)
@@ -85,7 +85,9 @@ def train(
         images, batch = network_inputs(parts, data, config, torch_device, backdrops)
         if not network.training:  # after validation, or where a saved checkpoint shares the network
             _set_mode(network, config)
-        set_learning_rate(state.optimizer, config, state.step)
+        cools_from = None if validation is None else validation.cools_from
+        rate = learning_rate(config, state.step, cools_from)
+        set_learning_rate(state.optimizer, rate)
         with torch.autocast(torch_device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             prediction = predict_batch(model, network, images, batch)
         loss, means = objective.total(objective.terms(prediction, batch, images))
@@ -105,7 +107,7 @@ def train(
         if validation is not None and validation.is_due(state.step, last):
             last = validation.measure(state) or last
         if run_log and (state.step % config.log_every == 0 or last):
-            progress = clock.progress(state.step, config, means, learning_rate(config, state.step))
+            progress = clock.progress(state.step, config, means, rate)
             run_log.write(progress, float(norm))
             on_progress(progress)
         if run_log and (state.step % config.pictures_every == 0 or last):

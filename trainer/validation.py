@@ -51,21 +51,34 @@ class Validation:
         self._source: StoredExamples | CachedExamples | None = None
 
     @property
-    def stopped_improving(self) -> bool:
-        """Whether the last measurements brought no gain."""
+    def cools_from(self) -> int | None:
+        """Return the step after which the learning rate falls, as far as is known; None without a cool-down."""
+        stopped = self._stopped_improving()
+        latest = self.config.steps - self.settings.cool_down
+        return (latest if stopped is None else min(stopped, latest)) if self.settings.cool_down else None
+
+    def is_over(self, step: int) -> bool:
+        """Return whether the run ends after this step, because its error stopped improving."""
+        stopped = self._stopped_improving()
+        return stopped is not None and step >= stopped + self.settings.cool_down
+
+    def _stopped_improving(self) -> int | None:
+        """Return the step of the first measurement that follows enough others without a gain."""
         best, since = np.inf, 0
         for measured in self._measurements:
             gained = measured["error"] < best * (1 - self.settings.gain)
             since = 0 if gained else since + 1
-            best = min(best, measured["error"]) if gained else best
-        return since >= self.settings.patience
+            if since >= self.settings.patience:
+                return int(measured["step"])
+            best = measured["error"] if gained else best
+        return None
 
     def is_due(self, step: int, last: bool) -> bool:
         """Return whether to measure after this step."""
-        return last or step % self.settings.every == 0
+        return last or step % self.settings.every == 0 or self.is_over(step)
 
     def measure(self, state: TrainingState) -> bool:
-        """Measure and log the error of the running mean, keep the best, and return `stopped_improving`."""
+        """Measure and log the error of the running mean, keep the best, and return `is_over`."""
         error = self._error(state.best)
         smallest = min((measured["error"] for measured in self._measurements), default=np.inf)
         self._measurements.append({"step": state.step, "error": error})
@@ -75,7 +88,7 @@ class Validation:
                 save_checkpoint(checkpoint, join(self.out, BEST_FILE))
             log = "".join(json.dumps(measured) + "\n" for measured in self._measurements)
             write_atomic(join(self.out, LOG_FILE), log.encode())
-        return self.stopped_improving
+        return self.is_over(state.step)
 
     @torch.inference_mode()
     def _error(self, network: Network) -> float:

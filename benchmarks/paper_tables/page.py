@@ -27,8 +27,7 @@ different photos and networks: compare rows, not sides.
 Ours: {hands:,} synthetic hands, off the camera's axis and behind objects too, in upright crops of {crop_px} px. The
 backbone of `{backbone_from}` ran over them once. Heads alone train on its features; seeds per row: {seeds}. Rows "end
 to end" train backbone and heads on the same crops; seeds: {end_to_end_seeds}. AMVUR has {tokens} tokens, width
-{width}, {blocks} blocks; batch 32, Adam at {learning_rate:g}. A row ends when its error on {validation} other hands
-gained less than 0.5 % in {patience} measurements, {every} steps apart; weak rows measure 2D joints alone. A "*" marks
+{width}, {blocks} blocks; batch {batch_size}, Adam at {learning_rate:g}. XXX A "*" marks
 rows that took all {steps:,} steps ({end_to_end_steps:,} end to end). The best network of each run predicts {photos:,}
 held-out hands.
 

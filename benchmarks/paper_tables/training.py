@@ -84,7 +84,7 @@ def configuration(row: Row, options: argparse.Namespace, seed: int) -> TrainConf
     steps = options.end_to_end_steps if row.end_to_end else options.steps
     of_kind = (
         # A trained backbone moves less than new heads.
-        ["optimizer.backbone_share=0.2", "freeze_normalisation=true"]
+        ["optimizer.backbone_share=0.025", "freeze_normalisation=true"]
         if row.end_to_end
         else ["freeze_backbone=true"]
     )
@@ -101,13 +101,16 @@ def configuration(row: Row, options: argparse.Namespace, seed: int) -> TrainConf
             f"network.amvur.width={options.width}",
             "network.amvur.stages=1",
             f"network.amvur.blocks={options.blocks}",
-            f"network.texture.tokens={options.tokens}",
-            "network.texture.raster_px=64",
+            # As in the shipped network.
+            "network.texture.tokens=48",
+            "network.texture.width=32",
+            "network.texture.raster_px=48",
             f"backbone_from={options.backbone_from}",
             f"seed={seed}",
             f"steps={steps}",
+            f"batch_size={options.batch_size}",
             f"optimizer.learning_rate={options.learning_rate}",
-            "optimizer.schedule=constant",  # the run's length is not known beforehand
+            "optimizer.schedule=constant",  # until the error stands still; then the rate falls
             f"optimizer.warmup_steps={min(steps // 10 + 1, 100)}",
             "optimizer.ema=0.99",
             "loss.side=0",  # no table has it, and it needs mirror images
@@ -115,6 +118,7 @@ def configuration(row: Row, options: argparse.Namespace, seed: int) -> TrainConf
             f"validation.source={places['validation']}",
             f"validation.every={min(options.every, steps)}",
             f"validation.patience={options.patience}",
+            f"validation.cool_down={steps // 6}",
             "loaders=0",
             f"checkpoint_every={min(options.every, steps)}",
             "keep=1",

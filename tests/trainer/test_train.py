@@ -15,12 +15,14 @@ from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.model import pretrained
 from annotator.model.amvur import Gaussian
-from annotator.model.checkpoint import load_checkpoint, save_checkpoint, with_first_look
+from annotator.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, with_first_look
+from annotator.model.checkpoint_file import CheckpointInfo
 from annotator.model.two_looks import TwoLooks
 from tests.support.example_files import write_stick_hands
+from tests.support.mano_file import write_mano_file
 from trainer import losses
 from trainer import train as training_loop
-from trainer.config import LossConfig, OptimizerConfig, SourceConfig, TrainConfig
+from trainer.config import LossConfig, OptimizerConfig, SourceConfig, TrainConfig, read_train_config
 from trainer.objective import Objective
 from trainer.start import start_network
 from trainer.state import saved_states
@@ -655,3 +657,23 @@ def test_saving_a_second_look_leaves_it_in_training_mode(sticks, tmp_path, monke
     config = config_for(sticks, steps=3, start_from=str(start), checkpoint_every=1, optimizer=without_mean)
     train(config, str(tmp_path / "run"), "cpu")
     assert modes == [True] * 3
+
+
+def test_a_backbone_comes_from_a_checkpoint_of_another_hand_model(tmp_path):
+    """The shipped weights are the open hand's; MANO's users start from their backbone all the same."""
+    write_mano_file(tmp_path / "MANO_RIGHT.pkl")
+    mano = f"mano:{tmp_path / 'MANO_RIGHT.pkl'}"
+    for name in ("supervised", "mixed", "self"):
+        config = read_train_config(name, hand=mano)
+        network = start_network(config, load_hand(mano))
+        shipped = load_checkpoint(config.backbone_from).network.hand_network.backbone.state_dict()
+        torch.testing.assert_close(network.backbone.state_dict(), shipped, rtol=0, atol=0)
+    # A checkpoint of MANO's hand is read with that hand, and a missing one is named.
+    checkpoint = Checkpoint(
+        network, load_hand(mano), CheckpointInfo(config.network, load_hand(mano).id), id=""
+    )
+    save_checkpoint(checkpoint, str(tmp_path / "mano.safetensors"))
+    again = start_network(replace(config, backbone_from=str(tmp_path / "mano.safetensors")), load_hand(mano))
+    torch.testing.assert_close(again.backbone.state_dict(), shipped, rtol=0, atol=0)
+    with pytest.raises(UserError, match="there is no such file"):
+        start_network(replace(config, backbone_from=str(tmp_path / "no.safetensors")), load_hand(mano))

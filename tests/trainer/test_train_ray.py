@@ -283,10 +283,10 @@ def test_two_workers_on_2d_joints_alone_take_the_steps_of_one(local_ray, run_fol
     assert config.data[0].targets == ("joints2d",)
     config = replace(
         config,
-        network=replace(TINY, landmarks=name == "weak"),
+        network=TINY,
         # From random layers, which must not be frozen.
-        backbone_from="",
-        freeze_early=False,
+        start_from="",
+        freeze_backbone=False,
         # Adam would divide the rounding of gradients near zero by itself.
         optimizer=replace(
             config.optimizer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,6 +218,39 @@ def test_a_run_ends_when_its_validation_error_stops_improving(cache, start, tmp_
     assert looks == [2, 4, 6]
     assert saved_states(str(tmp_path))[-1] == "step-00000006.safetensors"
     train(config, str(tmp_path), "cpu", lambda _: pytest.fail("a finished run took a step"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("steps", "looks", "falls"), [(50, [2, 4, 6, 8, 10], range(7, 11)), (7, [2, 4, 6, 7], range(4, 8))]
+)
+def test_the_learning_rate_falls_to_a_hundredth_before_a_run_ends(
+    cache, start, tmp_path, steps, looks, falls
+):
+    # The second run takes all its steps, so its cool-down begins before the error has stopped improving.
+    validation = ValidationConfig(cache, every=2, patience=2, cool_down=4)
+    config = config_for(cache, start, steps=steps, validation=validation, log_every=1, checkpoint_every=2)
+    optimizer = replace(config.optimizer, learning_rate=1e-12, schedule="constant", warmup_steps=0)
+    config = replace(config, optimizer=optimizer)
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    train(config, whole, "cpu")
+
+    def stop(progress):
+        if progress.step == falls[1]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, parts, "cpu", stop)
+    train(config, parts, "cpu")
+    expected = {
+        step: 1 - 0.99 * (step + 1 - falls[0]) / 4 if step in falls else 1 for step in range(1, falls[-1] + 1)
+    }
+    for out in (whole, parts):
+        lines = [json.loads(line) for line in (Path(out) / "validation.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == looks
+        rates = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+        found = {line["step"]: line["learning_rate"] / 1e-12 for line in rates}
+        assert found == pytest.approx(expected)
 
 
 @pytest.mark.slow
