@@ -14,28 +14,40 @@ from paper_tables.claims import CLAIMS, Claim
 from paper_tables.figure import ERRORS
 from paper_tables.rows import ROOT_ALIGNED, ROWS, TABLES, UNCERTAIN, Row, Table
 from paper_tables.statistics import FAILS, HOLDS, KEPT, OPEN, Interval, Runs, verdict
-from paper_tables.training import ending, folder_of, is_finished, mean_hand, seeds_of
+from paper_tables.training import cool_down_steps, ending, folder_of, is_finished, mean_hand, seeds_of
 
 _SHORT_NOTE = "**A short run: it shows that every part works. Its numbers mean nothing.**"
 
 _INTRODUCTION = """\
 Every row of the paper's tables, from its own file in `configs/paper`, beside the paper's numbers. The two sides use
-different photos and networks: compare rows, not sides.
+different {different}: compare rows, not sides.
 
     python benchmarks/ablations.py OUT{changed}
 
-Ours: {hands:,} synthetic hands, off the camera's axis and behind objects too, in upright crops of {crop_px} px. The
-backbone of `{backbone_from}` ran over them once. Heads alone train on its features; seeds per row: {seeds}. Rows "end
-to end" train backbone and heads on the same crops; seeds: {end_to_end_seeds}. AMVUR has {tokens} tokens, width
-{width}, {blocks} blocks; batch {batch_size}, Adam at {learning_rate:g}. XXX A "*" marks
-rows that took all {steps:,} steps ({end_to_end_steps:,} end to end). The best network of each run predicts {photos:,}
-held-out hands.
+Ours: {hands:,} synthetic hands, off the camera's axis and behind objects too, in upright crops of {crop_px} px.
+{networks} Batch {batch_size}, Adam at {learning_rate:g}; seeds per row: {seeds}. A row trains until its error on
+{validation} other hands gained less than 0.5 % in {patience} measurements, {every} steps apart; weak rows measure 2D
+joints alone. Then the learning rate falls to a hundredth in {cool_down} steps. A "*" marks rows that took all
+{steps:,} steps. {end_to_end}The best network of each run predicts {photos:,} held-out hands.
 
 Intervals hold 95 % of bootstrap draws of photos and seeds. Meshes are the open hand's. Errors are mm; PA: after
 Procrustes; else root-relative.
 
 Machine: {machine}.
 """
+
+_FULL_SIZE = "Backbone and heads train together."
+
+_REDUCED = """\
+The backbone of `{backbone_from}` ran over them once. Heads alone train on its features: AMVUR has {tokens} tokens,
+width {width}, {blocks} blocks."""
+
+_END_TO_END = """\
+Rows "end to end" train the backbone too: up to {end_to_end_steps:,} steps, {end_to_end_cool_down} of them at the end,
+seeds: {end_to_end_seeds}. """
+
+#: A check of the reduced size; at full size all rows are end to end.
+_CHECK = "5, end to end"
 
 _UNCERTAINTY = """\
 Not in the paper. Std as the networks give it, not calibrated. Prior-net's is a constant of 10 mm, so it orders nothing,
@@ -66,11 +78,20 @@ def page(options: argparse.Namespace, runs: Runs, picture: str) -> str:
 
     `picture`: place of the sparsification curves, relative to the page.
     """
-    known = {**vars(options), "changed": options.changed, "machine": machine()}
+    known = {
+        **vars(options),
+        "machine": machine(),
+        "cool_down": cool_down_steps(options.steps),
+        "end_to_end_cool_down": cool_down_steps(options.end_to_end_steps),
+    }
+    known["different"] = "photos" if options.full_size else "photos and networks"
+    known["networks"] = (_FULL_SIZE if options.full_size else _REDUCED).format(**known)
+    known["end_to_end"] = "" if options.full_size else _END_TO_END.format(**known)
     lines = ["# Ablations", *(["", _SHORT_NOTE] if options.short else [])]
     lines += _wrapped(_INTRODUCTION.format(**known))
-    lines += _summary(runs)
-    for table in TABLES:
+    tables = [table for table in TABLES if not (options.full_size and table.name == _CHECK)]
+    lines += _summary([claim for claim in CLAIMS if claim.table in {table.name for table in tables}], runs)
+    for table in tables:
         lines += _table(table, runs, options)
     lines += _uncertainty(runs, picture)
     lines += _weak(runs, options)
@@ -83,11 +104,11 @@ def _wrapped(text: str) -> Iterator[str]:
         yield from ["", *([paragraph] if paragraph.startswith(" ") else textwrap.wrap(paragraph, 100))]
 
 
-def _summary(runs: Runs) -> Iterator[str]:
-    found = Counter(_judged(claim, runs)[1] for claim in CLAIMS if _has_run(claim, runs))
+def _summary(claims: Sequence[Claim], runs: Runs) -> Iterator[str]:
+    found = Counter(_judged(claim, runs)[1] for claim in claims if _has_run(claim, runs))
     yield from _wrapped(
-        f"Of the paper's {len(CLAIMS)} conclusions in the tables below, {found[HOLDS]} hold, {found[FAILS]} do not "
-        f"hold, {found[OPEN]} are too close to tell, and {len(CLAIMS) - found.total()} have not run."
+        f"Of the paper's {len(claims)} conclusions in the tables below, {found[HOLDS]} hold, {found[FAILS]} do not "
+        f"hold, {found[OPEN]} are too close to tell, and {len(claims) - found.total()} have not run."
     )
 
 

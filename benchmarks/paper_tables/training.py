@@ -48,9 +48,10 @@ def caches(options: argparse.Namespace) -> dict[str, Path]:
 
 
 def draw(options: argparse.Namespace) -> int:
-    """Draw all hands and run the backbone over them, unless it is done already; return the number drawn now."""
+    """Draw all hands, run the backbone over them if it stays as it is, and return the number drawn now."""
     hand = load_hand("open")
-    backbone = start_network(configuration(ROWS[0], options, 0), hand).backbone
+    reduced = not options.full_size
+    backbone = start_network(configuration(ROWS[0], options, 0), hand).backbone if reduced else None
     places, drawn = caches(options), 0
     for name, count, seed in (
         ("hands", options.hands, DRAWN_SEED),
@@ -79,33 +80,16 @@ def draw(options: argparse.Namespace) -> int:
 
 
 def configuration(row: Row, options: argparse.Namespace, seed: int) -> TrainConfig:
-    """Return the row's configuration at reduced size; only its own switches differ between rows."""
+    """Return the row's configuration, smaller unless `--full-size`; only its own switches differ between rows."""
     places = caches(options)
-    steps = options.end_to_end_steps if row.end_to_end else options.steps
-    of_kind = (
-        # A trained backbone moves less than new heads.
-        ["optimizer.backbone_share=0.025", "freeze_normalisation=true"]
-        if row.end_to_end
-        else ["freeze_backbone=true"]
-    )
+    steps = steps_of(row, options)
     return read_train_config(
         f"paper/{row.config}",
         [str(places["hands"])],
         settings=[
-            "network.backbone=hand_landmark",
-            "network.imagenet=false",
+            *([] if options.full_size else _reduced(row, options)),
             f"network.crop_px={options.crop_px}",
-            f"network.read_outs={str(options.read_outs).lower()}",
             f"network.seed={seed}",
-            f"network.amvur.tokens={options.tokens}",
-            f"network.amvur.width={options.width}",
-            "network.amvur.stages=1",
-            f"network.amvur.blocks={options.blocks}",
-            # As in the shipped network.
-            "network.texture.tokens=48",
-            "network.texture.width=32",
-            "network.texture.raster_px=48",
-            f"backbone_from={options.backbone_from}",
             f"seed={seed}",
             f"steps={steps}",
             f"batch_size={options.batch_size}",
@@ -118,25 +102,61 @@ def configuration(row: Row, options: argparse.Namespace, seed: int) -> TrainConf
             f"validation.source={places['validation']}",
             f"validation.every={min(options.every, steps)}",
             f"validation.patience={options.patience}",
-            f"validation.cool_down={steps // 6}",
+            f"validation.cool_down={cool_down_steps(steps)}",
             "loaders=0",
             f"checkpoint_every={min(options.every, steps)}",
             "keep=1",
             f"pictures_every={steps}",
-            *of_kind,
             *row.settings,
+            *options.set,
         ],
     )
 
 
+def _reduced(row: Row, options: argparse.Namespace) -> list[str]:
+    """Return the settings that make a row small: a backbone that has seen hands, few tokens, heads alone."""
+    return [
+        "network.backbone=hand_landmark",
+        "network.imagenet=false",
+        f"backbone_from={options.backbone_from}",
+        f"network.read_outs={str(options.read_outs).lower()}",
+        f"network.amvur.tokens={options.tokens}",
+        f"network.amvur.width={options.width}",
+        "network.amvur.stages=1",
+        f"network.amvur.blocks={options.blocks}",
+        # As in the shipped network.
+        "network.texture.tokens=48",
+        "network.texture.width=32",
+        "network.texture.raster_px=48",
+        # A trained backbone moves less than new heads.
+        *(
+            ["optimizer.backbone_share=0.025", "freeze_normalisation=true"]
+            if row.end_to_end
+            else ["freeze_backbone=true"]
+        ),
+    ]
+
+
+def steps_of(row: Row, options: argparse.Namespace) -> int:
+    """Return the maximum of steps of a row."""
+    end_to_end = row.end_to_end and not options.full_size
+    return int(options.end_to_end_steps if end_to_end else options.steps)
+
+
+def cool_down_steps(steps: int) -> int:
+    """Return the steps of a row's cool-down, for its maximum of steps."""
+    return steps // 6
+
+
 def folder_of(row: Row, options: argparse.Namespace, seed: int) -> Path:
-    """Return the folder of one seed of a row."""
-    return Path(options.out) / "runs" / row.run / f"seed-{seed}"
+    """Return the folder of one seed of a row; at full size all rows are end to end, so some share a run."""
+    run = row.config if options.full_size else row.run
+    return Path(options.out) / "runs" / run / f"seed-{seed}"
 
 
 def seeds_of(row: Row, options: argparse.Namespace) -> range:
     """Return the seeds of a row."""
-    return range(options.end_to_end_seeds if row.end_to_end else options.seeds)
+    return range(options.end_to_end_seeds if row.end_to_end and not options.full_size else options.seeds)
 
 
 def is_finished(row: Row, options: argparse.Namespace, seed: int) -> bool:
@@ -177,7 +197,7 @@ def train_and_evaluate(row: Row, options: argparse.Namespace, seed: int) -> floa
 
 def run_all(rows: list[Row], options: argparse.Namespace) -> None:
     """Train and evaluate all rows that are not finished, `options.jobs` at a time."""
-    by_run = {row.run: row for row in rows}
+    by_run = {folder_of(row, options, 0): row for row in rows}
     waiting = [
         (row, seed)
         for row in by_run.values()
@@ -205,7 +225,7 @@ def ending(row: Row, options: argparse.Namespace, seed: int) -> tuple[int, bool]
     """Return the steps a run took, and whether its validation error stopped improving before its last step."""
     log = (folder_of(row, options, seed) / "run" / LOG_FILE).read_text().splitlines()
     steps = int(json.loads(log[-1])["step"])
-    return steps, steps < (options.end_to_end_steps if row.end_to_end else options.steps)
+    return steps, steps < steps_of(row, options)
 
 
 def mean_hand(options: argparse.Namespace) -> dict[str, Any]:

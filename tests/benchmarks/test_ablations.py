@@ -199,6 +199,25 @@ def test_the_benchmark_runs_every_row_and_changes_only_its_size(paper_tables):
         assert (short.freeze_backbone, short.seed, short.network.seed) == (not row.end_to_end, 2, 2)
 
 
+def test_at_full_size_every_row_is_the_paper_s_own(paper_tables):
+    options = paper_tables.command.options_of(["OUT", "--full-size", "--steps", "500"])
+    assert options.changed == " --steps 500 --full-size"
+    folders = set()
+    for row in paper_tables.rows.ROWS:
+        found = paper_tables.training.configuration(row, options, 2)
+        full = read_train_config(f"paper/{row.config}")
+        assert replace(found.network, seed=full.network.seed) == full.network
+        assert replace(found.loss, side=full.loss.side) == full.loss
+        assert (found.batch_size, found.optimizer.learning_rate) == (
+            full.batch_size,
+            full.optimizer.learning_rate,
+        )
+        assert not (found.freeze_backbone or found.freeze_normalisation or found.backbone_from)
+        assert found.steps == 500 and found.data[0].targets == full.data[0].targets
+        folders.add(paper_tables.training.folder_of(row, options, 0))
+    assert len(folders) == len(TERMS)  # Table 6 and the check of Table 5 have no runs of their own
+
+
 def test_rows_that_are_one_run_have_one_number_in_the_paper(paper_tables):
     of_ho3d_v2: dict[str, tuple[float, ...]] = {}
     errors = [paper_tables.rows.WITH_AUC.index(name) for name in paper_tables.rows.ERRORS]
@@ -309,7 +328,37 @@ def test_a_killed_command_repeats_no_finished_row(paper_tables, tmp_path, monkey
     assert len(gains) == 2 and all("not run" not in line for line in gains)
     assert "| weak: final | `paper/weak` | 10.3 / not run |" in text
     assert "37 have not run" in text  # two compare AMVUR with prior-net
-    assert max(len(line) for line in text.splitlines() if not line.startswith(("|", " "))) <= 100
+    assert_wrapped(text)
     (shown,) = re.findall(r"!\[.*\]\((.*)\)", text)
     with Image.open(tmp_path / shown) as picture:
         assert picture.format == "PNG" and picture.height > picture.width > 400  # supervised alone
+
+
+def assert_wrapped(text):
+    assert max(len(line) for line in text.splitlines() if not line.startswith(("|", " "))) <= 100
+
+
+def test_a_full_size_run_fills_table_6_and_leaves_out_the_check_of_the_small_one(paper_tables, tmp_path):
+    options = paper_tables.command.options_of(
+        [str(tmp_path), "--full-size", "--short", "--jobs", "1", "--device", "cpu", "--set"]
+        # ImageNet's weights would be fetched; the layers are those of the paper, but fewer.
+        + [
+            "network.imagenet=false",
+            "network.amvur.width=64",
+            "network.amvur.blocks=1",
+            "network.texture.tokens=16",
+        ]
+    )
+    small = {"hands": 4, "validation": 2, "photos": 3, "steps": 1, "every": 1, "crop_px": 64, "batch_size": 2}
+    for name, value in small.items():
+        setattr(options, name, value)
+    options.rows = ["supervised-end-to-end", "table6-hand-end-to-end"]
+    paper_tables.command.make(options)
+    assert sorted(folder.name for folder in (tmp_path / "runs").iterdir()) == ["supervised", "table6-hand"]
+    text = (tmp_path / "ablations.md").read_text()
+    assert "photos: compare rows" in text and "Backbone and heads train together." in text
+    assert "network.imagenet=false" in text and "Table 5, end to end" not in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| HAND: global feature")]
+    assert "not run" not in row
+    assert "31 have not run" in text  # of 33; Table 6 has two
+    assert_wrapped(text)
