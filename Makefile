@@ -33,10 +33,10 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/all.py $(PHOTOS) $(if $(MODEL),--model $(MODEL))
 
 # The paper's six tables, in OUT/ablations.md. Hours on two cores; if stopped, the same command resumes.
-# make paper OUT=paper SHORT=--short takes minutes.
+# make paper OUT=paper SIZE=--short takes minutes; SIZE=--full-size needs a GPU.
 OUT ?= paper
 paper: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/ablations.py $(OUT) $(SHORT)
+	$(BIN)/python benchmarks/ablations.py $(OUT) $(SIZE)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -19,7 +19,7 @@ import typer
 import cli
 from annotator.model.checkpoint_file import SHIPPED
 from tests.commands.test_cli import run
-from tests.trainer.test_training_page import FURTHER, ROOT, write_keypoints
+from tests.trainer.test_training_page import ROOT, further, write_keypoints
 from trainer.convert.convert import convert
 from trainer.synth import write_photos
 
@@ -147,10 +147,8 @@ def test_every_command_works_when_pasted(group, place, sign_digits, local_ray, m
         name, *rest = shlex.split(smaller(line))[1:]
         if name == "doctor":
             rest = []  # its store is tests/commands/test_doctor.py's
-        further = FURTHER.get(name, "").split() + (["--set", "steps=3"] if name == "train" else [])
-        if name in ("evaluate", "calibrate") and "synth" in rest and "--count" not in rest:
-            further += ["--count", "20"]
-        code, _, error = run(monkeypatch, capsys, name, *rest, *further)
+        steps = ["--set", "steps=3"] if name == "train" else []
+        code, _, error = run(monkeypatch, capsys, name, *rest, *further(name, *rest), *steps)
         # Also where hands.csv names a photo that is not here: it has a row that says so.
         assert code == 0, f"{line}: {error}"
     if "docs/tutorial.md" in group:

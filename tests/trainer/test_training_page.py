@@ -42,14 +42,21 @@ TINY = (
     "network.crop_px=48 network.amvur.tokens=32 network.amvur.width=32 "
     "network.texture.tokens=32 network.texture.width=16 network.texture.raster_px=32 batch_size=4 loaders=0"
 )
-FURTHER = {
-    "train": " ".join(f"--set {setting}" for setting in TINY.split()),
-    "evaluate": "",
-    "calibrate": "",
-}
+
+#: The same for configurations that start from the shipped weights, whose network has its own size.
+FEW = "batch_size=2 loaders=0"
 
 #: External programs on the page.
 OTHERS = ("ray", "rclone", "tensorboard", "export", "mkdir")
+
+
+def further(name: str, *arguments: str) -> list[str]:
+    """Return what makes a command small, besides its own arguments."""
+    if name == "train":
+        settings = FEW if arguments[0] in ("weak", "finetune") else TINY
+        return [word for setting in settings.split() for word in ("--set", setting)]
+    is_drawn = name in ("evaluate", "calibrate") and "synth" in arguments
+    return ["--count", "20"] if is_drawn and "--count" not in arguments else []
 
 
 def blocks(kind: str) -> list[str]:
@@ -99,10 +106,7 @@ def test_every_command_of_the_page_works_when_pasted(place, local_ray, monkeypat
             assert json.loads((place / arguments[-1]).read_text().splitlines()[-1])["step"] == 3
             continue
         assert program == "amvur"
-        further = FURTHER.get(arguments[0], "").split()
-        if arguments[0] in ("evaluate", "calibrate") and "synth" in arguments:
-            further += ["--count", "20"]
-        code, _, error = run(monkeypatch, capsys, *arguments, *further)
+        code, _, error = run(monkeypatch, capsys, *arguments, *further(*arguments))
         assert code == 0, f"{line}: {error}"
         done.append(arguments[0])
     assert set(done) == {"synth", "convert", "train", "evaluate", "calibrate", "annotate", "filter"}
