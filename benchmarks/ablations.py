@@ -1,27 +1,28 @@
 """Print the paper's six tables, beside the paper's numbers: `make paper`, or `python benchmarks/ablations.py OUT`.
 
 Hands are drawn once and one backbone runs over them once. Each row then trains its heads on the cached features until
-its validation error stops improving, then a little longer at a falling learning rate; rows about backbone or texture
-train end to end on the same crops. A stopped
-command resumes: it repeats no finished row, and at most a few steps of an unfinished one. `--full-size` trains the
-paper's own networks, ResNet-50 and EfficientNet-B0 from ImageNet's weights, end to end, on a GPU. `--short` proves in
-minutes that every part runs; its numbers mean nothing.
+its validation error stops improving, then a little longer at a falling learning rate. Rows about backbone or texture
+train end to end on the same crops. A stopped command resumes: it repeats no finished row, and at most a few steps of an
+unfinished one. `--full-size` trains the paper's own networks, ResNet-50 and EfficientNet-B0 from ImageNet's weights,
+end to end, on a GPU. `--short` proves in minutes that every part runs; its numbers mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import print_figures
 from paper_tables.figure import sparsification
 from paper_tables.page import finished_runs, page
 from paper_tables.rows import ROWS, SHORT
-from paper_tables.training import draw, is_finished, run_all
+from paper_tables.training import draw, folder_of, is_finished, run_all
 
 from annotator.errors import UserError
 
@@ -40,6 +41,11 @@ _FULL_SIZE = {
     "every": 500,
     "jobs": 1,
 }
+
+#: Options of the reduced size alone.
+_OF_REDUCED = (
+    "tokens", "width", "blocks", "read_outs", "backbone_from", "end_to_end_steps", "end_to_end_seeds",
+)  # fmt: skip
 
 #: Options that change the numbers, as the page shows them.
 _SHOWN = (
@@ -68,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--photos", type=int, default=1000, help="held-out hands for the tables")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--end-to-end-seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=3000, help="maximum steps of a row")
-    parser.add_argument("--end-to-end-steps", type=int, default=1200, help="the same, end to end")
+    parser.add_argument("--steps", type=int, default=2400, help="maximum steps of a row")
+    parser.add_argument("--end-to-end-steps", type=int, default=600, help="the same, end to end")
     parser.add_argument(
         "--every", type=int, default=200, help="steps between measurements of the validation error"
     )
@@ -92,12 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--set",
+        action="extend",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
         help="settings of every row, as `amvur train --set`",
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="rows at the same time")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="rows, or processes that draw, at the same time"
+    )
     parser.add_argument("--threads", type=int, default=1, help="torch threads per row")
     parser.add_argument("--device", help="cpu or cuda; default: a GPU if available")
     parser.add_argument("--page", type=Path, help="Markdown file; default: OUT/ablations.md")
@@ -125,11 +134,27 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
 def _shown(value: Any) -> str:
     if value is True:
         return ""
-    return f" {' '.join(value) if isinstance(value, list) else value}"
+    return f" {shlex.join(value) if isinstance(value, list) else value}"
+
+
+def _check_full_size(options: argparse.Namespace) -> None:
+    """Raise UserError for options that have no effect at full size, or without a GPU."""
+    plain = _parser().parse_args([])
+    for name in _OF_REDUCED:
+        if getattr(options, name) != getattr(plain, name) and not options.short:
+            raise UserError(
+                f"--{name.replace('_', '-')} has no effect with --full-size: leave it out, or change rows with --set"
+            )
+    if options.device is None and not torch.cuda.is_available():
+        raise UserError(
+            "--full-size needs a GPU, and there is none: leave it out, or give --device cpu to try a few steps"
+        )
 
 
 def make(options: argparse.Namespace) -> None:
     """Draw the hands, train and evaluate the rows, and write the page."""
+    if options.full_size:
+        _check_full_size(options)
     by_run = {row.run: row for row in ROWS}
     unknown = [name for name in options.rows if name not in by_run]
     if unknown:
@@ -148,12 +173,12 @@ def make(options: argparse.Namespace) -> None:
     shown = picture.relative_to(target.parent).as_posix()
     target.write_text(page(options, runs, shown), encoding="utf-8")
     print(target.read_text() if not options.short else f"tables in {target}")
-    finished = sum(is_finished(row, options, 0) for row in rows)
+    finished = {folder_of(row, options, 0) for row in rows if is_finished(row, options, 0)}
     print_figures(
         {
-            "hands drawn and seen by the backbone": drawn,
+            "hands drawn": drawn,
             **({"of these per s": drawn / max(drawn_s, 1e-9)} if drawn else {}),
-            "rows trained and evaluated": finished,
+            "rows trained and evaluated": len(finished),
             "all, s": time.monotonic() - began,
         }
     )

@@ -122,7 +122,8 @@ class ValidationConfig:
     every: int = 100  # steps between two measurements
     patience: int = 5  # measurements without a gain before the run ends
     gain: float = 0.005  # smallest gain that counts, share of the best error so far
-    # Last steps of the run, after the last measurement without a gain: the learning rate falls to a hundredth.
+    # Last steps of the run, in which the learning rate falls to a hundredth: after the error stopped improving, or at
+    # the end of `steps`.
     cool_down: int = 0
 
     def __post_init__(self) -> None:
@@ -173,6 +174,10 @@ class TrainConfig:
                 raise UserError(f"{name} is {getattr(self, name)}, must be at least 1")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}, must not be negative")
+        if self.validation.cool_down > self.steps:
+            raise UserError(
+                f"validation.cool_down is {self.validation.cool_down}, must not exceed steps ({self.steps})"
+            )
         if self.inverse_kinematics and not self.network.read_outs:
             raise UserError("inverse_kinematics needs landmarks: set network.read_outs=true")
         if not self.data:

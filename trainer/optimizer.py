@@ -22,7 +22,7 @@ def new_optimizer(network: Network, config: TrainConfig) -> torch.optim.Optimize
         return torch.optim.SGD(groups, lr=settings.learning_rate)
     kind = torch.optim.Adam if settings.kind == "adam" else torch.optim.AdamW
     decay = settings.weight_decay if settings.kind == "adamw" else 0.0
-    # Fused: a quarter of the time of one operation per tensor, on CPUs too.
+    # Fused: on a CPU a quarter of the time of one operation per tensor.
     return kind(groups, lr=settings.learning_rate, weight_decay=decay, fused=True)
 
 

@@ -36,8 +36,8 @@ class TokenLinear(nn.Linear):
     """A linear layer on tokens (B, N, width).
 
     On a CPU with AVX-512 it is a convolution of one pixel, without copies. Forward and backward it takes half the time
-    of torch's matrix product on AMD's CPUs, where MKL does not use AVX-512. Without AVX-512 both are as fast forward,
-    but the convolution's backward takes half as long again.
+    of torch's matrix product on AMD's CPUs, where MKL does not use AVX-512. Without AVX-512 both are equally fast
+    forward, but the convolution's backward takes half as long again.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from paper_tables.claims import CLAIMS, Claim
 from paper_tables.figure import ERRORS
 from paper_tables.rows import ROOT_ALIGNED, ROWS, TABLES, UNCERTAIN, Row, Table
 from paper_tables.statistics import FAILS, HOLDS, KEPT, OPEN, Interval, Runs, verdict
-from paper_tables.training import cool_down_steps, ending, folder_of, is_finished, mean_hand, seeds_of
+from paper_tables.training import configuration, ending, folder_of, is_finished, mean_hand, seeds_of
 
 _SHORT_NOTE = "**A short run: it shows that every part works. Its numbers mean nothing.**"
 
@@ -27,8 +27,8 @@ different {different}: compare rows, not sides.
 Ours: {hands:,} synthetic hands, off the camera's axis and behind objects too, in upright crops of {crop_px} px.
 {networks} Batch {batch_size}, Adam at {learning_rate:g}; seeds per row: {seeds}. A row trains until its error on
 {validation} other hands gained less than 0.5 % in {patience} measurements, {every} steps apart; weak rows measure 2D
-joints alone. Then the learning rate falls to a hundredth in {cool_down} steps. A "*" marks rows that took all
-{steps:,} steps. {end_to_end}The best network of each run predicts {photos:,} held-out hands.
+joints alone. {cool_down}A "*" marks rows that took all {steps:,} steps. {end_to_end}The best network of each run
+predicts {photos:,} held-out hands.
 
 Intervals hold 95 % of bootstrap draws of photos and seeds. Meshes are the open hand's. Errors are mm; PA: after
 Procrustes; else root-relative.
@@ -42,9 +42,10 @@ _REDUCED = """\
 The backbone of `{backbone_from}` ran over them once. Heads alone train on its features: AMVUR has {tokens} tokens,
 width {width}, {blocks} blocks."""
 
+_COOL_DOWN = "Then the learning rate falls to a hundredth in {steps} steps. "
+
 _END_TO_END = """\
-Rows "end to end" train the backbone too: up to {end_to_end_steps:,} steps, {end_to_end_cool_down} of them at the end,
-seeds: {end_to_end_seeds}. """
+Rows "end to end" train the backbone too, for up to {end_to_end_steps:,} steps; seeds: {end_to_end_seeds}. """
 
 #: A check of the reduced size; at full size all rows are end to end.
 _CHECK = "5, end to end"
@@ -78,17 +79,8 @@ def page(options: argparse.Namespace, runs: Runs, picture: str) -> str:
 
     `picture`: place of the sparsification curves, relative to the page.
     """
-    known = {
-        **vars(options),
-        "machine": machine(),
-        "cool_down": cool_down_steps(options.steps),
-        "end_to_end_cool_down": cool_down_steps(options.end_to_end_steps),
-    }
-    known["different"] = "photos" if options.full_size else "photos and networks"
-    known["networks"] = (_FULL_SIZE if options.full_size else _REDUCED).format(**known)
-    known["end_to_end"] = "" if options.full_size else _END_TO_END.format(**known)
     lines = ["# Ablations", *(["", _SHORT_NOTE] if options.short else [])]
-    lines += _wrapped(_INTRODUCTION.format(**known))
+    lines += _wrapped(_introduction(options))
     tables = [table for table in TABLES if not (options.full_size and table.name == _CHECK)]
     lines += _summary([claim for claim in CLAIMS if claim.table in {table.name for table in tables}], runs)
     for table in tables:
@@ -96,6 +88,29 @@ def page(options: argparse.Namespace, runs: Runs, picture: str) -> str:
     lines += _uncertainty(runs, picture)
     lines += _weak(runs, options)
     return "\n".join(lines) + "\n"
+
+
+def _introduction(options: argparse.Namespace) -> str:
+    """Return the text about the rows, with the settings that they trained with."""
+    config = configuration(next(row for row in ROWS if not row.end_to_end), options, 0)
+    end_to_end = configuration(next(row for row in ROWS if row.end_to_end), options, 0)
+    known = {
+        **vars(options),
+        "machine": machine(),
+        "batch_size": config.batch_size,
+        "learning_rate": config.optimizer.learning_rate,
+        "patience": config.validation.patience,
+        "every": config.validation.every,
+        "steps": config.steps,
+        "end_to_end_steps": end_to_end.steps,
+        "cool_down": _COOL_DOWN.format(steps=config.validation.cool_down)
+        if config.validation.cool_down
+        else "",
+        "different": "photos" if options.full_size else "photos and networks",
+    }
+    known["networks"] = (_FULL_SIZE if options.full_size else _REDUCED).format(**known)
+    known["end_to_end"] = "" if options.full_size else _END_TO_END.format(**known)
+    return _INTRODUCTION.format(**known)
 
 
 def _wrapped(text: str) -> Iterator[str]:

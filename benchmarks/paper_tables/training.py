@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -74,7 +75,8 @@ def draw(options: argparse.Namespace) -> int:
             UPRIGHT,
             backbone,
             on_progress=report,
-            processes=options.jobs,
+            # A GPU trains one row at a time, but does not draw.
+            processes=os.cpu_count() or 1 if options.full_size else options.jobs,
         )
     return drawn
 
@@ -225,7 +227,7 @@ def ending(row: Row, options: argparse.Namespace, seed: int) -> tuple[int, bool]
     """Return the steps a run took, and whether its validation error stopped improving before its last step."""
     log = (folder_of(row, options, seed) / "run" / LOG_FILE).read_text().splitlines()
     steps = int(json.loads(log[-1])["step"])
-    return steps, steps < steps_of(row, options)
+    return steps, steps < configuration(row, options, seed).steps
 
 
 def mean_hand(options: argparse.Namespace) -> dict[str, Any]:

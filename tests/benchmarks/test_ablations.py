@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from annotator.config import NetworkConfig, config_folder, read_config
+from annotator.errors import UserError
 from annotator.hand import load_hand
 from annotator.hand.model import HandModel
 from annotator.model.network import Network
@@ -216,6 +217,34 @@ def test_at_full_size_every_row_is_the_paper_s_own(paper_tables):
         assert found.steps == 500 and found.data[0].targets == full.data[0].targets
         folders.add(paper_tables.training.folder_of(row, options, 0))
     assert len(folders) == len(TERMS)  # Table 6 and the check of Table 5 have no runs of their own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokens", "49", "--device", "cpu"], "--tokens has no effect with --full-size"),
+        (["--read-outs", "--device", "cpu"], "--read-outs has no effect with --full-size"),
+        ([], "needs a GPU, and there is none"),
+    ],
+)
+def test_full_size_refuses_options_without_effect_and_machines_without_a_gpu(
+    paper_tables, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    options = paper_tables.command.options_of([str(tmp_path), "--full-size", *arguments])
+    with pytest.raises(UserError, match=message):
+        paper_tables.command.make(options)
+
+
+def test_settings_add_up_and_the_page_shows_what_rows_trained_with(paper_tables):
+    command = ["OUT", "--set", "validation.cool_down=0", "--set", "loss.shape=0.2", "steps=70"]
+    options = paper_tables.command.options_of(command)
+    assert options.changed == " --set validation.cool_down=0 loss.shape=0.2 steps=70"
+    for row in paper_tables.rows.ROWS:
+        config = paper_tables.training.configuration(row, options, 0)
+        assert (config.loss.shape, config.steps, config.validation.cool_down) == (0.2, 70, 0)
+    text = paper_tables.page._introduction(options)
+    assert "took all 70 steps" in text.replace("\n", " ") and "the learning rate falls" not in text
 
 
 def test_rows_that_are_one_run_have_one_number_in_the_paper(paper_tables):

@@ -64,7 +64,7 @@ def fill_cache(
         backbone: gives the features; None for crops alone.
         maps: also store the backbone's maps (`features.samples_maps`).
         on_progress: called with hands done and their total.
-        processes: processes that draw; a kill repeats up to one chunk of each.
+        processes: processes that draw; a kill repeats the chunks after the first unfinished one.
 
     Raises:
         UserError: the folder is not local, or holds a cache of another kind.

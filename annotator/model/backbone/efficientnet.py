@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +42,9 @@ def same_padding(convolution: nn.Conv2d, size_px: Sequence[int]) -> tuple[list[i
 Activation = Callable[[Tensor], Tensor]
 
 
-def _in_place(activation: Callable[..., Tensor]) -> Activation:
-    """Return the activation, in place where no gradient is needed: nothing else reads a batch norm's output."""
-    return lambda x: activation(x, inplace=not x.requires_grad)
+def _in_place(activation: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """Apply the activation, in place where no gradient is needed: nothing else reads a batch norm's output."""
+    return activation(x, inplace=not x.requires_grad)
 
 
 def conv(
@@ -150,7 +151,7 @@ class EfficientNet(Backbone):
         width = self.shallow_dim
         self.conv_stem = conv(3, width, 3, stride=2, same=lite)
         self.bn1 = nn.BatchNorm2d(width)
-        first = DepthwiseBlock(width, 16, 3, squeeze=not lite, activation=_in_place(self.activation))
+        first = DepthwiseBlock(width, 16, 3, squeeze=not lite, activation=partial(_in_place, self.activation))
         stages, inputs, expansion = [nn.Sequential(first)], 16, self.first_expansion
         for kernel, stride, outputs, blocks in self.STAGES:
             stage = nn.Sequential()
@@ -164,7 +165,7 @@ class EfficientNet(Backbone):
                         expansion,
                         squeeze=not lite,
                         same=lite,
-                        activation=_in_place(self.activation),
+                        activation=partial(_in_place, self.activation),
                     )
                 )
                 inputs, expansion = outputs, self.expansion

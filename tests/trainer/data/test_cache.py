@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from annotator.config import AmvurConfig, NetworkConfig, TextureConfig
 from annotator.errors import UserError
 from annotator.hand import load_hand
+from annotator.model.backbone import BACKBONES, build_backbone
 from annotator.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from annotator.model.checkpoint_file import CheckpointInfo
 from annotator.model.network import Network
@@ -175,6 +177,24 @@ def test_a_stopped_cache_resumes_with_the_same_hands_as_one_drawn_by_two_process
     fill_cache(str(tmp_path / "whole"), count, 32, 3, HAND, AugmentConfig(), processes=2)
     for file in (tmp_path / "whole").glob("*.npy"):
         assert np.array_equal(np.load(file), np.load(tmp_path / "stopped" / file.name)), file.name
+
+
+@pytest.mark.slow
+def test_several_processes_store_the_same_features(cache, network, tmp_path):
+    place = tmp_path / "cache"
+    fill_cache(str(place), COUNT, 48, 7, HAND, PLAIN, network.backbone, maps=True, processes=2)
+    one, two = (np.load(Path(folder) / "features.npy") for folder in (cache, place))
+    np.testing.assert_allclose(one.astype(float), two.astype(float), rtol=0.01, atol=0.01)
+    assert np.abs(one).max() > 0.1
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_can_be_sent_to_another_process(name):
+    backbone = build_backbone(name).eval()
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    sent = pickle.loads(pickle.dumps(backbone))
+    with torch.inference_mode():
+        torch.testing.assert_close(sent(images).g, backbone(images).g, rtol=0, atol=0)
 
 
 def test_every_hand_comes_once_per_epoch_in_a_new_order(cache):
