@@ -368,7 +368,7 @@ def test_an_uncertain_label_pulls_prior_net_by_its_variance_times_the_setting(st
     slopes = {}
     for scale, share in ((1.0, 1.1), (0.5, 1 + 1 / 3.25), (0.0, 2.0)):
         network, objective, images, batch = objective_and_batch(
-            sticks, batch_size=2, loss=LossConfig(label_std_scale=scale)
+            sticks, batch_size=2, loss=LossConfig(label_std_scale=scale, aligned=1)
         )
         for std in (batch.joints3d_std_mm, batch.vertices_std_mm):
             assert not std.any()  # these labels have no std
