@@ -43,7 +43,7 @@ CALIBRATED_ON, EVALUATED_ON = 1000, 1000
 #: a different seed from the second stage.
 SMALL = ("network.crop_px=64", "steps=2500", "optimizer.learning_rate=0.0007", "seed=1")
 
-#: Settings of the weak training: half an hour's steps on two cores.
+#: Settings of the weak training: 20 minutes on one core.
 FEW = ("batch_size=8", "steps=1000", "optimizer.warmup_steps=50")
 
 

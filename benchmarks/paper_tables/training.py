@@ -9,6 +9,7 @@ import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def cool_down_steps(steps: int) -> int:
 
 def folder_of(row: Row, options: argparse.Namespace, seed: int) -> Path:
     """Return the folder of one seed of a row; at full size all rows are end to end, so some share a run."""
-    run = row.config if options.full_size else row.run
+    run = replace(row, end_to_end=False).run if options.full_size else row.run
     return Path(options.out) / "runs" / run / f"seed-{seed}"
 
 

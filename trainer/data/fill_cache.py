@@ -80,6 +80,8 @@ def fill_cache(
     folder.mkdir(parents=True, exist_ok=True)
     if not is_cache(place):
         _arrays(folder, wanted, hand.vertex_count, new=True)
+    if backbone is not None:
+        backbone.eval()
     drawing = _Drawing(folder, wanted, hand, augment, backbone, maps)
     with _written(drawing, range(info.done, count, CHUNK), processes) as ends:
         for done in ends:
@@ -116,7 +118,7 @@ class _Drawing:
         stored = (images * 255).round().byte()
         seen = None
         if self.backbone is not None:
-            seen = packed(self.backbone.eval()(stored.float() / 255), self.maps)
+            seen = packed(self.backbone(stored.float() / 255), self.maps)
         _put(self._files, rows, stored, batch, seen)
         return rows.stop
 
