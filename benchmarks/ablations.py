@@ -159,10 +159,10 @@ def make(options: argparse.Namespace) -> None:
     unknown = [name for name in options.rows if name not in by_run]
     if unknown:
         raise UserError(f"unknown row '{unknown[0]}': give one of {', '.join(by_run)}")
-    began = time.monotonic()
-    drawn = draw(options)
-    drawn_s = time.monotonic() - began
     rows = [by_run[name] for name in options.rows or by_run]
+    began = time.monotonic()
+    drawn = draw(rows, options)
+    drawn_s = time.monotonic() - began
     run_all(rows, options)
     target = options.page or options.out / "ablations.md"
     runs = finished_runs(options)

@@ -155,6 +155,9 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     freeze_normalisation: bool = False  # batch norms keep their statistics
+    share_normalisation: bool = (
+        False  # batch norms take those of all workers' photos; several workers need GPUs
+    )
     freeze_early: bool = False  # freeze the backbone's layers before stride 8
     freeze_backbone: bool = False  # freeze backbone and read-outs, batch norms included
     # Steps of inverse kinematics on synthetic joints before the first photo (read_outs only).
@@ -177,6 +180,10 @@ class TrainConfig:
         if self.validation.cool_down > self.steps:
             raise UserError(
                 f"validation.cool_down is {self.validation.cool_down}, must not exceed steps ({self.steps})"
+            )
+        if self.freeze_normalisation and self.share_normalisation:
+            raise UserError(
+                "freeze_normalisation and share_normalisation contradict each other: set one of them"
             )
         if self.inverse_kinematics and not self.network.read_outs:
             raise UserError("inverse_kinematics needs landmarks: set network.read_outs=true")

@@ -140,7 +140,17 @@ def _start_or_resume(
 
 
 def _wrapped(network: Network, config: TrainConfig, workers: int) -> Any:
-    """Return the network, compiled and with gradients shared between workers as the settings need."""
+    """Return the network, compiled and with gradients shared between workers as the settings need.
+
+    Raises:
+        UserError: batch norms are to be shared between workers without GPUs.
+    """
+    if workers > 1 and config.share_normalisation:
+        if network.R.device.type == "cpu":
+            raise UserError(
+                "share_normalisation needs GPUs: without them set freeze_normalisation=true, or train with one worker"
+            )
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place, with the same parameters
     model: Any = torch.compile(network) if config.compile else network
     if workers > 1:
         # Gradients of depthwise filters may have either of two equivalent memory layouts.

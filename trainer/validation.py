@@ -36,7 +36,7 @@ BATCH_SIZE = 64
 
 
 class Validation:
-    """The measurements of one run, resumed from its log; all workers make the same ones and agree."""
+    """The measurements of one run, resumed from its log; all workers hold those of the first."""
 
     def __init__(self, config: TrainConfig, hand: HandModel, out: str, step: int) -> None:
         """Open the examples and the log; measurements after `step`, where the run resumes, are repeated.
@@ -79,7 +79,7 @@ class Validation:
 
     def measure(self, state: TrainingState) -> bool:
         """Measure and log the error of the running mean, keep the best, and return `is_over`."""
-        error = self._error(state.best)
+        error = _of_first_worker(self._error(state.best), state.network.R.device)
         smallest = min((measured["error"] for measured in self._measurements), default=np.inf)
         self._measurements.append({"step": state.step, "error": error})
         if not dist.is_initialized() or dist.get_rank() == 0:
@@ -119,6 +119,15 @@ class Validation:
             features = measured_by(settings.source, network.backbone)
             return CachedExamples(settings.source, self.hand, source, 0, features)
         return StoredExamples(settings.source, self.hand, self.config.network.crop_px, source, 0, margin=1.0)
+
+
+def _of_first_worker(error: float, device: torch.device) -> float:
+    """Return the first worker's error: others' batch norms may have other statistics, and all must end a run alike."""
+    if not dist.is_initialized():
+        return error
+    shared = torch.tensor(error, dtype=torch.float64, device=device)
+    dist.broadcast(shared, 0)
+    return float(shared)
 
 
 def _errors(prediction: Prediction, batch: Batch) -> np.ndarray:

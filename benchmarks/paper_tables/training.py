@@ -19,9 +19,10 @@ import torch
 from annotator.config import from_dict, to_dict
 from annotator.errors import UserError
 from annotator.hand import load_hand
-from paper_tables.rows import ROWS, Row
+from paper_tables.rows import Row
 from trainer.config import AugmentConfig, TrainConfig, read_train_config
 from trainer.data.cache import is_cache, read_cache_info
+from trainer.data.features import samples_maps
 from trainer.data.fill_cache import fill_cache
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.predictions import HELD_OUT_SEED
@@ -49,11 +50,12 @@ def caches(options: argparse.Namespace) -> dict[str, Path]:
     }
 
 
-def draw(options: argparse.Namespace) -> int:
+def draw(rows: list[Row], options: argparse.Namespace) -> int:
     """Draw all hands, run the backbone over them if it stays as it is, and return the number drawn now."""
     hand = load_hand("open")
-    reduced = not options.full_size
-    backbone = start_network(configuration(ROWS[0], options, 0), hand).backbone if reduced else None
+    configs = [] if options.full_size else [configuration(row, options, 0) for row in rows]
+    backbone = start_network(configs[0], hand).backbone if configs else None
+    maps = any(samples_maps(config.network) for config in configs)
     places, drawn = caches(options), 0
     for name, count, seed in (
         ("hands", options.hands, DRAWN_SEED),
@@ -75,6 +77,7 @@ def draw(options: argparse.Namespace) -> int:
             hand,
             UPRIGHT,
             backbone,
+            maps,
             on_progress=report,
             # A GPU trains one row at a time, but does not draw.
             processes=os.cpu_count() or 1 if options.full_size else options.jobs,

@@ -22,11 +22,19 @@ from tests.support.example_files import write_stick_hands
 from tests.support.mano_file import write_mano_file
 from trainer import losses
 from trainer import train as training_loop
-from trainer.config import LossConfig, OptimizerConfig, SourceConfig, TrainConfig, read_train_config
+from trainer.config import (
+    LossConfig,
+    OptimizerConfig,
+    SourceConfig,
+    TrainConfig,
+    ValidationConfig,
+    read_train_config,
+)
 from trainer.objective import Objective
 from trainer.start import start_network
 from trainer.state import saved_states
 from trainer.train import train
+from trainer.validation import LOG_FILE, Validation
 
 pytestmark = pytest.mark.slow
 
@@ -235,6 +243,37 @@ def test_two_workers_take_the_steps_of_one(sticks, tmp_path, targets):
     start = start_network(config, load_hand("open")).state_dict()
     assert largest_difference(one, two) < 1e-4
     assert largest_difference(one, start) > 1e-3
+
+
+def _one_of_two_that_measure_otherwise(rank: int, config: TrainConfig, out: str, meeting: str) -> None:
+    # The error falls at the first worker alone.
+    errors = iter(range(10, 0, -1)) if rank == 0 else iter(range(10, 20))
+    Validation._error = lambda validation, network: float(next(errors))
+    _one_of_two(rank, config, out, meeting)
+
+
+def test_workers_end_a_run_alike_where_their_errors_differ(sticks, tmp_path):
+    """Each worker's batch norms see its own photos, so errors may differ, and one that ends alone blocks the rest."""
+    validation = ValidationConfig(source=sticks, every=1, patience=1)
+    config = config_for(sticks, steps=4, checkpoint_every=100, validation=validation)
+    torch.multiprocessing.start_processes(
+        _one_of_two_that_measure_otherwise,
+        (config, str(tmp_path / "run"), str(tmp_path / "meeting")),
+        nprocs=2,
+        start_method="spawn",
+    )
+    measured = [json.loads(line) for line in (tmp_path / "run" / LOG_FILE).read_text().splitlines()]
+    assert measured == [{"step": step, "error": 11.0 - step} for step in (1, 2, 3, 4)]
+
+
+def test_norms_shared_between_workers_need_gpus(sticks):
+    config = config_for(sticks, share_normalisation=True)
+    network = start_network(config, load_hand("open"))
+    assert training_loop._wrapped(network, config, 1) is network
+    with pytest.raises(UserError, match="share_normalisation needs GPUs"):
+        training_loop._wrapped(network, config, 2)
+    with pytest.raises(UserError, match="contradict each other"):
+        config_for(sticks, share_normalisation=True, freeze_normalisation=True)
 
 
 def objective_and_batch(sticks, **settings):

@@ -272,18 +272,24 @@ def wait_for_answer(address: str) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("name", ["weak-untrained", "paper/weak"])
+@pytest.mark.parametrize("name", ["weak", "weak-untrained", "paper/weak"])
 def test_two_workers_on_2d_joints_alone_take_the_steps_of_one(local_ray, run_folder, tmp_path, name):
-    """Batch norms keep their statistics, which are per worker otherwise."""
+    """Batch norms keep their statistics, which are per worker otherwise; `weak` freezes the whole backbone."""
     config = read_train_config(
         name,
         [str(run_folder / "sticks")],
         settings=["batch_size=8", "steps=6", "loaders=0", "log_every=1", "freeze_normalisation=true"],
     )
     assert config.data[0].targets == ("joints2d",)
+    assert config.freeze_backbone == (name == "weak")
+    network = replace(TINY, landmarks=name != "paper/weak")
+    if config.start_from:  # a small network in place of the shipped one, which it names
+        before = config_for(run_folder / "sticks", network=network, steps=1)
+        train(before, str(tmp_path / "start"), "cpu")
+        config = replace(config, start_from=str(tmp_path / "start/model.safetensors"))
     config = replace(
         config,
-        network=replace(TINY, landmarks=name == "weak-untrained"),
+        network=network,
         # From random layers, which must not be frozen.
         backbone_from="",
         freeze_early=False,
@@ -291,7 +297,7 @@ def test_two_workers_on_2d_joints_alone_take_the_steps_of_one(local_ray, run_fol
         optimizer=replace(
             config.optimizer,
             kind="sgd",
-            learning_rate=1e-3 if name == "weak-untrained" else 1e-2,
+            learning_rate=1e-2 if name == "paper/weak" else 1e-3,
             warmup_steps=1,
             ema=0,
         ),

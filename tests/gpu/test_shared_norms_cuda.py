@@ -1,0 +1,45 @@
+"""Batch norms shared between two workers: their steps are those of one worker with all photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from annotator.hand import load_hand
+from tests.support.example_files import write_stick_hands
+from tests.trainer.test_train import TINY, largest_difference, weights
+from trainer.config import OptimizerConfig, SourceConfig, TrainConfig
+from trainer.start import start_network
+from trainer.train import train
+
+
+def _one_of_two(rank: int, config: TrainConfig, out: str, meeting: str) -> None:
+    # gloo, unlike NCCL, lets two workers share a GPU.
+    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
+    train(config, out, "cuda")
+    dist.destroy_process_group()
+
+
+def test_two_workers_with_shared_norms_take_the_steps_of_one(tmp_path: Path) -> None:
+    config = TrainConfig(
+        network=TINY,
+        data=(SourceConfig(source=str(write_stick_hands(tmp_path / "sticks", 48))),),
+        batch_size=8,
+        steps=6,
+        loaders=0,
+        share_normalisation=True,
+        optimizer=OptimizerConfig(kind="sgd", learning_rate=1e-3, ema=0, warmup_steps=1),
+    )
+    train(config, str(tmp_path / "one"), "cuda")
+    torch.multiprocessing.start_processes(
+        _one_of_two,
+        (config, str(tmp_path / "two"), str(tmp_path / "meeting")),
+        nprocs=2,
+        start_method="spawn",
+    )
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    # The statistics of the norms are among the weights.
+    assert largest_difference(one, two) < 1e-4
+    assert largest_difference(one, start_network(config, load_hand("open")).state_dict()) > 1e-3
