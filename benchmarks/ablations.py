@@ -50,8 +50,8 @@ _OF_REDUCED = (
 #: Options that change the numbers, as the page shows them.
 _SHOWN = (
     "hands", "validation", "photos", "seeds", "end_to_end_seeds", "steps", "end_to_end_steps", "every", "patience",
-    "full_size", "crop_px", "tokens", "width", "blocks", "batch_size", "learning_rate", "backbone_from", "read_outs",
-    "set",
+    "short", "full_size", "crop_px", "tokens", "width", "blocks", "batch_size", "learning_rate", "backbone_from",
+    "read_outs", "set",
 )  # fmt: skip
 
 
@@ -63,13 +63,11 @@ def _parser() -> argparse.ArgumentParser:
         "out", type=Path, nargs="?", help="folder of hands and runs; default: a temporary one"
     )
     parser.add_argument("--rows", nargs="*", default=[], metavar="RUN", help="only these; default: all")
-    parser.add_argument(
-        "--short", action="store_true", help="a few steps of a few rows, in place of other sizes"
-    )
+    parser.add_argument("--short", action="store_true", help="a few steps of a few rows")
     parser.add_argument(
         "--full-size", action="store_true", help="the paper's own networks, end to end: needs a GPU"
     )
-    parser.add_argument("--hands", type=int, default=20_000, help="hands to train on, 100 KB each")
+    parser.add_argument("--hands", type=int, default=20_000, help="hands to train on, 100 KB each at 160 px")
     parser.add_argument("--validation", type=int, default=300, help="hands that decide when a row ends")
     parser.add_argument("--photos", type=int, default=1000, help="held-out hands for the tables")
     parser.add_argument("--seeds", type=int, default=3)
@@ -116,12 +114,12 @@ def _parser() -> argparse.ArgumentParser:
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the options, with `changed`: those that differ from the defaults, as on a command line."""
     parser = _parser()
-    if parser.parse_args(arguments).full_size:
+    chosen = parser.parse_args(arguments)
+    if chosen.full_size:
         parser.set_defaults(**_FULL_SIZE)
+    if chosen.short:
+        parser.set_defaults(**_SHORT)
     options, plain = parser.parse_args(arguments), parser.parse_args([])
-    if options.short:
-        for name, value in _SHORT.items():
-            setattr(options, name, value)
     changed = {
         name: getattr(options, name) for name in _SHOWN if getattr(options, name) != getattr(plain, name)
     }

@@ -55,7 +55,8 @@ def run_training(
 def _submit_training(
     config: TrainConfig, out: str, workers: int | None, address: str, follow: Callable[[str], None]
 ) -> int:
-    places = [out, config.start_from, config.hand.removeprefix("mano:")]
+    places = [out, config.start_from, config.backbone_from, config.hand.removeprefix("mano:")]
+    places.append(config.validation.source)
     places += [source.source for source in config.data if source.source != SYNTHETIC]
     here = [place for place in places if place and (place == out or local_path(place).exists())]
     if is_local(out):

@@ -11,6 +11,7 @@ and after Procrustes. The latter alone rises while a network learns to rotate th
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from annotator.quality import metrics
 from annotator.runtime.device import numpy_of
 from annotator.storage.files import join, read_if_exists, write_atomic
 from trainer.batch import Batch
-from trainer.config import SourceConfig, TrainConfig
+from trainer.config import SourceConfig, TrainConfig, ValidationConfig
 from trainer.data.cache import CachedExamples, is_cache, measured_by
 from trainer.data.features import unpacked
 from trainer.data.stored import StoredExamples
@@ -33,6 +34,18 @@ from trainer.state import TrainingState, as_checkpoint
 LOG_FILE, BEST_FILE = "validation.jsonl", "best.safetensors"
 
 BATCH_SIZE = 64
+
+
+def stopped_improving(measurements: list[dict[str, Any]], settings: ValidationConfig) -> int | None:
+    """Return the step of the first measurement that follows enough others without a gain; None if there is none."""
+    best, since = np.inf, 0
+    for measured in measurements:
+        gained = measured["error"] < best * (1 - settings.gain)
+        since = 0 if gained else since + 1
+        if since >= settings.patience:
+            return int(measured["step"])
+        best = measured["error"] if gained else best
+    return None
 
 
 class Validation:
@@ -53,25 +66,14 @@ class Validation:
     @property
     def cools_from(self) -> int | None:
         """Return the step after which the learning rate falls, as far as is known; None without a cool-down."""
-        stopped = self._stopped_improving()
+        stopped = stopped_improving(self._measurements, self.settings)
         latest = self.config.steps - self.settings.cool_down
         return (latest if stopped is None else min(stopped, latest)) if self.settings.cool_down else None
 
     def is_over(self, step: int) -> bool:
         """Return whether the run ends after this step, because its error stopped improving."""
-        stopped = self._stopped_improving()
+        stopped = stopped_improving(self._measurements, self.settings)
         return stopped is not None and step >= stopped + self.settings.cool_down
-
-    def _stopped_improving(self) -> int | None:
-        """Return the step of the first measurement that follows enough others without a gain."""
-        best, since = np.inf, 0
-        for measured in self._measurements:
-            gained = measured["error"] < best * (1 - self.settings.gain)
-            since = 0 if gained else since + 1
-            if since >= self.settings.patience:
-                return int(measured["step"])
-            best = measured["error"] if gained else best
-        return None
 
     def is_due(self, step: int, last: bool) -> bool:
         """Return whether to measure after this step."""

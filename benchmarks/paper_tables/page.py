@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from common import machine
 
+from annotator.runtime.device import device_of
 from paper_tables.claims import CLAIMS, Claim
 from paper_tables.figure import ERRORS
 from paper_tables.rows import ROOT_ALIGNED, ROWS, TABLES, UNCERTAIN, Row, Table
@@ -96,7 +97,7 @@ def _introduction(options: argparse.Namespace) -> str:
     end_to_end = configuration(next(row for row in ROWS if row.end_to_end), options, 0)
     known = {
         **vars(options),
-        "machine": machine(),
+        "machine": machine(device_of(options.device).type),
         "batch_size": config.batch_size,
         "learning_rate": config.optimizer.learning_rate,
         "patience": config.validation.patience,

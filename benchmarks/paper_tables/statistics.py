@@ -20,6 +20,9 @@ Floats = NDArray[np.float64]
 #: Draws of a bootstrap, and the share of them inside an interval.
 DRAWS, LEVEL = 1000, 0.95
 
+#: Draws for an area under a curve, which takes longer.
+AUSE_DRAWS = 200
+
 #: Points of a sparsification curve: shares of photos kept.
 KEPT = tuple(k / 20 for k in range(1, 21))
 
@@ -84,6 +87,7 @@ class Runs:
         """Take the results folders of each finished run, one per seed."""
         self.folders = {run: paths for run, paths in folders.items() if paths}
         self.values = cache(self._values)
+        self.ause = cache(self._ause)
 
     def __contains__(self, run: str) -> bool:
         return run in self.folders
@@ -126,21 +130,22 @@ class Runs:
             curves.append(means[at] / means[-1])
         return np.asarray(np.mean(curves, 0))
 
-    def ause(self, run: str, error: str) -> Interval:
-        """Return the area under the sparsification error, with its bootstrap interval."""
+    def _ause(self, run: str, error: str) -> Interval:
+        """Return the area under the sparsification error, mean over seeds, with its bootstrap interval."""
         random = np.random.default_rng(0)
         stds, errors = self.values(run, "joint std"), self.values(run, error)
-        drawn = [
-            _ause(stds[seed][some], errors[seed][some])
-            for seed in random.integers(0, len(stds), DRAWS // 5)
-            for some in [random.integers(0, stds.shape[1], stds.shape[1])]
-        ]
-        whole = float(np.mean([_ause(std, error) for std, error in zip(stds, errors, strict=True)]))
+        seeds, photos = errors.shape
+        drawn = []
+        for _ in range(AUSE_DRAWS):
+            some = random.integers(0, photos, photos)
+            chosen = random.integers(0, seeds, seeds)
+            drawn.append(np.mean([_area(stds[seed][some], errors[seed][some]) for seed in chosen]))
+        whole = float(np.mean([_area(std, error) for std, error in zip(stds, errors, strict=True)]))
         low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Interval(whole, float(low), float(high))
 
 
-def _ause(std: Floats, error: Floats) -> float:
+def _area(std: Floats, error: Floats) -> float:
     curves = uncertainty.sparsify(std, error)
     return 0.0 if curves is None else curves.ause
 

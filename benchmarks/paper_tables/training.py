@@ -29,7 +29,7 @@ from trainer.evaluation.predictions import HELD_OUT_SEED
 from trainer.progress import TrainingProgress
 from trainer.start import start_network
 from trainer.train import train
-from trainer.validation import BEST_FILE, LOG_FILE
+from trainer.validation import BEST_FILE, LOG_FILE, stopped_improving
 
 #: As in configs/shipped/4-upright.yaml: crops as a second look gets them, off by the first look's errors.
 UPRIGHT = AugmentConfig(upright=True, rotation_deg=20, zoom=1.15, shift=0.08)
@@ -106,11 +106,11 @@ def configuration(row: Row, options: argparse.Namespace, seed: int) -> TrainConf
             "loss.side=0",  # no table has it, and it needs mirror images
             "augment.colour=0",  # cached crops are coloured already
             f"validation.source={places['validation']}",
-            f"validation.every={min(options.every, steps)}",
+            f"validation.every={measured_every(row, options)}",
             f"validation.patience={options.patience}",
             f"validation.cool_down={cool_down_steps(steps)}",
             "loaders=0",
-            f"checkpoint_every={min(options.every, steps)}",
+            f"checkpoint_every={measured_every(row, options)}",
             "keep=1",
             f"pictures_every={steps}",
             *row.settings,
@@ -149,6 +149,11 @@ def steps_of(row: Row, options: argparse.Namespace) -> int:
     return int(options.end_to_end_steps if end_to_end else options.steps)
 
 
+def measured_every(row: Row, options: argparse.Namespace) -> int:
+    """Return the steps between measurements of a row, as many of them in a shorter row as in a longer one."""
+    return max(options.every * steps_of(row, options) // options.steps, 1)
+
+
 def cool_down_steps(steps: int) -> int:
     """Return the steps of a row's cool-down, for its maximum of steps."""
     return steps // 6
@@ -156,8 +161,9 @@ def cool_down_steps(steps: int) -> int:
 
 def folder_of(row: Row, options: argparse.Namespace, seed: int) -> Path:
     """Return the folder of one seed of a row; at full size all rows are end to end, so some share a run."""
-    run = replace(row, end_to_end=False).run if options.full_size else row.run
-    return Path(options.out) / "runs" / run / f"seed-{seed}"
+    if options.full_size:
+        return Path(options.out) / "full-size-runs" / replace(row, end_to_end=False).run / f"seed-{seed}"
+    return Path(options.out) / "runs" / row.run / f"seed-{seed}"
 
 
 def seeds_of(row: Row, options: argparse.Namespace) -> range:
@@ -181,7 +187,6 @@ def train_and_evaluate(row: Row, options: argparse.Namespace, seed: int) -> floa
     """Train or resume one seed of a row, evaluate its best network, and return the seconds taken."""
     torch.set_num_threads(options.threads)
     folder, began = folder_of(row, options, seed), time.monotonic()
-    shutil.rmtree(folder / "results", ignore_errors=True)
 
     def report(progress: TrainingProgress) -> None:
         if progress.step % options.every == 0:
@@ -192,6 +197,8 @@ def train_and_evaluate(row: Row, options: argparse.Namespace, seed: int) -> floa
             )
 
     train(configuration(row, options, seed), str(folder / "run"), options.device, report)
+    # Only now: a run of other settings is refused, and keeps its results.
+    shutil.rmtree(folder / "results", ignore_errors=True)
     evaluate(
         str(folder / "run" / BEST_FILE),
         str(caches(options)["photos"]),
@@ -221,24 +228,31 @@ def run_all(rows: list[Row], options: argparse.Namespace) -> None:
             pool.submit(train_and_evaluate, row, options, seed): f"{row.run} seed {seed}"
             for row, seed in waiting
         }
-        for number, done in enumerate(as_completed(running), 1):
-            print(
-                f"{running[done]}: finished in {done.result():.0f} s, {number} of {len(running)}", flush=True
-            )
+        try:
+            for number, done in enumerate(as_completed(running), 1):
+                taken_s = done.result()
+                print(f"{running[done]}: finished in {taken_s:.0f} s, {number} of {len(running)}", flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # one failed row ends the others' waiting
+            raise
 
 
 def ending(row: Row, options: argparse.Namespace, seed: int) -> tuple[int, bool]:
-    """Return the steps a run took, and whether its validation error stopped improving before its last step."""
+    """Return the steps a run took, and whether its validation error stopped improving before its last cool-down."""
+    config = configuration(row, options, seed)
     log = (folder_of(row, options, seed) / "run" / LOG_FILE).read_text().splitlines()
-    steps = int(json.loads(log[-1])["step"])
-    return steps, steps < configuration(row, options, seed).steps
+    measured = [json.loads(line) for line in log]
+    stopped = stopped_improving(measured, config.validation)
+    stood_still = stopped is not None and stopped <= config.steps - config.validation.cool_down
+    return int(measured[-1]["step"]), stood_still
 
 
 def mean_hand(options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of an untrained network, which predicts the mean hand, upright."""
-    folder = Path(options.out) / "mean-hand"
+    photos = caches(options)["photos"]
+    folder = Path(options.out) / f"mean-hand-{photos.name}"
     file = folder / "metrics.json"
-    if not file.exists() or json.loads(file.read_text())["photos"] != options.photos:
-        evaluate("untrained:default", str(caches(options)["photos"]), str(folder), device=options.device)
+    if not file.exists():
+        evaluate("untrained:default", str(photos), str(folder), device=options.device)
     found: dict[str, Any] = json.loads(file.read_text())
     return found

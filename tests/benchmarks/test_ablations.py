@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from annotator.hand.model import HandModel
 from annotator.model.network import Network
 from trainer.batch import Batch, withhold
 from trainer.config import TrainConfig, read_train_config
+from trainer.data.cache import read_cache_info
 from trainer.objective import Objective
 
 pytestmark = pytest.mark.slow
@@ -331,6 +333,69 @@ def test_sparsification_of_a_perfect_and_of_a_constant_std(paper_tables, tmp_pat
     assert runs.sparsified("constant", "MPJPE", "MPJPE") == pytest.approx(runs.sparsified("perfect", "MPJPE"))
 
 
+def small_options(paper_tables, out, *more):
+    """Sizes that take seconds: a row is two steps, measured twice."""
+    sizes = "--hands 16 --validation 8 --photos 8 --seeds 1 --steps 2 --every 1 --crop-px 64 --tokens 32"
+    arguments = [str(out), *sizes.split(), "--jobs", "1", "--device", "cpu", *more]
+    return paper_tables.command.options_of(arguments)
+
+
+def test_a_row_of_other_settings_is_refused_and_keeps_its_results(paper_tables, tmp_path):
+    paper_tables.command.make(small_options(paper_tables, tmp_path, "--rows", "supervised-prior-net"))
+    results = tmp_path / "runs/supervised-prior-net/seed-0/results/metrics.json"
+    held = results.read_bytes()
+    with pytest.raises(UserError, match="other settings"):
+        options = small_options(
+            paper_tables, tmp_path, "--rows", "supervised-prior-net", "--set", "loss.kl=3"
+        )
+        paper_tables.command.make(options)
+    assert results.read_bytes() == held
+
+
+def test_rows_that_sample_maps_find_them_in_the_cache(paper_tables, tmp_path):
+    arguments = ["--rows", "table5-b", "--set", "network.amvur.start=prior_net", "network.amvur.aligned=true"]
+    options = small_options(paper_tables, tmp_path, *arguments)
+    paper_tables.command.make(options)
+    assert (tmp_path / "runs/table5-b/seed-0/results/metrics.json").is_file()
+    info = read_cache_info(str(paper_tables.training.caches(options)["hands"]))
+    assert (
+        info.features > 1152 + 64 // 8 * 64 // 8
+    )  # the global feature, and more than the map of stride 8 has cells
+
+
+def test_a_row_stands_still_only_before_its_cool_down(paper_tables, tmp_path):
+    options = paper_tables.command.options_of([str(tmp_path), "--steps", "1200", "--every", "100"])
+    row = paper_tables.rows.ROWS[0]
+    log = paper_tables.training.folder_of(row, options, 0) / "run/validation.jsonl"
+    log.parent.mkdir(parents=True)
+
+    def end(*errors):
+        log.write_text(
+            "".join(json.dumps({"step": 100 * k, "error": error}) + "\n" for k, error in enumerate(errors, 1))
+        )
+        return paper_tables.training.ending(row, options, 0)
+
+    falling = [20 - k for k in range(10)]
+    assert end(*falling, 11, 11) == (1200, False)
+    # Without a gain up to step 1,000, where the cool-down of 200 steps starts in any case.
+    assert end(*falling[:7], 14, 14, 14, 13, 13) == (1200, True)
+    assert end(*falling[:8], 13, 13, 13, 13) == (1200, False)
+    assert end(*falling[:3], 18, 18, 18, 17, 17) == (800, True)
+
+
+def test_short_rows_are_measured_as_often_as_long_ones(paper_tables):
+    options = paper_tables.command.options_of(["OUT"])
+    for row in paper_tables.rows.ROWS:
+        config = paper_tables.training.configuration(row, options, 0)
+        assert config.steps // config.validation.every == 12
+
+
+def test_sizes_on_the_command_line_precede_those_of_short(paper_tables):
+    options = paper_tables.command.options_of(["OUT", "--short", "--steps", "7", "--rows", "weak"])
+    assert (options.steps, options.rows, options.hands) == (7, ["weak"], 600)
+    assert options.changed == " --steps 7 --short"
+
+
 def test_a_killed_command_repeats_no_finished_row(paper_tables, tmp_path, monkeypatch):
     arguments = [str(tmp_path), "--short", "--jobs", "1", "--device", "cpu"]
     options = paper_tables.command.options_of(arguments)
@@ -383,7 +448,10 @@ def test_a_full_size_run_fills_table_6_and_leaves_out_the_check_of_the_small_one
         setattr(options, name, value)
     options.rows = ["supervised-end-to-end", "table6-hand-end-to-end"]
     paper_tables.command.make(options)
-    assert sorted(folder.name for folder in (tmp_path / "runs").iterdir()) == ["supervised", "table6-hand"]
+    assert sorted(folder.name for folder in (tmp_path / "full-size-runs").iterdir()) == [
+        "supervised",
+        "table6-hand",
+    ]
     text = (tmp_path / "ablations.md").read_text()
     assert "photos: compare rows" in text and "Backbone and heads train together." in text
     assert "network.imagenet=false" in text and "Table 5, end to end" not in text

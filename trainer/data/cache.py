@@ -46,6 +46,7 @@ class CacheInfo:
     hand: str  # id of the hand model
     backbone: str = ""  # digest of its weights; empty = no features
     features: int = 0  # numbers per hand
+    augment: str = ""  # how crops were cut and coloured
     done: int = 0
 
 

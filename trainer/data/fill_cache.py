@@ -72,7 +72,15 @@ def fill_cache(
     if not is_local(place):
         raise UserError(f"'{place}' is not a local folder, which a memory-mapped cache needs")
     size = 0 if backbone is None else row_size(backbone, crop_px, maps)
-    wanted = CacheInfo(count, crop_px, seed, hand.id, digest(backbone) if backbone else "", size)
+    wanted = CacheInfo(
+        count,
+        crop_px,
+        seed,
+        hand.id,
+        digest(backbone) if backbone else "",
+        size,
+        json.dumps(asdict(augment), sort_keys=True),
+    )
     info = read_cache_info(place) if is_cache(place) else wanted
     if replace(info, done=0) != wanted:
         raise UserError(f"'{place}' holds a cache of another kind: give another folder, or delete it")

@@ -224,8 +224,9 @@ def test_features_of_another_backbone_are_refused(cache, tmp_path, network):
     save_checkpoint(Checkpoint(Network(TINY, HAND), HAND, CheckpointInfo(TINY, HAND.id), id=""), other)
     with pytest.raises(UserError, match="another backbone"):
         train(config_for(cache, other), str(tmp_path / "run"), "cpu")
-    with pytest.raises(UserError, match="another kind"):
-        fill_cache(cache, COUNT, 48, 8, HAND, PLAIN, network.backbone, maps=True)
+    for seed, augment in ((8, PLAIN), (7, replace(PLAIN, zoom=1.5))):
+        with pytest.raises(UserError, match="another kind"):
+            fill_cache(cache, COUNT, 48, seed, HAND, augment, network.backbone, maps=True)
 
 
 @pytest.mark.slow
