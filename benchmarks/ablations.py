@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Return the options, with `changed`: those that differ from the defaults, as on a command line."""
+    """Return the options, with `chosen`, the names that differ from the defaults, and `changed`, their text."""
     parser = _parser()
     chosen = parser.parse_args(arguments)
     if chosen.full_size:
@@ -123,6 +123,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     changed = {
         name: getattr(options, name) for name in _SHOWN if getattr(options, name) != getattr(plain, name)
     }
+    options.chosen = list(changed)
     options.changed = "".join(
         f" --{name.replace('_', '-')}{_shown(value)}" for name, value in changed.items()
     )
@@ -137,9 +138,8 @@ def _shown(value: Any) -> str:
 
 def _check_full_size(options: argparse.Namespace) -> None:
     """Raise UserError for options that have no effect at full size, or without a GPU."""
-    plain = _parser().parse_args([])
     for name in _OF_REDUCED:
-        if getattr(options, name) != getattr(plain, name) and not options.short:
+        if name in options.chosen:
             raise UserError(
                 f"--{name.replace('_', '-')} has no effect with --full-size: leave it out, or change rows with --set"
             )

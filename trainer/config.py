@@ -155,9 +155,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     freeze_normalisation: bool = False  # batch norms keep their statistics
-    share_normalisation: bool = (
-        False  # batch norms take those of all workers' photos; several workers need GPUs
-    )
+    share_normalisation: bool = False  # statistics over all workers' photos; several workers need GPUs
     freeze_early: bool = False  # freeze the backbone's layers before stride 8
     freeze_backbone: bool = False  # freeze backbone and read-outs, batch norms included
     # Steps of inverse kinematics on synthetic joints before the first photo (read_outs only).

@@ -58,6 +58,10 @@ def train(
     keep_freed_memory()
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch_device = device_of(device)
+    if workers > 1 and config.share_normalisation and torch_device.type == "cpu":
+        raise UserError(
+            "share_normalisation needs GPUs: set it to false, with freeze_normalisation=true or one worker"
+        )
     hand = load_hand(config.hand)
     # A GPU draws hands itself: loaders on the CPU would not keep up.
     data = Steps(config, hand, rank, workers, draw_later=torch_device.type == "cuda")
@@ -140,16 +144,8 @@ def _start_or_resume(
 
 
 def _wrapped(network: Network, config: TrainConfig, workers: int) -> Any:
-    """Return the network, compiled and with gradients shared between workers as the settings need.
-
-    Raises:
-        UserError: batch norms are to be shared between workers without GPUs.
-    """
+    """Return the network, compiled and with gradients shared between workers as the settings need."""
     if workers > 1 and config.share_normalisation:
-        if network.R.device.type == "cpu":
-            raise UserError(
-                "share_normalisation needs GPUs: without them set freeze_normalisation=true, or train with one worker"
-            )
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place, with the same parameters
     model: Any = torch.compile(network) if config.compile else network
     if workers > 1:

@@ -94,7 +94,7 @@ class Validation:
 
     @torch.inference_mode()
     def _error(self, network: Network) -> float:
-        was_training = network.training
+        in_training = [module for module in network.modules() if module.training]  # frozen ones are not
         network.eval()
         source = self._source = self._source or self._opened(network)
         errors = []
@@ -103,7 +103,8 @@ class Validation:
             images = batch.image.float() / 255
             features = unpacked(batch.features, images, network.backbone) if batch.features.shape[1] else None
             errors.append(_errors(network(images, None, features), batch))
-        network.train(was_training)
+        for module in in_training:
+            module.training = True
         known = np.concatenate(errors)
         if not len(known):
             raise UserError(

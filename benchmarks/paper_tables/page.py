@@ -26,10 +26,10 @@ different {different}: compare rows, not sides.
     python benchmarks/ablations.py OUT{changed}
 
 Ours: {hands:,} synthetic hands, off the camera's axis and behind objects too, in upright crops of {crop_px} px.
-{networks} Batch {batch_size}, Adam at {learning_rate:g}; seeds per row: {seeds}. A row trains until its error on
-{validation} other hands gained less than 0.5 % in {patience} measurements, {every} steps apart; weak rows measure 2D
-joints alone. {cool_down}A "*" marks rows that took all {steps:,} steps. {end_to_end}The best network of each run
-predicts {photos:,} held-out hands.
+{networks} Batch {batch_size}, Adam at {learning_rate:g}; seeds per row: {seeds}. A row trains for up to {steps:,}
+steps, or until its error on {validation} other hands gained less than 0.5 % in {patience} measurements, {every} steps
+apart; weak rows measure 2D joints alone. {cool_down}{end_to_end}A "*" marks rows whose error still fell {until}. The
+best network of each run predicts {photos:,} held-out hands.
 
 Intervals hold 95 % of bootstrap draws of photos and seeds. Meshes are the open hand's. Errors are mm; PA: after
 Procrustes; else root-relative.
@@ -46,7 +46,8 @@ width {width}, {blocks} blocks."""
 _COOL_DOWN = "Then the learning rate falls to a hundredth in {steps} steps. "
 
 _END_TO_END = """\
-Rows "end to end" train the backbone too, for up to {end_to_end_steps:,} steps; seeds: {end_to_end_seeds}. """
+Rows "end to end" train the backbone too, for up to {end_to_end_steps:,} steps, measured every {end_to_end_every};
+seeds: {end_to_end_seeds}. """
 
 #: A check of the reduced size; at full size all rows are end to end.
 _CHECK = "5, end to end"
@@ -104,6 +105,8 @@ def _introduction(options: argparse.Namespace) -> str:
         "every": config.validation.every,
         "steps": config.steps,
         "end_to_end_steps": end_to_end.steps,
+        "end_to_end_every": end_to_end.validation.every,
+        "until": "when the last cool-down began" if config.validation.cool_down else "at the last step",
         "cool_down": _COOL_DOWN.format(steps=config.validation.cool_down)
         if config.validation.cool_down
         else "",

@@ -151,7 +151,7 @@ def steps_of(row: Row, options: argparse.Namespace) -> int:
 
 def measured_every(row: Row, options: argparse.Namespace) -> int:
     """Return the steps between measurements of a row, as many of them in a shorter row as in a longer one."""
-    return max(options.every * steps_of(row, options) // options.steps, 1)
+    return max(min(options.every, options.steps) * steps_of(row, options) // options.steps, 1)
 
 
 def cool_down_steps(steps: int) -> int:
@@ -161,9 +161,8 @@ def cool_down_steps(steps: int) -> int:
 
 def folder_of(row: Row, options: argparse.Namespace, seed: int) -> Path:
     """Return the folder of one seed of a row; at full size all rows are end to end, so some share a run."""
-    if options.full_size:
-        return Path(options.out) / "full-size-runs" / replace(row, end_to_end=False).run / f"seed-{seed}"
-    return Path(options.out) / "runs" / row.run / f"seed-{seed}"
+    run = replace(row, end_to_end=False).run if options.full_size else row.run
+    return Path(options.out) / "runs" / run / f"seed-{seed}"
 
 
 def seeds_of(row: Row, options: argparse.Namespace) -> range:
@@ -189,7 +188,7 @@ def train_and_evaluate(row: Row, options: argparse.Namespace, seed: int) -> floa
     folder, began = folder_of(row, options, seed), time.monotonic()
 
     def report(progress: TrainingProgress) -> None:
-        if progress.step % options.every == 0:
+        if progress.step % measured_every(row, options) == 0:
             print(
                 f"{row.run} seed {seed}: step {progress.step}, {progress.photos_per_s:.0f} photos/s, "
                 f"{time.monotonic() - began:.0f} s",
@@ -228,13 +227,14 @@ def run_all(rows: list[Row], options: argparse.Namespace) -> None:
             pool.submit(train_and_evaluate, row, options, seed): f"{row.run} seed {seed}"
             for row, seed in waiting
         }
-        try:
-            for number, done in enumerate(as_completed(running), 1):
-                taken_s = done.result()
-                print(f"{running[done]}: finished in {taken_s:.0f} s, {number} of {len(running)}", flush=True)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # one failed row ends the others' waiting
-            raise
+        for number, done in enumerate(as_completed(running), 1):
+            if error := done.exception():
+                print(f"{running[done]}: failed; rows in training end, no further one starts", flush=True)
+                pool.shutdown(cancel_futures=True)
+                raise error
+            print(
+                f"{running[done]}: finished in {done.result():.0f} s, {number} of {len(running)}", flush=True
+            )
 
 
 def ending(row: Row, options: argparse.Namespace, seed: int) -> tuple[int, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -18,11 +19,15 @@ from trainer.train import train
 def _one_of_two(rank: int, config: TrainConfig, out: str, meeting: str) -> None:
     # gloo, unlike NCCL, lets two workers share a GPU.
     dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
+    torch.backends.cudnn.allow_tf32 = False
     train(config, out, "cuda")
     dist.destroy_process_group()
 
 
-def test_two_workers_with_shared_norms_take_the_steps_of_one(tmp_path: Path) -> None:
+def test_two_workers_with_shared_norms_take_the_steps_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     config = TrainConfig(
         network=TINY,
         data=(SourceConfig(source=str(write_stick_hands(tmp_path / "sticks", 48))),),

@@ -245,33 +245,55 @@ def test_two_workers_take_the_steps_of_one(sticks, tmp_path, targets):
     assert largest_difference(one, start) > 1e-3
 
 
-def _one_of_two_that_measure_otherwise(rank: int, config: TrainConfig, out: str, meeting: str) -> None:
-    # The error falls at the first worker alone.
-    errors = iter(range(10, 0, -1)) if rank == 0 else iter(range(10, 20))
+def _one_of_two_that_measure_otherwise(
+    rank: int, config: TrainConfig, out: str, meeting: str, first_improves: bool
+) -> None:
+    falls = (rank == 0) == first_improves
+    errors = iter(range(10, 0, -1) if falls else range(10, 20))
     Validation._error = lambda validation, network: float(next(errors))
     _one_of_two(rank, config, out, meeting)
 
 
-def test_workers_end_a_run_alike_where_their_errors_differ(sticks, tmp_path):
+@pytest.mark.parametrize(("first_improves", "errors"), [(True, [10, 9, 8, 7]), (False, [10, 11])])
+def test_workers_end_a_run_alike_where_their_errors_differ(sticks, tmp_path, first_improves, errors):
     """Each worker's batch norms see its own photos, so errors may differ, and one that ends alone blocks the rest."""
     validation = ValidationConfig(source=sticks, every=1, patience=1)
     config = config_for(sticks, steps=4, checkpoint_every=100, validation=validation)
     torch.multiprocessing.start_processes(
         _one_of_two_that_measure_otherwise,
-        (config, str(tmp_path / "run"), str(tmp_path / "meeting")),
+        (config, str(tmp_path / "run"), str(tmp_path / "meeting"), first_improves),
         nprocs=2,
         start_method="spawn",
     )
     measured = [json.loads(line) for line in (tmp_path / "run" / LOG_FILE).read_text().splitlines()]
-    assert measured == [{"step": step, "error": 11.0 - step} for step in (1, 2, 3, 4)]
+    assert measured == [{"step": step, "error": error} for step, error in enumerate(errors, 1)]
 
 
-def test_norms_shared_between_workers_need_gpus(sticks):
+def test_frozen_norms_keep_their_statistics_beside_validation(sticks, tmp_path):
+    """Without a running mean, the network in training is the one that is measured."""
+    config = config_for(
+        sticks,
+        freeze_normalisation=True,
+        validation=ValidationConfig(source=sticks, every=2),
+        optimizer=OptimizerConfig(ema=0, warmup_steps=1),
+    )
+    train(config, str(tmp_path), "cpu")
+    after, before = weights(tmp_path), start_network(config, load_hand("open")).state_dict()
+    statistics = [name for name in after if name.endswith(("running_mean", "running_var"))]
+    assert statistics and all(torch.equal(after[name], before[name]) for name in statistics)
+    assert largest_difference(after, before) > 1e-4
+
+
+def test_norms_shared_between_workers_need_gpus(sticks, tmp_path, monkeypatch):
     config = config_for(sticks, share_normalisation=True)
     network = start_network(config, load_hand("open"))
     assert training_loop._wrapped(network, config, 1) is network
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     with pytest.raises(UserError, match="share_normalisation needs GPUs"):
-        training_loop._wrapped(network, config, 2)
+        train(config, str(tmp_path / "run"), "cpu")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="contradict each other"):
         config_for(sticks, share_normalisation=True, freeze_normalisation=True)
 

@@ -278,7 +278,7 @@ def test_two_workers_on_2d_joints_alone_take_the_steps_of_one(local_ray, run_fol
     config = read_train_config(
         name,
         [str(run_folder / "sticks")],
-        settings=["batch_size=8", "steps=6", "loaders=0", "log_every=1", "freeze_normalisation=true"],
+        settings=["batch_size=8", "steps=6", "loaders=0", "log_every=1"],
     )
     assert config.data[0].targets == ("joints2d",)
     assert config.freeze_backbone == (name == "weak")
@@ -290,6 +290,7 @@ def test_two_workers_on_2d_joints_alone_take_the_steps_of_one(local_ray, run_fol
     config = replace(
         config,
         network=network,
+        freeze_normalisation=not config.freeze_backbone,
         # From random layers, which must not be frozen.
         backbone_from="",
         freeze_early=False,
