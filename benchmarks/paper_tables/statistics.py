@@ -138,7 +138,7 @@ class Runs:
         drawn = []
         for _ in range(AUSE_DRAWS):
             some = random.integers(0, photos, photos)
-            chosen = random.choice(seeds, seeds)
+            chosen = random.integers(0, seeds, (seeds,))
             drawn.append(np.mean([_area(stds[seed][some], errors[seed][some]) for seed in chosen]))
         whole = float(np.mean([_area(std, error) for std, error in zip(stds, errors, strict=True)]))
         low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
