@@ -55,6 +55,12 @@ _SHOWN = (
 )  # fmt: skip
 
 
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 1")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -67,24 +73,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--full-size", action="store_true", help="the paper's own networks, end to end: needs a GPU"
     )
-    parser.add_argument("--hands", type=int, default=20_000, help="hands to train on, 100 KB each at 160 px")
-    parser.add_argument("--validation", type=int, default=300, help="hands that decide when a row ends")
-    parser.add_argument("--photos", type=int, default=1000, help="held-out hands for the tables")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--end-to-end-seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2400, help="maximum steps of a row")
-    parser.add_argument("--end-to-end-steps", type=int, default=600, help="the same, end to end")
     parser.add_argument(
-        "--every", type=int, default=200, help="steps between measurements of the validation error"
+        "--hands", type=_at_least_one, default=20_000, help="hands to train on, 100 KB each at 160 px"
     )
     parser.add_argument(
-        "--patience", type=int, default=3, help="measurements without a gain before a row ends"
+        "--validation", type=_at_least_one, default=300, help="hands that decide when a row ends"
     )
-    parser.add_argument("--crop-px", type=int, default=160)
-    parser.add_argument("--tokens", type=int, default=98)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--blocks", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--photos", type=_at_least_one, default=1000, help="held-out hands for the tables")
+    parser.add_argument("--seeds", type=_at_least_one, default=3)
+    parser.add_argument("--end-to-end-seeds", type=_at_least_one, default=1)
+    parser.add_argument("--steps", type=_at_least_one, default=2400, help="maximum steps of a row")
+    parser.add_argument("--end-to-end-steps", type=_at_least_one, default=600, help="the same, end to end")
+    parser.add_argument(
+        "--every", type=_at_least_one, default=200, help="steps between measurements of the validation error"
+    )
+    parser.add_argument(
+        "--patience", type=_at_least_one, default=3, help="measurements without a gain before a row ends"
+    )
+    parser.add_argument("--crop-px", type=_at_least_one, default=160)
+    parser.add_argument("--tokens", type=_at_least_one, default=98)
+    parser.add_argument("--width", type=_at_least_one, default=128)
+    parser.add_argument("--blocks", type=_at_least_one, default=2)
+    parser.add_argument("--batch-size", type=_at_least_one, default=8)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument(
         "--read-outs", action="store_true", help="heads also get the backbone's landmarks, unlike the paper's"
@@ -103,9 +113,12 @@ def _parser() -> argparse.ArgumentParser:
         help="settings of every row, as `amvur train --set`",
     )
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="rows, or processes that draw, at the same time"
+        "--jobs",
+        type=_at_least_one,
+        default=os.cpu_count() or 1,
+        help="rows, or processes that draw, at the same time",
     )
-    parser.add_argument("--threads", type=int, default=1, help="torch threads per row")
+    parser.add_argument("--threads", type=_at_least_one, default=1, help="torch threads per row")
     parser.add_argument("--device", help="cpu or cuda; default: a GPU if available")
     parser.add_argument("--page", type=Path, help="Markdown file; default: OUT/ablations.md")
     return parser

@@ -397,6 +397,14 @@ def test_sizes_on_the_command_line_precede_those_of_short(paper_tables):
     assert options.changed == " --steps 7 --short"
 
 
+@pytest.mark.parametrize("text", ["0", "-3", "many"])
+def test_a_size_that_is_no_count_is_one_line(paper_tables, capsys, text):
+    with pytest.raises(SystemExit):
+        paper_tables.command.options_of(["OUT", f"--steps={text}"])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.endswith(f"argument --steps: '{text}' is not a number of at least 1")
+
+
 def test_a_killed_command_repeats_no_finished_row(paper_tables, tmp_path, monkeypatch):
     arguments = [str(tmp_path), "--short", "--jobs", "1", "--device", "cpu"]
     options = paper_tables.command.options_of(arguments)
