@@ -127,10 +127,10 @@ def _parser() -> argparse.ArgumentParser:
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the options, with `chosen`, the names that differ from the defaults, and `changed`, their text."""
     parser = _parser()
-    chosen = parser.parse_args(arguments)
-    if chosen.full_size:
+    given = parser.parse_args(arguments)
+    if given.full_size:
         parser.set_defaults(**_FULL_SIZE)
-    if chosen.short:
+    if given.short:
         parser.set_defaults(**_SHORT)
     options, plain = parser.parse_args(arguments), parser.parse_args([])
     changed = {

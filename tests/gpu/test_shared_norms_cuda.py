@@ -6,22 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from annotator.hand import load_hand
 from tests.support.example_files import write_stick_hands
+from tests.support.two_workers import train_on_two
 from tests.trainer.test_train import TINY, largest_difference, weights
 from trainer.config import OptimizerConfig, SourceConfig, TrainConfig
 from trainer.start import start_network
 from trainer.train import train
-
-
-def _one_of_two(rank: int, config: TrainConfig, out: str, meeting: str) -> None:
-    # gloo, unlike NCCL, lets two workers share a GPU.
-    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
-    torch.backends.cudnn.allow_tf32 = False
-    train(config, out, "cuda")
-    dist.destroy_process_group()
 
 
 def test_two_workers_with_shared_norms_take_the_steps_of_one(
@@ -38,12 +30,7 @@ def test_two_workers_with_shared_norms_take_the_steps_of_one(
         optimizer=OptimizerConfig(kind="sgd", learning_rate=1e-3, ema=0, warmup_steps=1),
     )
     train(config, str(tmp_path / "one"), "cuda")
-    torch.multiprocessing.start_processes(
-        _one_of_two,
-        (config, str(tmp_path / "two"), str(tmp_path / "meeting")),
-        nprocs=2,
-        start_method="spawn",
-    )
+    train_on_two(config, tmp_path / "two", "cuda")
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     # The statistics of the norms are among the weights.
     assert largest_difference(one, two) < 1e-4

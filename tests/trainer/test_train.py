@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import torch.distributed as dist
+from torch.multiprocessing import ProcessRaisedException
 
 from annotator.config import AmvurConfig, NetworkConfig, TextureConfig
 from annotator.errors import UserError
@@ -20,6 +21,7 @@ from annotator.model.checkpoint_file import CheckpointInfo
 from annotator.model.two_looks import TwoLooks
 from tests.support.example_files import write_stick_hands
 from tests.support.mano_file import write_mano_file
+from tests.support.two_workers import train_on_two
 from trainer import losses
 from trainer import train as training_loop
 from trainer.config import (
@@ -208,13 +210,6 @@ def test_random_layers_are_not_frozen(sticks):
         start_network(config_for(sticks, freeze_early=True), load_hand("open"))
 
 
-def _one_of_two(rank: int, config: TrainConfig, out: str, meeting: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
-    train(config, out, "cpu")
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize(
     "targets", [("joints2d", "joints3d", "vertices"), ("joints2d",)], ids=["full", "weak"]
 )
@@ -232,26 +227,17 @@ def test_two_workers_take_the_steps_of_one(sticks, tmp_path, targets):
         optimizer=OptimizerConfig(kind="sgd", learning_rate=2e-4, ema=0, warmup_steps=1, clip_norm=0),
     )
     train(config, str(tmp_path / "one"), "cpu")
-    # Other tests may have started threads, whose locks a fork would copy.
-    torch.multiprocessing.start_processes(
-        _one_of_two,
-        (config, str(tmp_path / "two"), str(tmp_path / "meeting")),
-        nprocs=2,
-        start_method="spawn",
-    )
+    train_on_two(config, tmp_path / "two")
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     start = start_network(config, load_hand("open")).state_dict()
     assert largest_difference(one, two) < 1e-4
     assert largest_difference(one, start) > 1e-3
 
 
-def _one_of_two_that_measure_otherwise(
-    rank: int, config: TrainConfig, out: str, meeting: str, first_improves: bool
-) -> None:
+def _measure_otherwise(rank: int, first_improves: bool) -> None:
     falls = (rank == 0) == first_improves
     errors = iter(range(10, 0, -1) if falls else range(10, 20))
     Validation._error = lambda validation, network: float(next(errors))
-    _one_of_two(rank, config, out, meeting)
 
 
 @pytest.mark.parametrize(("first_improves", "errors"), [(True, [10, 9, 8, 7]), (False, [10, 11])])
@@ -259,12 +245,8 @@ def test_workers_end_a_run_alike_where_their_errors_differ(sticks, tmp_path, fir
     """Each worker's batch norms see its own photos, so errors may differ, and one that ends alone blocks the rest."""
     validation = ValidationConfig(source=sticks, every=1, patience=1)
     config = config_for(sticks, steps=4, checkpoint_every=100, validation=validation)
-    torch.multiprocessing.start_processes(
-        _one_of_two_that_measure_otherwise,
-        (config, str(tmp_path / "run"), str(tmp_path / "meeting"), first_improves),
-        nprocs=2,
-        start_method="spawn",
-    )
+    prepare = partial(_measure_otherwise, first_improves=first_improves)
+    train_on_two(config, tmp_path / "run", prepare=prepare)
     measured = [json.loads(line) for line in (tmp_path / "run" / LOG_FILE).read_text().splitlines()]
     assert measured == [{"step": step, "error": error} for step, error in enumerate(errors, 1)]
 
@@ -284,16 +266,12 @@ def test_frozen_norms_keep_their_statistics_beside_validation(sticks, tmp_path):
     assert largest_difference(after, before) > 1e-4
 
 
-def test_norms_shared_between_workers_need_gpus(sticks, tmp_path, monkeypatch):
-    config = config_for(sticks, share_normalisation=True)
-    network = start_network(config, load_hand("open"))
-    assert training_loop._wrapped(network, config, 1) is network
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    with pytest.raises(UserError, match="share_normalisation needs GPUs"):
-        train(config, str(tmp_path / "run"), "cpu")
-    assert not (tmp_path / "run").exists()
+def test_norms_shared_between_workers_need_gpus(sticks, tmp_path):
+    config = config_for(sticks, share_normalisation=True, steps=1)
+    train(config, str(tmp_path / "one"), "cpu")
+    with pytest.raises(ProcessRaisedException, match="share_normalisation needs GPUs"):
+        train_on_two(config, tmp_path / "two")
+    assert not (tmp_path / "two").exists()
     with pytest.raises(UserError, match="contradict each other"):
         config_for(sticks, share_normalisation=True, freeze_normalisation=True)
 
