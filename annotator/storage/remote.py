@@ -58,7 +58,7 @@ def with_retries(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
         OSError: any other error that lasts as long as retries (`retry_limit`); names the URL.
     """
     deadline = time.monotonic() + _patience_s.get()
-    pause = _PAUSE_S
+    pause, may_sign_again = _PAUSE_S, True
     while True:
         try:
             return do(*_filesystem(url))
@@ -68,9 +68,11 @@ def with_retries(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
             raise UserError(f"'{without_secrets(url)}': {without_secrets(first_line(error))}") from None
         except Exception as error:
             problem = _problem(url, error)
-            if isinstance(problem, (FileNotFoundError, RefusedError)):
+            if may_sign_again and _is_refused_for_its_time(error):
+                may_sign_again = False
+            elif isinstance(problem, (FileNotFoundError, RefusedError)):
                 raise problem from None
-            if time.monotonic() + pause > deadline:
+            elif time.monotonic() + pause > deadline:
                 raise problem from error
             with _counting:
                 _retries[error_code(error)] += 1
@@ -211,9 +213,19 @@ def _problem(url: str, error: Exception) -> OSError:
     if isinstance(error, FileNotFoundError) and error_code(error) != "NoSuchUpload":
         return FileNotFoundError(errno.ENOENT, message, without_secrets(url))
     refused = getattr(error, "status", None) in (400, 401, 403, 410)  # HTTP status
+    if _is_refused_for_its_time(error):
+        message += " Is this machine's clock right?"
     if refused or isinstance(error, (PermissionError, ValueError)) or "Credential" in type(error).__name__:
         return RefusedError(errno.EACCES, message, without_secrets(url))
     return OSError(getattr(error, "errno", None) or errno.EIO, message, without_secrets(url))
+
+
+def _is_refused_for_its_time(error: Exception) -> bool:
+    """Return whether a request was signed at another time than the store's: the machine slept, or its clock is wrong.
+
+    Some stores use S3's code RequestTimeTooSkewed, others AccessDenied with a message about the request time.
+    """
+    return error_code(error) == "RequestTimeTooSkewed" or "between the request time and" in first_line(error)
 
 
 def error_code(error: BaseException) -> str:

