@@ -30,8 +30,10 @@ from annotator.runtime import submission
 from tests.conftest import SHARED, at_work
 from tests.robustness.hostile_photos import encoded, noise
 from tests.support.example_files import write_stick_hands
+from tests.support.two_workers import train_on_two
 from tests.trainer.test_train import TINY, largest_difference, weights
 from trainer.config import OptimizerConfig, SourceConfig, TrainConfig, read_train_config
+from trainer.progress import TrainingProgress
 from trainer.ray_train import train_on_ray
 from trainer.start import start_network
 from trainer.train import train
@@ -272,8 +274,24 @@ def wait_for_answer(address: str) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize("name", ["weak", "weak-untrained", "paper/weak"])
-def test_two_workers_on_2d_joints_alone_take_the_steps_of_one(local_ray, run_folder, tmp_path, name):
+def on_two_ray_workers(config: TrainConfig, out: Path) -> None:
+    """Train on local Ray, without the actor that frees CPUs of a dead run: each run would end 12 s later."""
+    names: set[str] = set()
+
+    def look(_: TrainingProgress) -> None:
+        names.update(one.name() for one in psutil.Process().children(recursive=True))
+
+    train_on_ray(config, str(out), 2, on_progress=look)
+    assert any(name.startswith("ray::RayTrainW") for name in names)
+    assert not any(name.startswith("ray::PlacementG") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "on_two"),
+    [("weak", on_two_ray_workers), ("weak-untrained", train_on_two), ("paper/weak", train_on_two)],
+    ids=["weak", "weak-untrained", "paper/weak"],
+)
+def test_two_workers_on_2d_joints_alone_take_the_steps_of_one(local_ray, run_folder, tmp_path, name, on_two):
     """Batch norms keep their statistics, which are per worker otherwise; `weak` freezes the whole backbone."""
     config = read_train_config(
         name,
@@ -304,7 +322,7 @@ def test_two_workers_on_2d_joints_alone_take_the_steps_of_one(local_ray, run_fol
         ),
     )
     train(config, str(tmp_path / "one"), "cpu")
-    train_on_ray(config, str(tmp_path / "two"), 2)
+    on_two(config, tmp_path / "two")
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert largest_difference(one, two) < 1e-4
     start = start_network(config, load_hand("open")).state_dict()
