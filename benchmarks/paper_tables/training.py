@@ -7,10 +7,9 @@ import json
 import os
 import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from trainer.data.features import samples_maps
 from trainer.data.fill_cache import fill_cache
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.predictions import HELD_OUT_SEED
+from trainer.process_pool import process_pool
 from trainer.progress import TrainingProgress
 from trainer.start import start_network
 from trainer.train import train
@@ -222,7 +222,7 @@ def run_all(rows: list[Row], options: argparse.Namespace) -> None:
         for row, seed in waiting:
             train_and_evaluate(row, options, seed)
         return
-    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+    with process_pool(options.jobs) as pool:
         running = {
             pool.submit(train_and_evaluate, row, options, seed): f"{row.run} seed {seed}"
             for row, seed in waiting

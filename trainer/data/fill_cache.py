@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from trainer.config import AugmentConfig
 from trainer.data.cache import CACHE_FILE, FLAGS, FLOATS, CacheInfo, is_cache, read_cache_info
 from trainer.data.features import digest, packed, row_size
 from trainer.keyed_random import keys
+from trainer.process_pool import process_pool
 from trainer.synth import SyntheticHands
 
 #: Hands drawn at once, which bounds memory.
@@ -137,7 +136,7 @@ def _written(drawing: _Drawing, starts: Iterable[int], processes: int) -> Iterat
     if processes == 1:
         yield map(drawing.write, starts)
         return
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_process, (drawing,))
+    pool = process_pool(processes, _start_process, drawing)
     try:
         yield pool.map(_write_chunk, starts)
     finally:
