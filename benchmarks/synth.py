@@ -9,9 +9,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from common import machine, print_figures
 
 from annotator.hand import load_hand
 from annotator.runtime.malloc import keep_freed_memory
+from annotator.runtime.process_pool import process_pool
 from trainer.synth import SyntheticHands, camera, hands, occluders, surface_samples
 
 #: Timed functions by the module that calls them; functions below another's line are part of it.
@@ -100,7 +99,7 @@ def main() -> None:
     if options.device != "cpu":
         print_figures(figures)
         return
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with process_pool(2) as pool:
         runs = list(pool.map(draw, (0, photos), [options.batches] * 2, [options] * 2))
     slowest = max(wall for wall, _ in runs)
     cpu = sum(cpu for _, cpu in runs)

@@ -97,7 +97,6 @@ def _attempt(
 ) -> Exception | None:
     """Train until the end (None), or until workers die, and return their error."""
     import ray
-    from ray._private.worker import get_dashboard_url
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
@@ -115,7 +114,7 @@ def _attempt(
                 ),
                 run_config=RunConfig(storage_path=folder),
             )
-            if get_dashboard_url() is None:
+            if not _has_dashboard():
                 _leave_out_cleaner(trainer)
             trainer.fit()
         return None
@@ -133,10 +132,21 @@ def _attempt(
             reports.shutdown()
 
 
-def _leave_out_cleaner(trainer: Any) -> None:
-    """Start no actor that frees the workers' CPUs if Ray Train's controller dies.
+def _has_dashboard() -> bool:
+    import ray
 
-    It would ask the dashboard, and without one each run ends 12 s later. A local Ray ends with this process anyway.
+    try:
+        from ray._private.worker import get_dashboard_url
+
+        return get_dashboard_url() is not None
+    except (ImportError, ray.exceptions.RayError):  # a later Ray, or a remote driver
+        return True
+
+
+def _leave_out_cleaner(trainer: Any) -> None:
+    """Leave out the actor that frees the workers' CPUs after a death of Ray Train's controller.
+
+    It queries the dashboard. Without one it can free nothing, and its shutdown waits 12 s for a timeout.
     """
     if default := getattr(trainer, "_create_default_callbacks", None):  # a later Ray may lack it
         trainer._create_default_callbacks = lambda: [

@@ -31,6 +31,9 @@ S3 = ("s3://", "s3a://")
 
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 
+#: A request can't take longer by the clock, unless the machine sleeps meanwhile.
+_SLEPT_S = 300.0
+
 _patience_s: ContextVar[float] = ContextVar("patience_s", default=RETRY_LIMIT_S)
 _retries: Counter[str] = Counter()
 _counting = threading.Lock()
@@ -53,13 +56,14 @@ def with_retries(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
 
     Raises:
         UserError: the kind of URL is not supported, or its library is not installed.
-        RefusedError: no permission, or no credentials.
+        RefusedError: no permission, no credentials, or a clock that is wrong.
         FileNotFoundError: the file or bucket does not exist.
         OSError: any other error that lasts as long as retries (`retry_limit`); names the URL.
     """
     deadline = time.monotonic() + _patience_s.get()
     pause, may_sign_again = _PAUSE_S, True
     while True:
+        began = time.time()
         try:
             return do(*_filesystem(url))
         except (UserError, MemoryError):
@@ -68,14 +72,16 @@ def with_retries(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
             raise UserError(f"'{without_secrets(url)}': {without_secrets(first_line(error))}") from None
         except Exception as error:
             problem = _problem(url, error)
-            if may_sign_again and _is_refused_for_its_time(error):
+            # Stores refuse old signatures, and this one may be from before a sleep of the machine.
+            slept = isinstance(problem, RefusedError) and time.time() - began > _SLEPT_S and may_sign_again
+            if slept:
                 may_sign_again = False
             elif isinstance(problem, (FileNotFoundError, RefusedError)):
                 raise problem from None
             elif time.monotonic() + pause > deadline:
                 raise problem from error
             with _counting:
-                _retries[error_code(error)] += 1
+                _retries["machine slept" if slept else error_code(error)] += 1
         time.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, _LONGEST_PAUSE_S)
 
@@ -213,19 +219,9 @@ def _problem(url: str, error: Exception) -> OSError:
     if isinstance(error, FileNotFoundError) and error_code(error) != "NoSuchUpload":
         return FileNotFoundError(errno.ENOENT, message, without_secrets(url))
     refused = getattr(error, "status", None) in (400, 401, 403, 410)  # HTTP status
-    if _is_refused_for_its_time(error):
-        message += " Is this machine's clock right?"
     if refused or isinstance(error, (PermissionError, ValueError)) or "Credential" in type(error).__name__:
         return RefusedError(errno.EACCES, message, without_secrets(url))
     return OSError(getattr(error, "errno", None) or errno.EIO, message, without_secrets(url))
-
-
-def _is_refused_for_its_time(error: Exception) -> bool:
-    """Return whether a request was signed at another time than the store's: the machine slept, or its clock is wrong.
-
-    Some stores use S3's code RequestTimeTooSkewed, others AccessDenied with a message about the request time.
-    """
-    return error_code(error) == "RequestTimeTooSkewed" or "between the request time and" in first_line(error)
 
 
 def error_code(error: BaseException) -> str:

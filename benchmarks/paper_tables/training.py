@@ -18,6 +18,7 @@ import torch
 from annotator.config import from_dict, to_dict
 from annotator.errors import UserError
 from annotator.hand import load_hand
+from annotator.runtime.process_pool import process_pool
 from paper_tables.rows import Row
 from trainer.config import AugmentConfig, TrainConfig, read_train_config
 from trainer.data.cache import is_cache, read_cache_info
@@ -25,7 +26,6 @@ from trainer.data.features import samples_maps
 from trainer.data.fill_cache import fill_cache
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.predictions import HELD_OUT_SEED
-from trainer.process_pool import process_pool
 from trainer.progress import TrainingProgress
 from trainer.start import start_network
 from trainer.train import train

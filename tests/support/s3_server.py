@@ -17,9 +17,6 @@ import s3fs.core
 
 KEY, SECRET = "amvur", "a-secret-of-tests"
 
-# A test's own requests are signed again if the machine slept during the first try.
-s3fs.core.set_custom_error_handler(lambda error: "between the request time and" in str(error))
-
 
 @dataclass(frozen=True)
 class Server:
@@ -60,9 +57,13 @@ def serve(folder: Path, bucket: str = "bucket") -> Iterator[Server]:
     environment = {**os.environ, "RCLONE_CONFIG": os.devnull}
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+    # A test's own requests are signed again if the machine slept during the first try.
+    before = s3fs.core.CUSTOM_ERROR_HANDLER
+    s3fs.core.set_custom_error_handler(lambda error: "between the request time and" in str(error))
     try:
         yield Server(_endpoint(process, log), store, log)
     finally:
+        s3fs.core.set_custom_error_handler(before)
         process.terminate()
         process.wait(10)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from annotator.errors import UserError
 from annotator.hand.model import HandModel
 from annotator.model.backbone import Backbone
+from annotator.runtime.process_pool import process_pool
 from annotator.storage.files import is_local, local_path, write_atomic
 from trainer.augment import prepare
 from trainer.batch import Batch
@@ -28,7 +29,6 @@ from trainer.config import AugmentConfig
 from trainer.data.cache import CACHE_FILE, FLAGS, FLOATS, CacheInfo, is_cache, read_cache_info
 from trainer.data.features import digest, packed, row_size
 from trainer.keyed_random import keys
-from trainer.process_pool import process_pool
 from trainer.synth import SyntheticHands
 
 #: Hands drawn at once, which bounds memory.

@@ -13,9 +13,9 @@ from typing import Any
 def process_pool(
     processes: int, prepare: Callable[..., None] | None = None, *arguments: Any
 ) -> ProcessPoolExecutor:
-    """Return a pool of new processes, each of which first calls `prepare(*arguments)`.
+    """Return a pool of new processes, which first call `prepare(*arguments)` and end with the calling process.
 
-    After a kill of the starting process, a plain pool's processes would finish their work and then wait forever.
+    After a kill of that one, a plain pool's processes would finish their work and then wait forever.
     """
     spawn = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(processes, spawn, _begin, (prepare, arguments))

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import psutil
 
-from trainer.process_pool import process_pool
+from annotator.runtime.process_pool import process_pool
 
 #: Runs in a process of its own, which a test kills.
 _STARTS_TWO = """
 import sys
 from pathlib import Path
-from tests.trainer.test_process_pool import work
-from trainer.process_pool import process_pool
+from tests.runtime.test_process_pool import work
+from annotator.runtime.process_pool import process_pool
 if __name__ == "__main__":
     with process_pool(2) as pool:
         list(pool.map(work, [Path(sys.argv[1]) / name for name in "abcd"]))
@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 
 def work(file: Path) -> None:
-    """Leave this process's number in a file, and work for minutes."""
+    """Write this process's id to a file, and work for minutes."""
     file.write_text(str(os.getpid()))
     time.sleep(300)
 
@@ -33,16 +33,14 @@ def work(file: Path) -> None:
 def test_processes_end_after_a_kill_of_the_one_that_started_them(tmp_path):
     script = tmp_path / "main.py"
     script.write_text(_STARTS_TWO)
-    (tmp_path / "numbers").mkdir()
+    (tmp_path / "ids").mkdir()
     root = Path(__file__).parents[2]
     parent = subprocess.Popen(
-        [sys.executable, script, tmp_path / "numbers"], env={**os.environ, "PYTHONPATH": str(root)}
+        [sys.executable, script, tmp_path / "ids"], env={**os.environ, "PYTHONPATH": str(root)}
     )
     try:
         until = time.monotonic() + 120
-        while len(texts := [file.read_text() for file in (tmp_path / "numbers").iterdir()]) < 2 or not all(
-            texts
-        ):
+        while len(texts := [file.read_text() for file in (tmp_path / "ids").iterdir()]) < 2 or not all(texts):
             assert parent.poll() is None and time.monotonic() < until
             time.sleep(0.05)
         processes = [psutil.Process(int(text)) for text in texts]
