@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--photos", type=_at_least_one, default=1000, help="held-out hands for the tables")
     parser.add_argument("--seeds", type=_at_least_one, default=3)
     parser.add_argument("--end-to-end-seeds", type=_at_least_one, default=1)
-    parser.add_argument("--steps", type=_at_least_one, default=2400, help="maximum steps of a row")
+    parser.add_argument("--steps", type=_at_least_one, default=4800, help="maximum steps of a row")
     parser.add_argument("--end-to-end-steps", type=_at_least_one, default=600, help="the same, end to end")
     parser.add_argument(
         "--every", type=_at_least_one, default=200, help="steps between measurements of the validation error"
@@ -179,7 +179,7 @@ def make(options: argparse.Namespace) -> None:
     runs = finished_runs(options)
     picture = target.parent / "images" / "sparsification.png"
     if curves := sparsification(runs):
-        picture.parent.mkdir(exist_ok=True)
+        picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(curves)
     shown = picture.relative_to(target.parent).as_posix()
     target.write_text(page(options, runs, shown), encoding="utf-8")

@@ -384,11 +384,11 @@ def test_a_row_stands_still_only_before_its_cool_down(paper_tables, tmp_path):
     assert end(*falling[:3], 18, 18, 18, 17, 17) == (800, True)
 
 
-def test_short_rows_are_measured_as_often_as_long_ones(paper_tables):
+def test_rows_end_to_end_are_measured_a_dozen_times(paper_tables):
     options = paper_tables.command.options_of(["OUT"])
     for row in paper_tables.rows.ROWS:
         config = paper_tables.training.configuration(row, options, 0)
-        assert config.steps // config.validation.every == 12
+        assert config.steps // config.validation.every == (12 if row.end_to_end else 24)
 
 
 def test_sizes_on_the_command_line_precede_those_of_short(paper_tables):
