@@ -85,7 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=_at_least_one, default=4800, help="maximum steps of a row")
     parser.add_argument("--end-to-end-steps", type=_at_least_one, default=600, help="the same, end to end")
     parser.add_argument(
-        "--every", type=_at_least_one, default=200, help="steps between measurements of the validation error"
+        "--every",
+        type=_at_least_one,
+        default=200,
+        help="steps between measurements of the validation error; end to end, a twelfth of the steps",
     )
     parser.add_argument(
         "--patience", type=_at_least_one, default=3, help="measurements without a gain before a row ends"

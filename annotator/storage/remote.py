@@ -31,7 +31,8 @@ S3 = ("s3://", "s3a://")
 
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 
-#: A request can't take longer by the clock, unless the machine sleeps meanwhile.
+#: A refusal that comes later is put down to a sleep of the machine. Stores allow signatures of the last 5 to 15
+#: minutes; few requests take that long awake, and for those one more try does no harm.
 _SLEPT_S = 300.0
 
 _patience_s: ContextVar[float] = ContextVar("patience_s", default=RETRY_LIMIT_S)
@@ -56,7 +57,7 @@ def with_retries(url: str, do: Callable[[Any, str], _Answer]) -> _Answer:
 
     Raises:
         UserError: the kind of URL is not supported, or its library is not installed.
-        RefusedError: no permission, no credentials, or a clock that is wrong.
+        RefusedError: no permission, no credentials, or a wrong clock.
         FileNotFoundError: the file or bucket does not exist.
         OSError: any other error that lasts as long as retries (`retry_limit`); names the URL.
     """

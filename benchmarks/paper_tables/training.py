@@ -143,16 +143,20 @@ def _reduced(row: Row, options: argparse.Namespace) -> list[str]:
     ]
 
 
+def is_check(row: Row, options: argparse.Namespace) -> bool:
+    """Return whether a row trains end to end at the reduced size, where it takes fewer steps and seeds than others."""
+    return row.end_to_end and not options.full_size
+
+
 def steps_of(row: Row, options: argparse.Namespace) -> int:
     """Return the maximum of steps of a row."""
-    end_to_end = row.end_to_end and not options.full_size
-    return int(options.end_to_end_steps if end_to_end else options.steps)
+    return int(options.end_to_end_steps if is_check(row, options) else options.steps)
 
 
 def measured_every(row: Row, options: argparse.Namespace) -> int:
-    """Return the steps between measurements of a row; rows that train end to end at a small size have a dozen."""
+    """Return the steps between measurements of a row: `options.every`, or a twelfth of a check's steps."""
     steps = steps_of(row, options)
-    return max(min(options.every, steps) if steps == options.steps else steps // 12, 1)
+    return max(steps // 12, 1) if is_check(row, options) else min(options.every, steps)
 
 
 def cool_down_steps(steps: int) -> int:
@@ -168,7 +172,7 @@ def folder_of(row: Row, options: argparse.Namespace, seed: int) -> Path:
 
 def seeds_of(row: Row, options: argparse.Namespace) -> range:
     """Return the seeds of a row."""
-    return range(options.end_to_end_seeds if row.end_to_end and not options.full_size else options.seeds)
+    return range(options.end_to_end_seeds if is_check(row, options) else options.seeds)
 
 
 def is_finished(row: Row, options: argparse.Namespace, seed: int) -> bool:
